@@ -1,0 +1,244 @@
+"""Draw what a glyph training run learnt as one picture.
+
+    python demo/plot.py --run OUTPUT_DIR --dataset DATA_DIR --output picture.png
+
+Reads from the run's folder:
+
+- ``metrics.jsonl``: a JSON object per line; ``{"event": "train", "step", "lr", "loss", ...}`` while training and
+  ``{"event": "test", "step", "glyphs": {"accuracy", "std", "tar@1e-3", "xnorm"}, ...}`` after a test.
+- ``glyphs_pairs.npz``, written by the test: ``similarity``, float [P], the cosine of each pair's embeddings, and
+  ``issame``, bool [P], in the order of the pairs in ``DATA_DIR/glyphs.bin``. Without it only the loss is drawn.
+
+Needs matplotlib: pip install '.[demo]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed to write a file
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure, SubFigure  # noqa: E402
+
+from plsc.data.verification import load_verification  # noqa: E402
+from plsc.errors import DataError, PlscError  # noqa: E402
+from plsc.metrics import roc_curve, tar_at_far  # noqa: E402
+
+BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d9822b", "#2a8a4a", "#c0392b", "#777777"
+FAR = 1e-3
+PAIRS_PER_ROW = 5
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """Return the events of ``run/metrics.jsonl``."""
+    path = os.path.join(run, "metrics.jsonl")
+    events = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    events.append(json.loads(line))
+                except ValueError:
+                    continue  # the last line of a run that is still writing
+    except OSError as error:
+        raise DataError(f"{path}: cannot read ({error.strerror or error}); give the output folder of a run") from error
+    return events
+
+
+def read_pairs(run: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return similarity float [P] and issame bool [P] of ``run/glyphs_pairs.npz``, or None when there is none."""
+    path = os.path.join(run, "glyphs_pairs.npz")
+    if not os.path.exists(path):
+        return None
+    try:
+        with np.load(path) as content:
+            return content["similarity"].astype(np.float64), content["issame"].astype(bool)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: not a file of pairs ({error}); test again to write it anew") from error
+
+
+def best_threshold(similarity: np.ndarray, issame: np.ndarray) -> float:
+    """Return the similarity that decides most pairs rightly when accepted from it on."""
+    order = np.argsort(-similarity, kind="stable")
+    ordered, same = similarity[order], issame[order]
+    # Right decisions when the first k pairs are accepted, k = 0..P.
+    right = np.concatenate([[0], np.cumsum(same)]) + (~same).sum() - np.concatenate([[0], np.cumsum(~same)])
+    # Pairs of equal similarity cannot be told apart, so a cut never runs between them.
+    right[1:-1][ordered[1:] == ordered[:-1]] = -1
+    k = int(right.argmax())
+    if k == 0:
+        return float(np.nextafter(ordered[0], np.inf))
+    return float(ordered[-1] if k == len(ordered) else (ordered[k - 1] + ordered[k]) / 2)
+
+
+def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
+    """Draw the loss, and lightly the learning rate, over the steps."""
+    train = [event for event in events if event.get("event") == "train" and event.get("loss") is not None]
+    axes.set_title("1. Training: the loss falls", loc="left", fontweight="bold")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("loss (lower is better)", color=BLUE)
+    if not train:
+        axes.text(0.5, 0.5, "no training steps\nin metrics.jsonl", ha="center", va="center", transform=axes.transAxes)
+        return
+    steps = np.array([event["step"] for event in train])
+    loss = np.array([event["loss"] for event in train], np.float64)
+    width = max(1, len(loss) // 30)
+    axes.plot(steps, loss, color=BLUE, linewidth=0.8, alpha=0.35 if width > 1 else 1.0)
+    if width > 1:
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color=BLUE, linewidth=2)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    rate = axes.twinx()
+    rate.plot(steps, [event.get("lr", np.nan) for event in train], color=GREY, linewidth=1, linestyle=":")
+    rate.set_ylabel("learning rate (dotted)", color=GREY)
+    rate.tick_params(axis="y", colors=GREY, labelsize=8)
+    rate.set_ylim(bottom=0)
+    rate.spines["top"].set_visible(False)
+
+
+def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
+    """Draw the ROC curve over a logarithmic rate of false accepts, with TAR at FAR 1e-3 marked."""
+    far, tar = roc_curve(similarity, issame)
+    at = tar_at_far(similarity, issame, FAR)
+    lowest = 1.0 / max(1, int((~issame).sum()))
+    # Zero has no place on a log axis; one accept is the least that can be seen.
+    x = np.maximum(far, lowest)
+    axes.step(x, tar, where="post", color=BLUE, linewidth=2, label="this run")
+    chance = np.geomspace(lowest, 1, 100)
+    axes.plot(chance, chance, color=GREY, linestyle="--", linewidth=1, label="guessing")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(0, 1.02)
+    if np.isfinite(at):
+        axes.axvline(FAR, color=ORANGE, linewidth=1, linestyle=":")
+        axes.plot([FAR], [at], "o", color=ORANGE, markersize=9, zorder=5)
+        axes.annotate(
+            f"{at:.1%} of same pairs accepted\nwhen 1 in 1,000 different\npairs is (TAR@1e-3)",
+            (FAR, at), xytext=(14, -14 if at > 0.35 else 14), textcoords="offset points", color=ORANGE,
+            va="top" if at > 0.35 else "bottom", fontsize=9,
+        )  # fmt: skip
+    axes.set_title("2. Never-seen characters: same or different?", loc="left", fontweight="bold")
+    axes.set_xlabel("different pairs wrongly accepted (FAR, log scale)")
+    axes.set_ylabel("same pairs rightly accepted (TAR)")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def draw_pairs(
+    figure: SubFigure, similarity: np.ndarray, issame: np.ndarray, images: np.ndarray, threshold: float
+) -> None:
+    """Draw four rows of pairs: rightly decided ones, and the hardest of each kind."""
+    accepted = similarity >= threshold
+    rng = np.random.default_rng(0)
+    same, other = np.flatnonzero(issame), np.flatnonzero(~issame)
+
+    def some(candidates: np.ndarray) -> np.ndarray:
+        return rng.permutation(candidates)[:PAIRS_PER_ROW]
+
+    rows = [
+        ("Same character, recognised as the same", some(same[accepted[same]])),
+        ("Different characters, told apart", some(other[~accepted[other]])),
+        ("Hardest same pairs (least similar)", same[np.argsort(similarity[same], kind="stable")][:PAIRS_PER_ROW]),
+        (
+            "Hardest different pairs (most similar)",
+            other[np.argsort(-similarity[other], kind="stable")][:PAIRS_PER_ROW],
+        ),
+    ]
+    figure.suptitle("3. Pairs, with their similarity", x=0.02, ha="left", fontweight="bold", fontsize="large")
+    figure.text(
+        0.02, 0.905, f"\u201csame\u201d from {threshold:.2f} on; green frame: decided rightly, red: wrongly",
+        fontsize=9, color=GREY,
+    )  # fmt: skip
+    top, height = 0.875, 0.225
+    for row, (title, chosen) in enumerate(rows):
+        upper = top - row * height
+        figure.text(0.02, upper - 0.028, title, fontsize=10)
+        if not len(chosen):
+            figure.text(0.02, upper - 0.11, "none", fontsize=9, color=GREY)
+        for column, pair in enumerate(chosen):
+            width = 0.96 / PAIRS_PER_ROW
+            axes = figure.add_axes((0.02 + column * width, upper - 0.175, width * 0.93, 0.135))
+            colour = GREEN if accepted[pair] == issame[pair] else RED
+            draw_pair(axes, images[2 * pair], images[2 * pair + 1], similarity[pair], colour)
+
+
+def draw_pair(axes: Axes, left: np.ndarray, right: np.ndarray, similarity: float, colour: str) -> None:
+    """Draw two images side by side in a frame, with their similarity below."""
+    gap = np.full((left.shape[0], max(1, left.shape[1] // 16), left.shape[2]), 255, np.uint8)
+    axes.imshow(np.concatenate([left, gap, right], axis=1), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2.5)
+    axes.set_xlabel(f"{similarity:.2f}", fontsize=9, color=colour, labelpad=3)
+
+
+def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
+    """Return the title, with the accuracy of the last test."""
+    tests = [event["glyphs"] for event in events if event.get("event") == "test" and "glyphs" in event]
+    if tests:
+        accuracy = f"{tests[-1]['accuracy']:.2%} \u00b1 {tests[-1]['std']:.2%}"
+    elif decided_right is not None:
+        accuracy = f"{decided_right:.2%}"
+    else:
+        return "Training run (not tested yet)"
+    return f"Same or different character? Right for {accuracy} of the pairs, all of characters held out of training"
+
+
+def plot(run: str, dataset: str, output: str) -> None:
+    """Draw the run in folder ``run``, tested on ``dataset/glyphs.bin``, to the picture ``output``."""
+    events = read_metrics(run)
+    pairs = read_pairs(run)
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    if pairs is None:
+        figure: Figure = plt.figure(figsize=(7, 4.8), dpi=120, layout="constrained")
+        draw_loss(figure.add_subplot(), events)
+        figure.suptitle(headline(events, None), fontsize=10)
+        print(f"plot: no glyphs_pairs.npz in {run}, drawing the loss only; test the run to get it", file=sys.stderr)
+    else:
+        similarity, issame = pairs
+        # The images are shown large, so one size suits data sets of any size.
+        verification = load_verification(os.path.join(dataset, "glyphs.bin"), (3, 32, 32))
+        if similarity.shape != issame.shape or not np.array_equal(verification.issame, issame):
+            raise DataError(f"{run}/glyphs_pairs.npz: not of the pairs in {dataset}/glyphs.bin; give the set it tested")
+        threshold = best_threshold(similarity, issame)
+        decided_right = float(np.mean((similarity >= threshold) == issame))
+        figure = plt.figure(figsize=(18, 6), dpi=100)
+        figure.text(0.012, 0.945, headline(events, decided_right), fontsize=15, fontweight="bold")
+        loss, roc = figure.add_axes((0.04, 0.11, 0.245, 0.72)), figure.add_axes((0.365, 0.11, 0.25, 0.72))
+        draw_loss(loss, events)
+        draw_roc(roc, similarity, issame)
+        grid = figure.add_gridspec(1, 1, left=0.64, right=0.995, bottom=0.0, top=0.9)
+        draw_pairs(figure.add_subfigure(grid[0]), similarity, issame, verification.images, threshold)
+    figure.savefig(output)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Draw the loss, ROC curve and pairs of a glyph training run.")
+    parser.add_argument("--run", required=True, metavar="OUTPUT_DIR", help="output folder of the run")
+    parser.add_argument("--dataset", required=True, metavar="DATA_DIR", help="data set folder, with glyphs.bin")
+    parser.add_argument("--output", required=True, metavar="PICTURE", help="picture to write, such as run.png")
+    options = parser.parse_args(arguments)
+    try:
+        plot(options.run, options.dataset, options.output)
+    except PlscError as error:
+        print(f"plot: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

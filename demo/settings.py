@@ -1,0 +1,51 @@
+"""What demo/train.py and demo/test.py share: the network, and the settings that suit small glyph images."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import paddle
+
+from plsc import BaseModel, Entry, layers
+
+IMAGE_SHAPE, EMB_DIM = (3, 32, 32), 128
+
+
+class GlyphNet(BaseModel):
+    """Six 3x3 convolutions in three residual stages: 32x32 images to 128 dimensions."""
+
+    def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
+        """[B, 3, 32, 32] -> [B, 128]."""
+        x = input
+        for filters in (32, 64, 128):
+            x = self.conv(x, filters, is_train, stride=2)
+            y = self.conv(self.conv(x, filters, is_train), filters, is_train)
+            x = layers.elementwise_add(x, y)
+        x = layers.fc(layers.dropout(x, 0.2, is_test=not is_train), EMB_DIM)
+        return layers.batch_norm(x, is_test=not is_train)
+
+    def conv(self, x: paddle.Tensor, filters: int, is_train: bool, stride: int = 1) -> paddle.Tensor:
+        """Convolution, batch normalisation, PReLU."""
+        x = layers.conv2d(x, filters, 3, stride=stride, padding=1, bias_attr=False)
+        return layers.batch_norm(x, act="prelu", is_test=not is_train)
+
+
+def apply(ins: Entry, dataset_dir: str) -> None:
+    """Settings of the demo."""
+    ins.set_model(GlyphNet())
+    ins.set_image_shape(IMAGE_SHAPE)
+    ins.set_emb_size(EMB_DIM)
+    ins.set_class_num(1000)
+    ins.set_dataset_dir(dataset_dir)
+    ins.set_val_targets("glyphs")
+    ins.set_augmentation(mirror=False, rotate=8, translate=0.06)
+    ins.set_train_batch_size(64)
+    ins.set_train_epochs(8)
+    ins.set_warmup_epochs(1)
+    ins.set_loss_type("dist_arcface")
+    ins.set_margin(0.3)
+    ins.set_scale(32.0)
+    ins.set_lr(0.8)
+    ins.set_step_boundaries([900, 1280])
+    ins.set_log_period(20)
+    ins.set_with_test(False)  # demo/test.py does it once, at the end

@@ -1,0 +1,7 @@
+"""`python -m plsc`."""
+
+import sys
+
+from plsc.cli import main
+
+sys.exit(main())

@@ -1,0 +1,171 @@
+"""Every setting and its default, in one place, and the checks of single values."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from plsc.data.transforms import Augmentation
+from plsc.errors import ConfigError
+
+LOSS_TYPES = ("softmax", "arcface", "cosface", "dist_softmax", "dist_arcface", "dist_cosface")
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """Arguments of `set_mixed_precision`."""
+
+    use_fp16: bool = False
+    init_loss_scaling: float = 1.0
+    incr_every_n_steps: int = 2000
+    decr_every_n_nan_or_inf: int = 2
+    incr_ratio: float = 2.0
+    decr_ratio: float = 0.5
+    use_dynamic_loss_scaling: bool = True
+    amp_lists: Any = None
+
+
+@dataclass(frozen=True)
+class Hdfs:
+    """Arguments of `set_hdfs_info`; the credentials stay out of every repr."""
+
+    fs_name: str
+    fs_ugi: str = field(repr=False)
+    fs_dir_for_save: Optional[str] = None
+    fs_checkpoint_dir: Optional[str] = None
+
+
+@dataclass
+class Config:
+    """What one `Entry` trains, tests and saves. `Entry`'s setters fill it; see docs/settings.md for the meanings."""
+
+    train_batch_size: int = 128
+    test_batch_size: int = 120
+    dataset_dir: str = "./train_data"
+    train_image_num: int = 5822653
+    train_epochs: int = 120
+    warmup_epochs: int = 0
+    lr: float = 0.1
+    lr_steps: tuple[int, ...] = (100000, 160000, 220000)
+    lr_decay_factor: float = 0.1
+    val_targets: str = "lfw"
+    with_test: bool = True
+    model_name: str = "ResNet50"
+    checkpoint_dir: str = ""
+    model_save_dir: str = "./output"
+    loss_type: str = "dist_arcface"
+    num_classes: int = 85742
+    image_shape: tuple[int, int, int] = (3, 112, 112)
+    margin: Optional[float] = None
+    scale: float = 64.0
+    emb_dim: int = 512
+    log_period: int = 200
+    calc_acc: bool = False
+    seed: int = 0
+    num_workers: int = 2
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixed_precision: MixedPrecision = field(default_factory=MixedPrecision)
+    hdfs: Optional[Hdfs] = None
+    # Objects the user hands over.
+    model: Any = None
+    optimizer: Any = None
+    param_attr: Any = None
+    bias_attr: Any = None
+    train_reader: Optional[Callable[[], Any]] = None
+
+    def check_combination(self) -> None:
+        """Checks what no single setter can know; called before the first step."""
+        if self.hdfs is not None:
+            raise ConfigError("set_hdfs_info: transfer to and from HDFS is not in this version yet; remove the call")
+        if self.mixed_precision.use_fp16:
+            raise ConfigError(
+                "set_mixed_precision(True): mixed precision is not in this version yet; train in float32 with set_mixed_precision(False)"
+            )
+        if self.bias_attr is not None and not self.loss_type.endswith("softmax"):
+            raise ConfigError(
+                f"set_distfc_attr(bias_attr=...): the head of set_loss_type({self.loss_type!r}) has no bias; "
+                "leave bias_attr out, or choose 'softmax' or 'dist_softmax'"
+            )
+        if self.warmup_epochs > self.train_epochs:
+            raise ConfigError(
+                f"set_warmup_epochs({self.warmup_epochs}) is more than set_train_epochs({self.train_epochs}): "
+                "the learning rate would never be reached; warm up for fewer epochs"
+            )
+
+    def margin_of_loss(self) -> float:
+        """The margin of the loss type, where the user set none: 0.5 rad for arcface, 0.35 for cosface."""
+        if self.margin is not None:
+            return self.margin
+        return 0.35 if self.loss_type.endswith("cosface") else 0.5
+
+
+def check_int(setter: str, value: Any, minimum: int) -> int:
+    """`value` as an int of at least `minimum`; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ConfigError(f"{setter}({value!r}): expected an integer of at least {minimum}")
+    return int(value)
+
+
+def check_float(setter: str, value: Any, low: float, high: float = math.inf, above: bool = False) -> float:
+    """`value` as a finite float in [low, high], or in (low, high] when `above` is set."""
+    fits = (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (value > low if above else value >= low)
+        and value <= high
+    )
+    if not fits:
+        bounds = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise ConfigError(f"{setter}({value!r}): expected a finite number {bounds}")
+    return float(value)
+
+
+def check_bool(setter: str, value: Any) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{setter}({value!r}): expected True or False")
+    return value
+
+
+def check_str(setter: str, value: Any, allow_empty: bool = False) -> str:
+    """`value` as a string that is not empty, unless `allow_empty`."""
+    if not isinstance(value, str) or not (value or allow_empty):
+        raise ConfigError(f"{setter}({value!r}): expected a {'' if allow_empty else 'non-empty '}string")
+    return value
+
+
+def check_choice(setter: str, value: Any, choices: Sequence[str]) -> str:
+    """`value`, which must be one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{setter}({value!r}): expected one of {', '.join(choices)}")
+    return value
+
+
+def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
+    """`value` as (channels, height, width): 1 or 3 channels, sides of at least 16."""
+    fits = (
+        isinstance(value, (list, tuple))
+        and len(value) == 3
+        and all(isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in value)
+        and value[0] in (1, 3)
+        and min(value[1:]) >= 16
+    )
+    if not fits:
+        raise ConfigError(
+            f"{setter}({value!r}): expected (channels, height, width) with 1 or 3 channels and sides of at least 16"
+        )
+    return (int(value[0]), int(value[1]), int(value[2]))
+
+
+def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:
+    """`value` as strictly increasing positive step numbers; may be empty."""
+    fits = isinstance(value, (list, tuple)) and all(
+        isinstance(step, numbers.Integral) and not isinstance(step, bool) and step > 0 for step in value
+    )
+    if not fits or any(b <= a for a, b in zip(value, value[1:])):
+        raise ConfigError(f"{setter}({value!r}): expected a list of strictly increasing positive step numbers")
+    return tuple(int(step) for step in value)

@@ -1,0 +1,1 @@
+"""Reading, decoding, shuffling and batching of images; NumPy only, nothing here imports paddle."""

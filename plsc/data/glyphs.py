@@ -1,0 +1,276 @@
+"""Real many-class images without a download: the characters of the DejaVu fonts that ship with matplotlib.
+
+`python -m plsc.data.glyphs --output DIR` renders them into the layouts plsc trains and tests on. Characters that look
+alike (A, Alpha, ...) are merged; those of the verification set `glyphs.bin` are held out of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import io
+import json
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from plsc.data.verification import save_verification
+from plsc.errors import DataError, PlscError
+
+FORMAT = 1
+FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
+_BITMAP = 24  # side of the bitmaps that are compared
+_ALIKE = 0.92  # cosine of two bitmaps, mean of two styles, from which characters count as the same
+_HELD_OUT_IMAGES = 16
+
+
+def render_glyphs(
+    output: str,
+    classes: int = 1000,
+    images: int = 24,
+    size: int = 32,
+    held_out: int = 250,
+    pairs: int = 6000,
+    seed: int = 0,
+    base64_parts: int = 0,
+) -> None:
+    """Renders a data set; the same arguments give the same bytes.
+
+    Args:
+        output: folder to make: `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, and with `base64_parts` also
+            `file_list.txt` and its parts. One made before with the same arguments is kept as it is.
+        classes: characters to train on.
+        images: images of each.
+        size: side of an image, pixels.
+        held_out: other characters, for the pairs of `glyphs.bin`.
+        pairs: half of the same character, half of two.
+        seed: of the choice of characters and of every image.
+        base64_parts: files of `base64<TAB>label` lines to write beside the images.
+
+    Raises:
+        DataError: matplotlib is missing, too few characters are distinct, or `output` holds something else.
+    """
+    settings = dict(
+        format=FORMAT, classes=classes, images=images, size=size, held_out=held_out, pairs=pairs, seed=seed,
+        base64_parts=base64_parts,
+    )  # fmt: skip
+    _check(settings)
+    target = Path(output)
+    if target.exists():
+        if _settings_of(target) == settings:
+            return
+        raise DataError(f"{target}: already there, and not this glyph set; choose another folder with --output")
+    characters = distinct_characters()
+    if classes + held_out > len(characters):
+        raise DataError(
+            f"glyphs: {classes} classes and {held_out} held out need more characters than the {len(characters)} that look "
+            "different; ask for fewer with --classes and --held-out"
+        )
+    rng = np.random.default_rng((seed, 1))
+    chosen = [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
+    temporary = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)  # ours: left by a run that was stopped
+    temporary.mkdir(parents=True)
+    _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
+    _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
+    (temporary / "glyphs.json").write_text(json.dumps(settings))
+    os.rename(temporary, target)
+
+
+def _check(settings: dict[str, int]) -> None:
+    least = {"classes": 1, "images": 1, "size": 16, "held_out": 2, "pairs": 2, "seed": 0, "base64_parts": 0}
+    for name, minimum in least.items():
+        if settings[name] < minimum:
+            raise DataError(f"glyphs: --{name.replace('_', '-')} {settings[name]}: expected at least {minimum}")
+
+
+def _settings_of(folder: Path) -> Optional[dict[str, Any]]:
+    try:
+        return json.loads((folder / "glyphs.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def font_files() -> tuple[str, ...]:
+    """The twelve DejaVu styles that share about 2,200 letters, numbers and symbols."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise DataError("glyphs need matplotlib, for its fonts: run pip install '.[demo]' in the plsc clone") from None
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return tuple(
+        str(path)
+        for family in FAMILIES
+        for path in sorted([*folder.glob(f"{family}.ttf"), *folder.glob(f"{family}-*.ttf")])
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def distinct_characters() -> tuple[str, ...]:
+    """One character of each group that looks alike, in the order of code points.
+
+    Characters are compared in two styles, as bitmaps scaled to one box, so that size alone distinguishes nothing.
+    """
+    from matplotlib.ft2font import FT2Font
+
+    shared = set.intersection(*(set(FT2Font(path).get_charmap()) for path in font_files()))
+    characters = [chr(code) for code in sorted(shared) if unicodedata.category(chr(code))[0] in "LNS"]
+    sans = [_bitmap(character, ImageFont.truetype(font_files()[0], 48)) for character in characters]
+    serif = [_bitmap(character, ImageFont.truetype(font_files()[-4], 48)) for character in characters]
+    drawn = [index for index in range(len(characters)) if sans[index] is not None and serif[index] is not None]
+    alike = (_cosines([sans[i] for i in drawn]) + _cosines([serif[i] for i in drawn])) / 2 > _ALIKE
+    kept: list[int] = []
+    for position in range(len(drawn)):
+        if not alike[position, kept].any():
+            kept.append(position)
+    return tuple(characters[drawn[position]] for position in kept)
+
+
+def _bitmap(character: str, font: ImageFont.FreeTypeFont) -> Optional[np.ndarray]:
+    """The inked box of a character scaled into a square, keeping its aspect; None for one without ink."""
+    canvas = Image.new("L", (128, 128))
+    ImageDraw.Draw(canvas).text((32, 32), character, fill=255, font=font)
+    box = canvas.getbbox()
+    if box is None:
+        return None
+    inked = canvas.crop(box)
+    factor = _BITMAP / max(inked.size)
+    inked = inked.resize([max(1, round(side * factor)) for side in inked.size], Image.BILINEAR)
+    square = Image.new("L", (_BITMAP, _BITMAP))
+    square.paste(inked, ((_BITMAP - inked.width) // 2, (_BITMAP - inked.height) // 2))
+    return np.asarray(square, dtype="float32").ravel()
+
+
+def _cosines(bitmaps: Sequence[Optional[np.ndarray]]) -> np.ndarray:
+    rows = np.stack([bitmap for bitmap in bitmaps if bitmap is not None])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows @ rows.T
+
+
+def _write_training(
+    folder: Path, characters: Sequence[str], images: int, size: int, seed: int, base64_parts: int
+) -> None:
+    parts = []
+    if base64_parts:
+        names = [f"dataset.part{number + 1}" for number in range(base64_parts)]
+        (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
+        parts = [open(folder / name, "w") for name in names]  # noqa: SIM115 - closed below
+    try:
+        with open(folder / "label.txt", "w") as labels, open(folder / "classes.txt", "w", encoding="utf-8") as names_file:
+            for label, encoded in enumerate(_render_all(characters, 0, images, size, seed)):
+                character = characters[label]
+                names_file.write(f"{label}\tU+{ord(character):04X}\t{unicodedata.name(character, '')}\n")
+                place = folder / "images" / str(label)
+                place.mkdir(parents=True)
+                for number, data in enumerate(encoded):
+                    (place / f"{number}.jpg").write_bytes(data)
+                    labels.write(f"images/{label}/{number}.jpg {label}\n")
+                    if parts:
+                        text = base64.b64encode(data).decode("ascii")
+                        parts[(label * images + number) % len(parts)].write(f"{text}\t{label}\n")
+    finally:
+        for part in parts:
+            part.close()
+
+
+def _write_pairs(
+    folder: Path, characters: Sequence[str], first_label: int, size: int, pairs: int, seed: int
+) -> None:
+    encoded = list(_render_all(characters, first_label, _HELD_OUT_IMAGES, size, seed))
+    rng = np.random.default_rng((seed, 2))
+    issame = rng.permutation(np.arange(pairs) % 2 == 0)
+    chosen: list[bytes] = []
+    for same in issame:
+        if same:
+            one, (left, right) = rng.integers(len(encoded)), rng.choice(_HELD_OUT_IMAGES, 2, replace=False)
+            chosen += [encoded[one][left], encoded[one][right]]
+        else:
+            one, other = rng.choice(len(encoded), 2, replace=False)
+            left, right = rng.integers(_HELD_OUT_IMAGES, size=2)
+            chosen += [encoded[one][left], encoded[other][right]]
+    save_verification(str(folder / "glyphs.bin"), chosen, [bool(same) for same in issame])
+
+
+def _render_all(characters: Sequence[str], first_label: int, images: int, size: int, seed: int) -> Any:
+    """JPEG bytes of every image, one list a character, rendered by two processes."""
+    tasks = [(character, first_label + index, images, size, seed) for index, character in enumerate(characters)]
+    if len(tasks) * images < 500:
+        yield from map(_render_one, tasks)
+        return
+    with ProcessPoolExecutor(2) as pool:
+        yield from pool.map(_render_one, tasks, chunksize=16)
+
+
+def _render_one(task: tuple[str, int, int, int, int]) -> list[bytes]:
+    character, label, images, size, seed = task
+    rng = np.random.default_rng((seed, 3, label))
+    styles = rng.permutation(len(font_files()))
+    return [
+        _encode(_draw(character, font_files()[styles[number % len(styles)]], size, rng)) for number in range(images)
+    ]
+
+
+def _draw(character: str, font_file: str, size: int, rng: np.random.Generator) -> Image.Image:
+    """One image: random size, angle, place, colours and noise. Drawn four times as large, so that edges are smooth."""
+    large = size * 4
+    font = _font(font_file, round(large * rng.uniform(0.6, 0.8)))
+    mask = Image.new("L", (large, large))
+    left, top, right, bottom = font.getbbox(character)
+    shift = rng.uniform(-0.06, 0.06, 2) * large
+    place = ((large - left - right) / 2 + shift[0], (large - top - bottom) / 2 + shift[1])
+    ImageDraw.Draw(mask).text(place, character, fill=255, font=font)
+    mask = mask.rotate(rng.uniform(-8, 8), Image.BILINEAR).resize((size, size), Image.BOX)
+    background = rng.uniform(0, 255, 3)
+    ink = rng.uniform(0, 255, 3)
+    if abs(ink.mean() - background.mean()) < 90:  # far enough apart to read
+        ink = ink * 0.3 + (0 if background.mean() > 127 else 255) * 0.7
+    share = np.asarray(mask, dtype="float64")[..., None] / 255
+    pixels = background * (1 - share) + ink * share + rng.normal(0, 4, (size, size, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
+
+
+@functools.lru_cache(maxsize=512)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _encode(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=92)
+    return stream.getvalue()
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m plsc.data.glyphs", description="Renders the glyph data set.")
+    parser.add_argument("--output", required=True, help="folder to make")
+    for name, default, text in (
+        ("classes", 1000, "characters to train on"),
+        ("images", 24, "images of each"),
+        ("size", 32, "side of an image, pixels"),
+        ("held-out", 250, "characters for the verification pairs"),
+        ("pairs", 6000, "verification pairs"),
+        ("seed", 0, "random seed"),
+        ("base64-parts", 0, "also write this many base64 files"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    try:
+        render_glyphs(**vars(parser.parse_args(arguments)))
+    except PlscError as error:
+        print(f"plsc: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

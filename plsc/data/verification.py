@@ -1,0 +1,198 @@
+"""Verification sets: ``.bin`` files of image pairs, as used for LFW, CFP-FP and AgeDB-30."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plsc.data.transforms import decode, from_pixels
+from plsc.errors import DataError
+
+
+@dataclass
+class VerificationSet:
+    """Pairs of images: ``images`` uint8 [2P, H, W, C], pair i in rows 2i and 2i+1; ``issame`` bool [P]."""
+
+    name: str
+    images: np.ndarray
+    issame: np.ndarray
+
+
+class _RefusedGlobal(pickle.UnpicklingError):
+    """A pickle that asks for something a verification set never needs."""
+
+
+# The classes and functions below stand in for NumPy's while unpickling, so that a hostile file reaches nothing but
+# this code: no NumPy state is set from the file, only bytes are read as elements of a plain dtype.
+
+
+class _Dtype:
+    def __init__(self, name: Any = b"", *_: Any):
+        text = name.decode("ascii") if isinstance(name, bytes) else str(name)
+        self.text = text.lstrip("|<>=")
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and alignment do not matter for the one-byte dtypes in use."""
+
+    def read(self, raw: Any, shape: Any, order: str = "C") -> np.ndarray:
+        if self.text not in ("u1", "b1"):
+            raise pickle.UnpicklingError(f"array of dtype {self.text!r}, not uint8 or bool")
+        # Older Pythons pickled array data as text in latin-1.
+        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+        elements = np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
+        return elements != 0 if self.text == "b1" else elements
+
+
+class _Array:
+    def __init__(self, *_: Any):
+        self.value: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        if isinstance(raw, list):  # array of objects: its elements were unpickled under the same rules
+            self.value = raw
+        else:
+            self.value = dtype.read(raw, shape, "F" if fortran else "C")
+
+
+def _scalar(dtype: _Dtype, raw: Any) -> Any:
+    return dtype.read(raw, (1,))[0]
+
+
+def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: str = "C", *_: Any) -> np.ndarray:
+    return dtype.read(raw, shape, order)
+
+
+def _encode(text: Any, encoding: Any = "") -> bytes:
+    # Protocol 2 writes bytes as latin-1 text; any other codec has no business here.
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+        raise _RefusedGlobal(f"_codecs.encode with codec {encoding!r}")
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer  # arrays in protocol 5
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _RefusedGlobal(f"{module}.{name}") from None
+
+
+def _unwrap(value: Any) -> Any:
+    return value.value if isinstance(value, _Array) else value
+
+
+def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
+    """Read a ``.bin`` file of pairs; images are decoded and resized to ``image_shape`` (C, H, W).
+
+    The file is a pickle of (2P encoded images, P bools) from Python 2 or 3. Raises DataError for any other content;
+    a pickle that wants to run code is refused.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _Unpickler(file, encoding="bytes").load()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the verification set ({error.strerror or error}); check the path"
+        ) from error
+    except _RefusedGlobal as error:
+        raise DataError(
+            f"{path}: refused, the pickle asks for {error}, which a verification set never needs; "
+            "do not use this file, get it from a source you trust"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError(
+            f"{path}: not a verification set ({type(error).__name__}: {error}); copy or make the file again"
+        ) from error
+    encoded, issame = _check_content(path, content)
+    channels, height, width = image_shape
+    images = np.empty((len(encoded), height, width, channels), np.uint8)
+    for i, item in enumerate(encoded):
+        images[i] = _decode_item(_unwrap(item), image_shape, f"{path}: image {i}")
+    name = os.path.basename(path)
+    name = name[:-4] if name.endswith(".bin") else name
+    return VerificationSet(name, images, issame)  # type: ignore[call-arg]  # mypy skips the stubs of dataclasses
+
+
+def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
+    """Return the sequence of encoded images and bool [P]."""
+    if not isinstance(content, (list, tuple)) or len(content) != 2:
+        raise DataError(f"{path}: not a verification set; want a pickle of (images, issame)")
+    encoded, raw_issame = (_unwrap(part) for part in content)
+    if not isinstance(encoded, (list, tuple, np.ndarray)) or not isinstance(raw_issame, (list, tuple, np.ndarray)):
+        raise DataError(f"{path}: not a verification set; want lists of images and of bools")
+    if len(raw_issame) == 0:
+        raise DataError(f"{path}: the verification set has no pairs; make the file again")
+    if len(encoded) != 2 * len(raw_issame):
+        raise DataError(
+            f"{path}: {len(encoded)} images do not fit {len(raw_issame)} pairs (two each); make the file again"
+        )
+    for i, value in enumerate(raw_issame):
+        if not isinstance(value, (bool, int, np.bool_, np.uint8)) or value not in (0, 1):
+            raise DataError(f"{path}: issame of pair {i} is not a bool; make the file again")
+    return encoded, np.array([bool(value) for value in raw_issame], dtype=bool)
+
+
+def _decode_item(item: Any, image_shape: Sequence[int], where: str) -> np.ndarray:
+    if isinstance(item, np.ndarray):
+        if item.ndim != 1:
+            return from_pixels(item, image_shape, where)
+        item = item.tobytes()  # the encoded file as an array of bytes
+    if not isinstance(item, (bytes, bytearray)):
+        raise DataError(f"{where}: {type(item).__name__} is not an encoded image; make the file again")
+    return decode(bytes(item), image_shape, where)
+
+
+def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]) -> None:
+    """Write 2P encoded images and P bools as a ``.bin`` file; ``path`` never holds half a file."""
+    if len(encoded_images) != 2 * len(issame):
+        raise DataError(f"{path}: {len(encoded_images)} images do not fit {len(issame)} pairs; give two per pair")
+    content = ([bytes(data) for data in encoded_images], [bool(value) for value in issame])
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            pickle.dump(content, file, protocol=4)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def find_verification_sets(dataset_dir: str, targets: str) -> list[str]:
+    """Return the paths of ``dataset_dir/NAME.bin`` for the comma separated names in ``targets``."""
+    paths = []
+    for target in (part.strip() for part in targets.split(",")):
+        if not target:
+            continue
+        file_name = target if target.endswith(".bin") else f"{target}.bin"
+        path = os.path.join(dataset_dir, file_name)
+        if not os.path.isfile(path):
+            raise DataError(f"{path}: no such verification set; {_describe(dataset_dir)}")
+        paths.append(path)
+    return paths
+
+
+def _describe(dataset_dir: str) -> str:
+    try:
+        found = sorted(name[:-4] for name in os.listdir(dataset_dir) if name.endswith(".bin"))
+    except OSError as error:
+        return f"{dataset_dir} cannot be listed ({error.strerror or error}), check the directory"
+    if not found:
+        return f"there are no .bin files in {dataset_dir}, check the directory"
+    return f"choose from those there: {', '.join(found)}"

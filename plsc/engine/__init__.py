@@ -1,0 +1,1 @@
+"""The training loop, the tests on verification sets, and what they report."""

@@ -1,0 +1,244 @@
+"""Training, top to bottom: set up, loop, test, save, finish."""
+
+from __future__ import annotations
+
+import math
+import platform
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+import paddle
+
+import plsc
+from plsc import checkpoint, optim, parallel
+from plsc.config import Config
+from plsc.data.loader import ImageLoader, ReaderLoader
+from plsc.data.sources import read_label_file
+from plsc.engine.callbacks import MetricsFile, ProgressLog, log_test, logger
+from plsc.engine.evaluator import Evaluator
+from plsc.errors import ConfigError, DataError, TrainingError
+from plsc.heads import HeadOutput, build_head
+from plsc.models import build_model
+from plsc.models.base_model import BaseModel
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+class Trainer:
+    """One run of training for a checked `Config`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
+        parallel.initialise()
+        self.loader = build_loader(config)
+        # The test data is read before training, so that a mistake in it is not found after an epoch.
+        self.evaluator = build_evaluator(config) if config.with_test else None
+
+        seed_everything(config.seed)
+        self.backbone = build_backbone(config)
+        self.head = build_head(
+            config.loss_type,
+            config.num_classes,
+            config.emb_dim,
+            config.margin_of_loss(),
+            config.scale,
+            config.seed,
+            config.param_attr,
+            config.bias_attr,
+        )
+        if config.checkpoint_dir:
+            checkpoint.load_backbone(Path(config.checkpoint_dir), self.backbone)
+            checkpoint.load_head(Path(config.checkpoint_dir), self.head)
+        # Users' models may hold layers they do not use; Paddle must be told, or the other ranks would wait for them.
+        self.model = parallel.distributed_model(self.backbone, find_unused_parameters=config.model is not None)
+        seed_everything(config.seed + parallel.rank())  # dropout differs between ranks
+
+        self.backbone_parameters = [p for p in self.backbone.parameters() if not p.stop_gradient]
+        self.head_parameters = [p for p in self.head.parameters() if not p.stop_gradient]
+        self.optimizer = optim.build_optimizer(
+            config, self.backbone_parameters + self.head_parameters, self.loader.steps_per_epoch or 0
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Trains all epochs; returns what `Entry.train` documents."""
+        self.log_header()
+        steps_per_epoch = self.loader.steps_per_epoch
+        total = steps_per_epoch * self.config.train_epochs if steps_per_epoch else None
+        metrics = MetricsFile(self.save_dir)
+        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period)
+        result: dict[str, Any] = {"steps": 0, "epochs": 0, "skipped_steps": 0, "checkpoint": None, "test": None}
+        samples, seconds = 0, 0.0
+        try:
+            for epoch in range(self.config.train_epochs):
+                began, losses = time.perf_counter(), []
+                self.model.train()
+                for number, (images, labels) in enumerate(self.batches(epoch), 1):
+                    rate = self.optimizer.get_lr()
+                    output = self.step(images, labels, result["steps"] + 1)
+                    result["steps"] += 1
+                    losses.append(float(output.loss))
+                    samples += output.samples
+                    progress.step(
+                        epoch, result["steps"], number, rate, losses[-1], output.samples, output.correct
+                    )
+                seconds += time.perf_counter() - began
+                result.update(epochs=epoch + 1, loss=float(np.mean(losses)))
+                if epoch + 1 == self.config.train_epochs:
+                    progress.flush()
+                progress.pause()
+                if self.evaluator is not None:
+                    result["test"] = self.evaluator(self.backbone)
+                    log_test(result["test"])
+                    metrics.write("test", step=result["steps"], epoch=epoch, **result["test"])
+                if self.save_dir is not None:
+                    result["checkpoint"] = str(self.save(epoch, result["steps"]))
+                progress.resume()
+        finally:
+            progress.close()
+            metrics.close()
+        result["images_per_second"] = samples / seconds
+        return result
+
+    def step(self, images: np.ndarray, labels: np.ndarray, step: int) -> HeadOutput:
+        """One step: embed, head, backward, clip, update, schedule. `step` counts from 1."""
+        label = paddle.to_tensor(labels)
+        embedding = self.model(paddle.to_tensor(images), label)
+        output = self.head.step(embedding.detach(), label, self.config.calc_acc)
+        loss = float(output.loss)  # the same on every rank, so every rank stops at the same step
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {step}: the loss is {loss}; nothing was updated by it. Lower set_lr, add set_warmup_epochs, or check the images"
+            )
+        # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
+        embedding.backward(output.embedding_grad * parallel.world_size())
+        optim.clip_by_global_norm(
+            self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded
+        )
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        optim.step_schedule(self.optimizer)
+        return output
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """This rank's batches, the same number on every rank: a rank that runs out repeats its first batch."""
+        source = self.loader.epoch(epoch)
+        if isinstance(self.loader, ImageLoader) or parallel.world_size() == 1:
+            yield from source
+            return
+        first: Optional[Batch] = None
+        while True:
+            batch = next(source, None)
+            if not parallel.any_rank(batch is not None):
+                return
+            first = first or batch
+            if parallel.any_rank(first is None):
+                raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
+            yield batch or first  # type: ignore[misc]
+
+    def save(self, epoch: int, step: int) -> Path:
+        """Writes the checkpoint of a finished epoch."""
+        assert self.save_dir is not None
+        parallel.broadcast_statistics(self.backbone)
+        names = {p.name: name for name, p in self.backbone.named_parameters()}
+        names.update({p.name: f"head.{name}" for name, p in self.head.named_parameters()})
+        folder = self.save_dir / str(epoch)
+        checkpoint.save(
+            folder,
+            self.backbone,
+            self.head,
+            optim.optimizer_state(self.optimizer, names),
+            {
+                "epoch": epoch,
+                "step": step,
+                "ranks": parallel.world_size(),
+                "loss_type": self.config.loss_type,
+                "image_shape": list(self.config.image_shape),
+                "model": self.config.model_name if self.config.model is None else type(self.config.model).__name__,
+                "learning_rate": float(self.optimizer.get_lr()),
+                "seed": self.config.seed,
+                "plsc": plsc.__version__,
+                "paddle": paddle.__version__,
+            },
+        )
+        logger.info("saved %s", folder)
+        return folder
+
+    def log_header(self) -> None:
+        """What is about to be trained, on what."""
+        config, ranks = self.config, parallel.world_size()
+        parameters = sum(int(np.prod(p.shape)) for p in self.backbone_parameters)
+        model = config.model_name if config.model is None else type(config.model).__name__
+        rows = self.head.upper - self.head.lower
+        logger.info(
+            "plsc %s, paddle %s, python %s", plsc.__version__, paddle.__version__, platform.python_version()
+        )
+        logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
+        logger.info("model %s, %s parameters, embedding %d", model, f"{parameters:,}", config.emb_dim)
+        logger.info("head %s, %s classes, %s on this rank", config.loss_type, f"{config.num_classes:,}", f"{rows:,}")
+        logger.info(
+            "data %s, %s images, batch %d per rank (%d in all), %s steps per epoch, %d epochs",
+            config.dataset_dir if config.train_reader is None else "train_reader",
+            f"{self.loader.num_images:,}" if self.loader.num_images else "unknown number of",
+            config.train_batch_size,
+            config.train_batch_size * ranks,
+            self.loader.steps_per_epoch or "unknown",
+            config.train_epochs,
+        )
+
+
+def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
+    """The user's reader, or the images and label.txt of the data set."""
+    if config.train_reader is not None:
+        return ReaderLoader(
+            config.train_reader,
+            config.image_shape,
+            config.num_classes,
+            config.train_image_num,
+            config.train_batch_size,
+            parallel.world_size(),
+        )
+    return ImageLoader(
+        read_label_file(config.dataset_dir, config.num_classes),
+        config.image_shape,
+        config.train_batch_size,
+        config.augmentation,
+        config.seed,
+        config.num_workers,
+        parallel.rank(),
+        parallel.world_size(),
+    )
+
+
+def build_evaluator(config: Config) -> Evaluator:
+    """The verification sets named by `val_targets`."""
+    return Evaluator(
+        config.dataset_dir,
+        config.val_targets,
+        config.image_shape,
+        config.test_batch_size,
+        flip=config.augmentation.mirror,
+        pairs_dir=Path(config.model_save_dir) if config.model_save_dir else None,
+    )
+
+
+def build_backbone(config: Config) -> BaseModel:
+    """The user's model or the named one, with all its layers made and its embedding size checked."""
+    model = config.model or build_model(config.model_name, config.emb_dim, config.image_shape)
+    emb_dim = model.build(config.image_shape)
+    if emb_dim != config.emb_dim:
+        raise ConfigError(
+            f"set_emb_size({config.emb_dim}), but {type(model).__name__}.build_network returns embeddings of {emb_dim}; make them agree"
+        )
+    return model
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and Paddle's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    paddle.seed(seed)

@@ -1,0 +1,328 @@
+"""`Entry`, the facade: setters fill a Config, actions hand it to the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import paddle
+
+from plsc import checkpoint, parallel
+from plsc.config import (
+    LOSS_TYPES,
+    Config,
+    Hdfs,
+    MixedPrecision,
+    check_bool,
+    check_choice,
+    check_float,
+    check_image_shape,
+    check_int,
+    check_step_boundaries,
+    check_str,
+)
+from plsc.data.transforms import Augmentation
+from plsc.engine.callbacks import log_test, set_up_logging
+from plsc.engine.trainer import Trainer, build_backbone, build_evaluator
+from plsc.errors import ConfigError, PlscError
+from plsc.models import MODEL_NAMES
+from plsc.models.base_model import BaseModel
+from plsc.optim import OptimizerOrFactory
+
+
+class Entry:
+    """Trains and tests a classifier with very many classes.
+
+    Setters check their argument at once, return None, and may be called in any order before an action. A setting that
+    cannot work raises `ConfigError`, with one line that names the setter, the value and what is allowed.
+
+    Example:
+        >>> from plsc import Entry
+        >>> entry = Entry()
+        >>> entry.set_class_num(1000)
+        >>> entry.set_dataset_dir("./glyphs")
+        >>> entry.train()  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._config = Config()
+        self._backbone: Optional[BaseModel] = None
+
+    @property
+    def train_batch_size(self) -> int:
+        """Images a step, per rank."""
+        return self._config.train_batch_size
+
+    @property
+    def test_batch_size(self) -> int:
+        """Images a forward pass of the test, per rank."""
+        return self._config.test_batch_size
+
+    @property
+    def train_reader(self) -> Optional[Callable[[], Any]]:
+        """A function returning a generator of batches of `(image CHW float32, label)`; see `paddle.batch`."""
+        return self._config.train_reader
+
+    @train_reader.setter
+    def train_reader(self, reader: Optional[Callable[[], Any]]) -> None:
+        if reader is not None and not callable(reader):
+            raise ConfigError(
+                f"train_reader = {reader!r}: expected a function that returns a generator of batches, as paddle.batch gives"
+            )
+        self._config.train_reader = reader
+
+    def set_val_targets(self, targets: str) -> None:
+        """Verification sets: comma separated names of `<dataset_dir>/<name>.bin`."""
+        self._config.val_targets = check_str("set_val_targets", targets)
+
+    def set_train_batch_size(self, n: int) -> None:
+        """Images a step, per rank."""
+        self._config.train_batch_size = check_int("set_train_batch_size", n, 1)
+
+    def set_test_batch_size(self, n: int) -> None:
+        """Images a forward pass of the test, per rank."""
+        self._config.test_batch_size = check_int("set_test_batch_size", n, 1)
+
+    def set_log_period(self, n: int) -> None:
+        """Steps between two log lines."""
+        self._config.log_period = check_int("set_log_period", n, 1)
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate for a global batch of 1024; scaled by global batch / 1024."""
+        self._config.lr = check_float("set_lr", lr, 0, above=True)
+
+    def set_lr_decay_factor(self, f: float) -> None:
+        """Factor on the learning rate at each step boundary."""
+        self._config.lr_decay_factor = check_float("set_lr_decay_factor", f, 0, 1, above=True)
+
+    def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
+        """Steps at which the learning rate decays."""
+        self._config.lr_steps = check_step_boundaries("set_step_boundaries", boundaries)
+
+    def set_warmup_epochs(self, n: int) -> None:
+        """Epochs of linear warm-up to the learning rate."""
+        self._config.warmup_epochs = check_int("set_warmup_epochs", n, 0)
+
+    def set_mixed_precision(
+        self,
+        use_fp16: bool,
+        init_loss_scaling: float = 1.0,
+        incr_every_n_steps: int = 2000,
+        decr_every_n_nan_or_inf: int = 2,
+        incr_ratio: float = 2.0,
+        decr_ratio: float = 0.5,
+        use_dynamic_loss_scaling: bool = True,
+        amp_lists: Any = None,
+    ) -> None:
+        """Mixed precision with loss scaling. Only `use_fp16=False` trains in this version; True is refused by `train`."""
+        name = "set_mixed_precision"
+        self._config.mixed_precision = MixedPrecision(
+            check_bool(f"{name}: use_fp16", use_fp16),
+            check_float(f"{name}: init_loss_scaling", init_loss_scaling, 0, above=True),
+            check_int(f"{name}: incr_every_n_steps", incr_every_n_steps, 1),
+            check_int(f"{name}: decr_every_n_nan_or_inf", decr_every_n_nan_or_inf, 1),
+            check_float(f"{name}: incr_ratio", incr_ratio, 1, above=True),
+            check_float(f"{name}: decr_ratio", decr_ratio, 0, 1, above=True),
+            check_bool(f"{name}: use_dynamic_loss_scaling", use_dynamic_loss_scaling),
+            amp_lists,
+        )
+
+    def set_hdfs_info(
+        self,
+        fs_name: str,
+        fs_ugi: str,
+        fs_dir_for_save: Optional[str] = None,
+        fs_checkpoint_dir: Optional[str] = None,
+    ) -> None:
+        """HDFS address, `name,password`, and folders to save to and load from. Refused by `train` in this version."""
+        if not isinstance(fs_ugi, str) or fs_ugi.count(",") != 1:
+            # The value holds a password: it is not shown.
+            raise ConfigError("set_hdfs_info: fs_ugi must be a string of the form 'name,password'")
+        for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
+            if value is not None:
+                check_str(f"set_hdfs_info: {name}", value)
+        self._config.hdfs = Hdfs(
+            check_str("set_hdfs_info: fs_name", fs_name), fs_ugi, fs_dir_for_save, fs_checkpoint_dir
+        )
+
+    def set_model_save_dir(self, directory: Optional[str]) -> None:
+        """Folder that receives one checkpoint an epoch; None or '' saves nothing."""
+        self._config.model_save_dir = (
+            "" if directory is None else check_str("set_model_save_dir", directory, allow_empty=True)
+        )
+
+    def set_checkpoint_dir(self, directory: str) -> None:
+        """Checkpoint loaded before training or testing, such as `./output/0`; '' loads none."""
+        self._config.checkpoint_dir = check_str("set_checkpoint_dir", directory, allow_empty=True)
+
+    def set_calc_acc(self, calc_acc: bool) -> None:
+        """Reports acc1 and acc5 of the training batches, over all classes."""
+        self._config.calc_acc = check_bool("set_calc_acc", calc_acc)
+
+    def set_dataset_dir(self, directory: str) -> None:
+        """Folder with label.txt, the images and the verification sets."""
+        self._config.dataset_dir = check_str("set_dataset_dir", directory)
+
+    def set_train_image_num(self, n: int) -> None:
+        """Images in the training set, for readers that cannot tell; the built-in ones count by themselves."""
+        self._config.train_image_num = check_int("set_train_image_num", n, 1)
+
+    def set_class_num(self, n: int) -> None:
+        """Number of classes; labels are in [0, n)."""
+        self._config.num_classes = check_int("set_class_num", n, 1)
+
+    def set_emb_size(self, n: int) -> None:
+        """Size of the embedding."""
+        self._config.emb_dim = check_int("set_emb_size", n, 1)
+
+    def set_model(self, model: BaseModel) -> None:
+        """A model of the user's own; it is trained in place. A second `train` goes on from its weights."""
+        if not isinstance(model, BaseModel):
+            raise ConfigError(
+                f"set_model({type(model).__name__}): expected an instance of a subclass of plsc.models.base_model.BaseModel"
+            )
+        self._config.model = model
+
+    def set_model_name(self, name: str) -> None:
+        """One of the built-in models."""
+        self._config.model_name = check_choice("set_model_name", name, MODEL_NAMES)
+        self._config.model = None
+
+    def set_train_epochs(self, n: int) -> None:
+        """Passes over the training set."""
+        self._config.train_epochs = check_int("set_train_epochs", n, 1)
+
+    def set_loss_type(self, name: str) -> None:
+        """softmax, arcface or cosface; with the prefix `dist_` the class centres are sharded over the ranks."""
+        self._config.loss_type = check_choice("set_loss_type", name, LOSS_TYPES)
+
+    def set_margin(self, m: float) -> None:
+        """Margin of the labelled class: radians for arcface (default 0.5), cosine for cosface (default 0.35)."""
+        self._config.margin = check_float("set_margin", m, 0, 3.14)
+
+    def set_scale(self, s: float) -> None:
+        """Factor on the cosines."""
+        self._config.scale = check_float("set_scale", s, 0, above=True)
+
+    def set_image_shape(self, shape: Sequence[int]) -> None:
+        """(channels, height, width) of the training images."""
+        self._config.image_shape = check_image_shape("set_image_shape", shape)
+
+    def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
+        """An optimizer of the user's own instead of Momentum; its learning rate and schedule are used as they are.
+
+        Paddle builds no optimizer without parameters, and only the engine knows them. Give either a function of the
+        parameters, or an optimizer that holds the place with `plsc.optim.deferred()`; a schedule advances by one a step.
+
+        Example:
+            >>> import paddle
+            >>> from plsc import Entry, optim
+            >>> entry = Entry()
+            >>> entry.set_optimizer(lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters))
+            >>> entry.set_optimizer(paddle.optimizer.AdamW(1e-3, parameters=optim.deferred(), weight_decay=0.01))
+        """
+        if not isinstance(optimizer, paddle.optimizer.Optimizer) and not callable(optimizer):
+            raise ConfigError(
+                f"set_optimizer({optimizer!r}): expected a paddle.optimizer.Optimizer, or a function that makes one from the parameters"
+            )
+        self._config.optimizer = optimizer
+
+    def set_with_test(self, with_test: bool) -> None:
+        """Test on the verification sets after each epoch."""
+        self._config.with_test = check_bool("set_with_test", with_test)
+
+    def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
+        """`paddle.ParamAttr` (initializer, learning rate, regularizer) of the class centres and of softmax's bias."""
+        for name, attr in (("param_attr", param_attr), ("bias_attr", bias_attr)):
+            if attr is not None and not isinstance(attr, paddle.ParamAttr):
+                raise ConfigError(f"set_distfc_attr: {name}={attr!r}: expected a paddle.ParamAttr")
+        self._config.param_attr, self._config.bias_attr = param_attr, bias_attr
+
+    def set_seed(self, n: int) -> None:
+        """Seed of the weights, the shuffling, the augmentation and dropout."""
+        self._config.seed = check_int("set_seed", n, 0)
+
+    def set_num_workers(self, n: int) -> None:
+        """Threads that decode images, per rank; 0 decodes in the training thread."""
+        self._config.num_workers = check_int("set_num_workers", n, 0)
+
+    def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
+        """Random changes of the training images.
+
+        Args:
+            mirror: mirror half of the images, and average embeddings over the mirror image in tests.
+            rotate: largest angle, degrees.
+            translate: largest shift, as a fraction of the side.
+        """
+        self._config.augmentation = Augmentation(
+            check_bool("set_augmentation: mirror", mirror),
+            check_float("set_augmentation: rotate", rotate, 0, 180),
+            check_float("set_augmentation: translate", translate, 0, 1),
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Trains all epochs; every rank calls it.
+
+        Returns:
+            `steps`, `epochs`, `loss` (mean of the last epoch), `images_per_second` (over all ranks, with loading),
+            `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or None).
+            The same on every rank but for rounding of the rate.
+
+        Raises:
+            PlscError: settings, data or a checkpoint that cannot be used; uncaught, it ends the program with its one
+                line and exit status 1.
+        """
+        config = self._prepare()
+        trainer = Trainer(config)
+        result = trainer.run()
+        self._backbone = trainer.backbone
+        return result
+
+    def test(self) -> dict[str, dict[str, float]]:
+        """Tests the model of the last `train`, or else of the checkpoint folder, on the verification sets.
+
+        Returns:
+            `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm'}}`, the same on every rank.
+
+        Raises:
+            PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
+        """
+        config = self._prepare()
+        parallel.initialise()
+        evaluator = build_evaluator(config)
+        backbone = self._backbone
+        if backbone is None:
+            if not config.checkpoint_dir:
+                raise ConfigError("test(): nothing to test; call train() first, or set_checkpoint_dir('output/<epoch>')")
+            backbone = build_backbone(config)
+            checkpoint.load_backbone(Path(config.checkpoint_dir), backbone)
+        results = evaluator(backbone)
+        log_test(results)
+        return results
+
+    def _prepare(self) -> Config:
+        """A checked copy of the settings, with logging set up."""
+        _word_errors()
+        set_up_logging()
+        self._config.check_combination()
+        return dataclasses.replace(self._config)
+
+
+def _word_errors() -> None:
+    """Makes an uncaught PlscError end the program with its one line; every other error keeps its traceback."""
+    if getattr(sys.excepthook, "plsc", False):
+        return
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
+        if issubclass(kind, PlscError):
+            print(f"plsc: error: {error}", file=sys.stderr, flush=True)
+        else:
+            previous(kind, error, traceback)
+
+    hook.plsc = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

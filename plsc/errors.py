@@ -1,0 +1,21 @@
+"""Errors made for people: each says what is wrong, where, and what to do, in one line."""
+
+
+class PlscError(Exception):
+    """Base of every error plsc raises for a user's mistake or a machine's failure."""
+
+
+class ConfigError(PlscError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(PlscError):
+    """A data set, label file, image or verification set that cannot be used."""
+
+
+class CheckpointError(PlscError):
+    """A checkpoint that is missing, damaged, or does not fit the settings."""
+
+
+class TrainingError(PlscError):
+    """Training cannot go on (a loss that is not finite, a rank that failed)."""

@@ -1,0 +1,127 @@
+"""Starts the ranks of one machine, shows rank 0, and ends all when one fails."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+from plsc import threads
+
+_GRACE_SECONDS = 5.0
+
+
+def run(command: Sequence[str], ranks: int) -> int:
+    """Runs `command` as `ranks` processes; returns 0, or 1 as soon as one of them failed and all have ended.
+
+    Rank 0 writes straight to this terminal. What the other ranks write to stderr is kept, and the last lines of the
+    first one to fail are the last thing shown.
+    """
+    ports = _free_ports(ranks)
+    processes = [_start(command, rank, ports) for rank in range(ranks)]
+    tails = [collections.deque[str](maxlen=40) for _ in processes]
+    ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
+    readers = [
+        threading.Thread(target=_collect, args=(process, tail, rank, ended), daemon=True)
+        for rank, (process, tail) in enumerate(zip(processes, tails))
+    ]
+    for reader in readers:
+        reader.start()
+    interrupted = False
+
+    def forward(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        failed = _wait(processes, ended, lambda: interrupted)
+    finally:
+        _end(processes)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for reader in readers:
+        reader.join(timeout=2)
+    if failed is None:
+        return 1 if interrupted else 0
+    code = processes[failed].returncode
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
+    sys.stderr.writelines(tails[failed])
+    sys.stderr.flush()
+    return 1
+
+
+def _start(command: Sequence[str], rank: int, ports: Sequence[int]) -> subprocess.Popen:
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    environment = dict(os.environ)
+    if not threads.user_chose:
+        environment["OMP_NUM_THREADS"] = str(threads.threads_per_rank(len(ports)))
+    environment.update(
+        PADDLE_TRAINER_ID=str(rank),
+        PADDLE_LOCAL_RANK=str(rank),
+        PADDLE_RANK_IN_NODE=str(rank),
+        PADDLE_TRAINERS_NUM=str(len(ports)),
+        PADDLE_LOCAL_SIZE=str(len(ports)),
+        PADDLE_TRAINER_ENDPOINTS=",".join(endpoints),
+        PADDLE_CURRENT_ENDPOINT=endpoints[rank],
+        FLAGS_selected_gpus=str(rank),
+    )
+    return subprocess.Popen(
+        command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def _collect(process: subprocess.Popen, tail: collections.deque[str], rank: int, ended: list[int]) -> None:
+    assert process.stderr is not None
+    for line in iter(process.stderr.readline, b""):
+        text = line.decode("utf-8", "replace")
+        tail.append(text)
+        if rank == 0:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    process.wait()
+    ended.append(rank)
+
+
+def _wait(processes: Sequence[subprocess.Popen], ended: list[int], stop: Callable[[], bool]) -> Optional[int]:
+    """The first rank that failed, or None when all succeeded or `stop()` became true."""
+    while not stop():
+        failed = [rank for rank in list(ended) if processes[rank].returncode]
+        if failed:
+            return failed[0]
+        if len(ended) == len(processes):
+            return None
+        time.sleep(0.05)
+    return None
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

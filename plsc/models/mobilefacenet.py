@@ -1,0 +1,73 @@
+"""MobileFaceNet (Chen et al., 2018, arXiv:1804.07573)."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import paddle
+from paddle import nn
+
+from plsc.models.base_model import BaseModel
+from plsc.models.resnet import check_sides
+
+# Table 1 of the paper: expansion t, channels c, repeats n, stride s of the first.
+BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+class MobileFaceNet(BaseModel):
+    """About a million parameters; the whole last map is weighed by a global depthwise convolution.
+
+    Args:
+        emb_dim: D; 128 in the paper.
+        image_shape: (C, H, W), sides of at least 16.
+    """
+
+    def __init__(self, emb_dim: int = 512, image_shape: tuple[int, int, int] = (3, 112, 112)) -> None:
+        super().__init__()
+        check_sides(image_shape)
+        channels, height, width = image_shape
+        self.stem = nn.Sequential(_conv(channels, 64, 3, stride=2), _conv(64, 64, 3, groups=64))
+        blocks, previous, halvings = [], 64, 1
+        for expansion, filters, repeats, stride in BOTTLENECKS:
+            halvings += stride == 2
+            for index in range(repeats):
+                blocks.append(_Bottleneck(previous, filters, expansion, stride if index == 0 else 1))
+                previous = filters
+        for _ in range(halvings):
+            height, width = (height + 1) // 2, (width + 1) // 2
+        self.blocks = nn.Sequential(*blocks)
+        self.tail = nn.Sequential(
+            _conv(previous, 512, 1),
+            nn.Conv2D(512, 512, (height, width), groups=512, bias_attr=False),
+            nn.BatchNorm2D(512),
+            nn.Conv2D(512, emb_dim, 1, bias_attr=False),
+            nn.BatchNorm2D(emb_dim),
+        )
+
+    def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
+        """[B, C, H, W] -> [B, emb_dim]."""
+        return self.tail(self.blocks(self.stem(input))).flatten(1)
+
+
+class _Bottleneck(nn.Layer):
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.body = nn.Sequential(
+            _conv(in_channels, hidden, 1),
+            _conv(hidden, hidden, 3, stride=stride, groups=hidden),
+            nn.Conv2D(hidden, out_channels, 1, bias_attr=False),
+            nn.BatchNorm2D(out_channels),
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2D(in_channels, out_channels, size, stride, size // 2, groups=groups, bias_attr=False),
+        nn.BatchNorm2D(out_channels),
+        nn.PReLU(out_channels),
+    )

@@ -1,0 +1,114 @@
+"""Ranks and collectives: the only module that speaks to paddle.distributed. With one rank every call is local."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import distributed
+from paddle.distributed import fleet
+
+_initialised = False
+
+
+def rank() -> int:
+    """This process's rank in [0, world_size())."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", 0)) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Number of ranks the launcher started; 1 without a launcher."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+
+
+def initialise() -> None:
+    """Joins the ranks of this run (once per process)."""
+    global _initialised
+    if _initialised:
+        return
+    if not paddle.is_compiled_with_cuda():
+        os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
+    if world_size() > 1:
+        fleet.init(is_collective=True, log_level="WARNING")
+    _initialised = True
+
+
+def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> paddle.nn.Layer:
+    """Wraps `model` so that its gradients are averaged over the ranks while backward runs."""
+    if world_size() == 1:
+        return model
+    fleet.fleet._user_defined_strategy.find_unused_parameters = find_unused_parameters
+    return fleet.distributed_model(model)
+
+
+def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
+    """Sum over the ranks, in place; the same bits on every rank."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
+    return tensor
+
+
+def all_reduce_max(tensor: paddle.Tensor) -> paddle.Tensor:
+    """Element-wise maximum over the ranks, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return tensor
+
+
+def row_counts(rows: int) -> list[int]:
+    """The number of rows each rank holds, in rank order."""
+    if world_size() == 1:
+        return [rows]
+    counts: list[paddle.Tensor] = []
+    distributed.all_gather(counts, paddle.to_tensor([rows], dtype="int64"))
+    return [count.item() for count in counts]
+
+
+def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
+    """Rows of every rank, one rank after the other: [n_r, ...] -> [sum(n_r), ...]. `counts` comes from `row_counts`."""
+    if world_size() == 1:
+        return tensor
+    most = max(counts)
+    if most == 0:
+        return tensor
+    padded = tensor
+    if tensor.shape[0] < most:
+        padding = paddle.zeros([most - tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
+        padded = padding if tensor.shape[0] == 0 else paddle.concat([tensor, padding])
+    parts: list[paddle.Tensor] = []
+    distributed.all_gather(parts, padded.contiguous())
+    return paddle.concat([part[:count] for part, count in zip(parts, counts) if count])
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = []
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """True on all ranks when `flag` is true on at least one."""
+    if world_size() == 1:
+        return flag
+    return all_reduce_sum(paddle.to_tensor([int(flag)], dtype="int64")).item() > 0
+
+
+def broadcast_statistics(model: paddle.nn.Layer) -> None:
+    """Gives every rank rank 0's untrained state (BatchNorm's running mean and variance)."""
+    if world_size() == 1:
+        return
+    state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
+    for tensor in state:
+        distributed.broadcast(tensor, src=0)
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        # A sum every rank must read, rather than distributed.barrier(), behaves the same on gloo and nccl.
+        np.asarray(all_reduce_sum(paddle.zeros([1], dtype="int64")))

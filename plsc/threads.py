@@ -1,0 +1,36 @@
+"""CPU threads per rank, set before paddle is imported (paddle would settle for one)."""
+
+from __future__ import annotations
+
+import os
+
+user_chose = False  # whether OMP_NUM_THREADS comes from the user; set by set_threads_per_rank
+
+
+def set_threads_per_rank() -> None:
+    """Sets OMP_NUM_THREADS to the cores divided by the ranks on this machine, unless the user chose a value."""
+    global user_chose
+    user_chose = _chosen_by_user()
+    if not user_chose:
+        local_ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+        os.environ["OMP_NUM_THREADS"] = str(threads_per_rank(local_ranks))
+
+
+def threads_per_rank(local_ranks: int) -> int:
+    """Cores this process may use, shared fairly by `local_ranks` processes; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, local_ranks))
+
+
+def _chosen_by_user() -> bool:
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    if os.environ["OMP_NUM_THREADS"] != "1" or "PADDLE_TRAINER_ID" not in os.environ:
+        return True
+    # Paddle's launcher imports paddle, which puts 1 into the environment its ranks inherit:
+    # what the user asked for is in the environment the launcher itself was started with.
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as environment:
+            return any(entry.startswith(b"OMP_NUM_THREADS=") for entry in environment.read().split(b"\0"))
+    except OSError:
+        return True

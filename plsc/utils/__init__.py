@@ -1,0 +1,1 @@
+"""Readers kept for training scripts that build their own input pipeline."""

@@ -1,0 +1,30 @@
+"""Packaging of plsc: `pip install '.[cpu]'` or `pip install '.[gpu]'`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "plsc" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+setup(
+    name="plsc",
+    version=version,
+    description="Trains classifiers with very many classes on PaddlePaddle; the last layer is sharded over the ranks",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9,<3.14",
+    packages=find_packages(include=["plsc", "plsc.*"]),
+    package_data={"plsc": ["py.typed"]},
+    install_requires=["numpy>=1.21", "pillow>=9.0", "safetensors>=0.4", "hdfs>=2.7", "tqdm>=4.60"],
+    extras_require={
+        "cpu": ["paddlepaddle>=3.3", "setuptools"],
+        # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
+        "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
+        "hdfs": ["hdfs>=2.7"],
+        "demo": ["matplotlib>=3.5"],
+        "dev": ["pytest>=7", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.8", "matplotlib>=3.5"],
+    },
+)

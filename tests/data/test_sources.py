@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plsc.data.sources import read_label_file
+from plsc.errors import DataError
+
+
+def make(root: Path, text: bytes, files: tuple[str, ...] = ()) -> str:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    (root / "label.txt").write_bytes(text)
+    return str(root)
+
+
+def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
+    text = "\ufeffa/1.jpg 0\r\n\r\nb c/my é.jpg\t2\r\n  \n2.jpg 1".encode()
+    root = make(tmp_path, text, ("a/1.jpg", "b c/my é.jpg", "2.jpg"))
+    source = read_label_file(root, 3)
+    assert len(source) == 3
+    assert source.paths == ["a/1.jpg", "b c/my é.jpg", "2.jpg"]
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [0, 2, 1]
+    assert source.where(1) == f"{root}/label.txt:3"
+    assert source.where(2).endswith("label.txt:5")
+    assert source.open(1) == "b c/my é.jpg".encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", ["label.txt", "names no images"]),
+        (b"\n \n", ["names no images"]),
+        (b"1.jpg 0\n1.jpg\n", ["label.txt:2", "no label"]),
+        (b"1.jpg 0\n1.jpg x\n", ["label.txt:2", "'x'", "not an integer"]),
+        (b"1.jpg 1.0\n", ["label.txt:1", "not an integer"]),
+        (b"1.jpg 1_0\n", ["label.txt:1", "not an integer"]),
+        (b"1.jpg +-1\n", ["label.txt:1", "not an integer"]),
+        (b"1.jpg 0\n\n1.jpg 7\n", ["label.txt:3", "label 7", "[0, 7)", "set_class_num"]),
+        (b"1.jpg -1\n", ["label.txt:1", "label -1"]),
+        (b"1.jpg 99999999999999999999\n", ["label.txt:1", "outside"]),
+        (b"1.jpg 0\n\xff.jpg 0\n", ["label.txt:2", "UTF-8"]),
+        (b"1.jpg 0\nx.jpg 0\nno/x.jpg 1\n1.jpg/y 1\n1.jpg 1\n", ["label.txt:2", "'x.jpg'", "3 missing"]),
+        (b"no/x.jpg 1\n1.jpg 0\nx.jpg 0\n", ["label.txt:1", "'no/x.jpg'", "2 missing"]),
+        (b"1.jpg 0\nsub 0\n", ["label.txt:2", "'sub'", "1 missing"]),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: bytes, words: list[str]) -> None:
+    root = make(tmp_path, text, ("1.jpg", "sub/1.jpg"))
+    with pytest.raises(DataError) as caught:
+        read_label_file(root, 7)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_no_label_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.txt"):
+        read_label_file(str(tmp_path), 2, name="train.txt")
+
+
+def test_file_lost_after_the_check(tmp_path: Path) -> None:
+    source = read_label_file(make(tmp_path, b"1.jpg 0\n", ("1.jpg",)), 1)
+    (tmp_path / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"label\.txt:1.*1\.jpg"):
+        source.open(0)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plsc.data.transforms import Augmentation, augment, decode, from_pixels, normalize
+from plsc.errors import DataError
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_decode_keeps_pixels_and_channel_order() -> None:
+    pixels = noise(6, 5, 3)
+    result = decode(encode(pixels), (3, 6, 5), "x")
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, pixels)
+
+
+def test_decode_resizes_and_converts() -> None:
+    assert decode(encode(noise(6, 5, 3)), (3, 8, 4), "x").shape == (8, 4, 3)
+    assert decode(encode(noise(6, 5, 3)), (1, 8, 4), "x").shape == (8, 4, 1)
+    grey = noise(6, 5)
+    result = decode(encode(grey), (3, 6, 5), "x")
+    assert np.array_equal(result, np.repeat(grey[:, :, None], 3, axis=2))
+    assert decode(encode(noise(6, 5, 4)), (3, 6, 5), "x").shape == (6, 5, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncated_image(kind: str) -> None:
+    data = encode(noise(64, 64, 3), kind)
+    with pytest.raises(DataError, match=r"label\.txt:7: cannot decode"):
+        decode(data[: len(data) // 2], (3, 64, 64), "label.txt:7")
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff"])
+def test_undecodable_image(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"label\.txt:7"):
+        decode(data, (3, 8, 8), "label.txt:7")
+
+
+def test_image_shape_must_be_readable() -> None:
+    with pytest.raises(DataError, match="image_shape"):
+        decode(encode(noise(4, 4)), (2, 4, 4), "x")
+
+
+def test_from_pixels() -> None:
+    pixels = noise(4, 4, 3)
+    assert np.array_equal(from_pixels(pixels, (3, 4, 4), "x"), pixels)
+    assert from_pixels(noise(4, 4, 1), (3, 2, 2), "x").shape == (2, 2, 3)
+    with pytest.raises(DataError, match="x: float64"):
+        from_pixels(np.zeros((4, 4, 3)), (3, 4, 4), "x")
+
+
+def test_mirror_is_half() -> None:
+    pixels = noise(4, 4, 3)
+    rng = np.random.default_rng(1)
+    flipped = 0
+    for _ in range(400):
+        result = augment(pixels, Augmentation(), rng)
+        mirrored = np.array_equal(result, pixels[:, ::-1])
+        assert mirrored or np.array_equal(result, pixels)
+        flipped += mirrored
+    assert 150 < flipped < 250
+    assert augment(pixels, Augmentation(mirror=False), rng) is pixels
+
+
+class Fixed:
+    """Stands in for a Generator: the greatest value of every draw."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return high
+
+
+def test_translate_moves_whole_pixels_and_fills_from_the_edge() -> None:
+    pixels = np.full((8, 8, 3), 50, np.uint8)
+    pixels[2, 3] = (200, 100, 0)
+    result = augment(pixels, Augmentation(False, 0.0, 0.25), Fixed())  # type: ignore[arg-type]
+    expected = np.full((8, 8, 3), 50, np.uint8)
+    expected[4, 5] = (200, 100, 0)
+    assert np.array_equal(result, expected)
+
+
+def test_rotate_turns_about_the_centre() -> None:
+    pixels = np.full((9, 9, 1), 30, np.uint8)
+    pixels[4, 7] = 255
+    result = augment(pixels, Augmentation(False, 90.0, 0.0), Fixed())  # type: ignore[arg-type]
+    assert result.shape == (9, 9, 1)
+    assert {tuple(place) for place in np.argwhere(result[:, :, 0] > 200)} <= {(1, 4), (7, 4)}
+    assert (result > 200).sum() == 1
+    assert result.min() >= 30  # no black corners
+
+
+def test_normalize() -> None:
+    images = noise(2, 4, 5, 3)
+    result = normalize(images)
+    assert result.dtype == np.float32
+    assert result.flags["C_CONTIGUOUS"]
+    assert result.shape == (2, 3, 4, 5)
+    assert np.array_equal(result[1, 2, 3, 4], np.float32((float(images[1, 3, 4, 2]) - 127.5) / 128))
+    floats = images[:, :, :, :1].astype(np.float32)
+    normalize(floats)
+    assert np.array_equal(floats, images[:, :, :, :1])

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plsc.data.verification import find_verification_sets, load_verification, save_verification
+from plsc.errors import DataError
+
+SHAPE = (3, 6, 6)
+
+
+def pictures(count: int) -> tuple[np.ndarray, list[bytes]]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    encoded = []
+    for one in pixels:
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "PNG")
+        encoded.append(file.getvalue())
+    return pixels, encoded
+
+
+def write(path: Path, content: Any, protocol: int = 4) -> str:
+    path.write_bytes(pickle.dumps(content, protocol))
+    return str(path)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    pixels, encoded = pictures(6)
+    path = str(tmp_path / "lfw.bin")
+    save_verification(path, encoded, [True, False, True])
+    assert os.listdir(tmp_path) == ["lfw.bin"]
+    one = load_verification(path, SHAPE)
+    assert one.name == "lfw"
+    assert one.images.dtype == np.uint8
+    assert np.array_equal(one.images, pixels)
+    assert one.issame.dtype == bool
+    assert one.issame.tolist() == [True, False, True]
+    assert load_verification(path, (1, 4, 4)).images.shape == (6, 4, 4, 1)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_protocols_and_arrays(tmp_path: Path, protocol: int) -> None:
+    pixels, encoded = pictures(4)
+    same = [True, False]
+    for images in (encoded, [np.frombuffer(data, np.uint8) for data in encoded], list(pixels), pixels):
+        for issame in (same, np.array(same), [np.bool_(value) for value in same]):
+            one = load_verification(write(tmp_path / "a.bin", (images, issame), protocol), SHAPE)
+            assert np.array_equal(one.images, pixels)
+            assert one.issame.tolist() == same
+    fortran = [np.asfortranarray(image) for image in pixels]
+    assert np.array_equal(load_verification(write(tmp_path / "f.bin", (fortran, same), protocol), SHAPE).images, pixels)
+
+
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_old_and_new_numpy_names(tmp_path: Path, core: str) -> None:
+    pixels, _ = pictures(2)
+    data = pickle.dumps((list(pixels), [True]), 0)
+    data = data.replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", core.encode())
+    (tmp_path / "a.bin").write_bytes(data)
+    assert np.array_equal(load_verification(str(tmp_path / "a.bin"), SHAPE).images, pixels)
+
+
+def test_python2_strings(tmp_path: Path) -> None:
+    _, encoded = pictures(2)
+    # What Python 2 writes in protocol 2: byte strings as BINSTRING.
+    strings = b"".join(b"T" + len(data).to_bytes(4, "little") + data for data in encoded)
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02](" + strings + b"e](\x88e\x86.")
+    assert len(load_verification(str(tmp_path / "a.bin"), SHAPE).images) == 2
+
+
+class Call:
+    def __init__(self, function: Any, *args: Any):
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("function", "args", "name"),
+    [
+        (os.system, ("touch {0}",), "system"),
+        (eval, ("open({0!r}, 'w')",), "eval"),
+        (getattr, ("", "join"), "getattr"),
+        (np.load, ("{0}",), "numpy"),
+    ],
+)
+def test_malicious_pickle(tmp_path: Path, protocol: int, function: Any, args: tuple[str, ...], name: str) -> None:
+    trace = str(tmp_path / "trace")
+    content = ([b"x", Call(function, *(arg.format(trace) for arg in args))], [True])
+    path = write(tmp_path / "evil.bin", content, protocol)
+    with pytest.raises(DataError, match=rf"evil\.bin: refused.*{name}"):
+        load_verification(path, SHAPE)
+    assert not os.path.exists(trace)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
+        b"c_codecs\nencode\n(Vabc\ntR.",
+        b"c_codecs\nlookup\n(Vabc\ntR.",
+        b"cnumpy\nload\n(Vabc\ntR.",
+        b"cnumpy\ndtype.__class__\n(Vabc\ntR.",
+        b"\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.",
+    ],
+)
+def test_refused_globals(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "evil.bin").write_bytes(body)
+    with pytest.raises(DataError, match=r"evil\.bin: refused"):
+        load_verification(str(tmp_path / "evil.bin"), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (([b"x"] * 3, [True]), "3 images do not fit 1 pairs"),
+        (([], []), "no pairs"),
+        ([1, 2, 3], "not a verification set"),
+        ((1, [True]), "not a verification set"),
+        (([b"x", b"y"], ["yes"]), "issame of pair 0"),
+        (([b"x", b"y"], [True]), "image 0: cannot decode"),
+        ((["x", "y"], [True]), "image 0: str"),
+        (([np.zeros((6, 6, 3)), b"y"], [True]), "float|f8"),
+    ],
+)
+def test_bad_content(tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(DataError, match=rf"bad\.bin.*({words})"):
+        load_verification(write(tmp_path / "bad.bin", content), SHAPE)
+
+
+def test_damaged_and_missing(tmp_path: Path) -> None:
+    _, encoded = pictures(2)
+    path = Path(write(tmp_path / "cut.bin", (encoded, [True])))
+    whole = path.read_bytes()
+    for data in (b"", b"garbage", whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"cut\.bin"):
+            load_verification(str(path), SHAPE)
+    with pytest.raises(DataError, match=r"none\.bin"):
+        load_verification(str(tmp_path / "none.bin"), SHAPE)
+
+
+def test_save_refuses_odd_counts_and_cleans_up(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="do not fit"):
+        save_verification(str(tmp_path / "a.bin"), [b"x"], [True])
+    assert os.listdir(tmp_path) == []
+
+
+def test_find(tmp_path: Path) -> None:
+    for name in ("lfw.bin", "agedb_30.bin", "label.txt"):
+        (tmp_path / name).write_bytes(b"")
+    root = str(tmp_path)
+    assert find_verification_sets(root, "lfw, agedb_30") == [f"{root}/lfw.bin", f"{root}/agedb_30.bin"]
+    assert find_verification_sets(root, "") == []
+    with pytest.raises(DataError, match=r"cfp_fp\.bin.*agedb_30, lfw$"):
+        find_verification_sets(root, "lfw,cfp_fp")
+    with pytest.raises(DataError, match="cannot be listed"):
+        find_verification_sets(f"{root}/no", "lfw")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.bin files"):
+        find_verification_sets(f"{root}/empty", "lfw")

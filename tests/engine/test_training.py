@@ -1,0 +1,139 @@
+"""Whole runs on real processes, on glyph images."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import HELPERS, ROOT, start
+from safetensors.numpy import load_file
+
+from plsc import Entry
+from plsc.checkpoint import head_file
+
+pytestmark = pytest.mark.core
+
+
+def result_of(output, rank=0):
+    return json.loads((output / f"result_{rank}.json").read_text())
+
+
+def events(output, kind):
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == kind]
+
+
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "softmax"])
+def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path, f"loss_type={loss_type}", "calc_acc=true")
+    first, second = result_of(tmp_path), result_of(tmp_path, 1)
+    assert first["steps"] == 6 and first["epochs"] == 2 and first["skipped_steps"] == 0
+    assert first["test"] == second["test"] and first["loss"] == second["loss"]
+    assert set(first["test"]["glyphs"]) == {"accuracy", "std", "tar@1e-3", "xnorm"}
+    trained = events(tmp_path, "train")
+    assert [record["step"] for record in trained] == [2, 4, 6]
+    assert all(0 <= record["acc1"] <= record["acc5"] <= 1 for record in trained)
+    assert len(events(tmp_path, "test")) == 2
+    assert "12 classes" in process.stderr and "96 images" in process.stderr and "ETA" in process.stderr
+    meta = json.loads((tmp_path / "1" / "meta.json").read_text())
+    assert meta["num_classes"] == 12 and meta["ranks"] == 2
+    shards = 2 if loss_type == "dist_arcface" else 1
+    rows = [load_file(tmp_path / "1" / head_file(rank))["weight"] for rank in range(shards)]
+    assert np.concatenate(rows).shape == (12, 16)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_ranks_agree_with_one_process_on_the_same_global_batch(ranks, glyphs, tmp_path):
+    # BatchNorm sees one rank's batch only, so the comparison freezes it out: one step from equal weights, its loss.
+    for world, batch in ((1, 24), (2, 12), (3, 8)):
+        ranks(
+            "train_glyphs.py", world, glyphs, tmp_path / str(world), f"train_batch_size={batch}", "train_epochs=1",
+            "log_period=1", "with_test=false",
+        )  # fmt: skip
+    counts = [len(events(tmp_path / str(world), "train")) for world in (1, 2, 3)]
+    assert counts == [4, 4, 4]
+    heads = [
+        np.concatenate([load_file(tmp_path / str(world) / "0" / head_file(rank))["weight"] for rank in range(world)])
+        for world in (1, 2, 3)
+    ]
+    assert heads[0].shape == heads[1].shape == heads[2].shape == (12, 16)
+    losses = [[record["loss"] for record in events(tmp_path / str(world), "train")] for world in (1, 2, 3)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.15)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=0.15)
+
+
+def test_a_checkpoint_of_two_ranks_starts_one_and_three(ranks, glyphs, tmp_path):
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "first", "with_test=false", "train_epochs=1")
+    source = tmp_path / "first" / "0"
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    whole = np.concatenate([load_file(source / head_file(rank))["weight"] for rank in range(2)])
+    for world in (1, 3):
+        # A learning rate that changes nothing: what was loaded is what is saved.
+        output = tmp_path / str(world)
+        ranks(
+            "train_glyphs.py", world, glyphs, output, f"checkpoint_dir={source}", "lr=1e-30", "with_test=false",
+            "train_epochs=1",
+        )  # fmt: skip
+        rows = [load_file(output / "0" / head_file(rank))["weight"] for rank in range(world)]
+        np.testing.assert_array_equal(np.concatenate(rows), whole)
+    assert before == {path.name: path.read_bytes() for path in source.iterdir()}
+
+
+def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
+    ranks("train_glyphs.py", 3, glyphs, tmp_path, "uneven=1", "with_test=false", "train_epochs=2")
+    assert [result_of(tmp_path, rank)["steps"] for rank in range(3)] == [8, 8, 8]  # the longest reader has 4 batches
+
+
+def test_a_failing_rank_ends_all_and_its_error_is_last(glyphs, tmp_path):
+    began = time.monotonic()
+    process = start("train_glyphs.py", 3, glyphs, tmp_path, "fail_rank=1", "with_test=false")
+    assert process.returncode == 1
+    assert "the reader broke here" in process.stderr.splitlines()[-1]
+    assert time.monotonic() - began < 90
+
+
+def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, "class_num=5", "with_test=false")
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert "label.txt:" in last and "set_class_num" in last
+    assert "Traceback" not in process.stderr
+
+
+def test_the_launcher_of_paddle_works(glyphs, tmp_path):
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    command += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), str(glyphs), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    logs = "".join(path.read_text() for path in Path(tmp_path, "log").glob("workerlog.*"))
+    assert process.returncode == 0, process.stderr[-2000:] + logs[-3000:]
+    assert result_of(tmp_path)["test"] == result_of(tmp_path, 1)["test"]
+
+
+def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
+    ins = Entry()
+    ins.set_dataset_dir(str(glyphs))
+    ins.set_model_save_dir(str(tmp_path))
+    ins.set_class_num(12)
+    ins.set_image_shape((3, 32, 32))
+    ins.set_train_batch_size(48)
+    ins.set_model_name("MobileFaceNet")
+    ins.set_emb_size(16)
+    ins.set_train_epochs(1)
+    ins.set_val_targets("glyphs")
+    first, second = ins.train(), ins.train()
+    assert first["loss"] == second["loss"], "a second run starts afresh"
+    tested = ins.test()
+    assert tested == second["test"]
+    other = Entry()
+    for name, value in (("dataset_dir", str(glyphs)), ("image_shape", (3, 32, 32)), ("emb_size", 16)):
+        getattr(other, f"set_{name}")(value)
+    other.set_model_save_dir(None)
+    other.set_val_targets("glyphs")
+    other.set_model_name("MobileFaceNet")
+    other.set_checkpoint_dir(second["checkpoint"])
+    assert other.test()["glyphs"] == pytest.approx(tested["glyphs"], abs=1e-6)

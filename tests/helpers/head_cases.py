@@ -1,0 +1,72 @@
+"""Cases for the head on any number of ranks. As a script: `head_cases.py OUTPUT_DIR DTYPE` computes them on this rank."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+# (loss type, classes, rows of the embedding per rank when there are 3 ranks)
+CASES = [
+    (f"{prefix}{kind}", classes, counts)
+    for prefix in ("", "dist_")
+    for kind in ("softmax", "arcface", "cosface")
+    for classes, counts in ((7, (4, 4, 4)), (11, (5, 1, 3)), (5, (0, 6, 2)), (2, (3, 0, 1)), (1, (1, 1, 0)))
+]
+DIM = 6
+
+
+def data(case):
+    """The global batch and the full head of a case, float64."""
+    _, classes, counts = CASES[case]
+    rng = np.random.default_rng(case)
+    embedding = rng.normal(size=(sum(counts), DIM))
+    if case % 2:
+        embedding[0] = 0.0
+    return {
+        "embedding": embedding,
+        "weight": rng.normal(size=(classes, DIM)),
+        "bias": rng.normal(size=classes),
+        "label": rng.integers(0, classes, sum(counts)),
+    }
+
+
+def own_rows(counts, world, rank):
+    """Slice of the global batch `rank` holds: the three parts are dealt to fewer ranks in order."""
+    owner = [min(part, world - 1) for part in range(3)]
+    first = sum(count for part, count in enumerate(counts) if owner[part] < rank)
+    return slice(first, first + sum(count for part, count in enumerate(counts) if owner[part] == rank))
+
+
+def main(output, dtype):
+    import paddle
+
+    from plsc import parallel
+    from plsc.heads import build_head
+
+    parallel.initialise()
+    rank, world = parallel.rank(), parallel.world_size()
+    results = {}
+    for case, (loss_type, classes, counts) in enumerate(CASES):
+        full = data(case)
+        head = build_head(loss_type, classes, DIM, margin=0.4, scale=16.0, dtype=dtype)
+        if head.weight is not None:
+            head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))
+        if head.bias is not None:
+            head.bias.set_value(full["bias"][head.lower : head.upper].astype(dtype))
+        rows = own_rows(counts, world, rank)
+        out = head.step(
+            paddle.to_tensor(full["embedding"][rows].astype(dtype)), paddle.to_tensor(full["label"][rows]), True
+        )
+        results[f"{case}/loss"] = float(out.loss)
+        results[f"{case}/embedding"] = out.embedding_grad.numpy()
+        results[f"{case}/correct"] = np.array(out.correct)
+        results[f"{case}/lower"] = head.lower
+        for name in ("weight", "bias"):
+            parameter = getattr(head, name)
+            if parameter is not None:
+                results[f"{case}/{name}"] = parameter.grad.numpy()
+    np.savez(Path(output) / f"{world}_{rank}.npz", **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,66 @@
+"""A user's script: trains on a folder. `train_glyphs.py DATA OUTPUT [name=value ...]` calls `ins.set_<name>(value)`.
+
+Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
+the user's own that gives rank r 2 + r batches, the last of them smaller.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from plsc import Entry, parallel
+from plsc.models.base_model import BaseModel
+
+
+class TinyNet(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.conv = paddle.nn.Conv2D(3, 8, 3, stride=4, padding=1, bias_attr=False)
+        self.norm = paddle.nn.BatchNorm2D(8)
+        self.fc = paddle.nn.Linear(8 * 8 * 8, 16)
+
+    def build_network(self, input, label, is_train):
+        return self.fc(paddle.nn.functional.relu(self.norm(self.conv(input))).flatten(1))
+
+
+def reader_of(rank, classes, fail, batches):
+    def reader():
+        rng = np.random.default_rng(rank)
+        for number in range(batches):
+            if fail and number == 1:
+                raise RuntimeError("the reader broke here")
+            size = 8 if number < batches - 1 else 3
+            yield [(rng.normal(size=(3, 32, 32)).astype("float32"), int(rng.integers(classes))) for _ in range(size)]
+
+    return reader
+
+
+def main(data, output, *options):
+    chosen = dict(option.split("=", 1) for option in options)
+    fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
+    ins = Entry()
+    ins.set_dataset_dir(data)
+    ins.set_model_save_dir(output)
+    ins.set_class_num(12)
+    ins.set_image_shape((3, 32, 32))
+    ins.set_train_batch_size(16)
+    ins.set_emb_size(16)
+    ins.set_train_epochs(2)
+    ins.set_log_period(2)
+    ins.set_val_targets("glyphs")
+    ins.set_augmentation(mirror=False)
+    ins.set_model(TinyNet())
+    for name, value in chosen.items():
+        getattr(ins, f"set_{name}")(value if name in ("loss_type", "checkpoint_dir") else json.loads(value))
+    if uneven or fail_rank >= 0:
+        rank = parallel.rank()
+        ins.train_reader = reader_of(rank, 12, rank == fail_rank, 2 + rank)
+    result = ins.train()
+    Path(output, f"result_{parallel.rank()}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,108 @@
+import numpy as np
+import paddle
+import pytest
+
+from plsc.errors import ConfigError
+from plsc.models import build_model
+from plsc.models.mobilefacenet import MobileFaceNet
+from plsc.models.resnet import ResNet
+
+pytestmark = pytest.mark.core
+
+
+def weights(model):
+    """Weights as published listings count them: without running statistics."""
+    return sum(
+        int(np.prod(p.shape)) for n, p in model.named_parameters() if n.split(".")[-1] not in ("_mean", "_variance")
+    )
+
+
+# Millions, insightface arcface_torch model zoo.
+@pytest.mark.parametrize("layers, millions", [(18, 24.03), (34, 34.14), (50, 43.59), (101, 65.15)])
+def test_resnet_has_the_published_number_of_weights(layers, millions):
+    assert weights(ResNet(layers)) == pytest.approx(millions * 1e6, rel=0.002)
+
+
+def test_mobilefacenet_has_the_published_number_of_weights():
+    assert weights(MobileFaceNet(emb_dim=128)) == pytest.approx(0.99e6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["ResNet152", "ResNet200"])
+def test_the_deepest(name):
+    model = build_model(name, 8, (3, 16, 16))
+    assert model.build((3, 16, 16)) == 8
+    convolutions = [m for m in model.sublayers() if isinstance(m, paddle.nn.Conv2D) and m.weight.shape[-1] == 3]
+    assert len(convolutions) == 1 + 2 * {"ResNet152": 50, "ResNet200": 98}[name]
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 17, 23), (3, 112, 112)])
+def test_shapes(name, shape):
+    model = build_model(name, 24, shape)
+    assert model.build(shape) == 24
+    assert model(paddle.rand([3, *shape])).shape == [3, 24]
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+def test_a_gradient_reaches_every_weight(name):
+    paddle.seed(0)
+    model = build_model(name, 16, (3, 32, 32))
+    (model(paddle.rand([4, 3, 32, 32])) * paddle.rand([4, 16])).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.stop_gradient:
+            assert parameter.grad is not None, parameter_name
+            assert np.isfinite(parameter.grad.numpy()).all(), parameter_name
+
+
+def test_the_scale_of_the_embedding_stays_at_one():
+    model = ResNet(18, 16, (3, 16, 16))
+    fixed = {n for n, p in model.named_parameters() if p.stop_gradient and n.split(".")[-1][0] != "_"}
+    assert len(fixed) == 1
+    np.testing.assert_array_equal(dict(model.named_parameters())[fixed.pop()].numpy(), np.ones(16))
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+def test_it_learns_four_images_by_heart(name):
+    paddle.seed(3)
+    model = build_model(name, 16, (3, 16, 16))
+    x = paddle.rand([8, 3, 16, 16])
+    y = paddle.to_tensor([0, 1, 2, 3] * 2)
+    x = x[:4].tile([2, 1, 1, 1]) + 0.05 * x
+    optimizer = paddle.optimizer.Momentum(
+        0.1, 0.9, parameters=[p for p in model.parameters() if not p.stop_gradient], weight_decay=5e-4
+    )
+    losses = []
+    for _ in range(25):
+        loss = paddle.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.5 * losses[0], losses
+
+
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+def test_saved_for_inference(name, tmp_path):
+    model = build_model(name, 8, (3, 16, 16))
+    model.eval()
+    x = paddle.rand([3, 3, 16, 16])
+    spec = paddle.static.InputSpec([None, 3, 16, 16], "float32", "image")
+    paddle.jit.save(model, str(tmp_path / "model"), input_spec=[spec])
+    loaded = paddle.jit.load(str(tmp_path / "model"))
+    loaded.eval()
+    for number in (3, 1):
+        np.testing.assert_allclose(loaded(x[:number]).numpy(), model(x[:number]).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_name():
+    with pytest.raises(ConfigError, match="ResNet51.*ResNet18.*MobileFaceNet"):
+        build_model("ResNet51", 8, (3, 16, 16))
+    with pytest.raises(ConfigError, match="51"):
+        ResNet(51)
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "MobileFaceNet"])
+def test_too_small_an_image(name):
+    for shape in ((3, 15, 112), (3, 112, 8)):
+        with pytest.raises(ConfigError, match="set_image_shape"):
+            build_model(name, 8, shape)

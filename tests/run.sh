@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes two environments (newest and oldest supported Paddle), then lint, types and tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache="${PLSC_TEST_CACHE:-$PWD/.cache/tests}"
+python="${PYTHON:-python3}"
+
+environment() { # name, requirements...
+    local folder="$cache/$1" stamp
+    shift
+    stamp="$*"
+    if [ "$(cat "$folder/requirements" 2>/dev/null)" != "$stamp" ]; then
+        "$python" -m venv --clear "$folder"
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+        echo "$stamp" > "$folder/requirements"
+    fi
+}
+
+environment newest paddlepaddle==3.3.1 setuptools ".[dev]"
+"$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
+"$cache/newest/bin/ruff" check .
+"$cache/newest/bin/ruff" format --check .
+"$cache/newest/bin/mypy"
+export PYTHONPATH="$PWD" OMP_NUM_THREADS=1
+"$cache/newest/bin/python" -m pytest -n 2 "$@"
+
+if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # 2.6.2 has no build for 3.13
+    environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
+    "$cache/oldest/bin/python" -m pip uninstall --quiet --yes plsc
+    "$cache/oldest/bin/python" -m pytest -n 2 -m core "$@"
+fi

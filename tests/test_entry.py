@@ -1,0 +1,146 @@
+import paddle
+import pytest
+
+from plsc import Entry, optim
+from plsc.config import Config
+from plsc.errors import ConfigError
+from plsc.models.base_model import BaseModel
+
+REFUSED = [
+    ("set_train_batch_size", 0),
+    ("set_train_batch_size", 2.5),
+    ("set_train_batch_size", True),
+    ("set_test_batch_size", "8"),
+    ("set_log_period", -1),
+    ("set_lr", 0),
+    ("set_lr", float("nan")),
+    ("set_lr_decay_factor", 2),
+    ("set_step_boundaries", [5, 5]),
+    ("set_step_boundaries", 7),
+    ("set_warmup_epochs", -1),
+    ("set_mixed_precision", 1),
+    ("set_model_save_dir", 5),
+    ("set_calc_acc", "yes"),
+    ("set_dataset_dir", ""),
+    ("set_class_num", 0),
+    ("set_emb_size", None),
+    ("set_model", paddle.nn.Linear(1, 1)),
+    ("set_model_name", "ResNet51"),
+    ("set_train_epochs", 0),
+    ("set_loss_type", "triplet"),
+    ("set_margin", 4),
+    ("set_scale", 0),
+    ("set_image_shape", (3, 15, 112)),
+    ("set_image_shape", (2, 112, 112)),
+    ("set_image_shape", "112"),
+    ("set_optimizer", "adam"),
+    ("set_with_test", 1),
+    ("set_distfc_attr", 0.1),
+    ("set_seed", -1),
+    ("set_num_workers", -1),
+    ("set_val_targets", ""),
+]
+
+
+@pytest.mark.parametrize("setter, value", REFUSED)
+def test_a_setter_refuses_at_once_and_names_itself(setter, value):
+    with pytest.raises(ConfigError, match=setter) as caught:
+        getattr(Entry(), setter)(value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_those_of_the_2020_interface():
+    config = Config()
+    assert (config.train_batch_size, config.test_batch_size, config.train_image_num) == (128, 120, 5822653)
+    assert (config.train_epochs, config.warmup_epochs, config.lr) == (120, 0, 0.1)
+    assert config.lr_steps == (100000, 160000, 220000) and config.lr_decay_factor == 0.1
+    assert (config.val_targets, config.with_test, config.model_name) == ("lfw", True, "ResNet50")
+    assert (config.dataset_dir, config.checkpoint_dir, config.model_save_dir) == ("./train_data", "", "./output")
+    assert (config.loss_type, config.num_classes, config.image_shape) == ("dist_arcface", 85742, (3, 112, 112))
+    assert (config.margin_of_loss(), config.scale, config.emb_dim, config.log_period) == (0.5, 64.0, 512, 200)
+
+
+def test_a_password_is_never_shown():
+    ins = Entry()
+    ins.set_hdfs_info("hdfs://somewhere:9000", "me,secret-word", "folder")
+    assert "secret-word" not in repr(ins._config)
+    with pytest.raises(ConfigError) as caught:
+        ins.set_hdfs_info("hdfs://somewhere:9000", "secret-word")
+    assert "secret-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        (lambda ins: ins.set_mixed_precision(True), "set_mixed_precision"),
+        (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
+        (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),
+        (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
+        (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_step(prepare, words):
+    ins = Entry()
+    prepare(ins)
+    with pytest.raises(Exception, match=words):
+        ins.train()
+
+
+def test_nothing_to_test_is_said():
+    with pytest.raises(ConfigError, match="train"):
+        Entry().test()
+
+
+def test_warm_up_and_boundaries_of_the_default_schedule():
+    config = Config(train_batch_size=512, lr=0.1, lr_steps=(10, 20), lr_decay_factor=0.1, warmup_epochs=1)
+    rates = [optim.learning_rate_at(config, step, steps_per_epoch=5) for step in (0, 4, 9, 10, 20)]
+    assert rates == pytest.approx([0.01, 0.05, 0.05, 0.005, 0.0005])
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.fc = paddle.nn.Linear(3 * 16 * 16, 4)
+
+    def build_network(self, input, label, is_train):
+        return self.fc(input.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda parameters: paddle.optimizer.Adam(0.01, parameters=parameters),
+        paddle.optimizer.AdamW(0.01, parameters=optim.deferred(), weight_decay=0.1),
+        paddle.optimizer.Momentum(
+            paddle.optimizer.lr.StepDecay(0.1, 2),
+            parameters=optim.deferred(),
+            weight_decay=1e-3,
+            grad_clip=paddle.nn.ClipGradByGlobalNorm(0.5),
+        ),
+    ],
+)
+def test_a_users_optimizer_trains_backbone_and_head(optimizer, tmp_path):
+    import numpy as np
+
+    ins = Entry()
+    ins.set_image_shape((3, 16, 16))
+    ins.set_class_num(3)
+    ins.set_emb_size(4)
+    ins.set_model(Line())
+    ins.set_train_epochs(10)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(str(tmp_path))
+    ins.set_optimizer(optimizer)
+    images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype("float32")
+    ins.train_reader = lambda: iter([[(image, number % 3) for number, image in enumerate(images)]])
+    ins.set_loss_type("dist_cosface")
+    result = ins.train()
+    import json
+
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert result["steps"] == 10 and len(losses) == 1
+    assert result["loss"] < losses[0]
+    from safetensors.numpy import load_file
+
+    saved = load_file(tmp_path / "9" / "dist@head@rank@00000.safetensors")
+    assert any(name.startswith("weight/") for name in saved), "the head's moments are saved"
