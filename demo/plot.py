@@ -84,7 +84,7 @@ def best_threshold(similarity: np.ndarray, issame: np.ndarray) -> float:
 def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
     """Draw the loss, and lightly the learning rate, over the steps."""
     train = [event for event in events if event.get("event") == "train" and event.get("loss") is not None]
-    axes.set_title("1. Training: the loss falls", loc="left", fontweight="bold")
+    axes.set_title("1. Training loss", loc="left", fontweight="bold")
     axes.set_xlabel("training step")
     axes.set_ylabel("loss (lower is better)", color=BLUE)
     if not train:
@@ -96,7 +96,7 @@ def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
     axes.plot(steps, loss, color=BLUE, linewidth=0.8, alpha=0.35 if width > 1 else 1.0)
     if width > 1:
         smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-        axes.plot(steps[width - 1 :], smooth, color=BLUE, linewidth=2)
+        axes.plot(steps[width // 2 : width // 2 + len(smooth)], smooth, color=BLUE, linewidth=2)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     rate = axes.twinx()
@@ -128,7 +128,7 @@ def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
             (FAR, at), xytext=(14, -14 if at > 0.35 else 14), textcoords="offset points", color=ORANGE,
             va="top" if at > 0.35 else "bottom", fontsize=9,
         )  # fmt: skip
-    axes.set_title("2. Never-seen characters: same or different?", loc="left", fontweight="bold")
+    axes.set_title("2. Pairs of never-seen characters", loc="left", fontweight="bold")
     axes.set_xlabel("different pairs wrongly accepted (FAR, log scale)")
     axes.set_ylabel("same pairs rightly accepted (TAR)")
     axes.grid(alpha=0.25)
@@ -155,7 +155,9 @@ def draw_pairs(
             other[np.argsort(-similarity[other], kind="stable")][:PAIRS_PER_ROW],
         ),
     ]
-    figure.suptitle("3. Pairs, with their similarity", x=0.02, ha="left", fontweight="bold", fontsize="large")
+    figure.text(
+        0.02, 0.945, "3. Some of the pairs, and how similar the network finds them", fontweight="bold", fontsize="large"
+    )
     figure.text(
         0.02, 0.905, f"\u201csame\u201d from {threshold:.2f} on; green frame: decided rightly, red: wrongly",
         fontsize=9, color=GREY,
@@ -193,7 +195,7 @@ def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
         accuracy = f"{decided_right:.2%}"
     else:
         return "Training run (not tested yet)"
-    return f"Same or different character? Right for {accuracy} of the pairs, all of characters held out of training"
+    return f"Same character or not? {accuracy} of the pairs decided rightly (characters held out of training)"
 
 
 def plot(run: str, dataset: str, output: str) -> None:
@@ -202,7 +204,7 @@ def plot(run: str, dataset: str, output: str) -> None:
     pairs = read_pairs(run)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     if pairs is None:
-        figure: Figure = plt.figure(figsize=(7, 4.8), dpi=120, layout="constrained")
+        figure: Figure = plt.figure(figsize=(8.5, 4.8), dpi=120, layout="constrained")
         draw_loss(figure.add_subplot(), events)
         figure.suptitle(headline(events, None), fontsize=10)
         print(f"plot: no glyphs_pairs.npz in {run}, drawing the loss only; test the run to get it", file=sys.stderr)
@@ -215,12 +217,11 @@ def plot(run: str, dataset: str, output: str) -> None:
         threshold = best_threshold(similarity, issame)
         decided_right = float(np.mean((similarity >= threshold) == issame))
         figure = plt.figure(figsize=(18, 6), dpi=100)
-        figure.text(0.012, 0.945, headline(events, decided_right), fontsize=15, fontweight="bold")
-        loss, roc = figure.add_axes((0.04, 0.11, 0.245, 0.72)), figure.add_axes((0.365, 0.11, 0.25, 0.72))
-        draw_loss(loss, events)
-        draw_roc(roc, similarity, issame)
-        grid = figure.add_gridspec(1, 1, left=0.64, right=0.995, bottom=0.0, top=0.9)
-        draw_pairs(figure.add_subfigure(grid[0]), similarity, issame, verification.images, threshold)
+        curves, pair_area = figure.subfigures(1, 2, width_ratios=(0.63, 0.37))
+        curves.text(0.018, 0.945, headline(events, decided_right), fontsize=13, fontweight="bold")
+        draw_loss(curves.add_axes((0.06, 0.11, 0.36, 0.74)), events)
+        draw_roc(curves.add_axes((0.57, 0.11, 0.41, 0.74)), similarity, issame)
+        draw_pairs(pair_area, similarity, issame, verification.images, threshold)
     figure.savefig(output)
     plt.close(figure)
 

@@ -8,7 +8,7 @@ import paddle
 
 from plsc import BaseModel, Entry, layers
 
-IMAGE_SHAPE, EMB_DIM = (3, 32, 32), 128
+IMAGE_SHAPE, EMB_DIM, EPOCHS = (3, 32, 32), 128, 8
 
 
 class GlyphNet(BaseModel):
@@ -40,7 +40,7 @@ def apply(ins: Entry, dataset_dir: str) -> None:
     ins.set_val_targets("glyphs")
     ins.set_augmentation(mirror=False, rotate=8, translate=0.06)
     ins.set_train_batch_size(64)
-    ins.set_train_epochs(8)
+    ins.set_train_epochs(EPOCHS)
     ins.set_warmup_epochs(1)
     ins.set_loss_type("dist_arcface")
     ins.set_margin(0.3)

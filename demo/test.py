@@ -1,4 +1,4 @@
-"""Tests a saved checkpoint on pairs of characters it never saw."""
+"""Tests the newest checkpoint of a run on pairs of characters it never saw: demo/test.py DATA RUN_DIR."""
 
 import sys
 
@@ -7,6 +7,6 @@ from plsc import Entry
 
 ins = Entry()
 settings.apply(ins, dataset_dir=sys.argv[1])
-ins.set_checkpoint_dir(sys.argv[2])
-ins.set_model_save_dir(sys.argv[3])
-print(ins.test())
+ins.set_model_save_dir(sys.argv[2])
+ins.set_checkpoint_dir(f"{sys.argv[2]}/{settings.EPOCHS - 1}")
+ins.test()

@@ -196,9 +196,7 @@ def _rows(folder: Path, meta: dict[str, Any], name: str, lower: int, upper: int)
     return np.concatenate(parts)
 
 
-def _head_tensors(
-    head: ClassifierHead, optimizer_state: dict[str, dict[str, paddle.Tensor]]
-) -> dict[str, np.ndarray]:
+def _head_tensors(head: ClassifierHead, optimizer_state: dict[str, dict[str, paddle.Tensor]]) -> dict[str, np.ndarray]:
     tensors = {name: _array(tensor) for name, tensor in head.state_dict().items()}
     for parameter, accumulators in optimizer_state.items():
         if parameter.startswith("head."):

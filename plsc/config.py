@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
+
+import numpy as np
 
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
@@ -104,7 +105,7 @@ class Config:
 
 def check_int(setter: str, value: Any, minimum: int) -> int:
     """`value` as an int of at least `minimum`; bools and floats are refused."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ConfigError(f"{setter}({value!r}): expected an integer of at least {minimum}")
     return int(value)
 
@@ -112,14 +113,16 @@ def check_int(setter: str, value: Any, minimum: int) -> int:
 def check_float(setter: str, value: Any, low: float, high: float = math.inf, above: bool = False) -> float:
     """`value` as a finite float in [low, high], or in (low, high] when `above` is set."""
     fits = (
-        isinstance(value, numbers.Real)
+        isinstance(value, (int, float, np.number))
         and not isinstance(value, bool)
         and math.isfinite(value)
         and (value > low if above else value >= low)
         and value <= high
     )
     if not fits:
-        bounds = f"{'above' if above else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        bounds = f"{'above' if above else 'of at least'} {low:g}" + (
+            f" and at most {high:g}" if high < math.inf else ""
+        )
         raise ConfigError(f"{setter}({value!r}): expected a finite number {bounds}")
     return float(value)
 
@@ -150,7 +153,7 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
     fits = (
         isinstance(value, (list, tuple))
         and len(value) == 3
-        and all(isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in value)
+        and all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in value)
         and value[0] in (1, 3)
         and min(value[1:]) >= 16
     )
@@ -164,7 +167,7 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
 def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:
     """`value` as strictly increasing positive step numbers; may be empty."""
     fits = isinstance(value, (list, tuple)) and all(
-        isinstance(step, numbers.Integral) and not isinstance(step, bool) and step > 0 for step in value
+        isinstance(step, (int, np.integer)) and not isinstance(step, bool) and step > 0 for step in value
     )
     if not fits or any(b <= a for a, b in zip(value, value[1:])):
         raise ConfigError(f"{setter}({value!r}): expected a list of strictly increasing positive step numbers")

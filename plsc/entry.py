@@ -293,14 +293,15 @@ class Entry:
         """
         config = self._prepare()
         parallel.initialise()
-        evaluator = build_evaluator(config)
         backbone = self._backbone
         if backbone is None:
             if not config.checkpoint_dir:
-                raise ConfigError("test(): nothing to test; call train() first, or set_checkpoint_dir('output/<epoch>')")
+                raise ConfigError(
+                    "test(): nothing to test; call train() first, or set_checkpoint_dir('output/<epoch>')"
+                )
             backbone = build_backbone(config)
             checkpoint.load_backbone(Path(config.checkpoint_dir), backbone)
-        results = evaluator(backbone)
+        results = build_evaluator(config)(backbone)
         log_test(results)
         return results
 

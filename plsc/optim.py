@@ -39,9 +39,7 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
     """The user's optimizer over `parameters`, or Momentum 0.9 with L2 decay 5e-4 and the default schedule."""
     chosen = config.optimizer
     if chosen is None:
-        schedule = paddle.optimizer.lr.LambdaDecay(
-            1.0, lambda step: learning_rate_at(config, step, steps_per_epoch)
-        )
+        schedule = paddle.optimizer.lr.LambdaDecay(1.0, lambda step: learning_rate_at(config, step, steps_per_epoch))
         return paddle.optimizer.Momentum(
             schedule, MOMENTUM, parameters=list(parameters), weight_decay=paddle.regularizer.L2Decay(WEIGHT_DECAY)
         )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import distributed
-from paddle.distributed import fleet
 
 _initialised = False
 
@@ -31,7 +30,9 @@ def initialise() -> None:
     if not paddle.is_compiled_with_cuda():
         os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
     if world_size() > 1:
-        fleet.init(is_collective=True, log_level="WARNING")
+        # Not fleet.init: it adds groups for pipelines and the like, which plsc does not use, and on gloo their making
+        # fails at random with "Connection refused" (3 of 5 starts of 4 ranks, Paddle 3.3.1; 0 of 5 this way).
+        distributed.init_parallel_env()
     _initialised = True
 
 
@@ -39,8 +40,7 @@ def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> p
     """Wraps `model` so that its gradients are averaged over the ranks while backward runs."""
     if world_size() == 1:
         return model
-    fleet.fleet._user_defined_strategy.find_unused_parameters = find_unused_parameters
-    return fleet.distributed_model(model)
+    return paddle.DataParallel(model, find_unused_parameters=find_unused_parameters)
 
 
 def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -59,10 +59,16 @@ def render_glyphs(
     Raises:
         DataError: matplotlib is missing, too few characters are distinct, or `output` holds something else.
     """
-    settings = dict(
-        format=FORMAT, classes=classes, images=images, size=size, held_out=held_out, pairs=pairs, seed=seed,
-        base64_parts=base64_parts,
-    )  # fmt: skip
+    settings = {
+        "format": FORMAT,
+        "classes": classes,
+        "images": images,
+        "size": size,
+        "held_out": held_out,
+        "pairs": pairs,
+        "seed": seed,
+        "base64_parts": base64_parts,
+    }
     _check(settings)
     target = Path(output)
     if target.exists():
@@ -72,8 +78,8 @@ def render_glyphs(
     characters = distinct_characters()
     if classes + held_out > len(characters):
         raise DataError(
-            f"glyphs: {classes} classes and {held_out} held out need more characters than the {len(characters)} that look "
-            "different; ask for fewer with --classes and --held-out"
+            f"glyphs: {classes} classes and {held_out} held out need more characters than the {len(characters)} that "
+            "look different; ask for fewer with --classes and --held-out"
         )
     rng = np.random.default_rng((seed, 1))
     chosen = [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
@@ -93,7 +99,7 @@ def _check(settings: dict[str, int]) -> None:
             raise DataError(f"glyphs: --{name.replace('_', '-')} {settings[name]}: expected at least {minimum}")
 
 
-def _settings_of(folder: Path) -> Optional[dict[str, Any]]:
+def _settings_of(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / "glyphs.json").read_text())
     except (OSError, ValueError):
@@ -136,7 +142,7 @@ def distinct_characters() -> tuple[str, ...]:
     return tuple(characters[drawn[position]] for position in kept)
 
 
-def _bitmap(character: str, font: ImageFont.FreeTypeFont) -> Optional[np.ndarray]:
+def _bitmap(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray | None:
     """The inked box of a character scaled into a square, keeping its aspect; None for one without ink."""
     canvas = Image.new("L", (128, 128))
     ImageDraw.Draw(canvas).text((32, 32), character, fill=255, font=font)
@@ -145,13 +151,13 @@ def _bitmap(character: str, font: ImageFont.FreeTypeFont) -> Optional[np.ndarray
         return None
     inked = canvas.crop(box)
     factor = _BITMAP / max(inked.size)
-    inked = inked.resize([max(1, round(side * factor)) for side in inked.size], Image.BILINEAR)
+    inked = inked.resize([max(1, round(side * factor)) for side in inked.size], Image.Resampling.BILINEAR)
     square = Image.new("L", (_BITMAP, _BITMAP))
     square.paste(inked, ((_BITMAP - inked.width) // 2, (_BITMAP - inked.height) // 2))
     return np.asarray(square, dtype="float32").ravel()
 
 
-def _cosines(bitmaps: Sequence[Optional[np.ndarray]]) -> np.ndarray:
+def _cosines(bitmaps: Sequence[np.ndarray | None]) -> np.ndarray:
     rows = np.stack([bitmap for bitmap in bitmaps if bitmap is not None])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows @ rows.T
@@ -166,7 +172,10 @@ def _write_training(
         (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
         parts = [open(folder / name, "w") for name in names]  # noqa: SIM115 - closed below
     try:
-        with open(folder / "label.txt", "w") as labels, open(folder / "classes.txt", "w", encoding="utf-8") as names_file:
+        with (
+            open(folder / "label.txt", "w") as labels,
+            open(folder / "classes.txt", "w", encoding="utf-8") as names_file,
+        ):
             for label, encoded in enumerate(_render_all(characters, 0, images, size, seed)):
                 character = characters[label]
                 names_file.write(f"{label}\tU+{ord(character):04X}\t{unicodedata.name(character, '')}\n")
@@ -183,9 +192,7 @@ def _write_training(
             part.close()
 
 
-def _write_pairs(
-    folder: Path, characters: Sequence[str], first_label: int, size: int, pairs: int, seed: int
-) -> None:
+def _write_pairs(folder: Path, characters: Sequence[str], first_label: int, size: int, pairs: int, seed: int) -> None:
     encoded = list(_render_all(characters, first_label, _HELD_OUT_IMAGES, size, seed))
     rng = np.random.default_rng((seed, 2))
     issame = rng.permutation(np.arange(pairs) % 2 == 0)
@@ -229,7 +236,7 @@ def _draw(character: str, font_file: str, size: int, rng: np.random.Generator) -
     shift = rng.uniform(-0.06, 0.06, 2) * large
     place = ((large - left - right) / 2 + shift[0], (large - top - bottom) / 2 + shift[1])
     ImageDraw.Draw(mask).text(place, character, fill=255, font=font)
-    mask = mask.rotate(rng.uniform(-8, 8), Image.BILINEAR).resize((size, size), Image.BOX)
+    mask = mask.rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR).resize((size, size), Image.Resampling.BOX)
     background = rng.uniform(0, 255, 3)
     ink = rng.uniform(0, 255, 3)
     if abs(ink.mean() - background.mean()) < 90:  # far enough apart to read
@@ -250,7 +257,7 @@ def _encode(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m plsc.data.glyphs", description="Renders the glyph data set.")
     parser.add_argument("--output", required=True, help="folder to make")

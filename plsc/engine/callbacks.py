@@ -83,7 +83,14 @@ class ProgressLog:
         self._began += time.perf_counter() - self._paused_at
 
     def step(
-        self, epoch: int, step: int, batch: int, lr: float, loss: float, samples: int, correct: Optional[tuple[int, int]]
+        self,
+        epoch: int,
+        step: int,
+        batch: int,
+        lr: float,
+        loss: float,
+        samples: int,
+        correct: Optional[tuple[int, int]],
     ) -> None:
         """Takes in one finished step; `step` and `batch` (within the pass) count from 1."""
         self._loss_sum += loss

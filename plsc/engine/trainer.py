@@ -83,9 +83,7 @@ class Trainer:
                     result["steps"] += 1
                     losses.append(float(output.loss))
                     samples += output.samples
-                    progress.step(
-                        epoch, result["steps"], number, rate, losses[-1], output.samples, output.correct
-                    )
+                    progress.step(epoch, result["steps"], number, rate, losses[-1], output.samples, output.correct)
                 seconds += time.perf_counter() - began
                 result.update(epochs=epoch + 1, loss=float(np.mean(losses)))
                 if epoch + 1 == self.config.train_epochs:
@@ -116,9 +114,7 @@ class Trainer:
             )
         # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
         embedding.backward(output.embedding_grad * parallel.world_size())
-        optim.clip_by_global_norm(
-            self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded
-        )
+        optim.clip_by_global_norm(self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded)
         self.optimizer.step()
         self.optimizer.clear_grad()
         optim.step_schedule(self.optimizer)
@@ -174,9 +170,7 @@ class Trainer:
         parameters = sum(int(np.prod(p.shape)) for p in self.backbone_parameters)
         model = config.model_name if config.model is None else type(config.model).__name__
         rows = self.head.upper - self.head.lower
-        logger.info(
-            "plsc %s, paddle %s, python %s", plsc.__version__, paddle.__version__, platform.python_version()
-        )
+        logger.info("plsc %s, paddle %s, python %s", plsc.__version__, paddle.__version__, platform.python_version())
         logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
         logger.info("model %s, %s parameters, embedding %d", model, f"{parameters:,}", config.emb_dim)
         logger.info("head %s, %s classes, %s on this rank", config.loss_type, f"{config.num_classes:,}", f"{rows:,}")

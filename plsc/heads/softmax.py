@@ -151,9 +151,7 @@ class ClassifierHead(paddle.nn.Layer):
             loss = parallel.all_reduce_sum(loss)
             if correct is not None:
                 correct = parallel.all_reduce_sum(correct)
-        return HeadOutput(
-            loss, gradient_BD, None if correct is None else (int(correct[0]), int(correct[1])), samples
-        )
+        return HeadOutput(loss, gradient_BD, None if correct is None else (int(correct[0]), int(correct[1])), samples)
 
     def _loss_and_gradients(
         self,

@@ -49,9 +49,11 @@ class BaseModel(paddle.nn.Layer):
         """
         was_training = self.training
         self.eval()
-        embedding = self(paddle.zeros([2, *image_shape]), paddle.zeros([2], dtype="int64"))
-        if was_training:
-            self.train()
+        try:
+            embedding = self(paddle.zeros([2, *image_shape]), paddle.zeros([2], dtype="int64"))
+        finally:
+            if was_training:
+                self.train()
         if not isinstance(embedding, paddle.Tensor) or len(embedding.shape) != 2 or embedding.shape[0] != 2:
             shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
             raise ConfigError(

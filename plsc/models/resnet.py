@@ -68,12 +68,15 @@ class ResNet(BaseModel):
         self.fc = nn.Linear(
             previous * height * width, emb_dim, weight_attr=paddle.ParamAttr(initializer=nn.initializer.XavierNormal())
         )
-        self.features = nn.BatchNorm1D(emb_dim, epsilon=EPSILON, weight_attr=paddle.ParamAttr(trainable=False))
+        # Paddle gives a BatchNorm's bias no gradient when its scale has none, so the bias is a parameter of its own.
+        fixed = paddle.ParamAttr(trainable=False)
+        self.features = nn.BatchNorm1D(emb_dim, epsilon=EPSILON, weight_attr=fixed, bias_attr=False)
+        self.features_bias = self.create_parameter([emb_dim], is_bias=True)
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
         """[B, C, H, W] -> [B, emb_dim]."""
         x = self.norm(self.blocks(self.stem(input)))
-        return self.features(self.fc(self.dropout(x.flatten(1))))
+        return self.features(self.fc(self.dropout(x.flatten(1)))) + self.features_bias
 
 
 class _Block(nn.Layer):

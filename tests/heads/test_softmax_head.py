@@ -69,7 +69,11 @@ def test_any_number_of_ranks_agrees_with_the_float64_reference(computed, case):
         result = gathered(folder, world, case)
         for name, value in expected.items():
             np.testing.assert_allclose(
-                result[name], value, rtol=tolerance, atol=tolerance * max(1, np.abs(value).max()), err_msg=f"{name}, {world} ranks"
+                result[name],
+                value,
+                rtol=tolerance,
+                atol=tolerance * max(1, np.abs(value).max()),
+                err_msg=f"{name}, {world} ranks",
             )
 
 
