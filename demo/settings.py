@@ -8,7 +8,7 @@ import paddle
 
 from plsc import BaseModel, Entry, layers
 
-IMAGE_SHAPE, EMB_DIM, EPOCHS = (3, 32, 32), 128, 8
+IMAGE_SHAPE, EMB_DIM, EPOCHS = (3, 32, 32), 128, 9
 
 
 class GlyphNet(BaseModel):
@@ -46,6 +46,6 @@ def apply(ins: Entry, dataset_dir: str) -> None:
     ins.set_margin(0.3)
     ins.set_scale(32.0)
     ins.set_lr(0.8)
-    ins.set_step_boundaries([900, 1280])
+    ins.set_step_boundaries([1050, 1450])
     ins.set_log_period(20)
     ins.set_with_test(False)  # demo/test.py does it once, at the end

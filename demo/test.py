@@ -3,6 +3,7 @@
 import sys
 
 import settings
+
 from plsc import Entry
 
 ins = Entry()
