@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+?)"', (here / "plsc" / "__init__.py").read_text(encoding="utf-8")).group(1)
+version = re.search(r'__version__ = "(.+?)"', (here / "plsc" / "version.py").read_text(encoding="utf-8")).group(1)
 
 setup(
     name="plsc",

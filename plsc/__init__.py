@@ -3,8 +3,8 @@
 import importlib.util
 
 from plsc.threads import set_threads_per_rank
+from plsc.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Entry", "BaseModel", "__version__"]
 
 if importlib.util.find_spec("paddle") is None:

@@ -64,6 +64,7 @@ def _start(command: Sequence[str], rank: int, ports: Sequence[int]) -> subproces
     environment = dict(os.environ)
     if not threads.user_chose:
         environment["OMP_NUM_THREADS"] = str(threads.threads_per_rank(len(ports)))
+    environment.setdefault("GLOG_minloglevel", "1")  # ports and addresses of every rank help nobody
     environment.update(
         PADDLE_TRAINER_ID=str(rank),
         PADDLE_LOCAL_RANK=str(rank),

@@ -13,7 +13,6 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
-import plsc
 from plsc import checkpoint, optim, parallel
 from plsc.config import Config
 from plsc.data.loader import ImageLoader, ReaderLoader
@@ -24,6 +23,7 @@ from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import HeadOutput, build_head
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel
+from plsc.version import __version__
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -157,7 +157,7 @@ class Trainer:
                 "model": self.config.model_name if self.config.model is None else type(self.config.model).__name__,
                 "learning_rate": float(self.optimizer.get_lr()),
                 "seed": self.config.seed,
-                "plsc": plsc.__version__,
+                "plsc": __version__,
                 "paddle": paddle.__version__,
             },
         )
@@ -170,7 +170,7 @@ class Trainer:
         parameters = sum(int(np.prod(p.shape)) for p in self.backbone_parameters)
         model = config.model_name if config.model is None else type(config.model).__name__
         rows = self.head.upper - self.head.lower
-        logger.info("plsc %s, paddle %s, python %s", plsc.__version__, paddle.__version__, platform.python_version())
+        logger.info("plsc %s, paddle %s, python %s", __version__, paddle.__version__, platform.python_version())
         logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
         logger.info("model %s, %s parameters, embedding %d", model, f"{parameters:,}", config.emb_dim)
         logger.info("head %s, %s classes, %s on this rank", config.loss_type, f"{config.num_classes:,}", f"{rows:,}")
