@@ -116,6 +116,14 @@ def _publish(temporary: Path, folder: Path, meta: dict[str, Any]) -> None:
     _sync(folder.parent)
 
 
+def remove(folder: Path) -> None:
+    """Removes a checkpoint this run wrote (rank 0 does it): hidden first, so that it is whole or gone."""
+    if parallel.rank() == 0 and (folder / "meta.json").is_file():
+        hidden = folder.with_name(f".{folder.name}.removed")
+        os.rename(folder, hidden)
+        _remove_own(hidden)
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """`meta.json` of a checkpoint, with the files it names checked for presence and content."""
     try:

@@ -65,6 +65,10 @@ class Config:
     emb_dim: int = 512
     log_period: int = 200
     calc_acc: bool = False
+    save_period: int = 0
+    keep_checkpoints: int = 0
+    sample_ratio: float = 1.0
+    resume: bool = False
     seed: int = 0
     num_workers: int = 2
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -84,6 +88,18 @@ class Config:
         if self.mixed_precision.use_fp16:
             raise ConfigError(
                 "set_mixed_precision(True): mixed precision is not in this version yet; train in float32 with set_mixed_precision(False)"
+            )
+        if self.sample_ratio < 1:
+            raise ConfigError(
+                f"set_sample_ratio({self.sample_ratio}): sampling is not in this version yet; train on all classes with 1.0"
+            )
+        if self.resume:
+            raise ConfigError(
+                "set_resume(True): exact resume is not in this version yet; start from a checkpoint with set_checkpoint_dir"
+            )
+        if self.save_period and not self.model_save_dir:
+            raise ConfigError(
+                f"set_save_period({self.save_period}), but set_model_save_dir is empty; name a folder to save to"
             )
         if self.bias_attr is not None and not self.loss_type.endswith("softmax"):
             raise ConfigError(

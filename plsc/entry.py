@@ -250,6 +250,22 @@ class Entry:
         """Threads that decode images, per rank; 0 decodes in the training thread."""
         self._config.num_workers = check_int("set_num_workers", n, 0)
 
+    def set_save_period(self, steps: int) -> None:
+        """Also save to `step_<n>` every `steps` steps; 0 saves at the end of epochs only."""
+        self._config.save_period = check_int("set_save_period", steps, 0)
+
+    def set_keep_checkpoints(self, n: int) -> None:
+        """Keep the newest n checkpoints of a run and remove its older ones; 0 keeps all."""
+        self._config.keep_checkpoints = check_int("set_keep_checkpoints", n, 0)
+
+    def set_sample_ratio(self, r: float) -> None:
+        """Share of the class centres a step looks at. Only 1 trains in this version; less is refused by `train`."""
+        self._config.sample_ratio = check_float("set_sample_ratio", r, 0, 1, above=True)
+
+    def set_resume(self, resume: bool) -> None:
+        """Go on from the newest checkpoint. Only False trains in this version; True is refused by `train`."""
+        self._config.resume = check_bool("set_resume", resume)
+
     def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
         """Random changes of the training images.
 

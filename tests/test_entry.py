@@ -1,5 +1,9 @@
+import json
+
+import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import load_file
 
 from plsc import Entry, optim
 from plsc.config import Config
@@ -39,6 +43,10 @@ REFUSED = [
     ("set_seed", -1),
     ("set_num_workers", -1),
     ("set_val_targets", ""),
+    ("set_save_period", -5),
+    ("set_keep_checkpoints", 1.5),
+    ("set_sample_ratio", 0),
+    ("set_resume", "yes"),
 ]
 
 
@@ -74,6 +82,9 @@ def test_a_password_is_never_shown():
     [
         (lambda ins: ins.set_mixed_precision(True), "set_mixed_precision"),
         (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
+        (lambda ins: ins.set_sample_ratio(0.1), "set_sample_ratio"),
+        (lambda ins: ins.set_resume(True), "set_resume"),
+        (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),
         (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),
         (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
         (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
@@ -86,6 +97,22 @@ def test_what_cannot_work_is_said_before_the_first_step(prepare, words):
         ins.train()
 
 
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    ins = small_entry(tmp_path / "file")
+    with pytest.raises(ConfigError, match="set_model_save_dir"):
+        ins.train()
+
+
+def test_saves_inside_an_epoch_and_keeps_the_newest(tmp_path):
+    ins = small_entry(tmp_path)
+    ins.set_save_period(2)
+    ins.set_keep_checkpoints(2)
+    (tmp_path / "mine").mkdir()
+    assert ins.train()["checkpoint"] == str(tmp_path / "4")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["3", "4", "mine"]
+
+
 def test_nothing_to_test_is_said():
     with pytest.raises(ConfigError, match="train"):
         Entry().test()
@@ -95,6 +122,20 @@ def test_warm_up_and_boundaries_of_the_default_schedule():
     config = Config(train_batch_size=512, lr=0.1, lr_steps=(10, 20), lr_decay_factor=0.1, warmup_epochs=1)
     rates = [optim.learning_rate_at(config, step, steps_per_epoch=5) for step in (0, 4, 9, 10, 20)]
     assert rates == pytest.approx([0.01, 0.05, 0.05, 0.005, 0.0005])
+
+
+def small_entry(save_dir):
+    ins = Entry()
+    ins.set_image_shape((3, 16, 16))
+    ins.set_class_num(3)
+    ins.set_emb_size(4)
+    ins.set_model(Line())
+    ins.set_train_epochs(5)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(str(save_dir))
+    images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype("float32")
+    ins.train_reader = lambda: iter([[(image, number % 3) for number, image in enumerate(images)]])
+    return ins
 
 
 class Line(BaseModel):
@@ -120,27 +161,14 @@ class Line(BaseModel):
     ],
 )
 def test_a_users_optimizer_trains_backbone_and_head(optimizer, tmp_path):
-    import numpy as np
-
-    ins = Entry()
-    ins.set_image_shape((3, 16, 16))
-    ins.set_class_num(3)
-    ins.set_emb_size(4)
-    ins.set_model(Line())
+    ins = small_entry(tmp_path)
     ins.set_train_epochs(10)
-    ins.set_with_test(False)
-    ins.set_model_save_dir(str(tmp_path))
+    ins.set_log_period(1)
     ins.set_optimizer(optimizer)
-    images = np.random.default_rng(0).normal(size=(6, 3, 16, 16)).astype("float32")
-    ins.train_reader = lambda: iter([[(image, number % 3) for number, image in enumerate(images)]])
     ins.set_loss_type("dist_cosface")
     result = ins.train()
-    import json
-
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert result["steps"] == 10 and len(losses) == 1
+    assert result["steps"] == 10 and len(losses) == 10
     assert result["loss"] < losses[0]
-    from safetensors.numpy import load_file
-
     saved = load_file(tmp_path / "9" / "dist@head@rank@00000.safetensors")
     assert any(name.startswith("weight/") for name in saved), "the head's moments are saved"

@@ -13,6 +13,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from plsc import parallel
+from plsc.errors import ConfigError
 
 logger = logging.getLogger("plsc")
 
@@ -34,8 +35,13 @@ class MetricsFile:
     def __init__(self, save_dir: Optional[Path]) -> None:
         self._stream = None
         if save_dir is not None and parallel.rank() == 0:
-            save_dir.mkdir(parents=True, exist_ok=True)
-            self._stream = open(save_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+            try:
+                save_dir.mkdir(parents=True, exist_ok=True)
+                self._stream = open(save_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+            except OSError as problem:
+                raise ConfigError(
+                    f"set_model_save_dir('{save_dir}'): cannot write there ({problem.strerror}); choose another folder"
+                ) from None
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one record; values that are None are left out."""

@@ -34,6 +34,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
+        self.saved: list[Path] = []  # this run's checkpoints, oldest first
         parallel.initialise()
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
@@ -84,6 +85,10 @@ class Trainer:
                     losses.append(float(output.loss))
                     samples += output.samples
                     progress.step(epoch, result["steps"], number, rate, losses[-1], output.samples, output.correct)
+                    if self.config.save_period and result["steps"] % self.config.save_period == 0:
+                        progress.pause()
+                        result["checkpoint"] = self.save(f"step_{result['steps']}", epoch, result["steps"])
+                        progress.resume()
                 seconds += time.perf_counter() - began
                 result.update(epochs=epoch + 1, loss=float(np.mean(losses)))
                 if epoch + 1 == self.config.train_epochs:
@@ -94,7 +99,7 @@ class Trainer:
                     log_test(result["test"])
                     metrics.write("test", step=result["steps"], epoch=epoch, **result["test"])
                 if self.save_dir is not None:
-                    result["checkpoint"] = str(self.save(epoch, result["steps"]))
+                    result["checkpoint"] = self.save(str(epoch), epoch, result["steps"])
                 progress.resume()
         finally:
             progress.close()
@@ -136,13 +141,13 @@ class Trainer:
                 raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
             yield batch or first  # type: ignore[misc]
 
-    def save(self, epoch: int, step: int) -> Path:
-        """Writes the checkpoint of a finished epoch."""
+    def save(self, name: str, epoch: int, step: int) -> str:
+        """Writes the checkpoint `name`, and removes this run's oldest beyond `keep_checkpoints`; returns its folder."""
         assert self.save_dir is not None
         parallel.broadcast_statistics(self.backbone)
         names = {p.name: name for name, p in self.backbone.named_parameters()}
         names.update({p.name: f"head.{name}" for name, p in self.head.named_parameters()})
-        folder = self.save_dir / str(epoch)
+        folder = self.save_dir / name
         checkpoint.save(
             folder,
             self.backbone,
@@ -162,7 +167,11 @@ class Trainer:
             },
         )
         logger.info("saved %s", folder)
-        return folder
+        self.saved = [*(kept for kept in self.saved if kept != folder), folder]
+        keep = self.config.keep_checkpoints
+        while keep and len(self.saved) > keep:
+            checkpoint.remove(self.saved.pop(0))
+        return str(folder)
 
     def log_header(self) -> None:
         """What is about to be trained, on what."""

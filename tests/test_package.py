@@ -1,0 +1,52 @@
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in environment}
+    kept.update({name: value for name, value in environment.items() if value is not None}, PYTHONPATH=str(ROOT))
+    return subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, timeout=60)
+
+
+def test_without_paddle_one_line_says_what_to_install():
+    process = python("import sys; sys.modules['paddle'] = None; import plsc")
+    assert process.returncode == 1
+    assert "pip install '.[cpu]'" in process.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "given, ranks, expected",
+    [(None, "1", len(os.sched_getaffinity(0))), (None, "64", 1), ("3", "1", 3)],
+)
+def test_threads_are_shared_by_the_ranks_unless_the_user_chose(given, ranks, expected):
+    code = "import os; import plsc.threads; print(os.environ['OMP_NUM_THREADS'])"
+    process = python(code, OMP_NUM_THREADS=given, PADDLE_TRAINERS_NUM=ranks)
+    assert process.stdout.split()[-1] == str(expected), process.stderr
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_imports_point_one_way():
+    sources = {path.relative_to(ROOT).as_posix(): set(imports_of(path)) for path in (ROOT / "plsc").rglob("*.py")}
+    for name, modules in sources.items():
+        inside = {module for module in modules if module and module.startswith("plsc.")}
+        if name.startswith("plsc/models/"):
+            assert not any(module.startswith(("plsc.heads", "plsc.parallel", "plsc.engine")) for module in inside), name
+        if name.startswith(("plsc/heads/", "plsc/data/")) or name == "plsc/checkpoint.py":
+            assert not any(module.startswith(("plsc.engine", "plsc.entry", "plsc.cli")) for module in inside), name
+        if name != "plsc/parallel.py":
+            assert not any(module and module.startswith("paddle.distributed") for module in modules), name
