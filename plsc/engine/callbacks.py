@@ -22,11 +22,18 @@ def set_up_logging() -> None:
     """Gives the `plsc` logger a plain handler, unless the program gave it one."""
     if logger.handlers:
         return
-    handler = logging.StreamHandler()
+    handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {parallel.rank()}] %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if parallel.rank() == 0 else logging.WARNING)
     logger.propagate = False
+
+
+class _AboveTheBar(logging.StreamHandler):
+    """Writes log lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class MetricsFile:
