@@ -1,7 +1,8 @@
 """A user's script: trains on a folder. `train_glyphs.py DATA OUTPUT [name=value ...]` calls `ins.set_<name>(value)`.
 
 Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
-the user's own that gives rank r 2 + r batches, the last of them smaller.
+the user's own that gives rank r 2 + r batches, the last of them smaller; `norm=0` leaves
+BatchNorm out, which sees one rank's batch only.
 """
 
 import json
@@ -16,10 +17,10 @@ from plsc.models.base_model import BaseModel
 
 
 class TinyNet(BaseModel):
-    def __init__(self):
+    def __init__(self, norm=True):
         super().__init__()
         self.conv = paddle.nn.Conv2D(3, 8, 3, stride=4, padding=1, bias_attr=False)
-        self.norm = paddle.nn.BatchNorm2D(8)
+        self.norm = paddle.nn.BatchNorm2D(8) if norm else paddle.nn.Identity()
         self.fc = paddle.nn.Linear(8 * 8 * 8, 16)
 
     def build_network(self, input, label, is_train):
@@ -41,6 +42,7 @@ def reader_of(rank, classes, fail, batches):
 def main(data, output, *options):
     chosen = dict(option.split("=", 1) for option in options)
     fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
+    norm = bool(int(chosen.pop("norm", 1)))
     ins = Entry()
     ins.set_dataset_dir(data)
     ins.set_model_save_dir(output)
@@ -52,7 +54,8 @@ def main(data, output, *options):
     ins.set_log_period(2)
     ins.set_val_targets("glyphs")
     ins.set_augmentation(mirror=False)
-    ins.set_model(TinyNet())
+    paddle.seed(0)
+    ins.set_model(TinyNet(norm=norm))
     for name, value in chosen.items():
         getattr(ins, f"set_{name}")(value if name in ("loss_type", "checkpoint_dir") else json.loads(value))
     if uneven or fail_rank >= 0:
