@@ -57,10 +57,18 @@ class Entry:
         """Images a step, per rank."""
         return self._config.train_batch_size
 
+    @train_batch_size.setter
+    def train_batch_size(self, n: int) -> None:
+        self.set_train_batch_size(n)
+
     @property
     def test_batch_size(self) -> int:
         """Images a forward pass of the test, per rank."""
         return self._config.test_batch_size
+
+    @test_batch_size.setter
+    def test_batch_size(self, n: int) -> None:
+        self.set_test_batch_size(n)
 
     @property
     def train_reader(self) -> Optional[Callable[[], Any]]:
@@ -74,6 +82,14 @@ class Entry:
                 f"train_reader = {reader!r}: expected a function that returns a generator of batches, as paddle.batch gives"
             )
         self._config.train_reader = reader
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A misspelt reader, or one this version does not use, would otherwise be kept and never read.
+        if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            raise ConfigError(
+                f"Entry.{name} cannot be assigned in this version; assign train_reader, train_batch_size or test_batch_size, or call a setter"
+            )
+        super().__setattr__(name, value)
 
     def set_val_targets(self, targets: str) -> None:
         """Verification sets: comma separated names of `<dataset_dir>/<name>.bin`."""

@@ -113,6 +113,20 @@ def test_saves_inside_an_epoch_and_keeps_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["3", "4", "mine"]
 
 
+@pytest.mark.parametrize("name", ["test_reader", "predict_reader", "train_raeder", "train"])
+def test_assigning_what_nothing_would_read_is_refused(name):
+    with pytest.raises(ConfigError, match=name):
+        setattr(Entry(), name, 3)
+
+
+def test_batch_sizes_can_be_read_and_assigned():
+    ins = Entry()
+    ins.train_batch_size, ins.test_batch_size = 16, 8
+    assert (ins.train_batch_size, ins.test_batch_size) == (16, 8)
+    with pytest.raises(ConfigError, match="set_train_batch_size"):
+        ins.train_batch_size = 0
+
+
 def test_nothing_to_test_is_said():
     with pytest.raises(ConfigError, match="train"):
         Entry().test()
