@@ -32,7 +32,7 @@ def gathered(folder, world, case):
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
-def computed(request, tmp_path_factory, ranks=None):
+def computed(request, tmp_path_factory):
     from ranks import run_ranks
 
     folder = tmp_path_factory.mktemp(request.param)
