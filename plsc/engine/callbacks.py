@@ -80,7 +80,6 @@ class ProgressLog:
         self._bar: Optional[tqdm] = None
         if parallel.rank() == 0 and sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
-        self._last_logged = 0
         self._reset_window()
 
     def _reset_window(self) -> None:
