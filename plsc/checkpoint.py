@@ -179,6 +179,19 @@ def load_head(folder: Path, head: ClassifierHead) -> None:
     for name, parameter in (("weight", head.weight), ("bias", head.bias)):
         if parameter is not None:
             parameter.set_value(_rows(folder, meta, name, head.lower, head.upper))
+    if head.margin_state is not None:
+        head.margin_state.set_value(_margin_state(folder))
+
+
+def _margin_state(folder: Path) -> np.ndarray:
+    path = folder / head_file(0)  # the same in every shard
+    try:
+        with safe_open(str(path), framework="numpy") as stream:
+            return stream.get_tensor("margin_state")
+    except SafetensorError as problem:
+        raise CheckpointError(
+            f"{path}: no margin_state in it ({problem}): it was saved with another loss; check set_loss_type"
+        ) from None
 
 
 def _rows(folder: Path, meta: dict[str, Any], name: str, lower: int, upper: int) -> np.ndarray:

@@ -12,7 +12,18 @@ import numpy as np
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
 
-LOSS_TYPES = ("softmax", "arcface", "cosface", "dist_softmax", "dist_arcface", "dist_cosface")
+# What set_margin sets, and its default, for each loss: None where there is nothing to set.
+DEFAULT_MARGINS: dict[str, Any] = {
+    "softmax": None,
+    "arcface": 0.5,
+    "cosface": 0.35,
+    "sphereface": 1.35,
+    "combined": (1.0, 0.3, 0.2),
+    "adaface": 0.4,
+    "magface": None,
+    "curricularface": 0.5,
+}
+LOSS_TYPES = (*DEFAULT_MARGINS, *(f"dist_{kind}" for kind in DEFAULT_MARGINS))
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Config:
     loss_type: str = "dist_arcface"
     num_classes: int = 85742
     image_shape: tuple[int, int, int] = (3, 112, 112)
-    margin: Optional[float] = None
+    margin: Any = None
     scale: float = 64.0
     emb_dim: int = 512
     log_period: int = 200
@@ -68,6 +79,8 @@ class Config:
     save_period: int = 0
     keep_checkpoints: int = 0
     sample_ratio: float = 1.0
+    head_chunk: int = 0
+    max_skipped_steps: int = 20
     resume: bool = False
     seed: int = 0
     num_workers: int = 2
@@ -75,6 +88,7 @@ class Config:
     mixed_precision: MixedPrecision = field(default_factory=MixedPrecision)
     hdfs: Optional[Hdfs] = None
     # Objects the user hands over.
+    margin_object: Any = None
     model: Any = None
     optimizer: Any = None
     param_attr: Any = None
@@ -89,10 +103,6 @@ class Config:
             raise ConfigError(
                 "set_mixed_precision(True): mixed precision is not in this version yet; train in float32 with set_mixed_precision(False)"
             )
-        if self.sample_ratio < 1:
-            raise ConfigError(
-                f"set_sample_ratio({self.sample_ratio}): sampling is not in this version yet; train on all classes with 1.0"
-            )
         if self.resume:
             raise ConfigError(
                 "set_resume(True): exact resume is not in this version yet; start from a checkpoint with set_checkpoint_dir"
@@ -106,17 +116,34 @@ class Config:
                 f"set_distfc_attr(bias_attr=...): the head of set_loss_type({self.loss_type!r}) has no bias; "
                 "leave bias_attr out, or choose 'softmax' or 'dist_softmax'"
             )
+        self._check_margin()
         if self.warmup_epochs > self.train_epochs:
             raise ConfigError(
                 f"set_warmup_epochs({self.warmup_epochs}) is more than set_train_epochs({self.train_epochs}): "
                 "the learning rate would never be reached; warm up for fewer epochs"
             )
 
-    def margin_of_loss(self) -> float:
-        """The margin of the loss type, where the user set none: 0.5 rad for arcface, 0.35 for cosface."""
-        if self.margin is not None:
-            return self.margin
-        return 0.35 if self.loss_type.endswith("cosface") else 0.5
+    def _check_margin(self) -> None:
+        if self.margin is None:
+            return
+        default = None if self.margin_object is not None else DEFAULT_MARGINS[kind_of(self.loss_type)]
+        call, loss = f"set_margin({self.margin!r})", f"set_loss_type({self.loss_type!r})"
+        if default is None:
+            raise ConfigError(f"{call}: the loss of {loss} has no such margin; remove the call")
+        if isinstance(self.margin, tuple) != isinstance(default, tuple):
+            wanted = "three numbers (m1, m2, m3)" if isinstance(default, tuple) else "one number"
+            raise ConfigError(f"{call}: the margin of {loss} is {wanted}, such as {default!r}")
+        if kind_of(self.loss_type) == "sphereface" and not self.margin:
+            raise ConfigError(f"{call}: the margin of {loss} is a factor on the angle; it must be above 0")
+
+    def margin_of_loss(self) -> Any:
+        """The margin set, or the default of the loss type: see `DEFAULT_MARGINS`."""
+        return DEFAULT_MARGINS[kind_of(self.loss_type)] if self.margin is None else self.margin
+
+
+def kind_of(loss_type: str) -> str:
+    """A loss type without its `dist_`."""
+    return loss_type[len("dist_") :] if loss_type.startswith("dist_") else loss_type
 
 
 def check_int(setter: str, value: Any, minimum: int) -> int:

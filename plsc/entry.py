@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import paddle
 
@@ -29,6 +29,7 @@ from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import log_test, set_up_logging
 from plsc.engine.trainer import Trainer, build_backbone, build_evaluator
 from plsc.errors import ConfigError, PlscError
+from plsc.heads import Margin
 from plsc.models import MODEL_NAMES
 from plsc.models.base_model import BaseModel
 from plsc.optim import OptimizerOrFactory
@@ -212,13 +213,36 @@ class Entry:
         """Passes over the training set."""
         self._config.train_epochs = check_int("set_train_epochs", n, 1)
 
-    def set_loss_type(self, name: str) -> None:
-        """softmax, arcface or cosface; with the prefix `dist_` the class centres are sharded over the ranks."""
-        self._config.loss_type = check_choice("set_loss_type", name, LOSS_TYPES)
+    def set_loss_type(self, loss: Union[str, Margin]) -> None:
+        """The loss: softmax, arcface, cosface, sphereface, combined, adaface, magface, curricularface, or a margin object.
 
-    def set_margin(self, m: float) -> None:
-        """Margin of the labelled class: radians for arcface (default 0.5), cosine for cosface (default 0.35)."""
-        self._config.margin = check_float("set_margin", m, 0, 3.14)
+        With the prefix `dist_` the class centres are sharded over the ranks. An object, such as `MagFace(l_m=0.4)` or a
+        margin of your own (see `plsc.heads.margins`), is sharded.
+        """
+        if isinstance(loss, Margin):
+            self._config.loss_type, self._config.margin_object = f"dist_{type(loss).__name__.lower()}", loss
+        else:
+            self._config.loss_type = check_choice("set_loss_type", loss, LOSS_TYPES)
+            self._config.margin_object = None
+
+    def set_margin(self, m: Union[float, Sequence[float]]) -> None:
+        """Margin of the labelled class.
+
+        Args:
+            m: radians for arcface (default 0.5) and curricularface (0.5), cosine for cosface (0.35) and adaface (0.4), a
+                factor on the angle for sphereface (1.35), and (m1, m2, m3) for combined (1, 0.3, 0.2).
+        """
+        if isinstance(m, (list, tuple)):
+            if len(m) != 3:
+                raise ConfigError(f"set_margin({m!r}): expected one number, or three for the combined margin")
+            m1, m2, m3 = m
+            self._config.margin = (
+                check_float("set_margin: m1", m1, 0, 10, above=True),
+                check_float("set_margin: m2", m2, 0, 3.14),
+                check_float("set_margin: m3", m3, 0, 3.14),
+            )
+        else:
+            self._config.margin = check_float("set_margin", m, 0, 3.14)
 
     def set_scale(self, s: float) -> None:
         """Factor on the cosines."""
@@ -275,8 +299,20 @@ class Entry:
         self._config.keep_checkpoints = check_int("set_keep_checkpoints", n, 0)
 
     def set_sample_ratio(self, r: float) -> None:
-        """Share of the class centres a step looks at. Only 1 trains in this version; less is refused by `train`."""
+        """Share of this rank's class centres that take part in a step; 1 takes all.
+
+        The classes of the batch always take part, the rest is drawn at random. The other centres are neither read nor
+        written: with Momentum and SGD they do not decay and their momentum stands still.
+        """
         self._config.sample_ratio = check_float("set_sample_ratio", r, 0, 1, above=True)
+
+    def set_head_chunk(self, rows: int) -> None:
+        """Class centres the head computes at a time; 0 chooses by batch, embedding and cache. Only speed depends on it."""
+        self._config.head_chunk = check_int("set_head_chunk", rows, 0)
+
+    def set_max_skipped_steps(self, n: int) -> None:
+        """Stop after n steps in a row that were skipped because their loss or their embeddings were not finite."""
+        self._config.max_skipped_steps = check_int("set_max_skipped_steps", n, 1)
 
     def set_resume(self, resume: bool) -> None:
         """Go on from the newest checkpoint. Only False trains in this version; True is refused by `train`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import paddle
 
@@ -56,6 +56,87 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
     optimizer._parameter_list = list(parameters)
     optimizer._param_groups = optimizer._parameter_list
     return optimizer
+
+
+class RowUpdate:
+    """SGD or Momentum on one matrix of the head, applied to a chunk of rows as soon as its gradient is known.
+
+    The numbers are those of Paddle's optimizer of that name, with its learning rate, L2 decay and Nesterov momentum; no
+    gradient of the whole matrix is made. Rows that are not handed over keep their values and their momentum.
+
+    Attributes:
+        momentum: 0 for SGD.
+        decay: L2 coefficient.
+        buffer: the momentum (Paddle's `velocity`), like the matrix; None for SGD.
+        in_place: a chunk's gradient may be added to `momentum * buffer` at once.
+    """
+
+    def __init__(
+        self,
+        optimizer: paddle.optimizer.Optimizer,
+        parameter: paddle.Tensor,
+        momentum: float,
+        nesterov: bool,
+        decay: float,
+    ) -> None:
+        self._optimizer, self._nesterov = optimizer, nesterov
+        self._rate_factor = float(parameter.optimize_attr["learning_rate"])
+        self.momentum, self.decay = momentum, decay
+        self.buffer = paddle.zeros_like(parameter) if momentum else None
+        self.in_place = momentum != 0.0 and not nesterov
+
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
+        """Moves `rows` [C, D] in place by their gradient with decay [C, D], which may be overwritten.
+
+        `buffer` holds these rows' momentum; where it is `gradient` itself, it has been updated already.
+        """
+        if buffer is not None and gradient is not buffer:
+            buffer.scale_(self.momentum).add_(gradient)
+            gradient = gradient.add_(buffer * self.momentum) if self._nesterov else buffer
+        rows.add_(gradient * (-self._optimizer.get_lr() * self._rate_factor))
+
+
+def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> Optional[RowUpdate]:
+    """What does to the rows of `parameter` what `optimizer` would; None where only the optimizer itself can.
+
+    That is so for every optimizer but Momentum and SGD, for other decays than L2, and for gradient clipping, which has to
+    see all gradients first.
+    """
+    if optimizer._grad_clip is not None:
+        return None
+    if parameter.dtype not in (paddle.float32, paddle.float64) or isinstance(optimizer._parameter_list[0], dict):
+        return None
+    own = getattr(parameter, "regularizer", None)
+    if type(optimizer) is paddle.optimizer.Momentum:
+        common: Any = optimizer.regularization
+        if common is None and optimizer._regularization_method == "l2_decay":
+            common = paddle.regularizer.L2Decay(optimizer._regularization_coeff)
+        momentum, nesterov = float(optimizer._momentum), bool(optimizer._use_nesterov)
+        if optimizer._rescale_grad != 1.0:
+            return None
+    elif type(optimizer) is paddle.optimizer.SGD:
+        common, momentum, nesterov = optimizer.regularization, 0.0, False
+    else:
+        return None
+    decay = own if own is not None else common
+    if decay is not None and not isinstance(decay, paddle.regularizer.L2Decay):
+        return None
+    return RowUpdate(optimizer, parameter, momentum, nesterov, 0.0 if decay is None else float(decay._coeff))
+
+
+def take_rows(optimizer: paddle.optimizer.Optimizer, head: dict[str, paddle.Tensor]) -> dict[str, RowUpdate]:
+    """Takes the head's parameters, by name, away from `optimizer` if a `RowUpdate` can move each of them.
+
+    Returns:
+        {name: update}; empty when the optimizer has to see their whole gradients.
+    """
+    updates = {name: row_update(optimizer, parameter) for name, parameter in head.items()}
+    if not all(updates.values()):
+        return {}
+    taken = {id(parameter) for parameter in head.values()}  # by identity: Paddle compares tensors by value
+    optimizer._parameter_list = [kept for kept in optimizer._parameter_list if id(kept) not in taken]
+    optimizer._param_groups = optimizer._parameter_list
+    return {name: update for name, update in updates.items() if update is not None}
 
 
 def step_schedule(optimizer: paddle.optimizer.Optimizer) -> None:

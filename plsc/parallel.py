@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import paddle
@@ -57,17 +57,42 @@ def all_reduce_max(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor
 
 
-def row_counts(rows: int) -> list[int]:
-    """The number of rows each rank holds, in rank order."""
+class Pending:
+    """The result of a collective that may still run: on nccl it overlaps what is computed until `wait`; gloo ends it
+    before it returns.
+
+    Args:
+        result: what `wait` gives: a tensor, or a list of tensors to be stacked.
+        task: the running collective, or None.
+    """
+
+    def __init__(self, result: Union[paddle.Tensor, list[paddle.Tensor]], task: Any = None) -> None:
+        self._result, self._task = result, task
+
+    def wait(self) -> paddle.Tensor:
+        """The result, complete."""
+        if self._task is not None:
+            self._task.wait()
+        return paddle.stack(self._result) if isinstance(self._result, list) else self._result
+
+
+def start_all_reduce_sum(tensor: paddle.Tensor) -> Pending:
+    """`all_reduce_sum` without waiting."""
     if world_size() == 1:
-        return [rows]
-    counts: list[paddle.Tensor] = []
-    distributed.all_gather(counts, paddle.to_tensor([rows], dtype="int64"))
-    return [count.item() for count in counts]
+        return Pending(tensor)
+    return Pending(tensor, distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM, sync_op=False))
+
+
+def start_all_gather(tensor: paddle.Tensor) -> Pending:
+    """Tensors of one shape from every rank, in rank order: [...] -> [world_size, ...], without waiting."""
+    if world_size() == 1:
+        return Pending(tensor.unsqueeze(0))
+    parts: list[paddle.Tensor] = []
+    return Pending(parts, distributed.all_gather(parts, tensor.contiguous(), sync_op=False))
 
 
 def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
-    """Rows of every rank, one rank after the other: [n_r, ...] -> [sum(n_r), ...]. `counts` comes from `row_counts`."""
+    """Rows of every rank, one rank after the other: [n_r, ...] -> [sum(n_r), ...]. `counts` holds every n_r."""
     if world_size() == 1:
         return tensor
     most = max(counts)
@@ -77,8 +102,7 @@ def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
     if tensor.shape[0] < most:
         padding = paddle.zeros([most - tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
         padded = padding if tensor.shape[0] == 0 else paddle.concat([tensor, padding])
-    parts: list[paddle.Tensor] = []
-    distributed.all_gather(parts, padded.contiguous())
+    parts = start_all_gather(padded).wait()
     return paddle.concat([part[:count] for part, count in zip(parts, counts) if count])
 
 

@@ -82,7 +82,6 @@ def test_a_password_is_never_shown():
     [
         (lambda ins: ins.set_mixed_precision(True), "set_mixed_precision"),
         (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
-        (lambda ins: ins.set_sample_ratio(0.1), "set_sample_ratio"),
         (lambda ins: ins.set_resume(True), "set_resume"),
         (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),
         (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from plsc import parallel
 from plsc.errors import ConfigError
+from plsc.heads import HeadOutput
 
 logger = logging.getLogger("plsc")
 
@@ -84,7 +85,9 @@ class ProgressLog:
 
     def _reset_window(self) -> None:
         self._began = time.perf_counter()
-        self._loss_sum, self._steps, self._samples, self._top1, self._top5 = 0.0, 0, 0, 0, 0
+        self._steps, self._samples = 0, 0
+        # Without the skipped ones:
+        self._loss_sum, self._used_steps, self._used_samples, self._top1, self._top5 = 0.0, 0, 0, 0, 0
 
     def pause(self) -> None:
         """Leaves tests and saves, which are not training, out of images/s: call before; `resume` after."""
@@ -94,23 +97,17 @@ class ProgressLog:
         """Ends `pause`."""
         self._began += time.perf_counter() - self._paused_at
 
-    def step(
-        self,
-        epoch: int,
-        step: int,
-        batch: int,
-        lr: float,
-        loss: float,
-        samples: int,
-        correct: Optional[tuple[int, int]],
-    ) -> None:
-        """Takes in one finished step; `step` and `batch` (within the pass) count from 1."""
-        self._loss_sum += loss
+    def step(self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int) -> None:
+        """Takes in one finished step; `step` and `batch` (within the pass) count from 1. `skipped` is the run's total."""
         self._steps += 1
-        self._samples += samples
-        if correct is not None:
-            self._top1, self._top5 = self._top1 + correct[0], self._top5 + correct[1]
-        self._latest = (epoch, step, batch, lr, correct is not None)
+        self._samples += output.samples
+        if output.problem is None:
+            self._loss_sum += output.loss
+            self._used_steps += 1
+            self._used_samples += output.samples
+            if output.correct is not None:
+                self._top1, self._top5 = self._top1 + output.correct[0], self._top5 + output.correct[1]
+        self._latest = (epoch, step, batch, lr, output.correct is not None, skipped)
         if self._bar is not None:
             self._bar.update()
         if step % self._period == 0:
@@ -120,21 +117,34 @@ class ProgressLog:
         """Writes the record of the steps since the last one, if there are any."""
         if self._steps == 0:
             return
-        epoch, step, batch, lr, with_accuracy = self._latest
+        epoch, step, batch, lr, with_accuracy, skipped = self._latest
         elapsed = max(time.perf_counter() - self._began, 1e-9)
-        loss, speed = self._loss_sum / self._steps, self._samples / elapsed
-        acc1 = self._top1 / self._samples if with_accuracy else None
-        acc5 = self._top5 / self._samples if with_accuracy else None
+        speed = self._samples / elapsed
+        loss = self._loss_sum / self._used_steps if self._used_steps else None
+        with_accuracy = with_accuracy and self._used_samples > 0
+        acc1 = self._top1 / self._used_samples if with_accuracy else None
+        acc5 = self._top5 / self._used_samples if with_accuracy else None
         self._metrics.write(
-            "train", step=step, epoch=epoch, lr=lr, loss=loss, images_per_second=speed, acc1=acc1, acc5=acc5
+            "train",
+            step=step,
+            epoch=epoch,
+            lr=lr,
+            loss=loss,
+            images_per_second=speed,
+            skipped_steps=skipped,
+            acc1=acc1,
+            acc5=acc5,
         )
-        accuracy = f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
-        of_pass = f"/{self._steps_per_epoch}" if self._steps_per_epoch else ""
-        line = f"pass {epoch}, batch {batch}{of_pass}, lr {lr:.6g}, loss {loss:.4f}{accuracy}, {speed:.1f} images/s"
+        shown = "loss -" if loss is None else f"loss {loss:.4f}"
+        shown += f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
+        shown += f", {skipped} skipped" if skipped else ""
+        shown += f", {speed:.1f} images/s"
         if self._bar is not None:
             self._bar.set_description_str(f"pass {epoch}")
-            self._bar.set_postfix_str(f"lr {lr:.4g}, loss {loss:.4f}{accuracy}, {speed:.1f} images/s")
+            self._bar.set_postfix_str(f"lr {lr:.4g}, {shown}")
         else:
+            of_pass = f"/{self._steps_per_epoch}" if self._steps_per_epoch else ""
+            line = f"pass {epoch}, batch {batch}{of_pass}, lr {lr:.6g}, {shown}"
             if self._total is not None:
                 seconds = max(0, self._total - step) * elapsed / self._steps
                 line += f", ETA {timedelta(seconds=round(seconds))}"

@@ -35,6 +35,7 @@ class Trainer:
         self.config = config
         self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
         self.saved: list[Path] = []  # this run's checkpoints, oldest first
+        self.skipped, self.skipped_in_a_row = 0, 0
         parallel.initialise()
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
@@ -46,11 +47,13 @@ class Trainer:
             config.loss_type,
             config.num_classes,
             config.emb_dim,
-            config.margin_of_loss(),
-            config.scale,
-            config.seed,
-            config.param_attr,
-            config.bias_attr,
+            config.margin_object or config.margin_of_loss(),
+            scale=config.scale,
+            sample_ratio=config.sample_ratio,
+            seed=config.seed,
+            param_attr=config.param_attr,
+            bias_attr=config.bias_attr,
+            chunk=config.head_chunk,
         )
         if config.checkpoint_dir:
             checkpoint.load_backbone(Path(config.checkpoint_dir), self.backbone)
@@ -64,6 +67,10 @@ class Trainer:
         self.optimizer = optim.build_optimizer(
             config, self.backbone_parameters + self.head_parameters, self.loader.steps_per_epoch or 0
         )
+        # Momentum and SGD move the head's rows while their gradient is in cache; no other optimizer sees them then.
+        trained = {name: p for name, p in self.head.named_parameters() if not p.stop_gradient}
+        self.row_updates = optim.take_rows(self.optimizer, trained)
+        self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
@@ -80,17 +87,19 @@ class Trainer:
                 self.model.train()
                 for number, (images, labels) in enumerate(self.batches(epoch), 1):
                     rate = self.optimizer.get_lr()
-                    output = self.step(images, labels, result["steps"] + 1)
+                    output = self.step(images, labels)
                     result["steps"] += 1
-                    losses.append(float(output.loss))
                     samples += output.samples
-                    progress.step(epoch, result["steps"], number, rate, losses[-1], output.samples, output.correct)
+                    if output.problem is None:
+                        losses.append(output.loss)
+                    result["skipped_steps"] = self.count_skipped(result["steps"], output.problem)
+                    progress.step(epoch, result["steps"], number, rate, output, result["skipped_steps"])
                     if self.config.save_period and result["steps"] % self.config.save_period == 0:
                         progress.pause()
                         result["checkpoint"] = self.save(f"step_{result['steps']}", epoch, result["steps"])
                         progress.resume()
                 seconds += time.perf_counter() - began
-                result.update(epochs=epoch + 1, loss=float(np.mean(losses)))
+                result.update(epochs=epoch + 1, loss=float(np.mean(losses)) if losses else math.nan)
                 if epoch + 1 == self.config.train_epochs:
                     progress.flush()
                 progress.pause()
@@ -107,23 +116,45 @@ class Trainer:
         result["images_per_second"] = samples / seconds
         return result
 
-    def step(self, images: np.ndarray, labels: np.ndarray, step: int) -> HeadOutput:
-        """One step: embed, head, backward, clip, update, schedule. `step` counts from 1."""
-        label = paddle.to_tensor(labels)
-        embedding = self.model(paddle.to_tensor(images), label)
-        output = self.head.step(embedding.detach(), label, self.config.calc_acc)
-        loss = float(output.loss)  # the same on every rank, so every rank stops at the same step
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {step}: the loss is {loss}; nothing was updated by it. Lower set_lr, add set_warmup_epochs, or check the images"
-            )
-        # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
-        embedding.backward(output.embedding_grad * parallel.world_size())
-        optim.clip_by_global_norm(self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded)
-        self.optimizer.step()
-        self.optimizer.clear_grad()
+    def step(self, images: np.ndarray, labels: np.ndarray) -> HeadOutput:
+        """One step: embed, head, backward, clip, update, schedule.
+
+        When the loss or an embedding is not finite, on any rank, every rank leaves everything as it was but the schedule.
+        """
+        gathered = self.head.gather_labels(labels)
+        statistics = [tensor.clone() for tensor in self.statistics]
+        embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+        output = self.head(embedding.detach(), gathered, self.config.calc_acc)
+        if output.problem is None:
+            # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
+            embedding.backward(output.embedding_grad * parallel.world_size())
+            self.head.backward(self.row_updates.get("weight"), self.row_updates.get("bias"))
+            optim.clip_by_global_norm(self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded)
+            self.optimizer.step()
+            self.optimizer.clear_grad()
+        else:
+            for tensor, kept in zip(self.statistics, statistics):
+                paddle.assign(kept, tensor)
         optim.step_schedule(self.optimizer)
         return output
+
+    def count_skipped(self, step: int, problem: Optional[str]) -> int:
+        """Skipped steps so far, with this one.
+
+        Raises:
+            TrainingError: too many in a row; the same on every rank.
+        """
+        if problem is None:
+            self.skipped_in_a_row = 0
+            return self.skipped
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        logger.warning("step %d skipped, nothing was updated by it: %s", step, problem)
+        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            raise TrainingError(
+                f"step {step}: {self.skipped_in_a_row} steps in a row could not be used: {problem}. Lower set_lr, add "
+                "set_warmup_epochs, or check the images; set_max_skipped_steps allows more"
+            )
+        return self.skipped
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's batches, the same number on every rank: a rank that runs out repeats its first batch."""
@@ -147,12 +178,16 @@ class Trainer:
         parallel.broadcast_statistics(self.backbone)
         names = {p.name: name for name, p in self.backbone.named_parameters()}
         names.update({p.name: f"head.{name}" for name, p in self.head.named_parameters()})
+        state = optim.optimizer_state(self.optimizer, names)
+        for parameter, update in self.row_updates.items():
+            if update.buffer is not None:
+                state[f"head.{parameter}"] = {"velocity": update.buffer}
         folder = self.save_dir / name
         checkpoint.save(
             folder,
             self.backbone,
             self.head,
-            optim.optimizer_state(self.optimizer, names),
+            state,
             {
                 "epoch": epoch,
                 "step": step,
@@ -182,7 +217,16 @@ class Trainer:
         logger.info("plsc %s, paddle %s, python %s", __version__, paddle.__version__, platform.python_version())
         logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
         logger.info("model %s, %s parameters, embedding %d", model, f"{parameters:,}", config.emb_dim)
-        logger.info("head %s, %s classes, %s on this rank", config.loss_type, f"{config.num_classes:,}", f"{rows:,}")
+        sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in a step"
+        logger.info(
+            "head %s, %s classes, %s on this rank%s; %s by %s",
+            config.loss_type,
+            f"{config.num_classes:,}",
+            f"{rows:,}",
+            sampled,
+            "rows moved in chunks" if self.row_updates else "whole gradient, moved",
+            type(self.optimizer).__name__,
+        )
         logger.info(
             "data %s, %s images, batch %d per rank (%d in all), %s steps per epoch, %d epochs",
             config.dataset_dir if config.train_reader is None else "train_reader",

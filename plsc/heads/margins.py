@@ -1,44 +1,252 @@
-"""Margins: what is done to the cosine of the labelled class, with its derivative beside it. Pure functions."""
+"""Margins: what is done to the cosines before the softmax, with the derivatives beside it. Pure functions.
+
+Shapes: B samples of the global batch (or those of them whose class is held here), C classes of a chunk.
+theta is the angle between an embedding and its class centre.
+
+A margin of your own overrides `target`, and nothing else is needed:
+
+    >>> import paddle
+    >>> from plsc.heads.margins import Margin, Target
+    >>> class SquaredMargin(Margin):
+    ...     \"\"\"cos(theta) - 0.2 (1 - cos(theta))^2\"\"\"
+    ...     def target(self, cosine, norm, state):
+    ...         gap = 1.0 - cosine
+    ...         return Target(cosine - 0.2 * gap * gap, 1.0 + 0.4 * gap)
+
+`Entry.set_loss_type(SquaredMargin())` trains with it, sharded and sampled like the built-in ones.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, Optional
 
 import paddle
 
 
-@dataclass(frozen=True)
-class AngularMargin:
-    """cos(theta + m2) - m3 for the labelled class (Deng et al., ArcFace, CVPR 2019, eq. 4 with m1 = 1).
+class Target(NamedTuple):
+    """What takes the place of the labelled class's cosine.
 
-    arcface is m2 alone (eq. 3), cosface m3 alone (Wang et al., CosFace, CVPR 2018, eq. 4).
-    Past theta + m2 = pi, where the cosine would rise again, the target goes on falling as cos(theta) - m2 sin(m2) - m3.
+    Attributes:
+        value: [B].
+        by_cosine: [B], derivative of `value` with respect to the cosine.
+        by_norm: [B], derivative with respect to the embedding's norm; None where the norm is only looked at.
+    """
+
+    value: paddle.Tensor
+    by_cosine: paddle.Tensor
+    by_norm: Optional[paddle.Tensor] = None
+
+
+class Margin:
+    """A margin-based loss: logits are scale * cosine, and the labelled class's cosine is replaced by `target`.
+
+    Attributes:
+        initial_state: running statistics the margin keeps between steps; saved with the head.
+        changes_others: whether `others` is overridden. It costs one more reduction of B numbers a step.
+    """
+
+    initial_state: tuple[float, ...] = ()
+    changes_others: bool = False
+
+    def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
+        """What replaces the labelled class's cosine, and its derivatives.
+
+        Args:
+            cosine: [B] float in [-1, 1].
+            norm: [B], of the embeddings before they are normalised.
+            state: [len(initial_state)], this step's, as `observe` made it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override target(self, cosine, norm, state)")
+
+    def observe(self, state: paddle.Tensor, norm: paddle.Tensor, cosine: Optional[paddle.Tensor]) -> paddle.Tensor:
+        """This step's state from the last one and the global batch. A skipped step leaves no trace in it.
+
+        Args:
+            state: [len(initial_state)].
+            norm: [B], the whole global batch, whatever the sharding.
+            cosine: [B], of the labelled classes; None unless `changes_others`.
+        """
+        return state
+
+    def others(
+        self, cosine: paddle.Tensor, target: paddle.Tensor, state: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """What replaces the cosines of the classes that are not the label, and its derivative.
+
+        Args:
+            cosine: [C, B].
+            target: [1, B], each sample's `Target.value`.
+            state: this step's.
+        """
+        return cosine, paddle.ones_like(cosine)
+
+    def penalty(self, norm: paddle.Tensor) -> Optional[tuple[paddle.Tensor, paddle.Tensor]]:
+        """A term added to each sample's loss, and its derivative with respect to the norm: ([B], [B]), or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class AngularMargin(Margin):
+    """cos(m1 theta + m2) - m3 (Deng et al., ArcFace, CVPR 2019, eq. 4).
+
+    arcface is m2 alone (eq. 3), cosface m3 alone (Wang et al., CosFace, CVPR 2018, eq. 4), sphereface m1 alone (Liu et
+    al., SphereFace, CVPR 2017, eq. 7, on normalised embeddings).
+    Past m1 theta + m2 = pi, where the cosine would rise again, the target goes on falling: as cos(theta) - m2 sin(m2)
+    for m1 = 1, else as SphereFace's psi, (-1)^k cos(m1 theta + m2) - 2k with k = floor((m1 theta + m2) / pi).
 
     Args:
-        m2: additive angle, radians, in [0, pi).
+        m1: factor on the angle, above 0.
+        m2: added to the angle, radians, in [0, pi).
         m3: subtracted from the cosine, at least 0.
     """
 
+    m1: float = 1.0
     m2: float = 0.0
     m3: float = 0.0
 
-    def target(self, cosine: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Target and its derivative with respect to the cosine.
-
-        Args:
-            cosine: [B] float, in [-1, 1].
-
-        Returns:
-            (target [B], derivative [B]). The derivative is finite everywhere: at |cos| = 1, where the exact one has a
-            pole that the derivative of the cosine itself cancels, sin(theta) is held above sqrt(machine epsilon).
-        """
+    def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
+        if self.m1 != 1.0:
+            return self._beyond_one_turn(cosine)
         if self.m2 == 0.0:
-            return cosine - self.m3, paddle.ones_like(cosine)
-        smallest_sine = math.sqrt(1.2e-7 if cosine.dtype == paddle.float32 else 2.3e-16)
-        sine = paddle.sqrt(paddle.clip(1.0 - cosine * cosine, min=0.0))
-        cos_m, sin_m = math.cos(self.m2), math.sin(self.m2)
-        inside = cosine > -cos_m  # theta + m2 < pi
-        target = paddle.where(inside, cosine * cos_m - sine * sin_m, cosine - self.m2 * sin_m)
-        slope = cos_m + cosine * sin_m / paddle.clip(sine, min=smallest_sine)
-        return target - self.m3, paddle.where(inside, slope, paddle.ones_like(slope))
+            return Target(cosine - self.m3, paddle.ones_like(cosine))
+        value, by_cosine, _ = _added_angle(cosine, paddle.full_like(cosine, self.m2))
+        return Target(value - self.m3, by_cosine)
+
+    def _beyond_one_turn(self, cosine: paddle.Tensor) -> Target:
+        angle = paddle.acos(cosine) * self.m1 + self.m2
+        turns = paddle.floor(angle / math.pi)
+        sign = 1.0 - 2.0 * (turns - 2.0 * paddle.floor(turns / 2.0))
+        by_cosine = paddle.sin(angle).abs() * self.m1 / _sine(cosine)
+        return Target(sign * paddle.cos(angle) - 2.0 * turns - self.m3, by_cosine)
+
+
+@dataclass(frozen=True)
+class AdaFace(Margin):
+    """cos(theta + g_angle) - g_add, with margins that follow the embedding's norm as a measure of image quality.
+
+    g_angle = -m z, g_add = m z + m, z = clip(h (norm - mean) / std, -1, 1), with mean and std exponential moving averages
+    over the batches (Kim et al., AdaFace: Quality Adaptive Margin, CVPR 2022, section 3, the definitions of z-hat,
+    g_angle and g_add). No gradient flows through the norm, and theta + g_angle is held in [0, pi], as the authors do.
+
+    Args:
+        m: the margin.
+        h: concentration of the norms.
+        momentum: of the moving averages; the weight of a new batch is 1 - momentum.
+    """
+
+    m: float = 0.4
+    h: float = 0.333
+    momentum: float = 0.99
+    initial_state = (20.0, 100.0)
+
+    def observe(self, state: paddle.Tensor, norm: paddle.Tensor, cosine: Optional[paddle.Tensor]) -> paddle.Tensor:
+        if norm.shape[0] < 2:  # one sample has no standard deviation
+            return state
+        norm = paddle.clip(norm, 1e-3, 100.0)
+        batch = paddle.stack([norm.mean(), norm.std()]).astype(state.dtype)
+        return state * self.momentum + batch * (1.0 - self.momentum)
+
+    def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
+        mean, std = state.astype(cosine.dtype).unbind(0)
+        quality = paddle.clip((paddle.clip(norm, 1e-3, 100.0) - mean) / (std + 1e-3) * self.h, -1.0, 1.0)
+        angle = paddle.acos(cosine) - self.m * quality
+        inside = paddle.logical_and(angle >= 0.0, angle <= math.pi).astype(cosine.dtype)
+        angle = paddle.clip(angle, 0.0, math.pi)
+        value = paddle.cos(angle) - (self.m * quality + self.m)
+        return Target(value, paddle.sin(angle) / _sine(cosine) * inside)
+
+
+@dataclass(frozen=True)
+class MagFace(Margin):
+    """cos(theta + m(a)) with a margin that grows with the embedding's norm a, and a penalty g(a) that makes a grow.
+
+    m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a), g(a) = 1 / a + a / u_a^2, a held in [l_a, u_a]; the loss gains
+    lambda_g g(a) (Meng et al., MagFace, CVPR 2021, eq. 2). Gradients flow through the norm. Past theta + m = pi the target
+    goes on as arcface's does.
+
+    Args:
+        l_a, u_a: smallest and largest norm.
+        l_m, u_m: margins there, radians, in [0, pi).
+        lambda_g: weight of the penalty.
+    """
+
+    l_a: float = 10.0
+    u_a: float = 110.0
+    l_m: float = 0.45
+    u_m: float = 0.8
+    lambda_g: float = 35.0
+
+    def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
+        held, inside = self._held(norm)
+        slope = (self.u_m - self.l_m) / (self.u_a - self.l_a)
+        value, by_cosine, by_margin = _added_angle(cosine, self.l_m + slope * (held - self.l_a))
+        return Target(value, by_cosine, by_margin * slope * inside)
+
+    def penalty(self, norm: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        held, inside = self._held(norm)
+        value = 1.0 / held + held / self.u_a**2
+        by_norm = (1.0 / self.u_a**2 - 1.0 / (held * held)) * inside
+        return value * self.lambda_g, by_norm * self.lambda_g
+
+    def _held(self, norm: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        inside = paddle.logical_and(norm >= self.l_a, norm <= self.u_a).astype(norm.dtype)
+        return paddle.clip(norm, self.l_a, self.u_a), inside
+
+
+@dataclass(frozen=True)
+class CurricularFace(Margin):
+    """cos(theta + m) for the label, and cos(theta_j) (t + cos(theta_j)) for a class j that beats it.
+
+    A class is hard when cos(theta_j) > T = cos(theta + m); t is the exponential moving average of the labelled cosines,
+    from 0, so that hard classes weigh more as training goes on (Huang et al., CurricularFace, CVPR 2020, section 3, the
+    definitions of T, N(t, cos theta_j) and t^(k)). Past theta + m = pi the target goes on as arcface's does.
+
+    Args:
+        m: radians, in [0, pi).
+        momentum: of t; the weight of a new batch is 1 - momentum.
+    """
+
+    m: float = 0.5
+    momentum: float = 0.99
+    initial_state = (0.0,)
+    changes_others = True
+
+    def observe(self, state: paddle.Tensor, norm: paddle.Tensor, cosine: Optional[paddle.Tensor]) -> paddle.Tensor:
+        assert cosine is not None
+        return state * self.momentum + cosine.mean().astype(state.dtype) * (1.0 - self.momentum)
+
+    def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
+        value, by_cosine, _ = _added_angle(cosine, paddle.full_like(cosine, self.m))
+        return Target(value, by_cosine)
+
+    def others(
+        self, cosine: paddle.Tensor, target: paddle.Tensor, state: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        hard = (cosine > target).astype(cosine.dtype)
+        excess = hard * (cosine + (state.astype(cosine.dtype) - 1.0))
+        return cosine * (excess + 1.0), hard * cosine + excess + 1.0
+
+
+def _added_angle(cosine: paddle.Tensor, margin: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """cos(theta + margin), or cos(theta) - margin sin(margin) past pi; its derivatives by the cosine and the margin."""
+    sine, cos_m, sin_m = (
+        paddle.sqrt(paddle.clip(1.0 - cosine * cosine, min=0.0)),
+        paddle.cos(margin),
+        paddle.sin(margin),
+    )
+    inside = cosine > -cos_m  # theta + margin < pi
+    value = paddle.where(inside, cosine * cos_m - sine * sin_m, cosine - margin * sin_m)
+    by_cosine = paddle.where(inside, cos_m + cosine * sin_m / _sine(cosine), paddle.ones_like(cosine))
+    by_margin = paddle.where(inside, -(sine * cos_m + cosine * sin_m), -(sin_m + margin * cos_m))
+    return value, by_cosine, by_margin
+
+
+def _sine(cosine: paddle.Tensor) -> paddle.Tensor:
+    """sin(theta), held above the square root of the machine epsilon.
+
+    At |cos| = 1 the derivatives by the cosine have a pole; the derivative of the cosine itself is 0 there, and cancels it.
+    """
+    epsilon = 1.2e-7 if cosine.dtype == paddle.float32 else 2.3e-16
+    return paddle.sqrt(paddle.clip(1.0 - cosine * cosine, min=epsilon))

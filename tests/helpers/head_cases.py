@@ -5,21 +5,30 @@ from pathlib import Path
 
 import numpy as np
 
-# (loss type, classes, rows of the embedding per rank when there are 3 ranks)
-CASES = [
-    (f"{prefix}{kind}", classes, counts)
-    for prefix in ("", "dist_")
-    for kind in ("softmax", "arcface", "cosface")
-    for classes, counts in ((7, (4, 4, 4)), (11, (5, 1, 3)), (5, (0, 6, 2)), (2, (3, 0, 1)), (1, (1, 1, 0)))
-]
+KINDS = ("softmax", "arcface", "cosface", "sphereface", "combined", "adaface", "magface", "curricularface")
+MARGINS = {"sphereface": 1.7, "combined": (1.2, 0.3, 0.1), "magface": None, "softmax": None}
+SCALE = 16.0
 DIM = 6
+
+# (loss type, classes, rows of the embedding per rank when there are 3 ranks, sample ratio)
+_SIZES = ((7, (4, 4, 4)), (11, (5, 1, 3)), (5, (0, 6, 2)), (2, (3, 0, 1)), (1, (1, 1, 0)))
+CASES = [
+    *((f"{prefix}{kind}", *size, 1.0) for prefix in ("", "dist_") for kind in KINDS for size in _SIZES),
+    *((f"{prefix}{kind}", 23, (3, 1, 4), 0.4) for prefix in ("", "dist_") for kind in KINDS),
+]
+
+
+def margin_of(loss_type):
+    return MARGINS.get(loss_type.replace("dist_", ""), 0.4)
 
 
 def data(case):
     """The global batch and the full head of a case, float64."""
-    _, classes, counts = CASES[case]
+    loss_type, classes, counts, _ = CASES[case]
     rng = np.random.default_rng(case)
     embedding = rng.normal(size=(sum(counts), DIM))
+    if loss_type.endswith(("adaface", "magface")):
+        embedding *= rng.uniform(1, 60, (sum(counts), 1))  # norms below, within and beyond MagFace's bounds
     if case % 2:
         embedding[0] = 0.0
     return {
@@ -46,21 +55,35 @@ def main(output, dtype):
     parallel.initialise()
     rank, world = parallel.rank(), parallel.world_size()
     results = {}
-    for case, (loss_type, classes, counts) in enumerate(CASES):
+    for case, (loss_type, classes, counts, ratio) in enumerate(CASES):
         full = data(case)
-        head = build_head(loss_type, classes, DIM, margin=0.4, scale=16.0, dtype=dtype)
+        head = build_head(
+            loss_type,
+            classes,
+            DIM,
+            margin_of(loss_type),
+            scale=SCALE,
+            dtype=dtype,
+            sample_ratio=ratio,
+            seed=case,
+            chunk=3,
+        )
         if head.weight is not None:
             head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))
         if head.bias is not None:
             head.bias.set_value(full["bias"][head.lower : head.upper].astype(dtype))
         rows = own_rows(counts, world, rank)
-        out = head.step(
-            paddle.to_tensor(full["embedding"][rows].astype(dtype)), paddle.to_tensor(full["label"][rows]), True
-        )
-        results[f"{case}/loss"] = float(out.loss)
+        out = head(paddle.to_tensor(full["embedding"][rows].astype(dtype)), full["label"][rows], True)
+        assert out.problem is None
+        taken = head._step.rows
+        taken = np.arange(head.upper - head.lower) if taken is None else taken
+        head.backward()
+        results[f"{case}/taken"] = taken + head.lower
+        results[f"{case}/loss"] = out.loss
         results[f"{case}/embedding"] = out.embedding_grad.numpy()
         results[f"{case}/correct"] = np.array(out.correct)
-        results[f"{case}/lower"] = head.lower
+        if head.margin_state is not None:
+            results[f"{case}/state"] = head.margin_state.numpy()
         for name in ("weight", "bias"):
             parameter = getattr(head, name)
             if parameter is not None:

@@ -1,0 +1,85 @@
+"""Matrix products of the head, in float32 or in a low precision with the values scaled into its range."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import paddle
+
+
+class Products:
+    """Products of float32 matrices that give float32, computed in `dtype`.
+
+    In float16 and bfloat16 the operands are rounded and a GPU accumulates in float32. float16 reaches from 6e-8 to 65504:
+    probabilities are multiplied by a power of two first, the largest that cannot overflow, and the product divided by it.
+
+    Args:
+        dtype: 'float32', 'float16' or 'bfloat16'.
+        terms: largest number of terms of a sum.
+        simulate: round the operands and the product to `dtype`, and compute in float32, where the device has no such
+            arithmetic.
+    """
+
+    def __init__(self, dtype: str, terms: int, simulate: bool = False) -> None:
+        self.low: Optional[str] = None if dtype in ("float32", "float64") else dtype
+        self._simulate = simulate
+        self._boost = 2.0 ** max(0, 14 - math.ceil(math.log2(max(terms, 1)))) if dtype == "float16" else 1.0
+
+    def logits(
+        self, weight_CD: paddle.Tensor, query_BD: paddle.Tensor, inverse_C1: Optional[paddle.Tensor]
+    ) -> paddle.Tensor:
+        """row . query for every row and query: [C, B], where a row is `inverse * weight`."""
+        if self.low is not None:
+            return self._rounded_product(_times(weight_CD, inverse_C1), query_BD, transpose_y=True)
+        product_CB = paddle.matmul(weight_CD, query_BD, transpose_y=True)
+        # The smaller of the two is scaled: the product, not the rows.
+        return product_CB if inverse_C1 is None else product_CB.multiply_(inverse_C1)
+
+    def add_pull(
+        self,
+        pull_BD: paddle.Tensor,
+        share_CB: paddle.Tensor,
+        weight_CD: paddle.Tensor,
+        inverse_C1: Optional[paddle.Tensor],
+    ) -> None:
+        """pull += share^T rows; `share_CB`, in [0, 1] in a low precision, may be overwritten."""
+        if self.low is None:
+            if inverse_C1 is not None:
+                share_CB.multiply_(inverse_C1)
+            pull_BD.add_(paddle.matmul(share_CB, weight_CD, transpose_x=True))
+            return
+        rows_CD = _times(weight_CD, inverse_C1)
+        pull_BD.add_(self._rounded_product(share_CB * self._boost, rows_CD, transpose_x=True) * (1.0 / self._boost))
+
+    def add_gradient(
+        self,
+        gradient_CD: paddle.Tensor,
+        momentum: float,
+        share_CB: paddle.Tensor,
+        query_BD: paddle.Tensor,
+        inverse_C1: Optional[paddle.Tensor],
+    ) -> None:
+        """gradient = momentum * gradient + inverse * (share query); `share_CB` as in `add_pull`."""
+        if self.low is None:
+            if inverse_C1 is not None:
+                share_CB.multiply_(inverse_C1)
+            gradient_CD.addmm_(share_CB, query_BD, beta=momentum, alpha=1.0)
+            return
+        largest = paddle.clip(query_BD.abs().max(), min=1e-30)
+        product_CD = self._rounded_product(share_CB * self._boost, query_BD / largest) * (largest / self._boost)
+        gradient_CD.scale_(momentum).add_(_times(product_CD, inverse_C1))
+
+    def _rounded_product(self, left: paddle.Tensor, right: paddle.Tensor, **transposes: bool) -> paddle.Tensor:
+        left, right = left.astype(self.low), right.astype(self.low)
+        if not self._simulate:
+            return paddle.matmul(left, right, **transposes).astype("float32")
+        return (
+            paddle.matmul(left.astype("float32"), right.astype("float32"), **transposes)
+            .astype(self.low)
+            .astype("float32")
+        )
+
+
+def _times(matrix_CD: paddle.Tensor, factor_C1: Optional[paddle.Tensor]) -> paddle.Tensor:
+    return matrix_CD if factor_C1 is None else matrix_CD * factor_C1

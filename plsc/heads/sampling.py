@@ -1,0 +1,49 @@
+"""Which class centres a step looks at: the labelled ones and a random choice of the others (An et al., Partial FC,
+ICCV Workshops 2021, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def sample_rows(rows: int, positives: np.ndarray, ratio: float, key: tuple[int, ...]) -> np.ndarray:
+    """The rows of a shard that take part in a step.
+
+    All positives, and as many others as fill up `ratio * rows`, every subset of that size equally likely. The work grows
+    with the number of rows chosen, not with the shard, for ratios up to a half.
+
+    Args:
+        rows: of the shard.
+        positives: distinct rows that must be in, ascending. When there are more than `ratio * rows`, only they are.
+        ratio: in (0, 1).
+        key: seeds the choice, such as (seed, step, rank).
+
+    Returns:
+        Distinct rows, ascending, int64.
+    """
+    budget = max(math.ceil(ratio * rows), len(positives))
+    negatives, candidates = budget - len(positives), rows - len(positives)
+    if negatives <= 0:
+        return positives.astype("int64")
+    rng = np.random.default_rng(key)
+    if 2 * negatives <= candidates:
+        chosen = _distinct(rng, candidates, negatives)
+    else:
+        chosen = np.delete(np.arange(candidates), _distinct(rng, candidates, candidates - negatives))
+    # The k-th row that is not positive: k plus the positives before it.
+    chosen += np.searchsorted(positives - np.arange(len(positives)), chosen, side="right")
+    return np.sort(np.concatenate([positives, chosen])).astype("int64")
+
+
+def _distinct(rng: np.random.Generator, limit: int, count: int) -> np.ndarray:
+    """`count` distinct integers in [0, limit), ascending; `count` is at most half of `limit`."""
+    drawn = np.empty(0, dtype="int64")
+    while len(drawn) < count:
+        # Just over what is missing on average: of n values already there, a draw misses with probability n / limit.
+        extra = int((count - len(drawn)) * 1.5) + 16
+        drawn = np.unique(np.concatenate([drawn, rng.integers(limit, size=extra)]))
+    # Too many: leave some out at random, so that no value is preferred.
+    surplus = len(drawn) - count
+    return np.delete(drawn, rng.choice(len(drawn), surplus, replace=False)) if surplus else drawn
