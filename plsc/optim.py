@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional, Union
 
 import paddle
@@ -137,6 +137,23 @@ def take_rows(optimizer: paddle.optimizer.Optimizer, head: dict[str, paddle.Tens
     optimizer._parameter_list = [kept for kept in optimizer._parameter_list if id(kept) not in taken]
     optimizer._param_groups = optimizer._parameter_list
     return {name: update for name, update in updates.items() if update is not None}
+
+
+def step(optimizer: paddle.optimizer.Optimizer, good: bool) -> None:
+    """Moves the optimizer's parameters when their gradients are `good`, and clears these."""
+    if optimizer._parameter_list:  # Paddle fails where all of them are frozen or taken
+        if good:
+            optimizer.step()
+        optimizer.clear_grad()
+
+
+def first_not_finite(parameters: Iterable[tuple[str, Any]]) -> Optional[str]:
+    """Name of the first parameter whose gradient is not finite; one transfer from the device when there is none."""
+    gradients = [(name, p.grad) for name, p in parameters if p.grad is not None]
+    if not gradients:
+        return None
+    finite = paddle.stack([paddle.isfinite(gradient).all() for _, gradient in gradients]).numpy()
+    return None if finite.all() else gradients[int(finite.argmin())][0]
 
 
 def step_schedule(optimizer: paddle.optimizer.Optimizer) -> None:

@@ -119,24 +119,35 @@ class Trainer:
     def step(self, images: np.ndarray, labels: np.ndarray) -> HeadOutput:
         """One step: embed, head, backward, clip, update, schedule.
 
-        When the loss or an embedding is not finite, on any rank, every rank leaves everything as it was but the schedule.
+        When the loss, an embedding or a gradient is not finite, on any rank, every rank leaves everything as it was but the
+        schedule.
         """
         gathered = self.head.gather_labels(labels)
         statistics = [tensor.clone() for tensor in self.statistics]
         embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
         output = self.head(embedding.detach(), gathered, self.config.calc_acc)
-        if output.problem is None:
+        if output.problem is None and not embedding.stop_gradient:
             # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
             embedding.backward(output.embedding_grad * parallel.world_size())
+            output.problem = self.bad_gradient(images)
+        if output.problem is None:
             self.head.backward(self.row_updates.get("weight"), self.row_updates.get("bias"))
             optim.clip_by_global_norm(self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded)
-            self.optimizer.step()
-            self.optimizer.clear_grad()
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
+        optim.step(self.optimizer, good=output.problem is None)
         optim.step_schedule(self.optimizer)
         return output
+
+    def bad_gradient(self, images: np.ndarray) -> Optional[str]:
+        """What is wrong with the backbone's gradients, which are the same on every rank; None when nothing is."""
+        bad = optim.first_not_finite(self.backbone.named_parameters())
+        if bad is None:
+            return None
+        own = "" if np.isfinite(images).all() else "its images are not finite"
+        found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own)) if text]
+        return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
 
     def count_skipped(self, step: int, problem: Optional[str]) -> int:
         """Skipped steps so far, with this one.

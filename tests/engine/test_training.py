@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from ranks import HELPERS, ROOT, start
 from safetensors.numpy import load_file
 
 from plsc import Entry
 from plsc.checkpoint import BACKBONE, head_file
+from plsc.errors import ConfigError
+from plsc.heads import Margin, Target
+from plsc.models.base_model import BaseModel
 
 pytestmark = pytest.mark.core
 
@@ -47,18 +51,23 @@ def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ranks, glyphs, tmp_path):
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface", "dist_softmax", "adaface", "dist_curricularface"])
+def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ranks, glyphs, tmp_path, loss_type):
     weights, losses = [], []
+    shards = 1 if not loss_type.startswith("dist_") else None
     for world, batch in ((1, 24), (2, 12), (3, 8)):
         output = tmp_path / str(world)
         ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", "train_epochs=1", "log_period=1",
-            "with_test=false", "norm=0", "scale=8.0",
+            "with_test=false", "norm=0", "scale=8.0", f"loss_type={loss_type}",
         )  # fmt: skip
-        head = np.concatenate([load_file(output / "0" / head_file(rank))["weight"] for rank in range(world)])
-        weights.append({**load_file(output / "0" / BACKBONE), "head": head})
+        parts = [load_file(output / "0" / head_file(rank)) for rank in range(shards or world)]
+        head = {
+            f"head {name}": np.concatenate([part[name] for part in parts]) for name in ("weight", "weight/velocity")
+        }
+        weights.append({**load_file(output / "0" / BACKBONE), **head})
         losses.append([record["loss"] for record in events(output, "train")])
-    assert len(losses[0]) == 4 and weights[0]["head"].shape == (12, 16)
+    assert len(losses[0]) == 4 and weights[0]["head weight"].shape == (12, 16)
     for other_weights, other_losses in zip(weights[1:], losses[1:]):
         np.testing.assert_allclose(other_losses, losses[0], rtol=1e-4)
         for name, value in weights[0].items():
@@ -87,6 +96,49 @@ def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
     assert [result_of(tmp_path, rank)["steps"] for rank in range(3)] == [8, 8, 8]  # the longest reader has 4 batches
 
 
+def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, glyphs, tmp_path):
+    saved = {}
+    for name, batches in (("clean", "9,0,2"), ("poisoned", "1,3,4")):  # the fourth and the fifth batch are bad
+        output = tmp_path / name
+        ranks(
+            "train_glyphs.py", 3, glyphs, output, f"nan={batches}", "train_epochs=1", "with_test=false", "log_period=1",
+            "loss_type=dist_adaface",
+        )  # fmt: skip
+        saved[name] = {path.name: load_file(path) for path in (output / "0").glob("*.safetensors")}
+    assert result_of(tmp_path / "clean")["skipped_steps"] == 0
+    poisoned = result_of(tmp_path / "poisoned")
+    assert (poisoned["steps"], poisoned["skipped_steps"]) == (5, 2) and poisoned["loss"] == result_of(
+        tmp_path / "clean"
+    )["loss"]
+    assert [record["skipped_steps"] for record in events(tmp_path / "poisoned", "train")] == [0, 0, 0, 1, 2]
+    assert "loss" not in events(tmp_path / "poisoned", "train")[-1]
+    assert (
+        len(saved["clean"]) == 5
+    )  # backbone with BatchNorm's statistics, optimizer, three shards with momentum and state
+    for name, tensors in saved["clean"].items():
+        for key, value in tensors.items():
+            np.testing.assert_array_equal(saved["poisoned"][name][key], value, err_msg=f"{name}: {key}")
+
+
+def test_too_many_skipped_steps_end_every_rank_with_one_line(glyphs, tmp_path):
+    process = start("train_glyphs.py", 3, glyphs, tmp_path, "nan=1,1,8", "max_skipped_steps=3", "with_test=false")
+    assert process.returncode == 1
+    last = process.stderr.splitlines()[-1]
+    assert "step 4: 3 steps in a row" in last and "rank 1: its images are not finite" in last
+    assert "Traceback" not in process.stderr and not (tmp_path / "0").exists()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
+    process = ranks(
+        "train_glyphs.py", world, glyphs, tmp_path, "sample_ratio=0.5", "loss_type=dist_magface", "head_chunk=2"
+    )
+    assert "0.5 of them in a step" in process.stderr and "rows moved in chunks" in process.stderr
+    rows = [load_file(tmp_path / "1" / head_file(rank)) for rank in range(world)]
+    assert all(np.isfinite(value).all() for part in rows for value in part.values())
+    assert all(np.abs(part["weight/velocity"]).max() > 0 for part in rows)
+
+
 def test_a_failing_rank_ends_all_and_its_error_is_last(glyphs, tmp_path):
     began = time.monotonic()
     process = start("train_glyphs.py", 3, glyphs, tmp_path, "fail_rank=1", "with_test=false")
@@ -113,16 +165,84 @@ def test_the_launcher_of_paddle_works(glyphs, tmp_path):
     assert result_of(tmp_path)["test"] == result_of(tmp_path, 1)["test"]
 
 
-def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
+def small_entry(glyphs):
     ins = Entry()
     ins.set_dataset_dir(str(glyphs))
-    ins.set_model_save_dir(str(tmp_path))
     ins.set_class_num(12)
     ins.set_image_shape((3, 32, 32))
     ins.set_train_batch_size(48)
     ins.set_model_name("MobileFaceNet")
     ins.set_emb_size(16)
     ins.set_train_epochs(1)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(None)
+    return ins
+
+
+def test_a_margin_of_the_users_own(glyphs):
+    class Squared(Margin):
+        def target(self, cosine, norm, state):
+            gap = 1.0 - cosine
+            return Target(cosine - 0.2 * gap * gap, 1.0 + 0.4 * gap)
+
+    ins = small_entry(glyphs)
+    ins.set_loss_type(Squared())
+    assert np.isfinite(ins.train()["loss"])
+    ins.set_margin(0.3)
+    with pytest.raises(ConfigError, match="dist_squared.*no such margin"):
+        ins.train()
+
+
+def test_an_optimizer_that_needs_whole_gradients_gets_them(glyphs):
+    losses = {}
+    for name, optimizer in {
+        "sgd": lambda parameters: paddle.optimizer.SGD(0.1, parameters=parameters),
+        "clipped": lambda parameters: paddle.optimizer.SGD(
+            0.1, parameters=parameters, grad_clip=paddle.nn.ClipGradByGlobalNorm(1e9)
+        ),
+        "adam": lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters),
+    }.items():
+        ins = small_entry(glyphs)
+        ins.set_train_epochs(2)
+        ins.set_optimizer(optimizer)
+        losses[name] = ins.train()["loss"]
+    # A norm that clips nothing takes the other path to the same numbers.
+    assert losses["clipped"] == pytest.approx(losses["sgd"], rel=1e-5) and losses["adam"] != losses["sgd"]
+
+
+def test_a_frozen_head_or_backbone_stays_as_it_is(glyphs, tmp_path):
+    ins = small_entry(glyphs)
+    ins.set_model_save_dir(str(tmp_path))
+    ins.set_distfc_attr(paddle.ParamAttr(trainable=False, initializer=paddle.nn.initializer.Constant(0.5)))
+    ins.train()
+    assert (load_file(tmp_path / "0" / head_file(0))["weight"] == 0.5).all()
+
+
+def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
+    class Frozen(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.fc = paddle.nn.Linear(3 * 32 * 32, 16)
+            for parameter in self.fc.parameters():
+                parameter.stop_gradient = True
+
+        def build_network(self, input, label, is_train):
+            return self.fc(input.flatten(1))
+
+    losses = []
+    for epochs in (1, 4):
+        ins = small_entry(glyphs)
+        ins.set_model(Frozen())
+        ins.set_loss_type("dist_softmax")
+        ins.set_train_epochs(epochs)
+        losses.append(ins.train()["loss"])
+    assert losses[1] < losses[0]
+
+
+def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
+    ins = small_entry(glyphs)
+    ins.set_with_test(True)
+    ins.set_model_save_dir(str(tmp_path))
     ins.set_val_targets("glyphs")
     first, second = ins.train(), ins.train()
     assert first["loss"] == second["loss"], "a second run starts afresh"

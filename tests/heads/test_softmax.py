@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import paddle
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_head import loss_of, numeric_gradient, statistics_of
 
+from plsc.errors import DataError
 from plsc.heads import build_head, shard_bounds
 
 pytestmark = pytest.mark.core
@@ -99,6 +102,46 @@ def test_accuracy_counts_over_all_shards(computed, case):
         order = result["taken"][np.argsort(-logits[:, result["taken"]], axis=1, kind="stable")]
         expected = [(order[:, :k] == full["label"][:, None]).any(axis=1).sum() for k in (1, 5)]
         assert list(result["correct"]) == expected, f"{world} ranks"
+
+
+def test_a_step_takes_two_gathers_and_two_reductions(ranks, tmp_path):
+    ranks("count_collectives.py", 2, tmp_path)
+    counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert counted[0] == counted[1]
+    for ratio in (1.0, 0.3):
+        for loss in ("dist_arcface", "dist_magface", "dist_adaface"):
+            # embeddings and labels; row sums and the embeddings' gradient
+            assert counted[0][f"{loss} {ratio}"] == {"all_gather": 2, "all_reduce": 2}
+        # Without a bound on the logits each rank's largest travels with its sums: a gather in place of a reduction.
+        assert counted[0][f"dist_softmax {ratio}"] == {"all_gather": 3, "all_reduce": 1}
+        # CurricularFace compares every class with the label's cosine, which has to be known first.
+        assert counted[0][f"dist_curricularface {ratio}"] == {"all_gather": 3, "all_reduce": 2}
+    assert counted[0]["first large batch"] == {"all_gather": 3, "all_reduce": 2}
+    assert counted[0]["second large batch"] == {"all_gather": 2, "all_reduce": 2}
+
+
+def test_a_label_out_of_range_is_named():
+    with pytest.raises(DataError, match=r"rank 0: label 5 is not in \[0, 5\)"):
+        build_head("arcface", 5, DIM)(paddle.rand([2, DIM]), np.array([0, 5]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_is_named_and_nothing_is_updated(kind):
+    head = build_head(kind, 5, DIM)
+    embedding = np.random.default_rng(0).normal(size=(4, DIM)).astype("float32")
+    embedding[1, 2], embedding[3, 0] = np.nan, np.inf
+    state = None if head.margin_state is None else head.margin_state.numpy()
+    out = head(paddle.to_tensor(embedding), np.arange(4))
+    assert "rank 0: 2 of 4 embeddings are not finite" in out.problem
+    head.backward()
+    assert head.weight.grad is None
+    if state is not None:
+        np.testing.assert_array_equal(head.margin_state.numpy(), state)
+    weight = head.weight.numpy()
+    weight[3, 1] = np.inf
+    head.weight.set_value(weight)
+    out = head(paddle.to_tensor(np.nan_to_num(embedding)), np.arange(4))
+    assert kind != "softmax" or "class centre of class 3 is not finite" in out.problem
 
 
 @settings(max_examples=60, deadline=None)

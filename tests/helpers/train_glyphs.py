@@ -1,7 +1,8 @@
 """A user's script: trains on a folder. `train_glyphs.py DATA OUTPUT [name=value ...]` calls `ins.set_<name>(value)`.
 
 Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
-the user's own that gives rank r 2 + r batches, the last of them smaller; `norm=0` leaves
+the user's own that gives rank r 2 + r batches, the last of them smaller; `nan=RANK,FIRST,LAST` uses one that gives every
+rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on; `norm=0` leaves
 BatchNorm out, which sees one rank's batch only.
 """
 
@@ -27,14 +28,17 @@ class TinyNet(BaseModel):
         return self.fc(paddle.nn.functional.relu(self.norm(self.conv(input))).flatten(1))
 
 
-def reader_of(rank, classes, fail, batches):
+def reader_of(rank, classes, batches, smaller_last=True, fail=False, nan_from=None):
     def reader():
         rng = np.random.default_rng(rank)
         for number in range(batches):
             if fail and number == 1:
                 raise RuntimeError("the reader broke here")
-            size = 8 if number < batches - 1 else 3
-            yield [(rng.normal(size=(3, 32, 32)).astype("float32"), int(rng.integers(classes))) for _ in range(size)]
+            size = 3 if smaller_last and number == batches - 1 else 8
+            images = rng.normal(size=(size, 3, 32, 32)).astype("float32")
+            if nan_from is not None and number >= nan_from:
+                images[::2, :, 5, 5] = np.nan
+            yield [(image, int(rng.integers(classes))) for image in images]
 
     return reader
 
@@ -42,7 +46,7 @@ def reader_of(rank, classes, fail, batches):
 def main(data, output, *options):
     chosen = dict(option.split("=", 1) for option in options)
     fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
-    norm = bool(int(chosen.pop("norm", 1)))
+    norm, nan = bool(int(chosen.pop("norm", 1))), chosen.pop("nan", None)
     ins = Entry()
     ins.set_dataset_dir(data)
     ins.set_model_save_dir(output)
@@ -60,7 +64,11 @@ def main(data, output, *options):
         getattr(ins, f"set_{name}")(value if name in ("loss_type", "checkpoint_dir") else json.loads(value))
     if uneven or fail_rank >= 0:
         rank = parallel.rank()
-        ins.train_reader = reader_of(rank, 12, rank == fail_rank, 2 + rank)
+        ins.train_reader = reader_of(rank, 12, 2 + rank, fail=rank == fail_rank)
+    if nan:
+        bad_rank, first, last = map(int, nan.split(","))
+        rank = parallel.rank()
+        ins.train_reader = reader_of(rank, 12, last + 1, False, nan_from=first if rank == bad_rank else None)
     result = ins.train()
     Path(output, f"result_{parallel.rank()}.json").write_text(json.dumps(result))
 

@@ -1,0 +1,50 @@
+"""Counts the collectives of one step of the head on this rank. `count_collectives.py OUTPUT_DIR` writes one JSON a rank."""
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import distributed
+
+from plsc import parallel
+from plsc.heads import build_head
+from plsc.optim import take_rows
+
+COUNTED = ("all_gather", "all_reduce", "broadcast", "reduce", "scatter", "alltoall", "all_gather_object", "barrier")
+
+
+def main(output):
+    parallel.initialise()
+    calls = collections.Counter()
+    for name in COUNTED:
+
+        def counting(*arguments, _name=name, _call=getattr(distributed, name), **options):
+            calls[_name] += 1
+            return _call(*arguments, **options)
+
+        setattr(distributed, name, counting)
+    results = {}
+    for loss_type in ("dist_arcface", "dist_magface", "dist_adaface", "dist_softmax", "dist_curricularface"):
+        for ratio in (1.0, 0.3):
+            head = build_head(loss_type, 50, 8, sample_ratio=ratio)
+            optimizer = paddle.optimizer.Momentum(0.1, parameters=head.parameters())
+            updates = take_rows(optimizer, dict(head.named_parameters()))
+            calls.clear()
+            rows = 3 + parallel.rank()
+            head(paddle.rand([rows, 8]), np.arange(rows))
+            head.backward(updates["weight"], updates.get("bias"))
+            results[f"{loss_type} {ratio}"] = dict(calls)
+    # A batch larger than any before is gathered twice, once.
+    head = build_head("dist_arcface", 50, 8)
+    for name in ("first large batch", "second large batch"):
+        calls.clear()
+        head(paddle.rand([100, 8]), np.arange(100) % 50)
+        results[name] = dict(calls)
+    Path(output, f"{parallel.rank()}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
