@@ -34,15 +34,16 @@ def sample_rows(rows: int, positives: np.ndarray, ratio: float, key: tuple[int, 
         chosen = np.delete(np.arange(candidates), _distinct(rng, candidates, candidates - negatives))
     # The k-th row that is not positive: k plus the positives before it.
     chosen += np.searchsorted(positives - np.arange(len(positives)), chosen, side="right")
-    return np.sort(np.concatenate([positives, chosen])).astype("int64")
+    return np.sort(np.concatenate([positives, chosen]), kind="stable").astype("int64")  # stable merges sorted runs
 
 
 def _distinct(rng: np.random.Generator, limit: int, count: int) -> np.ndarray:
     """`count` distinct integers in [0, limit), ascending; `count` is at most half of `limit`."""
     drawn = np.empty(0, dtype="int64")
     while len(drawn) < count:
-        # Just over what is missing on average: of n values already there, a draw misses with probability n / limit.
-        extra = int((count - len(drawn)) * 1.5) + 16
+        # The draws that are expected to fill up the missing values, repetitions counted, and a few more.
+        draws = limit * math.log((limit - len(drawn)) / (limit - count))
+        extra = int(draws + 4.0 * math.sqrt(draws)) + 16
         drawn = np.unique(np.concatenate([drawn, rng.integers(limit, size=extra)]))
     # Too many: leave some out at random, so that no value is preferred.
     surplus = len(drawn) - count

@@ -113,7 +113,7 @@ class ClassifierHead(paddle.nn.Layer):
         self.precision, self.simulate = dtype if low == "float32" else low, simulate
         self.workers = Workers()
         self.label_capacity = 64
-        self._steps = 0
+        self.next_step = 0  # with seed and rank it decides which rows are drawn
         self._step: Optional[HeadStep] = None
         self.lower, self.upper = (
             shard_bounds(num_classes, parallel.world_size(), parallel.rank()) if sharded else (0, num_classes)
@@ -183,12 +183,12 @@ class ClassifierHead(paddle.nn.Layer):
 
     def _next_rows(self, labels: np.ndarray) -> Optional[np.ndarray]:
         """The rows of this rank that take part in the next step, ascending; None when all do."""
-        self._steps += 1
+        step, self.next_step = self.next_step, self.next_step + 1
         if self.sample_ratio >= 1.0 or self.weight is None:
             return None
         positives = np.unique(labels[(labels >= self.lower) & (labels < self.upper)]) - self.lower
         # Ranks that hold the same rows must draw the same ones.
-        key = (self.seed, self._steps, parallel.rank() if self.sharded else 0)
+        key = (self.seed, step, parallel.rank() if self.sharded else 0)
         return sample_rows(self.upper - self.lower, positives, self.sample_ratio, key)
 
 

@@ -160,9 +160,10 @@ class HeadStep:
             radial_n = paddle.zeros([0], self.dtype)
         else:
             push_n = self.push_n * (self.share * head.scale)
-            radial_n = push_n if self.margin is None else push_n * self.plain_n
+            radial_n = push_n
             if self.row_inverse_n1 is not None:
                 push_n = push_n * self.row_inverse_n1.squeeze(1)
+                radial_n = push_n * self.plain_n
             direction_BD = self.embedding_BD if self.margin is None else self.unit_BD
             push_nD = paddle.gather(direction_BD, self.sample_n) * push_n.unsqueeze(1)
         share_B = paddle.full([self.batch], self.share, self.dtype)

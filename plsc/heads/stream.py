@@ -211,7 +211,7 @@ class Walk:
             share_B: weight of each sample in the loss.
             query_BD: derivative of (row . query) by the row, times `share_B`: unit embeddings times scale, or embeddings.
             label_push_nD: the labelled rows' part of their gradient, in the order of `labels`.
-            label_radial_n: the same, times the unit row; of the bias where rows are not normalised.
+            label_radial_n: the same, times the unit row; their part of the bias's gradient where rows are not normalised.
             sink: receives the gradient, chunk by chunk, in place of the optimizer.
             reduce_sum: sums a chunk's gradient over the ranks, in place, where each has a part of it.
         """
@@ -235,7 +235,7 @@ class Walk:
     def _update_chunk(
         self, number: int, gradient: _Gradient, sink: RowSink, reduce_sum: Optional[Callable[[paddle.Tensor], Any]]
     ) -> paddle.Tensor:
-        """Moves a chunk of rows; returns the sum of softmax (times product) over the samples [C, 1]."""
+        """Moves a chunk of rows; returns the bias's gradient [C, 1] where rows are not normalised."""
         weight_CD, inverse_C1 = self._rows_of(self.weight, number), self._inverse[number]
         buffer_CD = None if sink.buffer is None else self._rows_of(sink.buffer, number)
         product_CB, logits_CB, slope_CB = self._logits(number, weight_CD, inverse_C1)
@@ -244,9 +244,10 @@ class Walk:
         if slope_CB is not None:
             softmax_CB.multiply_(slope_CB)
         # What a unit row loses because its length may not change; the bias's gradient is the same sum without product.
-        radial_C1 = paddle.matmul(
-            softmax_CB if inverse_C1 is None else product_CB.multiply_(softmax_CB), gradient.share_B1
-        )
+        radial_CB = softmax_CB if inverse_C1 is None else product_CB.multiply_(softmax_CB)
+        radial_C1 = paddle.matmul(radial_CB, gradient.share_B1)
+        if inverse_C1 is not None:
+            radial_C1.multiply_(inverse_C1)
         in_place = buffer_CD is not None and sink.in_place and reduce_sum is None
         gradient_CD: Any = buffer_CD if in_place else paddle.zeros_like(weight_CD)
         momentum = sink.momentum if in_place else 0.0
@@ -260,8 +261,7 @@ class Walk:
         # Along the rows themselves: less the radial part, plus the decay, which must not be summed over the ranks.
         decay_now = sink.decay if reduce_sum is None else 0.0
         if inverse_C1 is not None:
-            along_C1 = (radial_C1 * inverse_C1).multiply_(inverse_C1).scale_(-1.0)
-            gradient_CD.add_(weight_CD * (along_C1 + decay_now))
+            gradient_CD.add_(weight_CD * (decay_now - radial_C1 * inverse_C1))
         elif decay_now:
             gradient_CD.add_(weight_CD * decay_now)
         if reduce_sum is not None:
