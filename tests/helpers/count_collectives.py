@@ -19,13 +19,16 @@ COUNTED = ("all_gather", "all_reduce", "broadcast", "reduce", "scatter", "alltoa
 def main(output):
     parallel.initialise()
     calls = collections.Counter()
+
+    def counted(name, call):
+        def counting(*arguments, **options):
+            calls[name] += 1
+            return call(*arguments, **options)
+
+        return counting
+
     for name in COUNTED:
-
-        def counting(*arguments, _name=name, _call=getattr(distributed, name), **options):
-            calls[_name] += 1
-            return _call(*arguments, **options)
-
-        setattr(distributed, name, counting)
+        setattr(distributed, name, counted(name, getattr(distributed, name)))
     results = {}
     for loss_type in ("dist_arcface", "dist_magface", "dist_adaface", "dist_softmax", "dist_curricularface"):
         for ratio in (1.0, 0.3):
