@@ -85,15 +85,23 @@ class RowUpdate:
         self.buffer = paddle.zeros_like(parameter) if momentum else None
         self.in_place = momentum != 0.0 and not nesterov
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
-        """Moves `rows` [C, D] in place by their gradient with decay [C, D], which may be overwritten.
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
+    ) -> None:
+        """Moves rows in place.
 
-        `buffer` holds these rows' momentum; where it is `gradient` itself, it has been updated already.
+        Args:
+            rows: [C, D].
+            gradient: [C, D], with decay; may be overwritten.
+            buffer: [C, D], the rows' momentum; where it is `gradient` itself, it has been updated already.
+            scratch: at least C rows; overwritten.
         """
         if buffer is not None and gradient is not buffer:
             buffer.scale_(self.momentum).add_(gradient)
             gradient = gradient.add_(buffer * self.momentum) if self._nesterov else buffer
-        rows.add_(gradient * (-self._optimizer.get_lr() * self._rate_factor))
+        step = scratch[: rows.shape[0]]
+        paddle.assign(gradient, step)
+        rows.add_(step.scale_(-self._optimizer.get_lr() * self._rate_factor))
 
 
 def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> Optional[RowUpdate]:

@@ -14,14 +14,17 @@ import paddle
 
 from plsc import parallel
 from plsc.config import DEFAULT_MARGINS, kind_of
+from plsc.heads.labels import GatheredLabels, LabelGatherer
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
 from plsc.heads.sampling import sample_rows
-from plsc.heads.step import GatheredLabels, HeadOutput, HeadStep
+from plsc.heads.step import HeadOutput, HeadStep, Shard
 from plsc.heads.stream import RowSink
 from plsc.heads.workers import Workers
 
 _ROWS_PER_DRAW = 4096
-_LARGEST_EXPONENT = 84.0  # e^84 and its inverse are far from the ends of float32
+# float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest row's
+# norm, 1e-9 = e^-20.7.
+_LARGEST_SUM, _LARGEST_SCALE = 84.0, 66.0
 
 
 def shard_bounds(num_classes: int, num_ranks: int, rank: int) -> tuple[int, int]:
@@ -106,14 +109,10 @@ class ClassifierHead(paddle.nn.Layer):
         simulate: bool = False,
     ) -> None:
         super().__init__(dtype=dtype)
-        self.num_classes, self.emb_dim = num_classes, emb_dim
-        self.margin, self.scale, self.sharded = margin, 1.0 if margin is None else scale, sharded
-        self.sample_ratio, self.seed, self.chunk = sample_ratio, seed, chunk
-        low = "float32" if paddle.get_device() == "cpu" and not simulate else compute_dtype
-        self.precision, self.simulate = dtype if low == "float32" else low, simulate
-        self.workers = Workers()
-        self.label_capacity = 64
+        self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
+        self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
         self.next_step = 0  # with seed and rank it decides which rows are drawn
+        self._labels = LabelGatherer(num_classes)
         self._step: Optional[HeadStep] = None
         self.lower, self.upper = (
             shard_bounds(num_classes, parallel.world_size(), parallel.rank()) if sharded else (0, num_classes)
@@ -130,12 +129,28 @@ class ClassifierHead(paddle.nn.Layer):
         statistics = () if margin is None else margin.initial_state
         state = paddle.to_tensor(statistics, dtype="float64") if statistics else None
         self.register_buffer("margin_state", state)
-        # The logits of the other classes are within the scale, unless the margin changes them.
-        self.bounded = (
-            margin is not None
+        low = "float32" if paddle.get_device() == "cpu" and not simulate else compute_dtype
+        precision = dtype if low == "float32" else low
+        self._shard = Shard(
+            weight=self.weight,
+            bias=self.bias,
+            margin_state=state,
+            lower=self.lower,
+            upper=self.upper,
+            emb_dim=emb_dim,
+            margin=margin,
+            scale=1.0 if margin is None else scale,
+            sharded=sharded,
+            # The logits of the other classes are within the scale, unless the margin changes them.
+            bounded=margin is not None
             and not margin.changes_others
-            and self.precision in ("float32", "float64")
-            and self.scale + math.log(num_classes) <= _LARGEST_EXPONENT
+            and precision in ("float32", "float64")
+            and scale <= _LARGEST_SCALE
+            and scale + math.log(num_classes) <= _LARGEST_SUM,
+            chunk=chunk,
+            precision=precision,
+            simulate=simulate,
+            workers=Workers(),
         )
 
     @paddle.no_grad()
@@ -156,7 +171,7 @@ class ClassifierHead(paddle.nn.Layer):
         self._step = None
         if not sum(counts):
             return HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
-        step = HeadStep(self, embedding, counts, labels, self._next_rows(labels))
+        step = HeadStep(self._shard, embedding, counts, labels, self._next_rows(labels))
         output = step.run(with_accuracy)
         if output.problem is None:
             self._step = step
@@ -179,7 +194,7 @@ class ClassifierHead(paddle.nn.Layer):
 
     def gather_labels(self, label: np.ndarray) -> GatheredLabels:
         """Starts to gather the labels of all ranks, so that the backbone can run meanwhile."""
-        return GatheredLabels(self, np.asarray(label).reshape(-1).astype("int64"))
+        return self._labels.start(label)
 
     def _next_rows(self, labels: np.ndarray) -> Optional[np.ndarray]:
         """The rows of this rank that take part in the next step, ascending; None when all do."""

@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import numpy as np
 import paddle
 from paddle.nn import functional
 
 from plsc import parallel
-from plsc.errors import DataError
-from plsc.heads.margins import Target
+from plsc.heads.margins import Margin, Target
 from plsc.heads.products import Products
 from plsc.heads.stream import DenseGradient, Labels, RowSink, Sums, Walk, chunk_rows, inverse_norms
-
-if TYPE_CHECKING:
-    from plsc.heads.softmax import ClassifierHead
+from plsc.heads.workers import Workers
 
 _LOWEST = -1e29
 _ROWS_PER_CHECK = 1 << 16
@@ -48,49 +45,41 @@ class HeadOutput:
     problem: Optional[str] = None
 
 
-class GatheredLabels:
-    """Labels of all ranks on their way: one all-gather, unless a batch is larger than any before."""
+@dataclass
+class Shard:
+    """What a rank holds of a head, and how it is computed with; see `ClassifierHead`.
 
-    def __init__(self, head: ClassifierHead, label: np.ndarray) -> None:
-        self._head, self._label = head, label
-        self._pending = self._start()
+    Attributes:
+        weight: rows [lower, upper) of W; None where there are none.
+        bias: the same of the bias; None without one.
+        margin_state: the margin's running statistics, or None.
+        scale: on the cosines; 1 without a margin.
+        sharded: the other ranks hold other rows, and every rank computes the global batch.
+        bounded: the exponentials of the logits fit in the dtype as they are.
+        precision, simulate: see `Products`.
+    """
 
-    def _start(self) -> parallel.Pending:
-        capacity = self._head.label_capacity
-        padded = np.full(capacity + 1, -1, dtype="int64")
-        padded[0] = len(self._label)
-        padded[1 : 1 + len(self._label)] = self._label[:capacity]
-        return parallel.start_all_gather(paddle.to_tensor(padded))
-
-    def wait(self) -> tuple[list[int], np.ndarray]:
-        """(samples of each rank, [sum of them] labels in rank order).
-
-        Raises:
-            DataError: a label is not in [0, num_classes), on any rank.
-        """
-        parts = self._pending.wait().numpy()
-        most = int(parts[:, 0].max())
-        if most > self._head.label_capacity:  # every rank sees it and gathers again
-            self._head.label_capacity = 1 << (most - 1).bit_length()
-            self._pending = self._start()
-            return self.wait()
-        counts = [int(count) for count in parts[:, 0]]
-        labels = [part[1 : 1 + count] for part, count in zip(parts, counts)]
-        for rank, of_rank in enumerate(labels):
-            wrong = of_rank[(of_rank < 0) | (of_rank >= self._head.num_classes)]
-            if len(wrong):
-                raise DataError(
-                    f"rank {rank}: label {wrong[0]} is not in [0, {self._head.num_classes}); "
-                    "correct the labels, or call set_class_num"
-                )
-        return counts, np.concatenate(labels)
+    weight: Optional[paddle.Tensor]
+    bias: Optional[paddle.Tensor]
+    margin_state: Optional[paddle.Tensor]
+    lower: int
+    upper: int
+    emb_dim: int
+    margin: Optional[Margin]
+    scale: float
+    sharded: bool
+    bounded: bool
+    chunk: int
+    precision: str
+    simulate: bool
+    workers: Workers
 
 
 class HeadStep:
     """The forward half is `run`, the backward half `update`.
 
     Args:
-        head: whose step it is.
+        head: this rank's part of it.
         embedding: [b, D].
         counts: samples of each rank, not all 0.
         label: [sum(counts)], in rank order.
@@ -99,7 +88,7 @@ class HeadStep:
 
     def __init__(
         self,
-        head: ClassifierHead,
+        head: Shard,
         embedding: paddle.Tensor,
         counts: Sequence[int],
         label: np.ndarray,

@@ -35,8 +35,10 @@ class RowSink(Protocol):
     buffer: Optional[paddle.Tensor]  # like the matrix: its momentum, or its whole gradient
     in_place: bool  # whether a chunk's gradient is added to `momentum * buffer` at once
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
-        """Moves `rows`, in place; with `in_place`, `gradient` is `buffer`."""
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
+    ) -> None:
+        """Moves `rows`, in place; with `in_place`, `gradient` is `buffer`. `scratch` may be overwritten."""
 
 
 class DenseGradient:
@@ -47,7 +49,9 @@ class DenseGradient:
     def __init__(self, parameter: paddle.Tensor) -> None:
         self.buffer = paddle.zeros_like(parameter)  # rows that take no part have a gradient of 0
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
+    ) -> None:
         """The gradient is where it belongs, unless it was summed elsewhere."""
         if gradient is not buffer:
             paddle.assign(gradient, buffer)
@@ -110,7 +114,7 @@ class Walk:
         bias: [shard] or None.
         rows: [N] ascending, the rows that take part; None for all.
         query: [B, D], what the rows are multiplied with: unit embeddings times the scale, or plain embeddings.
-        normalised: whether the rows are taken as unit vectors. Rows shorter than 1e-15 count as zero rows (cosine 0, no
+        normalised: whether the rows are taken as unit vectors. Rows shorter than 1e-9 count as zero rows (cosine 0, no
             gradient).
         labels: the labelled classes; they are left out, the caller sees to them.
         others: (cosine [C, B]) -> (logit, d(logit)/d(cosine)); None where the product is the logit.
@@ -175,9 +179,10 @@ class Walk:
         total_1B, pull_BD = paddle.zeros([1, batch], dtype), paddle.zeros([batch, emb_dim], dtype)
         peak_1B = None if self._bounded else paddle.full([1, batch], _LOWEST_PEAK, dtype)
         ahead_B = None if plain_B is None else paddle.zeros([batch], "int64")
+        scratch = self._scratch()
         for number in share:
             weight_CD = self._rows_of(self.weight, number)
-            inverse_C1 = self._inverse[number] = inverse_norms(weight_CD) if self.normalised else None
+            inverse_C1 = self._inverse[number] = _inverse_norms(weight_CD, scratch) if self.normalised else None
             product_CB, logits_CB, slope_CB = self._logits(number, weight_CD, inverse_C1)
             if ahead_B is not None:
                 ahead_B.add_(self._ahead(number, product_CB, plain_B, ties))
@@ -223,8 +228,9 @@ class Walk:
         gradient = _Gradient(subtract_1B, share_B1, query_BD, label_push_nD, label_radial_n.unsqueeze(1))
 
         def update_share(share: Sequence[int]) -> list[paddle.Tensor]:
+            scratch = self._scratch()
             with paddle.no_grad():  # which is each thread's own
-                return [self._update_chunk(number, gradient, sink, reduce_sum) for number in share]
+                return [self._update_chunk(number, gradient, sink, reduce_sum, scratch) for number in share]
 
         if reduce_sum is None:
             parts = self._workers.map(update_share, self._chunks)
@@ -233,7 +239,12 @@ class Walk:
         return paddle.concat([chunk for part in parts for chunk in part]).flatten() if self.bias is not None else None
 
     def _update_chunk(
-        self, number: int, gradient: _Gradient, sink: RowSink, reduce_sum: Optional[Callable[[paddle.Tensor], Any]]
+        self,
+        number: int,
+        gradient: _Gradient,
+        sink: RowSink,
+        reduce_sum: Optional[Callable[[paddle.Tensor], Any]],
+        scratch: paddle.Tensor,
     ) -> paddle.Tensor:
         """Moves a chunk of rows; returns the bias's gradient [C, 1] where rows are not normalised."""
         weight_CD, inverse_C1 = self._rows_of(self.weight, number), self._inverse[number]
@@ -261,13 +272,13 @@ class Walk:
         # Along the rows themselves: less the radial part, plus the decay, which must not be summed over the ranks.
         decay_now = sink.decay if reduce_sum is None else 0.0
         if inverse_C1 is not None:
-            gradient_CD.add_(weight_CD * (decay_now - radial_C1 * inverse_C1))
+            gradient_CD.add_(_copied(weight_CD, scratch).multiply_(decay_now - radial_C1 * inverse_C1))
         elif decay_now:
-            gradient_CD.add_(weight_CD * decay_now)
+            gradient_CD.add_(_copied(weight_CD, scratch).scale_(decay_now))
         if reduce_sum is not None:
             reduce_sum(gradient_CD)
-            gradient_CD.add_(weight_CD * sink.decay)
-        sink.apply(weight_CD, gradient_CD, buffer_CD)
+            gradient_CD.add_(_copied(weight_CD, scratch).scale_(sink.decay))
+        sink.apply(weight_CD, gradient_CD, buffer_CD, scratch)
         self._put_back(self.weight, number, weight_CD)
         if buffer_CD is not None:
             self._put_back(sink.buffer, number, buffer_CD)
@@ -283,7 +294,7 @@ class Walk:
             gradient_N.add_(bias_N * sink.decay)
         if sink.in_place and buffer_N is not None:
             gradient_N = buffer_N.scale_(sink.momentum).add_(gradient_N)
-        sink.apply(bias_N, gradient_N, buffer_N)
+        sink.apply(bias_N, gradient_N, buffer_N, paddle.empty_like(bias_N))
         if self._rows is not None:
             self.bias.scatter_(self._rows, bias_N)
             if buffer is not None:
@@ -316,6 +327,9 @@ class Walk:
         tied_CB = paddle.logical_and(product_CB == plain_B, ties(first, first + int(product_CB.shape[0])))
         return paddle.logical_or(product_CB > plain_B, tied_CB).astype("int64").sum(axis=0)
 
+    def _scratch(self) -> paddle.Tensor:
+        return paddle.empty([self._chunk, self.weight.shape[1]], self.weight.dtype)
+
     def _labels_of(self, number: int) -> slice:
         return slice(int(self._first_label[number]), int(self._first_label[number + 1]))
 
@@ -333,7 +347,20 @@ class Walk:
 
 
 def inverse_norms(rows_CD: paddle.Tensor) -> paddle.Tensor:
-    """1 / |row| [C, 1]; 0 for rows shorter than 1e-15 (whose square is lost) or so long that their square is infinite."""
-    smallest = 1e-30 if rows_CD.dtype == paddle.float32 else 1e-200
-    square_C1 = paddle.matmul(rows_CD * rows_CD, paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
+    """1 / |row| [C, 1]; 0 for rows shorter than 1e-9 (1e-100 in float64) or so long that their square is infinite."""
+    return _inverse_norms(rows_CD, paddle.empty_like(rows_CD))
+
+
+def _inverse_norms(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
+    smallest = 1e-18 if rows_CD.dtype == paddle.float32 else 1e-200
+    squares_CD = _copied(rows_CD, scratch)
+    squares_CD.multiply_(squares_CD)
+    square_C1 = paddle.matmul(squares_CD, paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
     return paddle.rsqrt(paddle.clip(square_C1, min=smallest)) * (square_C1 >= smallest).astype(rows_CD.dtype)
+
+
+def _copied(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
+    """A copy in `scratch`: new memory for each result would cost more than the arithmetic."""
+    copy_CD = scratch[: rows_CD.shape[0]]
+    paddle.assign(rows_CD, copy_CD)
+    return copy_CD

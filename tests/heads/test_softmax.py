@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from head_cases import CASES, DIM, KINDS, SCALE, data, margin_of
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_head import loss_of, numeric_gradient, statistics_of
 
@@ -144,8 +144,9 @@ def test_what_is_not_finite_is_named_and_nothing_is_updated(kind):
     assert kind != "softmax" or "class centre of class 3 is not finite" in out.problem
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(0, 10**6), st.sampled_from([64.0, 2.0, 300.0]))
+@settings(max_examples=150, deadline=None)
+@example("arcface", 103, 64.0)  # a row of 2e-15 whose gradient was infinite
+@given(st.sampled_from(KINDS), st.integers(0, 10**6), st.sampled_from([64.0, 2.0, 66.0, 80.0, 300.0]))
 def test_nothing_is_ever_infinite_at_the_edges(kind, seed, scale):
     rng = np.random.default_rng(seed)
     embedding = (rng.normal(size=(6, DIM)) * 10.0 ** rng.integers(-20, 18, (6, 1))).astype("float32")
@@ -162,7 +163,7 @@ def test_nothing_is_ever_infinite_at_the_edges(kind, seed, scale):
     assert np.isfinite(out.loss) and out.problem is None
     assert np.isfinite(out.embedding_grad.numpy()[np.abs(embedding).max(axis=1) > 1e-18]).all()
     head.backward()
-    assert np.isfinite(head.weight.grad.numpy()[np.abs(weight).max(axis=1) > 1e-18]).all()
+    assert np.isfinite(head.weight.grad.numpy()).all()
 
 
 def test_initial_rows_do_not_depend_on_the_sharding():
