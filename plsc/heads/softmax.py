@@ -189,7 +189,7 @@ class ClassifierHead(paddle.nn.Layer):
             return
         if step.state is not None:
             self.margin_state.set_value(step.state)
-        if self.weight is not None and not self.weight.stop_gradient:
+        if any(not parameter.stop_gradient for parameter in self.parameters()):
             step.update(weight_sink, bias_sink)
 
     def gather_labels(self, label: np.ndarray) -> GatheredLabels:

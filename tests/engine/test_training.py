@@ -218,6 +218,15 @@ def test_a_frozen_head_or_backbone_stays_as_it_is(glyphs, tmp_path):
     assert (load_file(tmp_path / "0" / head_file(0))["weight"] == 0.5).all()
 
 
+def test_a_frozen_head_still_trains_its_bias(glyphs, tmp_path):
+    ins = small_entry(glyphs)
+    ins.set_model_save_dir(str(tmp_path))
+    ins.set_loss_type("dist_softmax")
+    ins.set_distfc_attr(paddle.ParamAttr(trainable=False))
+    ins.train()
+    assert np.abs(load_file(tmp_path / "0" / head_file(0))["bias"]).max() > 0
+
+
 def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
     class Frozen(BaseModel):
         def __init__(self):

@@ -1,3 +1,4 @@
+import doctest
 import math
 
 import numpy as np
@@ -5,6 +6,7 @@ import paddle
 import pytest
 from reference_head import target_of
 
+from plsc.heads import margins
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin, Target
 
 pytestmark = pytest.mark.core
@@ -112,6 +114,10 @@ def test_curricularface_weighs_only_the_classes_that_beat_the_label():
     np.testing.assert_allclose(
         margin.observe(state, None, tensor([0.5, 0.1])).numpy(), [0.99 * 0.3 + 0.01 * 0.3], rtol=1e-6
     )
+
+
+def test_the_example_of_the_module_runs():
+    assert doctest.testmod(margins).attempted > 2 and doctest.testmod(margins).failed == 0
 
 
 def test_a_margin_needs_a_target_and_nothing_else():
