@@ -38,6 +38,13 @@ class MixedPrecision:
     decr_ratio: float = 0.5
     use_dynamic_loss_scaling: bool = True
     amp_lists: Any = None
+    dtype: str = "float16"
+    simulate: bool = False
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients are scaled: bfloat16 reaches as far as float32 and needs it not."""
+        return self.use_fp16 and self.dtype == "float16"
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Config:
     keep_checkpoints: int = 0
     sample_ratio: float = 1.0
     head_chunk: int = 0
+    gradient_clip: float = 0.0
     max_skipped_steps: int = 20
     resume: bool = False
     seed: int = 0
@@ -99,10 +107,6 @@ class Config:
         """Checks what no single setter can know; called before the first step."""
         if self.hdfs is not None:
             raise ConfigError("set_hdfs_info: transfer to and from HDFS is not in this version yet; remove the call")
-        if self.mixed_precision.use_fp16:
-            raise ConfigError(
-                "set_mixed_precision(True): mixed precision is not in this version yet; train in float32 with set_mixed_precision(False)"
-            )
         if self.resume:
             raise ConfigError(
                 "set_resume(True): exact resume is not in this version yet; start from a checkpoint with set_checkpoint_dir"

@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 import paddle
 
 from plsc import checkpoint, parallel
+from plsc.amp import as_lists
 from plsc.config import (
     LOSS_TYPES,
     Config,
@@ -134,9 +135,25 @@ class Entry:
         decr_ratio: float = 0.5,
         use_dynamic_loss_scaling: bool = True,
         amp_lists: Any = None,
+        dtype: str = "float16",
+        simulate: bool = False,
     ) -> None:
-        """Mixed precision with loss scaling. Only `use_fp16=False` trains in this version; True is refused by `train`."""
+        """Mixed precision with loss scaling.
+
+        Args:
+            use_fp16: train in mixed precision.
+            init_loss_scaling: first factor on the gradients.
+            incr_every_n_steps: finite steps in a row after which it grows `incr_ratio` times.
+            decr_every_n_nan_or_inf: steps in a row that overflowed after which it shrinks `decr_ratio` times.
+            incr_ratio: above 1.
+            decr_ratio: below 1.
+            use_dynamic_loss_scaling: False keeps the factor at `init_loss_scaling`; the four above have no use then.
+            amp_lists: a `plsc.amp.AutoMixedPrecisionLists` (or Paddle's) with operators to add or to leave out.
+            dtype: 'float16', or 'bfloat16', which needs no loss scaling.
+            simulate: on a CPU, where Paddle computes in float32 only, round where a GPU would.
+        """
         name = "set_mixed_precision"
+        as_lists(amp_lists)
         self._config.mixed_precision = MixedPrecision(
             check_bool(f"{name}: use_fp16", use_fp16),
             check_float(f"{name}: init_loss_scaling", init_loss_scaling, 0, above=True),
@@ -146,7 +163,16 @@ class Entry:
             check_float(f"{name}: decr_ratio", decr_ratio, 0, 1, above=True),
             check_bool(f"{name}: use_dynamic_loss_scaling", use_dynamic_loss_scaling),
             amp_lists,
+            check_choice(f"{name}: dtype", dtype, ("float16", "bfloat16")),
+            check_bool(f"{name}: simulate", simulate),
         )
+
+    def set_gradient_clip(self, norm: float) -> None:
+        """Shrink a step's gradients to this norm over the backbone and all shards of the head, when theirs is larger; 0 never.
+
+        The head's rows are walked once more to know their norm before they move: two more products of four.
+        """
+        self._config.gradient_clip = check_float("set_gradient_clip", norm, 0)
 
     def set_hdfs_info(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Optional, Union
 
@@ -71,6 +72,8 @@ class RowUpdate:
         in_place: a chunk's gradient may be added to `momentum * buffer` at once.
     """
 
+    moves_rows = True
+
     def __init__(
         self,
         optimizer: paddle.optimizer.Optimizer,
@@ -107,8 +110,8 @@ class RowUpdate:
 def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> Optional[RowUpdate]:
     """What does to the rows of `parameter` what `optimizer` would; None where only the optimizer itself can.
 
-    That is so for every optimizer but Momentum and SGD, for other decays than L2, and for gradient clipping, which has to
-    see all gradients first.
+    That is so for every optimizer but Momentum and SGD, for other decays than L2, and for clipping by the norm of single
+    gradients or by value.
     """
     if optimizer._grad_clip is not None:
         return None
@@ -147,11 +150,15 @@ def take_rows(optimizer: paddle.optimizer.Optimizer, head: dict[str, paddle.Tens
     return {name: update for name, update in updates.items() if update is not None}
 
 
-def step(optimizer: paddle.optimizer.Optimizer, good: bool) -> None:
-    """Moves the optimizer's parameters when their gradients are `good`, and clears these."""
-    if optimizer._parameter_list:  # Paddle fails where all of them are frozen or taken
-        if good:
-            optimizer.step()
+def step(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Moves the parameters the optimizer still has; Paddle fails where all are frozen or taken."""
+    if optimizer._parameter_list:
+        optimizer.step()
+
+
+def clear_grad(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Clears the gradients of the parameters the optimizer still has."""
+    if optimizer._parameter_list:
         optimizer.clear_grad()
 
 
@@ -170,30 +177,43 @@ def step_schedule(optimizer: paddle.optimizer.Optimizer) -> None:
         optimizer._learning_rate.step()
 
 
-def clip_by_global_norm(
-    optimizer: paddle.optimizer.Optimizer, backbone: Sequence[Any], head: Sequence[Any], head_is_sharded: bool
-) -> None:
-    """Clips the gradients by their norm over all ranks, where the optimizer asks for ClipGradByGlobalNorm.
+def clip_norm_of(config: Config, optimizer: paddle.optimizer.Optimizer) -> Optional[float]:
+    """The global norm gradients are clipped to: `set_gradient_clip`'s, or the optimizer's ClipGradByGlobalNorm's.
 
-    Paddle's own clipping sees one rank's shard only and would scale each rank differently.
+    Raises:
+        ConfigError: both are set.
     """
     clip = optimizer._grad_clip
-    if not isinstance(clip, paddle.nn.ClipGradByGlobalNorm):
+    if config.gradient_clip and clip is not None:
+        raise ConfigError(
+            f"set_gradient_clip({config.gradient_clip}), but set_optimizer's optimizer has a grad_clip too; leave one out"
+        )
+    if isinstance(clip, paddle.nn.ClipGradByGlobalNorm):
+        # Paddle's own sees one rank's shard only, and would scale each rank differently.
+        optimizer._grad_clip = None
+        return float(clip.clip_norm)
+    return config.gradient_clip or None
+
+
+def clip_factor(norm: float, square_sum: float) -> float:
+    """What gradients of that square sum are multiplied with to have at most `norm`."""
+    return norm / max(norm, math.sqrt(square_sum))
+
+
+def square_sum(parameters: Sequence[Any]) -> float:
+    """Sum of the squares of the gradients."""
+    parts = [(p.grad.astype("float32") ** 2).sum() for p in parameters if p.grad is not None]
+    return math.fsum(paddle.stack(parts).tolist()) if parts else 0.0
+
+
+def scale_gradients(parameters: Iterable[Any], factor: float) -> None:
+    """Multiplies the gradients by `factor`, in place."""
+    if factor == 1.0:
         return
-    head_square = _square_sum(head)
-    total = _square_sum(backbone) + (parallel.all_reduce_sum(head_square) if head_is_sharded else head_square)
-    factor = clip.clip_norm / paddle.clip(paddle.sqrt(total), min=clip.clip_norm)
-    for parameter in [*backbone, *head]:
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad * factor.astype(parameter.grad.dtype)
-
-
-def _square_sum(parameters: Sequence[Any]) -> paddle.Tensor:
-    total = paddle.zeros([], "float32")
-    for parameter in parameters:
-        if parameter.grad is not None:
-            total = total + (parameter.grad.astype("float32") ** 2).sum()
-    return total
+    with paddle.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.scale_(factor)
 
 
 def optimizer_state(

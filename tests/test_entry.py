@@ -80,7 +80,6 @@ def test_a_password_is_never_shown():
 @pytest.mark.parametrize(
     "prepare, words",
     [
-        (lambda ins: ins.set_mixed_precision(True), "set_mixed_precision"),
         (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
         (lambda ins: ins.set_resume(True), "set_resume"),
         (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),

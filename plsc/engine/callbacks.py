@@ -71,12 +71,18 @@ class ProgressLog:
         total_steps: of the whole run, for the ETA; None when a reader cannot tell.
         steps_per_epoch: the same for one pass.
         log_period: steps between two records.
+        with_scale: whether the loss is scaled, and the scale is shown.
     """
 
     def __init__(
-        self, metrics: MetricsFile, total_steps: Optional[int], steps_per_epoch: Optional[int], log_period: int
+        self,
+        metrics: MetricsFile,
+        total_steps: Optional[int],
+        steps_per_epoch: Optional[int],
+        log_period: int,
+        with_scale: bool = False,
     ) -> None:
-        self._metrics = metrics
+        self._metrics, self._with_scale = metrics, with_scale
         self._total, self._steps_per_epoch, self._period = total_steps, steps_per_epoch, log_period
         self._bar: Optional[tqdm] = None
         if parallel.rank() == 0 and sys.stderr.isatty():
@@ -97,8 +103,16 @@ class ProgressLog:
         """Ends `pause`."""
         self._began += time.perf_counter() - self._paused_at
 
-    def step(self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int) -> None:
-        """Takes in one finished step; `step` and `batch` (within the pass) count from 1. `skipped` is the run's total."""
+    def step(
+        self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int, scale: float
+    ) -> None:
+        """Takes in one finished step.
+
+        Args:
+            step, batch: of the run and of the pass, from 1.
+            lr, scale: the learning rate and the loss scale the step used.
+            skipped: skipped steps of the run so far.
+        """
         self._steps += 1
         self._samples += output.samples
         if output.problem is None:
@@ -107,7 +121,7 @@ class ProgressLog:
             self._used_samples += output.samples
             if output.correct is not None:
                 self._top1, self._top5 = self._top1 + output.correct[0], self._top5 + output.correct[1]
-        self._latest = (epoch, step, batch, lr, output.correct is not None, skipped)
+        self._latest = (epoch, step, batch, lr, output.correct is not None, skipped, scale)
         if self._bar is not None:
             self._bar.update()
         if step % self._period == 0:
@@ -117,7 +131,7 @@ class ProgressLog:
         """Writes the record of the steps since the last one, if there are any."""
         if self._steps == 0:
             return
-        epoch, step, batch, lr, with_accuracy, skipped = self._latest
+        epoch, step, batch, lr, with_accuracy, skipped, scale = self._latest
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         speed = self._samples / elapsed
         loss = self._loss_sum / self._used_steps if self._used_steps else None
@@ -131,12 +145,14 @@ class ProgressLog:
             lr=lr,
             loss=loss,
             images_per_second=speed,
+            loss_scaling=scale if self._with_scale else None,
             skipped_steps=skipped,
             acc1=acc1,
             acc5=acc5,
         )
         shown = "loss -" if loss is None else f"loss {loss:.4f}"
         shown += f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
+        shown += f", scale {scale:g}" if self._with_scale else ""
         shown += f", {skipped} skipped" if skipped else ""
         shown += f", {speed:.1f} images/s"
         if self._bar is not None:

@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
-from plsc import checkpoint, optim, parallel
+from plsc import amp, checkpoint, optim, parallel
 from plsc.config import Config
 from plsc.data.loader import ImageLoader, ReaderLoader
 from plsc.data.sources import read_label_file
@@ -54,6 +54,8 @@ class Trainer:
             param_attr=config.param_attr,
             bias_attr=config.bias_attr,
             chunk=config.head_chunk,
+            compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
+            simulate=config.mixed_precision.simulate,
         )
         if config.checkpoint_dir:
             checkpoint.load_backbone(Path(config.checkpoint_dir), self.backbone)
@@ -67,6 +69,8 @@ class Trainer:
         self.optimizer = optim.build_optimizer(
             config, self.backbone_parameters + self.head_parameters, self.loader.steps_per_epoch or 0
         )
+        self.clip_norm = optim.clip_norm_of(config, self.optimizer)
+        self.scaler = amp.DynamicLossScaler(config.mixed_precision)
         # Momentum and SGD move the head's rows while their gradient is in cache; no other optimizer sees them then.
         trained = {name: p for name, p in self.head.named_parameters() if not p.stop_gradient}
         self.row_updates = optim.take_rows(self.optimizer, trained)
@@ -78,7 +82,8 @@ class Trainer:
         steps_per_epoch = self.loader.steps_per_epoch
         total = steps_per_epoch * self.config.train_epochs if steps_per_epoch else None
         metrics = MetricsFile(self.save_dir)
-        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period)
+        with_scale = self.config.mixed_precision.scales_loss
+        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period, with_scale)
         result: dict[str, Any] = {"steps": 0, "epochs": 0, "skipped_steps": 0, "checkpoint": None, "test": None}
         samples, seconds = 0, 0.0
         try:
@@ -87,13 +92,17 @@ class Trainer:
                 self.model.train()
                 for number, (images, labels) in enumerate(self.batches(epoch), 1):
                     rate = self.optimizer.get_lr()
+                    scale, may_shrink = self.scaler.scale, self.scaler.can_shrink
                     output = self.step(images, labels)
+                    self.scaler.update(output.problem is None)
                     result["steps"] += 1
                     samples += output.samples
                     if output.problem is None:
                         losses.append(output.loss)
-                    result["skipped_steps"] = self.count_skipped(result["steps"], output.problem)
-                    progress.step(epoch, result["steps"], number, rate, output, result["skipped_steps"])
+                    result["skipped_steps"] = self.count_skipped(
+                        result["steps"], output.problem, may_shrink and math.isfinite(output.loss)
+                    )
+                    progress.step(epoch, result["steps"], number, rate, output, result["skipped_steps"], scale)
                     if self.config.save_period and result["steps"] % self.config.save_period == 0:
                         progress.pause()
                         result["checkpoint"] = self.save(f"step_{result['steps']}", epoch, result["steps"])
@@ -117,28 +126,45 @@ class Trainer:
         return result
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> HeadOutput:
-        """One step: embed, head, backward, clip, update, schedule.
+        """One step: embed, head, backward, verdict, clip, update, schedule.
 
         When the loss, an embedding or a gradient is not finite, on any rank, every rank leaves everything as it was but the
-        schedule.
+        schedule and the loss scaling.
         """
         gathered = self.head.gather_labels(labels)
         statistics = [tensor.clone() for tensor in self.statistics]
-        embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+        with amp.autocast(self.config.mixed_precision):
+            embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+        embedding = embedding.astype("float32")
         output = self.head(embedding.detach(), gathered, self.config.calc_acc)
         if output.problem is None and not embedding.stop_gradient:
             # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
-            embedding.backward(output.embedding_grad * parallel.world_size())
+            embedding.backward(output.embedding_grad * (parallel.world_size() * self.scaler.scale))
+            optim.scale_gradients(self.backbone_parameters, 1.0 / self.scaler.scale)
             output.problem = self.bad_gradient(images)
         if output.problem is None:
-            self.head.backward(self.row_updates.get("weight"), self.row_updates.get("bias"))
-            optim.clip_by_global_norm(self.optimizer, self.backbone_parameters, self.head_parameters, self.head.sharded)
+            self.update()
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
-        optim.step(self.optimizer, good=output.problem is None)
+        optim.clear_grad(self.optimizer)
         optim.step_schedule(self.optimizer)
         return output
+
+    def update(self) -> None:
+        """Moves the head and the backbone by gradients that are known to be good."""
+        factor = 1.0
+        if self.clip_norm is not None and self.row_updates:
+            square_sum = self.head.gradient_square_sum() + optim.square_sum(self.backbone_parameters)
+            factor = optim.clip_factor(self.clip_norm, square_sum)
+        self.head.backward(self.row_updates.get("weight"), self.row_updates.get("bias"), factor)
+        if self.clip_norm is not None and not self.row_updates:
+            own = paddle.to_tensor([optim.square_sum(self.head_parameters)], dtype="float64")
+            head_sum = (parallel.all_reduce_sum(own) if self.head.sharded else own).item()
+            factor = optim.clip_factor(self.clip_norm, head_sum + optim.square_sum(self.backbone_parameters))
+            optim.scale_gradients(self.head_parameters, factor)
+        optim.scale_gradients(self.backbone_parameters, factor)
+        optim.step(self.optimizer)
 
     def bad_gradient(self, images: np.ndarray) -> Optional[str]:
         """What is wrong with the backbone's gradients, which are the same on every rank; None when nothing is."""
@@ -149,7 +175,7 @@ class Trainer:
         found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own)) if text]
         return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
 
-    def count_skipped(self, step: int, problem: Optional[str]) -> int:
+    def count_skipped(self, step: int, problem: Optional[str], may_shrink: bool) -> int:
         """Skipped steps so far, with this one.
 
         Raises:
@@ -158,7 +184,9 @@ class Trainer:
         if problem is None:
             self.skipped_in_a_row = 0
             return self.skipped
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.skipped += 1
+        # A scale that is too large is expected to cost steps until it has shrunk.
+        self.skipped_in_a_row = 0 if may_shrink else self.skipped_in_a_row + 1
         logger.warning("step %d skipped, nothing was updated by it: %s", step, problem)
         if self.skipped_in_a_row >= self.config.max_skipped_steps:
             raise TrainingError(
@@ -208,6 +236,8 @@ class Trainer:
                 "model": self.config.model_name if self.config.model is None else type(self.config.model).__name__,
                 "learning_rate": float(self.optimizer.get_lr()),
                 "seed": self.config.seed,
+                "loss_scaling": self.scaler.state(),
+                "skipped_steps": self.skipped,
                 "plsc": __version__,
                 "paddle": paddle.__version__,
             },
@@ -238,6 +268,7 @@ class Trainer:
             "rows moved in chunks" if self.row_updates else "whole gradient, moved",
             type(self.optimizer).__name__,
         )
+        logger.info("precision %s", amp.describe(config.mixed_precision))
         logger.info(
             "data %s, %s images, batch %d per rank (%d in all), %s steps per epoch, %d epochs",
             config.dataset_dir if config.train_reader is None else "train_reader",

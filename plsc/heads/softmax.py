@@ -18,7 +18,7 @@ from plsc.heads.labels import GatheredLabels, LabelGatherer
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
 from plsc.heads.sampling import sample_rows
 from plsc.heads.step import HeadOutput, HeadStep, Shard
-from plsc.heads.stream import RowSink
+from plsc.heads.stream import RowSink, SquareSum
 from plsc.heads.workers import Workers
 
 _ROWS_PER_DRAW = 4096
@@ -178,11 +178,14 @@ class ClassifierHead(paddle.nn.Layer):
         return output
 
     @paddle.no_grad()
-    def backward(self, weight_sink: Optional[RowSink] = None, bias_sink: Optional[RowSink] = None) -> None:
+    def backward(
+        self, weight_sink: Optional[RowSink] = None, bias_sink: Optional[RowSink] = None, factor: float = 1.0
+    ) -> None:
         """The rest of the step `forward` began: the gradients of W and of the bias, and the margin's statistics.
 
         Args:
             weight_sink, bias_sink: move the rows chunk by chunk; without them the gradients are left in `.grad`.
+            factor: on the gradients, such as a clipping's.
         """
         step, self._step = self._step, None
         if step is None:
@@ -190,7 +193,19 @@ class ClassifierHead(paddle.nn.Layer):
         if step.state is not None:
             self.margin_state.set_value(step.state)
         if any(not parameter.stop_gradient for parameter in self.parameters()):
-            step.update(weight_sink, bias_sink)
+            step.update(weight_sink, bias_sink, factor)
+
+    @paddle.no_grad()
+    def gradient_square_sum(self) -> float:
+        """Sum of the squares of the gradients `backward` will give, over all shards; changes nothing.
+
+        It walks over the rows once more: two products, and nothing held.
+        """
+        sums = [SquareSum() for parameter in (self.weight, self.bias) if parameter is not None]
+        if self._step is not None and sums and any(not parameter.stop_gradient for parameter in self.parameters()):
+            self._step.update(sums[0], sums[-1], 1.0)
+        own = paddle.to_tensor([sum(one.total() for one in sums)], dtype="float64")
+        return (parallel.all_reduce_sum(own) if self.sharded else own).item()
 
     def gather_labels(self, label: np.ndarray) -> GatheredLabels:
         """Starts to gather the labels of all ranks, so that the backbone can run meanwhile."""

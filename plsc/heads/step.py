@@ -140,28 +140,27 @@ class HeadStep:
             gradient_BD = self.own_embedding
         return HeadOutput(loss, gradient_BD, correct, self.samples, problem)
 
-    def update(self, weight_sink: Optional[RowSink], bias_sink: Optional[RowSink]) -> None:
-        """The gradient of the rows, handed to the sinks, or left in `.grad` without them."""
+    def update(self, weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float) -> None:
+        """`factor` times the gradient of the rows, handed to the sinks, or left in `.grad` without them."""
         head, walk, target, weight = self.head, self.walk, self.target, self.head.weight
         assert walk is not None and weight is not None
+        share = self.share * factor
         if target is None:
             push_nD = paddle.zeros([0, head.emb_dim], self.dtype)
             radial_n = paddle.zeros([0], self.dtype)
         else:
-            push_n = self.push_n * (self.share * head.scale)
+            push_n = self.push_n * (share * head.scale)
             radial_n = push_n
             if self.row_inverse_n1 is not None:
                 push_n = push_n * self.row_inverse_n1.squeeze(1)
                 radial_n = push_n * self.plain_n
             direction_BD = self.embedding_BD if self.margin is None else self.unit_BD
             push_nD = paddle.gather(direction_BD, self.sample_n) * push_n.unsqueeze(1)
-        share_B = paddle.full([self.batch], self.share, self.dtype)
+        share_B = paddle.full([self.batch], share, self.dtype)
         reduce_sum = None if head.sharded or parallel.world_size() == 1 else parallel.all_reduce_sum
         sink = weight_sink or DenseGradient(weight)
         log_total_B = paddle.clip(self.log_total_B, -87.0, 87.0) if head.bounded else self.log_total_B
-        bias_gradient_N = walk.update(
-            log_total_B, share_B, self.factor_BD * self.share, push_nD, radial_n, sink, reduce_sum
-        )
+        bias_gradient_N = walk.update(log_total_B, share_B, self.factor_BD * share, push_nD, radial_n, sink, reduce_sum)
         if weight_sink is None:
             weight.grad = sink.buffer
         if bias_gradient_N is not None and head.bias is not None:

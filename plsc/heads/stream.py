@@ -9,6 +9,7 @@ Shapes: B samples, D embedding, N rows walked, C rows of a chunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol
@@ -34,6 +35,7 @@ class RowSink(Protocol):
     decay: float
     buffer: Optional[paddle.Tensor]  # like the matrix: its momentum, or its whole gradient
     in_place: bool  # whether a chunk's gradient is added to `momentum * buffer` at once
+    moves_rows: bool
 
     def apply(
         self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
@@ -44,7 +46,7 @@ class RowSink(Protocol):
 class DenseGradient:
     """The sink of optimizers that work on the whole matrix: collects its gradient in `buffer`."""
 
-    momentum, decay, in_place = 0.0, 0.0, True
+    momentum, decay, in_place, moves_rows = 0.0, 0.0, True, False
 
     def __init__(self, parameter: paddle.Tensor) -> None:
         self.buffer = paddle.zeros_like(parameter)  # rows that take no part have a gradient of 0
@@ -55,6 +57,25 @@ class DenseGradient:
         """The gradient is where it belongs, unless it was summed elsewhere."""
         if gradient is not buffer:
             paddle.assign(gradient, buffer)
+
+
+class SquareSum:
+    """A sink that only adds up the squares of the gradient: for its norm, before anything moves."""
+
+    momentum, decay, buffer, in_place, moves_rows = 0.0, 0.0, None, False, False
+
+    def __init__(self) -> None:
+        self._parts: list[paddle.Tensor] = []
+
+    def apply(
+        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
+    ) -> None:
+        """Takes in a chunk; threads may call it at the same time."""
+        self._parts.append(gradient.multiply_(gradient).sum())
+
+    def total(self) -> float:
+        """The sum, the same whatever the order of the chunks."""
+        return math.fsum(paddle.stack(self._parts).tolist()) if self._parts else 0.0
 
 
 @dataclass
@@ -279,7 +300,8 @@ class Walk:
             reduce_sum(gradient_CD)
             gradient_CD.add_(_copied(weight_CD, scratch).scale_(sink.decay))
         sink.apply(weight_CD, gradient_CD, buffer_CD, scratch)
-        self._put_back(self.weight, number, weight_CD)
+        if sink.moves_rows:
+            self._put_back(self.weight, number, weight_CD)
         if buffer_CD is not None:
             self._put_back(sink.buffer, number, buffer_CD)
         return radial_C1
@@ -296,7 +318,8 @@ class Walk:
             gradient_N = buffer_N.scale_(sink.momentum).add_(gradient_N)
         sink.apply(bias_N, gradient_N, buffer_N, paddle.empty_like(bias_N))
         if self._rows is not None:
-            self.bias.scatter_(self._rows, bias_N)
+            if sink.moves_rows:
+                self.bias.scatter_(self._rows, bias_N)
             if buffer is not None:
                 buffer.scatter_(self._rows, buffer_N)
 

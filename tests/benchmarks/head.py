@@ -134,7 +134,7 @@ def profile(head, embedding, label):
         timed(products.Products, name, "products")
     timed(paddle, "exp", "exponentials")
     timed(paddle.Tensor, "exp_", "exponentials")
-    timed(stream, "inverse_norms", "row norms")
+    timed(stream, "_inverse_norms", "row norms")
     timed(optim.RowUpdate, "apply", "row updates")
     for name in ("all_gather", "all_reduce"):
         timed(parallel.distributed, name, "collectives")

@@ -128,6 +128,57 @@ def test_too_many_skipped_steps_end_every_rank_with_one_line(glyphs, tmp_path):
     assert "Traceback" not in process.stderr and not (tmp_path / "0").exists()
 
 
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "softmax"])
+def test_clipping_is_the_same_on_any_number_of_ranks(ranks, glyphs, tmp_path, loss_type):
+    weights = {}
+    for name, world, batch, clip in (
+        ("one", 1, 24, 0.5),
+        ("two", 2, 12, 0.5),
+        ("three", 3, 8, 0.5),
+        ("free", 1, 24, 1e6),
+    ):
+        output = tmp_path / name
+        ranks(
+            "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", "train_epochs=1", "with_test=false",
+            "norm=0", "scale=8.0", f"gradient_clip={clip}", f"loss_type={loss_type}", "lr=20.0",
+        )  # fmt: skip
+        shards = world if loss_type.startswith("dist_") else 1
+        parts = [load_file(output / "0" / head_file(rank))["weight"] for rank in range(shards)]
+        weights[name] = {**load_file(output / "0" / BACKBONE), "head": np.concatenate(parts)}
+    for name in ("two", "three"):
+        for key, value in weights["one"].items():
+            np.testing.assert_allclose(weights[name][key], value, rtol=1e-3, atol=1e-5, err_msg=f"{name}: {key}")
+    assert any(np.abs(weights["free"][key] - value).max() > 1e-3 for key, value in weights["one"].items())
+
+
+def test_an_overflow_on_one_rank_is_skipped_on_all_and_the_scale_recovers(ranks, glyphs, tmp_path):
+    process = ranks(
+        "train_glyphs.py", 3, glyphs, tmp_path, "mixed_precision=[true, 1e30, 4, 1, 2.0, 0.001, true, null, \"float16\", true]",
+        "train_epochs=10", "with_test=false", "log_period=1", "train_batch_size=16", "norm=0", "scale=8.0",
+    )  # fmt: skip
+    trained = events(tmp_path, "train")
+    scales = [record["loss_scaling"] for record in trained]
+    skipped = [record["skipped_steps"] for record in trained]
+    assert scales[0] == 1e30 and 4 <= skipped[-1] < 15, "an oversized scale costs steps, and recovers"
+    for before, after, count, next_count in zip(scales, scales[1:], skipped, skipped[1:]):
+        assert after < before or next_count == skipped[-1] or count == next_count
+    assert "simulated" in process.stderr and "scale" in process.stderr
+    meta = json.loads((tmp_path / "9" / "meta.json").read_text())
+    assert meta["skipped_steps"] == skipped[-1] and meta["loss_scaling"]["scale"] > 1
+    assert trained[-1]["loss"] < trained[skipped[-1]]["loss"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4096.0])
+def test_a_scale_that_is_a_power_of_two_changes_not_a_bit(ranks, glyphs, tmp_path, scale):
+    saved = []
+    for name, options in (("plain", []), ("scaled", [f"mixed_precision=[true, {scale}]"])):
+        ranks("train_glyphs.py", 2, glyphs, tmp_path / name, "with_test=false", "train_epochs=1", *options)
+        saved.append({path.name: load_file(path) for path in (tmp_path / name / "0").glob("*.safetensors")})
+    for file, tensors in saved[0].items():
+        for key, value in tensors.items():
+            np.testing.assert_array_equal(saved[1][file][key], value)
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
     process = ranks(
@@ -200,14 +251,18 @@ def test_an_optimizer_that_needs_whole_gradients_gets_them(glyphs):
         "clipped": lambda parameters: paddle.optimizer.SGD(
             0.1, parameters=parameters, grad_clip=paddle.nn.ClipGradByGlobalNorm(1e9)
         ),
+        "clipped one by one": lambda parameters: paddle.optimizer.SGD(
+            0.1, parameters=parameters, grad_clip=paddle.nn.ClipGradByNorm(1e9)
+        ),
         "adam": lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters),
     }.items():
         ins = small_entry(glyphs)
         ins.set_train_epochs(2)
         ins.set_optimizer(optimizer)
         losses[name] = ins.train()["loss"]
-    # A norm that clips nothing takes the other path to the same numbers.
-    assert losses["clipped"] == pytest.approx(losses["sgd"], rel=1e-5) and losses["adam"] != losses["sgd"]
+    # Norms that clip nothing take other paths to the same numbers.
+    assert losses["clipped"] == pytest.approx(losses["sgd"], rel=1e-5)
+    assert losses["clipped one by one"] == pytest.approx(losses["sgd"], rel=1e-5) and losses["adam"] != losses["sgd"]
 
 
 def test_a_frozen_head_or_backbone_stays_as_it_is(glyphs, tmp_path):

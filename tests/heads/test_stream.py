@@ -137,6 +137,25 @@ def test_all_rows_sampled_give_the_full_heads_numbers():
         np.testing.assert_allclose(sampled[key], value, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("loss_type", ["softmax", "dist_magface"])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_the_norm_of_the_gradient_is_known_before_anything_moves(loss_type, ratio):
+    head = build_head(loss_type, CLASSES, DIM, sample_ratio=ratio, chunk=8)
+    embedding, label = batches(1)[0]
+    head(paddle.to_tensor(embedding), label)
+    before = [p.numpy() for p in head.parameters()]
+    square_sum = head.gradient_square_sum()
+    assert all((p.numpy() == then).all() for p, then in zip(head.parameters(), before))
+    head.backward()
+    gradients = [p.grad.numpy().astype("float64") for p in head.parameters()]
+    assert square_sum == pytest.approx(sum((g**2).sum() for g in gradients), rel=1e-6)
+    head.next_step = 0  # the same rows again
+    head(paddle.to_tensor(embedding), label)
+    head.backward(factor=0.25)
+    for parameter, whole in zip(head.parameters(), gradients):
+        np.testing.assert_allclose(parameter.grad.numpy(), whole * 0.25, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("kind", ["softmax", "arcface", "curricularface"])
 def test_low_precision_products_train_nearly_the_same(kind, dtype, tolerance):

@@ -61,7 +61,9 @@ def main(data, output, *options):
     paddle.seed(0)
     ins.set_model(TinyNet(norm=norm))
     for name, value in chosen.items():
-        getattr(ins, f"set_{name}")(value if name in ("loss_type", "checkpoint_dir") else json.loads(value))
+        parsed = value if name in ("loss_type", "checkpoint_dir") else json.loads(value)
+        several = name == "mixed_precision"
+        getattr(ins, f"set_{name}")(*parsed if several else [parsed])
     if uneven or fail_rank >= 0:
         rank = parallel.rank()
         ins.train_reader = reader_of(rank, 12, 2 + rank, fail=rank == fail_rank)

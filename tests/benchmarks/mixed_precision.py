@@ -1,0 +1,102 @@
+"""Glyphs in float32 and in float16 simulated on a CPU: accuracy, gradients lost, recovery, and what scaling costs. JSON.
+
+python tests/benchmarks/mixed_precision.py --epochs 8
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "demo")]
+
+import numpy as np  # noqa: E402
+import settings as demo  # noqa: E402
+
+from plsc import Entry, amp  # noqa: E402
+from plsc.config import MixedPrecision  # noqa: E402
+from plsc.data.glyphs import render_glyphs  # noqa: E402
+from plsc.engine.trainer import Trainer  # noqa: E402
+from plsc.errors import TrainingError  # noqa: E402
+
+CLASSES = 300
+
+
+def trainer_of(data, epochs, chosen):
+    """A trainer of the demo's network on fewer classes."""
+    import paddle
+
+    paddle.seed(0)
+    ins = Entry()
+    demo.apply(ins, str(data))
+    ins.set_class_num(CLASSES)
+    ins.set_train_epochs(epochs)
+    ins.set_step_boundaries([10**6])
+    ins.set_with_test(True)
+    ins.set_model_save_dir(None)
+    ins._config.mixed_precision = chosen
+    return Trainer(ins._prepare())
+
+
+def lost_gradients(trainer, scale):
+    """Share of the backbone's gradient elements that float16 turns into 0, of those that are not 0 in float32."""
+    import paddle
+
+    images, labels = next(trainer.batches(0))
+    gradients = {}
+    for name, chosen, factor in (
+        ("float32", MixedPrecision(), 1.0),
+        ("float16", MixedPrecision(True, simulate=True), scale),
+    ):
+        paddle.seed(1)
+        with amp.autocast(chosen):
+            embedding = trainer.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+        output = trainer.head(embedding.detach(), labels)
+        embedding.backward(output.embedding_grad * factor)
+        gradients[name] = np.concatenate([p.grad.numpy().ravel() for p in trainer.backbone_parameters])
+        trainer.backbone.clear_gradients()
+    present = gradients["float32"] != 0
+    return float((gradients["float16"][present] == 0).mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=8)
+    options = parser.parse_args()
+    logging.getLogger("plsc").addHandler(logging.NullHandler())
+    result = {"command": " ".join(sys.argv), "classes": CLASSES, "epochs": options.epochs, "runs": {}}
+    simulated = {"use_fp16": True, "simulate": True}
+    runs = {
+        "float32": MixedPrecision(),
+        "float32 with loss scaling": MixedPrecision(True, 1024.0),
+        "float16, dynamic from 1": MixedPrecision(**simulated, incr_every_n_steps=20),
+        "float16, fixed at 1": MixedPrecision(**simulated, use_dynamic_loss_scaling=False),
+        "float16, dynamic from 2^40": MixedPrecision(**simulated, init_loss_scaling=2.0**40, incr_every_n_steps=200),
+        "bfloat16": MixedPrecision(**simulated, dtype="bfloat16"),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = f"{temporary}/glyphs"
+        render_glyphs(folder, classes=CLASSES, images=16, size=32, held_out=100, pairs=3000, seed=1)
+        for name, chosen in runs.items():
+            trainer = trainer_of(folder, options.epochs, chosen)
+            began = time.perf_counter()
+            try:
+                trained = trainer.run()
+            except TrainingError as problem:
+                result["runs"][name] = {"error": str(problem)}
+                continue
+            entry = {"loss": trained["loss"], **{k: trained["test"]["glyphs"][k] for k in ("accuracy", "tar@1e-3")}}
+            entry.update(skipped_steps=trained["skipped_steps"], steps=trained["steps"], scale=trainer.scaler.scale)
+            entry.update(images_per_second=trained["images_per_second"], seconds=time.perf_counter() - began)
+            result["runs"][name] = entry
+            sys.stderr.write(f"{name}: {json.dumps(entry)}\n")
+            if name == "float32":
+                result["gradients_lost"] = {f"scale {s:g}": lost_gradients(trainer, s) for s in (1.0, 2.0**10, 2.0**16)}
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
