@@ -176,7 +176,7 @@ class Walk:
 
         Args:
             plain_B: each label's logit without a margin; given, the rows ahead of it are counted.
-            ties: (positions in the walk [C]) -> bool [C, B], whether a row with an equal logit is ahead.
+            ties: (first, last position in the walk) -> bool [C, B], whether a row with an equal logit is ahead.
         """
         parts = self._workers.map(lambda share: self._sweep_share(share, plain_B, ties), self._chunks)
         first = parts[0]
