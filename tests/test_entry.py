@@ -47,6 +47,14 @@ REFUSED = [
     ("set_keep_checkpoints", 1.5),
     ("set_sample_ratio", 0),
     ("set_resume", "yes"),
+    ("set_head_chunk", -1),
+    ("set_max_skipped_steps", 0),
+    ("set_gradient_clip", -1),
+    ("set_gradient_clip", float("inf")),
+    ("set_margin", (1.0, 0.5)),
+    ("set_margin", (0.0, 0.5, 0.1)),
+    ("set_margin", "wide"),
+    ("set_loss_type", object()),
 ]
 
 
@@ -55,6 +63,14 @@ def test_a_setter_refuses_at_once_and_names_itself(setter, value):
     with pytest.raises(ConfigError, match=setter) as caught:
         getattr(Entry(), setter)(value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float64"}, {"amp_lists": ["conv2d"]}, {"incr_ratio": 1.0}, {"simulate": 1}]
+)
+def test_mixed_precision_refuses_what_it_cannot_do(options):
+    with pytest.raises(ConfigError, match="set_mixed_precision"):
+        Entry().set_mixed_precision(True, **options)
 
 
 def test_defaults_are_those_of_the_2020_interface():
@@ -84,6 +100,11 @@ def test_a_password_is_never_shown():
         (lambda ins: ins.set_resume(True), "set_resume"),
         (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),
         (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),
+        (lambda ins: ins.set_margin((1.0, 0.3, 0.2)), "set_margin.*one number, such as 0.5"),
+        (lambda ins: (ins.set_loss_type("dist_combined"), ins.set_margin(0.3)), "set_margin.*three numbers"),
+        (lambda ins: (ins.set_loss_type("softmax"), ins.set_margin(0.3)), "set_margin.*no such margin"),
+        (lambda ins: (ins.set_loss_type("dist_magface"), ins.set_margin(0.3)), "set_margin.*no such margin"),
+        (lambda ins: (ins.set_loss_type("sphereface"), ins.set_margin(0)), "set_margin.*above 0"),
         (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
         (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
     ],
