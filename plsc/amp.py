@@ -11,6 +11,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
+from plsc import parallel
 from plsc.config import MixedPrecision
 from plsc.errors import ConfigError
 
@@ -122,17 +123,12 @@ def autocast(settings: MixedPrecision) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     lists = as_lists(settings.amp_lists)
     white, black = lists.custom_white_list, lists.custom_black_list
-    if not on_cpu():
+    if not parallel.on_cpu():
         return paddle.amp.auto_cast(True, white or None, black or None, level="O1", dtype=settings.dtype)
     if not settings.simulate:
         return contextlib.nullcontext()
     white = _with_aliases(set(paddle.amp.white_list()[settings.dtype]["O1"]) | white)
     return _simulated(settings.dtype, white - _with_aliases(black))
-
-
-def on_cpu() -> bool:
-    """Whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
-    return str(paddle.get_device()) == "cpu"
 
 
 class _Rounded(paddle.autograd.PyLayer):
@@ -207,7 +203,7 @@ def describe(settings: MixedPrecision) -> str:
     if settings.scales_loss:
         kind = "dynamic" if settings.use_dynamic_loss_scaling else "fixed"
         scaling = f"{kind} loss scaling from {settings.init_loss_scaling:g}"
-    if not on_cpu():
+    if not parallel.on_cpu():
         return f"{settings.dtype} for the operators of Paddle's lists, {scaling}"
     if settings.simulate:
         return f"{settings.dtype} simulated in float32, {scaling}"

@@ -22,6 +22,11 @@ def world_size() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
+def on_cpu() -> bool:
+    """Whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
+    return str(paddle.get_device()) == "cpu"
+
+
 def initialise() -> None:
     """Joins the ranks of this run (once per process)."""
     global _initialised
@@ -50,11 +55,9 @@ def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor
 
 
-def all_reduce_max(tensor: paddle.Tensor) -> paddle.Tensor:
-    """Element-wise maximum over the ranks, in place."""
-    if world_size() > 1:
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-    return tensor
+def sum_number(value: float) -> float:
+    """Sum of a number over the ranks, in float64."""
+    return all_reduce_sum(paddle.to_tensor([value], dtype="float64")).item()
 
 
 class Pending:

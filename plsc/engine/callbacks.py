@@ -71,18 +71,12 @@ class ProgressLog:
         total_steps: of the whole run, for the ETA; None when a reader cannot tell.
         steps_per_epoch: the same for one pass.
         log_period: steps between two records.
-        with_scale: whether the loss is scaled, and the scale is shown.
     """
 
     def __init__(
-        self,
-        metrics: MetricsFile,
-        total_steps: Optional[int],
-        steps_per_epoch: Optional[int],
-        log_period: int,
-        with_scale: bool = False,
+        self, metrics: MetricsFile, total_steps: Optional[int], steps_per_epoch: Optional[int], log_period: int
     ) -> None:
-        self._metrics, self._with_scale = metrics, with_scale
+        self._metrics = metrics
         self._total, self._steps_per_epoch, self._period = total_steps, steps_per_epoch, log_period
         self._bar: Optional[tqdm] = None
         if parallel.rank() == 0 and sys.stderr.isatty():
@@ -104,13 +98,13 @@ class ProgressLog:
         self._began += time.perf_counter() - self._paused_at
 
     def step(
-        self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int, scale: float
+        self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int, scale: Optional[float]
     ) -> None:
         """Takes in one finished step.
 
         Args:
             step, batch: of the run and of the pass, from 1.
-            lr, scale: the learning rate and the loss scale the step used.
+            lr, scale: the learning rate and the loss scale the step used; None where the loss is not scaled.
             skipped: skipped steps of the run so far.
         """
         self._steps += 1
@@ -145,14 +139,14 @@ class ProgressLog:
             lr=lr,
             loss=loss,
             images_per_second=speed,
-            loss_scaling=scale if self._with_scale else None,
+            loss_scaling=scale,
             skipped_steps=skipped,
             acc1=acc1,
             acc5=acc5,
         )
         shown = "loss -" if loss is None else f"loss {loss:.4f}"
         shown += f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
-        shown += f", scale {scale:g}" if self._with_scale else ""
+        shown += f", scale {scale:g}" if scale is not None else ""
         shown += f", {skipped} skipped" if skipped else ""
         shown += f", {speed:.1f} images/s"
         if self._bar is not None:

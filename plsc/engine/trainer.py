@@ -82,10 +82,9 @@ class Trainer:
         steps_per_epoch = self.loader.steps_per_epoch
         total = steps_per_epoch * self.config.train_epochs if steps_per_epoch else None
         metrics = MetricsFile(self.save_dir)
-        with_scale = self.config.mixed_precision.scales_loss
-        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period, with_scale)
+        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period)
         result: dict[str, Any] = {"steps": 0, "epochs": 0, "skipped_steps": 0, "checkpoint": None, "test": None}
-        samples, seconds = 0, 0.0
+        samples, seconds, scaled = 0, 0.0, self.config.mixed_precision.scales_loss
         try:
             for epoch in range(self.config.train_epochs):
                 began, losses = time.perf_counter(), []
@@ -102,7 +101,9 @@ class Trainer:
                     result["skipped_steps"] = self.count_skipped(
                         result["steps"], output.problem, may_shrink and math.isfinite(output.loss)
                     )
-                    progress.step(epoch, result["steps"], number, rate, output, result["skipped_steps"], scale)
+                    progress.step(
+                        epoch, result["steps"], number, rate, output, result["skipped_steps"], scale if scaled else None
+                    )
                     if self.config.save_period and result["steps"] % self.config.save_period == 0:
                         progress.pause()
                         result["checkpoint"] = self.save(f"step_{result['steps']}", epoch, result["steps"])
@@ -159,8 +160,8 @@ class Trainer:
             factor = optim.clip_factor(self.clip_norm, square_sum)
         self.head.backward(self.row_updates.get("weight"), self.row_updates.get("bias"), factor)
         if self.clip_norm is not None and not self.row_updates:
-            own = paddle.to_tensor([optim.square_sum(self.head_parameters)], dtype="float64")
-            head_sum = (parallel.all_reduce_sum(own) if self.head.sharded else own).item()
+            own = optim.square_sum(self.head_parameters)
+            head_sum = parallel.sum_number(own) if self.head.sharded else own
             factor = optim.clip_factor(self.clip_norm, head_sum + optim.square_sum(self.backbone_parameters))
             optim.scale_gradients(self.head_parameters, factor)
         optim.scale_gradients(self.backbone_parameters, factor)

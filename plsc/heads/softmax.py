@@ -129,7 +129,7 @@ class ClassifierHead(paddle.nn.Layer):
         statistics = () if margin is None else margin.initial_state
         state = paddle.to_tensor(statistics, dtype="float64") if statistics else None
         self.register_buffer("margin_state", state)
-        low = "float32" if paddle.get_device() == "cpu" and not simulate else compute_dtype
+        low = "float32" if parallel.on_cpu() and not simulate else compute_dtype
         precision = dtype if low == "float32" else low
         self._shard = Shard(
             weight=self.weight,
@@ -192,7 +192,7 @@ class ClassifierHead(paddle.nn.Layer):
             return
         if step.state is not None:
             self.margin_state.set_value(step.state)
-        if any(not parameter.stop_gradient for parameter in self.parameters()):
+        if self._trains():
             step.update(weight_sink, bias_sink, factor)
 
     @paddle.no_grad()
@@ -202,14 +202,18 @@ class ClassifierHead(paddle.nn.Layer):
         It walks over the rows once more: two products, and nothing held.
         """
         sums = [SquareSum() for parameter in (self.weight, self.bias) if parameter is not None]
-        if self._step is not None and sums and any(not parameter.stop_gradient for parameter in self.parameters()):
+        if self._step is not None and self._trains():
             self._step.update(sums[0], sums[-1], 1.0)
-        own = paddle.to_tensor([sum(one.total() for one in sums)], dtype="float64")
-        return (parallel.all_reduce_sum(own) if self.sharded else own).item()
+        own = sum(one.total() for one in sums)
+        return parallel.sum_number(own) if self.sharded else own
 
     def gather_labels(self, label: np.ndarray) -> GatheredLabels:
         """Starts to gather the labels of all ranks, so that the backbone can run meanwhile."""
         return self._labels.start(label)
+
+    def _trains(self) -> bool:
+        """Whether this rank holds rows or biases that are not frozen."""
+        return any(not parameter.stop_gradient for parameter in self.parameters())
 
     def _next_rows(self, labels: np.ndarray) -> Optional[np.ndarray]:
         """The rows of this rank that take part in the next step, ascending; None when all do."""

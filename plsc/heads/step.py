@@ -300,9 +300,8 @@ class HeadStep:
         gradient_BD.scale_(self.share * head.scale)
         if self.margin is not None:
             gradient_BD = _through_normalisation(gradient_BD, self.unit_BD, self.inverse_B1)
-        if penalty_by_norm_B is not None and (
-            not head.sharded or parallel.rank() == 0
-        ):  # once, in the sum of the ranks
+        counts_here = not head.sharded or parallel.rank() == 0  # the penalty counts once in the sum over the ranks
+        if penalty_by_norm_B is not None and counts_here:
             by_norm_B = penalty_by_norm_B if by_norm_B is None else by_norm_B + penalty_by_norm_B
         if by_norm_B is not None:
             gradient_BD.add_(self.unit_BD * (by_norm_B * self.share).unsqueeze(1))

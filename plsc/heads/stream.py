@@ -2,7 +2,8 @@
 
 It is done twice a step. `sweep` gives each sample's softmax sum and what pulls its embedding; `update`, once the step is
 known to be good, computes the logits again and moves the rows. Neither the logits of a shard, nor a normalised copy of
-its rows, nor their gradient is ever held: only a chunk of each. Nothing here knows of ranks.
+its rows, nor their gradient is ever held: only a chunk of each. Nothing here knows of ranks,
+only of the device.
 
 Shapes: B samples, D embedding, N rows walked, C rows of a chunk.
 """
@@ -17,6 +18,7 @@ from typing import Any, Optional, Protocol
 import numpy as np
 import paddle
 
+from plsc import parallel
 from plsc.heads.products import Products
 from plsc.heads.workers import Workers
 
@@ -110,9 +112,8 @@ class Sums:
 
 def chunk_rows(batch: int, emb_dim: int, itemsize: int = 4) -> int:
     """Rows of a chunk: a power of two, so that their gradients, momentum and logits stay in cache, or fill a GPU."""
-    on_cpu = str(paddle.get_device()) == "cpu"
     a_row = itemsize * (3 * emb_dim + 2 * batch)
-    rows = (4 * _L2_BYTES if on_cpu else _GPU_BYTES) // a_row
+    rows = (4 * _L2_BYTES if parallel.on_cpu() else _GPU_BYTES) // a_row
     return 1 << max(7, min(16, rows.bit_length() - 1))
 
 

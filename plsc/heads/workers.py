@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import paddle
 from paddle.base import core
+
+from plsc import parallel
 
 Result = TypeVar("Result")
 
@@ -21,8 +22,7 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        on_cpu = str(paddle.get_device()) == "cpu"
-        self.count = int(os.environ.get("OMP_NUM_THREADS", 1)) if on_cpu else 1
+        self.count = int(os.environ.get("OMP_NUM_THREADS", 1)) if parallel.on_cpu() else 1
         # The number set is the thread's own: the products of these threads use one each.
         self._pool = ThreadPoolExecutor(self.count, "plsc-head", core.set_num_threads, (1,))
 
