@@ -88,6 +88,7 @@ class Config:
     sample_ratio: float = 1.0
     head_chunk: int = 0
     gradient_clip: float = 0.0
+    gradient_accumulation: int = 1
     max_skipped_steps: int = 20
     resume: bool = False
     seed: int = 0
@@ -102,6 +103,11 @@ class Config:
     param_attr: Any = None
     bias_attr: Any = None
     train_reader: Optional[Callable[[], Any]] = None
+
+    @property
+    def batch_per_rank(self) -> int:
+        """Samples of a rank in one step of the optimizer."""
+        return self.train_batch_size * self.gradient_accumulation
 
     def check_combination(self) -> None:
         """Checks what no single setter can know; called before the first step."""

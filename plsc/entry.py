@@ -174,6 +174,14 @@ class Entry:
         """
         self._config.gradient_clip = check_float("set_gradient_clip", norm, 0)
 
+    def set_gradient_accumulation(self, n: int) -> None:
+        """Take `n` batches a step: the gradients of one batch `n` times as large, in the memory of a small one.
+
+        Rates are scaled by the larger batch, and a step is one update. BatchNorm normalises, and running statistics move,
+        with each small batch.
+        """
+        self._config.gradient_accumulation = check_int("set_gradient_accumulation", n, 1)
+
     def set_hdfs_info(
         self,
         fs_name: str,

@@ -30,7 +30,7 @@ def deferred() -> list[paddle.Tensor]:
 
 def learning_rate_at(config: Config, step: int, steps_per_epoch: int) -> float:
     """Rate of step `step` (from 0): linear warm-up to lr * global batch / 1024, then times lr_decay_factor per boundary."""
-    rate = config.lr * config.train_batch_size * parallel.world_size() / REFERENCE_BATCH
+    rate = config.lr * config.batch_per_rank * parallel.world_size() / REFERENCE_BATCH
     rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
     warmup_steps = config.warmup_epochs * steps_per_epoch
     return rate * (step + 1) / warmup_steps if step < warmup_steps else rate

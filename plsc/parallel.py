@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any, Union
 
@@ -46,6 +47,11 @@ def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> p
     if world_size() == 1:
         return model
     return paddle.DataParallel(model, find_unused_parameters=find_unused_parameters)
+
+
+def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextManager:
+    """While it lasts, backward adds to this rank's gradients only; the first backward after it averages their sum."""
+    return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
 
 
 def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -50,6 +50,8 @@ REFUSED = [
     ("set_head_chunk", -1),
     ("set_max_skipped_steps", 0),
     ("set_gradient_clip", -1),
+    ("set_gradient_accumulation", 0),
+    ("set_gradient_accumulation", 2.0),
     ("set_gradient_clip", float("inf")),
     ("set_margin", (1.0, 0.5)),
     ("set_margin", (0.0, 0.5, 0.1)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -20,7 +22,7 @@ from plsc.data.sources import read_label_file
 from plsc.engine.callbacks import MetricsFile, ProgressLog, log_test, logger
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import ConfigError, DataError, TrainingError
-from plsc.heads import HeadOutput, build_head
+from plsc.heads import GatheredLabels, HeadOutput, build_head
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel
 from plsc.version import __version__
@@ -66,8 +68,10 @@ class Trainer:
 
         self.backbone_parameters = [p for p in self.backbone.parameters() if not p.stop_gradient]
         self.head_parameters = [p for p in self.head.parameters() if not p.stop_gradient]
+        batches = self.loader.steps_per_epoch
+        self.steps_per_epoch = -(-batches // config.gradient_accumulation) if batches else None
         self.optimizer = optim.build_optimizer(
-            config, self.backbone_parameters + self.head_parameters, self.loader.steps_per_epoch or 0
+            config, self.backbone_parameters + self.head_parameters, self.steps_per_epoch or 0
         )
         self.clip_norm = optim.clip_norm_of(config, self.optimizer)
         self.scaler = amp.DynamicLossScaler(config.mixed_precision)
@@ -79,7 +83,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
         self.log_header()
-        steps_per_epoch = self.loader.steps_per_epoch
+        steps_per_epoch = self.steps_per_epoch
         total = steps_per_epoch * self.config.train_epochs if steps_per_epoch else None
         metrics = MetricsFile(self.save_dir)
         progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period)
@@ -89,10 +93,10 @@ class Trainer:
             for epoch in range(self.config.train_epochs):
                 began, losses = time.perf_counter(), []
                 self.model.train()
-                for number, (images, labels) in enumerate(self.batches(epoch), 1):
+                for number, micro_batches in enumerate(self.micro_batches(epoch), 1):
                     rate = self.optimizer.get_lr()
                     scale, may_shrink = self.scaler.scale, self.scaler.can_shrink
-                    output = self.step(images, labels)
+                    output = self.step(micro_batches)
                     self.scaler.update(output.problem is None)
                     result["steps"] += 1
                     samples += output.samples
@@ -126,23 +130,25 @@ class Trainer:
         result["images_per_second"] = samples / seconds
         return result
 
-    def step(self, images: np.ndarray, labels: np.ndarray) -> HeadOutput:
+    def step(self, micro_batches: Sequence[Batch]) -> HeadOutput:
         """One step: embed, head, backward, verdict, clip, update, schedule.
 
         When the loss, an embedding or a gradient is not finite, on any rank, every rank leaves everything as it was but the
         schedule and the loss scaling.
         """
-        gathered = self.head.gather_labels(labels)
+        gathered = self.head.gather_labels(*(labels for _, labels in micro_batches))
         statistics = [tensor.clone() for tensor in self.statistics]
-        with amp.autocast(self.config.mixed_precision):
-            embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
-        embedding = embedding.astype("float32")
-        output = self.head(embedding.detach(), gathered, self.config.calc_acc)
-        if output.problem is None and not embedding.stop_gradient:
-            # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
-            embedding.backward(output.embedding_grad * (parallel.world_size() * self.scaler.scale))
+        outputs = []
+        for part, (images, labels) in enumerate(micro_batches):
+            is_last = part + 1 == len(micro_batches)
+            with contextlib.nullcontext() if is_last else parallel.without_gradient_sync(self.model):
+                outputs.append(self.micro_step(part, images, labels, gathered))
+            if outputs[-1].problem is not None:
+                break
+        output = total_output(outputs)
+        if output.problem is None:
             optim.scale_gradients(self.backbone_parameters, 1.0 / self.scaler.scale)
-            output.problem = self.bad_gradient(images)
+            output.problem = self.bad_gradient([images for images, _ in micro_batches])
         if output.problem is None:
             self.update()
         else:
@@ -150,6 +156,17 @@ class Trainer:
                 paddle.assign(kept, tensor)
         optim.clear_grad(self.optimizer)
         optim.step_schedule(self.optimizer)
+        return output
+
+    def micro_step(self, part: int, images: np.ndarray, labels: np.ndarray, gathered: GatheredLabels) -> HeadOutput:
+        """Adds the gradients of one micro-batch to the backbone's."""
+        with amp.autocast(self.config.mixed_precision):
+            embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+        embedding = embedding.astype("float32")
+        output = self.head(embedding.detach(), gathered, self.config.calc_acc, part)
+        if output.problem is None and not embedding.stop_gradient:
+            # The ranks' gradients are averaged; the head's are of the global mean, so they must add up.
+            embedding.backward(output.embedding_grad * (parallel.world_size() * self.scaler.scale))
         return output
 
     def update(self) -> None:
@@ -167,12 +184,12 @@ class Trainer:
         optim.scale_gradients(self.backbone_parameters, factor)
         optim.step(self.optimizer)
 
-    def bad_gradient(self, images: np.ndarray) -> Optional[str]:
+    def bad_gradient(self, images: Sequence[np.ndarray]) -> Optional[str]:
         """What is wrong with the backbone's gradients, which are the same on every rank; None when nothing is."""
         bad = optim.first_not_finite(self.backbone.named_parameters())
         if bad is None:
             return None
-        own = "" if np.isfinite(images).all() else "its images are not finite"
+        own = "" if all(np.isfinite(one).all() for one in images) else "its images are not finite"
         found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own)) if text]
         return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
 
@@ -195,6 +212,12 @@ class Trainer:
                 "set_warmup_epochs, or check the images; set_max_skipped_steps allows more"
             )
         return self.skipped
+
+    def micro_batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """The batches of each step; the last step of an epoch may have fewer."""
+        batches = self.batches(epoch)
+        while group := list(itertools.islice(batches, self.config.gradient_accumulation)):
+            yield group
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's batches, the same number on every rank: a rank that runs out repeats its first batch."""
@@ -271,14 +294,28 @@ class Trainer:
         )
         logger.info("precision %s", amp.describe(config.mixed_precision))
         logger.info(
-            "data %s, %s images, batch %d per rank (%d in all), %s steps per epoch, %d epochs",
+            "data %s, %s images, batch %d per rank%s (%d in all), %s steps per epoch, %d epochs",
             config.dataset_dir if config.train_reader is None else "train_reader",
             f"{self.loader.num_images:,}" if self.loader.num_images else "unknown number of",
             config.train_batch_size,
-            config.train_batch_size * ranks,
-            self.loader.steps_per_epoch or "unknown",
+            f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else "",
+            config.batch_per_rank * ranks,
+            self.steps_per_epoch or "unknown",
             config.train_epochs,
         )
+
+
+def total_output(outputs: Sequence[HeadOutput]) -> HeadOutput:
+    """What a step gave, from its micro-batches."""
+    last = outputs[-1]
+    correct = None if last.correct is None else tuple(map(sum, zip(*(one.correct for one in outputs if one.correct))))
+    return HeadOutput(
+        loss=sum(one.loss for one in outputs),
+        embedding_grad=last.embedding_grad,
+        correct=correct,  # type: ignore[arg-type]
+        samples=sum(one.samples for one in outputs),
+        problem=last.problem,
+    )
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:

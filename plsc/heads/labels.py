@@ -1,6 +1,9 @@
-"""The labels of the global batch."""
+"""The labels of the global batch, of all micro-batches of a step."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import paddle
@@ -20,44 +23,57 @@ class LabelGatherer:
         self.num_classes = num_classes
         self.capacity = 64  # labels a message has room for; the same on every rank
 
-    def start(self, label: np.ndarray) -> GatheredLabels:
-        """Starts to gather [b] labels of this rank, so that the backbone can run meanwhile."""
-        return GatheredLabels(self, np.asarray(label).reshape(-1).astype("int64"))
+    def start(self, labels: Sequence[np.ndarray]) -> GatheredLabels:
+        """Starts to gather this rank's labels, [b] of each micro-batch, so that the backbone can run meanwhile.
+
+        Every rank gives as many micro-batches.
+        """
+        return GatheredLabels(self, [np.asarray(label).reshape(-1).astype("int64") for label in labels])
 
 
 class GatheredLabels:
     """Labels on their way."""
 
-    def __init__(self, gatherer: LabelGatherer, label: np.ndarray) -> None:
-        self._gatherer, self._label = gatherer, label
+    def __init__(self, gatherer: LabelGatherer, labels: list[np.ndarray]) -> None:
+        self._gatherer = gatherer
+        self._sizes, self._labels = [len(label) for label in labels], np.concatenate(labels)
         self._pending = self._start()
+        self._result: Optional[list[tuple[list[int], np.ndarray]]] = None
 
     def _start(self) -> parallel.Pending:
-        capacity = self._gatherer.capacity
-        padded = np.full(capacity + 1, -1, dtype="int64")
-        padded[0] = len(self._label)
-        padded[1 : 1 + len(self._label)] = self._label[:capacity]
-        return parallel.start_all_gather(paddle.to_tensor(padded))
+        capacity, parts = self._gatherer.capacity, len(self._sizes)
+        message = np.full(parts + capacity, -1, dtype="int64")
+        message[:parts] = self._sizes
+        message[parts : parts + len(self._labels)] = self._labels[:capacity]
+        return parallel.start_all_gather(paddle.to_tensor(message))
 
-    def wait(self) -> tuple[list[int], np.ndarray]:
-        """(samples of each rank, [sum of them] labels in rank order).
+    def wait(self) -> list[tuple[list[int], np.ndarray]]:
+        """Of each micro-batch (samples of each rank, [sum of them] labels in rank order).
 
         Raises:
             DataError: a label is not in [0, num_classes), on any rank.
         """
-        parts = self._pending.wait().numpy()
-        most = int(parts[:, 0].max())
+        if self._result is None:
+            self._result = self._split(self._pending.wait().numpy())
+        return self._result
+
+    def _split(self, messages: np.ndarray) -> list[tuple[list[int], np.ndarray]]:
+        parts = len(self._sizes)
+        most = int(messages[:, :parts].sum(axis=1).max())
         if most > self._gatherer.capacity:  # every rank sees it and gathers again
             self._gatherer.capacity = 1 << (most - 1).bit_length()
-            self._pending = self._start()
-            return self.wait()
-        counts = [int(count) for count in parts[:, 0]]
-        labels = [part[1 : 1 + count] for part, count in zip(parts, counts)]
+            return self._split(self._start().wait().numpy())
+        by_rank = []
+        for rank, message in enumerate(messages):
+            ends = parts + np.cumsum(message[:parts])
+            self._check(rank, message[parts : ends[-1]])
+            by_rank.append(np.split(message[: ends[-1]], [parts, *ends[:-1]])[1:])
+        return [([len(label) for label in labels], np.concatenate(labels)) for labels in zip(*by_rank)]
+
+    def _check(self, rank: int, labels: np.ndarray) -> None:
         num_classes = self._gatherer.num_classes
-        for rank, of_rank in enumerate(labels):
-            wrong = of_rank[(of_rank < 0) | (of_rank >= num_classes)]
-            if len(wrong):
-                raise DataError(
-                    f"rank {rank}: label {wrong[0]} is not in [0, {num_classes}); correct the labels, or call set_class_num"
-                )
-        return counts, np.concatenate(labels)
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if len(wrong):
+            raise DataError(
+                f"rank {rank}: label {wrong[0]} is not in [0, {num_classes}); correct the labels, or call set_class_num"
+            )

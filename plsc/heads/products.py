@@ -22,9 +22,14 @@ class Products:
     """
 
     def __init__(self, dtype: str, terms: int, simulate: bool = False) -> None:
+        self._dtype = dtype
         self.low: Optional[str] = None if dtype in ("float32", "float64") else dtype
         self._simulate = simulate
         self._boost = 2.0 ** max(0, 14 - math.ceil(math.log2(max(terms, 1)))) if dtype == "float16" else 1.0
+
+    def of_terms(self, terms: int) -> Products:
+        """The same for sums of up to `terms`."""
+        return Products(self._dtype, terms, self._simulate)
 
     def logits(
         self, weight_CD: paddle.Tensor, query_BD: paddle.Tensor, inverse_C1: Optional[paddle.Tensor]

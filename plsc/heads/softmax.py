@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ from plsc.config import DEFAULT_MARGINS, kind_of
 from plsc.heads.labels import GatheredLabels, LabelGatherer
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
 from plsc.heads.sampling import sample_rows
-from plsc.heads.step import HeadOutput, HeadStep, Shard
+from plsc.heads.step import HeadOutput, HeadStep, Plan, Shard, plan_step, update_rows
 from plsc.heads.stream import RowSink, SquareSum
 from plsc.heads.workers import Workers
 
@@ -74,7 +74,9 @@ class ClassifierHead(paddle.nn.Layer):
     classes for the global batch; otherwise every rank holds all of W and computes its own batch. Both give the same
     numbers. A zero embedding or a zero row has cosine 0 to everything and receives no gradient.
 
-    A step is `forward`, then, when the whole step is known to be good, `backward`.
+    A step is `forward`, once for each micro-batch, then, when the whole step is known to be good, `backward`. Micro-batches
+    give the loss and gradients of one batch of all their samples, over the same sampled rows; only running statistics of a
+    margin move with each of them.
 
     Args:
         num_classes: classes over all ranks.
@@ -113,7 +115,8 @@ class ClassifierHead(paddle.nn.Layer):
         self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
         self.next_step = 0  # with seed and rank it decides which rows are drawn
         self._labels = LabelGatherer(num_classes)
-        self._step: Optional[HeadStep] = None
+        self._plan: Optional[Plan] = None
+        self._steps: list[HeadStep] = []  # what `backward` works on
         self.lower, self.upper = (
             shard_bounds(num_classes, parallel.world_size(), parallel.rank()) if sharded else (0, num_classes)
         )
@@ -134,7 +137,6 @@ class ClassifierHead(paddle.nn.Layer):
         self._shard = Shard(
             weight=self.weight,
             bias=self.bias,
-            margin_state=state,
             lower=self.lower,
             upper=self.upper,
             emb_dim=emb_dim,
@@ -154,27 +156,38 @@ class ClassifierHead(paddle.nn.Layer):
         )
 
     @paddle.no_grad()
-    def forward(self, embedding: paddle.Tensor, label: np.ndarray, with_accuracy: bool = False) -> HeadOutput:
-        """Loss of one global batch and the gradient of the embeddings.
+    def forward(
+        self,
+        embedding: paddle.Tensor,
+        label: Union[np.ndarray, GatheredLabels],
+        with_accuracy: bool = False,
+        part: int = 0,
+    ) -> HeadOutput:
+        """Loss of one global batch and the gradient of the embeddings; or of the next micro-batch of it.
 
         Args:
             embedding: [b, D] float32; b may differ between ranks, and may be 0.
-            label: [b] integers in [0, num_classes), or what `gather_labels` made of them.
+            label: [b] integers in [0, num_classes), or what `gather_labels` made of those of all micro-batches.
             with_accuracy: also count the samples whose class has the largest, or one of the 5 largest, logits
                 (without margin) of all classes that take part.
+            part: which micro-batch this is; they come in order, from 0.
 
         Raises:
             DataError: a label is out of range, on any rank.
         """
         gathered = label if isinstance(label, GatheredLabels) else self.gather_labels(label)
-        counts, labels = gathered.wait()
-        self._step = None
+        parts = gathered.wait()
+        if part == 0:
+            rows = self._next_rows(np.concatenate([labels for _, labels in parts]))
+            self._plan, self._steps = plan_step(self._shard, [counts for counts, _ in parts], rows), []
+        assert self._plan is not None
+        counts, labels = parts[part]
         if not sum(counts):
             return HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
-        step = HeadStep(self._shard, embedding, counts, labels, self._next_rows(labels))
+        state = self._steps[-1].state if self._steps else self.margin_state
+        step = HeadStep(self._shard, self._plan, embedding, counts, labels, state)
         output = step.run(with_accuracy)
-        if output.problem is None:
-            self._step = step
+        self._steps = [*self._steps, step] if output.problem is None else []
         return output
 
     @paddle.no_grad()
@@ -183,17 +196,19 @@ class ClassifierHead(paddle.nn.Layer):
     ) -> None:
         """The rest of the step `forward` began: the gradients of W and of the bias, and the margin's statistics.
 
+        The gradients of all micro-batches are made in one walk over the rows.
+
         Args:
             weight_sink, bias_sink: move the rows chunk by chunk; without them the gradients are left in `.grad`.
             factor: on the gradients, such as a clipping's.
         """
-        step, self._step = self._step, None
-        if step is None:
+        steps, self._steps = self._steps, []
+        if not steps:
             return
-        if step.state is not None:
-            self.margin_state.set_value(step.state)
+        if self.margin_state is not None:
+            self.margin_state.set_value(steps[-1].state)
         if self._trains():
-            step.update(weight_sink, bias_sink, factor)
+            update_rows(self._shard, steps, weight_sink, bias_sink, factor)
 
     @paddle.no_grad()
     def gradient_square_sum(self) -> float:
@@ -202,14 +217,14 @@ class ClassifierHead(paddle.nn.Layer):
         It walks over the rows once more: two products, and nothing held.
         """
         sums = [SquareSum() for parameter in (self.weight, self.bias) if parameter is not None]
-        if self._step is not None and self._trains():
-            self._step.update(sums[0], sums[-1], 1.0)
+        if self._steps and self._trains():
+            update_rows(self._shard, self._steps, sums[0], sums[-1], 1.0)
         own = sum(one.total() for one in sums)
         return parallel.sum_number(own) if self.sharded else own
 
-    def gather_labels(self, label: np.ndarray) -> GatheredLabels:
-        """Starts to gather the labels of all ranks, so that the backbone can run meanwhile."""
-        return self._labels.start(label)
+    def gather_labels(self, *labels: np.ndarray) -> GatheredLabels:
+        """Starts to gather the labels of all ranks, of every micro-batch of a step, so that the backbone can run meanwhile."""
+        return self._labels.start(labels)
 
     def _trains(self) -> bool:
         """Whether this rank holds rows or biases that are not frozen."""

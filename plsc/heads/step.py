@@ -1,6 +1,8 @@
 """One step of a head, in order: gather the batch, find the labelled classes, walk the others, reduce, differentiate.
 
-Shapes: B samples whose logits this rank computes (the global batch when sharded, else its own), b this rank's batch, n of
+`HeadStep` is the first half, for one micro-batch; `update_rows` the second, for all micro-batches of a step.
+
+Shapes: B samples whose logits this rank computes (the global micro-batch when sharded, else its own), b this rank's, n of
 the B samples whose class this rank holds, D embedding, N rows that take part.
 """
 
@@ -18,7 +20,7 @@ from paddle.nn import functional
 from plsc import parallel
 from plsc.heads.margins import Margin, Target
 from plsc.heads.products import Products
-from plsc.heads.stream import DenseGradient, Labels, RowSink, Sums, Walk, chunk_rows, inverse_norms
+from plsc.heads.stream import DenseGradient, Labels, RowGradient, RowSink, Sums, Walk, chunk_rows, inverse_norms
 from plsc.heads.workers import Workers
 
 _LOWEST = -1e29
@@ -30,10 +32,10 @@ class HeadOutput:
     """What `ClassifierHead.forward` gives.
 
     Attributes:
-        loss: the mean over the global batch; the same on every rank.
+        loss: the mean over the global batch (a micro-batch's part of that mean); the same on every rank.
         embedding_grad: [b, D], d(loss)/d(embedding) of this rank's rows.
-        correct: (top-1, top-5) counts over the global batch, when asked for.
-        samples: size of the global batch.
+        correct: (top-1, top-5) counts over the global (micro-)batch, when asked for.
+        samples: size of the global (micro-)batch.
         problem: why the step must not be used (what was not finite, and on which rank), the same on every rank; None
             when all is well.
     """
@@ -52,7 +54,6 @@ class Shard:
     Attributes:
         weight: rows [lower, upper) of W; None where there are none.
         bias: the same of the bias; None without one.
-        margin_state: the margin's running statistics, or None.
         scale: on the cosines; 1 without a margin.
         sharded: the other ranks hold other rows, and every rank computes the global batch.
         bounded: the exponentials of the logits fit in the dtype as they are.
@@ -61,7 +62,6 @@ class Shard:
 
     weight: Optional[paddle.Tensor]
     bias: Optional[paddle.Tensor]
-    margin_state: Optional[paddle.Tensor]
     lower: int
     upper: int
     emb_dim: int
@@ -75,27 +75,44 @@ class Shard:
     workers: Workers
 
 
+@dataclass
+class Plan:
+    """What the micro-batches of a step have in common.
+
+    Attributes:
+        samples: of all micro-batches and all ranks: the loss is their mean.
+        rows: [N] this rank's rows that take part, ascending; None for all.
+        chunk: rows walked at a time.
+    """
+
+    samples: int
+    rows: Optional[np.ndarray]
+    chunk: int
+
+
 class HeadStep:
-    """The forward half is `run`, the backward half `update`.
+    """The first half of a step, for one micro-batch.
 
     Args:
         head: this rank's part of it.
+        plan: of the step.
         embedding: [b, D].
         counts: samples of each rank, not all 0.
         label: [sum(counts)], in rank order.
-        rows: [N] this rank's rows that take part, ascending; None for all.
+        margin_state: the margin's running statistics before this micro-batch; None without any.
     """
 
     def __init__(
         self,
         head: Shard,
+        plan: Plan,
         embedding: paddle.Tensor,
         counts: Sequence[int],
         label: np.ndarray,
-        rows: Optional[np.ndarray],
+        margin_state: Optional[paddle.Tensor],
     ) -> None:
-        self.head, self.margin, self.counts = head, head.margin, list(counts)
-        self.samples, self.rows, self.own_embedding = sum(counts), rows, embedding
+        self.head, self.plan, self.margin, self.counts = head, plan, head.margin, list(counts)
+        self.rows, self.own_embedding = plan.rows, embedding
         before = sum(counts[: parallel.rank()])
         self.own = slice(before, before + counts[parallel.rank()])
         self.embedding_BD, self.label_B = embedding, label
@@ -107,8 +124,8 @@ class HeadStep:
         if self.empty:  # one sample without weight, so that this rank takes its part in what all do together
             self.embedding_BD = paddle.zeros([1, head.emb_dim], embedding.dtype)
         self.batch, self.dtype = int(self.embedding_BD.shape[0]), self.embedding_BD.dtype
-        self.share = 0.0 if self.empty else 1.0 / self.samples  # of a sample in the loss
-        self.state: Optional[paddle.Tensor] = None
+        self.share = 0.0 if self.empty else 1.0 / plan.samples  # of a sample in the loss
+        self.state = margin_state
         self.target: Optional[Target] = None
         self.walk: Optional[Walk] = None
 
@@ -138,14 +155,13 @@ class HeadStep:
             gradient_BD = gradient_BD[self.own]
         elif self.empty:
             gradient_BD = self.own_embedding
-        return HeadOutput(loss, gradient_BD, correct, self.samples, problem)
+        return HeadOutput(loss, gradient_BD, correct, sum(self.counts), problem)
 
-    def update(self, weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float) -> None:
-        """`factor` times the gradient of the rows, handed to the sinks, or left in `.grad` without them."""
-        head, walk, target, weight = self.head, self.walk, self.target, self.head.weight
-        assert walk is not None and weight is not None
+    def row_gradient(self, factor: float) -> RowGradient:
+        """`factor` times the gradient of the rows, for `Walk.update`."""
+        head = self.head
         share = self.share * factor
-        if target is None:
+        if self.target is None:
             push_nD = paddle.zeros([0, head.emb_dim], self.dtype)
             radial_n = paddle.zeros([0], self.dtype)
         else:
@@ -156,20 +172,9 @@ class HeadStep:
                 radial_n = push_n * self.plain_n
             direction_BD = self.embedding_BD if self.margin is None else self.unit_BD
             push_nD = paddle.gather(direction_BD, self.sample_n) * push_n.unsqueeze(1)
-        share_B = paddle.full([self.batch], share, self.dtype)
-        reduce_sum = None if head.sharded or parallel.world_size() == 1 else parallel.all_reduce_sum
-        sink = weight_sink or DenseGradient(weight)
         log_total_B = paddle.clip(self.log_total_B, -87.0, 87.0) if head.bounded else self.log_total_B
-        bias_gradient_N = walk.update(log_total_B, share_B, self.factor_BD * share, push_nD, radial_n, sink, reduce_sum)
-        if weight_sink is None:
-            weight.grad = sink.buffer
-        if bias_gradient_N is not None and head.bias is not None:
-            if reduce_sum is not None:
-                reduce_sum(bias_gradient_N)
-            sink = bias_sink or DenseGradient(head.bias)
-            walk.update_bias(bias_gradient_N, sink)
-            if bias_sink is None:
-                head.bias.grad = sink.buffer
+        share_B = paddle.full([self.batch], share, self.dtype)
+        return RowGradient(log_total_B, share_B, self.factor_BD * share, push_nD, radial_n)
 
     def _find_labels(self) -> None:
         head = self.head
@@ -201,9 +206,7 @@ class HeadStep:
     ) -> None:
         if self.margin is not None and self.margin.initial_state:
             cosine_B = plain_B if self.margin.changes_others else None
-            self.state = self.margin.observe(
-                self.head.margin_state, self._of_global_batch(norm_B), self._of_global_batch(cosine_B)
-            )
+            self.state = self.margin.observe(self.state, self._of_global_batch(norm_B), self._of_global_batch(cosine_B))
         if plain_n is None:
             return
         self.plain_n = plain_n
@@ -226,7 +229,7 @@ class HeadStep:
 
         if head.weight is None:
             return None
-        chunk = head.chunk or chunk_rows(self.batch, head.emb_dim)
+        chunk = self.plan.chunk
         self.walk = Walk(
             head.weight,
             head.bias,
@@ -348,6 +351,34 @@ class HeadStep:
         if value_B is None or self.head.sharded:
             return value_B
         return parallel.all_gather_rows(value_B[: 0 if self.empty else self.batch], self.counts)
+
+
+def update_rows(
+    head: Shard, steps: Sequence[HeadStep], weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float
+) -> None:
+    """`factor` times the gradient of the rows over all micro-batches, handed to the sinks, or left in `.grad` without."""
+    assert head.weight is not None
+    walks = [step.walk for step in steps if step.walk is not None]
+    walk, gradient = Walk.joined(walks, [step.row_gradient(factor) for step in steps])
+    reduce_sum = None if head.sharded or parallel.world_size() == 1 else parallel.all_reduce_sum
+    sink = weight_sink or DenseGradient(head.weight)
+    bias_gradient_N = walk.update(gradient, sink, reduce_sum)
+    if weight_sink is None:
+        head.weight.grad = sink.buffer
+    if bias_gradient_N is not None and head.bias is not None:
+        if reduce_sum is not None:
+            reduce_sum(bias_gradient_N)
+        sink = bias_sink or DenseGradient(head.bias)
+        walk.update_bias(bias_gradient_N, sink)
+        if bias_sink is None:
+            head.bias.grad = sink.buffer
+
+
+def plan_step(head: Shard, counts: Sequence[Sequence[int]], rows: Optional[np.ndarray]) -> Plan:
+    """The plan of a step from each micro-batch's samples of each rank."""
+    samples = sum(sum(of_ranks) for of_ranks in counts)
+    walked = samples if head.sharded else sum(of_ranks[parallel.rank()] for of_ranks in counts)
+    return Plan(samples, rows, head.chunk or chunk_rows(max(walked, 1), head.emb_dim))
 
 
 def _first_bad_row(weight: Optional[paddle.Tensor]) -> Optional[int]:

@@ -118,8 +118,27 @@ def chunk_rows(batch: int, emb_dim: int, itemsize: int = 4) -> int:
 
 
 @dataclass
-class _Gradient:
-    """What `Walk.update` gives each chunk; see there."""
+class RowGradient:
+    """What `Walk.update` makes the rows' gradient of.
+
+    Attributes:
+        log_total_B: logarithm of the softmax's whole denominator.
+        share_B: weight of each sample in the loss.
+        query_BD: derivative of (row . query) by the row, times `share_B`: unit embeddings times scale, or embeddings.
+        label_push_nD: the labelled rows' part of their gradient, in the order of the walk's labels.
+        label_radial_n: the same, times the unit row; their part of the bias's gradient where rows are not normalised.
+    """
+
+    log_total_B: paddle.Tensor
+    share_B: paddle.Tensor
+    query_BD: paddle.Tensor
+    label_push_nD: paddle.Tensor
+    label_radial_n: paddle.Tensor
+
+
+@dataclass
+class _ChunkGradient:
+    """What `Walk.update` gives each chunk: a `RowGradient` with the softmax's division moved to where it costs least."""
 
     subtract_1B: Optional[paddle.Tensor]
     share_B1: paddle.Tensor
@@ -159,6 +178,7 @@ class Walk:
         workers: Workers,
     ) -> None:
         self.weight, self.bias, self.query, self.normalised = weight, bias, query, normalised
+        self.rows, self.labels = rows, labels
         self.size = int(weight.shape[0]) if rows is None else len(rows)
         self._rows = None if rows is None else paddle.to_tensor(rows)
         self._others, self._bounded, self._chunk = others, bounded, chunk
@@ -221,38 +241,74 @@ class Walk:
             self._products.add_pull(pull_BD, exp_CB, weight_CD, inverse_C1)
         return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B)
 
+    @classmethod
+    def joined(cls, walks: Sequence[Walk], gradients: Sequence[RowGradient]) -> tuple[Walk, RowGradient]:
+        """One walk for the samples of several, which were swept over the same rows in the same chunks."""
+        first = walks[0]
+        if len(walks) == 1:
+            return first, gradients[0]
+        sizes = [int(walk.query.shape[0]) for walk in walks]
+        place = np.concatenate([walk.labels.place for walk in walks])
+        order = np.argsort(place, kind="stable")
+        before = np.cumsum([0, *sizes[:-1]])
+        sample = np.concatenate([walk.labels.sample + start for walk, start in zip(walks, before)])
+        others = None
+        if first._others is not None:
+
+            def others(product_CB: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+                parts = paddle.split(product_CB, sizes, axis=1)
+                values, slopes = zip(*(walk._others(part) for walk, part in zip(walks, parts)))  # type: ignore[misc]
+                return paddle.concat(values, axis=1), paddle.concat(slopes, axis=1)
+
+        walk = cls(
+            first.weight,
+            first.bias,
+            first.rows,
+            paddle.concat([walk.query for walk in walks]),
+            first.normalised,
+            Labels(place[order], sample[order]),
+            others,
+            first._bounded,
+            first._chunk,
+            first._products.of_terms(max(first._chunk, sum(sizes))),
+            first._workers,
+        )
+        walk._inverse = first._inverse
+        in_order = paddle.to_tensor(order)
+        gradient = RowGradient(
+            paddle.concat([one.log_total_B for one in gradients]),
+            paddle.concat([one.share_B for one in gradients]),
+            paddle.concat([one.query_BD for one in gradients]),
+            _rows_in_order([one.label_push_nD for one in gradients], in_order),
+            _rows_in_order([one.label_radial_n for one in gradients], in_order),
+        )
+        return walk, gradient
+
     def update(
-        self,
-        log_total_B: paddle.Tensor,
-        share_B: paddle.Tensor,
-        query_BD: paddle.Tensor,
-        label_push_nD: paddle.Tensor,
-        label_radial_n: paddle.Tensor,
-        sink: RowSink,
-        reduce_sum: Optional[Callable[[paddle.Tensor], Any]],
+        self, gradient: RowGradient, sink: RowSink, reduce_sum: Optional[Callable[[paddle.Tensor], Any]]
     ) -> Optional[paddle.Tensor]:
         """Computes the rows' gradient and hands it to `sink`; returns the bias's gradient [N], or None.
 
         Args:
-            log_total_B: logarithm of the softmax's whole denominator.
-            share_B: weight of each sample in the loss.
-            query_BD: derivative of (row . query) by the row, times `share_B`: unit embeddings times scale, or embeddings.
-            label_push_nD: the labelled rows' part of their gradient, in the order of `labels`.
-            label_radial_n: the same, times the unit row; their part of the bias's gradient where rows are not normalised.
+            gradient: what it is made of.
             sink: receives the gradient, chunk by chunk, in place of the optimizer.
             reduce_sum: sums a chunk's gradient over the ranks, in place, where each has a part of it.
         """
+        share_B1, query_BD = gradient.share_B.unsqueeze(1), gradient.query_BD
+        subtract_1B = None
         if self._bounded:  # exp(logit) / total, with the division moved to the samples
-            fade_B1 = paddle.exp(-log_total_B).unsqueeze(1)
-            query_BD, share_B1, subtract_1B = query_BD * fade_B1, share_B.unsqueeze(1) * fade_B1, None
+            fade_B1 = paddle.exp(-gradient.log_total_B).unsqueeze(1)
+            query_BD, share_B1 = query_BD * fade_B1, share_B1 * fade_B1
         else:
-            share_B1, subtract_1B = share_B.unsqueeze(1), log_total_B.unsqueeze(0)
-        gradient = _Gradient(subtract_1B, share_B1, query_BD, label_push_nD, label_radial_n.unsqueeze(1))
+            subtract_1B = gradient.log_total_B.unsqueeze(0)
+        of_chunk = _ChunkGradient(
+            subtract_1B, share_B1, query_BD, gradient.label_push_nD, gradient.label_radial_n.unsqueeze(1)
+        )
 
         def update_share(share: Sequence[int]) -> list[paddle.Tensor]:
             scratch = self._scratch()
             with paddle.no_grad():  # which is each thread's own
-                return [self._update_chunk(number, gradient, sink, reduce_sum, scratch) for number in share]
+                return [self._update_chunk(number, of_chunk, sink, reduce_sum, scratch) for number in share]
 
         if reduce_sum is None:
             parts = self._workers.map(update_share, self._chunks)
@@ -263,7 +319,7 @@ class Walk:
     def _update_chunk(
         self,
         number: int,
-        gradient: _Gradient,
+        gradient: _ChunkGradient,
         sink: RowSink,
         reduce_sum: Optional[Callable[[paddle.Tensor], Any]],
         scratch: paddle.Tensor,
@@ -368,6 +424,12 @@ class Walk:
         if self._rows is not None:
             first = number * self._chunk
             matrix.scatter_(self._rows[first : first + int(values.shape[0])], values)
+
+
+def _rows_in_order(parts: Sequence[paddle.Tensor], order: paddle.Tensor) -> paddle.Tensor:
+    """Rows of all parts, in another order; parts may be empty."""
+    rows = [part for part in parts if part.shape[0]]
+    return paddle.gather(paddle.concat(rows), order) if rows else parts[0]
 
 
 def inverse_norms(rows_CD: paddle.Tensor) -> paddle.Tensor:

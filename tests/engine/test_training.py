@@ -74,6 +74,56 @@ def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ra
             np.testing.assert_allclose(other_weights[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("options", [[], ["sample_ratio=0.9"], ["gradient_clip=0.5", "mixed_precision=[true, 64.0]"]])
+def test_accumulated_batches_train_as_one_large_batch(ranks, glyphs, tmp_path, options):
+    results = {}
+    # 96 images: the last step of an epoch has fewer batches than the others, and its last batch fewer images.
+    for name, world, batch, times in (("large", 1, 36, 1), ("one", 1, 9, 4), ("two", 2, 6, 3), ("three", 3, 4, 3)):
+        if "sample_ratio=0.9" in options and world > 1:
+            continue  # other ranks draw other classes
+        output = tmp_path / name
+        process = ranks(
+            "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", f"gradient_accumulation={times}",
+            "log_period=1", "with_test=false", "norm=0", "scale=8.0", "lr=4.0", "calc_acc=true", *options,
+        )  # fmt: skip
+        assert "(36 in all), 3 steps per epoch" in process.stderr
+        parts = [load_file(output / "1" / head_file(rank))["weight"] for rank in range(world)]
+        weights = {**load_file(output / "1" / BACKBONE), "head": np.concatenate(parts)}
+        results[name] = (events(output, "train"), weights)
+    expected, weights = results.pop("large")
+    assert [record["step"] for record in expected] == [1, 2, 3, 4, 5, 6]
+    for name, (trained, other) in results.items():
+        for key in ("loss", "lr", "acc1"):
+            found, wanted = ([record[key] for record in records] for records in (trained, expected))
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, err_msg=f"{name}: {key}")
+        for key, value in weights.items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}")
+
+
+def test_accumulation_with_an_optimizer_that_needs_whole_gradients(glyphs):
+    losses = []
+    for batch, times in ((48, 1), (12, 4)):
+        ins = small_entry(glyphs)
+        ins.set_model(NormFree())
+        ins.set_train_batch_size(batch)
+        ins.set_gradient_accumulation(times)
+        ins.set_train_epochs(2)
+        ins.set_optimizer(lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters))
+        losses.append(ins.train()["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_bad_micro_batch_drops_the_whole_step(ranks, glyphs, tmp_path):
+    # 6 batches a rank, 3 a step; the last batch of the second step is bad on one rank.
+    ranks(
+        "train_glyphs.py", 2, glyphs, tmp_path, "nan=1,5,5", "gradient_accumulation=3", "train_epochs=1", "log_period=1",
+        "with_test=false",
+    )  # fmt: skip
+    assert [record["skipped_steps"] for record in events(tmp_path, "train")] == [0, 1]
+    tensors = load_file(tmp_path / "0" / BACKBONE)
+    assert all(np.isfinite(value).all() for value in tensors.values())
+
+
 def test_a_checkpoint_of_two_ranks_starts_one_and_three(ranks, glyphs, tmp_path):
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "first", "with_test=false", "train_epochs=1")
     source = tmp_path / "first" / "0"
@@ -96,28 +146,34 @@ def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
     assert [result_of(tmp_path, rank)["steps"] for rank in range(3)] == [8, 8, 8]  # the longest reader has 4 batches
 
 
-def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, glyphs, tmp_path):
+FLOAT16 = 'mixed_precision=[true, 128.0, 1000, 2, 2.0, 0.5, true, null, "float16", true]'  # simulated
+
+
+@pytest.mark.parametrize(
+    "poison", [["poison=nan"], ["poison=gradient"], ["poison=1e6", FLOAT16], ["poison=gradient", FLOAT16]]
+)  # 1e6 is infinite in float16
+def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, glyphs, tmp_path, poison):
     saved = {}
     for name, batches in (("clean", "9,0,2"), ("poisoned", "1,3,4")):  # the fourth and the fifth batch are bad
         output = tmp_path / name
         ranks(
             "train_glyphs.py", 3, glyphs, output, f"nan={batches}", "train_epochs=1", "with_test=false", "log_period=1",
-            "loss_type=dist_adaface",
+            "loss_type=dist_adaface", *poison,
         )  # fmt: skip
         saved[name] = {path.name: load_file(path) for path in (output / "0").glob("*.safetensors")}
-    assert result_of(tmp_path / "clean")["skipped_steps"] == 0
-    poisoned = result_of(tmp_path / "poisoned")
-    assert (poisoned["steps"], poisoned["skipped_steps"]) == (5, 2) and poisoned["loss"] == result_of(
-        tmp_path / "clean"
-    )["loss"]
-    assert [record["skipped_steps"] for record in events(tmp_path / "poisoned", "train")] == [0, 0, 0, 1, 2]
-    assert "loss" not in events(tmp_path / "poisoned", "train")[-1]
-    assert (
-        len(saved["clean"]) == 5
-    )  # backbone with BatchNorm's statistics, optimizer, three shards with momentum and state
+    clean, poisoned = (result_of(tmp_path / name) for name in ("clean", "poisoned"))
+    assert (clean["skipped_steps"], poisoned["steps"], poisoned["skipped_steps"]) == (0, 5, 2)
+    assert poisoned["loss"] == clean["loss"]
+    trained = events(tmp_path / "poisoned", "train")
+    assert [record["skipped_steps"] for record in trained] == [0, 0, 0, 1, 2]
+    assert "loss" not in trained[-1]
+    # backbone with BatchNorm's statistics, optimizer, three shards with momentum and state
+    assert len(saved["clean"]) == 5
     for name, tensors in saved["clean"].items():
         for key, value in tensors.items():
             np.testing.assert_array_equal(saved["poisoned"][name][key], value, err_msg=f"{name}: {key}")
+    scaling = json.loads((tmp_path / "poisoned" / "0" / "meta.json").read_text())["loss_scaling"]
+    assert scaling == {"scale": 64.0 if FLOAT16 in poison else 1.0, "good_steps": 0, "bad_steps": 0}
 
 
 def test_too_many_skipped_steps_end_every_rank_with_one_line(glyphs, tmp_path):
@@ -216,6 +272,18 @@ def test_the_launcher_of_paddle_works(glyphs, tmp_path):
     assert result_of(tmp_path)["test"] == result_of(tmp_path, 1)["test"]
 
 
+class NormFree(BaseModel):
+    """A network without BatchNorm, with the same weights each time."""
+
+    def __init__(self):
+        super().__init__()
+        paddle.seed(0)
+        self.fc = paddle.nn.Linear(3 * 32 * 32, 16)
+
+    def build_network(self, input, label, is_train):
+        return self.fc(input.flatten(1))
+
+
 def small_entry(glyphs):
     ins = Entry()
     ins.set_dataset_dir(str(glyphs))
@@ -283,20 +351,13 @@ def test_a_frozen_head_still_trains_its_bias(glyphs, tmp_path):
 
 
 def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
-    class Frozen(BaseModel):
-        def __init__(self):
-            super().__init__()
-            self.fc = paddle.nn.Linear(3 * 32 * 32, 16)
-            for parameter in self.fc.parameters():
-                parameter.stop_gradient = True
-
-        def build_network(self, input, label, is_train):
-            return self.fc(input.flatten(1))
-
     losses = []
     for epochs in (1, 4):
         ins = small_entry(glyphs)
-        ins.set_model(Frozen())
+        model = NormFree()
+        for parameter in model.parameters():
+            parameter.stop_gradient = True
+        ins.set_model(model)
         ins.set_loss_type("dist_softmax")
         ins.set_train_epochs(epochs)
         losses.append(ins.train()["loss"])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from reference_head import loss_of, numeric_gradient, statistics_of
 
 from plsc.errors import DataError
-from plsc.heads import build_head, shard_bounds
+from plsc.heads import ClassifierHead, build_head, shard_bounds
+from plsc.heads.margins import AdaFace, CurricularFace
 
 pytestmark = pytest.mark.core
 
@@ -102,6 +103,63 @@ def test_accuracy_counts_over_all_shards(computed, case):
         order = result["taken"][np.argsort(-logits[:, result["taken"]], axis=1, kind="stable")]
         expected = [(order[:, :k] == full["label"][:, None]).any(axis=1).sum() for k in (1, 5)]
         assert list(result["correct"]) == expected, f"{world} ranks"
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_micro_batches_give_what_one_batch_gives(computed, case):
+    dtype, folder = computed
+    tolerance = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    kind = kind_of(CASES[case][0])
+    for world in (1, 2, 3, 4):
+        parts = [np.load(folder / f"{world}_{rank}.npz") for rank in range(world)]
+        assert (f"{case}/parts/loss" in parts[0]) == (kind not in ("adaface", "curricularface"))
+        for part in parts:
+            for key in (key for key in part if key.startswith(f"{case}/parts/") and not key.endswith("square_sum")):
+                whole = part[key.replace("/parts", "")]
+                scale = max(1, np.abs(whole).max(initial=0))
+                np.testing.assert_allclose(part[key], whole, rtol=tolerance, atol=tolerance * scale, err_msg=key)
+        if f"{case}/parts/loss" in parts[0]:
+            whole = gathered(folder, world, case)
+            squares = sum((whole[name] ** 2).sum() for name in ("weight", "bias") if name in whole)
+            assert float(parts[0][f"{case}/parts/square_sum"]) == pytest.approx(squares, rel=100 * tolerance)
+
+
+@pytest.mark.parametrize("margin", [AdaFace(momentum=1.0), CurricularFace(momentum=1.0)])
+def test_micro_batches_of_a_margin_with_statistics(margin):
+    """With statistics that stand still the micro-batches agree with one batch; each of them is seen otherwise."""
+    rng = np.random.default_rng(3)
+    embedding, label = rng.normal(size=(9, DIM)) * 20, rng.integers(0, 5, 9)
+    results = []
+    for cuts in ([], [2, 6]):
+        head = ClassifierHead(5, DIM, margin, scale=SCALE, dtype="float64", chunk=2)
+        head.weight.set_value(np.random.default_rng(4).normal(size=(5, DIM)))
+        head.margin_state.set_value(np.array([60.0, 30.0] if isinstance(margin, AdaFace) else [0.3]))
+        parts = list(zip(np.split(embedding, cuts), np.split(label, cuts)))
+        gathered = head.gather_labels(*(labels for _, labels in parts))
+        outputs = [head(paddle.to_tensor(rows), gathered, False, part) for part, (rows, _) in enumerate(parts)]
+        head.backward()
+        gradients = [out.embedding_grad.numpy() for out in outputs]
+        results.append((sum(out.loss for out in outputs), np.concatenate(gradients), head.weight.grad.numpy()))
+    for whole, parts in zip(*results):
+        np.testing.assert_allclose(parts, whole, rtol=1e-12, atol=1e-13)
+
+
+def test_running_statistics_see_each_micro_batch():
+    states = []
+    for together in (True, False):
+        head = build_head("adaface", 5, DIM, dtype="float64")
+        rng = np.random.default_rng(5)
+        parts = [(rng.normal(size=(4, DIM)), rng.integers(0, 5, 4)) for _ in range(3)]
+        gathered = head.gather_labels(*(labels for _, labels in parts))
+        for part, (rows, labels) in enumerate(parts):
+            if together:
+                head(paddle.to_tensor(rows), gathered, False, part)
+            else:
+                head(paddle.to_tensor(rows), labels)
+                head.backward()
+        head.backward()
+        states.append(head.margin_state.numpy())
+    np.testing.assert_array_equal(states[0], states[1])
 
 
 def test_a_step_takes_two_gathers_and_two_reductions(ranks, tmp_path):

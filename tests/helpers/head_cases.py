@@ -46,6 +46,32 @@ def own_rows(counts, world, rank):
     return slice(first, first + sum(count for part, count in enumerate(counts) if owner[part] == rank))
 
 
+def accumulate(results, case, head, embedding, label):
+    """The same batch again, in three micro-batches; the last is empty on some ranks, or on all."""
+    import paddle
+
+    from plsc import parallel
+
+    kept = {name: parameter.grad.numpy() for name, parameter in head.named_parameters()}
+    head.next_step = 0
+    cuts = [len(label) // 2, len(label) - (parallel.rank() + case) % 2]
+    parts = list(zip(np.split(embedding, cuts), np.split(label, cuts)))
+    gathered = head.gather_labels(*(labels for _, labels in parts))
+    outputs = []
+    for part, (rows, _) in enumerate(parts):
+        rows = paddle.to_tensor(rows) if len(rows) else paddle.zeros([0, DIM], embedding.dtype.name)
+        outputs.append(head(rows, gathered, True, part))
+    squares = head.gradient_square_sum()
+    head.backward()
+    results[f"{case}/parts/loss"] = sum(out.loss for out in outputs)
+    results[f"{case}/parts/correct"] = np.sum([out.correct for out in outputs], axis=0)
+    results[f"{case}/parts/embedding"] = np.concatenate([out.embedding_grad.numpy() for out in outputs])
+    results[f"{case}/parts/square_sum"] = squares
+    for name, parameter in head.named_parameters():
+        results[f"{case}/parts/{name}"] = parameter.grad.numpy()
+        parameter.grad = paddle.to_tensor(kept[name])
+
+
 def main(output, dtype):
     import paddle
 
@@ -75,9 +101,11 @@ def main(output, dtype):
         rows = own_rows(counts, world, rank)
         out = head(paddle.to_tensor(full["embedding"][rows].astype(dtype)), full["label"][rows], True)
         assert out.problem is None
-        taken = head._step.rows
+        taken = head._plan.rows
         taken = np.arange(head.upper - head.lower) if taken is None else taken
         head.backward()
+        if not (margin := head.margin) or not margin.initial_state:  # running statistics see each micro-batch
+            accumulate(results, case, head, full["embedding"][rows].astype(dtype), full["label"][rows])
         results[f"{case}/taken"] = taken + head.lower
         results[f"{case}/loss"] = out.loss
         results[f"{case}/embedding"] = out.embedding_grad.numpy()

@@ -2,7 +2,8 @@
 
 Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
 the user's own that gives rank r 2 + r batches, the last of them smaller; `nan=RANK,FIRST,LAST` uses one that gives every
-rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on; `norm=0` leaves
+rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on, or hold `poison=VALUE`
+instead; with `poison=gradient` its images are good and the gradient of its embeddings is infinite. `norm=0` leaves
 BatchNorm out, which sees one rank's batch only.
 """
 
@@ -23,12 +24,19 @@ class TinyNet(BaseModel):
         self.conv = paddle.nn.Conv2D(3, 8, 3, stride=4, padding=1, bias_attr=False)
         self.norm = paddle.nn.BatchNorm2D(8) if norm else paddle.nn.Identity()
         self.fc = paddle.nn.Linear(8 * 8 * 8, 16)
+        self.steps, self.infinite_from = 0, None
 
     def build_network(self, input, label, is_train):
-        return self.fc(paddle.nn.functional.relu(self.norm(self.conv(input))).flatten(1))
+        embedding = self.fc(paddle.nn.functional.relu(self.norm(self.conv(input))).flatten(1))
+        if is_train and not embedding.stop_gradient:
+            self.steps += 1
+            if self.infinite_from is not None and self.steps > self.infinite_from:
+                embedding = embedding * 1.0  # a hook on what a rounding made is not called
+                embedding.register_hook(lambda gradient: gradient * float("inf"))
+        return embedding
 
 
-def reader_of(rank, classes, batches, smaller_last=True, fail=False, nan_from=None):
+def reader_of(rank, classes, batches, smaller_last=True, fail=False, bad_from=None, poison=np.nan):
     def reader():
         rng = np.random.default_rng(rank)
         for number in range(batches):
@@ -36,8 +44,8 @@ def reader_of(rank, classes, batches, smaller_last=True, fail=False, nan_from=No
                 raise RuntimeError("the reader broke here")
             size = 3 if smaller_last and number == batches - 1 else 8
             images = rng.normal(size=(size, 3, 32, 32)).astype("float32")
-            if nan_from is not None and number >= nan_from:
-                images[::2, :, 5, 5] = np.nan
+            if bad_from is not None and number >= bad_from:
+                images[::2, :, 5, 5] = poison
             yield [(image, int(rng.integers(classes))) for image in images]
 
     return reader
@@ -47,6 +55,7 @@ def main(data, output, *options):
     chosen = dict(option.split("=", 1) for option in options)
     fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
     norm, nan = bool(int(chosen.pop("norm", 1))), chosen.pop("nan", None)
+    poison = chosen.pop("poison", "nan")
     ins = Entry()
     ins.set_dataset_dir(data)
     ins.set_model_save_dir(output)
@@ -59,7 +68,8 @@ def main(data, output, *options):
     ins.set_val_targets("glyphs")
     ins.set_augmentation(mirror=False)
     paddle.seed(0)
-    ins.set_model(TinyNet(norm=norm))
+    model = TinyNet(norm=norm)
+    ins.set_model(model)
     for name, value in chosen.items():
         parsed = value if name in ("loss_type", "checkpoint_dir") else json.loads(value)
         several = name == "mixed_precision"
@@ -70,7 +80,12 @@ def main(data, output, *options):
     if nan:
         bad_rank, first, last = map(int, nan.split(","))
         rank = parallel.rank()
-        ins.train_reader = reader_of(rank, 12, last + 1, False, nan_from=first if rank == bad_rank else None)
+        bad_from = first if rank == bad_rank else None
+        if poison == "gradient":
+            model.infinite_from, bad_from = bad_from, None
+        ins.train_reader = reader_of(
+            rank, 12, last + 1, False, bad_from=bad_from, poison=float(poison.replace("gradient", "nan"))
+        )
     result = ins.train()
     Path(output, f"result_{parallel.rank()}.json").write_text(json.dumps(result))
 
