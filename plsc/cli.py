@@ -1,4 +1,4 @@
-"""`python -m plsc run [--ranks N] script.py [args]`."""
+"""`python -m plsc run [--ranks N] script.py [args]` and the other commands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Optional
 
 from plsc import launch
+from plsc.checkpoint.convert import convert
+from plsc.errors import ConfigError, PlscError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -17,17 +19,48 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a training script on one or several ranks of this machine")
     run.add_argument("--ranks", type=_positive, default=1, help="number of processes (default 1)")
+    run.add_argument(
+        "--restarts",
+        type=_count,
+        default=0,
+        help="start all ranks again after a failure, so often at most; training goes on from its newest checkpoint (default 0)",
+    )
     run.add_argument("script", help="the Python script every rank runs")
     run.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    cut = commands.add_parser("convert-checkpoint", help="cut the head of a checkpoint for another number of ranks")
+    cut.add_argument("source", type=Path, help="folder of the checkpoint; it is only read")
+    cut.add_argument("target", type=Path, help="new folder")
+    cut.add_argument("--ranks", type=_positive, required=True, help="number of head files to make")
     options = parser.parse_args(arguments)
-    if not Path(options.script).is_file():
-        print(f"plsc: error: {options.script}: no such script", file=sys.stderr)
+    try:
+        return _run(options) if options.command == "run" else _convert(options)
+    except PlscError as error:
+        print(f"plsc: error: {error}", file=sys.stderr)
         return 1
-    return launch.run([sys.executable, options.script, *options.args], options.ranks)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not Path(options.script).is_file():
+        raise ConfigError(f"{options.script}: no such script")
+    return launch.run([sys.executable, options.script, *options.args], options.ranks, options.restarts)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    convert(options.source, options.target, options.ranks)
+    print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
+    return 0
 
 
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _count(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}")
     return value

@@ -85,6 +85,8 @@ class Config:
     calc_acc: bool = False
     save_period: int = 0
     keep_checkpoints: int = 0
+    background_save: bool = True
+    head_init: str = "checkpoint"
     sample_ratio: float = 1.0
     head_chunk: int = 0
     gradient_clip: float = 0.0
@@ -113,9 +115,9 @@ class Config:
         """Checks what no single setter can know; called before the first step."""
         if self.hdfs is not None:
             raise ConfigError("set_hdfs_info: transfer to and from HDFS is not in this version yet; remove the call")
-        if self.resume:
+        if self.resume and not self.model_save_dir:
             raise ConfigError(
-                "set_resume(True): exact resume is not in this version yet; start from a checkpoint with set_checkpoint_dir"
+                "set_resume(True), but set_model_save_dir is empty; name the folder of the run to go on with"
             )
         if self.save_period and not self.model_save_dir:
             raise ConfigError(

@@ -329,8 +329,21 @@ class Entry:
         self._config.save_period = check_int("set_save_period", steps, 0)
 
     def set_keep_checkpoints(self, n: int) -> None:
-        """Keep the newest n checkpoints of a run and remove its older ones; 0 keeps all."""
+        """Keep the newest n checkpoints of a run and the one with the best test; remove its others; 0 keeps all."""
         self._config.keep_checkpoints = check_int("set_keep_checkpoints", n, 0)
+
+    def set_background_save(self, background: bool) -> None:
+        """Write checkpoints while training goes on, from a copy in host memory; False stops for it and copies nothing."""
+        self._config.background_save = check_bool("set_background_save", background)
+
+    def set_head_init(self, init: str) -> None:
+        """What becomes of the head when training starts from `set_checkpoint_dir`.
+
+        Args:
+            init: 'checkpoint' takes it, and refuses another class count or loss; 'keep-common' takes the classes both have, by
+                their number, whatever the loss, and starts the others afresh; 'fresh' takes the backbone only.
+        """
+        self._config.head_init = check_choice("set_head_init", init, ("checkpoint", "keep-common", "fresh"))
 
     def set_sample_ratio(self, r: float) -> None:
         """Share of this rank's class centres that take part in a step; 1 takes all.
@@ -349,7 +362,10 @@ class Entry:
         self._config.max_skipped_steps = check_int("set_max_skipped_steps", n, 1)
 
     def set_resume(self, resume: bool) -> None:
-        """Go on from the newest checkpoint. Only False trains in this version; True is refused by `train`."""
+        """Go on from the newest good checkpoint in the model save folder, exactly; from the beginning when there is none.
+
+        With the same number of ranks a run on CPUs gives the weights, to the bit, of one that was never stopped.
+        """
         self._config.resume = check_bool("set_resume", resume)
 
     def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
@@ -402,7 +418,7 @@ class Entry:
                     "test(): nothing to test; call train() first, or set_checkpoint_dir('output/<epoch>')"
                 )
             backbone = build_backbone(config)
-            checkpoint.load_backbone(Path(config.checkpoint_dir), backbone)
+            checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir)), backbone)
         results = build_evaluator(config)(backbone)
         log_test(results)
         return results

@@ -10,22 +10,47 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 from plsc import threads
 
-_GRACE_SECONDS = 5.0
+_SECONDS_AFTER_FAILURE = 5.0
+_SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
 
-def run(command: Sequence[str], ranks: int) -> int:
-    """Runs `command` as `ranks` processes; returns 0, or 1 as soon as one of them failed and all have ended.
+def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
+    """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
 
+    When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
+    checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
     Rank 0 writes straight to this terminal. What the other ranks write to stderr is kept, and the last lines of the
     first one to fail are the last thing shown.
     """
+    signals: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        for attempt in range(restarts + 1):
+            failed = _run_once(command, ranks, attempt, signals)
+            if signals:
+                return 128 + signals[0]
+            if not failed:
+                return 0
+            if attempt < restarts:
+                sys.stderr.write(f"plsc: restart {attempt + 1} of {restarts}\n")
+        return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run_once(command: Sequence[str], ranks: int, attempt: int, signals: list[int]) -> bool:
+    """Whether a rank failed; all have ended."""
     ports = _free_ports(ranks)
-    processes = [_start(command, rank, ports) for rank in range(ranks)]
+    processes = [_start(command, rank, ports, attempt) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
     ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
     readers = [
@@ -34,32 +59,24 @@ def run(command: Sequence[str], ranks: int) -> int:
     ]
     for reader in readers:
         reader.start()
-    interrupted = False
-
-    def forward(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    failed = None
     try:
-        failed = _wait(processes, ended, lambda: interrupted)
+        failed = _wait(processes, ended, signals)
     finally:
-        _end(processes)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _end(processes, signals)
     for reader in readers:
         reader.join(timeout=2)
     if failed is None:
-        return 1 if interrupted else 0
+        return False
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
     sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
-    return 1
+    return True
 
 
-def _start(command: Sequence[str], rank: int, ports: Sequence[int]) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int, ports: Sequence[int], attempt: int) -> subprocess.Popen:
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     environment = dict(os.environ)
     if not threads.user_chose:
@@ -75,6 +92,8 @@ def _start(command: Sequence[str], rank: int, ports: Sequence[int]) -> subproces
         PADDLE_CURRENT_ENDPOINT=endpoints[rank],
         FLAGS_selected_gpus=str(rank),
     )
+    if attempt:
+        environment["PLSC_RESTART"] = str(attempt)
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -92,9 +111,9 @@ def _collect(process: subprocess.Popen, tail: collections.deque[str], rank: int,
     ended.append(rank)
 
 
-def _wait(processes: Sequence[subprocess.Popen], ended: list[int], stop: Callable[[], bool]) -> Optional[int]:
-    """The first rank that failed, or None when all succeeded or `stop()` became true."""
-    while not stop():
+def _wait(processes: Sequence[subprocess.Popen], ended: list[int], signals: Sequence[int]) -> Optional[int]:
+    """The first rank that failed, or None when all succeeded or a signal came."""
+    while not signals:
         failed = [rank for rank in list(ended) if processes[rank].returncode]
         if failed:
             return failed[0]
@@ -104,17 +123,18 @@ def _wait(processes: Sequence[subprocess.Popen], ended: list[int], stop: Callabl
     return None
 
 
-def _end(processes: Sequence[subprocess.Popen]) -> None:
+def _end(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> None:
+    """Ends those that still run: asked to, and killed when they take too long or a second signal comes."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    seconds = _SECONDS_TO_SAVE if signals else _SECONDS_AFTER_FAILURE
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or len(signals) > 1:
+            for process in processes:
+                process.kill()
+        time.sleep(0.02)
 
 
 def _free_ports(count: int) -> list[int]:

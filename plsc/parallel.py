@@ -23,6 +23,11 @@ def world_size() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
+def restarted() -> bool:
+    """Whether `plsc run --restarts` started this process after a failure."""
+    return "PLSC_RESTART" in os.environ
+
+
 def on_cpu() -> bool:
     """Whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
     return str(paddle.get_device()) == "cpu"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from datetime import timedelta
@@ -13,7 +15,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from plsc import parallel
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, TrainingError
 from plsc.heads import HeadOutput
 
 logger = logging.getLogger("plsc")
@@ -38,30 +40,48 @@ class _AboveTheBar(logging.StreamHandler):
 
 
 class MetricsFile:
-    """`<model_save_dir>/metrics.jsonl`, one flushed object a line, written by rank 0; nothing without a folder."""
+    """`<model_save_dir>/metrics.jsonl`, one flushed object a line, written by rank 0; nothing without a folder.
 
-    def __init__(self, save_dir: Optional[Path]) -> None:
+    Args:
+        resumed_size: `size` when the checkpoint was made a resumed run goes on from: what came later will be done again.
+    """
+
+    def __init__(self, save_dir: Optional[Path], resumed_size: Optional[int] = None) -> None:
         self._stream = None
-        if save_dir is not None and parallel.rank() == 0:
-            try:
-                save_dir.mkdir(parents=True, exist_ok=True)
-                self._stream = open(save_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-            except OSError as problem:
-                raise ConfigError(
-                    f"set_model_save_dir('{save_dir}'): cannot write there ({problem.strerror}); choose another folder"
-                ) from None
+        if save_dir is None or parallel.rank() != 0:
+            return
+        self._path = save_dir / "metrics.jsonl"
+        try:
+            self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+            if resumed_size is not None and self.size > resumed_size:
+                self._stream.truncate(resumed_size)
+        except OSError as problem:
+            raise ConfigError(
+                f"{self._path}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"
+            ) from None
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one record; values that are None are left out."""
         if self._stream is not None:
             record = {"event": event, **{key: value for key, value in values.items() if value is not None}}
-            self._stream.write(json.dumps(record) + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write(json.dumps(record) + "\n")
+                self._stream.flush()
+            except OSError as problem:
+                raise TrainingError(
+                    f"{self._path}: cannot be written ({problem.strerror}); free space and go on with set_resume(True)"
+                ) from None
+
+    @property
+    def size(self) -> int:
+        """Bytes, all of them written."""
+        return 0 if self._stream is None else os.fstat(self._stream.fileno()).st_size
 
     def close(self) -> None:
         """Closes the file."""
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._stream.close()
 
 
 class ProgressLog:
@@ -71,23 +91,37 @@ class ProgressLog:
         total_steps: of the whole run, for the ETA; None when a reader cannot tell.
         steps_per_epoch: the same for one pass.
         log_period: steps between two records.
+        done: steps of the run before this process.
+        window: `window` of the process before, whose record is not written yet.
     """
 
     def __init__(
-        self, metrics: MetricsFile, total_steps: Optional[int], steps_per_epoch: Optional[int], log_period: int
+        self,
+        metrics: MetricsFile,
+        total_steps: Optional[int],
+        steps_per_epoch: Optional[int],
+        log_period: int,
+        done: int = 0,
+        window: Optional[dict[str, float]] = None,
     ) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         self._total, self._steps_per_epoch, self._period = total_steps, steps_per_epoch, log_period
         self._bar: Optional[tqdm] = None
         if parallel.rank() == 0 and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, initial=done, unit="step", dynamic_ncols=True)
         self._reset_window()
+        self._sums.update(window or {})
 
     def _reset_window(self) -> None:
         self._began = time.perf_counter()
         self._steps, self._samples = 0, 0
-        # Without the skipped ones:
-        self._loss_sum, self._used_steps, self._used_samples, self._top1, self._top5 = 0.0, 0, 0, 0, 0
+        # Of the steps that were not skipped:
+        self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
+
+    @property
+    def window(self) -> dict[str, float]:
+        """Sums since the last record, for a checkpoint."""
+        return dict(self._sums)
 
     def pause(self) -> None:
         """Leaves tests and saves, which are not training, out of images/s: call before; `resume` after."""
@@ -110,11 +144,9 @@ class ProgressLog:
         self._steps += 1
         self._samples += output.samples
         if output.problem is None:
-            self._loss_sum += output.loss
-            self._used_steps += 1
-            self._used_samples += output.samples
-            if output.correct is not None:
-                self._top1, self._top5 = self._top1 + output.correct[0], self._top5 + output.correct[1]
+            top1, top5 = output.correct or (0, 0)
+            for name, value in zip(self._sums, (output.loss, 1, output.samples, top1, top5)):
+                self._sums[name] += value
         self._latest = (epoch, step, batch, lr, output.correct is not None, skipped, scale)
         if self._bar is not None:
             self._bar.update()
@@ -128,11 +160,12 @@ class ProgressLog:
         epoch, step, batch, lr, with_accuracy, skipped, scale = self._latest
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         speed = self._samples / elapsed
-        loss = self._loss_sum / self._used_steps if self._used_steps else None
-        with_accuracy = with_accuracy and self._used_samples > 0
-        acc1 = self._top1 / self._used_samples if with_accuracy else None
-        acc5 = self._top5 / self._used_samples if with_accuracy else None
-        self._metrics.write(
+        sums = self._sums
+        loss = sums["loss"] / sums["steps"] if sums["steps"] else None
+        with_accuracy = with_accuracy and sums["samples"] > 0
+        acc1 = sums["top1"] / sums["samples"] if with_accuracy else None
+        acc5 = sums["top5"] / sums["samples"] if with_accuracy else None
+        self.metrics.write(
             "train",
             step=step,
             epoch=epoch,

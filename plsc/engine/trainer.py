@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import platform
-import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,19 +15,23 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
-from plsc import amp, checkpoint, optim, parallel
+from plsc import amp, checkpoint, optim, parallel, random_state
 from plsc.config import Config
 from plsc.data.loader import ImageLoader, ReaderLoader
 from plsc.data.sources import read_label_file
 from plsc.engine.callbacks import MetricsFile, ProgressLog, log_test, logger
 from plsc.engine.evaluator import Evaluator
+from plsc.engine.state import TrainingState, resume_from_newest
 from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import GatheredLabels, HeadOutput, build_head
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel
+from plsc.signals import StopRequest
 from plsc.version import __version__
 
 Batch = tuple[np.ndarray, np.ndarray]
+
+_WRITTEN, _STOP = 1, 2  # what a rank tells the others with its labels
 
 
 class Trainer:
@@ -36,14 +40,14 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
-        self.saved: list[Path] = []  # this run's checkpoints, oldest first
-        self.skipped, self.skipped_in_a_row = 0, 0
+        self.writer: Optional[checkpoint.Writer] = None
+        self.stop = StopRequest()
         parallel.initialise()
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
         self.evaluator = build_evaluator(config) if config.with_test else None
 
-        seed_everything(config.seed)
+        random_state.seed_everything(config.seed)
         self.backbone = build_backbone(config)
         self.head = build_head(
             config.loss_type,
@@ -59,12 +63,10 @@ class Trainer:
             compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
             simulate=config.mixed_precision.simulate,
         )
-        if config.checkpoint_dir:
-            checkpoint.load_backbone(Path(config.checkpoint_dir), self.backbone)
-            checkpoint.load_head(Path(config.checkpoint_dir), self.head)
+        self.warm_start()
         # Users' models may hold layers they do not use; Paddle must be told, or the other ranks would wait for them.
         self.model = parallel.distributed_model(self.backbone, find_unused_parameters=config.model is not None)
-        seed_everything(config.seed + parallel.rank())  # dropout differs between ranks
+        random_state.seed_everything(config.seed + parallel.rank())
 
         self.backbone_parameters = [p for p in self.backbone.parameters() if not p.stop_gradient]
         self.head_parameters = [p for p in self.head.parameters() if not p.stop_gradient]
@@ -78,65 +80,130 @@ class Trainer:
         # Momentum and SGD move the head's rows while their gradient is in cache; no other optimizer sees them then.
         trained = {name: p for name, p in self.head.named_parameters() if not p.stop_gradient}
         self.row_updates = optim.take_rows(self.optimizer, trained)
+        self.state = TrainingState(
+            config, self.backbone, self.head, self.optimizer, self.row_updates, self.scaler, self.steps_per_epoch
+        )
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
-        self.log_header()
-        steps_per_epoch = self.steps_per_epoch
-        total = steps_per_epoch * self.config.train_epochs if steps_per_epoch else None
-        metrics = MetricsFile(self.save_dir)
-        progress = ProgressLog(metrics, total, steps_per_epoch, self.config.log_period)
-        result: dict[str, Any] = {"steps": 0, "epochs": 0, "skipped_steps": 0, "checkpoint": None, "test": None}
-        samples, seconds, scaled = 0, 0.0, self.config.mixed_precision.scales_loss
-        try:
-            for epoch in range(self.config.train_epochs):
-                began, losses = time.perf_counter(), []
-                self.model.train()
-                for number, micro_batches in enumerate(self.micro_batches(epoch), 1):
-                    rate = self.optimizer.get_lr()
-                    scale, may_shrink = self.scaler.scale, self.scaler.can_shrink
-                    output = self.step(micro_batches)
-                    self.scaler.update(output.problem is None)
-                    result["steps"] += 1
-                    samples += output.samples
-                    if output.problem is None:
-                        losses.append(output.loss)
-                    result["skipped_steps"] = self.count_skipped(
-                        result["steps"], output.problem, may_shrink and math.isfinite(output.loss)
-                    )
-                    progress.step(
-                        epoch, result["steps"], number, rate, output, result["skipped_steps"], scale if scaled else None
-                    )
-                    if self.config.save_period and result["steps"] % self.config.save_period == 0:
-                        progress.pause()
-                        result["checkpoint"] = self.save(f"step_{result['steps']}", epoch, result["steps"])
-                        progress.resume()
-                seconds += time.perf_counter() - began
-                result.update(epochs=epoch + 1, loss=float(np.mean(losses)) if losses else math.nan)
-                if epoch + 1 == self.config.train_epochs:
-                    progress.flush()
-                progress.pause()
-                if self.evaluator is not None:
-                    result["test"] = self.evaluator(self.backbone)
-                    log_test(result["test"])
-                    metrics.write("test", step=result["steps"], epoch=epoch, **result["test"])
-                if self.save_dir is not None:
-                    result["checkpoint"] = self.save(str(epoch), epoch, result["steps"])
-                progress.resume()
-        finally:
-            progress.close()
-            metrics.close()
-        result["images_per_second"] = samples / seconds
-        return result
+        with contextlib.ExitStack() as stack:
+            if self.save_dir is not None:
+                self.hold_save_dir(stack, self.save_dir)
+            self.log_header()
+            resumed = self.resume()
+            stack.enter_context(self.stop)
+            progress = self.state.progress
+            metrics = MetricsFile(self.save_dir, progress.metrics_size if resumed else None)
+            stack.callback(metrics.close)
+            total = self.steps_per_epoch * self.config.train_epochs if self.steps_per_epoch else None
+            log = ProgressLog(
+                metrics, total, self.steps_per_epoch, self.config.log_period, progress.step, progress.window
+            )
+            stack.callback(log.close)
+            return self.train(metrics, log)
 
-    def step(self, micro_batches: Sequence[Batch]) -> HeadOutput:
+    def hold_save_dir(self, stack: contextlib.ExitStack, save_dir: Path) -> None:
+        """Keeps other runs out of the folder, and says before the first step when nothing can be written there.
+
+        Raises:
+            ConfigError: on every rank.
+        """
+        error = None
+        if parallel.rank() == 0:
+            try:
+                stack.enter_context(checkpoint.locked(save_dir))
+            except ConfigError as problem:
+                error = str(problem)
+        for problem_of_rank_0 in filter(None, parallel.all_gather_object(error)):
+            raise ConfigError(problem_of_rank_0)
+
+    def train(self, metrics: MetricsFile, log: ProgressLog) -> dict[str, Any]:
+        """The loop."""
+        config, progress = self.config, self.state.progress
+        samples, seconds = 0, 0.0
+        if progress.epoch >= config.train_epochs:
+            logger.info("all %d epochs are done; raise set_train_epochs to train on", config.train_epochs)
+        while progress.epoch < config.train_epochs:
+            began = time.perf_counter()
+            self.model.train()
+            self.state.begin_epoch()
+            for micro_batches in self.micro_batches(progress.epoch, progress.batch):
+                samples += self.train_step(micro_batches, log)
+                if config.save_period and progress.step % config.save_period == 0:
+                    self.save(f"step_{progress.step}", log)
+            if parallel.any_rank(self.stop.requested):
+                self.end_early(log)
+            seconds += time.perf_counter() - began
+            if progress.epoch + 1 == config.train_epochs:
+                log.flush()
+            log.pause()
+            if self.evaluator is not None:
+                progress.test = self.evaluator(self.backbone)
+                log_test(progress.test)
+                metrics.write("test", step=progress.step, epoch=progress.epoch, **progress.test)
+            log.resume()
+            name = str(progress.epoch)
+            progress.end_epoch()
+            self.save(name, log)
+        if self.writer is not None:
+            self.writer.finish()
+        return {
+            "steps": progress.step,
+            "epochs": progress.epoch,
+            "loss": math.nan if progress.loss is None else progress.loss,
+            "images_per_second": samples / seconds if seconds else 0.0,
+            "skipped_steps": progress.skipped,
+            "checkpoint": str(self.writer.saved[-1].folder) if self.writer and self.writer.saved else None,
+            "test": progress.test,
+        }
+
+    def train_step(self, micro_batches: Sequence[Batch], log: ProgressLog) -> int:
+        """One step and what is known of it; returns the samples of all ranks."""
+        progress, scaler = self.state.progress, self.scaler
+        rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
+        random_state.seed_step(self.config.seed, progress.step, parallel.rank())
+        note = _WRITTEN * bool(self.writer and self.writer.written) + _STOP * self.stop.requested
+        gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=note)
+        output = self.step(micro_batches, gathered)
+        scaler.update(output.problem is None)
+        progress.step, progress.batch = progress.step + 1, progress.batch + 1
+        if output.problem is None:
+            progress.loss_sum, progress.used_steps = progress.loss_sum + output.loss, progress.used_steps + 1
+        self.count_skipped(output.problem, may_shrink and math.isfinite(output.loss))
+        batch, scales = progress.batch, self.config.mixed_precision.scales_loss
+        log.step(progress.epoch, progress.step, batch, rate, output, progress.skipped, scale if scales else None)
+        # All ranks have all notes of this step, so they agree.
+        if self.writer is not None and all(note & _WRITTEN for note in gathered.notes):
+            log.pause()
+            self.writer.finish()
+            log.resume()
+        if any(note & _STOP for note in gathered.notes):
+            self.end_early(log)
+        return output.samples
+
+    def end_early(self, log: ProgressLog) -> None:
+        """Saves and ends the program, as SIGTERM asked on some rank.
+
+        Raises:
+            SystemExit: with the status of a process that SIGTERM ended.
+        """
+        step = self.state.progress.step
+        saved = "nothing was saved, as set_model_save_dir is empty"
+        if self.writer is not None:
+            name = f"step_{step}"
+            self.save(name, log)
+            self.writer.finish()
+            saved = f"saved {self.writer.save_dir / name}; set_resume(True) goes on from there"
+        logger.warning("stopped by SIGTERM after step %d: %s", step, saved)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def step(self, micro_batches: Sequence[Batch], gathered: GatheredLabels) -> HeadOutput:
         """One step: embed, head, backward, verdict, clip, update, schedule.
 
         When the loss, an embedding or a gradient is not finite, on any rank, every rank leaves everything as it was but the
         schedule and the loss scaling.
         """
-        gathered = self.head.gather_labels(*(labels for _, labels in micro_batches))
         statistics = [tensor.clone() for tensor in self.statistics]
         outputs = []
         for part, (images, labels) in enumerate(micro_batches):
@@ -193,85 +260,92 @@ class Trainer:
         found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own)) if text]
         return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
 
-    def count_skipped(self, step: int, problem: Optional[str], may_shrink: bool) -> int:
-        """Skipped steps so far, with this one.
+    def count_skipped(self, problem: Optional[str], may_shrink: bool) -> None:
+        """Counts the last step, if it was skipped.
 
         Raises:
             TrainingError: too many in a row; the same on every rank.
         """
+        progress = self.state.progress
         if problem is None:
-            self.skipped_in_a_row = 0
-            return self.skipped
-        self.skipped += 1
+            progress.skipped_in_a_row = 0
+            return
+        progress.skipped += 1
         # A scale that is too large is expected to cost steps until it has shrunk.
-        self.skipped_in_a_row = 0 if may_shrink else self.skipped_in_a_row + 1
-        logger.warning("step %d skipped, nothing was updated by it: %s", step, problem)
-        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+        progress.skipped_in_a_row = 0 if may_shrink else progress.skipped_in_a_row + 1
+        logger.warning("step %d skipped, nothing was updated by it: %s", progress.step, problem)
+        if progress.skipped_in_a_row >= self.config.max_skipped_steps:
             raise TrainingError(
-                f"step {step}: {self.skipped_in_a_row} steps in a row could not be used: {problem}. Lower set_lr, add "
-                "set_warmup_epochs, or check the images; set_max_skipped_steps allows more"
+                f"step {progress.step}: {progress.skipped_in_a_row} steps in a row could not be used: {problem}. Lower "
+                "set_lr, add set_warmup_epochs, or check the images; set_max_skipped_steps allows more"
             )
-        return self.skipped
 
-    def micro_batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """The batches of each step; the last step of an epoch may have fewer."""
-        batches = self.batches(epoch)
+    def micro_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """The batches of each step from step `start` of the epoch on; the last step may have fewer."""
+        batches = self.batches(epoch, start * self.config.gradient_accumulation)
         while group := list(itertools.islice(batches, self.config.gradient_accumulation)):
             yield group
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """This rank's batches, the same number on every rank: a rank that runs out repeats its first batch."""
-        source = self.loader.epoch(epoch)
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """This rank's batches from `start` on, as many on every rank: a rank that runs out repeats its first batch."""
         if isinstance(self.loader, ImageLoader) or parallel.world_size() == 1:
-            yield from source
+            yield from self.loader.epoch(epoch, start)
             return
+        source = self.loader.epoch(epoch)
         first: Optional[Batch] = None
-        while True:
+        for number in itertools.count():
             batch = next(source, None)
             if not parallel.any_rank(batch is not None):
                 return
             first = first or batch
             if parallel.any_rank(first is None):
                 raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
-            yield batch or first  # type: ignore[misc]
+            if number >= start:
+                yield batch or first  # type: ignore[misc]
 
-    def save(self, name: str, epoch: int, step: int) -> str:
-        """Writes the checkpoint `name`, and removes this run's oldest beyond `keep_checkpoints`; returns its folder."""
-        assert self.save_dir is not None
+    def save(self, name: str, log: ProgressLog) -> None:
+        """Begins the checkpoint `name`; it is written while training goes on."""
+        if self.writer is None:
+            return
+        log.pause()
         parallel.broadcast_statistics(self.backbone)
-        names = {p.name: name for name, p in self.backbone.named_parameters()}
-        names.update({p.name: f"head.{name}" for name, p in self.head.named_parameters()})
-        state = optim.optimizer_state(self.optimizer, names)
-        for parameter, update in self.row_updates.items():
-            if update.buffer is not None:
-                state[f"head.{parameter}"] = {"velocity": update.buffer}
-        folder = self.save_dir / name
-        checkpoint.save(
-            folder,
-            self.backbone,
-            self.head,
-            state,
-            {
-                "epoch": epoch,
-                "step": step,
-                "ranks": parallel.world_size(),
-                "loss_type": self.config.loss_type,
-                "image_shape": list(self.config.image_shape),
-                "model": self.config.model_name if self.config.model is None else type(self.config.model).__name__,
-                "learning_rate": float(self.optimizer.get_lr()),
-                "seed": self.config.seed,
-                "loss_scaling": self.scaler.state(),
-                "skipped_steps": self.skipped,
-                "plsc": __version__,
-                "paddle": paddle.__version__,
-            },
-        )
-        logger.info("saved %s", folder)
-        self.saved = [*(kept for kept in self.saved if kept != folder), folder]
-        keep = self.config.keep_checkpoints
-        while keep and len(self.saved) > keep:
-            checkpoint.remove(self.saved.pop(0))
-        return str(folder)
+        self.state.progress.window, self.state.progress.metrics_size = log.window, log.metrics.size
+        self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
+        log.resume()
+
+    def warm_start(self) -> None:
+        """Takes weights from `checkpoint_dir`, as `head_init` says, and lists what was taken."""
+        config = self.config
+        if not config.checkpoint_dir:
+            return
+        source = checkpoint.open_checkpoint(Path(config.checkpoint_dir))
+        checkpoint.load_backbone(source, self.backbone)
+        done = ["backbone loaded"]
+        if config.head_init == "checkpoint":
+            checkpoint.load_head(source, self.head)
+            done.append(f"head loaded, {config.num_classes} classes")
+        elif config.head_init == "keep-common":
+            done += checkpoint.load_common_head(source, self.head)
+        else:
+            done.append(f"head is fresh, {config.num_classes} classes; the checkpoint's ignored")
+        logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
+
+    def resume(self) -> bool:
+        """Puts the folder in order, and goes on from its newest good checkpoint when that is asked for."""
+        if self.save_dir is None:
+            return False
+        if parallel.rank() == 0:
+            for line in checkpoint.recover(self.save_dir):
+                logger.warning(line)
+        saved: list[checkpoint.Saved] = []
+        resumed = self.config.resume or parallel.restarted()
+        source = resume_from_newest(self.state, self.save_dir) if resumed else None
+        if source is not None:
+            saved = checkpoint.saved_by_run(self.save_dir, self.state.run, source.order)
+        elif resumed:
+            logger.info("nothing to resume in %s; starting from the beginning", self.save_dir)
+        self.writer = checkpoint.Writer(self.save_dir, self.config.keep_checkpoints, self.config.background_save, saved)
+        return source is not None
 
     def log_header(self) -> None:
         """What is about to be trained, on what."""
@@ -362,10 +436,3 @@ def build_backbone(config: Config) -> BaseModel:
             f"set_emb_size({config.emb_dim}), but {type(model).__name__}.build_network returns embeddings of {emb_dim}; make them agree"
         )
     return model
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python's, NumPy's and Paddle's generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    paddle.seed(seed)

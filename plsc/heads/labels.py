@@ -23,28 +23,33 @@ class LabelGatherer:
         self.num_classes = num_classes
         self.capacity = 64  # labels a message has room for; the same on every rank
 
-    def start(self, labels: Sequence[np.ndarray]) -> GatheredLabels:
+    def start(self, labels: Sequence[np.ndarray], note: int = 0) -> GatheredLabels:
         """Starts to gather this rank's labels, [b] of each micro-batch, so that the backbone can run meanwhile.
 
-        Every rank gives as many micro-batches.
+        Every rank gives as many micro-batches. `note` is a number for the other ranks that costs no message of its own.
         """
-        return GatheredLabels(self, [np.asarray(label).reshape(-1).astype("int64") for label in labels])
+        return GatheredLabels(self, [np.asarray(label).reshape(-1).astype("int64") for label in labels], note)
 
 
 class GatheredLabels:
-    """Labels on their way."""
+    """Labels on their way.
 
-    def __init__(self, gatherer: LabelGatherer, labels: list[np.ndarray]) -> None:
-        self._gatherer = gatherer
+    Attributes:
+        notes: of each rank, once `wait` has returned.
+    """
+
+    def __init__(self, gatherer: LabelGatherer, labels: list[np.ndarray], note: int) -> None:
+        self._gatherer, self._note = gatherer, note
+        self.notes: list[int] = []
         self._sizes, self._labels = [len(label) for label in labels], np.concatenate(labels)
         self._pending = self._start()
         self._result: Optional[list[tuple[list[int], np.ndarray]]] = None
 
     def _start(self) -> parallel.Pending:
-        capacity, parts = self._gatherer.capacity, len(self._sizes)
-        message = np.full(parts + capacity, -1, dtype="int64")
-        message[:parts] = self._sizes
-        message[parts : parts + len(self._labels)] = self._labels[:capacity]
+        capacity, first = self._gatherer.capacity, 1 + len(self._sizes)
+        message = np.full(first + capacity, -1, dtype="int64")
+        message[:first] = [self._note, *self._sizes]
+        message[first : first + len(self._labels)] = self._labels[:capacity]
         return parallel.start_all_gather(paddle.to_tensor(message))
 
     def wait(self) -> list[tuple[list[int], np.ndarray]]:
@@ -58,6 +63,7 @@ class GatheredLabels:
         return self._result
 
     def _split(self, messages: np.ndarray) -> list[tuple[list[int], np.ndarray]]:
+        self.notes, messages = messages[:, 0].tolist(), messages[:, 1:]
         parts = len(self._sizes)
         most = int(messages[:, :parts].sum(axis=1).max())
         if most > self._gatherer.capacity:  # every rank sees it and gathers again

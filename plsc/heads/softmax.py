@@ -222,9 +222,12 @@ class ClassifierHead(paddle.nn.Layer):
         own = sum(one.total() for one in sums)
         return parallel.sum_number(own) if self.sharded else own
 
-    def gather_labels(self, *labels: np.ndarray) -> GatheredLabels:
-        """Starts to gather the labels of all ranks, of every micro-batch of a step, so that the backbone can run meanwhile."""
-        return self._labels.start(labels)
+    def gather_labels(self, *labels: np.ndarray, note: int = 0) -> GatheredLabels:
+        """Starts to gather the labels of all ranks, of every micro-batch of a step, so that the backbone can run meanwhile.
+
+        A `note` travels with them.
+        """
+        return self._labels.start(labels, note)
 
     def _trains(self) -> bool:
         """Whether this rank holds rows or biases that are not frozen."""

@@ -10,17 +10,30 @@ ROOT = HELPERS.parent.parent
 TIMEOUT = 240
 
 
-def start(script, number, *arguments):
+def command(script, number, *arguments, restarts=0):
+    """Its command line."""
+    run = [sys.executable, "-m", "plsc", "run", "--ranks", number, "--restarts", restarts, HELPERS / script]
+    return [str(part) for part in (*run, *arguments)]
+
+
+def environment():
+    """Its environment: the source beside it, one thread a rank."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def start(script, number, *arguments, **options):
     """Runs it and returns the finished process, whatever its exit status."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "plsc", "run", "--ranks", str(number), str(HELPERS / script)]
     return subprocess.run(
-        [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        command(script, number, *arguments, **options),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
 
 
-def run_ranks(script, number, *arguments):
+def run_ranks(script, number, *arguments, **options):
     """Runs it, and fails with its output unless it succeeds."""
-    process = start(script, number, *arguments)
+    process = start(script, number, *arguments, **options)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
     return process

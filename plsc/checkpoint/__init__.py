@@ -1,0 +1,45 @@
+"""Checkpoints: a folder of safetensors files and meta.json, written beside and renamed, checked when read, never pickle."""
+
+from plsc.checkpoint.folder import (
+    BACKBONE,
+    OPTIMIZER,
+    Checkpoint,
+    head_file,
+    list_checkpoints,
+    locked,
+    open_checkpoint,
+    recover,
+)
+from plsc.checkpoint.load import (
+    load_backbone,
+    load_common_head,
+    load_head,
+    load_head_optimizer,
+    load_optimizer,
+    row_axis,
+)
+from plsc.checkpoint.snapshot import host_array
+from plsc.checkpoint.tensor_file import DamagedError
+from plsc.checkpoint.writer import Saved, Writer, saved_by_run
+
+__all__ = [
+    "BACKBONE",
+    "OPTIMIZER",
+    "Checkpoint",
+    "DamagedError",
+    "Saved",
+    "Writer",
+    "head_file",
+    "host_array",
+    "list_checkpoints",
+    "load_backbone",
+    "load_common_head",
+    "load_head",
+    "load_head_optimizer",
+    "load_optimizer",
+    "locked",
+    "open_checkpoint",
+    "recover",
+    "row_axis",
+    "saved_by_run",
+]

@@ -1,0 +1,79 @@
+"""Cuts the head of a checkpoint for another number of ranks, without holding more than a block of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plsc.checkpoint.folder import (
+    BACKBONE,
+    OPTIMIZER,
+    discard,
+    head_file,
+    open_checkpoint,
+    publish,
+    temporary_of,
+    write_meta,
+)
+from plsc.checkpoint.load import HeadFiles
+from plsc.checkpoint.tensor_file import FileSum, Stream, TensorFile, write_tensors
+from plsc.errors import CheckpointError, ConfigError
+from plsc.heads import shard_bounds
+
+
+def convert(source: Path, target: Path, ranks: int) -> None:
+    """Writes the checkpoint `source` as `ranks` ranks would have; `source` is only read.
+
+    Training loads a checkpoint of any number of ranks as it is; this is for machines that hold just their own files.
+
+    Raises:
+        CheckpointError: the source cannot be used, or the target cannot be written.
+    """
+    checkpoint = open_checkpoint(source)
+    if target.exists():
+        raise ConfigError(f"{target}: there is something already; name a new folder")
+    if checkpoint.meta["sharded"] is False:
+        raise ConfigError(
+            f"{source}: its head is whole on every rank (loss {checkpoint.meta['loss_type']}) and serves any number of ranks"
+        )
+    rows = [upper - lower for lower, upper in (shard_bounds(sum(checkpoint.head_rows), ranks, r) for r in range(ranks))]
+    folder, files = temporary_of(target), dict[str, FileSum]()
+    try:
+        folder.mkdir(parents=True)
+        for name in (BACKBONE, OPTIMIZER):
+            with TensorFile(source / name, checkpoint.files[name]) as file:
+                files[name] = write_tensors(folder / name, {key: file.read(key) for key in file})
+        with HeadFiles(checkpoint) as head:
+            for rank in range(ranks):
+                path = folder / head_file(rank)
+                files[path.name] = write_tensors(path, _shard(head, checkpoint.head_rows, *_bounds(rows, rank)))
+        write_meta(folder, {**_plain(checkpoint.meta), "ranks": ranks, "head_rows": rows, "rng": []}, files)
+        publish(target)
+    except OSError as problem:
+        discard(target)
+        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
+    except BaseException:
+        discard(target)
+        raise
+
+
+def _bounds(rows: list[int], rank: int) -> tuple[int, int]:
+    return sum(rows[:rank]), sum(rows[: rank + 1])
+
+
+def _shard(head: HeadFiles, source_rows: list[int], lower: int, upper: int) -> dict[str, Stream]:
+    """What the shard of the classes [lower, upper) holds; without any, only what has no rows of its own."""
+    tensors = {}
+    for name in head:
+        shape, dtype = head.shape(name), head.dtype(name)
+        if shape[:1] != (next(count for count in source_rows if count),) or name == "margin_state" or shape == (1,):
+            tensors[name] = Stream(dtype, shape, [head.read(name)])
+        elif upper > lower:
+            tensors[name] = Stream(dtype, (upper - lower, *shape[1:]), head.rows(name, lower, upper))
+    return tensors
+
+
+def _plain(meta: dict) -> dict:
+    """`meta.json` without what is made anew for each folder."""
+    return {
+        key: value for key, value in meta.items() if key not in ("format", "block_bytes", "size", "sha256", "blocks")
+    }

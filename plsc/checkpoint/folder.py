@@ -1,0 +1,271 @@
+"""The folder of a checkpoint: its names, `meta.json`, how it appears whole or not at all, and what a killed run left.
+
+A checkpoint is written to `.<name>.writing` beside its place and renamed when it is complete; one that is replaced is
+`.<name>.replaced` meanwhile, one that is removed `.<name>.removed`. Nothing else is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
+from plsc.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+META = "meta.json"
+BACKBONE = "backbone.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+_NAME = re.compile(r"\d+|step_\d+")
+_LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
+_HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
+_LOCK_SECONDS = 10.0
+
+
+def head_file(rank: int) -> str:
+    """Name of the head shard of `rank`."""
+    return f"dist@head@rank@{rank:05d}.safetensors"
+
+
+def _is_own_file(name: str) -> bool:
+    return name in (META, BACKBONE, OPTIMIZER) or _HEAD_FILE.fullmatch(name) is not None
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint's folder and its `meta.json`.
+
+    Attributes:
+        folder: where it is.
+        meta: what `meta.json` says.
+        files: what each file must be.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    files: dict[str, FileSum]
+
+    @property
+    def name(self) -> str:
+        """Such as '3' or 'step_200'."""
+        return self.folder.name
+
+    @property
+    def head_rows(self) -> list[int]:
+        """Rows of each head file."""
+        return self.meta["head_rows"]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts the checkpoints of a run: by step, and an epoch's after a step's, which knows no test."""
+        return int(self.meta["step"]), 0 if self.name.startswith("step_") else 1
+
+
+def score_of(meta: dict[str, Any]) -> Optional[float]:
+    """The mean accuracy of the test `meta.json` records; None without one."""
+    test = meta.get("test")
+    return sum(one["accuracy"] for one in test.values()) / len(test) if test else None
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Reads `meta.json`, and checks that the files it names are there, whole by their size, and no others of the kind.
+
+    Raises:
+        DamagedError: a file is missing, short or of another checkpoint.
+        CheckpointError: there is no checkpoint, or one of another format.
+    """
+    path = folder / META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {meta['format']!r}, this plsc reads format {FORMAT}; update plsc")
+        if meta["block_bytes"] != BLOCK_BYTES:
+            meta["blocks"] = {}
+        files = {
+            str(name): FileSum(int(meta["size"][name]), str(digest), tuple(meta["blocks"].get(name, ())))
+            for name, digest in meta["sha256"].items()
+        }
+        checkpoint = Checkpoint(folder, meta, files)
+        if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
+            raise ValueError("its numbers contradict each other")
+    except FileNotFoundError:
+        raise DamagedError(
+            f"{folder}: no checkpoint there ({META} is missing); give the folder of one epoch, such as output/0"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
+    for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
+        raise DamagedError(f"{path}: damaged (it does not name {name}); use another checkpoint")
+    for name, expected in files.items():
+        if os.path.basename(name) != name or not _is_own_file(name):
+            raise DamagedError(f"{path}: damaged (it names the file {name!r}); use another checkpoint")
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            raise DamagedError(
+                f"{folder / name}: missing from the checkpoint; copy it whole or use another one"
+            ) from None
+        if size != expected.size:
+            raise DamagedError(
+                f"{folder / name}: {size:,} bytes, {META} says {expected.size:,}: the file is damaged; use another checkpoint"
+            )
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".safetensors") and name not in files:
+            raise DamagedError(f"{folder / name}: not of this checkpoint, {META} does not name it; move it away")
+    return checkpoint
+
+
+def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) -> None:
+    """Writes `meta.json`, the last file of a checkpoint."""
+    content = {
+        "format": FORMAT,
+        **meta,
+        "block_bytes": BLOCK_BYTES,
+        "size": {name: one.size for name, one in sorted(files.items())},
+        "sha256": {name: one.sha256 for name, one in sorted(files.items())},
+        "blocks": {name: list(one.blocks) for name, one in sorted(files.items())},
+    }
+    with open(folder / META, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _sync(folder)
+
+
+def temporary_of(folder: Path) -> Path:
+    """Where the checkpoint `folder` is written before it is complete."""
+    return folder.with_name(f".{folder.name}.writing")
+
+
+def publish(folder: Path) -> None:
+    """Renames the complete temporary of `folder` to its place; a checkpoint that stands there goes when it is done.
+
+    Raises:
+        OSError: it could not be put in place.
+    """
+    if folder.exists():
+        _check_replaceable(folder)
+        previous = folder.with_name(f".{folder.name}.replaced")
+        _remove_tree(previous)
+        os.rename(folder, previous)
+        os.rename(temporary_of(folder), folder)
+        _sync(folder.parent)
+        _remove_tree(previous)
+    else:
+        os.rename(temporary_of(folder), folder)
+        _sync(folder.parent)
+
+
+def _check_replaceable(folder: Path) -> None:
+    names = os.listdir(folder) if folder.is_dir() else [folder.name]
+    if not all(map(_is_own_file, names)):
+        raise OSError("something that is not a checkpoint stands there; move it away")
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint: hidden first, so that it is whole or gone. What is no checkpoint stays."""
+    if (folder / META).is_file():
+        _check_replaceable(folder)
+        hidden = folder.with_name(f".{folder.name}.removed")
+        _remove_tree(hidden)
+        os.rename(folder, hidden)
+        _remove_tree(hidden)
+
+
+def discard(folder: Path) -> None:
+    """Removes the unfinished temporary of `folder`."""
+    _remove_tree(temporary_of(folder))
+
+
+def recover(save_dir: Path) -> list[str]:
+    """Puts in order what a killed run left: a checkpoint that was being replaced comes back, the unfinished goes.
+
+    Returns:
+        What was done, for the log.
+    """
+    done = []
+    names = os.listdir(save_dir) if save_dir.is_dir() else []
+    for match in filter(None, map(_LEFTOVER.fullmatch, sorted(names))):
+        leftover, place = save_dir / match[0], save_dir / match[1]
+        if not _NAME.fullmatch(place.name):
+            continue
+        if match[2] == "replaced" and not place.exists():
+            os.rename(leftover, place)
+            done.append(f"{place}: put back, a run ended while it was being replaced")
+        elif _remove_tree(leftover):
+            done.append(f"{leftover}: removed, a run ended while it was being written or removed")
+    return done
+
+
+def list_checkpoints(save_dir: Path) -> list[Path]:
+    """Folders of a run that are named like checkpoints, in no order."""
+    try:
+        return [save_dir / name for name in os.listdir(save_dir) if _NAME.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def locked(save_dir: Path) -> Iterator[None]:
+    """Holds the folder for one run; the lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: another run writes to the folder, or it cannot be made.
+    """
+    try:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(save_dir, os.O_RDONLY)
+    except OSError as problem:
+        raise ConfigError(
+            f"set_model_save_dir('{save_dir}'): cannot write there ({problem.strerror}); choose another folder"
+        ) from None
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS  # a run that was killed may still be ending
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"set_model_save_dir('{save_dir}'): another run is writing there; end it or choose another folder"
+                )
+            time.sleep(0.1)
+        if not os.access(save_dir, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"set_model_save_dir('{save_dir}'): cannot write there (Permission denied); choose another folder"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> bool:
+    """Removes a folder this module made, which its name and all names in it say; whether it was there."""
+    if not _LEFTOVER.fullmatch(folder.name) or not folder.is_dir() or not all(map(_is_own_file, os.listdir(folder))):
+        return False
+    shutil.rmtree(folder)
+    return True

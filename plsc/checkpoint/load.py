@@ -1,0 +1,255 @@
+"""Sets networks, heads and optimizers from a checkpoint of any number of ranks. Nothing here speaks to other ranks."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import paddle
+
+from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, Checkpoint, head_file
+from plsc.checkpoint.tensor_file import DamagedError, TensorFile
+from plsc.errors import CheckpointError
+from plsc.heads import ClassifierHead
+
+logger = logging.getLogger("plsc")
+
+OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
+
+
+def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
+    """Sets every parameter and statistic of `backbone`.
+
+    Raises:
+        DamagedError: the file is damaged.
+        CheckpointError: names or shapes differ from the model's.
+    """
+    path, state = checkpoint.folder / BACKBONE, backbone.state_dict()
+    with TensorFile(path, checkpoint.files[BACKBONE]) as file:
+        for name in sorted(set(file) ^ set(state)):
+            holder = "the checkpoint" if name in file else "the model"
+            raise CheckpointError(
+                f"{path}: {name} is only in {holder}: it was saved from another model; check set_model"
+            )
+        for name, tensor in state.items():
+            if file.shape(name) != tuple(tensor.shape):
+                raise CheckpointError(
+                    f"{path}: {name} has shape {list(file.shape(name))}, the model has {list(tensor.shape)}; "
+                    "check set_emb_size, set_image_shape and set_model"
+                )
+        for name, tensor in state.items():
+            _assign(tensor, file.read(name))
+
+
+def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
+    """Sets this rank's rows, reading just those; returns the bytes read.
+
+    Raises:
+        DamagedError: a file is damaged.
+        CheckpointError: the checkpoint is of another class count, embedding size or kind of head.
+    """
+    for name, setter in (("num_classes", "set_class_num"), ("emb_dim", "set_emb_size")):
+        if checkpoint.meta[name] != getattr(head, name):
+            raise CheckpointError(
+                f"{checkpoint.folder}: the checkpoint has {name} {checkpoint.meta[name]}, {setter} says "
+                f"{getattr(head, name)}; make them agree, or say with set_head_init what is to become of the head"
+            )
+    with HeadFiles(checkpoint) as files:
+        for name, tensor in head.state_dict().items():
+            if name not in files:
+                raise CheckpointError(
+                    f"{files.path}: no {name} in it: it was saved with another loss; check set_loss_type, or say with "
+                    "set_head_init what is to become of the head"
+                )
+            if name == "margin_state":
+                if files.shape(name) != tuple(tensor.shape):
+                    raise CheckpointError(f"{files.path}: {name} is of another loss; check set_loss_type")
+                _assign(tensor, files.read(name))
+            else:
+                files.fill(tensor, name, head.lower)
+        return files.bytes_read
+
+
+def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
+    """Sets the rows of the classes that the checkpoint and `head` have both, by their number; returns what was done.
+
+    Raises:
+        DamagedError: a file is damaged.
+        CheckpointError: the embedding sizes differ.
+    """
+    done, classes = [], min(checkpoint.meta["num_classes"], head.num_classes)
+    with HeadFiles(checkpoint) as files:
+        state = head.state_dict()
+        for name, tensor in state.items():
+            if name not in files:
+                done.append(f"head {name} is fresh: the checkpoint has none")
+            elif name == "margin_state":
+                if files.shape(name) == tuple(tensor.shape):
+                    _assign(tensor, files.read(name))
+                    done.append(f"head {name} loaded")
+                else:
+                    done.append(f"head {name} is fresh: the checkpoint's is of another loss")
+            elif files.shape(name)[1:] != tuple(tensor.shape[1:]):
+                raise CheckpointError(
+                    f"{checkpoint.folder}: class centres of size {files.shape(name)[1]}, set_emb_size says {head.emb_dim}; "
+                    "make them agree, or call set_head_init('fresh')"
+                )
+            else:
+                files.fill(tensor, name, head.lower, classes)
+                done.append(f"head {name}: classes 0 to {classes - 1} loaded")
+                if head.num_classes > classes:
+                    done.append(f"head {name}: classes {classes} to {head.num_classes - 1} are fresh")
+                if checkpoint.meta["num_classes"] > classes:
+                    done.append(f"head {name}: classes from {classes} on of the checkpoint ignored")
+        done += [f"head {name} of the checkpoint ignored" for name in files if name not in state and "/" not in name]
+    return done
+
+
+def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
+    """Sets the optimizer's tensors of the backbone's parameters.
+
+    Raises:
+        DamagedError: the file is damaged.
+        CheckpointError: it was saved with another optimizer.
+    """
+    path = checkpoint.folder / OPTIMIZER
+    wanted = {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
+    with TensorFile(path, checkpoint.files[OPTIMIZER]) as file:
+        for key in sorted(set(file) ^ set(wanted)):
+            raise CheckpointError(f"{path}: {key} is only in {_holder(key in file)}; {_RESUME_OPTIMIZER}")
+        for key, tensor in wanted.items():
+            if file.shape(key) != tuple(tensor.shape):
+                raise CheckpointError(
+                    f"{path}: {key} has shape {list(file.shape(key))}, the optimizer {list(tensor.shape)}; {_RESUME_OPTIMIZER}"
+                )
+            _assign(tensor, file.read(key))
+
+
+def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: OptimizerState) -> None:
+    """Sets the optimizer's tensors of the head's parameters: this rank's rows of those that have rows.
+
+    Raises:
+        DamagedError: a file is damaged.
+        CheckpointError: it was saved with another optimizer.
+    """
+    parameters = dict(head.named_parameters())
+    wanted = {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
+    with HeadFiles(checkpoint) as files:
+        for key in sorted({key for key in files if "/" in key} ^ set(wanted) if wanted else ()):
+            raise CheckpointError(f"{files.path}: {key} is only in {_holder(key in files)}; {_RESUME_OPTIMIZER}")
+        for key, tensor in wanted.items():
+            axis = row_axis(tensor.shape, parameters[key.partition("/")[0]].shape)
+            if axis is None:
+                _assign(tensor, files.read(key))
+            elif axis == 0:
+                files.fill(tensor, key, head.lower)
+            else:
+                rows = paddle.empty([tensor.shape[1], tensor.shape[0], *tensor.shape[2:]], tensor.dtype)
+                files.fill(rows, key, head.lower)
+                _assign(tensor, np.moveaxis(rows.numpy(), 0, 1))
+
+
+_RESUME_OPTIMIZER = (
+    "set_resume(True) goes on with the same set_optimizer only; start from weights with set_checkpoint_dir"
+)
+
+
+def row_axis(shape: Any, parameter_shape: Any) -> int | None:
+    """Along which axis an accumulator has the rows of its parameter; None when it has none, such as a power of beta.
+
+    ASGD keeps the last n gradients as [n, *parameter]: files hold them with the rows first.
+    """
+    if list(shape) == list(parameter_shape):
+        return 0
+    return 1 if list(shape[1:]) == list(parameter_shape) else None
+
+
+class HeadFiles:
+    """The head's files of a checkpoint, as if they were one.
+
+    Attributes:
+        path: of one of them, for messages.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._files, self._rows = [], checkpoint.head_rows
+        self.path = checkpoint.folder / head_file(0)
+        try:
+            for rank in range(len(self._rows)):
+                name = head_file(rank)
+                self._files.append(TensorFile(checkpoint.folder / name, checkpoint.files[name]))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> HeadFiles:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes them."""
+        for file in self._files:
+            file.close()
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all files."""
+        return sum(file.bytes_read for file in self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in file for file in self._files)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name: None for file in self._files for name in file})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor in the first file that has it."""
+        return self._first(name).shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        """The same of its type."""
+        return self._first(name).dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor without rows, which is the same in every file."""
+        return self._first(name).read(name)
+
+    def rows(self, name: str, lower: int, upper: int) -> Iterator[np.ndarray]:
+        """Rows [lower, upper) of the whole matrix, in parts."""
+        first = 0
+        for file, count in zip(self._files, self._rows):
+            begin, end = max(lower, first), min(upper, first + count)
+            if begin < end:
+                if name not in file or file.shape(name)[0] != count:
+                    raise DamagedError(f"{file.path}: not {count} rows of {name} in it; use another checkpoint")
+                yield from file.rows(name, begin - first, end - first)
+            first += count
+
+    def fill(self, tensor: paddle.Tensor, name: str, lower: int, limit: float = math.inf) -> None:
+        """Sets a tensor to the rows from `lower` on, part by part; rows from `limit` on stay as they are."""
+        upper = int(min(lower + tensor.shape[0], limit))
+        done = 0
+        with paddle.no_grad():
+            for part in self.rows(name, lower, upper):
+                if part.shape[1:] != tuple(tensor.shape[1:]):
+                    raise CheckpointError(
+                        f"{self.path}: {name} has rows of {list(part.shape[1:])}, {list(tensor.shape[1:])} expected"
+                    )
+                paddle.assign(paddle.to_tensor(part, dtype=tensor.dtype), tensor[done : done + len(part)])
+                done += len(part)
+
+    def _first(self, name: str) -> TensorFile:
+        return next(file for file in self._files if name in file)
+
+
+def _assign(tensor: paddle.Tensor, value: np.ndarray) -> None:
+    tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype).reshape(tensor.shape))
+
+
+def _holder(in_file: bool) -> str:
+    return "the checkpoint" if in_file else "the optimizer of this run"

@@ -1,0 +1,50 @@
+"""Copies of tensors in host memory, so that they can be written while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import paddle
+
+
+class Snapshot:
+    """Memory for copies, used again each time: fresh memory would cost several times what copying does."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, np.ndarray] = {}
+
+    def take(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copies of all, contiguous; they hold until the next call."""
+        copies = {}
+        for name, array in arrays.items():
+            kept = self._copies.get(name)
+            if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
+                kept = np.empty(array.shape, array.dtype)
+            np.copyto(kept, array)
+            copies[name] = kept
+        self._copies = copies
+        return copies
+
+
+def host_array(tensor: paddle.Tensor) -> np.ndarray:
+    """The tensor's own memory on a CPU, a copy from elsewhere; bfloat16, which NumPy has not, as float32."""
+    if tensor.dtype == paddle.bfloat16:
+        tensor = tensor.astype("float32")
+    if not tensor.place.is_cpu_place():
+        return tensor.numpy()
+    return np.from_dlpack(_ForNumpy(tensor.detach()))
+
+
+class _ForNumpy:
+    """What NumPy asks of an array it may share; Paddle 2.6 has only the function behind it."""
+
+    def __init__(self, tensor: paddle.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return paddle.utils.dlpack.to_dlpack(self._tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU

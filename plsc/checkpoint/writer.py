@@ -1,0 +1,168 @@
+"""Writes checkpoints from all ranks, beside training: one at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from plsc import parallel
+from plsc.checkpoint import folder as layout
+from plsc.checkpoint.snapshot import Snapshot
+from plsc.checkpoint.tensor_file import FileSum, write_tensors
+from plsc.errors import CheckpointError
+
+logger = logging.getLogger("plsc")
+
+Files = Mapping[str, Mapping[str, np.ndarray]]  # {file name: {tensor name: array}}
+
+
+@dataclass
+class Saved:
+    """A complete checkpoint of this run; `score` is its validation figure, None without a test."""
+
+    folder: Path
+    score: Optional[float]
+
+
+def saved_by_run(save_dir: Path, run: str, until: tuple[int, int]) -> list[Saved]:
+    """The complete checkpoints of a run up to one of them, oldest first."""
+    found = []
+    for folder in layout.list_checkpoints(save_dir):
+        try:
+            checkpoint = layout.open_checkpoint(folder)
+        except CheckpointError:
+            continue
+        if checkpoint.meta.get("run") == run and checkpoint.order <= until:
+            found.append((checkpoint.order, folder, layout.score_of(checkpoint.meta)))
+    return [Saved(folder, score) for _, folder, score in sorted(found, key=lambda one: one[:2])]
+
+
+@dataclass
+class _Task:
+    """One checkpoint on its way."""
+
+    folder: Path
+    meta: dict[str, Any]
+    rng: dict[str, Any]
+    files: Future[dict[str, FileSum]]
+
+
+class Writer:
+    """Every rank has one and calls it alike.
+
+    `start` takes a copy of the state and returns; a thread writes it. `written` tells that this rank's part is on disk;
+    once it is on every rank, `finish` puts the checkpoint in its place.
+
+    Args:
+        save_dir: holds the folders of all checkpoints.
+        keep: how many of the newest stay, besides the one with the best score; 0 keeps all.
+        background: without it, `start` writes from the tensors' own memory and returns when the checkpoint is in place.
+        saved: complete checkpoints this run has already, oldest first.
+    """
+
+    def __init__(self, save_dir: Path, keep: int = 0, background: bool = True, saved: Sequence[Saved] = ()) -> None:
+        self.save_dir, self._keep, self._background = save_dir, keep, background
+        self.saved = list(saved)
+        self._snapshot = Snapshot()
+        self._pool = ThreadPoolExecutor(1, "plsc-checkpoint")
+        self._task: Optional[_Task] = None
+
+    @property
+    def written(self) -> bool:
+        """Whether a checkpoint is under way, and this rank has written its part or failed to."""
+        return self._task is not None and self._task.files.done()
+
+    def start(self, name: str, files: Files, meta: dict[str, Any], rng: dict[str, Any]) -> Path:
+        """Begins the checkpoint `name`, when the one before is in place.
+
+        Args:
+            files: what this rank writes.
+            meta: what `meta.json` records, besides the files; rank 0's counts.
+            rng: this rank's random state, for `meta.json`.
+
+        Returns:
+            The folder it will have.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written; the same on every rank.
+        """
+        self.finish()
+        folder = self.save_dir / name
+        if self._background:
+            flat = {f"{file}/{key}": array for file, arrays in files.items() for key, array in arrays.items()}
+            copies = self._snapshot.take(flat)
+            files = {file: {key: copies[f"{file}/{key}"] for key in arrays} for file, arrays in files.items()}
+        self._task = _Task(folder, meta, rng, self._pool.submit(_write, folder, files))
+        if not self._background:
+            self.finish()
+        return folder
+
+    def finish(self) -> None:
+        """Waits for the checkpoint under way, puts it in its place, and removes what is not to be kept.
+
+        Raises:
+            CheckpointError: it could not be written; the same on every rank.
+        """
+        task, self._task = self._task, None
+        if task is None:
+            return
+        error, files = None, dict[str, FileSum]()
+        try:
+            files = task.files.result()
+        except OSError as problem:
+            error = f"{task.folder}: the checkpoint could not be written: {problem.strerror or problem}; " + _FREE_SPACE
+        parts = parallel.all_gather_object((error, files, task.rng))
+        errors = [problem for problem, _, _ in parts if problem]
+        if not errors and parallel.rank() == 0:
+            try:
+                every = {name: one for _, files, _ in parts for name, one in files.items()}
+                meta = {**task.meta, "rng": [rng for _, _, rng in parts]}
+                layout.write_meta(layout.temporary_of(task.folder), meta, every)
+                layout.publish(task.folder)
+            except OSError as problem:
+                errors = [
+                    f"{task.folder}: the checkpoint could not be put in place: {problem.strerror or problem}; "
+                    + _FREE_SPACE
+                ]
+        errors = [problem for problem in parallel.all_gather_object(errors[0] if errors else None) if problem]
+        if errors:
+            if parallel.rank() == 0:
+                layout.discard(task.folder)
+            raise CheckpointError(errors[0])
+        logger.info("saved %s", task.folder)
+        others = [one for one in self.saved if one.folder != task.folder]
+        self.saved = [*others, Saved(task.folder, layout.score_of(task.meta))]
+        self._prune()
+
+    def close(self) -> None:
+        """Lets go of the thread; what it is writing stays unfinished."""
+        self._pool.shutdown(wait=True)
+
+    def _prune(self) -> None:
+        if not self._keep:
+            return
+        scored = [one for one in self.saved if one.score is not None]
+        best = max(scored, key=lambda one: one.score or 0.0, default=None)
+        newest = self.saved[-self._keep :]
+        for one in self.saved[: -self._keep]:
+            if one is not best and parallel.rank() == 0:
+                try:
+                    layout.remove(one.folder)
+                except OSError as problem:
+                    logger.warning("%s: could not be removed: %s", one.folder, problem.strerror or problem)
+        self.saved = [one for one in self.saved if one is best or one in newest]
+
+
+_FREE_SPACE = "free space or choose another folder with set_model_save_dir"
+
+
+def _write(folder: Path, files: Files) -> dict[str, FileSum]:
+    temporary = layout.temporary_of(folder)
+    temporary.mkdir(parents=True, exist_ok=True)
+    return {name: write_tensors(temporary / name, arrays) for name, arrays in files.items()}

@@ -1,0 +1,275 @@
+"""All that a run must keep to go on as if it had never stopped: what is saved, and how it is put back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import paddle
+
+from plsc import checkpoint, optim, parallel, random_state
+from plsc.amp import DynamicLossScaler
+from plsc.checkpoint import Checkpoint, DamagedError
+from plsc.config import Config
+from plsc.errors import CheckpointError
+from plsc.heads import ClassifierHead, shard_bounds
+from plsc.version import __version__
+
+logger = logging.getLogger("plsc")
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: the one it is in, from 0; the number of epochs when all are done.
+        step: finished steps of the run.
+        batch: finished steps of this epoch.
+        loss_sum, used_steps: over this epoch's steps that were not skipped.
+        skipped, skipped_in_a_row: steps that were.
+        loss: mean of the last finished epoch; None before.
+        test: result of the last test; None before.
+        window: what the log has not written yet.
+        metrics_size: bytes of metrics.jsonl.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    used_steps: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss: Optional[float] = None
+    test: Optional[dict[str, dict[str, float]]] = None
+    window: dict[str, float] = field(default_factory=dict)
+    metrics_size: int = 0
+
+    def end_epoch(self) -> None:
+        """Moves on to the next epoch."""
+        self.loss = self.loss_sum / self.used_steps if self.used_steps else None
+        self.epoch, self.batch, self.loss_sum, self.used_steps = self.epoch + 1, 0, 0.0, 0
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds.
+
+    Attributes:
+        optimizer: moves `backbone`, and the parameters of `head` that `row_updates` does not.
+        run: names the run; it stays the same when a run is resumed.
+        progress: how far it is.
+    """
+
+    config: Config
+    backbone: paddle.nn.Layer
+    head: ClassifierHead
+    optimizer: paddle.optimizer.Optimizer
+    row_updates: Mapping[str, optim.RowUpdate]
+    scaler: DynamicLossScaler
+    steps_per_epoch: Optional[int]
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    progress: Progress = field(default_factory=Progress)
+    rng: dict[str, Any] = field(default_factory=random_state.capture)
+
+    def begin_epoch(self) -> None:
+        """A reader of the user's own draws its random numbers from here on."""
+        self.rng = random_state.capture()
+
+    def files(self) -> dict[str, dict[str, np.ndarray]]:
+        """What this rank writes: {file: {tensor: array}}, on a CPU the tensors' own memory."""
+        files = {}
+        accumulators = self._accumulators()
+        if self.head.sharded or parallel.rank() == 0:
+            head = {name: checkpoint.host_array(tensor) for name, tensor in self.head.state_dict().items()}
+            parameters = dict(self.head.named_parameters())
+            for parameter, tensors in self._head_accumulators(accumulators).items():
+                for name, tensor in tensors.items():
+                    array = checkpoint.host_array(tensor)
+                    if checkpoint.row_axis(tensor.shape, parameters[parameter].shape) == 1:
+                        array = np.moveaxis(array, 1, 0)
+                    head[f"{parameter}/{name}"] = array
+            files[checkpoint.head_file(parallel.rank())] = head
+        if parallel.rank() == 0:
+            state = self.backbone.state_dict()
+            files[checkpoint.BACKBONE] = {name: checkpoint.host_array(tensor) for name, tensor in state.items()}
+            files[checkpoint.OPTIMIZER] = {
+                f"{parameter}/{name}": checkpoint.host_array(tensor)
+                for parameter, tensors in self._backbone_accumulators(accumulators).items()
+                for name, tensor in tensors.items()
+            }
+        return files
+
+    def meta(self) -> dict[str, Any]:
+        """What `meta.json` records."""
+        config, head, progress = self.config, self.head, self.progress
+        parameters = dict(head.named_parameters())
+        by_rows, accumulators = list(parameters), self._accumulators()
+        for parameter, tensors in self._head_accumulators(accumulators).items():
+            shape = parameters[parameter].shape
+            by_rows += [
+                f"{parameter}/{n}" for n, t in tensors.items() if checkpoint.row_axis(t.shape, shape) is not None
+            ]
+        shards = parallel.world_size() if head.sharded else 1
+        bounds = [shard_bounds(head.num_classes, shards, rank) for rank in range(shards)]
+        return {
+            "plsc": __version__,
+            "paddle": paddle.__version__,
+            "run": self.run,
+            # of the last step
+            "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
+            "step": progress.step,
+            "num_classes": head.num_classes,
+            "emb_dim": head.emb_dim,
+            "loss_type": config.loss_type,
+            "sharded": head.sharded,
+            "image_shape": list(config.image_shape),
+            "model": config.model_name if config.model is None else type(config.model).__name__,
+            "optimizer": type(self.optimizer).__name__,
+            "ranks": parallel.world_size(),
+            "seed": config.seed,
+            "batch_per_rank": config.batch_per_rank,
+            "steps_per_epoch": self.steps_per_epoch,
+            "learning_rate": float(self.optimizer.get_lr()),
+            "schedule": optim.schedule_state(self.optimizer),
+            "loss_scaling": self.scaler.state(),
+            "skipped_steps": progress.skipped,
+            "sampling_step": head.next_step,
+            "progress": dataclasses.asdict(progress),
+            "test": None if progress.batch else progress.test,
+            "dtype": "float32",
+            "shapes": {name: list(tensor.shape) for name, tensor in self.backbone.state_dict().items()},
+            "head_rows": [upper - lower for lower, upper in bounds],
+            "by_rows": by_rows,
+            "accumulators": {name: sorted(tensors) for name, tensors in accumulators.items()},
+        }
+
+    def rank_rng(self) -> dict[str, Any]:
+        """This rank's random state. A reader is run again from the start of its epoch, so it needs that of then."""
+        return self.rng if self.config.train_reader is not None else random_state.capture()
+
+    def load(self, source: Checkpoint) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            DamagedError: a file is damaged.
+            CheckpointError: it does not fit the settings.
+        """
+        checkpoint.load_backbone(source, self.backbone)
+        checkpoint.load_head(source, self.head)
+        self._create_accumulators(source)
+        accumulators = self._accumulators()
+        checkpoint.load_optimizer(source, self._backbone_accumulators(accumulators))
+        checkpoint.load_head_optimizer(source, self.head, self._head_accumulators(accumulators))
+        meta, ranks = source.meta, parallel.world_size()
+        try:
+            progress = Progress(**meta["progress"])
+            if meta["schedule"]:
+                self.optimizer._learning_rate.set_state_dict(dict(meta["schedule"]))
+            self.scaler.load(meta["loss_scaling"])
+            self.head.next_step = int(meta["sampling_step"])
+            if len(meta["rng"]) == ranks:
+                self.rng = meta["rng"][parallel.rank()]
+                random_state.restore(self.rng)
+            seen = progress.batch * int(meta["batch_per_rank"]) * int(meta["ranks"])
+            self.run = str(meta["run"])
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise CheckpointError(
+                f"{source.folder}: cannot be resumed ({type(problem).__name__}: {problem}); start from its weights with "
+                "set_checkpoint_dir"
+            ) from None
+        progress.batch = seen // (self.config.batch_per_rank * ranks)
+        self.progress = progress
+
+    def differences(self, source: Checkpoint) -> list[str]:
+        """Why the run will not be, to the bit, the one that was stopped."""
+        now = self.meta()
+        names = ("ranks", "seed", "batch_per_rank", "model", "optimizer", "loss_type", "plsc", "paddle")
+        return [
+            f"{name} {source.meta.get(name)} then, {now[name]} now"
+            for name in names
+            if source.meta.get(name) != now[name]
+        ]
+
+    def _accumulators(self) -> dict[str, dict[str, paddle.Tensor]]:
+        return optim.optimizer_state(self.optimizer, self._names())
+
+    def _names(self) -> dict[str, str]:
+        """Paddle's names of the parameters: the backbone's own, and those of the head with `head.` before them."""
+        names = {p.name: name for name, p in self.backbone.named_parameters()}
+        return {**names, **{p.name: f"head.{name}" for name, p in self.head.named_parameters()}}
+
+    def _backbone_accumulators(self, accumulators: Mapping[str, Any]) -> dict[str, dict[str, paddle.Tensor]]:
+        return {name: tensors for name, tensors in accumulators.items() if not name.startswith("head.")}
+
+    def _head_accumulators(self, accumulators: Mapping[str, Any]) -> dict[str, dict[str, paddle.Tensor]]:
+        state = {name[len("head.") :]: tensors for name, tensors in accumulators.items() if name.startswith("head.")}
+        state.update({n: {"velocity": one.buffer} for n, one in self.row_updates.items() if one.buffer is not None})
+        return state
+
+    def _create_accumulators(self, source: Checkpoint) -> None:
+        """Those the checkpoint has, for the parameters that had a gradient before it was written."""
+        saved = source.meta["accumulators"]
+        by_name = {p.name: p for layer in (self.backbone, self.head) for p in layer.parameters()}
+        optim.create_state(self.optimizer, [by_name[name] for name, own in self._names().items() if own in saved])
+
+
+def resume_from_newest(state: TrainingState, save_dir: Path) -> Optional[Checkpoint]:
+    """Puts `state` where the newest good checkpoint in `save_dir` has it, on every rank; None when there is none at all.
+
+    Raises:
+        CheckpointError: the newest one that is whole does not fit the settings, or every one is damaged.
+    """
+    found = sorted(parallel.all_gather_object(_candidates(save_dir))[0], reverse=True)
+    first_error = None
+    for _, folder in found:
+        source, error, is_damage = None, None, False
+        try:
+            source = checkpoint.open_checkpoint(folder)
+            state.load(source)
+        except CheckpointError as problem:
+            error, is_damage = str(problem), isinstance(problem, DamagedError)
+        problems = [(error, damage) for error, damage in parallel.all_gather_object((error, is_damage)) if error]
+        for error, damage in problems:
+            if not damage:
+                raise CheckpointError(error)
+        if not problems:
+            assert source is not None
+            _log_resumed(state, source)
+            return source
+        logger.warning("%s; trying the checkpoint before", problems[0][0])
+        first_error = first_error or problems[0][0]
+    if first_error is not None:
+        raise CheckpointError(f"{save_dir}: no checkpoint can be resumed; the newest: {first_error}")
+    return None
+
+
+def _candidates(save_dir: Path) -> list[tuple[tuple[int, int], Path]]:
+    """Checkpoints by their order; the damaged count as the newest, so that a warning tells of them."""
+    if parallel.rank() != 0:
+        return []
+    found = []
+    for folder in checkpoint.list_checkpoints(save_dir):
+        try:
+            found.append((checkpoint.open_checkpoint(folder).order, folder))
+        except CheckpointError:
+            found.append(((sys.maxsize, 0), folder))
+    return found
+
+
+def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
+    progress = state.progress
+    logger.info(
+        "resumed from %s: step %d, epoch %d, batch %d", source.folder, progress.step, progress.epoch, progress.batch
+    )
+    differences = state.differences(source)
+    if differences:
+        logger.warning("the run will not be the stopped one to the last bit: %s", "; ".join(differences))

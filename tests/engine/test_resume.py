@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+from ranks import start
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.core
+
+BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
+FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
+CASES = {
+    "mirror, rotation, dropout, sampling": (
+        1,
+        7,
+        ["augmentation=[true, 10, 0.1]", "dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
+    ),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "dropout=0.3", "norm=0"]),
+    "three ranks, AdamW, clipping": (3, 3, ["optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
+    "accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "dropout=0.3"]),
+    "a reader that draws": (2, 9, ["reader=random", "dropout=0.3", "loss_type=dist_softmax"]),
+    "softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
+}
+
+
+def tensors_of(folder):
+    return {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def records_of(output):
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+
+
+def assert_same_run(output, expected):
+    """The last checkpoints are the same to the bit, and so is what was logged."""
+    for name in ("2",):
+        wanted, found = tensors_of(expected / name), tensors_of(output / name)
+        assert wanted.keys() == found.keys()
+        for file, tensors in wanted.items():
+            assert tensors.keys() == found[file].keys()
+            for key, value in tensors.items():
+                np.testing.assert_array_equal(found[file][key], value, err_msg=f"{file}: {key}")
+    # The file of metrics holds speeds.
+    metas = [json.loads((folder / "2" / "meta.json").read_text()) for folder in (output, expected)]
+    assert all(meta["progress"].pop("metrics_size") > 0 for meta in metas)
+    for key in ("progress", "schedule", "loss_scaling", "skipped_steps", "sampling_step", "test", "step", "sha256"):
+        assert metas[0][key] == metas[1][key], key
+    assert records_of(output) == records_of(expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_to_the_bit(glyphs, tmp_path, case):
+    ranks, step, options = CASES[case]
+    straight = start("train_glyphs.py", ranks, glyphs, tmp_path / "straight", *BASE, *options)
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    output = tmp_path / "killed"
+    killed = start("train_glyphs.py", ranks, glyphs, output, *BASE, *options, f"kill={ranks - 1},{step}", "resume=true")
+    assert killed.returncode == 1 and "killed by signal 9" in killed.stderr
+    resumed = start("train_glyphs.py", ranks, glyphs, output, *BASE, *options, "resume=true")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from" in resumed.stderr and "last bit" not in resumed.stderr
+    assert_same_run(output, tmp_path / "straight")
+    results = [json.loads((tmp_path / name / "result_0.json").read_text()) for name in ("straight", "killed")]
+    for result in results:
+        result.pop("images_per_second"), result.pop("checkpoint")
+    assert results[0] == results[1]
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_has_nothing_left_to_do(ranks, glyphs, tmp_path):
+    first = ranks("train_glyphs.py", 1, glyphs, tmp_path, "resume=true", "with_test=false")
+    assert "nothing to resume" in first.stderr
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    again = ranks("train_glyphs.py", 1, glyphs, tmp_path, "resume=true", "with_test=false")
+    assert "all 2 epochs are done" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    more = ranks("train_glyphs.py", 1, glyphs, tmp_path, "resume=true", "with_test=false", "train_epochs=3")
+    assert "epoch 2, batch 0" in more.stderr and (tmp_path / "2" / "meta.json").exists()
+    assert [record["step"] for record in records_of(tmp_path)] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+
+
+@pytest.mark.parametrize("file", ["meta.json", "backbone.safetensors", "dist@head@rank@00001.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(ranks, glyphs, tmp_path, file):
+    options = ("train_epochs=2", "with_test=false", "save_period=1")
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "run", *options)
+    expected = tensors_of(tmp_path / "run" / "1")
+    damaged = tmp_path / "run" / "1" / file
+    content = bytearray(damaged.read_bytes())
+    content[-30] ^= 1
+    damaged.write_bytes(content) if file != "meta.json" else damaged.write_text("{")
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "run", *options, "resume=true")
+    assert f"{damaged}: " in process.stderr and "trying the checkpoint before" in process.stderr
+    assert "resumed from" in process.stderr and "step_6" in process.stderr
+    for name, tensors in expected.items():
+        for key, value in tensors.items():
+            np.testing.assert_array_equal(tensors_of(tmp_path / "run" / "1")[name][key], value)
+
+
+def test_when_all_are_damaged_it_says_so_and_touches_nothing(glyphs, tmp_path):
+    start("train_glyphs.py", 2, glyphs, tmp_path, "with_test=false")
+    for epoch in ("0", "1"):
+        (tmp_path / epoch / "optimizer.safetensors").unlink()
+    before = sorted(path.name for path in tmp_path.glob("*/*"))
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, "with_test=false", "resume=true")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "no checkpoint can be resumed" in process.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == before
+
+
+def test_resuming_with_other_settings_is_refused(glyphs, tmp_path):
+    start("train_glyphs.py", 1, glyphs, tmp_path, "with_test=false")
+    for option, words in (
+        ("class_num=13", "num_classes 12, set_class_num says 13"),
+        ("loss_type=dist_softmax", "no bias in it"),
+        ("optimizer=Adam", "only in the optimizer of this run"),
+    ):
+        process = start("train_glyphs.py", 1, glyphs, tmp_path, "with_test=false", "resume=true", option)
+        assert process.returncode == 1 and words in process.stderr.splitlines()[-1], process.stderr[-2000:]
