@@ -235,13 +235,15 @@ class TensorFile:
             number, offset = divmod(begin + done, BLOCK_BYTES)
             block = self._block(number)
             part = block[offset : offset + count - done]
+            if not part:
+                raise ValueError("it ends too early")
             result[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return result
 
     def _block(self, number: int) -> bytes:
         if self._held[0] != number:
-            size = min(BLOCK_BYTES, self._expected.size - number * BLOCK_BYTES)
+            size = max(0, min(BLOCK_BYTES, self._expected.size - number * BLOCK_BYTES))
             block = self._read_at(number * BLOCK_BYTES, size)
             blocks = self._expected.blocks
             if blocks and (number >= len(blocks) or hashlib.sha256(block).hexdigest() != blocks[number]):

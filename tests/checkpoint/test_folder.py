@@ -1,0 +1,222 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+
+from plsc import checkpoint
+from plsc.checkpoint import folder as layout
+from plsc.checkpoint import tensor_file
+from plsc.errors import CheckpointError, ConfigError
+from plsc.heads import build_head
+
+pytestmark = pytest.mark.core
+
+
+def head_files(head):
+    return {checkpoint.head_file(0): {name: tensor.numpy() for name, tensor in head.state_dict().items()}}
+
+
+def write(folder, backbone, head, background=True, **meta):
+    """A checkpoint of one rank, as a `Writer` makes it."""
+    files = head_files(head)
+    files[checkpoint.BACKBONE] = {name: tensor.numpy() for name, tensor in backbone.state_dict().items()}
+    files[checkpoint.OPTIMIZER] = {"weight/velocity": np.ones([3, 2], "float32")}
+    meta = {
+        "num_classes": head.num_classes,
+        "emb_dim": head.emb_dim,
+        "loss_type": "dist_softmax",
+        "sharded": head.sharded,
+        "head_rows": [head.num_classes],
+        "by_rows": ["weight", "bias"],
+        "step": 0,
+        **meta,
+    }
+    writer = checkpoint.Writer(folder.parent, background=background)
+    writer.start(folder.name, files, meta, {})
+    writer.finish()
+    writer.close()
+    return checkpoint.open_checkpoint(folder)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    backbone, head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2)
+    return write(tmp_path / "output" / "0", backbone, head), backbone, head
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_is_saved_comes_back(tmp_path, background):
+    backbone, head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2)
+    source = write(tmp_path / "0", backbone, head, background)
+    other, other_head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2, seed=9)
+    checkpoint.load_backbone(source, other)
+    checkpoint.load_head(source, other_head)
+    np.testing.assert_array_equal(other.weight.numpy(), backbone.weight.numpy())
+    np.testing.assert_array_equal(other_head.weight.numpy(), head.weight.numpy())
+    np.testing.assert_array_equal(other_head.bias.numpy(), head.bias.numpy())
+    assert set(source.meta["sha256"]) == set(os.listdir(source.folder)) - {"meta.json"}
+
+
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(saved):
+    source, backbone, head = saved
+    write(source.folder, backbone, head, step=7)
+    assert json.loads((source.folder / "meta.json").read_text())["step"] == 7
+    assert os.listdir(source.folder.parent) == ["0"]
+
+
+def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path):
+    folder = tmp_path / "0"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        write(folder, paddle.nn.Linear(1, 1), build_head("dist_softmax", 2, 1))
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert os.listdir(tmp_path) == ["0"]
+
+
+def test_other_sizes_are_refused_with_both_values(saved):
+    source, _, _ = saved
+    with pytest.raises(CheckpointError, match="5.*set_class_num says 6"):
+        checkpoint.load_head(source, build_head("dist_softmax", 6, 2))
+    with pytest.raises(CheckpointError, match="shape"):
+        checkpoint.load_backbone(source, paddle.nn.Linear(3, 4))
+    with pytest.raises(CheckpointError, match="only in"):
+        checkpoint.load_backbone(source, paddle.nn.Sequential(paddle.nn.Linear(3, 2)))
+
+
+def test_a_head_without_the_bias_asked_for_is_refused(tmp_path):
+    source = write(tmp_path / "0", paddle.nn.Linear(1, 1), build_head("dist_arcface", 4, 2), by_rows=["weight"])
+    with pytest.raises(CheckpointError, match="set_loss_type"):
+        checkpoint.load_head(source, build_head("dist_softmax", 4, 2))
+
+
+@pytest.mark.parametrize("name", [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0), "meta.json"])
+@pytest.mark.parametrize("damage", ["missing", "short", "empty", "flipped", "of another checkpoint", "a folder"])
+def test_damage_is_named(saved, name, damage, tmp_path):
+    source, backbone, head = saved
+    broken = shutil.copytree(source.folder, tmp_path / "broken")
+    content = (broken / name).read_bytes()
+    (broken / name).unlink()
+    if damage == "a folder":
+        (broken / name).mkdir()
+    elif damage == "of another checkpoint":
+        other = build_head("dist_softmax", 5, 2, seed=5)
+        other.bias.set_value(np.ones(5, "float32"))
+        elsewhere = write(tmp_path / "other" / "0", paddle.nn.Linear(3, 2), other)
+        if name in (checkpoint.OPTIMIZER, "meta.json"):  # the same in both, or it names all others
+            name = checkpoint.head_file(0)
+        shutil.copytree(source.folder, broken, dirs_exist_ok=True)
+        shutil.copy(elsewhere.folder / name, broken / name)
+    elif damage != "missing":
+        changed = content[: -len(content) // 2] if damage == "short" else b""
+        if damage == "flipped":
+            changed = bytearray(content)
+            changed[len(content) // 2] ^= 0x80
+        (broken / name).write_bytes(changed)
+    with pytest.raises(checkpoint.DamagedError, match=name.split(".")[0]) as error:
+        found = checkpoint.open_checkpoint(broken)
+        checkpoint.load_backbone(found, backbone)
+        checkpoint.load_head(found, head)
+        checkpoint.load_optimizer(found, {"weight": {"velocity": paddle.zeros([3, 2])}})
+    assert "\n" not in str(error.value)
+
+
+def test_a_foreign_shard_is_named(saved):
+    source, _, _ = saved
+    shutil.copy(source.folder / checkpoint.head_file(0), source.folder / checkpoint.head_file(1))
+    with pytest.raises(checkpoint.DamagedError, match=r"00001.*not of this checkpoint"):
+        checkpoint.open_checkpoint(source.folder)
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "evil.pdparams", "/etc/passwd"])
+def test_a_meta_that_names_other_files_is_refused(saved, name):
+    source, _, _ = saved
+    meta = json.loads((source.folder / "meta.json").read_text())
+    for table in ("sha256", "size", "blocks"):
+        meta[table][name] = meta[table][checkpoint.BACKBONE]
+    (source.folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.DamagedError, match="names the file"):
+        checkpoint.open_checkpoint(source.folder)
+
+
+def test_another_size_of_blocks_falls_back_on_the_whole(saved, monkeypatch):
+    source, backbone, _ = saved
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 1234)
+    monkeypatch.setattr(tensor_file, "BLOCK_BYTES", 1234)
+    found = checkpoint.open_checkpoint(source.folder)
+    assert not any(one.blocks for one in found.files.values())
+    checkpoint.load_backbone(found, backbone)
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="meta.json"):
+        checkpoint.open_checkpoint(tmp_path)
+
+
+def test_what_a_killed_run_left_is_put_in_order(saved, tmp_path):
+    source, _, _ = saved
+    output = source.folder.parent
+    os.rename(source.folder, output / ".0.replaced")  # killed between the two renames
+    shutil.copytree(output / ".0.replaced", output / ".step_3.writing")
+    shutil.copytree(output / ".0.replaced", output / ".2.removed")
+    for name in (".mine", ".notes.writing", "0.writing"):
+        (output / name).mkdir()
+    (output / ".7.writing").mkdir()
+    (output / ".7.writing" / "thesis.tex").write_text("not plsc's")
+    done = checkpoint.recover(output)
+    assert sorted(os.listdir(output)) == [".7.writing", ".mine", ".notes.writing", "0", "0.writing"]
+    assert len(done) == 3 and "put back" in done[0]
+    checkpoint.open_checkpoint(output / "0")
+    assert checkpoint.recover(output) == [] and checkpoint.recover(tmp_path / "absent") == []
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    backbone, head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2)
+    foreign = write(tmp_path / "step_1", backbone, head).folder
+    writer = checkpoint.Writer(tmp_path, keep=2)
+    meta = {"num_classes": 5, "emb_dim": 2, "head_rows": [5], "by_rows": [], "step": 0, "sharded": True}
+    files = {**head_files(head), checkpoint.BACKBONE: {}, checkpoint.OPTIMIZER: {}}
+    for epoch, accuracy in enumerate([0.5, 0.9, 0.7, 0.8, 0.6, 0.65]):
+        writer.start(str(epoch), files, {**meta, "step": epoch, "test": {"a": {"accuracy": accuracy}}}, {})
+        writer.start(f"step_{epoch}0", files, {**meta, "step": epoch}, {})
+    writer.finish()
+    assert sorted(os.listdir(tmp_path)) == ["1", "5", "step_1", "step_50"]
+    assert foreign.is_dir(), "what this run did not write stays"
+
+
+def test_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_LOCK_SECONDS", 0.2)
+    words = "from pathlib import Path; import sys, time\nfrom plsc.checkpoint import locked\n"
+    words += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", words, str(tmp_path / "o")], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="another run"), checkpoint.locked(tmp_path / "o"):
+            pass
+    finally:
+        other.kill()  # the lock goes with the process
+        other.wait()
+        other.stdout.close()
+    with checkpoint.locked(tmp_path / "o"):
+        pass
+    assert os.listdir(tmp_path / "o") == []
+
+
+def test_a_place_that_is_no_folder_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="cannot write there"), checkpoint.locked(place):
+            pass
+
+
+def test_no_pickle_is_read():
+    """Nothing on the way of a checkpoint can run what a file says."""
+    for path in layout.__file__, tensor_file.__file__, checkpoint.load_head.__code__.co_filename:
+        with open(path, encoding="utf-8") as source:
+            text = source.read()
+        assert "pickle" not in text and "paddle.load" not in text and "np.load" not in text
