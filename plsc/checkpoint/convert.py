@@ -45,7 +45,7 @@ def convert(source: Path, target: Path, ranks: int) -> None:
         with HeadFiles(checkpoint) as head:
             for rank in range(ranks):
                 path = folder / head_file(rank)
-                files[path.name] = write_tensors(path, _shard(head, checkpoint.head_rows, *_bounds(rows, rank)))
+                files[path.name] = write_tensors(path, _shard(head, checkpoint.meta["by_rows"], *_bounds(rows, rank)))
         write_meta(folder, {**_plain(checkpoint.meta), "ranks": ranks, "head_rows": rows, "rng": []}, files)
         publish(target)
     except OSError as problem:
@@ -60,15 +60,15 @@ def _bounds(rows: list[int], rank: int) -> tuple[int, int]:
     return sum(rows[:rank]), sum(rows[: rank + 1])
 
 
-def _shard(head: HeadFiles, source_rows: list[int], lower: int, upper: int) -> dict[str, Stream]:
-    """What the shard of the classes [lower, upper) holds; without any, only what has no rows of its own."""
+def _shard(head: HeadFiles, by_rows: list[str], lower: int, upper: int) -> dict[str, Stream]:
+    """What the shard of the classes [lower, upper) holds; without any, what its rank would: nothing of a parameter."""
     tensors = {}
     for name in head:
         shape, dtype = head.shape(name), head.dtype(name)
-        if shape[:1] != (next(count for count in source_rows if count),) or name == "margin_state" or shape == (1,):
-            tensors[name] = Stream(dtype, shape, [head.read(name)])
-        elif upper > lower:
+        if name in by_rows and upper > lower:
             tensors[name] = Stream(dtype, (upper - lower, *shape[1:]), head.rows(name, lower, upper))
+        elif name not in by_rows and (upper > lower or "/" not in name):
+            tensors[name] = Stream(dtype, shape, [head.read(name)])
     return tensors
 
 
