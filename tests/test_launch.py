@@ -51,6 +51,6 @@ def test_stopping_the_launcher_stops_its_ranks(tmp_path):
     while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
     for file in files:
         assert not os.path.exists(f"/proc/{file.read_text()}")

@@ -89,11 +89,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {meta['format']!r}, this plsc reads format {FORMAT}; update plsc")
         if meta["block_bytes"] != BLOCK_BYTES:
-            meta["blocks"] = {}
-        files = {
-            str(name): FileSum(int(meta["size"][name]), str(digest), tuple(meta["blocks"].get(name, ())))
-            for name, digest in meta["sha256"].items()
-        }
+            raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
+        files = {str(name): FileSum.of_blocks(int(meta["size"][name]), meta["blocks"][name]) for name in meta["sha256"]}
         checkpoint = Checkpoint(folder, meta, files)
         if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
             raise ValueError("its numbers contradict each other")

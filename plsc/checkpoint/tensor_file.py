@@ -12,8 +12,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
@@ -24,6 +24,8 @@ from plsc.errors import CheckpointError
 
 BLOCK_BYTES = 8 << 20
 _LARGEST_HEADER = 100 << 20  # as the safetensors library allows
+_HASHING_THREADS, _READING_THREADS = 2, 4
+_flush = getattr(os, "fdatasync", os.fsync)  # macOS has just the latter
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -42,13 +44,19 @@ class FileSum:
 
     Attributes:
         size: bytes.
-        sha256: of the whole file, hex.
-        blocks: sha256 of each `BLOCK_BYTES`, hex; empty where only the whole is known.
+        sha256: hex; of the file where it fits in one block, else of its blocks' digests one after the other.
+        blocks: sha256 of each `BLOCK_BYTES`, hex.
     """
 
     size: int
     sha256: str
-    blocks: tuple[str, ...] = ()
+    blocks: tuple[str, ...]
+
+    @classmethod
+    def of_blocks(cls, size: int, blocks: Sequence[str]) -> FileSum:
+        """From the digests of all blocks."""
+        whole = blocks[0] if len(blocks) == 1 else hashlib.sha256(b"".join(map(bytes.fromhex, blocks))).hexdigest()
+        return cls(size, whole, tuple(blocks))
 
 
 @dataclass
@@ -58,32 +66,6 @@ class Stream:
     dtype: np.dtype
     shape: tuple[int, ...]
     parts: Iterable[np.ndarray]
-
-
-class _Sums:
-    """Checksums of what is written: the whole in one thread and the blocks in another, beside the writing itself."""
-
-    def __init__(self) -> None:
-        self._whole, self._block = hashlib.sha256(), hashlib.sha256()
-        self._size, self._blocks = 0, list[str]()
-
-    def add_whole(self, data: memoryview) -> None:
-        self._whole.update(data)
-
-    def add_blocks(self, data: memoryview) -> None:
-        while len(data):
-            room = BLOCK_BYTES - self._size % BLOCK_BYTES
-            part, data = data[:room], data[room:]
-            self._block.update(part)
-            self._size += len(part)
-            if len(part) == room:
-                self._blocks.append(self._block.hexdigest())
-                self._block = hashlib.sha256()
-
-    def result(self) -> FileSum:
-        if self._size % BLOCK_BYTES:
-            self._blocks.append(self._block.hexdigest())
-        return FileSum(self._size, self._whole.hexdigest(), tuple(self._blocks))
 
 
 def write_tensors(
@@ -105,17 +87,22 @@ def write_tensors(
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sums = _Sums()
-    with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(2, "plsc-checksum") as pool:
-        for data in _pieces(struct.pack("<Q", len(text)) + text, [tensors[name] for name in names]):
-            tasks = [pool.submit(add, data) for add in (sums.add_whole, sums.add_blocks)]
-            try:
-                _write_all(stream.fileno(), data)
-            finally:
-                for task in tasks:
-                    task.result()
+    size, digests = 0, list[Future[str]]()
+    buffers = [bytearray(min(BLOCK_BYTES, 8 + len(text) + end)) for _ in range(_HASHING_THREADS + 2)]
+    with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(_HASHING_THREADS + 1, "plsc-checksum") as pool:
+        flushed = pool.submit(_flush, stream.fileno())
+        for number, block in enumerate(
+            _blocks(_pieces(struct.pack("<Q", len(text)) + text, [tensors[name] for name in names]), buffers, digests)
+        ):
+            assert number == len(digests)
+            digests.append(pool.submit(_digest, block))
+            _write_all(stream.fileno(), block)
+            size += len(block)
+            if flushed.done():  # the disk works from the start on, not only when all is in the cache
+                flushed.result()
+                flushed = pool.submit(_flush, stream.fileno())
         os.fsync(stream.fileno())
-    return sums.result()
+    return FileSum.of_blocks(size, [digest.result() for digest in digests])
 
 
 def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterator[memoryview]:
@@ -123,9 +110,31 @@ def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterat
     for tensor in tensors:
         for part in tensor.parts if isinstance(tensor, Stream) else [tensor]:
             if part.size:
-                data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-                for first in range(0, len(data), BLOCK_BYTES):
-                    yield data[first : first + BLOCK_BYTES]
+                yield np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+
+
+def _blocks(
+    pieces: Iterable[memoryview], buffers: Sequence[bytearray], digests: Sequence[Future[str]]
+) -> Iterator[memoryview]:
+    """The pieces cut into blocks, in buffers that are used again once their block's digest is there."""
+    number, filled = 0, 0
+    for piece in pieces:
+        while len(piece):
+            if not filled and number >= len(buffers):
+                digests[number - len(buffers)].result()
+            buffer = memoryview(buffers[number % len(buffers)])
+            part, piece = piece[: len(buffer) - filled], piece[len(buffer) - filled :]
+            buffer[filled : filled + len(part)] = part
+            filled += len(part)
+            if filled == len(buffer):
+                yield buffer
+                number, filled = number + 1, 0
+    if filled:
+        yield memoryview(buffers[number % len(buffers)])[:filled]
+
+
+def _digest(block: Union[bytes, memoryview]) -> str:
+    return hashlib.sha256(block).hexdigest()
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
@@ -149,7 +158,11 @@ class TensorFile:
     def __init__(self, path: Path, expected: FileSum) -> None:
         self.path, self._expected = path, expected
         self.bytes_read = 0
-        self._held: tuple[int, bytes] = (-1, b"")
+        # Blocks in memory that is used again: fresh memory costs as much as reading.
+        self._free: list[bytearray] = []
+        self._held: tuple[int, memoryview] = (-1, memoryview(bytearray()))
+        self._ahead: dict[int, Future[memoryview]] = {}
+        self._last_wanted = -1
         try:
             self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in close()
             size = os.fstat(self._stream.fileno()).st_size
@@ -162,8 +175,9 @@ class TensorFile:
                 raise DamagedError(
                     f"{path}: {size:,} bytes, meta.json says {expected.size:,}: the file is damaged; use another checkpoint"
                 )
-            if not expected.blocks:
-                self._check_whole()
+            if len(expected.blocks) != -(-size // BLOCK_BYTES):
+                raise DamagedError(f"{path}: meta.json has not a checksum for each block of it; use another checkpoint")
+            self._pool = ThreadPoolExecutor(_READING_THREADS, "plsc-checksum")
             self._read_header()
         except BaseException:
             self._stream.close()
@@ -177,6 +191,7 @@ class TensorFile:
 
     def close(self) -> None:
         """Closes the file."""
+        self._pool.shutdown(cancel_futures=True)
         self._stream.close()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -199,13 +214,15 @@ class TensorFile:
         return self._bytes(begin, dtype.itemsize * math.prod(shape)).view(dtype).reshape(shape)
 
     def rows(self, name: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """The rows [first, last) of a tensor along its first axis, in parts of about a block."""
+        """The rows [first, last) of a tensor along its first axis, in parts of about a block; each holds until the next."""
         dtype, shape, begin = self._tensors[name]
         a_row = dtype.itemsize * math.prod(shape[1:])
+        self._last_wanted = (begin + last * a_row - 1) // BLOCK_BYTES
         step = max(1, BLOCK_BYTES // max(1, a_row))
+        memory = np.empty(min(step, last - first) * a_row, np.uint8)
         for start in range(first, last, step):
             end = min(last, start + step)
-            part = self._bytes(begin + start * a_row, (end - start) * a_row)
+            part = self._bytes(begin + start * a_row, (end - start) * a_row, memory)
             yield part.view(dtype).reshape(end - start, *shape[1:])
 
     def _read_header(self) -> None:
@@ -227,46 +244,46 @@ class TensorFile:
             raise ValueError("its offsets do not fit")
         return dtype, shape, data + begin
 
-    def _bytes(self, begin: int, count: int) -> np.ndarray:
+    def _bytes(self, begin: int, count: int, memory: Optional[np.ndarray] = None) -> np.ndarray:
         """`count` bytes from `begin`, of blocks that were checked."""
-        result = np.empty(count, np.uint8)
+        result = np.empty(count, np.uint8) if memory is None else memory[:count]
         done = 0
         while done < count:
             number, offset = divmod(begin + done, BLOCK_BYTES)
             block = self._block(number)
             part = block[offset : offset + count - done]
-            if not part:
+            if not len(part):
                 raise ValueError("it ends too early")
             result[done : done + len(part)] = np.frombuffer(part, np.uint8)
             done += len(part)
         return result
 
-    def _block(self, number: int) -> bytes:
+    def _block(self, number: int) -> memoryview:
         if self._held[0] != number:
-            size = max(0, min(BLOCK_BYTES, self._expected.size - number * BLOCK_BYTES))
-            block = self._read_at(number * BLOCK_BYTES, size)
-            blocks = self._expected.blocks
-            if blocks and (number >= len(blocks) or hashlib.sha256(block).hexdigest() != blocks[number]):
-                raise self._changed()
+            if self._held[0] >= 0:
+                self._free.append(self._held[1].obj)  # type: ignore[arg-type]
+            for wanted in range(number, min(number + _READING_THREADS, self._last_wanted) + 1):
+                if wanted not in self._ahead:
+                    self._ahead[wanted] = self._pool.submit(self._checked, wanted, self._memory())
+            ahead = self._ahead.pop(number, None)
+            block = self._checked(number, self._memory()) if ahead is None else ahead.result()
+            self.bytes_read += len(block)
             self._held = (number, block)
         return self._held[1]
 
-    def _read_at(self, begin: int, size: int) -> bytes:
+    def _memory(self) -> memoryview:
+        return memoryview(self._free.pop() if self._free else bytearray(min(BLOCK_BYTES, self._expected.size)))
+
+    def _checked(self, number: int, memory: memoryview) -> memoryview:
+        size = max(0, min(BLOCK_BYTES, self._expected.size - number * BLOCK_BYTES))
+        block = memory[:size]
         try:
-            block = os.pread(self._stream.fileno(), size, begin)
+            count = os.preadv(self._stream.fileno(), [block], number * BLOCK_BYTES)
         except OSError as problem:
             raise DamagedError(f"{self.path}: cannot be read ({problem.strerror or problem})") from None
-        self.bytes_read += len(block)
-        if len(block) != size:
+        if size and (count != size or _digest(block) != self._expected.blocks[number]):
             raise self._changed()
         return block
-
-    def _check_whole(self) -> None:
-        digest = hashlib.sha256()
-        for begin in range(0, self._expected.size, BLOCK_BYTES):
-            digest.update(self._read_at(begin, min(BLOCK_BYTES, self._expected.size - begin)))
-        if digest.hexdigest() != self._expected.sha256:
-            raise self._changed()
 
     def _changed(self) -> DamagedError:
         return DamagedError(

@@ -144,15 +144,6 @@ def test_a_meta_that_names_other_files_is_refused(saved, name):
         checkpoint.open_checkpoint(source.folder)
 
 
-def test_another_size_of_blocks_falls_back_on_the_whole(saved, monkeypatch):
-    source, backbone, _ = saved
-    monkeypatch.setattr(layout, "BLOCK_BYTES", 1234)
-    monkeypatch.setattr(tensor_file, "BLOCK_BYTES", 1234)
-    found = checkpoint.open_checkpoint(source.folder)
-    assert not any(one.blocks for one in found.files.values())
-    checkpoint.load_backbone(found, backbone)
-
-
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="meta.json"):
         checkpoint.open_checkpoint(tmp_path)

@@ -1,0 +1,153 @@
+"""How runs end that do not end by themselves: signals, full disks, folders that cannot be written, restarts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from kill_runs import children_of, kill_rounds, same_tensors
+from ranks import HELPERS, ROOT, command, environment, start
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
+    """tests/benchmarks/kill.py does it fifty times."""
+    for killed, good in kill_rounds(glyphs, tmp_path, rounds=2, seed=3):
+        assert good, killed
+
+
+def running(*arguments, ranks=2):
+    """A training that is under way, and its first lines."""
+    process = subprocess.Popen(
+        command("train_glyphs.py", ranks, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "pass 0, batch 4" in line:
+            return process, lines
+    raise AssertionError("".join(lines))
+
+
+SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "pause=0.1", "train_batch_size=4", "resume=true")
+
+
+def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs, tmp_path):
+    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0", "dropout=0.2")
+    assert straight.returncode == 0
+    output = tmp_path / "stopped"
+    process, lines = running(glyphs, output, *SLOW, "dropout=0.2")
+    process.terminate()
+    lines += process.stderr.readlines()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert any("stopped by SIGTERM after step" in line and "set_resume(True) goes on" in line for line in lines)
+    assert "Traceback" not in "".join(lines)
+    assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
+    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
+    assert resumed.returncode == 0 and "resumed from" in resumed.stderr
+    assert same_tensors(output / "2", tmp_path / "straight" / "2")
+
+
+def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
+    process, lines = running(glyphs, tmp_path, *SLOW, ranks=3)
+    os.kill(children_of(process.pid)[1], signal.SIGTERM)
+    lines += process.stderr.readlines()
+    assert process.wait(timeout=60) == 1
+    assert any("stopped by SIGTERM after step" in line for line in lines)
+    (folder,) = tmp_path.glob("step_*")
+    assert len(json.loads((folder / "meta.json").read_text())["rng"]) == 3
+
+
+def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
+    process, _ = running(glyphs, tmp_path, *SLOW, "pause=2")
+    began = time.monotonic()
+    process.terminate()
+    time.sleep(0.5)
+    process.terminate()
+    process.communicate()
+    assert time.monotonic() - began < 15 and process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("*/meta.json"))
+
+
+def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
+    options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
+    # Not set_resume: a restart is one by itself. The helper's kill is for runs that find nothing to resume.
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", restarts=2)
+    assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
+    assert "resumed from" in process.stderr
+    assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")
+
+
+def test_restarts_are_not_endless(glyphs, tmp_path):
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, "fail_rank=1", "with_test=false", restarts=2)
+    assert process.returncode == 1 and process.stderr.count("plsc: restart") == 2
+    assert "the reader broke here" in process.stderr.splitlines()[-1]
+
+
+def test_the_launcher_of_paddle_can_run_a_script_again(glyphs, tmp_path):
+    """What a cluster does after a failure: the same command once more."""
+    arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true", "kill=1,4"]
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    launcher += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), *arguments]
+    statuses = []
+    for _ in range(2):
+        process = subprocess.run(
+            launcher, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
+        )
+        statuses.append(process.returncode)
+    assert statuses[0] != 0 and statuses[1] == 0
+    assert json.loads((tmp_path / "o" / "result_0.json").read_text())["steps"] == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], capture_output=True).returncode
+    ):
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(glyphs, small_disk):
+    # W and its momentum: 2.5 MB a checkpoint, so the third does not fit
+    options = ("class_num=20000", "save_period=1", "with_test=false", "train_epochs=3")
+    process = start("train_glyphs.py", 2, glyphs, small_disk, *options)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert "could not be written: No space left on device; free space or" in last
+    assert sorted(path.name for path in small_disk.glob("*step*")) == ["step_1", "step_2"]
+    assert not list(small_disk.glob(".*"))
+    # with room the run goes on from there
+    shutil.rmtree(small_disk / "step_1")
+    options = ("class_num=20000", "with_test=false", "train_epochs=1", "keep_checkpoints=1", "resume=true")
+    resumed = start("train_glyphs.py", 2, glyphs, small_disk, *options)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "step_2: step 2" in resumed.stderr and [path.parent.name for path in small_disk.glob("*/meta.json")] == ["0"]
+
+
+@pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(glyphs, tmp_path, place):
+    (tmp_path / "a file").write_text("")
+    ranks = 2
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
+        "import paddle\nfrom plsc import Entry\nfrom train_glyphs import TinyNet\n"
+        f"ins = Entry()\nins.set_dataset_dir({str(glyphs)!r})\nins.set_model_save_dir({str(tmp_path / place)!r})\n"
+        "ins.set_class_num(12)\nins.set_image_shape((3, 32, 32))\nins.set_emb_size(16)\nins.set_with_test(False)\n"
+        "ins.set_model(TinyNet())\nins.train()\n"
+    )
+    run = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(script)]
+    process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=120)
+    assert process.returncode == 1 and "pass 0" not in process.stderr and "Traceback" not in process.stderr
+    assert "cannot write there" in process.stderr.splitlines()[-1]
