@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, Checkpoint, head_file
+from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
@@ -240,7 +241,7 @@ class HeadFiles:
                     raise CheckpointError(
                         f"{self.path}: {name} has rows of {list(part.shape[1:])}, {list(tensor.shape[1:])} expected"
                     )
-                paddle.assign(paddle.to_tensor(part, dtype=tensor.dtype), tensor[done : done + len(part)])
+                paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
 
     def _first(self, name: str) -> TensorFile:

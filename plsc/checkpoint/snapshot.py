@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from plsc import parallel
+
 
 class Snapshot:
     """Memory for copies, used again each time: fresh memory would cost several times what copying does."""
@@ -35,6 +37,13 @@ def host_array(tensor: paddle.Tensor) -> np.ndarray:
     if not tensor.place.is_cpu_place():
         return tensor.numpy()
     return np.from_dlpack(_ForNumpy(tensor.detach()))
+
+
+def as_tensor(array: np.ndarray) -> paddle.Tensor:
+    """The array as a tensor, on a CPU in the same memory."""
+    if not parallel.on_cpu() or array.dtype == bool:  # which the exchange format knows only since 2022
+        return paddle.to_tensor(array)
+    return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
 
 
 class _ForNumpy:

@@ -24,7 +24,7 @@ from plsc.errors import CheckpointError
 
 BLOCK_BYTES = 8 << 20
 _LARGEST_HEADER = 100 << 20  # as the safetensors library allows
-_HASHING_THREADS, _READING_THREADS = 2, 4
+_HASHING_THREADS, _READING_THREADS = 2, 2
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has just the latter
 
 _DTYPES = {
