@@ -49,6 +49,8 @@ REFUSED = [
     ("set_resume", "yes"),
     ("set_head_chunk", -1),
     ("set_max_skipped_steps", 0),
+    ("set_background_save", 1),
+    ("set_head_init", "some"),
     ("set_gradient_clip", -1),
     ("set_gradient_accumulation", 0),
     ("set_gradient_accumulation", 2.0),
@@ -99,7 +101,7 @@ def test_a_password_is_never_shown():
     "prepare, words",
     [
         (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
-        (lambda ins: ins.set_resume(True), "set_resume"),
+        (lambda ins: (ins.set_resume(True), ins.set_model_save_dir(None)), "set_resume"),
         (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),
         (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),
         (lambda ins: ins.set_margin((1.0, 0.3, 0.2)), "set_margin.*one number, such as 0.5"),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -16,13 +13,11 @@ import paddle
 
 from plsc import checkpoint, optim, parallel, random_state
 from plsc.amp import DynamicLossScaler
-from plsc.checkpoint import Checkpoint, DamagedError
+from plsc.checkpoint import Checkpoint
 from plsc.config import Config
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead, shard_bounds
 from plsc.version import __version__
-
-logger = logging.getLogger("plsc")
 
 
 @dataclass
@@ -220,56 +215,3 @@ class TrainingState:
         saved = source.meta["accumulators"]
         by_name = {p.name: p for layer in (self.backbone, self.head) for p in layer.parameters()}
         optim.create_state(self.optimizer, [by_name[name] for name, own in self._names().items() if own in saved])
-
-
-def resume_from_newest(state: TrainingState, save_dir: Path) -> Optional[Checkpoint]:
-    """Puts `state` where the newest good checkpoint in `save_dir` has it, on every rank; None when there is none at all.
-
-    Raises:
-        CheckpointError: the newest one that is whole does not fit the settings, or every one is damaged.
-    """
-    found = sorted(parallel.all_gather_object(_candidates(save_dir))[0], reverse=True)
-    first_error = None
-    for _, folder in found:
-        source, error, is_damage = None, None, False
-        try:
-            source = checkpoint.open_checkpoint(folder)
-            state.load(source)
-        except CheckpointError as problem:
-            error, is_damage = str(problem), isinstance(problem, DamagedError)
-        problems = [(error, damage) for error, damage in parallel.all_gather_object((error, is_damage)) if error]
-        for error, damage in problems:
-            if not damage:
-                raise CheckpointError(error)
-        if not problems:
-            assert source is not None
-            _log_resumed(state, source)
-            return source
-        logger.warning("%s; trying the checkpoint before", problems[0][0])
-        first_error = first_error or problems[0][0]
-    if first_error is not None:
-        raise CheckpointError(f"{save_dir}: no checkpoint can be resumed; the newest: {first_error}")
-    return None
-
-
-def _candidates(save_dir: Path) -> list[tuple[tuple[int, int], Path]]:
-    """Checkpoints by their order; the damaged count as the newest, so that a warning tells of them."""
-    if parallel.rank() != 0:
-        return []
-    found = []
-    for folder in checkpoint.list_checkpoints(save_dir):
-        try:
-            found.append((checkpoint.open_checkpoint(folder).order, folder))
-        except CheckpointError:
-            found.append(((sys.maxsize, 0), folder))
-    return found
-
-
-def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
-    progress = state.progress
-    logger.info(
-        "resumed from %s: step %d, epoch %d, batch %d", source.folder, progress.step, progress.epoch, progress.batch
-    )
-    differences = state.differences(source)
-    if differences:
-        logger.warning("the run will not be the stopped one to the last bit: %s", "; ".join(differences))

@@ -21,7 +21,8 @@ from plsc.data.loader import ImageLoader, ReaderLoader
 from plsc.data.sources import read_label_file
 from plsc.engine.callbacks import MetricsFile, ProgressLog, log_test, logger
 from plsc.engine.evaluator import Evaluator
-from plsc.engine.state import TrainingState, resume_from_newest
+from plsc.engine.resume import hold_save_dir, resume, warm_start
+from plsc.engine.state import TrainingState
 from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import GatheredLabels, HeadOutput, build_head
 from plsc.models import build_model
@@ -63,7 +64,7 @@ class Trainer:
             compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
             simulate=config.mixed_precision.simulate,
         )
-        self.warm_start()
+        warm_start(config, self.backbone, self.head)
         # Users' models may hold layers they do not use; Paddle must be told, or the other ranks would wait for them.
         self.model = parallel.distributed_model(self.backbone, find_unused_parameters=config.model is not None)
         random_state.seed_everything(config.seed + parallel.rank())
@@ -89,9 +90,11 @@ class Trainer:
         """Trains all epochs; returns what `Entry.train` documents."""
         with contextlib.ExitStack() as stack:
             if self.save_dir is not None:
-                self.hold_save_dir(stack, self.save_dir)
+                hold_save_dir(stack, self.save_dir)
             self.log_header()
-            resumed = self.resume()
+            resumed = False
+            if self.save_dir is not None:
+                self.writer, resumed = resume(self.state, self.save_dir)
             stack.enter_context(self.stop)
             progress = self.state.progress
             metrics = MetricsFile(self.save_dir, progress.metrics_size if resumed else None)
@@ -102,21 +105,6 @@ class Trainer:
             )
             stack.callback(log.close)
             return self.train(metrics, log)
-
-    def hold_save_dir(self, stack: contextlib.ExitStack, save_dir: Path) -> None:
-        """Keeps other runs out of the folder, and says before the first step when nothing can be written there.
-
-        Raises:
-            ConfigError: on every rank.
-        """
-        error = None
-        if parallel.rank() == 0:
-            try:
-                stack.enter_context(checkpoint.locked(save_dir))
-            except ConfigError as problem:
-                error = str(problem)
-        for problem_of_rank_0 in filter(None, parallel.all_gather_object(error)):
-            raise ConfigError(problem_of_rank_0)
 
     def train(self, metrics: MetricsFile, log: ProgressLog) -> dict[str, Any]:
         """The loop."""
@@ -312,40 +300,6 @@ class Trainer:
         self.state.progress.window, self.state.progress.metrics_size = log.window, log.metrics.size
         self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
         log.resume()
-
-    def warm_start(self) -> None:
-        """Takes weights from `checkpoint_dir`, as `head_init` says, and lists what was taken."""
-        config = self.config
-        if not config.checkpoint_dir:
-            return
-        source = checkpoint.open_checkpoint(Path(config.checkpoint_dir))
-        checkpoint.load_backbone(source, self.backbone)
-        done = ["backbone loaded"]
-        if config.head_init == "checkpoint":
-            checkpoint.load_head(source, self.head)
-            done.append(f"head loaded, {config.num_classes} classes")
-        elif config.head_init == "keep-common":
-            done += checkpoint.load_common_head(source, self.head)
-        else:
-            done.append(f"head is fresh, {config.num_classes} classes; the checkpoint's ignored")
-        logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
-
-    def resume(self) -> bool:
-        """Puts the folder in order, and goes on from its newest good checkpoint when that is asked for."""
-        if self.save_dir is None:
-            return False
-        if parallel.rank() == 0:
-            for line in checkpoint.recover(self.save_dir):
-                logger.warning(line)
-        saved: list[checkpoint.Saved] = []
-        resumed = self.config.resume or parallel.restarted()
-        source = resume_from_newest(self.state, self.save_dir) if resumed else None
-        if source is not None:
-            saved = checkpoint.saved_by_run(self.save_dir, self.state.run, source.order)
-        elif resumed:
-            logger.info("nothing to resume in %s; starting from the beginning", self.save_dir)
-        self.writer = checkpoint.Writer(self.save_dir, self.config.keep_checkpoints, self.config.background_save, saved)
-        return source is not None
 
     def log_header(self) -> None:
         """What is about to be trained, on what."""

@@ -34,7 +34,9 @@ def trainer_of(data, epochs, chosen):
     demo.apply(ins, str(data))
     ins.set_class_num(CLASSES)
     ins.set_train_epochs(epochs)
-    ins.set_step_boundaries([10**6])
+    steps = CLASSES * 16 // 64 * epochs
+    ins.set_lr(0.4)
+    ins.set_step_boundaries([steps * 2 // 3, steps * 8 // 9])
     ins.set_with_test(True)
     ins.set_model_save_dir(None)
     ins._config.mixed_precision = chosen
@@ -64,7 +66,8 @@ def lost_gradients(trainer, scale):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--only", help="just the run of this name")
     options = parser.parse_args()
     logging.getLogger("plsc").addHandler(logging.NullHandler())
     result = {"command": " ".join(sys.argv), "classes": CLASSES, "epochs": options.epochs, "runs": {}}
@@ -72,7 +75,7 @@ def main():
     runs = {
         "float32": MixedPrecision(),
         "float32 with loss scaling": MixedPrecision(True, 1024.0),
-        "float16, dynamic from 1": MixedPrecision(**simulated, incr_every_n_steps=20),
+        "float16, dynamic from 1": MixedPrecision(**simulated, incr_every_n_steps=100),
         "float16, fixed at 1": MixedPrecision(**simulated, use_dynamic_loss_scaling=False),
         "float16, dynamic from 2^40": MixedPrecision(**simulated, init_loss_scaling=2.0**40, incr_every_n_steps=200),
         "bfloat16": MixedPrecision(**simulated, dtype="bfloat16"),
@@ -81,6 +84,8 @@ def main():
         folder = f"{temporary}/glyphs"
         render_glyphs(folder, classes=CLASSES, images=16, size=32, held_out=100, pairs=3000, seed=1)
         for name, chosen in runs.items():
+            if options.only and name != options.only:
+                continue
             trainer = trainer_of(folder, options.epochs, chosen)
             began = time.perf_counter()
             try:
@@ -92,7 +97,7 @@ def main():
             entry.update(skipped_steps=trained["skipped_steps"], steps=trained["steps"], scale=trainer.scaler.scale)
             entry.update(images_per_second=trained["images_per_second"], seconds=time.perf_counter() - began)
             result["runs"][name] = entry
-            sys.stderr.write(f"{name}: {json.dumps(entry)}\n")
+            print(f"{name}: {json.dumps(entry)}", file=sys.stderr, flush=True)
             if name == "float32":
                 result["gradients_lost"] = {f"scale {s:g}": lost_gradients(trainer, s) for s in (1.0, 2.0**10, 2.0**16)}
     print(json.dumps(result, indent=1))

@@ -141,6 +141,27 @@ def test_a_checkpoint_of_two_ranks_starts_one_and_three(ranks, glyphs, tmp_path)
     assert before == {path.name: path.read_bytes() for path in source.iterdir()}
 
 
+def test_a_warm_start_with_other_classes_is_asked_for_by_name(ranks, glyphs, tmp_path):
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "first", "with_test=false", "train_epochs=1")
+    source = tmp_path / "first" / "0"
+    options = (f"checkpoint_dir={source}", "class_num=15", "lr=1e-30", "with_test=false", "train_epochs=1")
+    refused = start("train_glyphs.py", 2, glyphs, tmp_path / "refused", *options)
+    assert refused.returncode == 1
+    assert "num_classes 12, set_class_num says 15" in refused.stderr.splitlines()[-1]
+    assert "set_head_init" in refused.stderr.splitlines()[-1]
+    for init, words in (
+        ("keep-common", "classes 0 to 11 loaded; head weight: classes 12 to 14 are fresh"),
+        ("fresh", "head is fresh, 15 classes; the checkpoint's ignored"),
+    ):
+        process = ranks("train_glyphs.py", 2, glyphs, tmp_path / init, *options, f"head_init={init}")
+        assert f"weights from {source}: backbone loaded; " in process.stderr and words in process.stderr
+        whole, old = (
+            np.concatenate([load_file(folder / head_file(rank))["weight"] for rank in range(2)])
+            for folder in (tmp_path / init / "0", source)
+        )
+        assert whole.shape == (15, 16) and np.array_equal(whole[:12], old) == (init == "keep-common")
+
+
 def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
     ranks("train_glyphs.py", 3, glyphs, tmp_path, "uneven=1", "with_test=false", "train_epochs=2")
     assert [result_of(tmp_path, rank)["steps"] for rank in range(3)] == [8, 8, 8]  # the longest reader has 4 batches
