@@ -1,5 +1,7 @@
 """Fixtures every test may use."""
 
+import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +16,25 @@ from ranks import run_ranks  # noqa: E402
 def ranks():
     """`ranks(script, number, *arguments)` runs a script of tests/helpers on real processes; fails with their output."""
     return run_ranks
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)` gives a folder that `make(folder)` filled, for the workers of all tests together."""
+
+    def folder_of(name, make):
+        parallel = "PYTEST_XDIST_WORKER" in os.environ
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if parallel else base) / f"once-{name}"
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not Path(f"{folder}.done").exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                Path(f"{folder}.done").touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")

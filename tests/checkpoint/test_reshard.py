@@ -12,13 +12,14 @@ pytestmark = pytest.mark.core
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(once):
     from ranks import run_ranks
 
-    folder = tmp_path_factory.mktemp("saved")
-    for world in range(1, 6):
-        run_ranks("reshard.py", world, folder, "save")
-    return folder
+    def make(folder):
+        for world in range(1, 6):
+            run_ranks("reshard.py", world, folder, "save")
+
+    return once("saved", make)
 
 
 def content_of(folder):

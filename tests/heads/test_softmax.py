@@ -39,13 +39,14 @@ def gathered(folder, world, case):
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
-def computed(request, tmp_path_factory):
+def computed(request, once):
     from ranks import run_ranks
 
-    folder = tmp_path_factory.mktemp(request.param)
-    for world in (1, 2, 3, 4):
-        run_ranks("head_cases.py", world, folder, request.param)
-    return request.param, folder
+    def make(folder):
+        for world in (1, 2, 3, 4):
+            run_ranks("head_cases.py", world, folder, request.param)
+
+    return request.param, once(request.param, make)
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
