@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import mmap
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ from plsc.data.base64_runs import (
     RunWriter,
     cell_bounds,
     create,
+    make_arena,
     write_all,
     write_error,
 )
@@ -91,9 +93,9 @@ class Options:
         least_memory = least_bytes(self.workers or 1, self.max_line)
         if self.memory < least_memory:
             raise ConfigError(
-                f"--memory {self.memory / 1e6:g}MB: {self.workers or 1} workers and lines of up to "
-                f"{self.max_line / 1e6:g}MB need at least {-(-least_memory // 1_000_000)}MB; give more memory, or fewer "
-                "--workers, or a smaller --max_line"
+                f"--memory {self.memory / 1e6:g}MB: with --workers {self.workers or 1} and --max_line "
+                f"{self.max_line / 1e6:g}MB at least {-(-least_memory // 1_000_000)}MB is needed; give more memory, "
+                "fewer workers or a smaller line"
             )
 
 
@@ -242,7 +244,7 @@ def _default_workers(options: Options) -> int:
 
 def _scan(plan: _Plan, tasks: Tasks) -> _Scan:
     path = os.path.join(plan.scratch, f"runs-{os.getpid()}")
-    writer = RunWriter(path, plan.bounds, bytearray(plan.arena), plan.max_lines, plan.options.compress_tmp)
+    writer = RunWriter(path, plan.bounds, make_arena(plan.arena), plan.max_lines, plan.options.compress_tmp)
     scanner = _Scanner(plan, writer, tasks)
     for number in tasks:
         scanner.scan(number)
@@ -523,7 +525,7 @@ def _write_all_files(
 
 
 def _reader(
-    plan: _Plan, runs: list[Run], cell_lines: np.ndarray, cell_bytes: np.ndarray, arena: bytearray, name: str
+    plan: _Plan, runs: list[Run], cell_lines: np.ndarray, cell_bytes: np.ndarray, arena: mmap.mmap, name: str
 ) -> RunReader:
     path = os.path.join(plan.scratch, name)
     return RunReader(runs, plan.bounds, cell_lines, cell_bytes, arena, plan.max_lines, path)
@@ -539,7 +541,7 @@ def _write_padding(plan: _Plan, split: _Split, make_reader: Any, samples: int, t
     if not wanted or not list(tasks):  # a single task
         return offsets
     path = os.path.join(plan.scratch, "padding")
-    reader = make_reader(bytearray(plan.arena), "split-padding")
+    reader = make_reader(make_arena(plan.arena), "split-padding")
     descriptor = create(path)
     try:
         for load, begin, end in reader.lines(0, wanted):
@@ -556,7 +558,7 @@ def _write_padding(plan: _Plan, split: _Split, make_reader: Any, samples: int, t
 def _write_files(
     plan: _Plan, split: _Split, make_reader: Any, padding: array, tasks: Tasks
 ) -> list[tuple[OutputFile, int]]:
-    reader = make_reader(bytearray(plan.arena), f"split-{os.getpid()}")
+    reader = make_reader(make_arena(plan.arena), f"split-{os.getpid()}")
     try:
         return [(_write_file(plan, split, reader, padding, tasks, number), _peak_memory()) for number in tasks]
     finally:
