@@ -167,21 +167,19 @@ class Lines(NamedTuple):
 
 def find_lines(block: bytes, max_line: int) -> Lines:
     """Finds and checks the lines of a block that ends with a newline (or is empty)."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) if block else np.zeros(0, np.int64)
-    starts = np.empty_like(ends)
-    starts[:1] = 0
-    starts[1:] = ends[:-1] + 1
-    return _all_good(block, starts, ends, max_line) or _one_by_one(block, starts, ends, max_line)
+    return _all_good(block, max_line) or _one_by_one(block, max_line)
 
 
-def _all_good(block: bytes, starts: np.ndarray, ends: np.ndarray, max_line: int) -> Optional[Lines]:
+def _all_good(block: bytes, max_line: int) -> Optional[Lines]:
     """Checks all lines at once; None when any is bad. `check_line` says what is good."""
-    if not len(ends):
+    if not block:
         return None
     characters = np.frombuffer(block, np.uint8)
-    tabs = np.flatnonzero(characters == _TAB)
-    if len(tabs) != len(ends) or (tabs < starts).any() or (tabs > ends).any():
+    controls = np.flatnonzero(characters <= _NEWLINE)
+    tabs, ends = controls[::2], controls[1::2]
+    if len(tabs) != len(ends) or (characters[tabs] != _TAB).any() or (characters[ends] != _NEWLINE).any():
         return None
+    starts = _starts(ends)
     images = tabs - starts
     if (images < 4).any() or (images % 4).any() or (ends - starts > max_line).any():
         return None
@@ -213,7 +211,15 @@ def _labels(characters: np.ndarray, tabs: np.ndarray, ends: np.ndarray) -> Optio
     return labels
 
 
-def _one_by_one(block: bytes, starts: np.ndarray, ends: np.ndarray, max_line: int) -> Lines:
+def _starts(ends: np.ndarray) -> np.ndarray:
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    return starts
+
+
+def _one_by_one(block: bytes, max_line: int) -> Lines:
+    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) if block else np.zeros(0, np.int64)
+    starts = _starts(ends)
     tabs, labels = np.zeros_like(starts), np.zeros(len(starts), np.int64)
     faults = np.zeros(len(starts), np.uint8)
     for number in range(len(starts)):

@@ -44,6 +44,7 @@ from plsc.data.base64_runs import (
     RunWriter,
     cell_bounds,
     create,
+    keep_freed_memory,
     make_arena,
     write_all,
     write_error,
@@ -52,11 +53,12 @@ from plsc.data.base64_workspace import Workspace, check_disk, check_targets, ope
 from plsc.data.worker_pool import Tasks, run_workers
 from plsc.errors import ConfigError, DataError
 
-BLOCK = 1 << 18  # lines that begin in one such piece of a part draw their keys from one stream
+BLOCK = 1 << 20  # lines that begin in one such piece of a part draw their keys from one stream
 _AHEAD = 1 << 16  # bytes read at a time beyond a block, for the end of its last line
 _MAIN_BYTES = 44_000_000  # resident memory of this process without data (Python 3.11, NumPy 2.4)
 _WORKER_BYTES = 28_000_000  # and of a forked worker
-_CHECK_BYTES = 8_000_000  # most that checking a block of many short lines takes
+_CHECK_LINES = 1 << 14  # short lines are checked this many at a time, or a few more
+_CHECK_BYTES = 6_000_000  # memory that takes
 _SHORTEST = 7  # bytes of a line
 DEFAULT_MEMORY = 512_000_000
 DEFAULT_MAX_LINE = 8_000_000
@@ -243,6 +245,7 @@ def _default_workers(options: Options) -> int:
 
 
 def _scan(plan: _Plan, tasks: Tasks) -> _Scan:
+    keep_freed_memory()
     path = os.path.join(plan.scratch, f"runs-{os.getpid()}")
     writer = RunWriter(path, plan.bounds, make_arena(plan.arena), plan.max_lines, plan.options.compress_tmp)
     scanner = _Scanner(plan, writer, tasks)
@@ -305,10 +308,10 @@ class _Scanner:
         too_long = newline < 0
         if too_long:
             newline = writer.arena.rfind(b"\n", writer.filled, writer.filled + wanted)
-        size = max(0, newline + 1 - writer.filled)
-        self._take(
-            find_lines(writer.arena[writer.filled : writer.filled + size], self._max_line), part_number, block, size
-        )
+        region = writer.arena[writer.filled : max(writer.filled, newline + 1)]
+        keys = line_keys(self._plan.options.seed, part_number, block)
+        for piece in _cut(region):
+            self._take(find_lines(piece, self._max_line), keys, part_number, len(piece))
         if too_long and self.fault is None:
             self._note(np.array([0]), np.array([Fault.LONG]))
             self.lines[self._number] += 1
@@ -352,13 +355,13 @@ class _Scanner:
         if self._writer.filled + self._have == len(self._writer.arena):
             self._writer.flush(self._have)
 
-    def _take(self, lines: Lines, part_number: int, block: int, size: int) -> None:
+    def _take(self, lines: Lines, stream: np.random.Philox, part_number: int, size: int) -> None:
         count = len(lines.starts)
-        keys = line_keys(self._plan.options.seed, part_number, block, count)
+        keys = stream.random_raw(count)
         if self._plan.options.check:
             self._check_images(lines)
         bad = np.flatnonzero(lines.faults)
-        if len(bad):
+        if len(bad) and self.fault is None:
             self._note(bad, lines.faults[bad])
         good = lines.faults == 0
         index = np.zeros(int(good.sum()), INDEX)
@@ -410,10 +413,20 @@ class _Scanner:
         self._position = self._part.size
 
 
-def line_keys(seed: int, part: int, block: int, count: int) -> np.ndarray:
-    """Keys (uint64) of the lines that begin in one block of a part: a stretch of Philox numbers no other block has."""
+def line_keys(seed: int, part: int, block: int) -> np.random.Philox:
+    """The stream of keys of the lines that begin in one block of a part: Philox numbers that no other block has."""
     counter = np.array([0, block, part, 0], np.uint64)
-    return np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter).random_raw(count)
+    return np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter)
+
+
+def _cut(region: bytes) -> Iterator[bytes]:
+    """The region whole, or, when it has very many lines, in pieces that end with a newline."""
+    lines = np.count_nonzero(np.frombuffer(region, np.uint8) == 10) if region else 0
+    step, first = len(region) * _CHECK_LINES // max(lines, _CHECK_LINES), 0
+    while first < len(region):
+        last = region.find(b"\n", first + step - 1) + 1 or len(region)
+        yield region[first:last]
+        first = last
 
 
 def is_image(encoded: bytes) -> bool:
@@ -558,6 +571,7 @@ def _write_padding(plan: _Plan, split: _Split, make_reader: Any, samples: int, t
 def _write_files(
     plan: _Plan, split: _Split, make_reader: Any, padding: array, tasks: Tasks
 ) -> list[tuple[OutputFile, int]]:
+    keep_freed_memory()
     reader = make_reader(make_arena(plan.arena), f"split-{os.getpid()}")
     try:
         return [(_write_file(plan, split, reader, padding, tasks, number), _peak_memory()) for number in tasks]
