@@ -278,7 +278,7 @@ class RunReader:
         low = int(self._bounds[cell])
         high = int(self._bounds[cell + 1]) if cell + 1 < len(self._bounds) else self._high
         finer = cell_bounds(min(1024, 8 * self._loads_needed(cell)), low, high)
-        path = f"{self._scratch}.{low:016x}"
+        path = f"{self._scratch}+"  # one at a time at each depth
         writer = RunWriter(path, finer, self._arena, self._max_lines)
         try:
             for run in self._runs:
