@@ -441,7 +441,7 @@ def test_a_disk_that_fills_up_midway(tmp_path, monkeypatch, workers):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        with pytest.raises(DataError, match="needs 0.004 GB free"):
+        with pytest.raises(DataError, match=r"needs 0\.007 GB free"):
             shuffle(data, output_dir=str(disk), workers=workers)
         monkeypatch.setattr(base64_shuffle, "check_disk", lambda *arguments: None)
         with pytest.raises(DataError, match="cannot write .No space left on device"):
