@@ -13,7 +13,8 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from plsc.data.base64_shuffle import Options, Result, shuffle_base64
+from plsc.data.base64_plan import Options
+from plsc.data.base64_shuffle import Result, shuffle_base64
 from plsc.errors import PlscError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}

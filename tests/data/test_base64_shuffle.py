@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plsc.data import base64_shuffle, base64_workspace
-from plsc.data.base64_shuffle import Options, shuffle_base64
+from plsc.data import base64_plan, base64_scan, base64_shuffle, base64_split, base64_workspace
+from plsc.data.base64_plan import Options
+from plsc.data.base64_shuffle import shuffle_base64
 from plsc.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,11 +50,13 @@ def contents(folder):
 @pytest.fixture
 def tiny(monkeypatch):
     """Blocks, buffers and so the least memory of kilobytes; `--memory` is what is left for one worker's work."""
-    monkeypatch.setattr(base64_shuffle, "BLOCK", 4096)
-    monkeypatch.setattr(base64_shuffle, "_AHEAD", 512)
-    monkeypatch.setattr(base64_shuffle, "_CHECK_BYTES", 0)
-    monkeypatch.setattr(base64_shuffle, "_MAIN_BYTES", 0)
-    monkeypatch.setattr(base64_shuffle, "_WORKER_BYTES", 0)
+    for module in (base64_plan, base64_scan, base64_shuffle):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    for module in (base64_plan, base64_scan):
+        monkeypatch.setattr(module, "AHEAD", 512)
+    monkeypatch.setattr(base64_plan, "_CHECK_BYTES", 0)
+    monkeypatch.setattr(base64_plan, "_MAIN_BYTES", 0)
+    monkeypatch.setattr(base64_plan, "_WORKER_BYTES", 0)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_round_trip_as_a_multiset_at_the_least_memory(
         nranks,
         seed=seed,
         max_line=1000,
-        memory=base64_shuffle.least_bytes(1, 1000),
+        memory=base64_plan.least_bytes(1, 1000),
         workers=1,
         compress_tmp=compress,
     ).manifest
@@ -121,7 +124,7 @@ def many_parts(folder, total=3000, size=300):
 
 def test_the_same_bytes_whatever_the_memory_and_the_workers(tiny, tmp_path):
     data = many_parts(tmp_path / "data")
-    least = base64_shuffle.least_bytes(1, 1000)
+    least = base64_plan.least_bytes(1, 1000)
     variants = [(1, least), (1, 3 * least), (1, 10**8), (2, 2 * least + 5000), (3, 3 * least + 100_000)]
     results = []
     for number, (workers, memory) in enumerate(variants):
@@ -146,13 +149,14 @@ def test_the_number_of_ranks_cuts_one_order(tmp_path):
 
 
 def test_data_of_a_hundred_times_the_memory(tiny, tmp_path, monkeypatch):
-    least = base64_shuffle.least_bytes(1, 1000)
+    least = base64_plan.least_bytes(1, 1000)
     lines = [line(number, 700 + number % 40) for number in range(100 * least // 950)]
     data = make(tmp_path / "data", [lines[::3], lines[1::3], lines[2::3]])
     assert sum(map(len, lines)) > 100 * least
     arenas = []
-    make_arena = base64_shuffle.make_arena
-    monkeypatch.setattr(base64_shuffle, "make_arena", lambda size: arenas.append(size) or make_arena(size))
+    make_arena = base64_scan.make_arena
+    for module in (base64_scan, base64_split):
+        monkeypatch.setattr(module, "make_arena", lambda size: arenas.append(size) or make_arena(size))
 
     shuffle(data, 4, output_dir=str(tmp_path / "out"), memory=least, workers=1, max_line=1000)
 
@@ -207,7 +211,7 @@ def test_positions_and_neighbours_over_many_seeds_are_uniform():
     total = 12
     orders = []
     for seed in range(6000):
-        keys = [base64_shuffle.line_keys(seed, part, block).random_raw(3) for part in (0, 1) for block in (0, 1)]
+        keys = [base64_scan.line_keys(seed, part, block).random_raw(3) for part in (0, 1) for block in (0, 1)]
         orders.append(np.argsort(np.concatenate(keys), kind="stable"))
     assert_uniform(orders, total)
 
@@ -382,7 +386,7 @@ def test_nothing_but_bad_lines(tmp_path):
 def test_lines_as_long_as_allowed_at_the_least_memory(tiny, tmp_path):
     lines = [b"A" * 9996 + b"\t%03d\n" % number for number in range(50)]
     data = make(tmp_path / "data", [lines[:30], lines[30:]])
-    shuffle(data, 4, max_line=10_000, workers=1, memory=base64_shuffle.least_bytes(1, 10_000))
+    shuffle(data, 4, max_line=10_000, workers=1, memory=base64_plan.least_bytes(1, 10_000))
     assert {each for file in outputs(data) for each in file} == set(lines)
 
 
