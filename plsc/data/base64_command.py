@@ -39,7 +39,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 1
     except Stopped as stopped:
         progress.close()
-        print(f"plsc: error: stopped by {stopped}; no output was changed, run again to start over", file=sys.stderr)
+        print(f"plsc: error: stopped by {stopped} before it was done; run again to start over", file=sys.stderr)
         return 1
     progress.close()
     print(_summary(result, time.monotonic() - began))

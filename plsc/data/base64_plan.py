@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -19,6 +20,8 @@ _MAIN_BYTES = 44_000_000  # resident memory of this process without data (Python
 _WORKER_BYTES = 28_000_000  # and of a forked worker
 CHECK_LINES = 1 << 14  # short lines are checked this many at a time, or a few more
 _CHECK_BYTES = 6_000_000  # memory that takes
+_PILLOW_BYTES = 16_000_000  # and of Pillow with a small image
+_ROOM_BYTES = 48_000_000  # one more worker is worth having if it has so much beyond the least: runs should be long
 DEFAULT_MEMORY = 512_000_000
 DEFAULT_MAX_LINE = 8_000_000
 
@@ -49,7 +52,7 @@ class Options:
             raise ConfigError(f"--seed {self.seed}: expected less than 2^64")
         if self.max_line > 1_000_000_000:
             raise ConfigError(f"--max_line {self.max_line}: expected at most 1GB")
-        least_memory = least_bytes(self.workers or 1, self.max_line)
+        least_memory = least_bytes(self.workers or 1, self.max_line, self.check)
         if self.memory < least_memory:
             raise ConfigError(
                 f"--memory {self.memory / 1e6:g}MB: with --workers {self.workers or 1} and --max_line "
@@ -58,13 +61,15 @@ class Options:
             )
 
 
-def least_bytes(workers: int, max_line: int) -> int:
+def least_bytes(workers: int, max_line: int, check: bool = False) -> int:
     """The smallest memory that can do the work."""
-    return _fixed_bytes(workers) + workers * (_passing_bytes(max_line) + (max_line + BLOCK + 4 * AHEAD) * 8 // 7 + 1)
+    return _fixed_bytes(workers, check) + workers * (
+        _passing_bytes(max_line) + (max_line + BLOCK + 4 * AHEAD) * 8 // 7 + 1
+    )
 
 
-def _fixed_bytes(workers: int) -> int:
-    return _MAIN_BYTES + (workers * _WORKER_BYTES if workers > 1 else 0)
+def _fixed_bytes(workers: int, check: bool) -> int:
+    return _MAIN_BYTES + (workers * _WORKER_BYTES if workers > 1 else 0) + (workers * _PILLOW_BYTES if check else 0)
 
 
 def _passing_bytes(max_line: int) -> int:
@@ -90,10 +95,11 @@ class Plan(NamedTuple):
 def make_plan(options: Options, parts: list[Part], total: int, scratch: str, staging: str) -> Plan:
     """Cuts the parts, `total` bytes in all, into tasks, and the memory into what each worker may use."""
     workers = options.workers or _default_workers(options)
-    work = (options.memory - _fixed_bytes(workers)) // workers - _passing_bytes(options.max_line)
+    work = (options.memory - _fixed_bytes(workers, options.check)) // workers - _passing_bytes(options.max_line)
     arena = work * 7 // 8
     # More cells than loads, so that a load of several fills the arena well.
-    cells = min(4096, max(16, 6 * -(-total // arena)))
+    # And several for each file, as the one in which a file ends is read for the next as well.
+    cells = min(4096, max(16, 6 * -(-total // arena), 8 * options.nranks))
     step = max(16, -(-total // (4096 * BLOCK))) * BLOCK
     tasks = [
         (number, first, min(first + step, part.size))
@@ -116,4 +122,5 @@ def make_plan(options: Options, parts: list[Part], total: int, scratch: str, sta
 
 def _default_workers(options: Options) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return next(n for n in range(cores, 0, -1) if n == 1 or options.memory >= least_bytes(n, options.max_line))
+    least = partial(least_bytes, max_line=options.max_line, check=options.check)
+    return next(n for n in range(cores, 0, -1) if n == 1 or options.memory >= least(n) + n * _ROOM_BYTES)

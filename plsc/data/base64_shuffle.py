@@ -73,6 +73,7 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
             workspace.lock,
         )
         raise_first_fault(plan, scans)
+        peak = peak_memory() + (sum(scan.peak for scan in scans) if plan.workers > 1 else 0)
         written = write_all_files(plan, scans, workspace.lock, partial(_tell, watch, "writing", total))
         manifest = _manifest(plan, scans, [file for file, _ in written])
         names += write_skipped(plan, scans)
@@ -84,7 +85,7 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
             total,
             sum(file.bytes for file in manifest.files),
             plan.workers,
-            _peak_of_all(plan, scans, written),
+            max(peak, _peak_of_writing(plan, written)),
         )
 
 
@@ -124,9 +125,7 @@ def _manifest(plan: Plan, scans: Sequence[Scan], files: list[OutputFile]) -> Man
     )
 
 
-def _peak_of_all(plan: Plan, scans: Sequence[Scan], written: Sequence[tuple[OutputFile, int]]) -> int:
-    if plan.workers == 1:
-        return peak_memory()
-    scanning = sum(scan.peak for scan in scans)
-    writing = sum(sorted((peak for _, peak in written), reverse=True)[: plan.workers])
-    return peak_memory() + max(scanning, writing)
+def _peak_of_writing(plan: Plan, written: Sequence[tuple[OutputFile, int]]) -> int:
+    workers = min(plan.workers, len(written))
+    peaks = sorted((peak for _, peak in written), reverse=True)
+    return peak_memory() + (sum(peaks[:workers]) if workers > 1 else 0)

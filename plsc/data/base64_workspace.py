@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,21 @@ def publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) 
     that comes after a kill which files belong to no manifest.
     """
     assert names[-1] == MANIFEST_NAME
+    with _undisturbed():
+        _publish(workspace, names, earlier)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets signals wait: outputs that are half in place would have to be removed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
     journal = json.dumps(sorted({*names, *earlier})).encode()
     write_file(os.path.join(workspace.staging, _JOURNAL_NAME), journal)
     sync_folder(workspace.staging)

@@ -57,6 +57,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(base64_plan, "_CHECK_BYTES", 0)
     monkeypatch.setattr(base64_plan, "_MAIN_BYTES", 0)
     monkeypatch.setattr(base64_plan, "_WORKER_BYTES", 0)
+    monkeypatch.setattr(base64_plan, "_ROOM_BYTES", 0)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,31 @@ def test_data_of_a_hundred_times_the_memory(tiny, tmp_path, monkeypatch):
     got = collections.Counter(each for file in outputs(tmp_path / "out") for each in file)
     assert got.keys() == set(lines)
     assert sum(got.values()) - len(lines) < 4
+
+
+def test_a_signal_waits_until_the_outputs_are_in_place(tmp_path, monkeypatch):
+    data = many_parts(tmp_path / "data", 50)
+    shuffle(data, 6, seed=1)
+    rename = os.rename
+
+    def interrupted(source, target):
+        os.kill(os.getpid(), signal.SIGINT)
+        rename(source, target)
+
+    monkeypatch.setattr(base64_workspace.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shuffle(data)
+    assert len(outputs(data)) == 4
+    assert not list(data.glob(".base64*"))
+
+
+def test_as_many_workers_as_the_memory_feeds(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
+    workers = [
+        base64_plan._default_workers(Options(".", "list", 8, memory=memory * 10**6))
+        for memory in (80, 250, 512, 10_000)
+    ]
+    assert workers == [1, 1, 4, 64]
 
 
 # Uniformity. The seeds are fixed, so a test that passes passes always; the bounds are 4 standard deviations.

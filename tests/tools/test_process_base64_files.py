@@ -213,7 +213,7 @@ def test_a_signal_cleans_up(data, tmp_path, number, workers):
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors == f"plsc: error: stopped by {number.name}; no output was changed, run again to start over\n"
+    assert errors == f"plsc: error: stopped by {number.name} before it was done; run again to start over\n"
     assert not list(tmp_path.iterdir())
 
 
