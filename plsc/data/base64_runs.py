@@ -325,6 +325,13 @@ def write_all(descriptor: int, data: bytes | memoryview, path: str) -> None:
         raise write_error(path, error) from error
 
 
+def forget(descriptor: int, first: int, size: int) -> None:
+    """Tells the kernel that bytes of a file will not be read soon: it writes what is to be written, and its memory is
+    used again for what comes next instead of filling the machine's."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_DONTNEED)
+
+
 def write_error(path: str, error: OSError) -> DataError:
     """The error for a file that could not be written."""
     return DataError(f"{path}: cannot write ({error.strerror or error}); free some space or choose another folder")

@@ -11,7 +11,7 @@ import numpy as np
 
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
 from plsc.data.base64_plan import AHEAD, BLOCK, CHECK_LINES, Plan
-from plsc.data.base64_runs import INDEX, Run, RunWriter, keep_freed_memory, make_arena, write_error
+from plsc.data.base64_runs import INDEX, Run, RunWriter, forget, keep_freed_memory, make_arena, write_error
 from plsc.data.worker_pool import Tasks, peak_memory
 from plsc.errors import DataError
 
@@ -86,6 +86,7 @@ class _Scanner:
                 if self.fault is not None:
                     return
                 self._tasks.report(min(block_end, end) - block * BLOCK)
+            forget(file.fileno(), first, end - first)
 
     def _scan_block(self, part_number: int, block: int, block_end: int) -> None:
         writer, wanted = self._writer, block_end - self._position

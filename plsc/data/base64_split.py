@@ -14,9 +14,11 @@ import numpy as np
 
 from plsc.data.base64_parts import OutputFile, rank_file_name
 from plsc.data.base64_plan import Plan
-from plsc.data.base64_runs import Run, RunReader, create, keep_freed_memory, make_arena, write_all, write_error
+from plsc.data.base64_runs import Run, RunReader, create, forget, keep_freed_memory, make_arena, write_all, write_error
 from plsc.data.base64_scan import Scan
 from plsc.data.worker_pool import Tasks, peak_memory, run_workers
+
+_FORGET_BYTES = 32_000_000  # written before the disk is told to begin
 
 
 class _Split(NamedTuple):
@@ -112,7 +114,7 @@ def _write_files(
 def _write_file(plan: Plan, split: _Split, reader: RunReader, padding: array, tasks: Tasks, number: int) -> OutputFile:
     name = rank_file_name(number)
     path = os.path.join(plan.staging, name)
-    digest, size = hashlib.sha256(), 0
+    digest, size, forgotten = hashlib.sha256(), 0, 0
     descriptor = create(path, 0o666)
     try:
         for piece in _pieces(plan, split, reader, padding, number):
@@ -120,6 +122,9 @@ def _write_file(plan: Plan, split: _Split, reader: RunReader, padding: array, ta
             write_all(descriptor, piece, path)
             size += len(piece)
             tasks.report(len(piece))
+            if size - forgotten > _FORGET_BYTES:
+                forget(descriptor, 0, size)
+                forgotten = size
         os.fsync(descriptor)
     except OSError as error:
         raise write_error(path, error) from error
