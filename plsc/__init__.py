@@ -1,9 +1,15 @@
 """plsc trains classifiers with very many classes on PaddlePaddle; the last layer is sharded over the ranks."""
 
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from plsc.threads import set_threads_per_rank
 from plsc.version import __version__
+
+if TYPE_CHECKING:
+    from plsc.entry import Entry
+    from plsc.models.base_model import BaseModel
 
 __all__ = ["Entry", "BaseModel", "__version__"]
 
@@ -15,5 +21,16 @@ if importlib.util.find_spec("paddle") is None:
 # The number of threads is read once, when paddle loads its math libraries.
 set_threads_per_rank()
 
-from plsc.entry import Entry  # noqa: E402
-from plsc.models.base_model import BaseModel  # noqa: E402
+_HOMES = {"Entry": "plsc.entry", "BaseModel": "plsc.models.base_model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: paddle takes seconds and 200 MB, which the data tools do without."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"plsc.{name}") is not None:
+        value = importlib.import_module(f"plsc.{name}")
+    else:
+        raise AttributeError(f"module 'plsc' has no attribute {name!r}")
+    globals()[name] = value
+    return value

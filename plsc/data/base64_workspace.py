@@ -1,0 +1,235 @@
+"""Where a split is made: one run at a time, in hidden folders, put in place all together, the manifest last."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
+from plsc.errors import ConfigError, DataError
+
+_LOCK_NAME = ".base64_shuffle.lock"
+_JOURNAL_NAME = "publishing.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one run.
+
+    `output` is where the outputs go, `staging` a hidden folder in it where they are made, `scratch` one for temporary
+    files; `lock` is the descriptor that keeps other runs out.
+    """
+
+    output: str
+    staging: str
+    scratch: str
+    lock: int
+
+
+@contextlib.contextmanager
+def open_workspace(output_dir: str, tmp_dir: str) -> Iterator[Workspace]:
+    """Makes the folders of a run, having removed what a killed one left, and removes them at the end.
+
+    Raises ConfigError when a folder cannot be used, or when another run works on `output_dir`.
+    """
+    _make_folder(output_dir)
+    if not os.path.isdir(tmp_dir):
+        raise ConfigError(f"{tmp_dir}: no such folder; make it, or give another with --tmp_dir")
+    with _locked(output_dir) as lock:
+        # The name tells whose it is: several outputs may share a folder for temporary files.
+        prefix = f".base64_shuffle-{hashlib.sha256(os.path.realpath(output_dir).encode()).hexdigest()[:12]}-"
+        for folder in {os.path.realpath(output_dir), os.path.realpath(tmp_dir)}:
+            _remove_leftovers(output_dir, folder, prefix)
+        made: list[str] = []
+        try:
+            for folder in (output_dir, tmp_dir):
+                made.append(_make_hidden(folder, prefix))
+            yield Workspace(output_dir, made[0], made[1], lock)
+        finally:
+            for folder in made:
+                _discard(output_dir, folder)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot make the folder ({error.strerror}); give another with --output_dir"
+        ) from error
+
+
+def _make_hidden(folder: str, prefix: str) -> str:
+    try:
+        return tempfile.mkdtemp(prefix=prefix, dir=folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot write there ({error.strerror}); give another folder with --output_dir or --tmp_dir"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[int]:
+    path = os.path.join(folder, _LOCK_NAME)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot write there ({error.strerror}); give another folder with --output_dir"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(
+                f"{folder}: another run is writing there; wait for it, or give another folder with --output_dir"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(f"{path}: cannot lock ({error.strerror}); choose a folder on another disk") from error
+        # The run that held the lock may have removed the file between the two calls.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _remove_leftovers(output_dir: str, folder: str, prefix: str) -> None:
+    with os.scandir(folder) as entries:
+        left = [
+            entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
+        ]
+    for path in left:
+        _discard(output_dir, path)
+
+
+def _discard(output_dir: str, hidden: str) -> None:
+    """Removes a hidden folder and, if it was stopped while its files were put in place, those files first."""
+    journal = os.path.join(hidden, _JOURNAL_NAME)
+    if os.path.exists(journal) and not os.path.lexists(os.path.join(output_dir, MANIFEST_NAME)):
+        with open(journal, encoding="utf-8") as file:
+            names = json.load(file)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(output_dir, name))
+        sync_folder(output_dir)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """Checks that outputs may be put in place; returns the names of an earlier split, which will go.
+
+    Args:
+        names: of the files to be written.
+        inputs: paths that must not be replaced.
+
+    Raises:
+        DataError: a file of such a name stands there that no manifest owns, or that is an input.
+    """
+    earlier = _names_of(load_manifest(output_dir))
+    read = {(status.st_dev, status.st_ino) for path in inputs if os.path.exists(path) for status in [os.stat(path)]}
+    for name in {*names, *earlier}:
+        path = os.path.join(output_dir, name)
+        if not os.path.lexists(path):
+            continue
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) in read:
+            raise DataError(
+                f"{path}: an input, and the new files would replace it; give another folder with --output_dir"
+            )
+        if name not in earlier or not os.path.isfile(path):
+            raise DataError(f"{path}: not made by this tool; move it away, or give another folder with --output_dir")
+    return earlier
+
+
+def _names_of(manifest: Manifest | None) -> list[str]:
+    if manifest is None:
+        return []
+    return [*(file.name for file in manifest.files), FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME]
+
+
+def publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
+    """Puts the staged files `names`, the manifest the last of them, in the place of `earlier` ones.
+
+    A reader looks for the manifest first, so it sees the earlier split, none, or the new one. The journal tells a run
+    that comes after a kill which files belong to no manifest.
+    """
+    assert names[-1] == MANIFEST_NAME
+    with _undisturbed():
+        _publish(workspace, names, earlier)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets signals wait: outputs that are half in place would have to be removed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
+    journal = json.dumps(sorted({*names, *earlier})).encode()
+    write_file(os.path.join(workspace.staging, _JOURNAL_NAME), journal)
+    sync_folder(workspace.staging)
+    for name in [MANIFEST_NAME, *(name for name in earlier if name not in names)]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(workspace.output, name))
+        if name == MANIFEST_NAME:
+            sync_folder(workspace.output)
+    for name in names:
+        if name == MANIFEST_NAME:
+            sync_folder(workspace.output)
+        os.rename(os.path.join(workspace.staging, name), os.path.join(workspace.output, name))
+    sync_folder(workspace.output)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Writes and fsyncs a small file. Raises DataError."""
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from error
+
+
+def sync_folder(folder: str) -> None:
+    """Makes names in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_disk(output_dir: str, output_bytes: int, tmp_dir: str, tmp_bytes: int) -> None:
+    """Raises DataError, saying how much is needed, when the disks have too little space free."""
+    needs = {output_dir: output_bytes, tmp_dir: tmp_bytes}
+    if os.stat(output_dir).st_dev == os.stat(tmp_dir).st_dev:
+        needs = {output_dir: output_bytes + tmp_bytes}
+    for folder, need in needs.items():
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise DataError(
+                f"{folder}: needs {need / 1e9:.3f} GB free ({output_bytes / 1e9:.3f} for the outputs, "
+                f"{tmp_bytes / 1e9:.3f} for temporary files), and has {free / 1e9:.3f}; free some space, or give other "
+                "disks with --output_dir and --tmp_dir"
+            )

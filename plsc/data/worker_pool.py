@@ -1,0 +1,159 @@
+"""A few processes that take numbered tasks in order and return one result each; with one worker, this process itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+from plsc.errors import DataError, PlscError
+
+
+class Tasks:
+    """What a worker sees: the task numbers it shall do, a place to report progress, and a way to end the work.
+
+    Tasks are handed out in rising order, so when one of them is refused all before it are done or being done.
+    """
+
+    def __init__(self, count: int, watch: Callable[[int], None]) -> None:
+        self._count = count
+        self._watch = watch
+        self._next = 0
+        self._reported = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            number = self._take()
+            if number >= self._count:
+                return
+            yield number
+
+    def report(self, amount: int) -> None:
+        """Counts `amount` more as done."""
+        self._reported += amount
+        self._watch(self._reported)
+
+    def stop(self) -> None:
+        """Hands out no more tasks, to any worker."""
+        self._next = self._count
+
+    def _take(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+
+class _SharedTasks(Tasks):
+    """The same over several processes."""
+
+    def __init__(self, count: int, workers: int, context: Any) -> None:
+        super().__init__(count, lambda done: None)
+        self.worker = 0
+        self._counter = context.Value("q", 0)
+        self._done = context.RawArray("q", workers)
+        self._parent = os.getpid()
+
+    def done(self) -> int:
+        """What all workers have reported."""
+        return sum(self._done)
+
+    def report(self, amount: int) -> None:
+        self._done[self.worker] += amount
+        if os.getppid() != self._parent:  # killed: nobody is left to clean up after this process
+            os._exit(1)
+
+    def stop(self) -> None:
+        with self._counter.get_lock():
+            self._counter.value = self._count
+
+    def _take(self) -> int:
+        with self._counter.get_lock():
+            self._counter.value += 1
+            return self._counter.value - 1
+
+
+def run_workers(
+    function: Callable[[Tasks], Any],
+    count: int,
+    workers: int,
+    watch: Callable[[int], None],
+    inherited: Optional[int] = None,
+) -> list[Any]:
+    """Calls `function(tasks)` in each of `workers` processes and returns their results.
+
+    Args:
+        count: tasks are numbered 0..count-1.
+        workers: processes to start; 1 runs in this one.
+        watch: told from time to time how much has been reported in all.
+        inherited: a file descriptor the processes shall not keep open.
+
+    Raises:
+        PlscError, OSError: raised by a worker, or a worker was killed. The others are ended first.
+    """
+    if workers == 1:
+        return [function(Tasks(count, watch))]
+    # Forked, so that modules and settings are shared; the caller has no threads.
+    context = multiprocessing.get_context("fork")
+    tasks = _SharedTasks(count, workers, context)
+    processes, pipes = [], []
+    try:
+        for worker in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            tasks.worker = worker
+            process = context.Process(target=_work, args=(function, tasks, sender, inherited), daemon=True)
+            process.start()
+            sender.close()
+            processes.append(process)
+            pipes.append(receiver)
+        return _collect(tasks, processes, pipes, watch)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch: Callable[[int], None]) -> list[Any]:
+    from multiprocessing.connection import wait
+
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting: list[Any] = wait([pipe for worker, pipe in enumerate(pipes) if worker not in results], 0.2)
+        for pipe in waiting:
+            worker = pipes.index(pipe)
+            try:
+                failed, results[worker] = pipe.recv()
+            except EOFError:
+                processes[worker].join()
+                raise DataError(
+                    f"a worker process ended early (exit code {processes[worker].exitcode}); "
+                    "if the machine ran out of memory, give a smaller --memory or fewer --workers, then run again"
+                ) from None
+            if failed:
+                raise results[worker]
+        watch(tasks.done())
+    return [results[worker] for worker in range(len(pipes))]
+
+
+def _work(function: Callable[[Tasks], Any], tasks: _SharedTasks, pipe: Any, inherited: Optional[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    if inherited is not None:
+        os.close(inherited)
+    try:
+        answer = (False, function(tasks))
+    except (PlscError, OSError) as problem:
+        answer = (True, problem)
+    pipe.send(answer)
+
+
+def peak_memory() -> int:
+    """The most memory this process has had, in bytes."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 0

@@ -1,0 +1,13 @@
+"""Shuffles base64 image data and splits it into one file a rank; `--help` explains all."""
+
+import os
+import sys
+
+# The tool's NumPy work needs no threads of a math library, and a clone is enough to run it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from plsc.data.base64_command import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
