@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -176,12 +177,23 @@ def publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Lets signals wait: outputs that are half in place would have to be removed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    """Lets signals wait: outputs that are half in place would have to be removed.
+
+    By handlers, not a mask: a mask is one thread's, and a signal goes to any thread that takes it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
