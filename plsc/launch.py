@@ -28,13 +28,14 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
     first one to fail are the last thing shown.
     """
     signals: list[int] = []
+    began = time.time()
     previous = {
         number: signal.signal(number, lambda number, frame: signals.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         for attempt in range(restarts + 1):
-            failed = _run_once(command, ranks, attempt, signals)
+            failed = _run_once(command, ranks, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
             if not failed:
@@ -47,10 +48,10 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
             signal.signal(number, handler)
 
 
-def _run_once(command: Sequence[str], ranks: int, attempt: int, signals: list[int]) -> bool:
-    """Whether a rank failed; all have ended."""
+def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], signals: list[int]) -> bool:
+    """Whether a rank failed; all have ended. `restart_of` is when the run was first started, if it was."""
     ports = _free_ports(ranks)
-    processes = [_start(command, rank, ports, attempt) for rank in range(ranks)]
+    processes = [_start(command, rank, ports, restart_of) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
     ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
     readers = [
@@ -76,7 +77,7 @@ def _run_once(command: Sequence[str], ranks: int, attempt: int, signals: list[in
     return True
 
 
-def _start(command: Sequence[str], rank: int, ports: Sequence[int], attempt: int) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int, ports: Sequence[int], restart_of: Optional[float]) -> subprocess.Popen:
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     environment = dict(os.environ)
     if not threads.user_chose:
@@ -92,8 +93,8 @@ def _start(command: Sequence[str], rank: int, ports: Sequence[int], attempt: int
         PADDLE_CURRENT_ENDPOINT=endpoints[rank],
         FLAGS_selected_gpus=str(rank),
     )
-    if attempt:
-        environment["PLSC_RESTART"] = str(attempt)
+    if restart_of is not None:
+        environment["PLSC_RESTART"] = repr(restart_of)
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
@@ -23,9 +23,10 @@ def world_size() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
-def restarted() -> bool:
-    """Whether `plsc run --restarts` started this process after a failure."""
-    return "PLSC_RESTART" in os.environ
+def restarted() -> Optional[float]:
+    """When `plsc run --restarts` first started this run (seconds since 1970), if it has started it again after a failure."""
+    first = os.environ.get("PLSC_RESTART")
+    return None if first is None else float(first)
 
 
 def on_cpu() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Writer:
         if not errors and parallel.rank() == 0:
             try:
                 every = {name: one for _, files, _ in parts for name, one in files.items()}
-                meta = {**task.meta, "rng": [rng for _, _, rng in parts]}
+                meta = {**task.meta, "written": time.time(), "rng": [rng for _, _, rng in parts]}
                 layout.write_meta(layout.temporary_of(task.folder), meta, every)
                 layout.publish(task.folder)
             except OSError as problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from pathlib import Path
 from typing import Optional
 
@@ -62,22 +61,29 @@ def resume(state: TrainingState, save_dir: Path) -> tuple[checkpoint.Writer, boo
     if parallel.rank() == 0:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
-    config = state.config
-    wanted = config.resume or parallel.restarted()
-    source = resume_from_newest(state, save_dir) if wanted else None
+    config, restarted = state.config, parallel.restarted()
+    wanted = config.resume or restarted is not None
+    # A restart alone goes on with its own run, not with what an earlier one left in the folder.
+    since = 0.0 if config.resume or restarted is None else restarted
+    source = resume_from_newest(state, save_dir, since) if wanted else None
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.order)
     if wanted and source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
     return checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved), source is not None
 
 
-def resume_from_newest(state: TrainingState, save_dir: Path) -> Optional[Checkpoint]:
+def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0) -> Optional[Checkpoint]:
     """Puts `state` where the newest good checkpoint in `save_dir` has it, on every rank; None when there is none at all.
+
+    The newest is the one written last: an earlier run in the same folder may have come further.
+
+    Args:
+        since: older ones do not count (seconds since 1970).
 
     Raises:
         CheckpointError: the newest one that is whole does not fit the settings, or every one is damaged.
     """
-    found = sorted(parallel.all_gather_object(_candidates(save_dir))[0], reverse=True)
+    found = sorted(parallel.all_gather_object(_candidates(save_dir, since))[0], reverse=True)
     first_error = None
     for _, folder in found:
         source, error, is_damage = None, None, False
@@ -101,17 +107,18 @@ def resume_from_newest(state: TrainingState, save_dir: Path) -> Optional[Checkpo
     return None
 
 
-def _candidates(save_dir: Path) -> list[tuple[tuple[int, int], Path]]:
-    """Checkpoints by their order; the damaged count as the newest, so that a warning tells of them."""
+def _candidates(save_dir: Path, since: float) -> list[tuple[float, Path]]:
+    """Checkpoints and when they were written; for the damaged, when their folder was changed."""
     if parallel.rank() != 0:
         return []
     found = []
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
-            found.append((checkpoint.open_checkpoint(folder).order, folder))
-        except CheckpointError:
-            found.append(((sys.maxsize, 0), folder))
-    return found
+            written = float(checkpoint.open_checkpoint(folder).meta["written"])
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            written = folder.stat().st_mtime
+        found.append((written, folder))
+    return [one for one in found if one[0] >= since]
 
 
 def _log_resumed(state: TrainingState, source: Checkpoint) -> None:

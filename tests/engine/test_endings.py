@@ -75,8 +75,10 @@ def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
 def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
     options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
-    # Not set_resume: a restart is one by itself. The helper's kill is for runs that find nothing to resume.
-    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", restarts=2)
+    # Not set_resume: a restart is one by itself.
+    # An earlier run in the folder had come further: it is none of this run's business.
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "train_epochs=3", "save_period=7", "seed=9")
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", "fresh=1", restarts=2)
     assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
     assert "resumed from" in process.stderr
     assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")

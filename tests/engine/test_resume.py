@@ -80,6 +80,15 @@ def test_a_finished_run_has_nothing_left_to_do(ranks, glyphs, tmp_path):
     assert [record["step"] for record in records_of(tmp_path)] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
 
 
+def test_the_newest_is_the_one_written_last(ranks, glyphs, tmp_path):
+    """A second run in the same folder that has not come as far as the first."""
+    options = ("with_test=false", "num_workers=0")
+    ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "save_period=4")
+    ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=1", "seed=5")
+    process = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=2", "seed=5", "resume=true")
+    assert f"resumed from {tmp_path / '0'}: step 6, epoch 1" in process.stderr and "last bit" not in process.stderr
+
+
 @pytest.mark.parametrize("file", ["meta.json", "dist@head@rank@00001.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(ranks, glyphs, tmp_path, file):
     options = ("train_epochs=2", "with_test=false", "save_period=1")

@@ -7,7 +7,7 @@ instead; with `poison=gradient` its images are good and the gradient of its embe
 BatchNorm out, which sees one rank's batch only. `dropout=SHARE` adds dropout; `optimizer=NAME` is Paddle's of that name;
 `reader=random` uses a reader that draws from Python's and NumPy's own generators. `kill=RANK,STEP[,SIGNAL]` makes rank RANK
 (or every one, -1) send itself a signal, KILL by default, in the forward pass of its step STEP, from 1, if nothing was
-resumed; `pause=SECONDS` makes each step that much longer.
+resumed (with `fresh=1`: unless the launcher started it again); `pause=SECONDS` makes each step that much longer.
 """
 
 import json
@@ -97,7 +97,10 @@ def main(data, output, *options):
     ins.set_model(model)
     model.pause = float(chosen.pop("pause", 0))
     rank_to_kill, step, *how = (chosen.pop("kill", None) or "-2,0").split(",")
-    if int(rank_to_kill) in (-1, parallel.rank()) and not any(Path(output).glob("*/meta.json")):
+    unresumed = (
+        "PLSC_RESTART" not in os.environ if chosen.pop("fresh", 0) else not any(Path(output).glob("*/meta.json"))
+    )
+    if int(rank_to_kill) in (-1, parallel.rank()) and unresumed:
         model.kill_at, model.kill_by = int(step), getattr(signal, f"SIG{(how or ['KILL'])[0]}")
     optimizer = chosen.pop("optimizer", None)
     if optimizer:
