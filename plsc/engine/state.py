@@ -183,6 +183,7 @@ class TrainingState:
             ) from None
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
+        random_state.seed_paddle(self.config.seed, progress.step, parallel.rank())
 
     def differences(self, source: Checkpoint) -> list[str]:
         """Why the run will not be, to the bit, the one that was stopped."""

@@ -150,7 +150,6 @@ class Trainer:
         """One step and what is known of it; returns the samples of all ranks."""
         progress, scaler = self.state.progress, self.scaler
         rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
-        random_state.seed_step(self.config.seed, progress.step, parallel.rank())
         note = _WRITTEN * bool(self.writer and self.writer.written) + _STOP * self.stop.requested
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=note)
         output = self.step(micro_batches, gathered)
