@@ -18,8 +18,12 @@ def set_threads_per_rank() -> None:
 
 def threads_per_rank(local_ranks: int) -> int:
     """Cores this process may use, shared fairly by `local_ranks` processes; at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, local_ranks))
+    return max(1, cores() // max(1, local_ranks))
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chosen_by_user() -> bool:

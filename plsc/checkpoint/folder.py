@@ -20,6 +20,7 @@ from typing import Any, Optional
 
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
+from plsc.files import sync_folder
 
 FORMAT = 1
 META = "meta.json"
@@ -80,8 +81,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads `meta.json`, and checks that the files it names are there, whole by their size, and no others of the kind.
 
     Raises:
-        DamagedError: a file is missing, short or of another checkpoint.
-        CheckpointError: there is no checkpoint, or one of another format.
+        DamagedError: there is no checkpoint, or a file of it is missing, short or of another one.
+        CheckpointError: it is of another format.
     """
     path = folder / META
     try:
@@ -135,7 +136,7 @@ def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) ->
         json.dump(content, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    _sync(folder)
+    sync_folder(folder)
 
 
 def temporary_of(folder: Path) -> Path:
@@ -155,11 +156,11 @@ def publish(folder: Path) -> None:
         _remove_tree(previous)
         os.rename(folder, previous)
         os.rename(temporary_of(folder), folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
         _remove_tree(previous)
     else:
         os.rename(temporary_of(folder), folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -250,14 +251,6 @@ def _try_lock(descriptor: int) -> bool:
     except OSError:
         return True  # a file system without locks
     return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_tree(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +14,6 @@ from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
-
-logger = logging.getLogger("plsc")
 
 OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
 

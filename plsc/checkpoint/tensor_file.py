@@ -21,6 +21,7 @@ from typing import Optional, Union
 import numpy as np
 
 from plsc.errors import CheckpointError
+from plsc.files import write_all
 
 BLOCK_BYTES = 8 << 20
 _LARGEST_HEADER = 100 << 20  # as the safetensors library allows
@@ -96,7 +97,7 @@ def write_tensors(
         ):
             assert number == len(digests)
             digests.append(pool.submit(_digest, block))
-            _write_all(stream.fileno(), block)
+            write_all(stream.fileno(), block)
             size += len(block)
             if flushed.done():  # the disk works from the start on, not only when all is in the cache
                 flushed.result()
@@ -135,11 +136,6 @@ def _blocks(
 
 def _digest(block: Union[bytes, memoryview]) -> str:
     return hashlib.sha256(block).hexdigest()
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while len(data):
-        data = data[os.write(descriptor, data) :]
 
 
 class TensorFile:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc import threads
 from plsc.data.base64_parts import Part
 from plsc.data.base64_runs import LINE_BYTES, cell_bounds
 from plsc.errors import ConfigError
@@ -121,6 +121,5 @@ def make_plan(options: Options, parts: list[Part], total: int, scratch: str, sta
 
 
 def _default_workers(options: Options) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     least = partial(least_bytes, max_line=options.max_line, check=options.check)
-    return next(n for n in range(cores, 0, -1) if n == 1 or options.memory >= least(n) + n * _ROOM_BYTES)
+    return next(n for n in range(threads.cores(), 0, -1) if n == 1 or options.memory >= least(n) + n * _ROOM_BYTES)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc import files
 from plsc.errors import DataError
 
 KEYS = 1 << 64
@@ -317,10 +318,8 @@ def create(path: str, mode: int = 0o600) -> int:
 
 def write_all(descriptor: int, data: bytes | memoryview, path: str) -> None:
     """Writes all of `data`. Raises DataError, with the path, when the disk is full or fails."""
-    view = memoryview(data)
     try:
-        while len(view):
-            view = view[os.write(descriptor, view) :]
+        files.write_all(descriptor, data)
     except OSError as error:
         raise write_error(path, error) from error
 

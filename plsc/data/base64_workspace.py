@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from plsc.errors import ConfigError, DataError
+from plsc.files import sync_folder
 
 _LOCK_NAME = ".base64_shuffle.lock"
 _JOURNAL_NAME = "publishing.json"
@@ -221,15 +222,6 @@ def write_file(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from error
-
-
-def sync_folder(folder: str) -> None:
-    """Makes names in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_disk(output_dir: str, output_bytes: int, tmp_dir: str, tmp_bytes: int) -> None:

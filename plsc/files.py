@@ -1,0 +1,23 @@
+"""Files that must last: written whole, and made to outlast a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Union
+
+
+def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
+    """Writes all of `data`, however often the system takes just a part."""
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_folder(folder: Union[str, Path]) -> None:
+    """Makes the names in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
