@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from plsc import launch
+from plsc.arguments import at_least
 from plsc.checkpoint.convert import convert
 from plsc.errors import ConfigError, PlscError
 
@@ -18,10 +19,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m plsc", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a training script on one or several ranks of this machine")
-    run.add_argument("--ranks", type=_positive, default=1, help="number of processes (default 1)")
+    run.add_argument("--ranks", type=at_least(1), default=1, help="number of processes (default 1)")
     run.add_argument(
         "--restarts",
-        type=_count,
+        type=at_least(0),
         default=0,
         help="start all ranks again after a failure, so often at most; training goes on from its newest checkpoint (default 0)",
     )
@@ -30,7 +31,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     cut = commands.add_parser("convert-checkpoint", help="cut the head of a checkpoint for another number of ranks")
     cut.add_argument("source", type=Path, help="folder of the checkpoint; it is only read")
     cut.add_argument("target", type=Path, help="new folder")
-    cut.add_argument("--ranks", type=_positive, required=True, help="number of head files to make")
+    cut.add_argument("--ranks", type=at_least(1), required=True, help="number of head files to make")
     options = parser.parse_args(arguments)
     try:
         return _run(options) if options.command == "run" else _convert(options)
@@ -49,18 +50,3 @@ def _convert(options: argparse.Namespace) -> int:
     convert(options.source, options.target, options.ranks)
     print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
     return 0
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _count(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}")
-    return value

@@ -7,6 +7,7 @@ A checkpoint is written to `.<name>.writing` beside its place and renamed when i
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -56,19 +57,14 @@ class Checkpoint:
     files: dict[str, FileSum]
 
     @property
-    def name(self) -> str:
-        """Such as '3' or 'step_200'."""
-        return self.folder.name
-
-    @property
     def head_rows(self) -> list[int]:
         """Rows of each head file."""
         return self.meta["head_rows"]
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sorts the checkpoints of a run: by step, and an epoch's after a step's, which knows no test."""
-        return int(self.meta["step"]), 0 if self.name.startswith("step_") else 1
+    def written(self) -> float:
+        """When it was put in its place: seconds since 1970."""
+        return float(self.meta["written"])
 
 
 def score_of(meta: dict[str, Any]) -> Optional[float]:
@@ -86,40 +82,50 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / META
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if meta["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {meta['format']!r}, this plsc reads format {FORMAT}; update plsc")
-        if meta["block_bytes"] != BLOCK_BYTES:
-            raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
-        files = {str(name): FileSum.of_blocks(int(meta["size"][name]), meta["blocks"][name]) for name in meta["sha256"]}
-        checkpoint = Checkpoint(folder, meta, files)
-        if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
-            raise ValueError("its numbers contradict each other")
+        checkpoint = _read_meta(folder, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DamagedError(
             f"{folder}: no checkpoint there ({META} is missing); give the folder of one epoch, such as output/0"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
-    for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
-        raise DamagedError(f"{path}: damaged (it does not name {name}); use another checkpoint")
-    for name, expected in files.items():
-        if os.path.basename(name) != name or not _is_own_file(name):
-            raise DamagedError(f"{path}: damaged (it names the file {name!r}); use another checkpoint")
-        try:
-            size = (folder / name).stat().st_size
-        except OSError:
-            raise DamagedError(
-                f"{folder / name}: missing from the checkpoint; copy it whole or use another one"
-            ) from None
-        if size != expected.size:
-            raise DamagedError(
-                f"{folder / name}: {size:,} bytes, {META} says {expected.size:,}: the file is damaged; use another checkpoint"
-            )
+    for name, expected in checkpoint.files.items():
+        _check_file(folder / name, expected)
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".safetensors") and name not in files:
+        if name.endswith(".safetensors") and name not in checkpoint.files:
             raise DamagedError(f"{folder / name}: not of this checkpoint, {META} does not name it; move it away")
     return checkpoint
+
+
+def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
+    """Raises what Python raises where `meta` is not what `write_meta` wrote."""
+    if meta["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder / META}: format {meta['format']!r}, this plsc reads format {FORMAT}; update plsc"
+        )
+    if meta["block_bytes"] != BLOCK_BYTES:
+        raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
+    files = {str(name): FileSum(int(meta["size"][name]), tuple(meta["blocks"][name])) for name in meta["sha256"]}
+    checkpoint = Checkpoint(folder, meta, files)
+    if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
+        raise ValueError("its numbers contradict each other")
+    for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
+        raise ValueError(f"it does not name {name}")
+    for name in files:
+        if not _is_own_file(name):
+            raise ValueError(f"it names the file {name!r}")
+    return checkpoint
+
+
+def _check_file(path: Path, expected: FileSum) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise DamagedError(f"{path}: missing from the checkpoint; copy it whole or use another one") from None
+    if size != expected.size:
+        raise DamagedError(
+            f"{path}: {size:,} bytes, {META} says {expected.size:,}: the file is damaged; use another checkpoint"
+        )
 
 
 def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) -> None:
@@ -223,9 +229,7 @@ def locked(save_dir: Path) -> Iterator[None]:
         save_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(save_dir, os.O_RDONLY)
     except OSError as problem:
-        raise ConfigError(
-            f"set_model_save_dir('{save_dir}'): cannot write there ({problem.strerror}); choose another folder"
-        ) from None
+        raise _cannot_write(save_dir, problem.strerror) from None
     try:
         deadline = time.monotonic() + _LOCK_SECONDS  # a run that was killed may still be ending
         while not _try_lock(descriptor):
@@ -235,12 +239,14 @@ def locked(save_dir: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         if not os.access(save_dir, os.W_OK | os.X_OK):
-            raise ConfigError(
-                f"set_model_save_dir('{save_dir}'): cannot write there (Permission denied); choose another folder"
-            )
+            raise _cannot_write(save_dir, os.strerror(errno.EACCES))
         yield
     finally:
         os.close(descriptor)
+
+
+def _cannot_write(save_dir: Path, reason: Optional[str]) -> ConfigError:
+    return ConfigError(f"set_model_save_dir('{save_dir}'): cannot write there ({reason}); choose another folder")
 
 
 def _try_lock(descriptor: int) -> bool:

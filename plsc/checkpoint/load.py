@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
+
+_OTHER_MODEL = ": it was saved from another model; check set_model"
+_OTHER_OPTIMIZER = (
+    "; set_resume(True) goes on with the same set_optimizer only; start from weights with set_checkpoint_dir"
+)
 
 OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
 
@@ -27,11 +33,7 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
     """
     path, state = checkpoint.folder / BACKBONE, backbone.state_dict()
     with TensorFile(path, checkpoint.files[BACKBONE]) as file:
-        for name in sorted(set(file) ^ set(state)):
-            holder = "the checkpoint" if name in file else "the model"
-            raise CheckpointError(
-                f"{path}: {name} is only in {holder}: it was saved from another model; check set_model"
-            )
+        _check_names(path, set(file), set(state), "the model", _OTHER_MODEL)
         for name, tensor in state.items():
             if file.shape(name) != tuple(tensor.shape):
                 raise CheckpointError(
@@ -114,14 +116,13 @@ def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
         CheckpointError: it was saved with another optimizer.
     """
     path = checkpoint.folder / OPTIMIZER
-    wanted = {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
+    wanted = _by_key(state)
     with TensorFile(path, checkpoint.files[OPTIMIZER]) as file:
-        for key in sorted(set(file) ^ set(wanted)):
-            raise CheckpointError(f"{path}: {key} is only in {_holder(key in file)}; {_RESUME_OPTIMIZER}")
+        _check_names(path, set(file), set(wanted), "the optimizer of this run", _OTHER_OPTIMIZER)
         for key, tensor in wanted.items():
             if file.shape(key) != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{path}: {key} has shape {list(file.shape(key))}, the optimizer {list(tensor.shape)}; {_RESUME_OPTIMIZER}"
+                    f"{path}: {key} has shape {list(file.shape(key))}, the optimizer {list(tensor.shape)}{_OTHER_OPTIMIZER}"
                 )
             _assign(tensor, file.read(key))
 
@@ -134,10 +135,11 @@ def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: Opt
         CheckpointError: it was saved with another optimizer.
     """
     parameters = dict(head.named_parameters())
-    wanted = {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
+    wanted = _by_key(state)
     with HeadFiles(checkpoint) as files:
-        for key in sorted({key for key in files if "/" in key} ^ set(wanted) if wanted else ()):
-            raise CheckpointError(f"{files.path}: {key} is only in {_holder(key in files)}; {_RESUME_OPTIMIZER}")
+        if wanted:  # a rank without rows has none
+            saved = {key for key in files if "/" in key}
+            _check_names(files.path, saved, set(wanted), "the optimizer of this run", _OTHER_OPTIMIZER)
         for key, tensor in wanted.items():
             axis = row_axis(tensor.shape, parameters[key.partition("/")[0]].shape)
             if axis is None:
@@ -148,11 +150,6 @@ def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: Opt
                 rows = paddle.empty([tensor.shape[1], tensor.shape[0], *tensor.shape[2:]], tensor.dtype)
                 files.fill(rows, key, head.lower)
                 _assign(tensor, np.moveaxis(rows.numpy(), 0, 1))
-
-
-_RESUME_OPTIMIZER = (
-    "set_resume(True) goes on with the same set_optimizer only; start from weights with set_checkpoint_dir"
-)
 
 
 def row_axis(shape: Any, parameter_shape: Any) -> int | None:
@@ -249,5 +246,12 @@ def _assign(tensor: paddle.Tensor, value: np.ndarray) -> None:
     tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype).reshape(tensor.shape))
 
 
-def _holder(in_file: bool) -> str:
-    return "the checkpoint" if in_file else "the optimizer of this run"
+def _by_key(state: OptimizerState) -> dict[str, paddle.Tensor]:
+    """The tensors by their names in a file."""
+    return {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
+
+
+def _check_names(path: Path, saved: set[str], wanted: set[str], holder: str, advice: str) -> None:
+    """Raises CheckpointError unless both are the same."""
+    for name in sorted(saved ^ wanted):
+        raise CheckpointError(f"{path}: {name} is only in {'the checkpoint' if name in saved else holder}{advice}")

@@ -45,19 +45,18 @@ class FileSum:
 
     Attributes:
         size: bytes.
-        sha256: hex; of the file where it fits in one block, else of its blocks' digests one after the other.
         blocks: sha256 of each `BLOCK_BYTES`, hex.
     """
 
     size: int
-    sha256: str
     blocks: tuple[str, ...]
 
-    @classmethod
-    def of_blocks(cls, size: int, blocks: Sequence[str]) -> FileSum:
-        """From the digests of all blocks."""
-        whole = blocks[0] if len(blocks) == 1 else hashlib.sha256(b"".join(map(bytes.fromhex, blocks))).hexdigest()
-        return cls(size, whole, tuple(blocks))
+    @property
+    def sha256(self) -> str:
+        """Of the file where it fits in one block, else of its blocks' digests one after the other; hex."""
+        if len(self.blocks) == 1:
+            return self.blocks[0]
+        return hashlib.sha256(b"".join(map(bytes.fromhex, self.blocks))).hexdigest()
 
 
 @dataclass
@@ -92,10 +91,8 @@ def write_tensors(
     buffers = [bytearray(min(BLOCK_BYTES, 8 + len(text) + end)) for _ in range(_HASHING_THREADS + 2)]
     with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(_HASHING_THREADS + 1, "plsc-checksum") as pool:
         flushed = pool.submit(_flush, stream.fileno())
-        for number, block in enumerate(
-            _blocks(_pieces(struct.pack("<Q", len(text)) + text, [tensors[name] for name in names]), buffers, digests)
-        ):
-            assert number == len(digests)
+        pieces = _pieces(struct.pack("<Q", len(text)) + text, [tensors[name] for name in names])
+        for block in _blocks(pieces, buffers, digests):
             digests.append(pool.submit(_digest, block))
             write_all(stream.fileno(), block)
             size += len(block)
@@ -103,7 +100,7 @@ def write_tensors(
                 flushed.result()
                 flushed = pool.submit(_flush, stream.fileno())
         os.fsync(stream.fileno())
-    return FileSum.of_blocks(size, [digest.result() for digest in digests])
+    return FileSum(size, tuple(digest.result() for digest in digests))
 
 
 def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterator[memoryview]:
@@ -117,7 +114,10 @@ def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterat
 def _blocks(
     pieces: Iterable[memoryview], buffers: Sequence[bytearray], digests: Sequence[Future[str]]
 ) -> Iterator[memoryview]:
-    """The pieces cut into blocks, in buffers that are used again once their block's digest is there."""
+    """The pieces cut into blocks, in buffers that are used again once their block's digest is there.
+
+    `digests` grows by one for each block that was yielded.
+    """
     number, filled = 0, 0
     for piece in pieces:
         while len(piece):

@@ -31,17 +31,18 @@ class Saved:
     score: Optional[float]
 
 
-def saved_by_run(save_dir: Path, run: str, until: tuple[int, int]) -> list[Saved]:
-    """The complete checkpoints of a run up to one of them, oldest first."""
+def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
+    """The complete checkpoints of a run that were written until then (seconds since 1970), oldest first."""
     found = []
     for folder in layout.list_checkpoints(save_dir):
         try:
             checkpoint = layout.open_checkpoint(folder)
         except CheckpointError:
             continue
-        if checkpoint.meta.get("run") == run and checkpoint.order <= until:
-            found.append((checkpoint.order, folder, layout.score_of(checkpoint.meta)))
-    return [Saved(folder, score) for _, folder, score in sorted(found, key=lambda one: one[:2])]
+        if checkpoint.meta.get("run") == run and checkpoint.written <= until:
+            found.append(checkpoint)
+    found.sort(key=lambda one: one.written)
+    return [Saved(one.folder, layout.score_of(one.meta)) for one in found]
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Writer:
         self._prune()
 
     def close(self) -> None:
-        """Lets go of the thread; what it is writing stays unfinished."""
+        """Waits for the thread and lets it go; what was not finished is not put in its place."""
         self._pool.shutdown(wait=True)
 
     def _prune(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
+from plsc.arguments import at_least
 from plsc.data.base64_plan import Options
 from plsc.data.base64_shuffle import Result, shuffle_base64
 from plsc.errors import PlscError
@@ -65,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
                 "help": "file in it that names the parts, one a line; a part is lines of base64<TAB>label",
             },
         ),
-        ("nranks", {"required": True, "type": _at_least(1), "help": "number of ranks (GPUs) to split for"}),
+        ("nranks", {"required": True, "type": at_least(1), "help": "number of ranks (GPUs) to split for"}),
         ("output_dir", {"help": "folder for the outputs (default: data_dir)"}),
         ("tmp_dir", {"help": "folder for temporary files, as large as the data (default: output_dir)"}),
-        ("seed", {"type": _at_least(0), "default": 0, "help": "the same seed gives the same bytes (default 0)"}),
+        ("seed", {"type": at_least(0), "default": 0, "help": "the same seed gives the same bytes (default 0)"}),
         (
             "memory",
             {
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
                 "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
             },
         ),
-        ("workers", {"type": _at_least(1), "help": "processes (default: one a core, as far as the memory allows)"}),
+        ("workers", {"type": at_least(1), "help": "processes (default: one a core, as far as the memory allows)"}),
         (
             "check",
             {"action": "store_true", "help": "also decode every image, and treat one that is broken as a bad line"},
@@ -105,16 +106,6 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
     values = vars(given)
     values["skip_errors"] = values.pop("on_error") == "skip"
     return values
-
-
-def _at_least(least: int) -> Any:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
-        return value
-
-    return number
 
 
 def _size(text: str) -> int:

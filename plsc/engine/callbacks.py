@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional
@@ -123,13 +124,12 @@ class ProgressLog:
         """Sums since the last record, for a checkpoint."""
         return dict(self._sums)
 
-    def pause(self) -> None:
-        """Leaves tests and saves, which are not training, out of images/s: call before; `resume` after."""
-        self._paused_at = time.perf_counter()
-
-    def resume(self) -> None:
-        """Ends `pause`."""
-        self._began += time.perf_counter() - self._paused_at
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves tests and saves, which are not training, out of images/s."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def step(
         self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int, scale: Optional[float]

@@ -66,7 +66,7 @@ def resume(state: TrainingState, save_dir: Path) -> tuple[checkpoint.Writer, boo
     # A restart alone goes on with its own run, not with what an earlier one left in the folder.
     since = 0.0 if config.resume or restarted is None else restarted
     source = resume_from_newest(state, save_dir, since) if wanted else None
-    saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.order)
+    saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.written)
     if wanted and source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
     return checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved), source is not None
@@ -114,7 +114,7 @@ def _candidates(save_dir: Path, since: float) -> list[tuple[float, Path]]:
     found = []
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
-            written = float(checkpoint.open_checkpoint(folder).meta["written"])
+            written = checkpoint.open_checkpoint(folder).written
         except (CheckpointError, KeyError, TypeError, ValueError):
             written = folder.stat().st_mtime
         found.append((written, folder))

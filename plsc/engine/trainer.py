@@ -89,12 +89,12 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
         with contextlib.ExitStack() as stack:
-            if self.save_dir is not None:
-                hold_save_dir(stack, self.save_dir)
             self.log_header()
             resumed = False
             if self.save_dir is not None:
+                hold_save_dir(stack, self.save_dir)
                 self.writer, resumed = resume(self.state, self.save_dir)
+                stack.callback(self.writer.close)
             stack.enter_context(self.stop)
             progress = self.state.progress
             metrics = MetricsFile(self.save_dir, progress.metrics_size if resumed else None)
@@ -125,12 +125,11 @@ class Trainer:
             seconds += time.perf_counter() - began
             if progress.epoch + 1 == config.train_epochs:
                 log.flush()
-            log.pause()
             if self.evaluator is not None:
-                progress.test = self.evaluator(self.backbone)
+                with log.paused():
+                    progress.test = self.evaluator(self.backbone)
                 log_test(progress.test)
                 metrics.write("test", step=progress.step, epoch=progress.epoch, **progress.test)
-            log.resume()
             name = str(progress.epoch)
             progress.end_epoch()
             self.save(name, log)
@@ -162,9 +161,8 @@ class Trainer:
         log.step(progress.epoch, progress.step, batch, rate, output, progress.skipped, scale if scales else None)
         # All ranks have all notes of this step, so they agree.
         if self.writer is not None and all(note & _WRITTEN for note in gathered.notes):
-            log.pause()
-            self.writer.finish()
-            log.resume()
+            with log.paused():
+                self.writer.finish()
         if any(note & _STOP for note in gathered.notes):
             self.end_early(log)
         return output.samples
@@ -294,11 +292,10 @@ class Trainer:
         """Begins the checkpoint `name`; it is written while training goes on."""
         if self.writer is None:
             return
-        log.pause()
-        parallel.broadcast_statistics(self.backbone)
-        self.state.progress.window, self.state.progress.metrics_size = log.window, log.metrics.size
-        self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
-        log.resume()
+        with log.paused():
+            parallel.broadcast_statistics(self.backbone)
+            self.state.progress.window, self.state.progress.metrics_size = log.window, log.metrics.size
+            self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
 
     def log_header(self) -> None:
         """What is about to be trained, on what."""

@@ -155,14 +155,12 @@ def make_source(folder, classes, dim, ranks):
     write_meta(folder, {**meta, "step": 0, "sharded": True, "loss_type": "dist_arcface"}, files)
 
 
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
-
-
 def reset_peak():
     """Peak resident memory from now on; what it is now."""
+    from plsc.data.worker_pool import peak_memory
+
     Path("/proc/self/clear_refs").write_text("5")
-    return peak()
+    return peak_memory()
 
 
 def load_as_rank(folder, classes, dim):
@@ -171,6 +169,7 @@ def load_as_rank(folder, classes, dim):
 
     from plsc import checkpoint
     from plsc.checkpoint.load import HeadFiles
+    from plsc.data.worker_pool import peak_memory
     from plsc.heads import build_head
 
     found = checkpoint.open_checkpoint(Path(folder))
@@ -191,7 +190,7 @@ def load_as_rank(folder, classes, dim):
         "bytes of its rows": size,
         "bytes read": 2 * velocity_bytes,
         "read / rows": 2 * velocity_bytes / size,
-        "peak / rows": (peak() - base) / size,
+        "peak / rows": (peak_memory() - base) / size,
         "seconds for W": round(seconds, 2),
     }
 
@@ -205,11 +204,11 @@ def reshard(folder, classes, dim, source, target):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         ranks.append(json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else process.stderr[-2000:])
     words = "import sys, time; sys.argv = sys.argv[1:]\nfrom plsc.cli import main\nbegan = time.time(); main()\n"
-    words += "print(time.time() - began, [l for l in open('/proc/self/status') if 'VmHWM' in l][0].split()[1])"
+    words += "from plsc.data.worker_pool import peak_memory; print(time.time() - began, peak_memory())"
     arguments = ["plsc", "convert-checkpoint", str(folder / "source"), str(folder / "target"), "--ranks", str(target)]
     process = subprocess.run([sys.executable, "-c", words, *arguments], capture_output=True, text=True)
-    seconds, kilobytes = process.stdout.splitlines()[-1].split()
-    offline = {"seconds": round(float(seconds), 2), "peak bytes of the process": int(kilobytes) * 1024}
+    seconds, peak = process.stdout.splitlines()[-1].split()
+    offline = {"seconds": round(float(seconds), 2), "peak bytes of the process": int(peak)}
     return {"classes": classes, "dim": dim, "from": source, "to": target, "ranks": ranks, "convert-checkpoint": offline}
 
 

@@ -24,8 +24,8 @@ def small_blocks(monkeypatch):
 
 def sum_of(path):
     content = path.read_bytes()
-    return FileSum.of_blocks(
-        len(content), [hashlib.sha256(content[i : i + 512]).hexdigest() for i in range(0, len(content), 512)]
+    return FileSum(
+        len(content), tuple(hashlib.sha256(content[i : i + 512]).hexdigest() for i in range(0, len(content), 512))
     )
 
 
