@@ -105,6 +105,7 @@ class Config:
     param_attr: Any = None
     bias_attr: Any = None
     train_reader: Optional[Callable[[], Any]] = None
+    callbacks: tuple[Any, ...] = ()
 
     @property
     def batch_per_rank(self) -> int:

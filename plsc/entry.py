@@ -27,7 +27,8 @@ from plsc.config import (
     check_str,
 )
 from plsc.data.transforms import Augmentation
-from plsc.engine.callbacks import log_test, set_up_logging
+from plsc.engine.callbacks import Callback
+from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.trainer import Trainer, build_backbone, build_evaluator
 from plsc.errors import ConfigError, PlscError
 from plsc.heads import Margin
@@ -382,13 +383,19 @@ class Entry:
             check_float("set_augmentation: translate", translate, 0, 1),
         )
 
+    def add_callback(self, callback: Callback) -> None:
+        """Has an object take part in training: see `plsc.Callback`, and docs/callbacks.md for examples."""
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"add_callback({callback!r}): expected an instance of a subclass of plsc.Callback")
+        self._config.callbacks += (callback,)
+
     def train(self) -> dict[str, Any]:
         """Trains all epochs; every rank calls it.
 
         Returns:
             `steps`, `epochs`, `loss` (mean of the last epoch), `images_per_second` (over all ranks, with loading),
-            `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or None).
-            The same on every rank but for rounding of the rate.
+            `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or None),
+            `stopped` (why a callback ended it early, or None). The same on every rank but for rounding of the rate.
 
         Raises:
             PlscError: settings, data or a checkpoint that cannot be used; uncaught, it ends the program with its one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ class Writer:
     def __init__(self, save_dir: Path, keep: int = 0, background: bool = True, saved: Sequence[Saved] = ()) -> None:
         self.save_dir, self._keep, self._background = save_dir, keep, background
         self.saved = list(saved)
+        self.on_saved: Callable[[Path], None] = lambda folder: None  # called when a checkpoint is in its place
         self._snapshot = Snapshot()
         self._pool = ThreadPoolExecutor(1, "plsc-checkpoint")
         self._task: Optional[_Task] = None
@@ -141,6 +142,7 @@ class Writer:
         others = [one for one in self.saved if one.folder != task.folder]
         self.saved = [*others, Saved(task.folder, layout.score_of(task.meta))]
         self._prune()
+        self.on_saved(task.folder)
 
     def close(self) -> None:
         """Waits for the thread and lets it go; what was not finished is not put in its place."""

@@ -1,214 +1,206 @@
-"""What a run shows and records: header, progress, metrics.jsonl. Rank 0 speaks for all."""
+"""What takes part in training besides the loop: the hooks, what they see, and the saving of checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
-import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
-from tqdm import tqdm
+import paddle
 
-from plsc import parallel
-from plsc.errors import ConfigError, TrainingError
-from plsc.heads import HeadOutput
-
-logger = logging.getLogger("plsc")
+from plsc.config import Config
+from plsc.engine.progress import Progress
+from plsc.errors import CheckpointError, ConfigError
 
 
-def set_up_logging() -> None:
-    """Gives the `plsc` logger a plain handler, unless the program gave it one."""
-    if logger.handlers:
-        return
-    handler = _AboveTheBar()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {parallel.rank()}] %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if parallel.rank() == 0 else logging.WARNING)
-    logger.propagate = False
+@dataclass(frozen=True)
+class Step:
+    """The last step; the same on every rank.
 
-
-class _AboveTheBar(logging.StreamHandler):
-    """Writes log lines to stderr without tearing a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-class MetricsFile:
-    """`<model_save_dir>/metrics.jsonl`, one flushed object a line, written by rank 0; nothing without a folder.
-
-    Args:
-        resumed_size: `size` when the checkpoint was made a resumed run goes on from: what came later will be done again.
+    Attributes:
+        loss: the mean over the global batch.
+        lr: the learning rate it used.
+        scale: the loss scale it used; None where the loss is not scaled.
+        samples: size of the global batch.
+        correct: (top-1, top-5) counts over the global batch, with `set_calc_acc`.
+        problem: why nothing was updated by it; None when all is well.
     """
 
-    def __init__(self, save_dir: Optional[Path], resumed_size: Optional[int] = None) -> None:
-        self._stream = None
-        if save_dir is None or parallel.rank() != 0:
-            return
-        self._path = save_dir / "metrics.jsonl"
-        try:
-            self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
-            if resumed_size is not None and self.size > resumed_size:
-                self._stream.truncate(resumed_size)
-        except OSError as problem:
-            raise ConfigError(
-                f"{self._path}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"
-            ) from None
+    loss: float
+    lr: float
+    scale: Optional[float]
+    samples: int
+    correct: Optional[tuple[int, int]]
+    problem: Optional[str]
 
-    def write(self, event: str, **values: Any) -> None:
-        """Appends one record; values that are None are left out."""
-        if self._stream is not None:
-            record = {"event": event, **{key: value for key, value in values.items() if value is not None}}
-            try:
-                self._stream.write(json.dumps(record) + "\n")
-                self._stream.flush()
-            except OSError as problem:
-                raise TrainingError(
-                    f"{self._path}: cannot be written ({problem.strerror}); free space and go on with set_resume(True)"
-                ) from None
+
+class Clock:
+    """Seconds spent in training: tests and saves are left out."""
+
+    def __init__(self) -> None:
+        self._began, self._pauses = time.perf_counter(), 0
 
     @property
-    def size(self) -> int:
-        """Bytes, all of them written."""
-        return 0 if self._stream is None else os.fstat(self._stream.fileno()).st_size
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._stream is not None:
-            with contextlib.suppress(OSError):  # what could not be written has been said
-                self._stream.close()
-
-
-class ProgressLog:
-    """Loss, speed, ETA and accuracy: a bar on a terminal, plain lines elsewhere, and `metrics.jsonl` always.
-
-    Args:
-        total_steps: of the whole run, for the ETA; None when a reader cannot tell.
-        steps_per_epoch: the same for one pass.
-        log_period: steps between two records.
-        done: steps of the run before this process.
-        window: `window` of the process before, whose record is not written yet.
-    """
-
-    def __init__(
-        self,
-        metrics: MetricsFile,
-        total_steps: Optional[int],
-        steps_per_epoch: Optional[int],
-        log_period: int,
-        done: int = 0,
-        window: Optional[dict[str, float]] = None,
-    ) -> None:
-        self.metrics = metrics
-        self._total, self._steps_per_epoch, self._period = total_steps, steps_per_epoch, log_period
-        self._bar: Optional[tqdm] = None
-        if parallel.rank() == 0 and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=done, unit="step", dynamic_ncols=True)
-        self._reset_window()
-        self._sums.update(window or {})
-
-    def _reset_window(self) -> None:
-        self._began = time.perf_counter()
-        self._steps, self._samples = 0, 0
-        # Of the steps that were not skipped:
-        self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
-
-    @property
-    def window(self) -> dict[str, float]:
-        """Sums since the last record, for a checkpoint."""
-        return dict(self._sums)
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves tests and saves, which are not training, out of images/s."""
+        """Leaves out what happens inside."""
         began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if self._pauses == 0:
+                self._began += time.perf_counter() - began
 
-    def step(
-        self, epoch: int, step: int, batch: int, lr: float, output: HeadOutput, skipped: int, scale: Optional[float]
-    ) -> None:
-        """Takes in one finished step.
 
-        Args:
-            step, batch: of the run and of the pass, from 1.
-            lr, scale: the learning rate and the loss scale the step used; None where the loss is not scaled.
-            skipped: skipped steps of the run so far.
+class Run(Protocol):
+    """What a hook sees of the training it takes part in.
+
+    Attributes:
+        config: the settings; not to be changed.
+        backbone: the model, as the user gave it.
+        head: this rank's class centres.
+        optimizer: of both; `optimizer.get_lr()` is the rate of the next step.
+        progress: epochs and steps done, the last epoch's mean loss, the last test's result.
+        last: the last step; None before the first.
+        steps_per_epoch: None when a reader cannot tell.
+        save_dir: None when nothing is saved.
+        clock: seconds of training.
+    """
+
+    config: Config
+    backbone: paddle.nn.Layer
+    head: paddle.nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    last: Optional[Step]
+    steps_per_epoch: Optional[int]
+    save_dir: Optional[Path]
+    clock: Clock
+
+    @property
+    def progress(self) -> Progress:
+        """See above."""
+
+    @property
+    def checkpoints(self) -> Sequence[Path]:
+        """The complete checkpoints of this run that are kept, oldest first."""
+
+    def record(self, event: str, **values: Any) -> None:
+        """Adds one line to metrics.jsonl; rank 0 writes it, and numbers, texts and dicts of them are allowed."""
+
+    def save(self, name: str) -> None:
+        """Saves to `<save_dir>/<name>`, if anything is saved; every rank must call it after the same step."""
+
+    def stop(self, reason: str) -> None:
+        """Ends training in order: after this epoch when called at its end, otherwise after the next step.
+
+        One rank is enough: all stop.
         """
-        self._steps += 1
-        self._samples += output.samples
-        if output.problem is None:
-            top1, top5 = output.correct or (0, 0)
-            for name, value in zip(self._sums, (output.loss, 1, output.samples, top1, top5)):
-                self._sums[name] += value
-        self._latest = (epoch, step, batch, lr, output.correct is not None, skipped, scale)
-        if self._bar is not None:
-            self._bar.update()
-        if step % self._period == 0:
-            self.flush()
 
-    def flush(self) -> None:
-        """Writes the record of the steps since the last one, if there are any."""
-        if self._steps == 0:
-            return
-        epoch, step, batch, lr, with_accuracy, skipped, scale = self._latest
-        elapsed = max(time.perf_counter() - self._began, 1e-9)
-        speed = self._samples / elapsed
-        sums = self._sums
-        loss = sums["loss"] / sums["steps"] if sums["steps"] else None
-        with_accuracy = with_accuracy and sums["samples"] > 0
-        acc1 = sums["top1"] / sums["samples"] if with_accuracy else None
-        acc5 = sums["top5"] / sums["samples"] if with_accuracy else None
-        self.metrics.write(
-            "train",
-            step=step,
-            epoch=epoch,
-            lr=lr,
-            loss=loss,
-            images_per_second=speed,
-            loss_scaling=scale,
-            skipped_steps=skipped,
-            acc1=acc1,
-            acc5=acc5,
-        )
-        shown = "loss -" if loss is None else f"loss {loss:.4f}"
-        shown += f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
-        shown += f", scale {scale:g}" if scale is not None else ""
-        shown += f", {skipped} skipped" if skipped else ""
-        shown += f", {speed:.1f} images/s"
-        if self._bar is not None:
-            self._bar.set_description_str(f"pass {epoch}")
-            self._bar.set_postfix_str(f"lr {lr:.4g}, {shown}")
-        else:
-            of_pass = f"/{self._steps_per_epoch}" if self._steps_per_epoch else ""
-            line = f"pass {epoch}, batch {batch}{of_pass}, lr {lr:.6g}, {shown}"
-            if self._total is not None:
-                seconds = max(0, self._total - step) * elapsed / self._steps
-                line += f", ETA {timedelta(seconds=round(seconds))}"
-            logger.info(line)
-        self._reset_window()
+
+class Callback:
+    """Takes part in training: override the hooks that are of use, and give an object to `Entry.add_callback`.
+
+    Every rank calls every hook, in the order the callbacks were added. An exception ends the run on all ranks.
+    """
+
+    def on_train_begin(self, run: Run) -> None:
+        """Before the first step, when the weights are there and a resumed run is where it was."""
+
+    def on_epoch_begin(self, run: Run) -> None:
+        """Before the first step of an epoch (in a resumed run, before the first that is left)."""
+
+    def on_step_end(self, run: Run) -> None:
+        """After a step: `run.last`, `run.progress`."""
+
+    def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
+        """After a test: what `Entry.test` returns."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """After an epoch and its test, before it is saved; `run.progress.epoch` is the number of epochs done."""
+
+    def on_save(self, run: Run, folder: Path) -> None:
+        """A checkpoint is in its place, on every rank; it was begun some steps ago."""
+
+    def on_train_end(self, run: Run) -> None:
+        """When the last epoch is saved, or `run.stop` has ended training."""
 
     def close(self) -> None:
-        """Writes what is left and ends the bar."""
-        self.flush()
-        if self._bar is not None:
-            self._bar.close()
+        """However training ends: frees what the callback holds."""
+
+    def state(self) -> Any:
+        """What a checkpoint keeps of it, as numbers, texts, lists and dicts; rank 0's counts."""
+        return None
+
+    def load_state(self, state: Any) -> None:
+        """Takes back what `state` gave, before `on_train_begin` of a resumed run, on every rank."""
 
 
-def log_test(results: dict[str, dict[str, float]]) -> None:
-    """One line for each verification set."""
-    for name, values in results.items():
-        logger.info(
-            "test %s: accuracy %.4f +- %.4f, TAR@FAR=1e-3 %.4f, XNorm %.3f",
-            name,
-            values["accuracy"],
-            values["std"],
-            values["tar@1e-3"],
-            values["xnorm"],
-        )
+class CheckpointSaver(Callback):
+    """Saves after each epoch, and every `save_period` steps."""
+
+    def on_step_end(self, run: Run) -> None:
+        """Saves `step_<n>`."""
+        step, period = run.progress.step, run.config.save_period
+        if period and step % period == 0:
+            run.save(f"step_{step}")
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Saves the epoch by its number, from 0."""
+        run.save(str(run.progress.epoch - 1))
+
+
+def states_of(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """`state` of each that has one, by class name and, for the second of a class and on, its number.
+
+    Raises:
+        ConfigError: one is not made of what JSON knows.
+    """
+    states = {}
+    for name, callback in _named(callbacks):
+        state = callback.state()
+        if state is None:
+            continue
+        try:
+            states[name] = json.loads(json.dumps(state))
+        except (TypeError, ValueError) as problem:
+            raise ConfigError(
+                f"{name}.state(): cannot be saved ({problem}); give numbers, texts, lists and dicts"
+            ) from None
+    return states
+
+
+def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> None:
+    """Gives each callback the state it had.
+
+    Raises:
+        CheckpointError: one does not take it.
+    """
+    for name, callback in _named(callbacks):
+        if name not in states:
+            continue
+        try:
+            callback.load_state(states[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise CheckpointError(
+                f"{name}.load_state: does not take what the checkpoint holds of it ({type(problem).__name__}: {problem}); "
+                "it was saved by another version of the class"
+            ) from None
+
+
+def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        kind = type(callback).__name__
+        seen[kind] += 1
+        yield (kind if seen[kind] == 1 else f"{kind}_{seen[kind]}"), callback

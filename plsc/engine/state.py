@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -15,43 +15,11 @@ from plsc import checkpoint, optim, parallel, random_state
 from plsc.amp import DynamicLossScaler
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
+from plsc.engine.callbacks import Callback, load_states, states_of
+from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead, shard_bounds
 from plsc.version import __version__
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        epoch: the one it is in, from 0; the number of epochs when all are done.
-        step: finished steps of the run.
-        batch: finished steps of this epoch.
-        loss_sum, used_steps: over this epoch's steps that were not skipped.
-        skipped, skipped_in_a_row: steps that were.
-        loss: mean of the last finished epoch; None before.
-        test: result of the last test; None before.
-        window: what the log has not written yet.
-        metrics_size: bytes of metrics.jsonl.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    used_steps: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    loss: Optional[float] = None
-    test: Optional[dict[str, dict[str, float]]] = None
-    window: dict[str, float] = field(default_factory=dict)
-    metrics_size: int = 0
-
-    def end_epoch(self) -> None:
-        """Moves on to the next epoch."""
-        self.loss = self.loss_sum / self.used_steps if self.used_steps else None
-        self.epoch, self.batch, self.loss_sum, self.used_steps = self.epoch + 1, 0, 0.0, 0
 
 
 @dataclass
@@ -60,6 +28,7 @@ class TrainingState:
 
     Attributes:
         optimizer: moves `backbone`, and the parameters of `head` that `row_updates` does not.
+        callbacks: whose states are kept too.
         run: names the run; it stays the same when a run is resumed.
         progress: how far it is.
     """
@@ -71,6 +40,7 @@ class TrainingState:
     row_updates: Mapping[str, optim.RowUpdate]
     scaler: DynamicLossScaler
     steps_per_epoch: Optional[int]
+    callbacks: Sequence[Callback] = ()
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     progress: Progress = field(default_factory=Progress)
     rng: dict[str, Any] = field(default_factory=random_state.capture)
@@ -139,6 +109,7 @@ class TrainingState:
             "skipped_steps": progress.skipped,
             "sampling_step": head.next_step,
             "progress": dataclasses.asdict(progress),
+            "callbacks": states_of(self.callbacks),
             "test": None if progress.batch else progress.test,
             "dtype": "float32",
             "shapes": {name: list(tensor.shape) for name, tensor in self.backbone.state_dict().items()},
@@ -176,6 +147,7 @@ class TrainingState:
                 random_state.restore(self.rng)
             seen = progress.batch * int(meta["batch_per_rank"]) * int(meta["ranks"])
             self.run = str(meta["run"])
+            states = dict(meta["callbacks"])
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(
                 f"{source.folder}: cannot be resumed ({type(problem).__name__}: {problem}); start from its weights with "
@@ -183,6 +155,7 @@ class TrainingState:
             ) from None
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
+        load_states(self.callbacks, states)
         random_state.seed_paddle(self.config.seed, progress.step, parallel.rank())
 
     def differences(self, source: Checkpoint) -> list[str]:

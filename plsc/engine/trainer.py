@@ -7,7 +7,6 @@ import itertools
 import math
 import platform
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -19,8 +18,10 @@ from plsc import amp, checkpoint, optim, parallel, random_state
 from plsc.config import Config
 from plsc.data.loader import ImageLoader, ReaderLoader
 from plsc.data.sources import read_label_file
-from plsc.engine.callbacks import MetricsFile, ProgressLog, log_test, logger
+from plsc.engine.callbacks import CheckpointSaver, Clock, Step
 from plsc.engine.evaluator import Evaluator
+from plsc.engine.log import MetricsFile, ProgressLog, logger
+from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.state import TrainingState
 from plsc.errors import ConfigError, DataError, TrainingError
@@ -32,7 +33,7 @@ from plsc.version import __version__
 
 Batch = tuple[np.ndarray, np.ndarray]
 
-_WRITTEN, _STOP = 1, 2  # what a rank tells the others with its labels
+_WRITTEN, _SIGTERM, _STOP = 1, 2, 4  # what a rank tells the others with its labels
 
 
 class Trainer:
@@ -42,7 +43,12 @@ class Trainer:
         self.config = config
         self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
         self.writer: Optional[checkpoint.Writer] = None
-        self.stop = StopRequest()
+        self.metrics: Optional[MetricsFile] = None
+        self.callbacks = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+        self.clock = Clock()
+        self.last: Optional[Step] = None
+        self.sigterm = StopRequest()
+        self.stop_reason: Optional[str] = None
         parallel.initialise()
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
@@ -82,9 +88,35 @@ class Trainer:
         trained = {name: p for name, p in self.head.named_parameters() if not p.stop_gradient}
         self.row_updates = optim.take_rows(self.optimizer, trained)
         self.state = TrainingState(
-            config, self.backbone, self.head, self.optimizer, self.row_updates, self.scaler, self.steps_per_epoch
+            config,
+            self.backbone,
+            self.head,
+            self.optimizer,
+            self.row_updates,
+            self.scaler,
+            self.steps_per_epoch,
+            self.callbacks,
         )
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
+
+    @property
+    def progress(self) -> Progress:
+        """Epochs and steps done."""
+        return self.state.progress
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints of this run that are kept, oldest first."""
+        return [one.folder for one in self.writer.saved] if self.writer else []
+
+    def record(self, event: str, **values: Any) -> None:
+        """Adds one line to metrics.jsonl."""
+        if self.metrics is not None:
+            self.metrics.write(event, **values)
+
+    def stop(self, reason: str) -> None:
+        """Ends training in order, on every rank, at the end of this epoch or after the next step."""
+        self.stop_reason = self.stop_reason or reason
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
@@ -94,62 +126,68 @@ class Trainer:
             if self.save_dir is not None:
                 hold_save_dir(stack, self.save_dir)
                 self.writer, resumed = resume(self.state, self.save_dir)
+                self.writer.on_saved = self.saved
                 stack.callback(self.writer.close)
-            stack.enter_context(self.stop)
-            progress = self.state.progress
-            metrics = MetricsFile(self.save_dir, progress.metrics_size if resumed else None)
-            stack.callback(metrics.close)
-            total = self.steps_per_epoch * self.config.train_epochs if self.steps_per_epoch else None
-            log = ProgressLog(
-                metrics, total, self.steps_per_epoch, self.config.log_period, progress.step, progress.window
-            )
-            stack.callback(log.close)
-            return self.train(metrics, log)
+            stack.enter_context(self.sigterm)
+            self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
+            stack.callback(self.metrics.close)
+            for callback in self.callbacks:
+                stack.callback(callback.close)
+            return self.train()
 
-    def train(self, metrics: MetricsFile, log: ProgressLog) -> dict[str, Any]:
-        """The loop."""
-        config, progress = self.config, self.state.progress
-        samples, seconds = 0, 0.0
+    def train(self) -> dict[str, Any]:
+        """The loop over the epochs."""
+        config, progress, samples, stopped = self.config, self.progress, 0, None
         if progress.epoch >= config.train_epochs:
             logger.info("all %d epochs are done; raise set_train_epochs to train on", config.train_epochs)
-        while progress.epoch < config.train_epochs:
-            began = time.perf_counter()
-            self.model.train()
-            self.state.begin_epoch()
-            for micro_batches in self.micro_batches(progress.epoch, progress.batch):
-                samples += self.train_step(micro_batches, log)
-                if config.save_period and progress.step % config.save_period == 0:
-                    self.save(f"step_{progress.step}", log)
-            if parallel.any_rank(self.stop.requested):
-                self.end_early(log)
-            seconds += time.perf_counter() - began
-            if progress.epoch + 1 == config.train_epochs:
-                log.flush()
-            if self.evaluator is not None:
-                with log.paused():
-                    progress.test = self.evaluator(self.backbone)
-                log_test(progress.test)
-                metrics.write("test", step=progress.step, epoch=progress.epoch, **progress.test)
-            name = str(progress.epoch)
-            progress.end_epoch()
-            self.save(name, log)
-        if self.writer is not None:
-            self.writer.finish()
+        self.clock = Clock()
+        self.call("on_train_begin")
+        while progress.epoch < config.train_epochs and stopped is None:
+            trained, stopped = self.train_epoch()
+            samples += trained
+        with self.clock.paused():
+            if self.writer is not None:
+                self.writer.finish()
+            self.call("on_train_end")
         return {
             "steps": progress.step,
             "epochs": progress.epoch,
             "loss": math.nan if progress.loss is None else progress.loss,
-            "images_per_second": samples / seconds if seconds else 0.0,
+            "images_per_second": samples / self.clock.seconds,
             "skipped_steps": progress.skipped,
-            "checkpoint": str(self.writer.saved[-1].folder) if self.writer and self.writer.saved else None,
+            "checkpoint": str(self.checkpoints[-1]) if self.checkpoints else None,
             "test": progress.test,
+            "stopped": stopped,
         }
 
-    def train_step(self, micro_batches: Sequence[Batch], log: ProgressLog) -> int:
-        """One step and what is known of it; returns the samples of all ranks."""
-        progress, scaler = self.state.progress, self.scaler
+    def train_epoch(self) -> tuple[int, Optional[str]]:
+        """What is left of the current epoch, its test and its end; returns the samples, and why training is to stop now."""
+        progress, samples = self.progress, 0
+        self.model.train()
+        self.state.begin_epoch()
+        self.call("on_epoch_begin")
+        for micro_batches in self.micro_batches(progress.epoch, progress.batch):
+            notes = self.train_step(micro_batches)
+            samples += self.last.samples if self.last else 0
+            if any(note & _STOP for note in notes):
+                self.save(f"step_{progress.step}")
+                return samples, self.agreed_reason()
+        if parallel.any_rank(self.sigterm.requested):
+            self.end_early()
+        with self.clock.paused():
+            if self.evaluator is not None:
+                progress.test = self.evaluator(self.backbone)
+                self.call("on_test", progress.test)
+            progress.end_epoch()
+            self.call("on_epoch_end")
+            return samples, self.agreed_reason()
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> Sequence[int]:
+        """One step, and what is known of it in `last`; returns what the ranks noted before it."""
+        progress, scaler = self.progress, self.scaler
         rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
-        note = _WRITTEN * bool(self.writer and self.writer.written) + _STOP * self.stop.requested
+        note = _WRITTEN * bool(self.writer and self.writer.written)
+        note += _SIGTERM * self.sigterm.requested + _STOP * bool(self.stop_reason)
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=note)
         output = self.step(micro_batches, gathered)
         scaler.update(output.problem is None)
@@ -157,27 +195,41 @@ class Trainer:
         if output.problem is None:
             progress.loss_sum, progress.used_steps = progress.loss_sum + output.loss, progress.used_steps + 1
         self.count_skipped(output.problem, may_shrink and math.isfinite(output.loss))
-        batch, scales = progress.batch, self.config.mixed_precision.scales_loss
-        log.step(progress.epoch, progress.step, batch, rate, output, progress.skipped, scale if scales else None)
+        shown_scale = scale if self.config.mixed_precision.scales_loss else None
+        self.last = Step(output.loss, rate, shown_scale, output.samples, output.correct, output.problem)
+        self.call("on_step_end")
         # All ranks have all notes of this step, so they agree.
         if self.writer is not None and all(note & _WRITTEN for note in gathered.notes):
-            with log.paused():
+            with self.clock.paused():
                 self.writer.finish()
-        if any(note & _STOP for note in gathered.notes):
-            self.end_early(log)
-        return output.samples
+        if any(note & _SIGTERM for note in gathered.notes):
+            self.end_early()
+        return gathered.notes
 
-    def end_early(self, log: ProgressLog) -> None:
+    def call(self, hook: str, *values: Any) -> None:
+        """Calls one hook of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *values)
+
+    def saved(self, folder: Path) -> None:
+        """Tells the callbacks that a checkpoint is in its place."""
+        self.call("on_save", folder)
+
+    def agreed_reason(self) -> Optional[str]:
+        """Why training is to stop, the same on every rank; None when it is not."""
+        return next(filter(None, parallel.all_gather_object(self.stop_reason)), None)
+
+    def end_early(self) -> None:
         """Saves and ends the program, as SIGTERM asked on some rank.
 
         Raises:
             SystemExit: with the status of a process that SIGTERM ended.
         """
-        step = self.state.progress.step
+        step = self.progress.step
         saved = "nothing was saved, as set_model_save_dir is empty"
         if self.writer is not None:
             name = f"step_{step}"
-            self.save(name, log)
+            self.save(name)
             self.writer.finish()
             saved = f"saved {self.writer.save_dir / name}; set_resume(True) goes on from there"
         logger.warning("stopped by SIGTERM after step %d: %s", step, saved)
@@ -251,7 +303,7 @@ class Trainer:
         Raises:
             TrainingError: too many in a row; the same on every rank.
         """
-        progress = self.state.progress
+        progress = self.progress
         if problem is None:
             progress.skipped_in_a_row = 0
             return
@@ -288,13 +340,13 @@ class Trainer:
             if number >= start:
                 yield batch or first  # type: ignore[misc]
 
-    def save(self, name: str, log: ProgressLog) -> None:
-        """Begins the checkpoint `name`; it is written while training goes on."""
+    def save(self, name: str) -> None:
+        """Begins the checkpoint `name`, which is written while training goes on; nothing when none are saved."""
         if self.writer is None:
             return
-        with log.paused():
+        with self.clock.paused():
             parallel.broadcast_statistics(self.backbone)
-            self.state.progress.window, self.state.progress.metrics_size = log.window, log.metrics.size
+            self.progress.metrics_size = self.metrics.size if self.metrics else 0
             self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
 
     def log_header(self) -> None:

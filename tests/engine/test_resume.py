@@ -44,7 +44,17 @@ def assert_same_run(output, expected):
     # The file of metrics holds speeds.
     metas = [json.loads((folder / "2" / "meta.json").read_text()) for folder in (output, expected)]
     assert all(meta["progress"].pop("metrics_size") > 0 for meta in metas)
-    for key in ("progress", "schedule", "loss_scaling", "skipped_steps", "sampling_step", "test", "step", "sha256"):
+    for key in (
+        "progress",
+        "callbacks",
+        "schedule",
+        "loss_scaling",
+        "skipped_steps",
+        "sampling_step",
+        "test",
+        "step",
+        "sha256",
+    ):
         assert metas[0][key] == metas[1][key], key
     assert records_of(output) == records_of(expected)
 
