@@ -8,11 +8,12 @@ from plsc.threads import set_threads_per_rank
 from plsc.version import __version__
 
 if TYPE_CHECKING:
+    from plsc.data.readers import shard_reader
     from plsc.engine.callbacks import Callback
     from plsc.entry import Entry
     from plsc.models.base_model import BaseModel
 
-__all__ = ["Entry", "BaseModel", "Callback", "__version__"]
+__all__ = ["Entry", "BaseModel", "Callback", "shard_reader", "__version__"]
 
 if importlib.util.find_spec("paddle") is None:
     raise ImportError(
@@ -22,7 +23,12 @@ if importlib.util.find_spec("paddle") is None:
 # The number of threads is read once, when paddle loads its math libraries.
 set_threads_per_rank()
 
-_HOMES = {"Entry": "plsc.entry", "BaseModel": "plsc.models.base_model", "Callback": "plsc.engine.callbacks"}
+_HOMES = {
+    "Entry": "plsc.entry",
+    "BaseModel": "plsc.models.base_model",
+    "Callback": "plsc.engine.callbacks",
+    "shard_reader": "plsc.data.readers",
+}
 
 
 def __getattr__(name: str) -> Any:

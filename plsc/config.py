@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -104,7 +104,9 @@ class Config:
     optimizer: Any = None
     param_attr: Any = None
     bias_attr: Any = None
-    train_reader: Optional[Callable[[], Any]] = None
+    train_reader: Any = None
+    test_reader: Any = None
+    predict_reader: Any = None
     callbacks: tuple[Any, ...] = ()
 
     @property

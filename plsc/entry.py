@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
 
+import numpy as np
 import paddle
 
 from plsc import checkpoint, parallel
@@ -26,14 +27,15 @@ from plsc.config import (
     check_step_boundaries,
     check_str,
 )
+from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import Callback
+from plsc.engine.evaluator import embed_reader
 from plsc.engine.log import log_test, set_up_logging
-from plsc.engine.trainer import Trainer, build_backbone, build_evaluator
+from plsc.engine.trainer import Trainer, build_backbone, build_evaluator, reader_loader
 from plsc.errors import ConfigError, PlscError
 from plsc.heads import Margin
 from plsc.models import MODEL_NAMES
-from plsc.models.base_model import BaseModel
 from plsc.optim import OptimizerOrFactory
 
 
@@ -53,7 +55,7 @@ class Entry:
 
     def __init__(self) -> None:
         self._config = Config()
-        self._backbone: Optional[BaseModel] = None
+        self._backbone: Optional[paddle.nn.Layer] = None
 
     @property
     def train_batch_size(self) -> int:
@@ -74,23 +76,38 @@ class Entry:
         self.set_test_batch_size(n)
 
     @property
-    def train_reader(self) -> Optional[Callable[[], Any]]:
-        """A function returning a generator of batches of `(image CHW float32, label)`; see `paddle.batch`."""
+    def train_reader(self) -> Any:
+        """Batches of `(image, label)` instead of a data set folder: see docs/readers.md for what is taken."""
         return self._config.train_reader
 
     @train_reader.setter
-    def train_reader(self, reader: Optional[Callable[[], Any]]) -> None:
-        if reader is not None and not callable(reader):
-            raise ConfigError(
-                f"train_reader = {reader!r}: expected a function that returns a generator of batches, as paddle.batch gives"
-            )
-        self._config.train_reader = reader
+    def train_reader(self, reader: Any) -> None:
+        self._config.train_reader = None if reader is None else check_reader("train_reader", reader)
+
+    @property
+    def test_reader(self) -> Any:
+        """Batches of `(image, label)` to test on, or what `plsc.utils.jpeg_reader.test` returns, instead of `.bin` sets."""
+        return self._config.test_reader
+
+    @test_reader.setter
+    def test_reader(self, reader: Any) -> None:
+        self._config.test_reader = None if reader is None else check_reader("test_reader", reader)
+
+    @property
+    def predict_reader(self) -> Any:
+        """Batches of images, or of `(image, anything)`, for `predict`."""
+        return self._config.predict_reader
+
+    @predict_reader.setter
+    def predict_reader(self, reader: Any) -> None:
+        self._config.predict_reader = None if reader is None else check_reader("predict_reader", reader)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A misspelt reader, or one this version does not use, would otherwise be kept and never read.
+        # A misspelt reader would otherwise be kept and never read.
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
             raise ConfigError(
-                f"Entry.{name} cannot be assigned in this version; assign train_reader, train_batch_size or test_batch_size, or call a setter"
+                f"Entry.{name} cannot be assigned; assign train_reader, test_reader, predict_reader, train_batch_size or "
+                "test_batch_size, or call a setter"
             )
         super().__setattr__(name, value)
 
@@ -231,11 +248,17 @@ class Entry:
         """Size of the embedding."""
         self._config.emb_dim = check_int("set_emb_size", n, 1)
 
-    def set_model(self, model: BaseModel) -> None:
-        """A model of the user's own; it is trained in place. A second `train` goes on from its weights."""
-        if not isinstance(model, BaseModel):
+    def set_model(self, model: paddle.nn.Layer) -> None:
+        """A model of the user's own; it is trained in place. A second `train` goes on from its weights.
+
+        Args:
+            model: a `BaseModel`, or any Paddle layer that turns images [B, C, H, W] into embeddings [B, D]. Parameters with
+                `stop_gradient` stay as they are.
+        """
+        if not isinstance(model, paddle.nn.Layer):
+            shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
             raise ConfigError(
-                f"set_model({type(model).__name__}): expected an instance of a subclass of plsc.models.base_model.BaseModel"
+                f"set_model({shown}): expected an instance of a subclass of plsc.BaseModel, or of paddle.nn.Layer"
             )
         self._config.model = model
 
@@ -417,24 +440,46 @@ class Entry:
             PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
         """
         config = self._prepare()
-        parallel.initialise()
-        backbone = self._backbone
-        if backbone is None:
-            if not config.checkpoint_dir:
-                raise ConfigError(
-                    "test(): nothing to test; call train() first, or set_checkpoint_dir('output/<epoch>')"
-                )
-            backbone = build_backbone(config)
-            checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir)), backbone)
+        backbone = self._trained_backbone("test", config)
         results = build_evaluator(config)(backbone)
         log_test(results)
         return results
+
+    def predict(self) -> np.ndarray:
+        """Embeds what `predict_reader` gives, with the model of the last `train`, or else of the checkpoint folder.
+
+        Returns:
+            [N, D] float32, in the order of the reader, the same on every rank; when every rank reads images of its own,
+            those of rank 0 come first.
+
+        Raises:
+            PlscError: there is no reader or no model, or one of them cannot be used.
+        """
+        config = self._prepare()
+        backbone = self._trained_backbone("predict", config)
+        if config.predict_reader is None:
+            raise ConfigError("predict(): nothing to embed; assign predict_reader")
+        loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
+        parallel.broadcast_statistics(backbone)
+        return embed_reader(backbone, loader, flip=False)[0]
+
+    def _trained_backbone(self, action: str, config: Config) -> paddle.nn.Layer:
+        if self._backbone is not None:
+            return self._backbone
+        if not config.checkpoint_dir:
+            raise ConfigError(
+                f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
+            )
+        backbone = build_backbone(config)
+        checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir)), backbone)
+        return backbone
 
     def _prepare(self) -> Config:
         """A checked copy of the settings, with logging set up."""
         _word_errors()
         set_up_logging()
         self._config.check_combination()
+        parallel.initialise()
         return dataclasses.replace(self._config)
 
 

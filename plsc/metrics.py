@@ -37,6 +37,49 @@ def verification_metrics(embeddings: np.ndarray, issame: np.ndarray, folds: int 
     }
 
 
+def pairs_of_labels(labels: np.ndarray, most: int = 6000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs of labelled samples: int64 [P, 2] and ``issame`` bool [P], P <= ``most``, in random order.
+
+    Half of them are of one class, or as many as there are; no pair is drawn twice. ``labels`` is int [N].
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
+    ends = np.cumsum(sizes)
+    # Pairs of one class, and of one sample of a class with one of a later class.
+    same_counts, later = sizes * (sizes - 1) // 2, len(order) - ends
+    different_counts = sizes * later
+    if not same_counts.any() or not different_counts.any():
+        raise DataError(
+            f"verification: {len(order)} images of {len(sizes)} classes give no pairs of both kinds; give two images of "
+            "a class, and two classes"
+        )
+    group, number = _draw(rng, same_counts, most // 2)
+    i, j = _triangle(number)
+    first = ends[group] - sizes[group]
+    same = np.stack([order[first + i], order[first + j]], axis=1)
+    group, number = _draw(rng, different_counts, most - most // 2)
+    i, j = ends[group] - sizes[group] + number // later[group], ends[group] + number % later[group]
+    pairs = np.concatenate([same, np.stack([order[i], order[j]], axis=1)])
+    shuffled = rng.permutation(len(pairs))
+    return pairs[shuffled], shuffled < len(same)
+
+
+def _draw(rng: np.random.Generator, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (group, number in the group) of up to ``most`` different things out of ``counts`` a group."""
+    ends = np.cumsum(counts)
+    chosen = rng.choice(ends[-1], min(most, int(ends[-1])), replace=False)
+    group = np.searchsorted(ends, chosen, side="right")
+    return group, chosen - (ends - counts)[group]
+
+
+def _triangle(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (i, j), i < j, of the pair with the number j (j - 1) / 2 + i."""
+    j = ((1 + np.sqrt(1 + 8 * number.astype(np.float64))) / 2).astype(np.int64)
+    j -= j * (j - 1) // 2 > number  # the root of a large number may be rounded up
+    return number - j * (j - 1) // 2, j
+
+
 def pair_similarity(embeddings: np.ndarray) -> np.ndarray:
     """Return the cosine, float64 [P], of each pair of ``embeddings``, float [2P, D], pair i in rows 2i and 2i+1."""
     return _compare(np.asarray(embeddings))[1]

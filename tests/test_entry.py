@@ -28,7 +28,7 @@ REFUSED = [
     ("set_dataset_dir", ""),
     ("set_class_num", 0),
     ("set_emb_size", None),
-    ("set_model", paddle.nn.Linear(1, 1)),
+    ("set_model", paddle.nn.Linear),
     ("set_model_name", "ResNet51"),
     ("set_train_epochs", 0),
     ("set_loss_type", "triplet"),

@@ -5,9 +5,11 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plsc.errors import DataError
-from plsc.metrics import pair_similarity, roc_curve, tar_at_far, verification_metrics
+from plsc.metrics import pair_similarity, pairs_of_labels, roc_curve, tar_at_far, verification_metrics
 
 
 def make(pairs: int, seed: int, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -137,3 +139,32 @@ def test_many_pairs_are_fast() -> None:
     start = time.perf_counter()
     verification_metrics(embeddings, issame)
     assert time.perf_counter() - start < 5
+
+
+@given(st.lists(st.integers(0, 4), min_size=3, max_size=25), st.integers(2, 60), st.integers(0, 3))
+def test_pairs_of_labels(labels: list[int], most: int, seed: int) -> None:
+    values = np.array(labels)
+    alike = values[:, None] == values[None]
+    every = np.triu(np.ones_like(alike), 1)
+    kinds = [int((every & kind).sum()) for kind in (alike, ~alike)]
+    if 0 in kinds:
+        with pytest.raises(DataError, match="no pairs of both kinds"):
+            pairs_of_labels(values, most, seed)
+        return
+    pairs, issame = pairs_of_labels(values, most, seed)
+    assert pairs.shape == (len(issame), 2) and issame.dtype == bool
+    assert np.array_equal(values[pairs[:, 0]] == values[pairs[:, 1]], issame)
+    assert len({frozenset(pair) for pair in pairs.tolist()}) == len(pairs)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert [issame.sum(), (~issame).sum()] == [min(kinds[0], most // 2), min(kinds[1], most - most // 2)]
+
+
+def test_pairs_of_many_labels_are_drawn_evenly() -> None:
+    """A million samples: classes of 10 and one of 100,000, whose pairs are nearly all pairs of one class."""
+    labels = np.concatenate([np.arange(900_000) // 10, np.full(100_000, 90_000)])
+    pairs, issame = pairs_of_labels(labels, 6000)
+    assert issame.sum() == 3000 and len(pairs) == 6000
+    assert (labels[pairs[issame]] == 90_000).all(axis=1).mean() > 0.99
+    # A sample of a pair of two classes is in the large one with a probability of 0.0947.
+    share = (labels[pairs[~issame]] == 90_000).mean()
+    assert abs(share - 0.0947) < 0.02

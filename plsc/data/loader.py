@@ -1,20 +1,17 @@
-"""Batches for training, from image files or from a user's own reader, prepared ahead in threads."""
+"""Batches for training from image files, prepared ahead in threads."""
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Callable
 
 import numpy as np
 
 from plsc.data.sampler import epoch_indices
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation, augment, decode, normalize
-from plsc.errors import DataError
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -28,6 +25,8 @@ class ImageLoader:
     ``image_shape`` is (C, H, W); ``batch_size`` is per rank; ``num_workers`` threads prepare whole batches
     (0: in the calling thread). The batches do not depend on ``num_workers``.
     """
+
+    splits = True  # every rank gets as many batches of its own
 
     def __init__(
         self,
@@ -99,134 +98,3 @@ class ImageLoader:
             position = (first + k) * self._world_size + self._rank
             images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
         return normalize(images), self._source.labels[chosen].astype(np.int64, copy=False)
-
-
-class _End:
-    """Marks the end of the reader in the queue."""
-
-
-class ReaderLoader:
-    """Batches of a user's own reader, checked and read ahead in one thread.
-
-    ``batched_reader()`` gives a new iterator over lists of (image, label): the image float32 [C, H, W] or a flat
-    array of C*H*W elements, already normalised; the label an integer in [0, num_classes). The reader itself picks
-    this rank's share. ``num_images`` counts the images of all ranks, None when unknown.
-    """
-
-    def __init__(
-        self,
-        batched_reader: Callable[[], Iterable[Sequence[Any]]],
-        image_shape: Sequence[int],
-        num_classes: int,
-        num_images: int | None,
-        batch_size: int,
-        world_size: int = 1,
-    ):
-        self._reader = batched_reader
-        self._image_shape = tuple(image_shape)
-        self._num_classes = num_classes
-        self._batch_size = batch_size
-        self._world_size = world_size
-        self.num_images = num_images
-
-    @property
-    def steps_per_epoch(self) -> int | None:
-        """Number of batches of an epoch, None when ``num_images`` is unknown."""
-        if self.num_images is None:
-            return None
-        per_rank = -(-self.num_images // self._world_size)
-        return -(-per_rank // self._batch_size)
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield (float32 [b, C, H, W], int64 [b]) of a fresh pass over the reader, without the first ``start_step``.
-
-        Closing or dropping the iterator stops its thread.
-        """
-        ready: queue.Queue[Batch | BaseException | type[_End]] = queue.Queue(_READ_AHEAD)
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=self._read, args=(epoch, start_step, ready, stop), name="plsc-reader", daemon=True
-        )
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if isinstance(item, type):
-                    return
-                yield item
-        finally:
-            stop.set()
-            # A reader that hangs must not hang us too; the thread is a daemon.
-            thread.join(timeout=10)
-
-    def _read(self, epoch: int, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
-        iterator: Any = None
-        step = -1
-        try:
-            iterator = iter(self._reader())
-            for step, samples in enumerate(iterator):
-                if stop.is_set():
-                    return
-                if step >= start_step and not _put(ready, self._batch(samples, epoch, step), stop):
-                    return
-            if step < 0:
-                raise DataError(
-                    f"the reader gave no batch in epoch {epoch}; it must return a new, non-empty iterator at every call"
-                )
-            _put(ready, _End, stop)
-        except BaseException as error:  # handed to the consumer, which raises it
-            _put(ready, error, stop)
-        finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
-
-    def _batch(self, samples: Sequence[Any], epoch: int, step: int) -> Batch:
-        where = f"reader, epoch {epoch}, batch {step}"
-        samples = list(samples)
-        if not samples:
-            raise DataError(f"{where}: the batch is empty; leave it out")
-        images = np.empty((len(samples), *self._image_shape), np.float32)
-        labels = np.empty(len(samples), np.int64)
-        for k, sample in enumerate(samples):
-            images[k], labels[k] = self._sample(sample, f"{where}, sample {k}")
-        return images, labels
-
-    def _sample(self, sample: Any, where: str) -> tuple[np.ndarray, int]:
-        try:
-            raw_image, raw_label = sample
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: not a pair; give (image, label)") from error
-        try:
-            image = np.asarray(raw_image, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: the image is not an array of numbers; give float32 CHW") from error
-        if image.ndim == 1 and image.size == int(np.prod(self._image_shape)):
-            image = image.reshape(self._image_shape)
-        if image.shape != self._image_shape:
-            raise DataError(
-                f"{where}: image has shape {list(image.shape)} but image_shape is {list(self._image_shape)}; "
-                "give CHW or flat images, or set the image shape"
-            )
-        label = np.asarray(raw_label)
-        if label.size != 1 or label.dtype.kind not in "iu":
-            raise DataError(f"{where}: label {raw_label!r:.60} is not an integer; give (image, label)")
-        value = int(label.item())
-        if not 0 <= value < self._num_classes:
-            raise DataError(
-                f"{where}: label {value} is outside [0, {self._num_classes}); correct the reader or check set_class_num"
-            )
-        return image, value
-
-
-def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:
-    """Queue ``item``; False when the consumer has gone. Polls, as a blocked put cannot be woken by an event."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.05)
-            return True
-        except queue.Full:
-            continue
-    return False

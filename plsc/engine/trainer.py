@@ -16,10 +16,12 @@ import paddle
 
 from plsc import amp, checkpoint, optim, parallel, random_state
 from plsc.config import Config
-from plsc.data.loader import ImageLoader, ReaderLoader
+from plsc.data.loader import ImageLoader
+from plsc.data.readers import ReaderLoader
 from plsc.data.sources import read_label_file
+from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
 from plsc.engine.callbacks import CheckpointSaver, Clock, Step
-from plsc.engine.evaluator import Evaluator
+from plsc.engine.evaluator import Evaluator, digest
 from plsc.engine.log import MetricsFile, ProgressLog, logger
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
@@ -27,7 +29,7 @@ from plsc.engine.state import TrainingState
 from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import GatheredLabels, HeadOutput, build_head
 from plsc.models import build_model
-from plsc.models.base_model import BaseModel
+from plsc.models.base_model import build, inputs_of
 from plsc.signals import StopRequest
 from plsc.version import __version__
 
@@ -77,7 +79,7 @@ class Trainer:
 
         self.backbone_parameters = [p for p in self.backbone.parameters() if not p.stop_gradient]
         self.head_parameters = [p for p in self.head.parameters() if not p.stop_gradient]
-        batches = self.loader.steps_per_epoch
+        batches = max(parallel.all_gather_object(self.loader.steps_per_epoch or 0))
         self.steps_per_epoch = -(-batches // config.gradient_accumulation) if batches else None
         self.optimizer = optim.build_optimizer(
             config, self.backbone_parameters + self.head_parameters, self.steps_per_epoch or 0
@@ -265,7 +267,7 @@ class Trainer:
     def micro_step(self, part: int, images: np.ndarray, labels: np.ndarray, gathered: GatheredLabels) -> HeadOutput:
         """Adds the gradients of one micro-batch to the backbone's."""
         with amp.autocast(self.config.mixed_precision):
-            embedding = self.model(paddle.to_tensor(images), paddle.to_tensor(labels))
+            embedding = self.model(*inputs_of(self.backbone, paddle.to_tensor(images), paddle.to_tensor(labels)))
         embedding = embedding.astype("float32")
         output = self.head(embedding.detach(), gathered, self.config.calc_acc, part)
         if output.problem is None and not embedding.stop_gradient:
@@ -325,7 +327,7 @@ class Trainer:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """This rank's batches from `start` on, as many on every rank: a rank that runs out repeats its first batch."""
-        if isinstance(self.loader, ImageLoader) or parallel.world_size() == 1:
+        if self.loader.splits or parallel.world_size() == 1:
             yield from self.loader.epoch(epoch, start)
             return
         source = self.loader.epoch(epoch)
@@ -334,6 +336,8 @@ class Trainer:
             batch = next(source, None)
             if not parallel.any_rank(batch is not None):
                 return
+            if number == 0:
+                warn_of_same_batches(batch)
             first = first or batch
             if parallel.any_rank(first is None):
                 raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
@@ -394,15 +398,29 @@ def total_output(outputs: Sequence[HeadOutput]) -> HeadOutput:
     )
 
 
+def warn_of_same_batches(first: Optional[Batch]) -> None:
+    """Says so when ranks read the same: they would learn no faster than one."""
+    digests = [one for one in parallel.all_gather_object(first and digest(first)) if one]
+    if len(set(digests)) < len(digests):
+        logger.warning(
+            "train_reader gives the same first batch on several ranks, so they all learn the same: split the samples with "
+            "plsc.shard_reader(reader) before paddle.batch, assign the paddle.io.Dataset itself, or use a "
+            "paddle.io.DistributedBatchSampler"
+        )
+
+
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
     """The user's reader, or the images and label.txt of the data set."""
     if config.train_reader is not None:
         return ReaderLoader(
+            "train_reader",
             config.train_reader,
             config.image_shape,
             config.num_classes,
             config.train_image_num,
             config.train_batch_size,
+            config.seed,
+            parallel.rank(),
             parallel.world_size(),
         )
     return ImageLoader(
@@ -418,23 +436,52 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
 
 
 def build_evaluator(config: Config) -> Evaluator:
-    """The verification sets named by `val_targets`."""
+    """On `test_reader`, or else on the verification sets named by `val_targets`."""
+    sets, reader = [], None
+    if config.test_reader is None:
+        paths = find_verification_sets(config.dataset_dir, config.val_targets)
+        sets = [load_verification(path, config.image_shape) for path in paths]
+    else:
+        sets, reader = given_test(config)
     return Evaluator(
-        config.dataset_dir,
-        config.val_targets,
-        config.image_shape,
+        sets,
+        reader,
         config.test_batch_size,
         flip=config.augmentation.mirror,
         pairs_dir=Path(config.model_save_dir) if config.model_save_dir else None,
     )
 
 
-def build_backbone(config: Config) -> BaseModel:
+def given_test(config: Config) -> tuple[list[VerificationSet], Optional[ReaderLoader]]:
+    """`test_reader`: the sets that `plsc.utils.jpeg_reader.test` returns, or a reader of labelled images."""
+    given = config.test_reader
+    if isinstance(given, (list, tuple)) and given and isinstance(given[0], (list, tuple)):
+        sets = list(given[0])
+        if sets and all(isinstance(one, VerificationSet) for one in sets):
+            return sets, None
+    return [], reader_loader("test_reader", given, config, num_classes=1 << 62)
+
+
+def reader_loader(name: str, reader: Any, config: Config, num_classes: Optional[int]) -> ReaderLoader:
+    """A reader that is passed over once, in its own order."""
+    return ReaderLoader(
+        name,
+        reader,
+        config.image_shape,
+        num_classes,
+        None,
+        config.test_batch_size,
+        rank=parallel.rank(),
+        world_size=parallel.world_size(),
+    )
+
+
+def build_backbone(config: Config) -> paddle.nn.Layer:
     """The user's model or the named one, with all its layers made and its embedding size checked."""
     model = config.model or build_model(config.model_name, config.emb_dim, config.image_shape)
-    emb_dim = model.build(config.image_shape)
+    emb_dim = build(model, config.image_shape)
     if emb_dim != config.emb_dim:
         raise ConfigError(
-            f"set_emb_size({config.emb_dim}), but {type(model).__name__}.build_network returns embeddings of {emb_dim}; make them agree"
+            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of {emb_dim}; make them agree"
         )
     return model

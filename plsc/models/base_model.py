@@ -40,24 +40,35 @@ class BaseModel(paddle.nn.Layer):
         with self._scope:
             return self.build_network(input, label, self.training)
 
-    @paddle.no_grad()
     def build(self, image_shape: tuple[int, int, int]) -> int:
-        """Makes the layers with one dry run on two zero images; returns the embedding size.
+        """Makes the layers of a define-by-run network, as training does: see the function `build`."""
+        return build(self, image_shape)
 
-        Raises:
-            ConfigError: the result is not one embedding for each image.
-        """
-        was_training = self.training
-        self.eval()
-        try:
-            embedding = self(paddle.zeros([2, *image_shape]), paddle.zeros([2], dtype="int64"))
-        finally:
-            if was_training:
-                self.train()
-        if not isinstance(embedding, paddle.Tensor) or len(embedding.shape) != 2 or embedding.shape[0] != 2:
-            shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
-            raise ConfigError(
-                f"{type(self).__name__}.build_network: expected embeddings [2, D] for 2 images, got {shape}; "
-                "flatten the feature map before the last layer"
-            )
-        return int(embedding.shape[1])
+
+@paddle.no_grad()
+def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
+    """Makes a model's layers with one dry run on two zero images; returns the embedding size.
+
+    Raises:
+        ConfigError: the result is not one embedding for each image.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        embedding = model(*inputs_of(model, paddle.zeros([2, *image_shape]), paddle.zeros([2], dtype="int64")))
+    finally:
+        if was_training:
+            model.train()
+    if not isinstance(embedding, paddle.Tensor) or len(embedding.shape) != 2 or embedding.shape[0] != 2:
+        shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
+        method = "build_network" if isinstance(model, BaseModel) else "forward"
+        raise ConfigError(
+            f"{type(model).__name__}.{method}: expected embeddings [2, D] for 2 images, got {shape}; "
+            "flatten the feature map before the last layer"
+        )
+    return int(embedding.shape[1])
+
+
+def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
+    """What the model is called with in training: a plain layer takes no labels."""
+    return (images, labels) if isinstance(model, BaseModel) else (images,)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.loader import ImageLoader, ReaderLoader
+from plsc.data.loader import ImageLoader
 from plsc.data.sampler import epoch_indices
 from plsc.data.transforms import Augmentation, decode, normalize
 from plsc.errors import DataError
@@ -116,111 +116,4 @@ def test_abandoned_iterator_stops_the_workers(close: bool) -> None:
         batches.close()  # type: ignore[attr-defined]
     else:
         del batches
-    assert our_threads() == []
-
-
-def samples(count: int, flat: bool = False) -> list[tuple[Any, Any]]:
-    images = np.random.default_rng(0).random((count, *SHAPE), dtype=np.float32)
-    return [(image.reshape(-1).tolist() if flat else image, k) for k, image in enumerate(images)]
-
-
-def batched(items: list[Any], size: int) -> Any:
-    def reader() -> Iterator[list[Any]]:
-        for first in range(0, len(items), size):
-            yield items[first : first + size]
-
-    return reader
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_reader_batches(flat: bool) -> None:
-    items = samples(10)
-    one = ReaderLoader(batched(samples(10, flat), 4), SHAPE, 10, 10, 4)
-    for epoch in range(2):
-        batches = list(one.epoch(epoch))
-        assert [images.shape for images, _ in batches] == [(4, *SHAPE), (4, *SHAPE), (2, *SHAPE)]
-        assert np.concatenate([labels for _, labels in batches]).tolist() == list(range(10))
-        assert np.array_equal(
-            np.concatenate([images for images, _ in batches]), np.stack([image for image, _ in items])
-        )
-    assert batches[0][0].dtype == np.float32
-    assert batches[0][1].dtype == np.int64
-    assert [labels.tolist() for _, labels in one.epoch(0, start_step=1)] == [[4, 5, 6, 7], [8, 9]]
-
-
-def test_reader_counts() -> None:
-    assert ReaderLoader(batched([], 4), SHAPE, 10, 10, 4, world_size=2).steps_per_epoch == 2
-    assert ReaderLoader(batched([], 4), SHAPE, 10, None, 4).steps_per_epoch is None
-
-
-GOOD = np.zeros(SHAPE, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("sample", "words"),
-    [
-        ((np.zeros((3, 8, 7)), 0), "shape"),
-        ((np.zeros((8, 8, 3)), 0), "shape"),
-        ((np.zeros(5), 0), "shape"),
-        (("text", 0), "not an array"),
-        ((GOOD, 10), r"label 10 is outside \[0, 10\)"),
-        ((GOOD, -1), "label -1"),
-        ((GOOD, 1.5), "not an integer"),
-        ((GOOD, [1, 2]), "not an integer"),
-        (GOOD, "not a pair"),
-        (7, "not a pair"),
-    ],
-)
-def test_reader_bad_sample(sample: Any, words: str) -> None:
-    batches = ReaderLoader(batched([*samples(6), sample], 4), SHAPE, 10, None, 4).epoch(2)
-    next(batches)
-    with pytest.raises(DataError, match=f"epoch 2, batch 1, sample 2: .*{words}"):
-        next(batches)
-
-
-@pytest.mark.parametrize("label", [np.int32(3), np.array([3]), np.array(3, np.uint8)])
-def test_reader_label_kinds(label: Any) -> None:
-    ((_, labels),) = ReaderLoader(batched([(GOOD, label)], 4), SHAPE, 10, None, 4).epoch(0)
-    assert labels.tolist() == [3]
-
-
-def test_reader_empty() -> None:
-    with pytest.raises(DataError, match="gave no batch"):
-        list(ReaderLoader(batched([], 4), SHAPE, 10, None, 4).epoch(0))
-    with pytest.raises(DataError, match="batch 0: the batch is empty"):
-        list(ReaderLoader(lambda: iter([[]]), SHAPE, 10, None, 4).epoch(0))
-
-
-def test_reader_own_error_surfaces() -> None:
-    def reader() -> Iterator[list[Any]]:
-        yield samples(2)
-        raise KeyError("mine")
-
-    batches = ReaderLoader(reader, SHAPE, 10, None, 2).epoch(0)
-    next(batches)
-    with pytest.raises(KeyError, match="mine"):
-        next(batches)
-
-
-@pytest.mark.parametrize("close", [True, False])
-def test_reader_ends_with_the_consumer(close: bool) -> None:
-    given, closed = [0], threading.Event()
-
-    def reader() -> Iterator[list[Any]]:
-        try:
-            while True:
-                given[0] += 1
-                yield samples(1)
-        finally:
-            closed.set()
-
-    batches = ReaderLoader(reader, SHAPE, 10, None, 1).epoch(0)
-    next(batches)
-    time.sleep(0.1)
-    assert given[0] <= 5
-    if close:
-        batches.close()  # type: ignore[attr-defined]
-    else:
-        del batches
-    assert closed.is_set()
     assert our_threads() == []

@@ -1,0 +1,132 @@
+"""Models and readers of the user's own."""
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import load_file
+
+from plsc import Entry
+from plsc.checkpoint import BACKBONE
+from plsc.errors import ConfigError, DataError
+from plsc.utils import jpeg_reader
+
+
+def entry(model, output=None, emb_size=8):
+    ins = Entry()
+    ins.set_model(model)
+    ins.set_class_num(5)
+    ins.set_image_shape((3, 32, 32))
+    ins.set_emb_size(emb_size)
+    ins.set_train_epochs(1)
+    ins.set_train_image_num(16)
+    ins.set_model_save_dir(str(output) if output else None)
+    ins.set_with_test(False)
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(8, 3, 32, 32)).astype("float32"), rng.integers(0, 5, 8)) for _ in range(2)]
+    ins.train_reader = batches
+    return ins
+
+
+def plain(emb_size=8):
+    return paddle.nn.Sequential(
+        paddle.nn.Conv2D(3, 4, 3, stride=4), paddle.nn.ReLU(), paddle.nn.Flatten(), paddle.nn.Linear(256, emb_size)
+    )
+
+
+@pytest.mark.core
+def test_readers_on_two_ranks(ranks, tmp_path):
+    process = ranks("train_readers.py", 2, tmp_path)
+
+    said = process.stderr.split("now training on")
+    assert [("same first batch" in part) for part in said[1:]] == [True, False, False]
+    assert "plsc.shard_reader(reader)" in process.stderr
+    found = [dict(np.load(tmp_path / f"rank_{rank}.npz")) for rank in range(2)]
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+        if name.startswith("test"):
+            np.testing.assert_array_equal(value, found[0]["test same"], err_msg=name)
+        else:
+            np.testing.assert_allclose(value, found[0]["alone"], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.core
+def test_a_plain_layer_trains_and_keeps_its_names(tmp_path):
+    model = plain()
+    before = {name: value.numpy() for name, value in model.state_dict().items()}
+    entry(model, tmp_path).train()
+    saved = load_file(tmp_path / "0" / BACKBONE)
+    assert saved.keys() == before.keys()
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(saved[name], value.numpy())
+        assert not np.array_equal(before[name], saved[name]), name
+    again = entry(plain())
+    again.set_checkpoint_dir(str(tmp_path / "0"))
+    again.predict_reader = [np.ones((2, 3, 32, 32), "float32")]
+    np.testing.assert_allclose(again.predict(), model(paddle.ones([2, 3, 32, 32])).numpy(), rtol=1e-5)
+
+
+def test_a_network_of_paddle_vision_is_a_backbone(tmp_path):
+    result = entry(paddle.vision.models.mobilenet_v3_small(scale=0.35, num_classes=8), tmp_path).train()
+    assert np.isfinite(result["loss"]) and "classifier.3.weight" in load_file(tmp_path / "0" / BACKBONE)
+
+
+def test_frozen_parts_stay_and_parameter_groups_move_at_their_own_rate():
+    model = plain()
+    for parameter in model[0].parameters():
+        parameter.stop_gradient = True
+    before = {name: value.numpy() for name, value in model.state_dict().items()}
+    ins = entry(model)
+    kinds = {}
+
+    def optimizer(parameters):
+        own = [one for one in parameters if any(one is other for other in model.parameters())]
+        head = [one for one in parameters if not any(one is other for other in model.parameters())]
+        kinds.update(own=len(own), head=len(head))
+        groups = [{"params": own, "learning_rate": 0.0}, {"params": head}]
+        return paddle.optimizer.Momentum(0.1, parameters=groups)
+
+    ins.set_optimizer(optimizer)
+    assert np.isfinite(ins.train()["loss"])
+    assert kinds == {"own": 2, "head": 1}, "the frozen convolution is not for the optimizer"
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (paddle.nn.Conv2D(3, 4, 3), r"Conv2D.forward: expected embeddings \[2, D\] for 2 images, got \[2, 4, 30, 30\]"),
+        (plain(16), r"set_emb_size\(8\), but Sequential returns embeddings of 16"),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_said_before_step_1(model, words):
+    with pytest.raises(ConfigError, match=words):
+        entry(model).train()
+
+
+def test_what_is_no_model_is_refused():
+    for value, words in ((paddle.nn.Linear, "the class Linear"), (print, "builtin_function")):
+        with pytest.raises(ConfigError, match=words):
+            Entry().set_model(value)
+
+
+def test_test_reader_takes_what_the_jpeg_reader_gives(glyphs):
+    ins = entry(plain())
+    ins.set_dataset_dir(str(glyphs))
+    ins.set_val_targets("glyphs")
+    ins.train()
+    expected = ins.test()
+    ins.test_reader = jpeg_reader.test(str(glyphs), "glyphs", image_shape=(3, 32, 32))
+    assert ins.test() == expected and set(expected) == {"glyphs"}
+
+
+def test_nothing_to_predict_and_a_label_out_of_range_are_said():
+    ins = entry(plain())
+    with pytest.raises(ConfigError, match=r"predict\(\): there is no trained model"):
+        ins.predict()
+    ins.train()
+    with pytest.raises(ConfigError, match="assign predict_reader"):
+        ins.predict()
+    ins.set_class_num(2)
+    with pytest.raises(DataError, match=r"train_reader, epoch 0, batch 0, sample \d: label \d is outside \[0, 2\)"):
+        ins.train()
