@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
 from paddle import distributed
 
+from plsc.errors import ConfigError
+
 _initialised = False
+# Paddle's wrappers stay as long as the process: the hooks they leave on the parameters outlive them and would crash.
+_wrapped: weakref.WeakKeyDictionary[paddle.nn.Layer, tuple[paddle.nn.Layer, tuple[str, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def rank() -> int:
@@ -49,10 +56,25 @@ def initialise() -> None:
 
 
 def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> paddle.nn.Layer:
-    """Wraps `model` so that its gradients are averaged over the ranks while backward runs."""
+    """Wraps `model` so that its gradients are averaged over the ranks while backward runs, and begins with rank 0's weights.
+
+    Raises:
+        ConfigError: it was wrapped before, and other parameters are trained now.
+    """
     if world_size() == 1:
         return model
-    return paddle.DataParallel(model, find_unused_parameters=find_unused_parameters)
+    trained = tuple(name for name, parameter in model.named_parameters() if not parameter.stop_gradient)
+    if model not in _wrapped:
+        _wrapped[model] = (paddle.DataParallel(model, find_unused_parameters=find_unused_parameters), trained)
+    else:
+        distributed.parallel.sync_params_buffers(model)
+    wrapper, trained_then = _wrapped[model]
+    if trained != trained_then:
+        raise ConfigError(
+            f"{type(model).__name__}: other parameters are frozen than when it was first trained on several ranks in this "
+            "process, which Paddle cannot do; train a copy.deepcopy of it, or start again"
+        )
+    return wrapper
 
 
 def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextManager:

@@ -1,6 +1,7 @@
 """`train_readers.py OUTPUT`: trains on three readers of the user's own, then embeds and tests with them on every rank.
 
-Writes `<OUTPUT>/rank_<rank>.npz`: the embeddings by reader, and what a single process gets.
+Then freezes a parameter and trains once more. Writes `<OUTPUT>/rank_<rank>.npz`: the embeddings by reader, and what a
+single process gets.
 """
 
 import logging
@@ -12,6 +13,7 @@ import paddle
 
 from plsc import Entry, parallel, shard_reader
 from plsc.engine.evaluator import embed_batch
+from plsc.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).normal(size=(21, 3, 16, 16)).astype("float32")
 LABELS = np.arange(21) % 5
@@ -68,6 +70,12 @@ def main(output):
         if name != "images":
             ins.test_reader = reader
             found[f"test {name}"] = np.array(list(ins.test()["test_reader"].values()))
+    net[1].bias.stop_gradient = True
+    try:
+        ins.train()
+        found["refused"] = np.array("")
+    except ConfigError as problem:
+        found["refused"] = np.array(str(problem))
     np.savez(Path(output, f"rank_{parallel.rank()}.npz"), **found)
 
 
