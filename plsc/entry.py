@@ -388,7 +388,7 @@ class Entry:
     def set_resume(self, resume: bool) -> None:
         """Go on from the newest good checkpoint in the model save folder, exactly; from the beginning when there is none.
 
-        With the same number of ranks a run on CPUs, without dropout, gives the weights, to the bit, of one never stopped.
+        With the same number of ranks a run on CPUs gives the weights, to the bit, of one that was never stopped.
         """
         self._config.resume = check_bool("set_resume", resume)
 

@@ -1,7 +1,7 @@
 """Python's, NumPy's and Paddle's random numbers: seeded, kept and put back.
 
-Python's and NumPy's, which only a user's own code draws from, are kept. Paddle's generators have no state that another
-program could read; a resumed run seeds them anew, so its dropout draws other masks than the stopped run would have.
+Paddle's are seeded anew at every step by (seed, step, rank), so that dropout needs no state: its generators have no
+public one that another version could read. Python's and NumPy's, which only a user's own code draws from, are kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def seed_everything(seed: int) -> None:
     paddle.seed(seed)
 
 
-def seed_paddle(seed: int, step: int, rank: int) -> None:
-    """Seeds Paddle where a run is resumed at a step, with numbers it has not drawn before."""
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds Paddle for one step of one rank."""
     paddle.seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
 
 

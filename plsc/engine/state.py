@@ -156,7 +156,6 @@ class TrainingState:
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)
-        random_state.seed_paddle(self.config.seed, progress.step, parallel.rank())
 
     def differences(self, source: Checkpoint) -> list[str]:
         """Why the run will not be, to the bit, the one that was stopped."""

@@ -188,6 +188,7 @@ class Trainer:
         """One step, and what is known of it in `last`; returns what the ranks noted before it."""
         progress, scaler = self.progress, self.scaler
         rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
+        random_state.seed_step(self.config.seed, progress.step, parallel.rank())
         note = _WRITTEN * bool(self.writer and self.writer.written)
         note += _SIGTERM * self.sigterm.requested + _STOP * bool(self.stop_reason)
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=note)

@@ -36,17 +36,17 @@ SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "pause=0.1", "train
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs, tmp_path):
-    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0")
+    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0", "dropout=0.2")
     assert straight.returncode == 0
     output = tmp_path / "stopped"
-    process, lines = running(glyphs, output, *SLOW)
+    process, lines = running(glyphs, output, *SLOW, "dropout=0.2")
     process.terminate()
     lines += process.stderr.readlines()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert any("stopped by SIGTERM after step" in line and "set_resume(True) goes on" in line for line in lines)
     assert "Traceback" not in "".join(lines)
     assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
-    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0")
+    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
     assert resumed.returncode == 0 and "resumed from" in resumed.stderr
     assert same_tensors(output / "2", tmp_path / "straight" / "2")
 
@@ -73,7 +73,7 @@ def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
 
 
 def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
-    options = ("train_epochs=2", "save_period=1", "with_test=false")
+    options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
     # Not set_resume: a restart is one by itself.
     # An earlier run in the folder had come further: it is none of this run's business.

@@ -10,15 +10,15 @@ pytestmark = pytest.mark.core
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
 CASES = {
-    "mirror, rotation, sampling": (
+    "mirror, rotation, dropout, sampling": (
         1,
         7,
-        ["augmentation=[true, 10, 0.1]", "sample_ratio=0.5", "loss_type=dist_adaface"],
+        ["augmentation=[true, 10, 0.1]", "dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
     ),
-    "two ranks, loss scaling": (2, 4, [FLOAT16, "norm=0"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "dropout=0.3", "norm=0"]),
     "three ranks, AdamW, clipping": (3, 3, ["optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3"]),
-    "a reader that draws": (2, 9, ["reader=random", "loss_type=dist_softmax"]),
+    "accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "dropout=0.3"]),
+    "a reader that draws": (2, 9, ["reader=random", "dropout=0.3", "loss_type=dist_softmax"]),
     "softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
 }
 
