@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.9,<3.14",
     packages=find_packages(include=["plsc", "plsc.*"]),
     package_data={"plsc": ["py.typed"]},
-    install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "tqdm>=4.60"],
+    install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],
     extras_require={
         "cpu": ["paddlepaddle>=3.3", "setuptools"],
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
@@ -31,6 +31,7 @@ setup(
             "hypothesis>=6",
             "ruff>=0.6",
             "mypy>=1.8",
+            "types-pyyaml",
             "matplotlib>=3.5",
             "safetensors>=0.4",
         ],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from plsc import launch
+from plsc import launch, settings
 from plsc.arguments import at_least
 from plsc.checkpoint.convert import convert
 from plsc.errors import ConfigError, PlscError
@@ -26,6 +26,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         default=0,
         help="start all ranks again after a failure, so often at most; training goes on from its newest checkpoint (default 0)",
     )
+    settings.add_options(run)
     run.add_argument("script", help="the Python script every rank runs")
     run.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     cut = commands.add_parser("convert-checkpoint", help="cut the head of a checkpoint for another number of ranks")
@@ -43,7 +44,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if not Path(options.script).is_file():
         raise ConfigError(f"{options.script}: no such script")
-    return launch.run([sys.executable, options.script, *options.args], options.ranks, options.restarts)
+    chosen = settings.to_environment(settings.read_options(options))
+    return launch.run([sys.executable, options.script, *options.args], options.ranks, options.restarts, chosen)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -108,6 +108,12 @@ class Config:
     test_reader: Any = None
     predict_reader: Any = None
     callbacks: tuple[Any, ...] = ()
+    # Fields that keep their value whatever a setter says.
+    locked: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in getattr(self, "locked", ()):
+            super().__setattr__(name, value)
 
     @property
     def batch_per_rank(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
-from plsc import checkpoint, parallel
+from plsc import checkpoint, parallel, settings
 from plsc.amp import as_lists
 from plsc.config import (
     LOSS_TYPES,
@@ -56,6 +56,8 @@ class Entry:
     def __init__(self) -> None:
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
+        _word_errors()
+        self._config.locked = frozenset(settings.apply(self))  # of the command line
 
     @property
     def train_batch_size(self) -> int:

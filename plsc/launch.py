@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Optional
 
 from plsc import threads
@@ -19,13 +19,16 @@ _SECONDS_AFTER_FAILURE = 5.0
 _SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
 
-def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
+def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Optional[Mapping[str, str]] = None) -> int:
     """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
 
     When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
     checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
     Rank 0 writes straight to this terminal. What the other ranks write to stderr is kept, and the last lines of the
     first one to fail are the last thing shown.
+
+    Args:
+        variables: of the environment, besides this process's own.
     """
     signals: list[int] = []
     began = time.time()
@@ -35,7 +38,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
     }
     try:
         for attempt in range(restarts + 1):
-            failed = _run_once(command, ranks, began if attempt else None, signals)
+            failed = _run_once(command, ranks, variables or {}, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
             if not failed:
@@ -48,10 +51,12 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
             signal.signal(number, handler)
 
 
-def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], signals: list[int]) -> bool:
+def _run_once(
+    command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
+) -> bool:
     """Whether a rank failed; all have ended. `restart_of` is when the run was first started, if it was."""
     ports = _free_ports(ranks)
-    processes = [_start(command, rank, ports, restart_of) for rank in range(ranks)]
+    processes = [_start(command, rank, ports, variables, restart_of) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
     ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
     readers = [
@@ -77,9 +82,15 @@ def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], s
     return True
 
 
-def _start(command: Sequence[str], rank: int, ports: Sequence[int], restart_of: Optional[float]) -> subprocess.Popen:
+def _start(
+    command: Sequence[str],
+    rank: int,
+    ports: Sequence[int],
+    variables: Mapping[str, str],
+    restart_of: Optional[float],
+) -> subprocess.Popen:
     endpoints = [f"127.0.0.1:{port}" for port in ports]
-    environment = dict(os.environ)
+    environment = {**os.environ, **variables}
     if not threads.user_chose:
         environment["OMP_NUM_THREADS"] = str(threads.threads_per_rank(len(ports)))
     environment.setdefault("GLOG_minloglevel", "1")  # ports and addresses of every rank help nobody
