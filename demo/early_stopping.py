@@ -1,0 +1,44 @@
+"""Ends training when a verification set gets no better: a callback. `early_stopping.py DATA`."""
+
+import sys
+
+import settings
+
+from plsc import Callback, Entry
+
+
+class StopWhenItWorsens(Callback):
+    """Ends training when the accuracy on a set has not grown for `patience` epochs."""
+
+    def __init__(self, name, patience=2):
+        self.name, self.patience = name, patience
+        self.best, self.since = 0.0, 0
+
+    def on_test(self, run, results):
+        """Compares with the best so far."""
+        accuracy = results[self.name]["accuracy"]
+        self.since = 0 if accuracy > self.best else self.since + 1
+        self.best = max(self.best, accuracy)
+        run.record("early_stopping", step=run.progress.step, best=self.best, since=self.since)
+
+    def on_epoch_end(self, run):
+        """Stops all ranks."""
+        if self.since >= self.patience:
+            run.stop(f"{self.name}: no better than {self.best:.4f} for {self.since} epochs")
+
+    def state(self):
+        """Kept in checkpoints, so that a resumed run goes on counting."""
+        return [self.best, self.since]
+
+    def load_state(self, state):
+        """Goes on counting."""
+        self.best, self.since = state
+
+
+if __name__ == "__main__":
+    ins = Entry()
+    settings.apply(ins, dataset_dir=sys.argv[1])
+    ins.set_with_test(True)
+    ins.set_train_epochs(100)
+    ins.add_callback(StopWhenItWorsens("glyphs"))
+    print(ins.train()["stopped"])

@@ -1,0 +1,13 @@
+"""Trains in mixed precision: the script of the specification's chapter on it."""
+
+from plsc import Entry
+
+
+def main():
+    ins = Entry()
+    ins.set_mixed_precision(True)
+    ins.train()
+
+
+if __name__ == "__main__":
+    main()

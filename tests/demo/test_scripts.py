@@ -1,0 +1,48 @@
+"""The scripts of demo/, as a user starts them, at a small size."""
+
+import json
+import subprocess
+import sys
+
+from ranks import ROOT, environment
+
+SMALL = (
+    "num_classes=12", "train_image_num=96", "train_batch_size=16", "train_epochs=1", "log_period=1", "emb_dim=16",
+)  # fmt: skip
+
+
+def run(script, data, output, *arguments, ranks=1, sizes=()):
+    """Runs a script with the settings that suit the glyphs of the tests; returns its records and what it printed."""
+    command = [sys.executable, "-m", "plsc", "run", "--ranks", ranks, "--config", ROOT / "demo" / "glyphs.yaml"]
+    for text in (*SMALL, f"dataset_dir={data}", f"model_save_dir={output}", *sizes):
+        command += ["--set", text]
+    command = [str(part) for part in (*command, ROOT / "demo" / script, *arguments)]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return list(records), process.stdout + process.stderr
+
+
+def test_custom_reader(glyphs, tmp_path):
+    records, said = run(
+        "custom_reader.py", glyphs, tmp_path, "--data_dir", glyphs, ranks=2, sizes=["model_name=MobileFaceNet"]
+    )
+    # As written, every rank reads every image, and float pixels are not normalised: both are said.
+    assert "same first batch on several ranks" in said and "normalise" in said
+    assert [record["step"] for record in records if record["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert "glyphs" in records[-1]
+
+
+def test_mixed_precision(glyphs, tmp_path):
+    records, said = run("mixed_precision.py", glyphs, tmp_path, sizes=["model_name=MobileFaceNet", "emb_dim=16"])
+    assert "precision" in said and all(record["loss_scaling"] == 1 for record in records if record["event"] == "train")
+
+
+def test_early_stopping(glyphs, tmp_path):
+    """Nothing is learnt at such a rate, so before long two tests in a row are no better than the best."""
+    records, said = run(
+        "early_stopping.py", glyphs, tmp_path, glyphs, sizes=["lr=1e-30", "train_epochs=9", "emb_dim=128"]
+    )
+    since = [record["since"] for record in records if record["event"] == "early_stopping"]
+    assert since[-2:] == [1, 2] and len(since) < 9
+    assert "glyphs: no better than" in said and not (tmp_path / str(len(since))).exists()
