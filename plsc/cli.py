@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,11 @@ from typing import Optional
 from plsc import launch, settings
 from plsc.arguments import at_least
 from plsc.checkpoint.convert import convert
+from plsc.config import check_choice, check_float, check_image_shape
+from plsc.engine import plan
 from plsc.errors import ConfigError, PlscError
+from plsc.heads.workers import walking_threads
+from plsc.models import MODEL_NAMES, build_model
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -33,9 +39,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     cut.add_argument("source", type=Path, help="folder of the checkpoint; it is only read")
     cut.add_argument("target", type=Path, help="new folder")
     cut.add_argument("--ranks", type=at_least(1), required=True, help="number of head files to make")
+    ask = commands.add_parser("plan", help="forecast the memory and the traffic of a training, before it is started")
+    ask.add_argument("--classes", type=at_least(1), required=True)
+    ask.add_argument("--emb", type=at_least(1), default=512, help="size of the embedding (default 512)")
+    ask.add_argument("--ranks", type=at_least(1), default=1, help="processes or GPUs (default 1)")
+    ask.add_argument("--batch", type=at_least(1), default=128, help="images a step, per rank (default 128)")
+    ask.add_argument("--sample-ratio", type=float, default=1.0, help="share of the classes in a step (default 1)")
+    ask.add_argument("--model", default="ResNet50", help="a built-in model (default ResNet50)")
+    ask.add_argument("--image-shape", default="3,112,112", help="channels,height,width (default 3,112,112)")
+    ask.add_argument("--optimizer", default="Momentum", help="Paddle's name (default Momentum)")
+    ask.add_argument(
+        "--device-memory", metavar="SIZE", help="of one GPU, such as 80G; without it the ranks are on CPUs"
+    )
+    ask.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)
     try:
-        return _run(options) if options.command == "run" else _convert(options)
+        return {"run": _run, "convert-checkpoint": _convert, "plan": _plan}[options.command](options)
     except PlscError as error:
         print(f"plsc: error: {error}", file=sys.stderr)
         return 1
@@ -51,4 +70,43 @@ def _run(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     convert(options.source, options.target, options.ranks)
     print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    try:
+        sides = tuple(int(side) for side in options.image_shape.split(","))
+    except ValueError:
+        sides = ()
+    shape = check_image_shape("--image-shape ", sides)
+    memory = None if options.device_memory is None else plan.parse_size(options.device_memory)
+    ratio = check_float("--sample-ratio ", options.sample_ratio, 0, 1, above=True)
+    check_choice("--model ", options.model, MODEL_NAMES)
+    process = plan.resident_bytes()
+    make = functools.partial(
+        plan.forecast,
+        options.classes,
+        options.emb,
+        backbone=plan.backbone_size(build_model(options.model, options.emb, shape), shape),
+        image_shape=shape,
+        sample_ratio=ratio,
+        optimizer=options.optimizer,
+        process=process,
+        threads=walking_threads(),
+        on_cpu=memory is None,
+    )
+    made = make(ranks=options.ranks, batch=options.batch)
+    known = plan.host_memory() if memory is None else memory
+    shared = options.ranks if memory is None else 1  # ranks on CPUs share a machine
+    most = None if known is None else made.max_classes(known // shared)
+    if options.json:
+        print(json.dumps({**made.to_json(), "max_classes": most}))
+        return 0
+    print("\n".join(made.lines()))
+    if known is not None and most is not None:
+        print(
+            f"largest class count for {plan.size_text(known)}{' of this machine' if memory is None else ' a rank'}: {most:,}"
+        )
+        if most < options.classes:
+            print("\n".join(plan.advice(make, options.ranks, options.batch, known, memory is None)))
     return 0

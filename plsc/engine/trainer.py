@@ -23,11 +23,13 @@ from plsc.data.verification import VerificationSet, find_verification_sets, load
 from plsc.engine.callbacks import CheckpointSaver, Clock, Step
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.log import MetricsFile, ProgressLog, logger
+from plsc.engine.plan import Forecast, backbone_size, forecast, resident_bytes
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.state import TrainingState
 from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import GatheredLabels, HeadOutput, build_head
+from plsc.heads.workers import walking_threads
 from plsc.models import build_model
 from plsc.models.base_model import build, inputs_of
 from plsc.signals import StopRequest
@@ -52,6 +54,7 @@ class Trainer:
         self.sigterm = StopRequest()
         self.stop_reason: Optional[str] = None
         parallel.initialise()
+        self.process_bytes = resident_bytes()
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
         self.evaluator = build_evaluator(config) if config.with_test else None
@@ -383,6 +386,31 @@ class Trainer:
             config.batch_per_rank * ranks,
             self.steps_per_epoch or "unknown",
             config.train_epochs,
+        )
+        for line in self.forecast().lines():
+            logger.info(line)
+
+    def forecast(self) -> Forecast:
+        """What this rank will need."""
+        config = self.config
+        return forecast(
+            config.num_classes,
+            config.emb_dim,
+            parallel.world_size(),
+            config.train_batch_size,
+            backbone_size(self.backbone, config.image_shape),
+            config.image_shape,
+            self.head.sharded,
+            self.head.bias is not None,
+            config.sample_ratio,
+            type(self.optimizer).__name__,
+            config.gradient_accumulation,
+            config.num_workers,
+            walking_threads(),
+            config.head_chunk,
+            config.background_save and self.save_dir is not None,
+            self.process_bytes,
+            parallel.on_cpu(),
         )
 
 

@@ -110,10 +110,10 @@ class Sums:
     ahead_B: Optional[paddle.Tensor]
 
 
-def chunk_rows(batch: int, emb_dim: int, itemsize: int = 4) -> int:
+def chunk_rows(batch: int, emb_dim: int, on_cpu: Optional[bool] = None) -> int:
     """Rows of a chunk: a power of two, so that their gradients, momentum and logits stay in cache, or fill a GPU."""
-    a_row = itemsize * (3 * emb_dim + 2 * batch)
-    rows = (4 * _L2_BYTES if parallel.on_cpu() else _GPU_BYTES) // a_row
+    a_row = 4 * (3 * emb_dim + 2 * batch)
+    rows = (4 * _L2_BYTES if (parallel.on_cpu() if on_cpu is None else on_cpu) else _GPU_BYTES) // a_row
     return 1 << max(7, min(16, rows.bit_length() - 1))
 
 

@@ -14,15 +14,20 @@ from plsc import parallel
 Result = TypeVar("Result")
 
 
+def walking_threads() -> int:
+    """Threads that walk over the rows of this process: as many as it computes with; one on a GPU."""
+    return int(os.environ.get("OMP_NUM_THREADS", 1)) if parallel.on_cpu() else 1
+
+
 class Workers:
-    """As many threads as this process computes with; one on a GPU.
+    """The threads of `walking_threads`.
 
     Paddle computes most element-wise operations on a CPU with one thread, whatever OMP_NUM_THREADS says, and lets go of
     Python's lock while it does: with a thread for each part of the rows all cores are busy.
     """
 
     def __init__(self) -> None:
-        self.count = int(os.environ.get("OMP_NUM_THREADS", 1)) if parallel.on_cpu() else 1
+        self.count = walking_threads()
         # The number set is the thread's own: the products of these threads use one each.
         self._pool = ThreadPoolExecutor(self.count, "plsc-head", core.set_num_threads, (1,))
 

@@ -1,0 +1,127 @@
+"""The memory forecast against measured memory, at five sizes, as JSON: python tests/benchmarks/plan.py
+
+Each training is a process of its own, or two ranks, on random images; memory is the peak of resident memory of rank 0. The
+head's share is measured in one more process that makes the head alone and takes the same steps. Nothing is saved.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CASES = [  # classes, embedding, batch, ranks, model, sample ratio, optimizer
+    (100_000, 512, 64, 1, "MobileFaceNet", 1.0, "Momentum"),
+    (1_000_000, 512, 32, 1, "MobileFaceNet", 1.0, "Momentum"),
+    (1_000_000, 512, 8, 1, "ResNet50", 0.1, "Momentum"),
+    (500_000, 512, 16, 2, "ResNet18", 1.0, "Momentum"),
+    (200_000, 256, 48, 1, "ResNet18", 1.0, "Adam"),
+]
+STEPS = 3
+
+
+def peak():
+    """Bytes of VmHWM of this process."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def optimizer_of(name):
+    """A maker of Paddle's optimizer of that name."""
+    import paddle
+
+    if name == "Momentum":
+        return lambda parameters: paddle.optimizer.Momentum(0.1, 0.9, parameters=parameters, weight_decay=5e-4)
+    return lambda parameters: getattr(paddle.optimizer, name)(1e-3, parameters=parameters)
+
+
+def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
+    """Trains some steps; prints the forecast and the peak."""
+    import numpy as np
+
+    from plsc import Callback, Entry, parallel
+
+    class Ask(Callback):
+        def on_train_begin(self, run):
+            self.forecast = run.forecast()
+
+    ins = Entry()
+    ins.set_model_name(model)
+    ins.set_emb_size(emb_dim)
+    ins.set_class_num(classes)
+    ins.set_train_batch_size(batch)
+    ins.set_sample_ratio(ratio)
+    ins.set_optimizer(optimizer_of(optimizer))
+    ins.set_train_epochs(1)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(None)
+    ins.set_num_workers(0)
+    rng = np.random.default_rng(parallel.rank())
+    images = rng.normal(size=(batch, 3, 112, 112)).astype("float32")
+    ins.train_reader = [(images, rng.integers(0, classes, batch)) for _ in range(STEPS)]
+    ask = Ask()
+    ins.add_callback(ask)
+    ins.train()
+    if parallel.rank() == 0:
+        print(json.dumps({**ask.forecast.to_json(), "peak": peak()}))
+
+
+def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
+    """The same steps of the head alone; prints what it took."""
+    import numpy as np
+    import paddle
+
+    from plsc import parallel
+    from plsc.engine.plan import resident_bytes
+    from plsc.heads import build_head
+    from plsc.optim import take_rows
+
+    parallel.initialise()
+    before = resident_bytes()
+    layer = build_head("dist_arcface", classes, emb_dim, sample_ratio=ratio)
+    made = optimizer_of(optimizer)(list(layer.parameters()))
+    updates = take_rows(made, dict(layer.named_parameters()))
+    rng = np.random.default_rng(parallel.rank())
+    for _ in range(STEPS):
+        layer(paddle.to_tensor(rng.normal(size=(batch, emb_dim)).astype("float32")), rng.integers(0, classes, batch))
+        layer.backward(updates.get("weight"))
+        if not updates:
+            made.step()
+            made.clear_grad()
+    if parallel.rank() == 0:
+        print(json.dumps({"peak": peak() - before}))
+
+
+def run(kind, case):
+    """One measurement in processes of its own."""
+    command = [sys.executable, "-m", "plsc", "run", "--ranks", str(case[3]), __file__, kind, json.dumps(case)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def main():
+    rows = []
+    for case in CASES:
+        whole, alone = run("train", case), run("head", case)
+        rows.append(
+            {
+                "case": case,
+                "head_forecast": whole["head_bytes_per_rank"],
+                "head_measured": alone["peak"],
+                "head_ratio": round(whole["head_bytes_per_rank"] / alone["peak"], 3),
+                "total_forecast": whole["total_bytes_per_rank"],
+                "total_measured": whole["peak"],
+                "total_ratio": round(whole["total_bytes_per_rank"] / whole["peak"], 3),
+            }
+        )
+        print(rows[-1], file=sys.stderr)
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        {"train": train, "head": head}[sys.argv[1]](*json.loads(sys.argv[2]))
