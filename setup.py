@@ -25,6 +25,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
         "hdfs": ["hdfs>=2.7"],
         "demo": ["matplotlib>=3.5"],
+        "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15"],
         "dev": [
             "pytest>=7",
             "pytest-xdist>=3",

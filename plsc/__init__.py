@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from plsc.engine.callbacks import Callback
     from plsc.entry import Entry
     from plsc.models.base_model import BaseModel
+    from plsc.predictor import Predictor
 
-__all__ = ["Entry", "BaseModel", "Callback", "shard_reader", "__version__"]
+__all__ = ["Entry", "BaseModel", "Callback", "Predictor", "shard_reader", "__version__"]
 
 if importlib.util.find_spec("paddle") is None:
     raise ImportError(
@@ -27,6 +28,7 @@ _HOMES = {
     "Entry": "plsc.entry",
     "BaseModel": "plsc.models.base_model",
     "Callback": "plsc.engine.callbacks",
+    "Predictor": "plsc.predictor",
     "shard_reader": "plsc.data.readers",
 }
 

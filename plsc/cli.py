@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Optional
 
 from plsc import launch, settings
 from plsc.arguments import at_least
+from plsc.checkpoint import open_checkpoint
 from plsc.checkpoint.convert import convert
 from plsc.config import check_choice, check_float, check_image_shape
 from plsc.engine import plan
+from plsc.engine.exporter import FORMATS
+from plsc.entry import Entry
 from plsc.errors import ConfigError, PlscError
 from plsc.heads.workers import walking_threads
 from plsc.models import MODEL_NAMES, build_model
@@ -39,6 +43,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     cut.add_argument("source", type=Path, help="folder of the checkpoint; it is only read")
     cut.add_argument("target", type=Path, help="new folder")
     cut.add_argument("--ranks", type=at_least(1), required=True, help="number of head files to make")
+    test = commands.add_parser("test", help="test a checkpoint on verification sets")
+    _add_checkpoint(test)
+    test.add_argument("--dataset", required=True, help="folder of the sets")
+    test.add_argument("--targets", default="lfw", help="comma separated names of <dataset>/<name>.bin (default lfw)")
+    test.add_argument("--json", action="store_true", help="print an object")
+    write = commands.add_parser("export", help="export a checkpoint for Paddle's inference library or as ONNX")
+    _add_checkpoint(write)
+    write.add_argument("--output", required=True, help="folder that receives the files")
+    write.add_argument("--format", choices=FORMATS, default="paddle")
     ask = commands.add_parser("plan", help="forecast the memory and the traffic of a training, before it is started")
     ask.add_argument("--classes", type=at_least(1), required=True)
     ask.add_argument("--emb", type=at_least(1), default=512, help="size of the embedding (default 512)")
@@ -54,7 +67,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     ask.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)
     try:
-        return {"run": _run, "convert-checkpoint": _convert, "plan": _plan}[options.command](options)
+        return {"run": _run, "convert-checkpoint": _convert, "test": _test, "export": _export, "plan": _plan}[
+            options.command
+        ](options)
     except PlscError as error:
         print(f"plsc: error: {error}", file=sys.stderr)
         return 1
@@ -70,6 +85,51 @@ def _run(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     convert(options.source, options.target, options.ranks)
     print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
+    return 0
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="folder of the checkpoint, such as output/19")
+    settings.add_options(parser)
+
+
+def _entry_of(options: argparse.Namespace) -> Entry:
+    """An entry with the model of the checkpoint, and the settings of the command line.
+
+    Raises:
+        ConfigError: its model is no built-in one.
+    """
+    meta = open_checkpoint(Path(options.checkpoint)).meta
+    if meta["model"] not in MODEL_NAMES:
+        raise ConfigError(
+            f"{options.checkpoint}: its model {meta['model']!r} is the user's own, which only a script knows; call "
+            "set_model, set_checkpoint_dir and the action there"
+        )
+    os.environ.update(settings.to_environment(settings.read_options(options)))
+    entry = Entry()
+    entry.set_model_name(meta["model"])
+    entry.set_image_shape(meta["image_shape"])
+    entry.set_emb_size(meta["emb_dim"])
+    entry.set_class_num(meta["num_classes"])
+    entry.set_checkpoint_dir(options.checkpoint)
+    entry.set_model_save_dir(None)
+    return entry
+
+
+def _test(options: argparse.Namespace) -> int:
+    entry = _entry_of(options)
+    entry.set_dataset_dir(options.dataset)
+    entry.set_val_targets(options.targets)
+    results = entry.test()  # which logs them
+    if options.json:
+        print(json.dumps(results))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    entry = _entry_of(options)
+    entry.set_model_save_dir(options.output)
+    entry.convert_for_prediction(options.format)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import Callback
 from plsc.engine.evaluator import embed_reader
+from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.trainer import Trainer, build_backbone, build_evaluator, reader_loader
 from plsc.errors import ConfigError, PlscError
@@ -464,6 +466,26 @@ class Entry:
         loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
         parallel.broadcast_statistics(backbone)
         return embed_reader(backbone, loader, flip=False)[0]
+
+    def convert_for_prediction(self, format: str = "paddle") -> Path:
+        """Exports the model of the last `train`, or else of the checkpoint folder, into the model save folder.
+
+        Args:
+            format: 'paddle' for Paddle's inference library, or 'onnx'; the batch may have any size in both.
+
+        Returns:
+            The folder, for `plsc.Predictor`; files it did not write stay as they are.
+
+        Raises:
+            PlscError: there is no model, or the folder cannot be written.
+        """
+        config = self._prepare()
+        backbone = self._trained_backbone("convert_for_prediction", config)
+        if not config.model_save_dir:
+            raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
+        folder = export(backbone, Path(config.model_save_dir), config.image_shape, format)
+        logging.getLogger("plsc").info("exported to %s", folder)
+        return folder
 
     def _trained_backbone(self, action: str, config: Config) -> paddle.nn.Layer:
         if self._backbone is not None:
