@@ -22,7 +22,7 @@ from plsc import parallel
 from plsc.heads.products import Products
 from plsc.heads.workers import Workers
 
-_NO_LOGIT = -1e30  # of a labelled class, which is treated apart: its exponential is 0
+_NO_LOGIT = -1e30  # of a labelled class, which is treated apart
 _LOWEST_PEAK = -1e29
 _L2_BYTES = 2 << 20
 _GPU_BYTES = 256 << 20
@@ -189,6 +189,7 @@ class Walk:
         self._label_place = paddle.to_tensor(labels.place % chunk)
         self._label_entry = paddle.to_tensor(labels.place % chunk * batch + labels.sample)
         self._no_logit = paddle.full([len(labels.place)], _NO_LOGIT, query.dtype)
+        self._nothing = paddle.zeros([len(labels.place)], query.dtype)
         self._ones = paddle.ones([1, chunk], query.dtype)
         self._inverse: list[Optional[paddle.Tensor]] = [None] * self._chunks
 
@@ -234,7 +235,7 @@ class Walk:
                 total_1B.multiply_(fade_1B)
                 pull_BD.multiply_(fade_1B.reshape([-1, 1]))
                 logits_CB.subtract_(peak_1B)
-            exp_CB = logits_CB.exp_()
+            exp_CB = self._without_labels(number, logits_CB.exp_())
             total_1B.add_(paddle.matmul(self._ones[:, : exp_CB.shape[0]], exp_CB))
             if slope_CB is not None:
                 exp_CB.multiply_(slope_CB)
@@ -330,6 +331,7 @@ class Walk:
         product_CB, logits_CB, slope_CB = self._logits(number, weight_CD, inverse_C1)
         less_1B = gradient.subtract_1B
         softmax_CB = paddle.exp(logits_CB) if less_1B is None else (logits_CB - less_1B).exp_()
+        self._without_labels(number, softmax_CB)
         if slope_CB is not None:
             softmax_CB.multiply_(slope_CB)
         # What a unit row loses because its length may not change; the bias's gradient is the same sum without product.
@@ -393,6 +395,15 @@ class Walk:
         if entry_n.shape[0]:
             logits_CB.reshape([-1]).scatter_(entry_n, self._no_logit[labels])
         return product_CB, logits_CB, slope_CB
+
+    def _without_labels(self, number: int, exp_CB: paddle.Tensor) -> paddle.Tensor:
+        """Sets the labelled classes' exponentials to 0: on a CPU Paddle's exponential never gets below 2.9e-39, which is much
+        where all sums are tiny, because the embeddings are opposite to all rows."""
+        labels = self._labels_of(number)
+        entry_n = self._label_entry[labels]
+        if entry_n.shape[0]:
+            exp_CB.reshape([-1]).scatter_(entry_n, self._nothing[labels])
+        return exp_CB
 
     def _ahead(
         self, number: int, product_CB: paddle.Tensor, plain_B: Optional[paddle.Tensor], ties: Optional[Callable]

@@ -225,6 +225,41 @@ def test_nothing_is_ever_infinite_at_the_edges(kind, seed, scale):
     assert np.isfinite(head.weight.grad.numpy()).all()
 
 
+@settings(max_examples=60, deadline=None)
+@example("arcface", 0, 32.0, 0.3, -1.0)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 10**6),
+    st.sampled_from([8.0, 32.0, 64.0, 80.0]),
+    st.sampled_from([0.1, 0.3, 1.0, 10.0]),
+    st.sampled_from([-1.0, 0.0, 1.0]),
+)
+def test_float32_follows_float64_wherever_embeddings_and_centres_are(kind, seed, scale, spread, side):
+    """All centres close to one direction and the embeddings close to it, opposite to it, or on both sides: so collapsed a
+    network may be early in training, and sums of exponentials are then as small or as large as they get."""
+    rng = np.random.default_rng(seed)
+    classes, batch, dim = 40, 24, 16
+    common = rng.normal(size=dim)
+    common /= np.linalg.norm(common)
+    sides = rng.choice([-1.0, 1.0], batch) if side == 0 else np.full(batch, side)
+    weight = common + spread * rng.normal(size=(classes, dim)) / np.sqrt(dim)
+    embedding = 4 * sides[:, None] * (common + spread * rng.normal(size=(batch, dim)) / np.sqrt(dim))
+    label = rng.integers(0, classes, batch)
+    found = {}
+    for dtype in ("float64", "float32"):
+        head = build_head(kind, classes, dim, scale=scale, dtype=dtype)
+        head.weight.set_value(weight.astype("float32").astype(dtype))
+        out = head(paddle.to_tensor(embedding.astype("float32").astype(dtype)), label)
+        head.backward()
+        found[dtype] = {"loss": out.loss, "rows": head.weight.grad.numpy(), "embedding": out.embedding_grad.numpy()}
+    for name, wanted in found["float64"].items():
+        np.testing.assert_allclose(found["float32"][name], wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    if kind != "softmax":  # the length of a centre does not matter
+        rows = found["float32"]["rows"]
+        along = np.abs(np.sum(rows * weight, axis=1)) / np.linalg.norm(weight, axis=1)
+        assert along.max() <= 1e-4 * np.linalg.norm(rows, axis=1).max() + 1e-12
+
+
 def test_initial_rows_do_not_depend_on_the_sharding():
     from plsc.heads.softmax import _initialise_rows
 
