@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional
 
 from plsc import threads
 
+_SITE = Path(__file__).parent / "site"  # what every Python below runs first: `import paddle.fluid` means plsc.fluid
 _SECONDS_AFTER_FAILURE = 5.0
 _SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
@@ -93,6 +95,7 @@ def _start(command: Sequence[str], rank: int, ports: Sequence[int], restart_of: 
         PADDLE_CURRENT_ENDPOINT=endpoints[rank],
         FLAGS_selected_gpus=str(rank),
     )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
     if restart_of is not None:
         environment["PLSC_RESTART"] = repr(restart_of)
     return subprocess.Popen(

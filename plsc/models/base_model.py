@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import paddle
 
 from plsc.errors import ConfigError
-from plsc.layers import LayerScope
+from plsc.layers.scope import LayerScope
 
 
 class BaseModel(paddle.nn.Layer):
     """A network that turns images into embeddings. Subclasses override `build_network`, and nothing else is needed.
 
     Layers may be made in `__init__` and used in `build_network`, as in any Paddle layer; or `build_network` calls the
-    functions of `plsc.layers` (`conv2d`, `batch_norm`, `fc`, ...), which make their layers at the first call.
+    functions of `plsc.layers` (`conv2d`, `batch_norm`, `fc`, ...), whose layers are made by two dry runs, for a test and for
+    training, before anything else.
     """
 
     def __init__(self) -> None:
@@ -37,23 +38,19 @@ class BaseModel(paddle.nn.Layer):
 
     def forward(self, input: paddle.Tensor, label: Optional[paddle.Tensor] = None) -> paddle.Tensor:
         """`build_network` with this model's layers in place: [B, C, H, W] -> [B, D]."""
-        with self._scope:
+        if not self._scope.made and paddle.in_dynamic_mode():
+            self._dry_run(input.shape[1:], input.dtype, label)
+        with self._scope.running(self.training):
             return self.build_network(input, label, self.training)
 
-    @paddle.no_grad()
     def build(self, image_shape: tuple[int, int, int]) -> int:
-        """Makes the layers with one dry run on two zero images; returns the embedding size.
+        """Makes the layers with dry runs on two zero images; returns the embedding size.
 
         Raises:
             ConfigError: the result is not one embedding for each image.
+            PlscError: the calls of `plsc.layers` for training and tests do not fit together.
         """
-        was_training = self.training
-        self.eval()
-        try:
-            embedding = self(paddle.zeros([2, *image_shape]), paddle.zeros([2], dtype="int64"))
-        finally:
-            if was_training:
-                self.train()
+        embedding = self._dry_run(list(image_shape), paddle.get_default_dtype(), paddle.zeros([2], dtype="int64"))
         if not isinstance(embedding, paddle.Tensor) or len(embedding.shape) != 2 or embedding.shape[0] != 2:
             shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
             raise ConfigError(
@@ -61,3 +58,24 @@ class BaseModel(paddle.nn.Layer):
                 "flatten the feature map before the last layer"
             )
         return int(embedding.shape[1])
+
+    @paddle.no_grad()
+    def _dry_run(self, shape: list[int], dtype: Any, label: Optional[paddle.Tensor]) -> Any:
+        """What a test of two zero images gives; makes the layers of `plsc.layers` if they are not there yet."""
+        images = paddle.zeros([2, *shape], dtype)
+        labels = None if label is None else paddle.zeros([2, *label.shape[1:]], label.dtype)
+        modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
+
+        def network(is_train: bool) -> Any:
+            self.training = is_train
+            return self.build_network(images, labels, is_train)
+
+        self.eval()  # the layers draw no random numbers and keep their running statistics
+        try:
+            if not self._scope.made:
+                return self._scope.make(network)
+            with self._scope.running(False):
+                return network(False)
+        finally:
+            for layer, mode in modes:
+                layer.training = mode
