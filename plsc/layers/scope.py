@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -80,9 +79,9 @@ class LayerScope:
             PlscError: a layer that only tests use would never be trained.
         """
         tested = _DryRun([])
-        result = tested.run(lambda: network(False))
+        result = tested.run(network, False)
         trained = _DryRun(tested.calls)
-        trained.run(lambda: network(True))
+        trained.run(network, True)
         twins = _counterparts(tested.calls, trained.calls)
         added = [call for call, twin in zip(trained.calls, twins) if twin is None]
         self._register([*tested.calls, *added])
@@ -121,13 +120,9 @@ class LayerScope:
                 if first is not own:
                     setattr(call.layer, attribute, first)
 
-    @contextmanager
-    def running(self, is_train: bool) -> Iterator[None]:
-        """Within it the functions of `plsc.layers` find the layers that were made."""
-        current = _Pass(self._owner, self._plans.get(is_train), self._recipes)
-        with _entered(current):
-            yield
-        current.finish()
+    def running(self, is_train: bool) -> _Pass:
+        """Within it, as a context, the functions of `plsc.layers` find the layers that were made."""
+        return _Pass(self._owner, self._plans.get(is_train), self._recipes)
 
 
 class _DryRun:
@@ -138,9 +133,12 @@ class _DryRun:
         self._known = {call.place: call for call in known}
         self._passes_of: Counter[Place] = Counter()
 
-    def run(self, network: Callable[[], Any]) -> Any:
-        with _entered(self):
-            return network()
+    def run(self, network: Callable[[bool], Any], is_train: bool) -> Any:
+        _current.passes.append(self)
+        try:
+            return network(is_train)
+        finally:
+            _current.passes.pop()
 
     def layer(
         self, kind: Kind, recipe: tuple[Any, ...], make: Callable[[], nn.Layer], shared: Optional[dict[str, str]] = None
@@ -191,8 +189,17 @@ class _Pass:
             raise _changed(kind[0], name, self._recipes[name], recipe)
         return self._owner._sub_layers[name]
 
-    def finish(self) -> None:
-        """Raises PlscError when calls are missing: those after the missing one may have had the layers before theirs."""
+    def __enter__(self) -> _Pass:
+        _current.passes.append(self)
+        return self
+
+    def __exit__(self, error: object, *rest: object) -> None:
+        _current.passes.pop()
+        if error is None:
+            self._refuse_missing_calls()
+
+    def _refuse_missing_calls(self) -> None:
+        # The calls after a missing one may have had the layers before theirs.
         for kind, names in (self._plan or {}).items():
             if kind[1] is None and self._counts[kind] != len(names):
                 raise PlscError(
@@ -250,31 +257,32 @@ def as_attr(attr: Any) -> tuple[Any, Optional[str]]:
     return numbered, attr.name
 
 
-@contextmanager
-def _entered(current: Union[_DryRun, _Pass]) -> Iterator[None]:
-    _current.passes.append(current)
-    try:
-        yield
-    finally:
-        _current.passes.pop()
-
-
 def _counterparts(first: Sequence[_Call], second: Sequence[_Call]) -> list[Optional[_Call]]:
     """For each call of `second`, the call of `first` whose layer it uses; None for a layer of its own."""
     places = {call.place: number for number, call in enumerate(first)}
     anchors = [places.get(call.place) for call in second]
-    taken = set(anchors)
-    found: list[Optional[_Call]] = []
+    found = [None if at is None else first[at] for at in anchors]
+    # Calls at other places are matched between the same calls at equal places.
+    gaps: dict[tuple[int, int], list[int]] = {}
     begin = 0
-    for number, call in enumerate(second):
-        match = anchors[number]
-        if match is None:
-            end = next((anchor for anchor in anchors[number:] if anchor is not None), len(first))
-            free = (i for i in range(begin, end) if i not in taken)
-            match = next((i for i in free if first[i].is_like(call)), None)
-        if match is not None:
-            begin = match + 1
-        found.append(None if match is None else first[match])
+    for number, at in enumerate(anchors):
+        if at is None:
+            end = next((later for later in anchors[number:] if later is not None), len(first))
+            gaps.setdefault((begin, end), []).append(number)
+        else:
+            begin = at + 1
+    taken = set(anchors)
+    for (begin, end), numbers in gaps.items():
+        free = [first[i] for i in range(begin, end) if i not in taken]
+        for like in {(call.kind, call.recipe): call for call in (second[number] for number in numbers)}.values():
+            mine = [number for number in numbers if second[number].is_like(like)]
+            theirs = [call for call in free if call.is_like(like)]
+            if theirs and len(mine) != len(theirs):
+                raise PlscError(
+                    f"layers.{like.kind[0]}: one branch of build_network makes {len(mine)} layers of {like.recipe} for training "
+                    f"and another makes {len(theirs)} for tests; which belong together cannot be told: give both calls the same name="
+                )
+            found = [theirs[mine.index(i)] if theirs and i in mine else twin for i, twin in enumerate(found)]
     return found
 
 
