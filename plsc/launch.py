@@ -22,7 +22,7 @@ _SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
 
 def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
-    """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
+    """Runs `command` as `ranks` processes; returns 0, the status of the one that failed, or 128 + the signal that ended all.
 
     When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
     checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
@@ -37,21 +37,21 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
     }
     try:
         for attempt in range(restarts + 1):
-            failed = _run_once(command, ranks, began if attempt else None, signals)
+            status = _run_once(command, ranks, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
-            if not failed:
+            if not status:
                 return 0
             if attempt < restarts:
                 sys.stderr.write(f"plsc: restart {attempt + 1} of {restarts}\n")
-        return 1
+        return status
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], signals: list[int]) -> bool:
-    """Whether a rank failed; all have ended. `restart_of` is when the run was first started, if it was."""
+def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], signals: list[int]) -> int:
+    """0, or the status of the rank that failed (1 if a signal ended it); all have ended. `restart_of` is when the run was first started, if it was."""
     ports = _free_ports(ranks)
     processes = [_start(command, rank, ports, restart_of) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
@@ -70,13 +70,13 @@ def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], s
     for reader in readers:
         reader.join(timeout=2)
     if failed is None:
-        return False
+        return 0
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
     sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
-    return True
+    return max(1, code)
 
 
 def _start(command: Sequence[str], rank: int, ports: Sequence[int], restart_of: Optional[float]) -> subprocess.Popen:
