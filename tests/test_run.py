@@ -94,7 +94,7 @@ OLD = """
         for line in ("import paddle.fluid.core", "from paddle.fluid.layers import lstm", "import paddle.fluid.nonsense"):
             try:
                 exec(line)
-            except Exception as problem:
+            except ImportError as problem:
                 texts.append(str(problem))
         spawned = "plsc.fluid"
         if rank == "0":
