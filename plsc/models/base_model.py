@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Optional
 
 import paddle
 
 from plsc.errors import ConfigError
 from plsc.layers.scope import LayerScope
+
+# Paddle's no_grad is of the process: of two that overlap, the last to leave would keep gradients off for good.
+_one_dry_run = threading.RLock()
 
 
 class BaseModel(paddle.nn.Layer):
@@ -59,23 +63,23 @@ class BaseModel(paddle.nn.Layer):
             )
         return int(embedding.shape[1])
 
-    @paddle.no_grad()
     def _dry_run(self, shape: list[int], dtype: Any, label: Optional[paddle.Tensor]) -> Any:
         """What a test of two zero images gives; makes the layers of `plsc.layers` if they are not there yet."""
         images = paddle.zeros([2, *shape], dtype)
         labels = None if label is None else paddle.zeros([2, *label.shape[1:]], label.dtype)
-        modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
 
         def network(is_train: bool) -> Any:
             self.training = is_train
             return self.build_network(images, labels, is_train)
 
-        self.eval()  # the layers draw no random numbers and keep their running statistics
-        try:
-            if not self._scope.made:
-                return self._scope.make(network)
-            with self._scope.running(False):
-                return network(False)
-        finally:
-            for layer, mode in modes:
-                layer.training = mode
+        with _one_dry_run, paddle.no_grad():
+            modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
+            self.eval()  # the layers draw no random numbers and keep their running statistics
+            try:
+                if not self._scope.made:
+                    return self._scope.make(network)
+                with self._scope.running(False):
+                    return network(False)
+            finally:
+                for layer, mode in modes:
+                    layer.training = mode

@@ -339,7 +339,7 @@ def test_models_in_threads_do_not_mix():
         worker.start()
     for worker in workers:
         worker.join()
-    assert not problems
+    assert not problems and paddle.is_grad_enabled()
     for size in sizes:
         assert [p.shape for p in models[size].parameters()] == [[7, size], [size], [size, size], [size]]
     one = models[3]
