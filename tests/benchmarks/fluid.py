@@ -45,8 +45,8 @@ class ResNet(BaseModel):
         return layers.batch_norm(x, epsilon=EPSILON, is_test=not is_train)
 
 
-class PlainResNet(paddle.nn.Layer):
-    """`ResNet` with its layers held in lists and called one after the other."""
+class Plain(paddle.nn.Layer):
+    """The layers of a define-by-run model, held in lists."""
 
     def __init__(self, made):
         super().__init__()
@@ -54,6 +54,10 @@ class PlainResNet(paddle.nn.Layer):
         self.norms = paddle.nn.LayerList(kind(made, "batch_norm"))
         self.prelus = paddle.nn.LayerList(kind(made, "prelu"))
         self.fc = made.fc_0
+
+
+class PlainResNet(Plain):
+    """`ResNet`, one layer after the other."""
 
     def forward(self, input):
         convs, norms, prelus = iter(self.convs), iter(self.norms), iter(self.prelus)
@@ -69,23 +73,18 @@ class PlainResNet(paddle.nn.Layer):
         return next(norms)(self.fc(next(norms)(x).flatten(1)))
 
 
-class PlainGlyphNet(paddle.nn.Layer):
+class PlainGlyphNet(Plain):
     """`GlyphNet` of the demo, the same way."""
 
-    def __init__(self, made):
-        super().__init__()
-        self.convs = paddle.nn.LayerList(kind(made, "conv2d"))
-        self.norms = paddle.nn.LayerList(kind(made, "batch_norm"))
-        self.prelus = paddle.nn.LayerList(kind(made, "prelu"))
-        self.fc, self.dropout = made.fc_0, paddle.nn.Dropout(0.2)
-
     def forward(self, input):
-        blocks = [lambda x, b=b: b[2](b[1](b[0](x))) for b in zip(self.convs, self.norms, self.prelus)]
+        convs, norms, prelus = iter(self.convs), iter(self.norms), iter(self.prelus)
         x = input
-        for first, second, third in zip(blocks[0::3], blocks[1::3], blocks[2::3]):
-            x = first(x)
-            x = x + third(second(x))
-        return self.norms[-1](self.fc(self.dropout(x).flatten(1)))
+        for _ in range(3):
+            x = next(prelus)(next(norms)(next(convs)(x)))
+            y = next(prelus)(next(norms)(next(convs)(x)))
+            x = x + next(prelus)(next(norms)(next(convs)(y)))
+        x = paddle.nn.functional.dropout(x, 0.2, training=self.training)
+        return next(norms)(self.fc(x.flatten(1)))
 
 
 def kind(made, name):

@@ -7,7 +7,6 @@ import pytest
 from ranks import ROOT, run_ranks
 
 
-@pytest.mark.core
 def test_its_layers():
     result = json.loads(run_ranks("build_custom_model.py", 1).stdout.splitlines()[-1])
     for layers, depth, convolutions in ((50, 24, 2), (101, 33, 3), (152, 50, 3)):
