@@ -22,7 +22,11 @@ from plsc.errors import PlscError
 
 Place = tuple[Any, ...]
 Kind = tuple[str, Optional[str]]  # what is called, and its `name=`
+Plan = dict[
+    str, list[str]
+]  # names of layers in the order of the calls, by kind (as one string, for Paddle's to_static)
 
+_NAMELESS = " without a name"
 _SAME_CALLS = "build_network must make the same calls in the same order every time"
 
 
@@ -65,7 +69,7 @@ class LayerScope:
     def __init__(self, owner: nn.Layer) -> None:
         self._owner = owner
         self._recipes: dict[str, tuple[Any, ...]] = {}
-        self._plans: dict[bool, dict[Kind, list[str]]] = {}  # by is_train: names in the order of the calls
+        self._plans: dict[bool, Plan] = {}  # by is_train
 
     @property
     def made(self) -> bool:
@@ -90,9 +94,9 @@ class LayerScope:
                 call.layer, call.name = twin.layer, twin.name
         _refuse_untrained(tested.calls, trained.calls)
         for is_train, run in ((False, tested), (True, trained)):
-            plan: dict[Kind, list[str]] = {}
+            plan: Plan = {}
             for call in run.calls:
-                plan.setdefault(call.kind, []).append(call.name)
+                plan.setdefault(_described(call.kind), []).append(call.name)
             self._plans[is_train] = plan
         return result
 
@@ -164,11 +168,9 @@ class _DryRun:
 class _Pass:
     """One run of a network whose layers are made."""
 
-    def __init__(
-        self, owner: nn.Layer, plan: Optional[dict[Kind, list[str]]], recipes: dict[str, tuple[Any, ...]]
-    ) -> None:
+    def __init__(self, owner: nn.Layer, plan: Optional[Plan], recipes: dict[str, tuple[Any, ...]]) -> None:
         self._owner, self._plan, self._recipes = owner, plan, recipes
-        self._counts: Counter[Kind] = Counter()
+        self._counts: dict[str, int] = {}
 
     def layer(
         self, kind: Kind, recipe: tuple[Any, ...], make: Callable[[], nn.Layer], shared: Optional[dict[str, str]] = None
@@ -178,12 +180,11 @@ class _Pass:
                 f"layers.{kind[0]}: the layers of {type(self._owner).__name__} are not made yet; call its "
                 "build(image_shape), or the model on a batch, before it is saved or turned into a static graph"
             )
-        names, number = self._plan.get(kind, ()), self._counts[kind]
-        self._counts[kind] += 1
+        key = _described(kind)
+        names, number = self._plan.get(key, ()), self._counts.get(key, 0)
+        self._counts[key] = number + 1
         if number >= len(names):
-            raise PlscError(
-                f"layers.{kind[0]}: {len(names)} layers {_described(kind)} were made, and one more is asked for; {_SAME_CALLS}"
-            )
+            raise PlscError(f"layers.{kind[0]}: {len(names)} {key} were made, and one more is asked for; {_SAME_CALLS}")
         name = names[number]
         if self._recipes[name] != recipe:
             raise _changed(kind[0], name, self._recipes[name], recipe)
@@ -200,11 +201,12 @@ class _Pass:
 
     def _refuse_missing_calls(self) -> None:
         # The calls after a missing one may have had the layers before theirs.
-        for kind, names in (self._plan or {}).items():
-            if kind[1] is None and self._counts[kind] != len(names):
+        for key, names in (self._plan or {}).items():
+            used = self._counts.get(key, 0)
+            if key.endswith(_NAMELESS) and used != len(names):
                 raise PlscError(
-                    f"layers.{kind[0]}: {len(names)} layers {_described(kind)} were made, and {self._counts[kind]} were "
-                    f"asked for; {_SAME_CALLS}, or give its layers names with name="
+                    f"build_network: {len(names)} {key} were made, and {used} were asked for; {_SAME_CALLS}, or give layers "
+                    "that come and go a name="
                 )
 
 
@@ -301,4 +303,4 @@ def _changed(kind: str, name: str, made: tuple[Any, ...], asked: tuple[Any, ...]
 
 
 def _described(kind: Kind) -> str:
-    return "without a name" if kind[1] is None else f"named {kind[1]!r}"
+    return f"{kind[0]} layers" + (_NAMELESS if kind[1] is None else f" named {kind[1]!r}")
