@@ -22,7 +22,9 @@ _SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
 
 def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
-    """Runs `command` as `ranks` processes; returns 0, the status of the one that failed, or 128 + the signal that ended all.
+    """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
+
+    A single rank's own status is returned instead of 1.
 
     When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
     checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
@@ -51,7 +53,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0) -> int:
 
 
 def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], signals: list[int]) -> int:
-    """0, or the status of the rank that failed (1 if a signal ended it); all have ended. `restart_of` is when the run was first started, if it was."""
+    """Status of the run, whose ranks have all ended. `restart_of` is when it was first started, if it was."""
     ports = _free_ports(ranks)
     processes = [_start(command, rank, ports, restart_of) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
@@ -76,7 +78,7 @@ def _run_once(command: Sequence[str], ranks: int, restart_of: Optional[float], s
     sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
     sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
-    return max(1, code)
+    return max(1, code) if ranks == 1 else 1
 
 
 def _start(command: Sequence[str], rank: int, ports: Sequence[int], restart_of: Optional[float]) -> subprocess.Popen:
