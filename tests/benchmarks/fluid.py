@@ -70,7 +70,8 @@ class PlainResNet(Plain):
                 if index == 0 or x.shape[1] != filters:
                     x = next(norms)(next(convs)(x))
                 x = x + y
-        return next(norms)(self.fc(next(norms)(x).flatten(1)))
+        x = next(norms)(x)
+        return next(norms)(self.fc(x.flatten(1)))
 
 
 class PlainGlyphNet(Plain):
