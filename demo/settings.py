@@ -21,7 +21,8 @@ class GlyphNet(BaseModel):
             x = self.conv(x, filters, is_train, stride=2)
             y = self.conv(self.conv(x, filters, is_train), filters, is_train)
             x = layers.elementwise_add(x, y)
-        x = layers.fc(layers.dropout(x, 0.2, is_test=not is_train), EMB_DIM)
+        x = layers.dropout(x, 0.2, is_test=not is_train, dropout_implementation="upscale_in_train")
+        x = layers.fc(x, EMB_DIM)
         return layers.batch_norm(x, is_test=not is_train)
 
     def conv(self, x: paddle.Tensor, filters: int, is_train: bool, stride: int = 1) -> paddle.Tensor:

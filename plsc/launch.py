@@ -11,16 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Optional
 
 from plsc import threads
 
+_SITE = Path(__file__).parent / "site"  # what every Python below runs first: `import paddle.fluid` means plsc.fluid
 _SECONDS_AFTER_FAILURE = 5.0
 _SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
 
 
 def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Optional[Mapping[str, str]] = None) -> int:
     """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
+
+    A single rank's own status is returned instead of 1.
 
     When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
     checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
@@ -38,14 +42,14 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
     }
     try:
         for attempt in range(restarts + 1):
-            failed = _run_once(command, ranks, variables or {}, began if attempt else None, signals)
+            status = _run_once(command, ranks, variables or {}, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
-            if not failed:
+            if not status:
                 return 0
             if attempt < restarts:
                 sys.stderr.write(f"plsc: restart {attempt + 1} of {restarts}\n")
-        return 1
+        return status
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -53,8 +57,8 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
 
 def _run_once(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
-) -> bool:
-    """Whether a rank failed; all have ended. `restart_of` is when the run was first started, if it was."""
+) -> int:
+    """Status of the run, whose ranks have all ended. `restart_of` is when it was first started, if it was."""
     ports = _free_ports(ranks)
     processes = [_start(command, rank, ports, variables, restart_of) for rank in range(ranks)]
     tails = [collections.deque[str](maxlen=40) for _ in processes]
@@ -73,13 +77,13 @@ def _run_once(
     for reader in readers:
         reader.join(timeout=2)
     if failed is None:
-        return False
+        return 0
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
     sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
-    return True
+    return max(1, code) if ranks == 1 else 1
 
 
 def _start(
@@ -104,6 +108,7 @@ def _start(
         PADDLE_CURRENT_ENDPOINT=endpoints[rank],
         FLAGS_selected_gpus=str(rank),
     )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
     if restart_of is not None:
         environment["PLSC_RESTART"] = repr(restart_of)
     return subprocess.Popen(

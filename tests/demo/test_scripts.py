@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 from ranks import ROOT, environment
 
 SMALL = (
@@ -31,6 +32,19 @@ def test_custom_reader(glyphs, tmp_path):
     assert "same first batch on several ranks" in said and "normalise" in said
     assert [record["step"] for record in records if record["event"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert "glyphs" in records[-1]
+
+
+def test_custom_model(glyphs, tmp_path):
+    records, _ = run(
+        "custom_model.py",
+        glyphs,
+        tmp_path,
+        ranks=2,
+        sizes=["image_shape=[3, 16, 16]", "train_batch_size=48", "emb_dim=512"],
+    )
+    assert [record["event"] for record in records] == ["train", "test"] and np.isfinite(records[0]["loss"])
+    meta = json.loads((tmp_path / "0" / "meta.json").read_text())
+    assert meta["model"] == "ResNet" and meta["num_classes"] == 12 and meta["step"] == 1
 
 
 def test_mixed_precision(glyphs, tmp_path):

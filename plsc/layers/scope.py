@@ -1,0 +1,306 @@
+"""Which layer a call inside `build_network` means: all are made once, and found again by name at every later call.
+
+The layers are made by two dry runs, one with `is_train` False and one with True. A call in the second is a layer of the
+first when it stands at the same place in the code, or when it is the counterpart, in the other branch of an `if`, of a call
+the second did not make. So names do not depend on what is run first, and training and test share what they should.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import paddle
+from paddle import nn
+from paddle.utils import unique_name
+
+from plsc.errors import PlscError
+
+Place = tuple[Any, ...]
+Kind = tuple[str, Optional[str]]  # what is called, and its `name=`
+Plan = dict[
+    str, list[str]
+]  # names of layers in the order of the calls, by kind (as one string, for Paddle's to_static)
+
+_NAMELESS = " without a name"
+_SAME_CALLS = "build_network must make the same calls in the same order every time"
+
+
+class _Current(threading.local):
+    def __init__(self) -> None:  # in each thread
+        self.passes: list[Union[_DryRun, _Pass]] = []
+
+
+_current = _Current()
+
+
+@dataclass
+class _Call:
+    """One call of a dry run.
+
+    Attributes:
+        recipe: what must be the same at every call, such as the sizes.
+        place: where in the code it stands.
+        name: of its layer in the model, once it has one.
+    """
+
+    kind: Kind
+    recipe: tuple[Any, ...]
+    place: Place
+    layer: nn.Layer
+    shared: dict[str, str]
+    name: str = ""
+
+    def is_like(self, other: _Call) -> bool:
+        return self.kind == other.kind and self.recipe == other.recipe
+
+
+class LayerScope:
+    """The layers that the functions of `plsc.layers` made for one model.
+
+    Args:
+        owner: the model whose sublayers they become.
+    """
+
+    def __init__(self, owner: nn.Layer) -> None:
+        self._owner = owner
+        self._recipes: dict[str, tuple[Any, ...]] = {}
+        self._plans: dict[bool, Plan] = {}  # by is_train
+
+    @property
+    def made(self) -> bool:
+        """Whether `make` has run."""
+        return bool(self._plans)
+
+    def make(self, network: Callable[[bool], Any]) -> Any:
+        """Makes the layers with two dry runs of `network(is_train)`; returns what the one for tests gave.
+
+        Raises:
+            PlscError: a layer that only tests use would never be trained.
+        """
+        tested = _DryRun([])
+        result = tested.run(network, False)
+        trained = _DryRun(tested.calls)
+        trained.run(network, True)
+        twins = _counterparts(tested.calls, trained.calls)
+        added = [call for call, twin in zip(trained.calls, twins) if twin is None]
+        self._register([*tested.calls, *added])
+        for call, twin in zip(trained.calls, twins):
+            if twin is not None:
+                call.layer, call.name = twin.layer, twin.name
+        _refuse_untrained(tested.calls, trained.calls)
+        for is_train, run in ((False, tested), (True, trained)):
+            plan: Plan = {}
+            for call in run.calls:
+                plan.setdefault(_described(call.kind), []).append(call.name)
+            self._plans[is_train] = plan
+        return result
+
+    def _register(self, calls: Sequence[_Call]) -> None:
+        """Gives the layers their names in the model, and parameters of one name one tensor."""
+        counters: Counter[str] = Counter()
+        parameters: dict[str, paddle.Tensor] = {}
+        for call in calls:
+            kind, wanted = call.kind
+            stem = (wanted or kind).replace(".", "_")
+            while not call.name or hasattr(self._owner, call.name):
+                number = counters[stem]
+                counters[stem] += 1
+                call.name = stem if wanted and number == 0 else f"{stem}_{number}"
+            self._owner.add_sublayer(call.name, call.layer)
+            self._recipes[call.name] = call.recipe
+            for attribute, parameter_name in call.shared.items():
+                own = getattr(call.layer, attribute)
+                first = parameters.setdefault(parameter_name, own)
+                if list(first.shape) != list(own.shape):
+                    raise PlscError(
+                        f"layers.{kind}: parameter {parameter_name!r} has shape {list(first.shape)} elsewhere in the "
+                        f"model and is asked for as {list(own.shape)}; give it another name"
+                    )
+                if first is not own:
+                    setattr(call.layer, attribute, first)
+
+    def running(self, is_train: bool) -> _Pass:
+        """Within it, as a context, the functions of `plsc.layers` find the layers that were made."""
+        return _Pass(self._owner, self._plans.get(is_train), self._recipes)
+
+
+class _DryRun:
+    """Notes the calls of one run of a network, and makes layers for those that stand where none of `known` stands."""
+
+    def __init__(self, known: Sequence[_Call]) -> None:
+        self.calls: list[_Call] = []
+        self._known = {call.place: call for call in known}
+        self._passes_of: Counter[Place] = Counter()
+
+    def run(self, network: Callable[[bool], Any], is_train: bool) -> Any:
+        _current.passes.append(self)
+        try:
+            return network(is_train)
+        finally:
+            _current.passes.pop()
+
+    def layer(
+        self, kind: Kind, recipe: tuple[Any, ...], make: Callable[[], nn.Layer], shared: Optional[dict[str, str]] = None
+    ) -> Any:
+        place = self._place()
+        known = self._known.get(place)
+        if known is not None and known.recipe != recipe:
+            raise _changed(kind[0], known.name or kind[1] or "a layer", known.recipe, recipe)
+        self.calls.append(_Call(kind, recipe, place, known.layer if known else make(), shared or {}))
+        return self.calls[-1].layer
+
+    def _place(self) -> Place:
+        """The lines that led here, and how often they did before: `layer` is called in a loop."""
+        frame, path = sys._getframe(2), []
+        while frame is not None and frame.f_code is not _DryRun.run.__code__:
+            path.append((frame.f_code, frame.f_lasti))
+            frame = frame.f_back  # type: ignore[assignment]
+        place = tuple(path)
+        self._passes_of[place] += 1
+        return (self._passes_of[place], *place)
+
+
+class _Pass:
+    """One run of a network whose layers are made."""
+
+    def __init__(self, owner: nn.Layer, plan: Optional[Plan], recipes: dict[str, tuple[Any, ...]]) -> None:
+        self._owner, self._plan, self._recipes = owner, plan, recipes
+        self._counts: dict[str, int] = {}
+
+    def layer(
+        self, kind: Kind, recipe: tuple[Any, ...], make: Callable[[], nn.Layer], shared: Optional[dict[str, str]] = None
+    ) -> Any:
+        if self._plan is None:
+            raise PlscError(
+                f"layers.{kind[0]}: the layers of {type(self._owner).__name__} are not made yet; call its "
+                "build(image_shape), or the model on a batch, before it is saved or turned into a static graph"
+            )
+        key = _described(kind)
+        names, number = self._plan.get(key, ()), self._counts.get(key, 0)
+        self._counts[key] = number + 1
+        if number >= len(names):
+            raise PlscError(f"layers.{kind[0]}: {len(names)} {key} were made, and one more is asked for; {_SAME_CALLS}")
+        name = names[number]
+        if self._recipes[name] != recipe:
+            raise _changed(kind[0], name, self._recipes[name], recipe)
+        return self._owner._sub_layers[name]
+
+    def __enter__(self) -> _Pass:
+        _current.passes.append(self)
+        return self
+
+    def __exit__(self, error: object, *rest: object) -> None:
+        _current.passes.pop()
+        if error is None:
+            self._refuse_missing_calls()
+
+    def _refuse_missing_calls(self) -> None:
+        # The calls after a missing one may have had the layers before theirs.
+        for key, names in (self._plan or {}).items():
+            used = self._counts.get(key, 0)
+            if key.endswith(_NAMELESS) and used != len(names):
+                raise PlscError(
+                    f"build_network: {len(names)} {key} were made, and {used} were asked for; {_SAME_CALLS}, or give layers "
+                    "that come and go a name="
+                )
+
+
+def find_layer(
+    kind: str,
+    name: Optional[str],
+    recipe: tuple[Any, ...],
+    make: Callable[[], nn.Layer],
+    shared: Optional[dict[str, Any]] = None,
+) -> Any:
+    """The layer that this call of `layers.<kind>` means.
+
+    Args:
+        name: the call's `name=`; None counts up.
+        recipe: what must be the same at every call.
+        make: makes the layer.
+        shared: {attribute: name} of parameters the user named; one name is one parameter in the whole model.
+
+    Raises:
+        PlscError: outside `build_network`, or the calls are not those that made the layers.
+    """
+    if not _current.passes:
+        raise PlscError(f"layers.{kind} works only inside build_network of a plsc.models.base_model.BaseModel")
+    names = {attribute: given for attribute, given in (shared or {}).items() if given}
+    return _current.passes[-1].layer((kind, name or None), recipe, make, names)
+
+
+def in_dry_run() -> bool:
+    """Whether layers are being made, and nothing is to be drawn or averaged."""
+    return bool(_current.passes) and isinstance(_current.passes[-1], _DryRun)
+
+
+def as_attr(attr: Any) -> tuple[Any, Optional[str]]:
+    """What Paddle's layers take for `param_attr`, and the name the user gave the parameter.
+
+    Paddle refuses a name that any other parameter of the process has, so it gets a number there.
+    """
+    attr = paddle.ParamAttr._to_attr(attr)
+    if not attr or attr.name is None:
+        return attr, None
+    numbered = paddle.ParamAttr(
+        unique_name.generate(attr.name),
+        attr.initializer,
+        attr.learning_rate,
+        attr.regularizer,
+        attr.trainable,
+        attr.do_model_average,
+        attr.need_clip,
+    )
+    return numbered, attr.name
+
+
+def _counterparts(first: Sequence[_Call], second: Sequence[_Call]) -> list[Optional[_Call]]:
+    """For each call of `second`, the call of `first` whose layer it uses; None for a layer of its own."""
+    places = {call.place: number for number, call in enumerate(first)}
+    anchors = [places.get(call.place) for call in second]
+    found = [None if at is None else first[at] for at in anchors]
+    # Calls at other places are matched between the same calls at equal places.
+    gaps: dict[tuple[int, int], list[int]] = {}
+    begin = 0
+    for number, at in enumerate(anchors):
+        if at is None:
+            end = next((later for later in anchors[number:] if later is not None), len(first))
+            gaps.setdefault((begin, end), []).append(number)
+        else:
+            begin = at + 1
+    taken = set(anchors)
+    for (begin, end), numbers in gaps.items():
+        free = [first[i] for i in range(begin, end) if i not in taken]
+        for like in {(call.kind, call.recipe): call for call in (second[number] for number in numbers)}.values():
+            mine = [number for number in numbers if second[number].is_like(like)]
+            theirs = [call for call in free if call.is_like(like)]
+            if theirs and len(mine) != len(theirs):
+                raise PlscError(
+                    f"layers.{like.kind[0]}: one branch of build_network makes {len(mine)} layers of {like.recipe} for training "
+                    f"and another makes {len(theirs)} for tests; which belong together cannot be told: give both calls the same name="
+                )
+            found = [theirs[mine.index(i)] if theirs and i in mine else twin for i, twin in enumerate(found)]
+    return found
+
+
+def _refuse_untrained(tested: Sequence[_Call], trained: Sequence[_Call]) -> None:
+    reached = {id(parameter) for call in trained for parameter in call.layer.parameters()}
+    for call in tested:
+        if any(not p.stop_gradient and id(p) not in reached for p in call.layer.parameters()):
+            raise PlscError(
+                f"layers.{call.kind[0]}: build_network uses {call.name!r} only where is_train is False, so it would never be "
+                "trained; where both branches mean one layer, give both calls the same name and sizes"
+            )
+
+
+def _changed(kind: str, name: str, made: tuple[Any, ...], asked: tuple[Any, ...]) -> PlscError:
+    return PlscError(f"layers.{kind}: {name!r} was made with {made} and is now asked for with {asked}; {_SAME_CALLS}")
+
+
+def _described(kind: Kind) -> str:
+    return f"{kind[0]} layers" + (_NAMELESS if kind[1] is None else f" named {kind[1]!r}")

@@ -1,0 +1,29 @@
+"""A model from one function, and what it gives."""
+
+import numpy as np
+import paddle
+
+from plsc.models.base_model import BaseModel
+
+
+class Made(BaseModel):
+    """`network(input, is_train)` as a model."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def build_network(self, input, label, is_train):
+        return self.network(input, is_train)
+
+
+def array(*shape, seed=0, positive=False):
+    """Normal numbers, or uniform ones in [0.5, 1.5)."""
+    rng = np.random.default_rng(seed)
+    return rng.random(shape) + 0.5 if positive else rng.normal(size=shape)
+
+
+def given(*numbers):
+    """One float32 tensor for each."""
+    tensors = [paddle.to_tensor(np.asarray(one, "float32")) for one in numbers]
+    return tensors[0] if len(tensors) == 1 else tensors
