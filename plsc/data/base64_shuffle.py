@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from plsc.data.base64_index import LENGTH, index_name
 from plsc.data.base64_parts import (
     FILE_LIST_NAME,
     MANIFEST_NAME,
@@ -58,7 +59,8 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
     parts = read_file_list(options.data_dir, options.file_list)
     output_dir = options.output_dir or options.data_dir
     tmp_dir = options.tmp_dir or output_dir
-    names = [*map(rank_file_name, range(options.nranks)), FILE_LIST_NAME]
+    numbers = range(options.nranks)
+    names = [*map(rank_file_name, numbers), *map(index_name, numbers), FILE_LIST_NAME]
     inputs = [*(part.path for part in parts), os.path.join(options.data_dir, options.file_list)]
     with open_workspace(output_dir, tmp_dir) as workspace:
         earlier = check_targets(output_dir, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs)
@@ -103,7 +105,8 @@ def _check_space(options: Options, parts: list[Part], total: int, output_dir: st
     mean_line = max(_SHORTEST, len(sample) // max(1, sample.count(b"\n")))
     lines = total // mean_line + 1
     text = total * 77 // 100 if options.compress_tmp else total
-    check_disk(output_dir, total + options.nranks * mean_line + BLOCK, tmp_dir, text + lines * INDEX.itemsize + BLOCK)
+    outputs = total + options.nranks * mean_line + lines * LENGTH.itemsize + BLOCK
+    check_disk(output_dir, outputs, tmp_dir, text + lines * INDEX.itemsize + BLOCK)
 
 
 def _manifest(plan: Plan, scans: Sequence[Scan], files: list[OutputFile]) -> Manifest:

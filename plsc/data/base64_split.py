@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plsc.data.base64_index import begin_index, index_name, line_lengths
 from plsc.data.base64_parts import OutputFile, rank_file_name
 from plsc.data.base64_plan import Plan
 from plsc.data.base64_runs import Run, RunReader, create, forget, keep_freed_memory, make_arena, write_all, write_error
@@ -114,23 +115,28 @@ def _write_files(
 def _write_file(plan: Plan, split: _Split, reader: RunReader, padding: array, tasks: Tasks, number: int) -> OutputFile:
     name = rank_file_name(number)
     path = os.path.join(plan.staging, name)
+    samples = split.first(number + 1) - split.first(number) + split.padding(number)
     digest, size, forgotten = hashlib.sha256(), 0, 0
     descriptor = create(path, 0o666)
     try:
-        for piece in _pieces(plan, split, reader, padding, number):
-            digest.update(piece)
-            write_all(descriptor, piece, path)
-            size += len(piece)
-            tasks.report(len(piece))
-            if size - forgotten > _FORGET_BYTES:
-                forget(descriptor, 0, size)
-                forgotten = size
+        with open(os.path.join(plan.staging, index_name(number)), "xb") as index:
+            begin_index(index, samples)
+            for piece in _pieces(plan, split, reader, padding, number):
+                digest.update(piece)
+                write_all(descriptor, piece, path)
+                index.write(line_lengths(piece).tobytes())
+                size += len(piece)
+                tasks.report(len(piece))
+                if size - forgotten > _FORGET_BYTES:
+                    forget(descriptor, 0, size)
+                    forgotten = size
+            index.flush()
+            os.fsync(index.fileno())
         os.fsync(descriptor)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         os.close(descriptor)
-    samples = split.first(number + 1) - split.first(number) + split.padding(number)
     return OutputFile(name, samples, split.padding(number), size, digest.hexdigest())
 
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from plsc.errors import ConfigError, DataError
 from plsc.files import sync_folder
@@ -162,7 +163,8 @@ def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str]) 
 def _names_of(manifest: Manifest | None) -> list[str]:
     if manifest is None:
         return []
-    return [*(file.name for file in manifest.files), FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME]
+    indexes = map(index_name, range(manifest.nranks))
+    return [*(file.name for file in manifest.files), *indexes, FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME]
 
 
 def publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:

@@ -277,6 +277,7 @@ def test_manifest_and_file_list_describe_the_files(tmp_path):
     assert [file.name for file in made.files] == names
     assert sorted(path.name for path in data.iterdir()) == sorted(
         ["base64_file_list.txt", "base64_manifest.json", "list", "part0", "part1", "part2", *names]
+        + [f"base64_index_{number}.npy" for number in range(4)]
     )
 
 
