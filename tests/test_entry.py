@@ -12,6 +12,7 @@ from plsc.models.base_model import BaseModel
 
 REFUSED = [
     ("set_train_batch_size", 0),
+    ("set_data_format", "png"),
     ("set_train_batch_size", 2.5),
     ("set_train_batch_size", True),
     ("set_test_batch_size", "8"),
@@ -111,6 +112,9 @@ def test_a_password_is_never_shown():
         (lambda ins: (ins.set_loss_type("sphereface"), ins.set_margin(0)), "set_margin.*above 0"),
         (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
         (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
+        (lambda ins: (ins.set_dataset_dir("/nowhere"), ins.set_data_format("base64")), "base64_manifest.json: missing"),
+        (lambda ins: ins.set_data_format("jpeg", "full"), "set_data_format"),
+        (lambda ins: ins.set_data_format("auto", "some"), "set_data_format: shuffle"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_step(prepare, words):

@@ -100,20 +100,22 @@ class Base64Files:
             text = os.pread(file.descriptor, end - first, first)
         except OSError as error:
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); check the disk") from error
-        image, _, label = text[:-1].rpartition(b"\t")
-        fault = check_line(text[:-1], len(text))
+        body = text[:-1]
+        fault = check_line(body, len(body))
         if fault or len(text) != end - first or text[-1:] != b"\n":
             reason = ADVICE[fault].split(";")[0] if fault else "the line does not end where it did"
             raise DataError(
                 f"{self.where(i)}: {reason}; the file was damaged after it was made, copy it again or run "
                 f"{self._command(self._manifest.nranks)}"
             )
-        if int(label) >= self._num_classes:
+        image, _, digits = body.rpartition(b"\t")
+        label = int(digits)
+        if label >= self._num_classes:
             raise DataError(
-                f"{self.where(i)}: label {int(label)} is outside [0, {self._num_classes}); the file does not belong to "
+                f"{self.where(i)}: label {label} is outside [0, {self._num_classes}); the file does not belong to "
                 "its manifest, copy the folder again"
             )
-        return binascii.a2b_base64(image), int(label)
+        return binascii.a2b_base64(image), label
 
     def _share(self, world_size: int) -> np.ndarray:
         """The samples of the rank in the order of its files."""
