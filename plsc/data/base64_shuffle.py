@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from plsc.data.base64_index import LENGTH, index_name
 from plsc.data.base64_parts import (
@@ -28,7 +28,7 @@ from plsc.data.base64_plan import BLOCK, Options, Plan, make_plan
 from plsc.data.base64_runs import INDEX
 from plsc.data.base64_scan import Scan, lines_of_parts, raise_first_fault, scan_parts, write_skipped
 from plsc.data.base64_split import write_all_files
-from plsc.data.base64_workspace import check_disk, check_targets, open_workspace, publish, write_file
+from plsc.data.base64_workspace import check_disk, check_targets, finish, open_workspace
 from plsc.data.worker_pool import peak_memory, run_workers
 
 Watch = Callable[[str, int, int], None]
@@ -79,9 +79,7 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
         written = write_all_files(plan, scans, workspace.lock, partial(_tell, watch, "writing", total))
         manifest = _manifest(plan, scans, [file for file, _ in written])
         names += write_skipped(plan, scans)
-        write_file(os.path.join(workspace.staging, FILE_LIST_NAME), _lines(file.name for file in manifest.files))
-        write_file(os.path.join(workspace.staging, MANIFEST_NAME), manifest.to_json().encode())
-        publish(workspace, [*names, MANIFEST_NAME], earlier)
+        finish(workspace, manifest, names, earlier)
         return Result(
             manifest,
             total,
@@ -93,10 +91,6 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
 
 def _tell(watch: Watch, stage: str, total: int, done: int) -> None:
     watch(stage, done, total)
-
-
-def _lines(names: Any) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode()
 
 
 def _check_space(options: Options, parts: list[Part], total: int, output_dir: str, tmp_dir: str) -> None:
