@@ -28,13 +28,13 @@ hdfs_packages() { # Java and jars for the HDFS of tests/hdfs_server.py; without 
 }
 
 hdfs_packages
-environment newest paddlepaddle==3.3.1 setuptools ".[dev]"
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark]"
 "$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
 "$cache/newest/bin/ruff" check .
 "$cache/newest/bin/ruff" format --check .
 "$cache/newest/bin/mypy"
 export PYTHONPATH="$PWD" OMP_NUM_THREADS=1
-"$cache/newest/bin/python" -m pytest -n 2 "$@"
+"$cache/newest/bin/python" -m pytest -n 2 --dist loadgroup "$@"
 
 if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # 2.6.2 has no build for 3.13
     environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import hashlib
+import io
 import itertools
 import os
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from plsc.data import base64_parts, base64_scan
+from plsc.data import base64_parts, base64_scan, base64_spark_tasks
 from plsc.data.base64_files import LOCAL, Files
+from plsc.data.base64_index import LENGTH, begin_index, index_name
 from plsc.data.base64_parts import (
     ADVICE,
     FILE_LIST_NAME,
@@ -32,26 +33,34 @@ from plsc.data.base64_parts import (
     OutputFile,
     Part,
     changed,
-    check_line,
     rank_file_name,
     read_file_list,
 )
 from plsc.data.base64_plan import BLOCK, Options
-from plsc.data.base64_scan import is_image, line_keys
 from plsc.data.base64_shuffle import Result
+from plsc.data.base64_spark_tasks import (
+    CELL_SHIFT,
+    CELLS,
+    Place,
+    RangeScan,
+    Rules,
+    Source,
+    by_file,
+    cells_of,
+    count_lines,
+    lines_in,
+    place_lines,
+    scan_range,
+    sorted_lengths,
+)
 from plsc.data.base64_split import Split
 from plsc.data.base64_workspace import Workspace, check_targets, discard, finish, open_workspace
 from plsc.data.hadoop_files import HadoopFiles, java_message
 from plsc.errors import ConfigError, DataError
 
 SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, as they have streams of keys of their own
-_CELLS = 1 << 16  # equal ranges of keys, counted to find the ends of the files
-_CELL_SHIFT = np.uint64(48)
 _PREFIX = ".base64_shuffle-"
 _BAD_CHARACTERS = ",*?[]{}\\"  # of patterns, and of lists of paths, to Hadoop
-
-Record = tuple[int, str]  # place in the part, line
-Place = tuple[int, int]  # key, place in all parts: the order of lines
 
 
 def shuffle_on_spark(options: Options) -> Result:
@@ -73,7 +82,7 @@ def shuffle_on_spark(options: Options) -> Result:
 
 
 def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], workspace: Workspace) -> Result:
-    names = [*map(rank_file_name, range(options.nranks)), FILE_LIST_NAME]
+    names = [*map(rank_file_name, range(options.nranks)), *map(index_name, range(options.nranks)), FILE_LIST_NAME]
     inputs = [*(part.path for part in parts), os.path.join(options.data_dir, options.file_list)]
     earlier = check_targets(workspace.output, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs, workspace.files)
     total = sum(part.size for part in parts)
@@ -83,17 +92,18 @@ def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], wo
             f"{workspace.output}: needs {total / 1e9:.3f} GB free, and has {free / 1e9:.3f}; free some space, or give "
             "another folder with --output_dir"
         )
-    rules = _Rules(options.seed, options.max_line, options.check, BLOCK)
-    ranges = _union(context, parts, partial(_scan, rules)).persist(_disk_only())
+    rules = Rules(options.seed, options.max_line, options.check)
+    ranges = _union(context, parts, partial(scan_range, rules)).persist(_disk_only())
     try:
-        scans = sorted(ranges.map(lambda one: one._replace(keys=None, places=None)).collect())
+        scans = sorted(ranges.map(lambda one: one._replace(entries=None)).collect())
         _check_ends(scans, parts)
         skipped = _faults(scans, parts, options)
         layout = _layout(ranges, scans, options.nranks)
+        _write_indexes(ranges, layout, workspace)
     finally:
         ranges.unpersist()
     bad = {fault.place for fault in skipped}
-    lines = _union(context, parts, partial(_place, rules, layout.firsts, layout.copies(), bad))
+    lines = _union(context, parts, partial(place_lines, rules, layout.firsts, layout.copies(), bad))
     written = _write(context, lines, layout.split, workspace)
     for part in parts:
         status = files.status(part.path)
@@ -146,7 +156,12 @@ def _spark() -> Iterator[Any]:
     context = session.sparkContext
     if str(context.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         context.pythonExec = sys.executable
-    for module in (base64_parts, base64_scan, sys.modules[__name__]):  # so that executors do without plsc
+    for module in (
+        base64_parts,
+        base64_scan,
+        base64_spark_tasks,
+        sys.modules[__name__],
+    ):  # so that executors do without plsc
         cloudpickle.register_pickle_by_value(module)
     try:
         yield context
@@ -219,22 +234,6 @@ def _disk_only() -> Any:
 # Reading
 
 
-class _Source(NamedTuple):
-    """A part: its number, and how many bytes are in those before it."""
-
-    number: int
-    offset: int
-
-
-class _Rules(NamedTuple):
-    """What the executors need of the options; `block` as in `base64_plan`."""
-
-    seed: int
-    max_line: int
-    check: bool
-    block: int
-
-
 def _union(context: Any, parts: Sequence[Part], function: Any) -> Any:
     """What `function(source, records)` gives for the lines of each range of each part."""
     settings = {
@@ -251,62 +250,13 @@ def _union(context: Any, parts: Sequence[Part], function: Any) -> Any:
                 "org.apache.hadoop.io.LongWritable",
                 "org.apache.hadoop.io.Text",
                 conf=settings,
-            ).mapPartitions(partial(function, _Source(number, offset)))
+            ).mapPartitions(partial(function, Source(number, offset)))
             for number, (part, offset) in enumerate(zip(parts, offsets))
         ]
     )
 
 
-def _keyed(rules: _Rules, source: _Source, records: Iterable[Record]) -> Iterator[tuple[int, int, bytes]]:
-    """Key, place in the part, and text of each line of a range.
-
-    Hadoop gives the line that begins with a range to the range before; `line_keys` is made for that.
-    """
-    current, stream = -1, None
-    for place, text in records:
-        block = place // rules.block
-        if block != current:
-            current, stream = block, line_keys(rules.seed, source.number, block, place == block * rules.block)
-        yield int(stream.random_raw()), place, text.encode()  # type: ignore[union-attr]
-
-
-class _Scan(NamedTuple):
-    """What is known of a range of a part; `faults` are (line of the range, place in all parts, Fault)."""
-
-    part: int
-    first: int
-    end: int
-    lines: int
-    whole: bool  # the lines fill the range
-    largest_label: int
-    faults: list[tuple[int, int, int]]
-    keys: Any  # uint64 of the good lines
-    places: Any  # int64, in all parts
-
-
-def _scan(rules: _Rules, source: _Source, records: Iterable[Record]) -> Iterator[_Scan]:
-    keys, places, faults = [], [], []
-    first, end, size, lines, largest = -1, 0, 0, 0, -1
-    for key, place, line in _keyed(rules, source, records):
-        fault = check_line(line, rules.max_line)
-        image, _, label = line.rpartition(b"\t")
-        if fault is None and rules.check and not is_image(image):
-            fault = Fault.IMAGE
-        if fault is None:
-            keys.append(key)
-            places.append(source.offset + place)
-            largest = max(largest, int(label))
-        else:
-            faults.append((lines, source.offset + place, int(fault)))
-        first, end = place if first < 0 else first, place + len(line) + 1
-        size, lines = size + len(line) + 1, lines + 1
-    if lines:
-        whole = bool(faults) or first + size == end
-        arrays = np.array(keys, np.uint64), np.array(places, np.int64)
-        yield _Scan(source.number, first, end, lines, whole, largest, faults, *arrays)
-
-
-def _check_ends(scans: Sequence[_Scan], parts: Sequence[Part]) -> None:
+def _check_ends(scans: Sequence[RangeScan], parts: Sequence[Part]) -> None:
     """Raises DataError when Spark read something else than the bytes of the parts."""
     for number, part in enumerate(parts):
         own = [scan for scan in scans if scan.part == number]
@@ -328,7 +278,7 @@ class _Fault(NamedTuple):
     fault: int
 
 
-def _faults(scans: Sequence[_Scan], parts: Sequence[Part], options: Options) -> list[_Fault]:
+def _faults(scans: Sequence[RangeScan], parts: Sequence[Part], options: Options) -> list[_Fault]:
     """The bad lines, in order. Raises DataError for the first unless they are skipped, or when no line is good."""
     found, line, part = [], 1, -1
     for scan in scans:
@@ -365,7 +315,7 @@ class _Layout(NamedTuple):
         return files
 
 
-def _layout(ranges: Any, scans: Sequence[_Scan], nranks: int) -> _Layout:
+def _layout(ranges: Any, scans: Sequence[RangeScan], nranks: int) -> _Layout:
     split = Split.of(sum(scan.lines - len(scan.faults) for scan in scans), nranks)
     ranks = [split.first(file) for file in range(1, nranks)]
     found = _lines_at(ranges, [*(rank for rank in ranks if rank < split.samples), *range(split.copied)])
@@ -378,41 +328,29 @@ def _lines_at(ranges: Any, ranks: Sequence[int]) -> dict[int, Place]:
     """The lines of these ranks in the shuffled order."""
     if not ranks:
         return {}
-    ends = np.cumsum(ranges.map(lambda one: np.bincount(_cells(one.keys), minlength=_CELLS)).treeReduce(np.add))
+    ends = np.cumsum(ranges.map(lambda one: np.bincount(cells_of(one.entries), minlength=CELLS)).treeReduce(np.add))
     cells = set(np.searchsorted(ends, ranks, side="right").tolist())
-    lines = sorted(ranges.flatMap(partial(_lines_in, cells)).collect())
+    lines = sorted(ranges.flatMap(partial(lines_in, cells)).collect())
     found = {}
     for rank in ranks:
         cell = int(np.searchsorted(ends, rank, side="right"))
-        low = bisect.bisect_left(lines, (cell << int(_CELL_SHIFT), 0))
+        low = bisect.bisect_left(lines, (cell << int(CELL_SHIFT), 0))
         found[rank] = lines[low + rank - (int(ends[cell - 1]) if cell else 0)]
     return found
 
 
-def _cells(keys: np.ndarray) -> np.ndarray:
-    return (keys >> _CELL_SHIFT).astype(np.int64)
-
-
-def _lines_in(cells: set[int], scan: _Scan) -> list[Place]:
-    chosen = np.isin(_cells(scan.keys), list(cells))
-    return list(zip(scan.keys[chosen].tolist(), scan.places[chosen].tolist()))
-
-
-def _place(
-    rules: _Rules,
-    firsts: list[Place],
-    copies: dict[Place, list[int]],
-    bad: set[int],
-    source: _Source,
-    records: Iterable[Record],
-) -> Iterator[tuple[tuple[int, int, int, int], bytes]]:
-    """The good lines of a range with file, whether a copy, key and place; copies a second time."""
-    for key, place, line in _keyed(rules, source, records):
-        place += source.offset
-        if place not in bad:
-            yield (bisect.bisect_right(firsts, (key, place)), 0, key, place), line
-            for file in copies.get((key, place), ()):
-                yield (file, 1, key, place), line
+def _write_indexes(ranges: Any, layout: _Layout, workspace: Workspace) -> None:
+    """Writes the index of each file in the staging folder."""
+    nranks = layout.split.nranks
+    lengths = (
+        ranges.flatMap(partial(by_file, layout.firsts, layout.copies()))
+        .groupByKey(nranks, lambda file: file)
+        .mapValues(sorted_lengths)
+    )
+    for number, data in lengths.toLocalIterator():
+        header = io.BytesIO()
+        begin_index(header, len(data) // LENGTH.itemsize)
+        workspace.files.write(os.path.join(workspace.staging, index_name(number)), header.getvalue() + data)
 
 
 def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list[OutputFile]:
@@ -431,7 +369,7 @@ def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list
     counts = context.accumulator({}, Union())
     folder = os.path.join(workspace.staging, "ranks")
     sorted_lines = lines.repartitionAndSortWithinPartitions(split.nranks, lambda key: key[0]).values()
-    sorted_lines.mapPartitionsWithIndex(partial(_count, counts)).saveAsTextFile(_uri(folder))
+    sorted_lines.mapPartitionsWithIndex(partial(count_lines, counts)).saveAsTextFile(_uri(folder))
     written = []
     for number in range(split.nranks):
         path = os.path.join(workspace.staging, rank_file_name(number))
@@ -447,15 +385,6 @@ def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list
             _sync(path)
         written.append(OutputFile(rank_file_name(number), samples, split.padding(number), size, digest))
     return written
-
-
-def _count(counts: Any, number: int, lines: Iterable[bytes]) -> Iterator[bytes]:
-    samples, size, digest = 0, 0, hashlib.sha256()
-    for line in lines:
-        yield line
-        digest.update(line + b"\n")
-        samples, size = samples + 1, size + len(line) + 1
-    counts.add({number: (samples, size, digest.hexdigest())})
 
 
 def _sync(path: str) -> None:
