@@ -28,11 +28,6 @@ def begin_index(file: BinaryIO, lines: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def line_lengths(text: bytes) -> np.ndarray:
-    """Lengths of whole lines, newlines included."""
-    return np.diff(_ends(text), prepend=-1).astype(LENGTH)
-
-
 def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarray:
     """Where the lines of a file begin, and where the last ends: int64 [lines + 1].
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plsc.data.base64_index import begin_index, index_name, line_lengths
+from plsc.data.base64_index import LENGTH, begin_index, index_name
 from plsc.data.base64_parts import OutputFile, rank_file_name
 from plsc.data.base64_plan import Plan
 from plsc.data.base64_runs import Run, RunReader, create, forget, keep_freed_memory, make_arena, write_all, write_error
@@ -106,7 +106,7 @@ def _write_padding(plan: Plan, split: Split, make_reader: Any, tasks: Tasks) -> 
     try:
         for load, begin, end in reader.lines(0, split.copied):
             for number in range(begin, end):
-                line = next(load.pieces(number, number + 1))
+                line, _ = next(load.pieces(number, number + 1))
                 write_all(descriptor, line, path)
                 offsets.append(offsets[-1] + len(line))
     finally:
@@ -135,10 +135,10 @@ def _write_file(plan: Plan, split: Split, reader: RunReader, padding: array, tas
     try:
         with open(os.path.join(plan.staging, index_name(number)), "xb") as index:
             begin_index(index, samples)
-            for piece in _pieces(plan, split, reader, padding, number):
+            for piece, lengths in _pieces(plan, split, reader, padding, number):
                 digest.update(piece)
                 write_all(descriptor, piece, path)
-                index.write(line_lengths(piece).tobytes())
+                index.write(lengths.astype(LENGTH).tobytes())
                 size += len(piece)
                 tasks.report(len(piece))
                 if size - forgotten > _FORGET_BYTES:
@@ -154,11 +154,14 @@ def _write_file(plan: Plan, split: Split, reader: RunReader, padding: array, tas
     return OutputFile(name, samples, split.padding(number), size, digest.hexdigest())
 
 
-def _pieces(plan: Plan, split: Split, reader: RunReader, padding: array, number: int) -> Iterator[bytes]:
+def _pieces(
+    plan: Plan, split: Split, reader: RunReader, padding: array, number: int
+) -> Iterator[tuple[bytes, np.ndarray]]:
     for load, begin, end in reader.lines(split.first(number), split.first(number + 1)):
         yield from load.pieces(begin, end)
     if split.padding(number):
         which = split.copy(number)
         with open(os.path.join(plan.scratch, "padding"), "rb") as file:
             file.seek(padding[which])
-            yield file.read(padding[which + 1] - padding[which])
+            size = padding[which + 1] - padding[which]
+            yield file.read(size), np.array([size])

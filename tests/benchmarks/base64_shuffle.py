@@ -6,8 +6,9 @@
     python tests/benchmarks/base64_shuffle.py --kills 30           # SIGKILL at random moments, then run again
 
 Speed is compared, on the same disk and from cold input files, with reading and writing the same bytes twice (the floor
-of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order), and with shuf | split. All
-fsync what they leave and nothing else. Data is made in a temporary folder under --folder and removed at the end.
+of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order; well written, and as in 2020), and
+with shuf | split. All fsync what they leave; SQLite also its commits. Only
+the tool checks, hashes and indexes lines. Data is made in a temporary folder under --folder and removed at the end.
 """
 
 import argparse
@@ -152,6 +153,26 @@ def sqlite(data, folder):
             connection.executemany(
                 "INSERT INTO rows (image, label) VALUES (?, ?)", (line.rstrip("\n").split("\t") for line in file)
             )
+    select_shuffled(connection, "SELECT image, label FROM rows WHERE id = ?", folder)
+
+
+def sqlite_2020(data, folder):
+    """The same as the tool of 2020 did it: each row is a text of SQL, its number a second key, and all is one commit."""
+    connection = sqlite3.connect(folder / "rows.db")
+    connection.execute("CREATE TABLE rows (id INT PRIMARY KEY NOT NULL, image TEXT NOT NULL, label INT NOT NULL)")
+    number = 0
+    for part in parts_of(data):
+        with open(part) as file:
+            for line in file:
+                number += 1
+                image, label = line.strip().split("\t")
+                connection.execute(f"INSERT INTO rows (id, image, label) VALUES ({number}, '{image}', {label})")
+    connection.commit()
+    select_shuffled(connection, "SELECT image, label FROM rows WHERE id = ?", folder)
+
+
+def select_shuffled(connection, statement, folder):
+    """Rows 1, 2, ... in random order, into one file a rank."""
     total = connection.execute("SELECT COUNT(*) FROM rows").fetchone()[0]
     order = list(range(1, total + 1))
     random.Random(0).shuffle(order)
@@ -159,7 +180,7 @@ def sqlite(data, folder):
     for rank in range(RANKS):
         with open(folder / f"sqlite_{rank}", "w") as file:
             for row in order[rank * each : (rank + 1) * each]:
-                image, label = connection.execute("SELECT image, label FROM rows WHERE id = ?", (row,)).fetchone()
+                image, label = connection.execute(statement, (row,)).fetchone()
                 file.write(f"{image}\t{label}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -174,7 +195,7 @@ def coreutils(data, folder):
     subprocess.run(command, shell=True, check=True)
 
 
-CONTENDERS = {"floor": floor, "shuf_split": coreutils, "sqlite": sqlite}
+CONTENDERS = {"floor": floor, "shuf_split": coreutils, "sqlite": sqlite, "sqlite_2020": sqlite_2020}
 
 
 def timed(name, data, root, group):
@@ -204,7 +225,7 @@ def memory_group(limit):
 def speed(root, gigabytes, image_bytes, rounds, cap):
     """Seconds of each contender, the best of their rounds, in turns; with `cap` in a control group of so many bytes."""
     size = make_data(root / "data", int(gigabytes * 1e9), image_bytes)
-    names = ["floor", "tool", "sqlite"] if cap else ["floor", "tool", "shuf_split", "sqlite"]
+    names = ["floor", "tool", *([] if cap else ["shuf_split"]), "sqlite", "sqlite_2020"]
     runs = {name: [] for name in names}
     with memory_group(cap) if cap else contextlib.nullcontext() as group:
         for number in range(rounds):
