@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.data import base64_source
+from plsc.data.base64_parts import check_line
 from plsc.data.base64_plan import Options
 from plsc.data.base64_shuffle import shuffle_base64
 from plsc.data.base64_source import Base64Files
@@ -186,6 +187,23 @@ def test_a_damaged_line_is_reported_with_file_and_number(tmp_path, damage, says)
     source = open_images(folder, 30, 1, 2)
     with pytest.raises(DataError, match=rf"{path}:7: .*{says}.*; the file was damaged .* --nranks=2"):
         epoch_of(source, 1, 2)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.binary(max_size=12),
+    st.lists(st.tuples(st.integers(0, 19), st.sampled_from(b"A=\n*/ \xff")), max_size=4),
+    st.booleans(),
+)
+def test_decoding_finds_whatever_check_line_finds(image, changes, shorter):
+    text = bytearray(base64.b64encode(image))
+    for place, character in changes:
+        if place < len(text):
+            text[place] = character
+    text = bytes(text[shorter:])
+    decoded = base64_source._decoded(text)
+    assert (decoded is None) == (check_line(text + b"\t5", 1000) is not None)
+    assert decoded is None or decoded == base64.b64decode(text, validate=True)
 
 
 def test_files_that_are_not_as_the_manifest_says(tmp_path):
