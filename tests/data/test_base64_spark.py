@@ -22,7 +22,7 @@ needs_spark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spark(tmp_path_factory):
     """A Spark with two workers that cannot import plsc, as on a cluster without it."""
     from pyspark.sql import SparkSession
