@@ -260,9 +260,10 @@ def _check_ends(scans: Sequence[RangeScan], parts: Sequence[Part]) -> None:
     """Raises DataError when Spark read something else than the bytes of the parts."""
     for number, part in enumerate(parts):
         own = [scan for scan in scans if scan.part == number]
-        # The last line may lack its newline; a bad one may have characters in it that are longer once decoded.
-        ends = bool(own) and (own[-1].end - part.size in (0, 1) or bool(own[-1].faults))
-        if not ends or not all(scan.whole for scan in own):
+        # Bad lines may have characters in them that are longer once decoded; the last line may lack its newline.
+        joins = own and own[0].first == 0 and all(one.end == two.first or one.faults for one, two in zip(own, own[1:]))
+        ends = own and (own[-1].end - part.size in (0, 1) or own[-1].faults)
+        if not (joins and ends and all(scan.whole for scan in own)):
             raise DataError(
                 f"{part.path}: Spark reads other bytes than the file holds; does it begin with a byte order mark, or is "
                 "its name that of a compressed file? remove the mark or rename the part"
