@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 import os
 import weakref
 from typing import NamedTuple, Optional
@@ -144,7 +145,8 @@ class Base64Files:
         self._begun[name % _SLOTS] = name
         first = int(file.offsets[block * self._block_lines])
         end = int(file.offsets[min((block + 1) * self._block_lines, len(file.offsets) - 1)])
-        os.posix_fadvise(file.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(OSError):  # not every file system takes advice
+            os.posix_fadvise(file.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
 
     def _open(self, number: int) -> _Lines:
         made = self._manifest.files[number]
