@@ -24,6 +24,7 @@ setup(
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
         "hdfs": ["hdfs>=2.7"],
+        "spark": ["pyspark>=3.5,<3.6"],
         "demo": ["matplotlib>=3.5"],
         "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15"],
         "dev": [

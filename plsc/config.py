@@ -64,6 +64,8 @@ class Config:
     train_batch_size: int = 128
     test_batch_size: int = 120
     dataset_dir: str = "./train_data"
+    data_format: str = "auto"
+    shuffle: Optional[str] = None
     train_image_num: int = 5822653
     train_epochs: int = 120
     warmup_epochs: int = 0

@@ -28,6 +28,8 @@ from plsc.config import (
     check_step_boundaries,
     check_str,
 )
+from plsc.data.base64_source import SHUFFLES
+from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import Callback
@@ -237,8 +239,27 @@ class Entry:
         self._config.calc_acc = check_bool("set_calc_acc", calc_acc)
 
     def set_dataset_dir(self, directory: str) -> None:
-        """Folder with label.txt, the images and the verification sets."""
+        """Folder with label.txt and the images, or base64 data, and the verification sets."""
         self._config.dataset_dir = check_str("set_dataset_dir", directory)
+
+    def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
+        """How the data set folder holds its training images.
+
+        Args:
+            data_format: 'jpeg' is `label.txt` and image files, 'base64' what tools/process_base64_files.py makes, 'auto'
+                (the default) that if its manifest is there.
+            shuffle: of base64 data. 'window', the default, reads blocks of 4 MB and mixes the lines of 16; 'full' draws
+                lines from all over the rank's files.
+        """
+        check_choice("set_data_format", data_format, DATA_FORMATS)
+        if shuffle is not None:
+            check_choice("set_data_format: shuffle", shuffle, SHUFFLES)
+            if data_format == "jpeg":
+                raise ConfigError(
+                    f"set_data_format('jpeg', shuffle={shuffle!r}): shuffle is for base64 data; leave it out, image files "
+                    "are shuffled in full"
+                )
+        self._config.data_format, self._config.shuffle = data_format, shuffle
 
     def set_train_image_num(self, n: int) -> None:
         """Images in the training set, for readers that cannot tell; the built-in ones count by themselves."""

@@ -22,6 +22,7 @@ SETTERS = {
     "train_batch_size": "set_train_batch_size",
     "test_batch_size": "set_test_batch_size",
     "dataset_dir": "set_dataset_dir",
+    "data_format": "set_data_format",
     "train_image_num": "set_train_image_num",
     "train_epochs": "set_train_epochs",
     "warmup_epochs": "set_warmup_epochs",
@@ -56,7 +57,7 @@ SETTERS = {
     "augmentation": "set_augmentation",
     "mixed_precision": "set_mixed_precision",
 }
-_WITH_SEVERAL_ARGUMENTS = ("augmentation", "mixed_precision")
+_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "mixed_precision")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 

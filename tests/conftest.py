@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,5 +44,37 @@ def glyphs(tmp_path_factory):
     from plsc.data.glyphs import render_glyphs
 
     folder = tmp_path_factory.mktemp("data") / "glyphs"
-    render_glyphs(str(folder), classes=12, images=8, size=32, held_out=6, pairs=40, seed=1)
+    render_glyphs(str(folder), classes=12, images=8, size=32, held_out=6, pairs=40, seed=1, base64_parts=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def base64_glyphs(glyphs, tmp_path_factory):
+    """The same as base64 data, split for 2 ranks."""
+    from plsc.data.base64_plan import Options
+    from plsc.data.base64_shuffle import shuffle_base64
+
+    folder = tmp_path_factory.mktemp("data") / "split"
+    shuffle_base64(Options(str(glyphs), "file_list.txt", 2, str(folder), workers=1))
+    shutil.copy(glyphs / "glyphs.bin", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hdfs_session(tmp_path_factory):
+    """A real HDFS for the tests of this worker, which may kill its servers; use `hdfs`."""
+    from hdfs_server import HdfsServer, UnavailableError
+
+    try:
+        server = HdfsServer(tmp_path_factory.mktemp("hdfs"))
+    except UnavailableError as problem:
+        pytest.skip(f"no HDFS here: {problem}")
+    with server:
+        yield server
+
+
+@pytest.fixture
+def hdfs(hdfs_session):
+    """A real HDFS, all up, on which everybody may write to the root folder."""
+    hdfs_session.reset()
+    return hdfs_session

@@ -12,6 +12,7 @@ from plsc.models.base_model import BaseModel
 
 REFUSED = [
     ("set_train_batch_size", 0),
+    ("set_data_format", "png"),
     ("set_train_batch_size", 2.5),
     ("set_train_batch_size", True),
     ("set_test_batch_size", "8"),
@@ -69,6 +70,14 @@ def test_a_setter_refuses_at_once_and_names_itself(setter, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("arguments", [("jpeg", "full"), ("auto", "some")])
+def test_a_shuffle_that_cannot_be_is_refused_and_changes_nothing(arguments):
+    ins = Entry()
+    with pytest.raises(ConfigError, match="set_data_format.*shuffle"):
+        ins.set_data_format(*arguments)
+    assert (ins._config.data_format, ins._config.shuffle) == ("auto", None)
+
+
 @pytest.mark.parametrize(
     "options", [{"dtype": "float64"}, {"amp_lists": ["conv2d"]}, {"incr_ratio": 1.0}, {"simulate": 1}]
 )
@@ -111,6 +120,7 @@ def test_a_password_is_never_shown():
         (lambda ins: (ins.set_loss_type("sphereface"), ins.set_margin(0)), "set_margin.*above 0"),
         (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
         (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
+        (lambda ins: (ins.set_dataset_dir("/nowhere"), ins.set_data_format("base64")), "base64_manifest.json: missing"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_step(prepare, words):

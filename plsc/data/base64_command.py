@@ -16,9 +16,15 @@ from tqdm import tqdm
 from plsc.arguments import at_least
 from plsc.data.base64_plan import Options
 from plsc.data.base64_shuffle import Result, shuffle_base64
-from plsc.errors import PlscError
+from plsc.errors import ConfigError, PlscError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_NOT_FOR_SPARK = {
+    "memory": "set spark.executor.memory and spark.python.worker.memory",
+    "workers": "set the master, for instance local[4], or spark.executor.instances",
+    "tmp_dir": "set spark.local.dir",
+    "compress_tmp": "Spark compresses by itself",
+}
 _PERIOD = 10  # seconds between two plain lines of progress
 
 
@@ -28,12 +34,12 @@ class Stopped(BaseException):
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the tool; returns the exit status."""
-    options = _options(_parser().parse_args(arguments))
+    options = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     progress = _Progress()
     began = time.monotonic()
     try:
         with _signals():
-            result = shuffle_base64(Options(**options), progress.show)
+            result = _shuffle(options, progress)
     except (PlscError, OSError) as error:
         progress.close()
         print(f"plsc: error: {error}", file=sys.stderr)
@@ -45,6 +51,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     progress.close()
     print(_summary(result, time.monotonic() - began))
     return 0
+
+
+def _shuffle(options: dict[str, Any], progress: _Progress) -> Result:
+    engine, skip_errors = options.pop("engine"), options.pop("on_error") == "skip"
+    if engine == "local":
+        return shuffle_base64(Options(**options, skip_errors=skip_errors), progress.show)
+    for name, instead in _NOT_FOR_SPARK.items():
+        if options.get(name):
+            raise ConfigError(f"--{name} is not for --engine spark: {instead}; leave it out")
+    from plsc.data.base64_spark import shuffle_on_spark
+
+    return shuffle_on_spark(Options(**options, skip_errors=skip_errors, memory=1 << 62))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
             "memory",
             {
                 "type": _size,
-                "default": "512MB",
                 "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
             },
         ),
@@ -96,16 +113,19 @@ def _parser() -> argparse.ArgumentParser:
             {"action": "store_true", "help": "temporary files take a quarter less space, and more computing"},
         ),
         ("max_line", {"type": _size, "default": "8MB", "help": "longest line that is taken for good (default 8MB)"}),
+        (
+            "engine",
+            {
+                "choices": ["local", "spark"],
+                "default": "local",
+                "help": "this machine (default), or Apache Spark, which also reads and writes hdfs:// folders and gives the "
+                "same files; start it with spark-submit to use a cluster",
+            },
+        ),
     ):
         spellings = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
         parser.add_argument(*spellings, dest=name, **settings)  # type: ignore[arg-type]
     return parser
-
-
-def _options(given: argparse.Namespace) -> dict[str, Any]:
-    values = vars(given)
-    values["skip_errors"] = values.pop("on_error") == "skip"
-    return values
 
 
 def _size(text: str) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import enum
 import json
 import os
-import stat
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.base64_files import LOCAL, Files, Status
 from plsc.errors import DataError
 
 MANIFEST_NAME = "base64_manifest.json"
@@ -42,18 +43,17 @@ class Part:
     modified: int
 
 
-def read_file_list(data_dir: str, file_list: str) -> list[Part]:
+def read_file_list(data_dir: str, file_list: str, files: Files = LOCAL) -> list[Part]:
     """Reads and checks `data_dir/file_list`, one part a line, relative to `data_dir`.
 
     Raises DataError for the first line that is blank, ends the Windows way, is absolute or leaves the folder, or names
     a part twice, one that cannot be read, or one without lines.
     """
     list_path = os.path.join(data_dir, file_list)
-    if not os.path.isdir(data_dir):
+    if not files.is_folder(data_dir):
         raise DataError(f"{data_dir}: no such folder; give the folder of {file_list} with --data_dir")
     try:
-        with open(list_path, "rb") as file:
-            lines = file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = files.read(list_path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise DataError(
             f"{list_path}: cannot read the list of parts ({error.strerror}); check --data_dir and --file_list"
@@ -63,15 +63,15 @@ def read_file_list(data_dir: str, file_list: str) -> list[Part]:
     if not lines:
         raise DataError(f"{list_path}: names no parts; write one file name a line")
     parts: list[Part] = []
-    seen: dict[tuple[int, int], int] = {}
+    seen: dict[Hashable, int] = {}
     for number, line in enumerate(lines, 1):
         where = f"{list_path}:{number}"
         name = _part_name(line, where)
-        status = _part_status(os.path.join(data_dir, name), name, where)
-        first = seen.setdefault((status.st_dev, status.st_ino), number)
+        status = _part_status(files, os.path.join(data_dir, name), name, where)
+        first = seen.setdefault(status.identity, number)
         if first != number:
             raise DataError(f"{where}: {name!r} is the part line {first} names; remove one of them")
-        parts.append(Part(name, os.path.join(data_dir, name), status.st_size, status.st_mtime_ns))
+        parts.append(Part(name, os.path.join(data_dir, name), status.size, status.modified))
     return parts
 
 
@@ -91,15 +91,15 @@ def _part_name(line: bytes, where: str) -> str:
     return name
 
 
-def _part_status(path: str, name: str, where: str) -> os.stat_result:
+def _part_status(files: Files, path: str, name: str, where: str) -> Status:
     try:
-        status = os.stat(path)
+        status = files.status(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{where}: cannot read part {name!r} ({reason}); restore it or remove the line") from error
-    if not stat.S_ISREG(status.st_mode):
+    if not status.is_file:
         raise DataError(f"{where}: {name!r} is not a file; name files only")
-    if status.st_size == 0:
+    if status.size == 0:
         raise DataError(f"{where}: part {name!r} is empty; restore it or remove the line")
     return status
 
@@ -294,15 +294,14 @@ class Manifest:
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def load_manifest(folder: str) -> Optional[Manifest]:
+def load_manifest(folder: str, files: Files = LOCAL) -> Optional[Manifest]:
     """Reads the manifest of a folder; None when it holds none.
 
     Raises DataError when the file is no manifest of base64 data, or of a newer version.
     """
     path = os.path.join(folder, MANIFEST_NAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json.loads(files.read(path).decode("utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -129,7 +129,7 @@ class RunWriter:
                 index[some] = changed
                 self._write(packed)
         else:
-            for piece in joined(self.arena, starts, index["length"]):
+            for piece, _ in joined(self.arena, starts, index["length"]):
                 self._write(piece)
         table = np.zeros((len(self._bounds) + 1, 2), np.int64)
         table[:-1, 0] = np.searchsorted(index["key"], self._bounds)
@@ -157,8 +157,8 @@ class Load(NamedTuple):
     lengths: np.ndarray
     labels: np.ndarray
 
-    def pieces(self, first: int, last: int) -> Iterator[bytes]:
-        """The text of lines [first, last), about `_PIECE` bytes at a time."""
+    def pieces(self, first: int, last: int) -> Iterator[tuple[bytes, np.ndarray]]:
+        """The text of lines [first, last), about `_PIECE` bytes at a time, each time with their lengths."""
         starts, lengths, labels = self.starts[first:last], self.lengths[first:last], self.labels[first:last]
         return _unpacked(self.text, starts, lengths, labels) if labels.any() else joined(self.text, starts, lengths)
 
@@ -336,13 +336,13 @@ def write_error(path: str, error: OSError) -> DataError:
     return DataError(f"{path}: cannot write ({error.strerror or error}); free some space or choose another folder")
 
 
-def joined(text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> Iterator[bytes]:
-    """The lines one after another, about `_PIECE` bytes at a time."""
+def joined(text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
+    """The lines one after another, about `_PIECE` bytes at a time, each time with their lengths."""
     view = memoryview(text)
     for some in _slices(lengths):
         begins = starts[some].tolist()
         ends = (starts[some] + lengths[some]).tolist()
-        yield b"".join([view[begin:end] for begin, end in zip(begins, ends)])
+        yield b"".join([view[begin:end] for begin, end in zip(begins, ends)]), lengths[some]
 
 
 def _slices(lengths: np.ndarray) -> Iterator[slice]:
@@ -390,13 +390,14 @@ def unpack_line(packed: bytes | memoryview, label: int) -> bytes:
     return b"%b\t%b\n" % (image, bytes(packed[len(packed) - label :]))
 
 
-def _unpacked(text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> Iterator[bytes]:
+def _unpacked(
+    text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray, labels: np.ndarray
+) -> Iterator[tuple[bytes, np.ndarray]]:
     view = memoryview(text)
     for some in _slices(lengths):
         rows: Iterable[tuple[int, int, int]] = zip(starts[some].tolist(), lengths[some].tolist(), labels[some].tolist())
-        yield b"".join(
-            [
-                unpack_line(view[start : start + length], label) if label else view[start : start + length]
-                for start, length, label in rows
-            ]
-        )
+        lines = [
+            unpack_line(view[start : start + length], label) if label else bytes(view[start : start + length])
+            for start, length, label in rows
+        ]
+        yield b"".join(lines), np.array([len(line) for line in lines])

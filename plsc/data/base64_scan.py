@@ -96,7 +96,7 @@ class _Scanner:
         if too_long:
             newline = writer.arena.rfind(b"\n", writer.filled, writer.filled + wanted)
         region = writer.arena[writer.filled : max(writer.filled, newline + 1)]
-        keys = line_keys(self._plan.options.seed, part_number, block)
+        keys = line_keys(self._plan.options.seed, part_number, block, self._position == block * BLOCK)
         for piece in _cut(region):
             self._take(find_lines(piece, self._max_line), keys, part_number, len(piece))
         if too_long and self.fault is None:
@@ -200,15 +200,23 @@ class _Scanner:
         self._position = self._part.size
 
 
-def line_keys(seed: int, part: int, block: int) -> np.random.Philox:
-    """The stream of keys of the lines that begin in one block of a part: Philox numbers that no other block has."""
+def line_keys(seed: int, part: int, block: int, at_start: bool) -> np.random.Philox:
+    """The stream of keys of the lines that begin in one block of a part: Philox numbers that no other block has.
+
+    The first number is for the line that begins with the block, and is left out if there is none (`at_start` is False): a
+    reader that cannot tell what stands there, as Hadoop's, knows the keys of the lines behind it all the same.
+    """
     counter = np.array([0, block, part, 0], np.uint64)
-    return np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter)
+    stream = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter)
+    if not at_start:
+        stream.random_raw()
+    return stream
 
 
 def _cut(region: bytes) -> Iterator[bytes]:
     """The region whole, or, when it has very many lines, in pieces that end with a newline."""
-    step, first = len(region) * CHECK_LINES // max(region.count(b"\n"), CHECK_LINES), 0
+    count = int(np.count_nonzero(np.frombuffer(region, np.uint8) == 10))  # twice as fast as bytes.count
+    step, first = len(region) * CHECK_LINES // max(count, CHECK_LINES), 0
     while first < len(region):
         last = region.find(b"\n", first + step - 1) + 1 or len(region)
         yield region[first:last]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from plsc.data.base64_index import LENGTH, index_name
 from plsc.data.base64_parts import (
     FILE_LIST_NAME,
     MANIFEST_NAME,
@@ -27,7 +28,7 @@ from plsc.data.base64_plan import BLOCK, Options, Plan, make_plan
 from plsc.data.base64_runs import INDEX
 from plsc.data.base64_scan import Scan, lines_of_parts, raise_first_fault, scan_parts, write_skipped
 from plsc.data.base64_split import write_all_files
-from plsc.data.base64_workspace import check_disk, check_targets, open_workspace, publish, write_file
+from plsc.data.base64_workspace import check_disk, check_targets, finish, open_workspace
 from plsc.data.worker_pool import peak_memory, run_workers
 
 Watch = Callable[[str, int, int], None]
@@ -58,7 +59,8 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
     parts = read_file_list(options.data_dir, options.file_list)
     output_dir = options.output_dir or options.data_dir
     tmp_dir = options.tmp_dir or output_dir
-    names = [*map(rank_file_name, range(options.nranks)), FILE_LIST_NAME]
+    numbers = range(options.nranks)
+    names = [*map(rank_file_name, numbers), *map(index_name, numbers), FILE_LIST_NAME]
     inputs = [*(part.path for part in parts), os.path.join(options.data_dir, options.file_list)]
     with open_workspace(output_dir, tmp_dir) as workspace:
         earlier = check_targets(output_dir, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs)
@@ -77,9 +79,7 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
         written = write_all_files(plan, scans, workspace.lock, partial(_tell, watch, "writing", total))
         manifest = _manifest(plan, scans, [file for file, _ in written])
         names += write_skipped(plan, scans)
-        write_file(os.path.join(workspace.staging, FILE_LIST_NAME), _lines(file.name for file in manifest.files))
-        write_file(os.path.join(workspace.staging, MANIFEST_NAME), manifest.to_json().encode())
-        publish(workspace, [*names, MANIFEST_NAME], earlier)
+        finish(workspace, manifest, names, earlier)
         return Result(
             manifest,
             total,
@@ -93,17 +93,14 @@ def _tell(watch: Watch, stage: str, total: int, done: int) -> None:
     watch(stage, done, total)
 
 
-def _lines(names: Any) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode()
-
-
 def _check_space(options: Options, parts: list[Part], total: int, output_dir: str, tmp_dir: str) -> None:
     with open_part(parts[0]) as file:
         sample = file.read(BLOCK)
     mean_line = max(_SHORTEST, len(sample) // max(1, sample.count(b"\n")))
     lines = total // mean_line + 1
     text = total * 77 // 100 if options.compress_tmp else total
-    check_disk(output_dir, total + options.nranks * mean_line + BLOCK, tmp_dir, text + lines * INDEX.itemsize + BLOCK)
+    outputs = total + options.nranks * mean_line + lines * LENGTH.itemsize + BLOCK
+    check_disk(output_dir, outputs, tmp_dir, text + lines * INDEX.itemsize + BLOCK)
 
 
 def _manifest(plan: Plan, scans: Sequence[Scan], files: list[OutputFile]) -> Manifest:

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from plsc.data.base64_files import LOCAL, Files, Status
+from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from plsc.errors import ConfigError, DataError
-from plsc.files import sync_folder
 
 _LOCK_NAME = ".base64_shuffle.lock"
 _JOURNAL_NAME = "publishing.json"
@@ -27,13 +28,14 @@ class Workspace:
     """The folders of one run.
 
     `output` is where the outputs go, `staging` a hidden folder in it where they are made, `scratch` one for temporary
-    files; `lock` is the descriptor that keeps other runs out.
+    files; `lock` is the descriptor that keeps other runs out; `files` is where the folders are.
     """
 
     output: str
     staging: str
     scratch: str
-    lock: int
+    lock: int = -1
+    files: Files = LOCAL
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def open_workspace(output_dir: str, tmp_dir: str) -> Iterator[Workspace]:
             yield Workspace(output_dir, made[0], made[1], lock)
         finally:
             for folder in made:
-                _discard(output_dir, folder)
+                discard(LOCAL, output_dir, folder)
 
 
 def _make_folder(folder: str) -> None:
@@ -117,23 +119,20 @@ def _remove_leftovers(output_dir: str, folder: str, prefix: str) -> None:
             entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
         ]
     for path in left:
-        _discard(output_dir, path)
+        discard(LOCAL, output_dir, path)
 
 
-def _discard(output_dir: str, hidden: str) -> None:
+def discard(files: Files, output_dir: str, hidden: str) -> None:
     """Removes a hidden folder and, if it was stopped while its files were put in place, those files first."""
     journal = os.path.join(hidden, _JOURNAL_NAME)
-    if os.path.exists(journal) and not os.path.lexists(os.path.join(output_dir, MANIFEST_NAME)):
-        with open(journal, encoding="utf-8") as file:
-            names = json.load(file)
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(output_dir, name))
-        sync_folder(output_dir)
-    shutil.rmtree(hidden, ignore_errors=True)
+    if files.exists(journal) and not files.exists(os.path.join(output_dir, MANIFEST_NAME)):
+        for name in json.loads(files.read(journal)):
+            files.remove(os.path.join(output_dir, name))
+        files.sync(output_dir)
+    files.remove_folder(hidden)
 
 
-def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str]) -> list[str]:
+def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str], files: Files = LOCAL) -> list[str]:
     """Checks that outputs may be put in place; returns the names of an earlier split, which will go.
 
     Args:
@@ -143,18 +142,21 @@ def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str]) 
     Raises:
         DataError: a file of such a name stands there that no manifest owns, or that is an input.
     """
-    earlier = _names_of(load_manifest(output_dir))
-    read = {(status.st_dev, status.st_ino) for path in inputs if os.path.exists(path) for status in [os.stat(path)]}
+    earlier = _names_of(load_manifest(output_dir, files))
+    read = {files.status(path).identity for path in inputs if files.exists(path)}
     for name in {*names, *earlier}:
         path = os.path.join(output_dir, name)
-        if not os.path.lexists(path):
+        if not files.exists(path):
             continue
-        status = os.lstat(path)
-        if (status.st_dev, status.st_ino) in read:
+        try:
+            status = files.status(path)
+        except OSError:  # a link that leads nowhere
+            status = Status(None, False, 0, 0)
+        if status.identity in read:
             raise DataError(
                 f"{path}: an input, and the new files would replace it; give another folder with --output_dir"
             )
-        if name not in earlier or not os.path.isfile(path):
+        if name not in earlier or not status.is_file:
             raise DataError(f"{path}: not made by this tool; move it away, or give another folder with --output_dir")
     return earlier
 
@@ -162,7 +164,16 @@ def check_targets(output_dir: str, names: Sequence[str], inputs: Sequence[str]) 
 def _names_of(manifest: Manifest | None) -> list[str]:
     if manifest is None:
         return []
-    return [*(file.name for file in manifest.files), FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME]
+    indexes = map(index_name, range(manifest.nranks))
+    return [*(file.name for file in manifest.files), *indexes, FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME]
+
+
+def finish(workspace: Workspace, manifest: Manifest, names: Sequence[str], earlier: Sequence[str]) -> None:
+    """Writes the list of files and the manifest, and puts all in place; `names` are the staged files and the list."""
+    listed = "".join(f"{file.name}\n" for file in manifest.files)
+    workspace.files.write(os.path.join(workspace.staging, FILE_LIST_NAME), listed.encode())
+    workspace.files.write(os.path.join(workspace.staging, MANIFEST_NAME), manifest.to_json().encode())
+    publish(workspace, [*names, MANIFEST_NAME], earlier)
 
 
 def publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
@@ -198,30 +209,18 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _publish(workspace: Workspace, names: Sequence[str], earlier: Sequence[str]) -> None:
-    journal = json.dumps(sorted({*names, *earlier})).encode()
-    write_file(os.path.join(workspace.staging, _JOURNAL_NAME), journal)
-    sync_folder(workspace.staging)
+    files, output, staging = workspace.files, workspace.output, workspace.staging
+    files.write(os.path.join(staging, _JOURNAL_NAME), json.dumps(sorted({*names, *earlier})).encode())
+    files.sync(staging)
     for name in [MANIFEST_NAME, *(name for name in earlier if name not in names)]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(workspace.output, name))
+        files.remove(os.path.join(output, name))
         if name == MANIFEST_NAME:
-            sync_folder(workspace.output)
+            files.sync(output)
     for name in names:
         if name == MANIFEST_NAME:
-            sync_folder(workspace.output)
-        os.rename(os.path.join(workspace.staging, name), os.path.join(workspace.output, name))
-    sync_folder(workspace.output)
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Writes and fsyncs a small file. Raises DataError."""
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror}); free some space or choose another folder") from error
+            files.sync(output)
+        files.rename(os.path.join(staging, name), os.path.join(output, name))
+    files.sync(output)
 
 
 def check_disk(output_dir: str, output_bytes: int, tmp_dir: str, tmp_bytes: int) -> None:

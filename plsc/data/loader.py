@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from plsc.data.sampler import epoch_indices
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation, augment, decode, normalize
 
@@ -51,7 +50,7 @@ class ImageLoader:
     @property
     def num_images(self) -> int:
         """Number of images of all ranks together."""
-        return len(self._source)
+        return self._source.num_images
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,18 +63,18 @@ class ImageLoader:
 
         Closing or dropping the iterator stops its threads.
         """
-        indices = epoch_indices(self.num_images, self._seed, epoch, self._rank, self._world_size)
+        order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
         if self._num_workers <= 0:
             for step in steps:
-                yield self._batch(indices, epoch, step, stop)
+                yield self._batch(order, epoch, step, stop)
             return
         executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="plsc-images")
         pending: deque[Future[Batch]] = deque()
         try:
             for step in steps:
-                pending.append(executor.submit(self._batch, indices, epoch, step, stop))
+                pending.append(executor.submit(self._batch, order, epoch, step, stop))
                 if len(pending) >= self._num_workers + _READ_AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -84,17 +83,19 @@ class ImageLoader:
             stop.set()
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def _batch(self, indices: np.ndarray, epoch: int, step: int, stop: threading.Event) -> Batch:
+    def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> Batch:
         first = step * self._batch_size
-        chosen = indices[first : first + self._batch_size]
+        chosen = order[first : first + self._batch_size]
         channels, height, width = self._image_shape
         images = np.empty((len(chosen), height, width, channels), np.uint8)
+        labels = np.empty(len(chosen), np.int64)
         for k, i in enumerate(chosen.tolist()):
             if stop.is_set():  # nobody will look at this batch
                 break
-            image = decode(self._source.open(i), self._image_shape, self._source.where(i))
+            data, labels[k] = self._source.read(i)
+            image = decode(data, self._image_shape, self._source.where(i))
             # One generator per global position: the same numbers whichever thread gets here, and a sample that
             # is repeated as padding is changed in another way.
             position = (first + k) * self._world_size + self._rank
             images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
-        return normalize(images), self._source.labels[chosen].astype(np.int64, copy=False)
+        return normalize(images), labels

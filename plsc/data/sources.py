@@ -8,21 +8,23 @@ from typing import Protocol
 
 import numpy as np
 
+from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
 
 
 class ImageSource(Protocol):
-    """Anything that numbers its encoded images 0..N-1."""
+    """Encoded images with labels, each known by a number. ``num_images`` counts those of all ranks together."""
 
-    labels: np.ndarray
+    num_images: int
 
-    def __len__(self) -> int: ...
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        """Return int64 [ceil(num_images / world_size)], the samples of a rank in the order of an epoch."""
 
     def where(self, i: int) -> str:
         """Say where sample ``i`` was named, for error messages."""
 
-    def open(self, i: int) -> bytes:
-        """Return the encoded bytes of image ``i``."""
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Return the encoded bytes of image ``i``, and its label."""
 
 
 class LabelFile:
@@ -36,20 +38,25 @@ class LabelFile:
         self.file_name = file_name
         self.paths = paths
         self.labels = labels
+        self.num_images = len(paths)
         self._lines = lines
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        """Return this rank's share of one permutation of all samples."""
+        return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+
     def where(self, i: int) -> str:
         """Return ``DIR/label.txt:LINE`` of sample ``i``."""
         return f"{os.path.join(self.dataset_dir, self.file_name)}:{self._lines[i]}"
 
-    def open(self, i: int) -> bytes:
-        """Return the encoded bytes of image ``i``."""
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Return the encoded bytes of image ``i``, and its label."""
         try:
             with open(os.path.join(self.dataset_dir, self.paths[i]), "rb") as file:
-                return file.read()
+                return file.read(), int(self.labels[i])
         except OSError as error:
             raise DataError(
                 f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); "

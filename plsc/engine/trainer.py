@@ -16,9 +16,9 @@ import paddle
 
 from plsc import amp, checkpoint, optim, parallel, random_state
 from plsc.config import Config
+from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.data.sources import read_label_file
 from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
 from plsc.engine.callbacks import CheckpointSaver, Clock, Step
 from plsc.engine.evaluator import Evaluator
@@ -445,7 +445,7 @@ def _alike(one: Batch, other: Batch) -> bool:
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
-    """The user's reader, or the images and label.txt of the data set."""
+    """The user's reader, or the images of the data set folder."""
     if config.train_reader is not None:
         return ReaderLoader(
             "train_reader",
@@ -458,15 +458,16 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
             parallel.rank(),
             parallel.world_size(),
         )
+    rank, world_size = parallel.rank(), parallel.world_size()
     return ImageLoader(
-        read_label_file(config.dataset_dir, config.num_classes),
+        open_images(config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle),
         config.image_shape,
         config.train_batch_size,
         config.augmentation,
         config.seed,
         config.num_workers,
-        parallel.rank(),
-        parallel.world_size(),
+        rank,
+        world_size,
     )
 
 

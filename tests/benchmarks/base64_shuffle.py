@@ -4,10 +4,12 @@
     python tests/benchmarks/base64_shuffle.py --cap 1000000000     # the same where memory is short, as root
     python tests/benchmarks/base64_shuffle.py --memory             # peak memory at 1, 10 and 100 times --memory 60MB
     python tests/benchmarks/base64_shuffle.py --kills 30           # SIGKILL at random moments, then run again
+    python tests/benchmarks/base64_shuffle.py --only floor tool spark   # with the Spark engine, on as many cores
 
 Speed is compared, on the same disk and from cold input files, with reading and writing the same bytes twice (the floor
-of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order), and with shuf | split. All
-fsync what they leave and nothing else. Data is made in a temporary folder under --folder and removed at the end.
+of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order; well written, and as in 2020), and
+with shuf | split. All fsync what they leave; SQLite also its commits. Only
+the tool checks, hashes and indexes lines. Data is made in a temporary folder under --folder and removed at the end.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -88,7 +91,7 @@ class Watched:
 
     def __init__(self, command, group=None):
         self.peak_rss = self.peak_pss = 0
-        began = time.perf_counter()
+        began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -101,6 +104,8 @@ class Watched:
         output, errors = self.process.communicate()
         watcher.join()
         self.seconds = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_seconds = after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
         if self.process.returncode:
             raise SystemExit(errors)
         self.says = (output.strip().splitlines() or [""])[-1]
@@ -152,6 +157,26 @@ def sqlite(data, folder):
             connection.executemany(
                 "INSERT INTO rows (image, label) VALUES (?, ?)", (line.rstrip("\n").split("\t") for line in file)
             )
+    select_shuffled(connection, "SELECT image, label FROM rows WHERE id = ?", folder)
+
+
+def sqlite_2020(data, folder):
+    """As the tool of 2020 did it, and about as fast: each row is a text of SQL, its number a second key, and all is one commit."""
+    connection = sqlite3.connect(folder / "rows.db")
+    connection.execute("CREATE TABLE rows (id INT PRIMARY KEY NOT NULL, image TEXT NOT NULL, label INT NOT NULL)")
+    number = 0
+    for part in parts_of(data):
+        with open(part) as file:
+            for line in file:
+                number += 1
+                image, label = line.strip().split("\t")
+                connection.execute(f"INSERT INTO rows (id, image, label) VALUES ({number}, '{image}', {label})")
+    connection.commit()
+    select_shuffled(connection, "SELECT image, label FROM rows WHERE id = ?", folder)
+
+
+def select_shuffled(connection, statement, folder):
+    """Rows 1, 2, ... in random order, into one file a rank."""
     total = connection.execute("SELECT COUNT(*) FROM rows").fetchone()[0]
     order = list(range(1, total + 1))
     random.Random(0).shuffle(order)
@@ -159,7 +184,7 @@ def sqlite(data, folder):
     for rank in range(RANKS):
         with open(folder / f"sqlite_{rank}", "w") as file:
             for row in order[rank * each : (rank + 1) * each]:
-                image, label = connection.execute("SELECT image, label FROM rows WHERE id = ?", (row,)).fetchone()
+                image, label = connection.execute(statement, (row,)).fetchone()
                 file.write(f"{image}\t{label}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -174,7 +199,7 @@ def coreutils(data, folder):
     subprocess.run(command, shell=True, check=True)
 
 
-CONTENDERS = {"floor": floor, "shuf_split": coreutils, "sqlite": sqlite}
+CONTENDERS = {"floor": floor, "shuf_split": coreutils, "sqlite": sqlite, "sqlite_2020": sqlite_2020}
 
 
 def timed(name, data, root, group):
@@ -182,7 +207,8 @@ def timed(name, data, root, group):
     chill(data)
     os.sync()  # what others left to be written would be written during the measurement
     own = [sys.executable, __file__, "--one", name, str(data), str(folder)]
-    run = Watched(tool_command(data, folder / "out") if name == "tool" else own, group)
+    engines = {"tool": (), "spark": ("--engine", "spark")}
+    run = Watched(tool_command(data, folder / "out", *engines[name]) if name in engines else own, group)
     shutil.rmtree(folder)
     sys.stderr.write(f"{name}: {run.seconds:.1f} s\n")
     return run
@@ -201,10 +227,10 @@ def memory_group(limit):
         group.rmdir()
 
 
-def speed(root, gigabytes, image_bytes, rounds, cap):
+def speed(root, gigabytes, image_bytes, rounds, cap, only):
     """Seconds of each contender, the best of their rounds, in turns; with `cap` in a control group of so many bytes."""
     size = make_data(root / "data", int(gigabytes * 1e9), image_bytes)
-    names = ["floor", "tool", "sqlite"] if cap else ["floor", "tool", "shuf_split", "sqlite"]
+    names = only or ["floor", "tool", *([] if cap else ["shuf_split"]), "sqlite"]
     runs = {name: [] for name in names}
     with memory_group(cap) if cap else contextlib.nullcontext() as group:
         for number in range(rounds):
@@ -220,6 +246,7 @@ def speed(root, gigabytes, image_bytes, rounds, cap):
         "memory_of_the_control_group": cap,
         "cold": "inputs fsynced and dropped from the page cache (posix_fadvise) before each; only final outputs are fsynced",
         "seconds": {name: [round(run.seconds, 2) for run in values] for name, values in runs.items()},
+        "cpu_seconds": {name: [round(run.cpu_seconds, 2) for run in values] for name, values in runs.items()},
         "megabytes_per_second": {name: round(size / 1e6 / value) for name, value in best.items()},
         "share_of_the_floors_speed": round(best["floor"] / best["tool"], 2),
         "peak_rss_bytes": max(run.peak_rss for run in runs["tool"]),
@@ -227,7 +254,9 @@ def speed(root, gigabytes, image_bytes, rounds, cap):
         "memory_option_bytes": 512_000_000,
         "tool_says": runs["tool"][-1].says,
     }
-    result.update({f"times_{name}": round(best[name] / best["tool"], 2) for name in names[2:]})
+    result.update(
+        {f"times_{name}": round(best[name] / best["tool"], 2) for name in names if name not in ("floor", "tool")}
+    )
     return result
 
 
@@ -290,6 +319,9 @@ def main():
     parser.add_argument("--megabytes", type=int, default=300, help="data of the kill test")
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     parser.add_argument("--cap", type=int, default=0, help="bytes of memory, page cache and all, for the speed test")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*CONTENDERS, "tool", "spark"], help="floor, tool, and what to compare with"
+    )
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -307,7 +339,9 @@ def main():
         elif options.kills:
             result["kills"] = kills(root, options.kills, options.megabytes)
         else:
-            result["speed"] = speed(root, options.gigabytes, options.image_bytes, options.rounds, options.cap)
+            result["speed"] = speed(
+                root, options.gigabytes, options.image_bytes, options.rounds, options.cap, options.only
+            )
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(json.dumps(result, indent=1))

@@ -49,7 +49,7 @@ def read(path, writer, cells, arena_size, max_lines, first, last):
     )
     try:
         loads = reader.lines(first, last)
-        return b"".join(piece for load, begin, end in loads for piece in load.pieces(begin, end)).splitlines(True)
+        return b"".join(piece for load, begin, end in loads for piece, _ in load.pieces(begin, end)).splitlines(True)
     finally:
         reader.close()
 

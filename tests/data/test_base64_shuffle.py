@@ -237,7 +237,9 @@ def test_positions_and_neighbours_over_many_seeds_are_uniform():
     total = 12
     orders = []
     for seed in range(6000):
-        keys = [base64_scan.line_keys(seed, part, block).random_raw(3) for part in (0, 1) for block in (0, 1)]
+        keys = [
+            base64_scan.line_keys(seed, part, block, part == 0).random_raw(3) for part in (0, 1) for block in (0, 1)
+        ]
         orders.append(np.argsort(np.concatenate(keys), kind="stable"))
     assert_uniform(orders, total)
 
@@ -277,6 +279,7 @@ def test_manifest_and_file_list_describe_the_files(tmp_path):
     assert [file.name for file in made.files] == names
     assert sorted(path.name for path in data.iterdir()) == sorted(
         ["base64_file_list.txt", "base64_manifest.json", "list", "part0", "part1", "part2", *names]
+        + [f"base64_index_{number}.npy" for number in range(4)]
     )
 
 

@@ -41,7 +41,7 @@ def test_images_and_labels(rendered: Path) -> None:
     assert lines == [f"images/{label}/{k}.jpg {label}" for label in range(CLASSES) for k in range(IMAGES)]
     source = read_label_file(str(rendered), CLASSES)
     for i in range(len(source)):
-        image = Image.open(io.BytesIO(source.open(i)))
+        image = Image.open(io.BytesIO(source.read(i)[0]))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIZE, SIZE))
         # The character can be told from the background.
         assert np.asarray(image.convert("L"), np.float64).std() > 5
@@ -98,7 +98,7 @@ def test_base64_lines_are_the_image_files(rendered: Path) -> None:
     rows = itertools.chain.from_iterable((rendered / name).read_text().splitlines() for name in names)
     encoded = [(base64.b64decode(data, validate=True), int(label)) for data, label in (row.split("\t") for row in rows)]
     source = read_label_file(str(rendered), CLASSES)
-    assert sorted(encoded) == sorted((source.open(i), int(source.labels[i])) for i in range(len(source)))
+    assert sorted(encoded) == sorted(source.read(i) for i in range(len(source)))
 
 
 def test_a_set_already_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ class Source:
 
     def __init__(self, count: int, bad: int = -1):
         rng = np.random.default_rng(0)
-        self.labels = np.arange(count, dtype=np.int64)
+        self.num_images = count
         self.data = []
         self.opened = 0
         for _ in range(count):
@@ -33,15 +33,15 @@ class Source:
         if bad >= 0:
             self.data[bad] = b"damaged"
 
-    def __len__(self) -> int:
-        return len(self.data)
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        return epoch_indices(self.num_images, seed, epoch, rank, world_size)
 
     def where(self, i: int) -> str:
         return f"memory:{i}"
 
-    def open(self, i: int) -> bytes:
+    def read(self, i: int) -> tuple[bytes, int]:
         self.opened += 1
-        return self.data[i]
+        return self.data[i], i
 
 
 def our_threads() -> list[str]:

@@ -27,7 +27,7 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
     assert source.labels.tolist() == [0, 2, 1]
     assert source.where(1) == f"{root}/label.txt:3"
     assert source.where(2).endswith("label.txt:5")
-    assert source.open(1) == "b c/my é.jpg".encode()
+    assert source.read(1) == ("b c/my é.jpg".encode(), 2)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_file_lost_after_the_check(tmp_path: Path) -> None:
     source = read_label_file(make(tmp_path, b"1.jpg 0\n", ("1.jpg",)), 1)
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"label\.txt:1.*1\.jpg"):
-        source.open(0)
+        source.read(0)

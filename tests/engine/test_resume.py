@@ -17,9 +17,9 @@ CASES = {
     ),
     "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "dropout=0.3", "norm=0"]),
     "three ranks, AdamW, clipping": (3, 3, ["optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "dropout=0.3"]),
+    "base64, accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "dropout=0.3"]),
     "a reader that draws": (2, 9, ["reader=random", "dropout=0.3", "loss_type=dist_softmax"]),
-    "softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
+    "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
 }
 
 
@@ -60,14 +60,15 @@ def assert_same_run(output, expected):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_goes_on_to_the_bit(glyphs, tmp_path, case):
+def test_a_killed_run_goes_on_to_the_bit(glyphs, base64_glyphs, tmp_path, case):
     ranks, step, options = CASES[case]
-    straight = start("train_glyphs.py", ranks, glyphs, tmp_path / "straight", *BASE, *options)
+    data = base64_glyphs if "base64" in case else glyphs
+    straight = start("train_glyphs.py", ranks, data, tmp_path / "straight", *BASE, *options)
     assert straight.returncode == 0, straight.stderr[-3000:]
     output = tmp_path / "killed"
-    killed = start("train_glyphs.py", ranks, glyphs, output, *BASE, *options, f"kill={ranks - 1},{step}", "resume=true")
+    killed = start("train_glyphs.py", ranks, data, output, *BASE, *options, f"kill={ranks - 1},{step}", "resume=true")
     assert killed.returncode == 1 and "killed by signal 9" in killed.stderr
-    resumed = start("train_glyphs.py", ranks, glyphs, output, *BASE, *options, "resume=true")
+    resumed = start("train_glyphs.py", ranks, data, output, *BASE, *options, "resume=true")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resumed from" in resumed.stderr and "last bit" not in resumed.stderr
     assert_same_run(output, tmp_path / "straight")

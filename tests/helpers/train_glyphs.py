@@ -109,7 +109,7 @@ def main(data, output, *options):
         ins.train_reader = drawing_reader(parallel.rank(), 12)
     for name, value in chosen.items():
         parsed = value if name in ("loss_type", "checkpoint_dir", "head_init") else json.loads(value)
-        several = name in ("mixed_precision", "augmentation")
+        several = name in ("mixed_precision", "augmentation", "data_format")
         getattr(ins, f"set_{name}")(*parsed if several else [parsed])
     if uneven or fail_rank >= 0:
         rank = parallel.rank()

@@ -1,0 +1,66 @@
+"""The index of a file of lines: the length of each, so that any line is found without reading those before it.
+
+It is a NumPy array of uint32 that the tool writes beside each file of a split. It is derived: where it is missing, the
+file is read once instead.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import numpy as np
+
+from plsc.errors import DataError
+
+LENGTH = np.dtype("<u4")
+_NEWLINE = 10
+_CHUNK = 1 << 22
+
+
+def index_name(rank: int) -> str:
+    """The name of the index of one rank's file."""
+    return f"base64_index_{rank}.npy"
+
+
+def begin_index(file: BinaryIO, lines: int) -> None:
+    """Writes what stands before the lengths of so many lines."""
+    header = {"descr": LENGTH.str, "fortran_order": False, "shape": (lines,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarray:
+    """Where the lines of a file begin, and where the last ends: int64 [lines + 1].
+
+    Raises DataError when the file, or its index, is not one of `lines` lines in `size` bytes.
+    """
+    try:
+        lengths = np.load(index_path, allow_pickle=False)
+    except FileNotFoundError:
+        return _scan(path, lines, size)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{index_path}: not an index ({error}); remove it, the data is read without it") from error
+    if lengths.dtype != LENGTH or lengths.shape != (lines,) or int(lengths.sum(dtype=np.int64)) != size:
+        raise DataError(f"{index_path}: not the index of {path}; remove it, the data is read without it")
+    offsets = np.zeros(lines + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _scan(path: str, lines: int, size: int) -> np.ndarray:
+    offsets, found, position = np.zeros(lines + 1, np.int64), 0, 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            ends = _ends(chunk)
+            if found + len(ends) <= lines:
+                offsets[found + 1 : found + 1 + len(ends)] = ends + (position + 1)
+            found, position = found + len(ends), position + len(chunk)
+    if found != lines or position != size or offsets[-1] != size:
+        raise DataError(
+            f"{path}: holds {found} lines in {position} bytes, and the manifest says {lines} in {size}; copy the folder "
+            "again, or split the data again"
+        )
+    return offsets
+
+
+def _ends(text: bytes) -> np.ndarray:
+    return np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)

@@ -1,0 +1,227 @@
+import base64
+import collections
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plsc.data import base64_source
+from plsc.data.base64_parts import check_line
+from plsc.data.base64_plan import Options
+from plsc.data.base64_shuffle import shuffle_base64
+from plsc.data.base64_source import Base64Files
+from plsc.data.folder import open_images
+from plsc.data.sources import LabelFile
+from plsc.errors import ConfigError, DataError
+
+
+def split(folder, total, nranks):
+    """Sample i is the text `i`, with spaces to make lines of several lengths, of class i."""
+    folder.mkdir(exist_ok=True)
+    lines = (base64.b64encode(b"%d%s" % (i, b" " * (i % 7))) + b"\t%d\n" % i for i in range(total))
+    (folder / "part").write_bytes(b"".join(lines))
+    (folder / "list").write_text("part\n")
+    shuffle_base64(Options(str(folder), "list", nranks, workers=1))
+    return str(folder)
+
+
+def epoch_of(source, rank, world_size, epoch=0, seed=0):
+    """The labels, having checked that each belongs to its text."""
+    seen = []
+    for i in source.epoch_order(seed, epoch, rank, world_size).tolist():
+        data, label = source.read(i)
+        assert int(data) == label
+        seen.append(label)
+    return seen
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(base64_source, "_BLOCK_BYTES", 60)
+    monkeypatch.setattr(base64_source, "_WINDOW_BLOCKS", 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 60), st.sampled_from([(8, 8), (8, 4), (8, 2), (8, 1), (6, 3), (1, 1)]), st.sampled_from([60, 10**6])
+)
+def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, total, ranks, block_bytes):
+    nranks, world_size = ranks
+    folder = split(tmp_path_factory.mktemp("data"), total, nranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base64_source, "_BLOCK_BYTES", block_bytes)
+        for shuffle in base64_source.SHUFFLES:
+            shares = []
+            for rank in range(world_size):
+                source = open_images(folder, total, rank, world_size, "base64", shuffle)
+                assert source.num_images == total
+                shares.append(epoch_of(source, rank, world_size))
+            counts = collections.Counter(sum(shares, []))
+            assert {len(share) for share in shares} == {-(-total // world_size)}
+            # As with image files: no more copies than make the ranks equal.
+            assert set(counts) == set(range(total)) and sum(counts.values()) - total < world_size
+
+
+@pytest.mark.parametrize("shuffle", base64_source.SHUFFLES)
+def test_the_order_depends_on_seed_epoch_and_rank(tmp_path, small_blocks, shuffle):
+    folder = split(tmp_path / "data", 200, 2)
+    orders = []
+    for rank, seed, epoch in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        source = open_images(folder, 200, rank, 2, shuffle=shuffle)
+        orders.append(source.epoch_order(seed, epoch, rank, 2) % 100)
+        again = open_images(folder, 200, rank, 2, shuffle=shuffle)
+        assert np.array_equal(again.epoch_order(seed, epoch, rank, 2) % 100, orders[-1])
+    assert len({order.tobytes() for order in orders}) == 4
+    assert all(np.array_equal(np.sort(order), np.arange(100)) for order in orders)
+
+
+def test_a_window_touches_few_blocks_at_a_time_and_a_full_shuffle_all(tmp_path, small_blocks):
+    folder = split(tmp_path / "data", 600, 1)
+    for shuffle in base64_source.SHUFFLES:
+        source = open_images(folder, 600, 0, 1, shuffle=shuffle)
+        blocks = source.epoch_order(0, 0, 0, 1) // source._block_lines
+        first, last = {}, {}
+        for place, block in enumerate(blocks.tolist()):
+            first.setdefault(block, place)
+            last[block] = place
+        open_at_once = [sum(first[b] <= place <= last[b] for b in first) for place in range(600)]
+        if shuffle == "window":
+            assert max(open_at_once) <= 3 + 1
+            assert np.abs(np.diff(blocks)).max() > 4  # but its blocks come from all over the file
+        else:
+            assert max(open_at_once) > len(first) / 2
+
+
+def test_the_system_is_asked_for_each_block_once_and_whole(tmp_path, small_blocks, monkeypatch):
+    folder = split(tmp_path / "data", 100, 1)
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, first, size, advice: asked.append((first, size)))
+    epoch_of(open_images(folder, 100, 0, 1), 0, 1)
+    asked.sort()
+    assert sum(size for _, size in asked) == os.path.getsize(f"{folder}/base64_rank_0")
+    assert all(first + size == following for (first, size), (following, _) in zip(asked, asked[1:]))
+    asked.clear()
+    epoch_of(open_images(folder, 100, 0, 1, shuffle="full"), 0, 1)
+    assert not asked
+
+
+def test_without_the_index_the_lines_are_found_all_the_same(tmp_path):
+    folder = split(tmp_path / "data", 100, 2)
+    wanted = [epoch_of(open_images(folder, 100, rank, 2), rank, 2) for rank in range(2)]
+    for rank in range(2):
+        os.remove(f"{folder}/base64_index_{rank}.npy")
+    assert [epoch_of(open_images(folder, 100, rank, 2), rank, 2) for rank in range(2)] == wanted
+
+
+@pytest.mark.parametrize("content", [b"", b"not an index", np.arange(3)])
+def test_an_index_of_something_else_is_refused(tmp_path, content):
+    folder = split(tmp_path / "data", 10, 1)
+    path = f"{folder}/base64_index_0.npy"
+    with open(path, "wb") as file:
+        np.save(file, content) if isinstance(content, np.ndarray) else file.write(content)
+    with pytest.raises(DataError, match="base64_index_0.npy: not .*; remove it"):
+        open_images(folder, 10, 0, 1)
+
+
+@pytest.mark.parametrize("world_size", [3, 5, 16])
+def test_a_number_of_ranks_that_does_not_fit_names_the_command(tmp_path, world_size):
+    folder = split(tmp_path / "data", 40, 8)
+    with pytest.raises(DataError) as caught:
+        open_images(folder, 40, 0, world_size)
+    command = f"python tools/process_base64_files.py --data_dir={folder} --file_list=list --nranks={world_size}"
+    assert command in str(caught.value)
+    os.remove(f"{folder}/list")  # the parts are elsewhere
+    with pytest.raises(DataError, match=f"--output_dir={folder} --nranks={world_size}$"):
+        open_images(folder, 40, 0, world_size)
+
+
+def test_a_folder_that_is_not_what_was_asked_for(tmp_path):
+    (tmp_path / "file_list.txt").write_text("part\n")
+    for data_format in ("auto", "base64"):
+        with pytest.raises(DataError, match=f"--data_dir={tmp_path} --file_list=file_list.txt --nranks=2"):
+            open_images(str(tmp_path), 2, 0, 2, data_format)
+    (tmp_path / "1.jpg").touch()
+    (tmp_path / "label.txt").write_text("1.jpg 1\n")
+    assert isinstance(open_images(str(tmp_path), 2, 0, 1), LabelFile)
+    with pytest.raises(DataError, match="shuffle='full'"):
+        open_images(str(tmp_path), 2, 0, 1, shuffle="full")
+    folder = split(tmp_path, 4, 1)
+    assert isinstance(open_images(folder, 4, 0, 1), Base64Files)
+    assert isinstance(open_images(folder, 4, 0, 1, "jpeg"), LabelFile)
+    with pytest.raises(ConfigError, match="shuffle='some'"):
+        open_images(folder, 4, 0, 1, shuffle="some")
+
+
+def test_labels_are_checked_against_the_classes(tmp_path):
+    folder = split(tmp_path / "data", 10, 1)
+    with pytest.raises(DataError, match=r"manifest.json: the largest label is 9, outside \[0, 9\)"):
+        open_images(folder, 9, 0, 1)
+    manifest = json.loads((tmp_path / "data" / "base64_manifest.json").read_text())
+    (tmp_path / "data" / "base64_manifest.json").write_text(json.dumps({**manifest, "largest_label": 2}))
+    source = open_images(folder, 9, 0, 1)
+    lines = (tmp_path / "data" / "base64_rank_0").read_bytes().splitlines()
+    line = next(number for number, text in enumerate(lines) if text.endswith(b"\t9"))
+    with pytest.raises(DataError, match=rf"base64_rank_0:{line + 1}: label 9 is outside \[0, 9\)"):
+        source.read(line)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda line: b"!" + line[1:], "not base64"),
+        (lambda line: line[:-1] + b" ", "label is not a number"),
+        (lambda line: line.replace(b"\t", b"A"), "no tab"),
+        (lambda line: b"=" + line[1:], "wrong length or padding"),
+        (lambda line: line[:5] + b"\n" + line[6:], "not base64"),
+    ],
+)
+def test_a_damaged_line_is_reported_with_file_and_number(tmp_path, damage, says):
+    folder = split(tmp_path / "data", 30, 2)
+    path = tmp_path / "data" / "base64_rank_1"
+    lines = path.read_bytes().split(b"\n")
+    lines[6] = damage(lines[6])
+    path.write_bytes(b"\n".join(lines))
+    source = open_images(folder, 30, 1, 2)
+    with pytest.raises(DataError, match=rf"{path}:7: .*{says}.*; the file was damaged .* --nranks=2"):
+        epoch_of(source, 1, 2)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.binary(max_size=12),
+    st.lists(st.tuples(st.integers(0, 19), st.sampled_from(b"A=\n*/ \xff")), max_size=4),
+    st.booleans(),
+)
+def test_decoding_finds_whatever_check_line_finds(image, changes, shorter):
+    text = bytearray(base64.b64encode(image))
+    for place, character in changes:
+        if place < len(text):
+            text[place] = character
+    text = bytes(text[shorter:])
+    decoded = base64_source._decoded(text)
+    assert (decoded is None) == (check_line(text + b"\t5", 1000) is not None)
+    assert decoded is None or decoded == base64.b64decode(text, validate=True)
+
+
+def test_files_that_are_not_as_the_manifest_says(tmp_path):
+    folder = split(tmp_path / "data", 30, 1)
+    path = tmp_path / "data" / "base64_rank_0"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1])
+    with pytest.raises(DataError, match=f"{len(good) - 1} bytes, and the manifest says {len(good)}"):
+        open_images(folder, 30, 0, 1)
+    path.write_bytes(good.replace(b"\n", b" ", 1))
+    os.remove(f"{folder}/base64_index_0.npy")
+    with pytest.raises(DataError, match=f"holds 29 lines in {len(good)} bytes, and the manifest says 30"):
+        open_images(folder, 30, 0, 1)
+    path.write_bytes(good)
+    source = open_images(folder, 30, 0, 1)
+    os.truncate(path, len(good) // 2)
+    with pytest.raises(DataError, match="base64_rank_0:30: "):
+        source.read(29)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot read .No such file"):
+        open_images(folder, 30, 0, 1)

@@ -1,0 +1,77 @@
+"""Training on base64 data, on real processes."""
+
+import json
+
+import numpy as np
+import pytest
+from ranks import start
+from safetensors.numpy import load_file
+
+from plsc.data.folder import open_images
+from plsc.data.sampler import epoch_indices
+from plsc.data.sources import read_label_file
+
+OPTIONS = ("augmentation=[true, 10, 0.1]", "log_period=1", "num_workers=2", "resume=true", "calc_acc=true")
+
+
+def order_images(glyphs, split, jpegs, ranks, epoch, shuffle):
+    """Writes a label.txt that makes each rank read in `epoch` the images in the order in which it reads the lines."""
+    images = read_label_file(str(glyphs), 12)
+    names = {images.read(i): f"{images.paths[i]} {images.labels[i]}" for i in range(len(images))}
+    rows = [""] * len(images)
+    for rank in range(ranks):
+        lines = open_images(str(split), 12, rank, ranks, shuffle=shuffle)
+        order = lines.epoch_order(0, epoch, rank, ranks)
+        for row, line in zip(epoch_indices(len(rows), 0, epoch, rank, ranks), order.tolist()):
+            rows[row] = names[lines.read(line)]
+    jpegs.mkdir(exist_ok=True)
+    if not (jpegs / "images").exists():
+        (jpegs / "images").symlink_to(glyphs / "images")
+        (jpegs / "glyphs.bin").symlink_to(glyphs / "glyphs.bin")
+    (jpegs / "label.txt").write_text("\n".join(rows))
+
+
+def records_of(output):
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+
+
+@pytest.mark.parametrize(("number", "epochs", "shuffle"), [(1, 1, "full"), (2, 2, "window")])
+def test_losses_are_those_of_the_same_images_in_the_same_order(
+    ranks, glyphs, base64_glyphs, tmp_path, number, epochs, shuffle
+):
+    chosen = f'data_format=["base64", "{shuffle}"]'
+    ranks("train_glyphs.py", number, base64_glyphs, tmp_path / "base64", *OPTIONS, f"train_epochs={epochs}", chosen)
+    for epoch in range(epochs):  # one order of the images serves one epoch
+        order_images(glyphs, base64_glyphs, tmp_path / "jpegs", number, epoch, shuffle)
+        ranks("train_glyphs.py", number, tmp_path / "jpegs", tmp_path / "jpeg", *OPTIONS, f"train_epochs={epoch + 1}")
+
+    found, wanted = records_of(tmp_path / "base64"), records_of(tmp_path / "jpeg")
+    assert sum(record["event"] == "train" for record in wanted) == epochs * 96 // 16 // number
+    assert found == wanted  # losses, accuracies and tests, to the last digit
+    for path in (tmp_path / "jpeg" / str(epochs - 1)).glob("*.safetensors"):
+        other = load_file(tmp_path / "base64" / str(epochs - 1) / path.name)
+        for name, tensor in load_file(path).items():
+            np.testing.assert_array_equal(other[name], tensor, err_msg=f"{path.name}: {name}")
+
+
+def test_every_rank_ends_with_one_line_when_its_number_does_not_fit(base64_glyphs, tmp_path):
+    process = start("train_glyphs.py", 3, base64_glyphs, tmp_path)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "split for 2 ranks and cannot be shared by 3; run python tools/process_base64_files.py" in process.stderr
+    assert "--nranks=3" in process.stderr
+
+
+def test_a_damaged_line_ends_the_training_and_is_named(base64_glyphs, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in base64_glyphs.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    lines = (data / "base64_rank_1").read_bytes().splitlines(True)
+    lines[4] = lines[4][:200] + b"*" + lines[4][201:]
+    (data / "base64_rank_1").write_bytes(b"".join(lines))
+    process = start("train_glyphs.py", 2, data, tmp_path / "output")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(
+        f"plsc: error: {data}/base64_rank_1:5: a character that is not base64"
+    )
