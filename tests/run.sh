@@ -28,7 +28,7 @@ hdfs_packages() { # Java and jars for the HDFS of tests/hdfs_server.py; without 
 }
 
 hdfs_packages
-environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark]"
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx]"
 "$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
 "$cache/newest/bin/ruff" check .
 "$cache/newest/bin/ruff" format --check .
