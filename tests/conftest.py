@@ -45,3 +45,23 @@ def glyphs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "glyphs"
     render_glyphs(str(folder), classes=12, images=8, size=32, held_out=6, pairs=40, seed=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def hdfs_session(tmp_path_factory):
+    """A real HDFS for the tests of this worker, which may kill its servers; use `hdfs`."""
+    from hdfs_server import HdfsServer, UnavailableError
+
+    try:
+        server = HdfsServer(tmp_path_factory.mktemp("hdfs"))
+    except UnavailableError as problem:
+        pytest.skip(f"no HDFS here: {problem}")
+    with server:
+        yield server
+
+
+@pytest.fixture
+def hdfs(hdfs_session):
+    """A real HDFS, all up, on which everybody may write to the root folder."""
+    hdfs_session.reset()
+    return hdfs_session

@@ -16,6 +16,18 @@ environment() { # name, requirements...
     fi
 }
 
+hdfs_packages() { # Java and jars for the HDFS of tests/hdfs_server.py; without them its tests skip and say so
+    local missing
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
+    missing="$("$python" -c 'import sys; sys.path.insert(0, "tests"); import hdfs_server; print(*hdfs_server.missing_packages())')"
+    [ -n "$missing" ] || return 0
+    echo "installing $missing"
+    # shellcheck disable=SC2086 # words
+    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $missing) \
+        > /dev/null 2>&1 || echo "could not install them: the HDFS tests will skip"
+}
+
+hdfs_packages
 environment newest paddlepaddle==3.3.1 setuptools ".[dev]"
 "$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
 "$cache/newest/bin/ruff" check .

@@ -1,0 +1,315 @@
+"""A real HDFS for the tests: one NameNode and one DataNode of Hadoop 2.7.3 with WebHDFS, on free loopback ports.
+
+The jars come with a source distribution of PySpark, and from Debian for what it leaves out; they are kept in
+`$XDG_CACHE_HOME/plsc-tests` (`~/.cache/plsc-tests`). `tests/run.sh` installs the Debian packages.
+
+    with HdfsServer(folder) as server:
+        server.address  # hdfs://127.0.0.1:<RPC port>
+        server.web  # http://127.0.0.1:<WebHDFS port>
+        server.client("alice")
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from pathlib import Path
+
+DEBIAN = {  # package: what it is needed for
+    "openjdk-17-jre-headless": "java",
+    "libjersey1-core-java": "jersey1-core.jar",
+    "libjersey1-json-java": "jersey1-json.jar",
+    "libjersey1-server-java": "jersey1-server.jar",
+    "libjersey1-servlet-java": "jersey1-servlet.jar",
+    "libjsr311-api-java": "jsr311-api.jar",
+    "libcommons-daemon-java": "commons-daemon.jar",
+}
+_DEBIAN_JARS = Path("/usr/share/java")
+SOURCE = "pyspark==2.4.8"
+JARS = (
+    "hadoop-annotations", "hadoop-auth", "hadoop-common", "hadoop-hdfs", "htrace-core", "jetty", "jetty-util",
+    "netty-3.9.9.Final", "netty-all", "protobuf-java", "leveldbjni-all", "guava", "log4j", "slf4j-api", "slf4j-log4j12",
+    "xercesImpl", "xmlenc", "zookeeper", "curator-client", "curator-framework", "httpclient", "httpcore",
+    "jackson-core-asl", "jackson-mapper-asl", "javax.servlet-api", "jsp-api", "jaxb-api", "activation", "avro",
+    "paranamer", "commons-beanutils", "commons-cli", "commons-codec", "commons-collections", "commons-compress",
+    "commons-configuration", "commons-digester", "commons-httpclient", "commons-io", "commons-lang", "commons-logging",
+    "commons-math3", "commons-net",
+)  # fmt: skip
+JAVA_OPTIONS = (
+    "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+    *(f"--add-opens=java.base/{package}=ALL-UNNAMED"
+      for package in ("java.lang", "java.lang.reflect", "java.nio", "java.net", "java.util", "sun.nio.ch")),
+    "--add-exports=java.base/sun.net.dns=ALL-UNNAMED",
+    "--add-exports=java.security.jgss/sun.security.krb5=ALL-UNNAMED",
+    "--add-opens=java.security.jgss/sun.security.krb5=ALL-UNNAMED",
+)  # fmt: skip
+NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
+DFSADMIN = "org.apache.hadoop.hdfs.tools.DFSAdmin"
+LIFETIME = 3000  # seconds, after which a server ends that nobody stopped
+START_TIMEOUT = 90
+
+
+class UnavailableError(Exception):
+    """No HDFS can be had on this machine; the text says why."""
+
+
+def class_path() -> list[Path]:
+    """The jars of HDFS; fetched once.
+
+    Raises:
+        UnavailableError: something is missing.
+    """
+    missing = missing_packages()
+    if missing:
+        raise UnavailableError(f"not installed: Debian's {' '.join(missing)}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "plsc-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    jars = cache / "hadoop-2.7.3"
+    with open(cache / "hadoop.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not jars.is_dir():
+            _fetch_jars(jars)
+    return [*sorted(jars.iterdir()), *(_DEBIAN_JARS / name for name in DEBIAN.values() if name.endswith(".jar"))]
+
+
+def missing_packages() -> list[str]:
+    """Packages of `DEBIAN` whose part is not there."""
+    return [
+        package
+        for package, part in DEBIAN.items()
+        if not ((_DEBIAN_JARS / part).exists() if part.endswith(".jar") else shutil.which(part))
+    ]
+
+
+def _fetch_jars(folder: Path) -> None:
+    working = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir()
+    python = working / "python" / "bin" / "python"  # with a setuptools that still knows this old package
+    download = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", SOURCE]
+    for command in (
+        [sys.executable, "-m", "venv", working / "python"],
+        [python, "-m", "pip", "install", "--quiet", "setuptools<60", "wheel"],
+        [python, *download, "--quiet", "--dest", working],
+    ):
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            last = (process.stderr.strip().splitlines() or ["no output"])[-1]
+            raise UnavailableError(f"the jars of {SOURCE} cannot be fetched: {last}")
+    (archive,) = working.glob("pyspark-*.tar.gz")
+    (working / "jars").mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = os.path.basename(member.name)
+            if "/deps/jars/" in member.name and any(_is_jar_of(name, jar) for jar in JARS):
+                stream = tar.extractfile(member)
+                assert stream is not None
+                (working / "jars" / name).write_bytes(stream.read())
+    os.rename(working / "jars", folder)
+    shutil.rmtree(working)
+
+
+def _is_jar_of(name: str, jar: str) -> bool:
+    """Whether a file is `jar` of some version."""
+    return name == f"{jar}.jar" or (name.startswith(f"{jar}-") and name[len(jar) + 1].isdigit())
+
+
+class HdfsServer:
+    """A NameNode and a DataNode with their data in `folder`, which must be new.
+
+    Attributes:
+        address: `hdfs://` and the RPC port.
+        web: `http://` and the WebHDFS port.
+        processes: the running ones by their class; their group's id is their process id.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        names = ("rpc", "web", "datanode", "datanode-web", "datanode-rpc")
+        self._ports = dict(zip(names, _free_ports(len(names))))
+        self.address = f"hdfs://127.0.0.1:{self._ports['rpc']}"
+        self.web = f"http://127.0.0.1:{self._ports['web']}"
+        self.processes: dict[str, subprocess.Popen] = {}
+        self._in_safe_mode = False
+        self._quotas: list[str] = []
+        self._jars = os.pathsep.join(map(str, [self._write_settings(), self._write_web_roots(), *class_path()]))
+
+    def __enter__(self) -> HdfsServer:
+        self._java(NAMENODE, "-format", "-force", "-nonInteractive")
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        self.client().set_permission("/", "777")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def client(self, user: str = "", **options):
+        """A plain client of the `hdfs` package; of the superuser, unless named."""
+        from hdfs import InsecureClient
+
+        return InsecureClient(self.web, user=user or None, **options)
+
+    def start(self) -> None:
+        """Starts what does not run, and waits until files can be written."""
+        for kind in (NAMENODE, DATANODE):
+            self._launch(kind)
+        self._wait(lambda state: state["NumLiveDataNodes"] >= 1 and state["FSState"] == "Operational")
+
+    def start_namenode(self) -> None:
+        """Starts the NameNode alone, and waits until it answers."""
+        self._launch(NAMENODE)
+        self._wait(lambda state: True)
+
+    def start_datanode(self) -> None:
+        """Starts the DataNode and returns at once."""
+        self._launch(DATANODE)
+
+    def kill_namenode(self) -> None:
+        """Ends the NameNode as a power cut would."""
+        self._kill(NAMENODE)
+        self._in_safe_mode = False  # it forgets it
+
+    def kill_datanode(self) -> None:
+        """Ends the DataNode as a power cut would."""
+        self._kill(DATANODE)
+
+    def stop(self) -> None:
+        """Ends both."""
+        for kind in list(self.processes):
+            self._kill(kind)
+
+    def reset(self) -> None:
+        """Starts what a test killed, leaves safe mode, lifts quotas; files stay."""
+        if self._in_safe_mode:
+            self.safe_mode(False)
+        self.start()
+        for path in self._quotas:
+            self.dfsadmin("-clrSpaceQuota", path)
+            self.dfsadmin("-clrQuota", path)
+        self._quotas = []
+
+    def safe_mode(self, on: bool) -> None:
+        """Enters or leaves the mode in which nothing can be changed."""
+        self.dfsadmin("-safemode", "enter" if on else "leave")
+        self._in_safe_mode = on
+
+    def set_quota(self, path: str, size: int = 0, names: int = 0) -> None:
+        """Limits a folder to `size` bytes (a file that is being written counts as a whole block, 128 MB) or `names` names."""
+        if size:
+            self.dfsadmin("-setSpaceQuota", str(size), path)
+        if names:
+            self.dfsadmin("-setQuota", str(names), path)
+        self._quotas.append(path)
+
+    def dfsadmin(self, *arguments: str) -> str:
+        """Runs one of Hadoop's administrative commands; takes about 2 s."""
+        return self._java(DFSADMIN, *arguments)
+
+    def _java(self, kind: str, *arguments: str) -> str:
+        process = subprocess.run(self._command(kind, *arguments), capture_output=True, text=True, timeout=START_TIMEOUT)
+        if process.returncode:
+            raise RuntimeError(f"{kind} {' '.join(arguments)}: {process.stdout[-1000:]}{process.stderr[-3000:]}")
+        return process.stdout
+
+    def _command(self, kind: str, *arguments: str) -> list[str]:
+        return ["timeout", "--kill-after=5", str(LIFETIME), "java", *JAVA_OPTIONS, "-cp", self._jars, kind, *arguments]
+
+    def _launch(self, kind: str) -> None:
+        running = self.processes.get(kind)
+        if running is not None and running.poll() is None:
+            return
+        with open(self.folder / f"{kind.rsplit('.')[-1]}.log", "a") as log:
+            self.processes[kind] = subprocess.Popen(
+                self._command(kind), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def _kill(self, kind: str) -> None:
+        process = self.processes.pop(kind, None)
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # `timeout` and the Java it runs
+            process.wait()
+
+    def _wait(self, is_ready) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        state = None
+        while True:
+            try:
+                state = self._state()
+                if is_ready(state):
+                    return
+            except (OSError, ValueError, LookupError):
+                pass
+            ended = [kind for kind, process in self.processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                logs = "".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("*.log")))
+                raise RuntimeError(f"HDFS did not start ({', '.join(ended) or 'too slow'}): {state}\n{logs}")
+            time.sleep(0.1)
+
+    def _state(self) -> dict:
+        query = f"{self.web}/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState"
+        with urllib.request.urlopen(query, timeout=5) as answer:
+            return json.load(answer)["beans"][0]
+
+    def _write_settings(self) -> Path:
+        host, ports, data = "127.0.0.1", self._ports, self.folder / "data"
+        core = {"fs.defaultFS": self.address, "hadoop.tmp.dir": data / "tmp"}
+        settings = {
+            "dfs.namenode.name.dir": (data / "names").as_uri(),
+            "dfs.datanode.data.dir": (data / "blocks").as_uri(),
+            "dfs.namenode.http-address": f"{host}:{ports['web']}",
+            "dfs.datanode.address": f"{host}:{ports['datanode']}",
+            "dfs.datanode.http.address": f"{host}:{ports['datanode-web']}",
+            "dfs.datanode.ipc.address": f"{host}:{ports['datanode-rpc']}",
+            "dfs.datanode.hostname": host,
+            "dfs.replication": 1,
+            "dfs.webhdfs.enabled": "true",
+            "dfs.namenode.datanode.registration.ip-hostname-check": "false",
+            # A DataNode that was killed is known to be dead after 14 s instead of 10 minutes, and safe mode ends at once.
+            "dfs.heartbeat.interval": 1,
+            "dfs.namenode.heartbeat.recheck-interval": 2000,
+            "dfs.namenode.safemode.extension": 0,
+        }
+        folder = self.folder / "settings"
+        folder.mkdir(parents=True)
+        for name, values in (("core-site.xml", core), ("hdfs-site.xml", settings)):
+            properties = (
+                f"<property><name>{key}</name><value>{value}</value></property>" for key, value in values.items()
+            )
+            (folder / name).write_text(f"<configuration>{''.join(properties)}</configuration>")
+        (folder / "log4j.properties").write_text(
+            "log4j.rootLogger=WARN,out\nlog4j.appender.out=org.apache.log4j.ConsoleAppender\n"
+            "log4j.appender.out.layout=org.apache.log4j.PatternLayout\n"
+            "log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n\n"
+        )
+        return folder
+
+    def _write_web_roots(self) -> Path:
+        folder = self.folder / "web"
+        for name in ("hdfs", "datanode"):
+            (folder / "webapps" / name).mkdir(parents=True)
+        return folder
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
