@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.9,<3.14",
     packages=find_packages(include=["plsc", "plsc.*"]),
     package_data={"plsc": ["py.typed", "site/sitecustomize.py"]},
-    install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],
+    install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "requests>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],
     extras_require={
         "cpu": ["paddlepaddle>=3.3", "setuptools"],
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from plsc import launch, settings
+from plsc import hdfs_command, launch, settings
 from plsc.arguments import at_least
 from plsc.checkpoint import open_checkpoint
 from plsc.checkpoint.convert import convert
@@ -65,11 +65,18 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "--device-memory", metavar="SIZE", help="of one GPU, such as 80G; without it the ranks are on CPUs"
     )
     ask.add_argument("--json", action="store_true", help="print an object")
+    hdfs_command.add_parser(commands)
     options = parser.parse_args(arguments)
+    actions = {
+        "run": _run,
+        "convert-checkpoint": _convert,
+        "test": _test,
+        "export": _export,
+        "plan": _plan,
+        "hdfs": hdfs_command.run,
+    }
     try:
-        return {"run": _run, "convert-checkpoint": _convert, "test": _test, "export": _export, "plan": _plan}[
-            options.command
-        ](options)
+        return actions[options.command](options)
     except PlscError as error:
         print(f"plsc: error: {error}", file=sys.stderr)
         return 1

@@ -51,10 +51,18 @@ class MixedPrecision:
 class Hdfs:
     """Arguments of `set_hdfs_info`; the credentials stay out of every repr."""
 
-    fs_name: str
-    fs_ugi: str = field(repr=False)
+    fs_name: Optional[str]
+    fs_ugi: Optional[str] = field(repr=False)
     fs_dir_for_save: Optional[str] = None
     fs_checkpoint_dir: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class HdfsUpload:
+    """Arguments of `set_hdfs_upload`."""
+
+    when: str = "end"
+    retry_seconds: float = 300.0
 
 
 @dataclass
@@ -100,6 +108,7 @@ class Config:
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixed_precision: MixedPrecision = field(default_factory=MixedPrecision)
     hdfs: Optional[Hdfs] = None
+    hdfs_upload: HdfsUpload = field(default_factory=HdfsUpload)
     # Objects the user hands over.
     margin_object: Any = None
     model: Any = None
@@ -110,6 +119,7 @@ class Config:
     test_reader: Any = None
     predict_reader: Any = None
     callbacks: tuple[Any, ...] = ()
+    hdfs_client: Any = None
     # Fields that keep their value whatever a setter says.
     locked: frozenset[str] = frozenset()
 
@@ -124,8 +134,7 @@ class Config:
 
     def check_combination(self) -> None:
         """Checks what no single setter can know; called before the first step."""
-        if self.hdfs is not None:
-            raise ConfigError("set_hdfs_info: transfer to and from HDFS is not in this version yet; remove the call")
+        self._check_hdfs()
         if self.resume and not self.model_save_dir:
             raise ConfigError(
                 "set_resume(True), but set_model_save_dir is empty; name the folder of the run to go on with"
@@ -144,6 +153,34 @@ class Config:
             raise ConfigError(
                 f"set_warmup_epochs({self.warmup_epochs}) is more than set_train_epochs({self.train_epochs}): "
                 "the learning rate would never be reached; warm up for fewer epochs"
+            )
+
+    def _check_hdfs(self) -> None:
+        hdfs, upload = self.hdfs, self.hdfs_upload
+        save_dir = hdfs.fs_dir_for_save if hdfs is not None else None
+        if upload != HdfsUpload() and save_dir is None:
+            raise ConfigError(f"set_hdfs_upload({upload.when!r}), but set_hdfs_info names no fs_dir_for_save; name it")
+        if upload.when == "step" and not self.save_period:
+            raise ConfigError(
+                "set_hdfs_upload('step'), but only epochs are saved; call set_save_period, or say 'epoch'"
+            )
+        if hdfs is None:
+            if self.hdfs_client is not None:
+                raise ConfigError("set_hdfs_client, but set_hdfs_info names no folder; call it as well")
+            return
+        if self.hdfs_client is not None and hdfs.fs_ugi is not None:
+            raise ConfigError("set_hdfs_client says who connects to HDFS; give set_hdfs_info None as fs_ugi")
+        if self.hdfs_client is None and hdfs.fs_name is None:
+            raise ConfigError("set_hdfs_info: fs_name is None; give the address, or a client with set_hdfs_client")
+        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None:
+            raise ConfigError("set_hdfs_info names no folder; give fs_dir_for_save or fs_checkpoint_dir")
+        if hdfs.fs_dir_for_save is not None and not self.model_save_dir:
+            raise ConfigError(
+                "set_hdfs_info: fs_dir_for_save, but set_model_save_dir is empty: nothing would be uploaded"
+            )
+        if hdfs.fs_checkpoint_dir is not None and not self.checkpoint_dir:
+            raise ConfigError(
+                "set_hdfs_info: fs_checkpoint_dir, but set_checkpoint_dir names no folder to download it to; name one"
             )
 
     def _check_margin(self) -> None:

@@ -19,6 +19,7 @@ from plsc.config import (
     LOSS_TYPES,
     Config,
     Hdfs,
+    HdfsUpload,
     MixedPrecision,
     check_bool,
     check_choice,
@@ -33,6 +34,7 @@ from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import Callback
+from plsc.engine.download import fetch_checkpoint
 from plsc.engine.evaluator import embed_reader
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
@@ -41,6 +43,7 @@ from plsc.errors import ConfigError, PlscError
 from plsc.heads import Margin
 from plsc.models import MODEL_NAMES
 from plsc.optim import OptimizerOrFactory
+from plsc.storage.address import check_hdfs_address
 
 
 class Entry:
@@ -208,20 +211,61 @@ class Entry:
 
     def set_hdfs_info(
         self,
-        fs_name: str,
-        fs_ugi: str,
+        fs_name: Optional[str],
+        fs_ugi: Optional[str],
         fs_dir_for_save: Optional[str] = None,
         fs_checkpoint_dir: Optional[str] = None,
     ) -> None:
-        """HDFS address, `name,password`, and folders to save to and load from. Refused by `train` in this version."""
-        if not isinstance(fs_ugi, str) or fs_ugi.count(",") != 1:
-            # The value holds a password: it is not shown.
-            raise ConfigError("set_hdfs_info: fs_ugi must be a string of the form 'name,password'")
+        """Where the run's checkpoints are uploaded to, and where its first weights come from; see docs/hdfs.md.
+
+        Args:
+            fs_name: `hdfs://namenode:port`, `webhdfs://...`, `http(s)://...`; several NameNodes separated by `;` or `,`.
+                Without `fs_ugi` also an alias of HdfsCLI's configuration file.
+            fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or this process's user. The password is given to gateways
+                that ask for it over https only, and is shown nowhere.
+            fs_dir_for_save: HDFS folder that receives the checkpoints of `set_model_save_dir`.
+            fs_checkpoint_dir: HDFS folder of one checkpoint, or of several, of which the newest is taken; it is downloaded
+                to the folder of `set_checkpoint_dir` before training or testing.
+        """
         for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
             if value is not None:
                 check_str(f"set_hdfs_info: {name}", value)
-        self._config.hdfs = Hdfs(
-            check_str("set_hdfs_info: fs_name", fs_name), fs_ugi, fs_dir_for_save, fs_checkpoint_dir
+                if "://" in value:
+                    raise ConfigError(f"set_hdfs_info: {name}={value!r}: give the folder alone; its address is fs_name")
+        if fs_ugi is not None and (not isinstance(fs_ugi, str) or not fs_ugi.split(",", 1)[0] or "," not in fs_ugi):
+            # The value holds a password: it is not shown.
+            raise ConfigError("set_hdfs_info: fs_ugi must be a string of the form 'name,password', or None")
+        if fs_name is not None:
+            check_hdfs_address(fs_name, is_alias=fs_ugi is None)
+        self._config.hdfs = Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir)
+
+    def set_hdfs_client(self, client: Any) -> None:
+        """A client of the `hdfs` package to use instead of one made from the address: for Kerberos or a token.
+
+        `set_hdfs_info` still names the folders; its `fs_ugi` must be None, and its `fs_name` is just what messages say.
+
+        Example:
+            >>> from hdfs.ext.kerberos import KerberosClient  # doctest: +SKIP
+            >>> entry.set_hdfs_client(KerberosClient("https://namenode:9871"))  # doctest: +SKIP
+            >>> entry.set_hdfs_info(None, None, "checkpoints")  # doctest: +SKIP
+        """
+        if not all(callable(getattr(client, name, None)) for name in ("status", "list", "read", "write", "rename")):
+            raise ConfigError(
+                f"set_hdfs_client({type(client).__name__}): expected a client of the hdfs package, such as hdfs.TokenClient(...)"
+            )
+        self._config.hdfs_client = client
+
+    def set_hdfs_upload(self, when: str, retry_seconds: float = 300) -> None:
+        """When checkpoints go to `fs_dir_for_save`, in the background.
+
+        Args:
+            when: 'end' uploads those that are kept when training ends, 'epoch' also each epoch's as soon as it is saved,
+                'step' those of `set_save_period` too.
+            retry_seconds: how long a transfer that does not come on is tried again.
+        """
+        self._config.hdfs_upload = HdfsUpload(
+            check_choice("set_hdfs_upload", when, ("end", "epoch", "step")),
+            check_float("set_hdfs_upload: retry_seconds", retry_seconds, 0),
         )
 
     def set_model_save_dir(self, directory: Optional[str]) -> None:
@@ -413,6 +457,8 @@ class Entry:
     def set_resume(self, resume: bool) -> None:
         """Go on from the newest good checkpoint in the model save folder, exactly; from the beginning when there is none.
 
+        With `set_hdfs_info(..., fs_dir_for_save)` a newer one is downloaded from there first, as on a machine that is new.
+
         With the same number of ranks a run on CPUs gives the weights, to the bit, of one that was never stopped.
         """
         self._config.resume = check_bool("set_resume", resume)
@@ -449,8 +495,7 @@ class Entry:
             PlscError: settings, data or a checkpoint that cannot be used; uncaught, it ends the program with its one
                 line and exit status 1.
         """
-        config = self._prepare()
-        trainer = Trainer(config)
+        trainer = Trainer(self._prepare())
         result = trainer.run()
         self._backbone = trainer.backbone
         return result
@@ -515,8 +560,9 @@ class Entry:
             raise ConfigError(
                 f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
             )
+        fetch_checkpoint(config)
         backbone = build_backbone(config)
-        checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir)), backbone)
+        checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True), backbone)
         return backbone
 
     def _prepare(self) -> Config:

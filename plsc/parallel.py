@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from typing import Any, Optional, Union
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar, Union
 
 import numpy as np
 import paddle
 from paddle import distributed
 
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, PlscError
+
+T = TypeVar("T")
 
 _initialised = False
 # Paddle's wrappers stay as long as the process: the hooks they leave on the parameters outlive them and would crash.
@@ -150,6 +153,23 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = []
     distributed.all_gather_object(values, value)
     return values
+
+
+def together(action: Callable[[], T]) -> T:
+    """What `action` gives on this rank. Where it raises a PlscError all ranks raise the first one, so none waits in vain."""
+    result, error = None, None
+    try:
+        result = action()
+    except PlscError as problem:
+        error = problem
+    for problem_of_a_rank in filter(None, all_gather_object(error)):
+        raise problem_of_a_rank
+    return result  # type: ignore[return-value]
+
+
+def from_rank_0(action: Callable[[], T]) -> T:
+    """What `action` gives on rank 0, which alone does it; all raise its PlscError."""
+    return all_gather_object(together(lambda: action() if rank() == 0 else None))[0]
 
 
 def any_rank(flag: bool) -> bool:

@@ -56,8 +56,9 @@ SETTERS = {
     "num_workers": "set_num_workers",
     "augmentation": "set_augmentation",
     "mixed_precision": "set_mixed_precision",
+    "hdfs_upload": "set_hdfs_upload",
 }
-_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "mixed_precision")
+_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "hdfs_upload", "mixed_precision")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 

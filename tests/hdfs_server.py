@@ -11,9 +11,11 @@ The jars come with a source distribution of PySpark, and from Debian for what it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -135,22 +137,24 @@ class HdfsServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        names = ("rpc", "web", "datanode", "datanode-web", "datanode-rpc")
-        self._ports = dict(zip(names, _free_ports(len(names))))
-        self.address = f"hdfs://127.0.0.1:{self._ports['rpc']}"
-        self.web = f"http://127.0.0.1:{self._ports['web']}"
         self.processes: dict[str, subprocess.Popen] = {}
         self._in_safe_mode = False
         self._quotas: list[str] = []
-        self._jars = os.pathsep.join(map(str, [self._write_settings(), self._write_web_roots(), *class_path()]))
+        self._settings = self.folder / "settings"
+        self._jars = os.pathsep.join(map(str, [self._settings, self._make_web_roots(), *class_path()]))
+        self._choose_ports()
 
     def __enter__(self) -> HdfsServer:
         self._java(NAMENODE, "-format", "-force", "-nonInteractive")
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
+        for last in (False, False, True):
+            try:
+                self.start()
+                break
+            except BaseException as problem:
+                self.stop()
+                if last or "Address already in use" not in str(problem):
+                    raise
+                self._choose_ports()
         self.client().set_permission("/", "777")
         return self
 
@@ -264,8 +268,15 @@ class HdfsServer:
         with urllib.request.urlopen(query, timeout=5) as answer:
             return json.load(answer)["beans"][0]
 
-    def _write_settings(self) -> Path:
-        host, ports, data = "127.0.0.1", self._ports, self.folder / "data"
+    def _choose_ports(self) -> None:
+        names = ("rpc", "web", "datanode", "datanode-web", "datanode-rpc")
+        ports = dict(zip(names, _free_ports(len(names))))
+        self.address = f"hdfs://127.0.0.1:{ports['rpc']}"
+        self.web = f"http://127.0.0.1:{ports['web']}"
+        self._write_settings(ports)
+
+    def _write_settings(self, ports: dict[str, int]) -> None:
+        host, data = "127.0.0.1", self.folder / "data"
         core = {"fs.defaultFS": self.address, "hadoop.tmp.dir": data / "tmp"}
         settings = {
             "dfs.namenode.name.dir": (data / "names").as_uri(),
@@ -283,8 +294,8 @@ class HdfsServer:
             "dfs.namenode.heartbeat.recheck-interval": 2000,
             "dfs.namenode.safemode.extension": 0,
         }
-        folder = self.folder / "settings"
-        folder.mkdir(parents=True)
+        folder = self._settings
+        folder.mkdir(parents=True, exist_ok=True)
         for name, values in (("core-site.xml", core), ("hdfs-site.xml", settings)):
             properties = (
                 f"<property><name>{key}</name><value>{value}</value></property>" for key, value in values.items()
@@ -295,9 +306,8 @@ class HdfsServer:
             "log4j.appender.out.layout=org.apache.log4j.PatternLayout\n"
             "log4j.appender.out.layout.ConversionPattern=%d %p %c %m%n\n"
         )
-        return folder
 
-    def _write_web_roots(self) -> Path:
+    def _make_web_roots(self) -> Path:
         folder = self.folder / "web"
         for name in ("hdfs", "datanode"):
             (folder / "webapps" / name).mkdir(parents=True)
@@ -305,11 +315,12 @@ class HdfsServer:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Below those the system gives to outgoing connections, so that a server finds its own again when it is restarted."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(15000, 32000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise UnavailableError("no free ports")

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -44,6 +45,8 @@ REFUSED = [
     ("set_seed", -1),
     ("set_num_workers", -1),
     ("set_val_targets", ""),
+    ("set_hdfs_upload", "sometimes"),
+    ("set_hdfs_client", "hdfs://nn"),
     ("set_save_period", -5),
     ("set_keep_checkpoints", 1.5),
     ("set_sample_ratio", 0),
@@ -99,6 +102,8 @@ def test_defaults_are_those_of_the_2020_interface():
 
 def test_a_password_is_never_shown():
     ins = Entry()
+    with pytest.raises(ConfigError, match="give the folder alone"):
+        ins.set_hdfs_info("hdfs://somewhere:9000", "me,secret-word", "hdfs://somewhere:9000/folder")
     ins.set_hdfs_info("hdfs://somewhere:9000", "me,secret-word", "folder")
     assert "secret-word" not in repr(ins._config)
     with pytest.raises(ConfigError) as caught:
@@ -106,10 +111,20 @@ def test_a_password_is_never_shown():
     assert "secret-word" not in str(caught.value)
 
 
+CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "rename"), print))
+
+
 @pytest.mark.parametrize(
     "prepare, words",
     [
-        (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "set_hdfs_info"),
+        (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b"), "names no folder"),
+        (lambda ins: ins.set_hdfs_info("hdfs://somewhere:9000", "a,b", None, "x"), "set_checkpoint_dir"),
+        (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_model_save_dir("")), "nothing would be uploaded"),
+        (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_hdfs_client(CLIENT)), "None as fs_ugi"),
+        (lambda ins: ins.set_hdfs_client(CLIENT), "names no folder"),
+        (lambda ins: ins.set_hdfs_info(None, None, "x"), "set_hdfs_client"),
+        (lambda ins: ins.set_hdfs_upload("epoch"), "no fs_dir_for_save"),
+        (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_hdfs_upload("step")), "set_save_period"),
         (lambda ins: (ins.set_resume(True), ins.set_model_save_dir(None)), "set_resume"),
         (lambda ins: (ins.set_save_period(5), ins.set_model_save_dir(None)), "set_save_period"),
         (lambda ins: ins.set_distfc_attr(bias_attr=paddle.ParamAttr()), "set_distfc_attr"),

@@ -8,6 +8,7 @@ from plsc.checkpoint.folder import (
     list_checkpoints,
     locked,
     open_checkpoint,
+    parse_meta,
     recover,
 )
 from plsc.checkpoint.load import (
@@ -18,6 +19,7 @@ from plsc.checkpoint.load import (
     load_optimizer,
     row_axis,
 )
+from plsc.checkpoint.sharing import leader_of
 from plsc.checkpoint.snapshot import host_array
 from plsc.checkpoint.tensor_file import DamagedError
 from plsc.checkpoint.writer import Saved, Writer, saved_by_run
@@ -31,6 +33,7 @@ __all__ = [
     "Writer",
     "head_file",
     "host_array",
+    "leader_of",
     "list_checkpoints",
     "load_backbone",
     "load_common_head",
@@ -39,6 +42,7 @@ __all__ = [
     "load_optimizer",
     "locked",
     "open_checkpoint",
+    "parse_meta",
     "recover",
     "row_axis",
     "saved_by_run",

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
+from plsc.checkpoint.sharing import cannot_write
+from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
 from plsc.errors import CheckpointError, ConfigError
 from plsc.files import sync_folder
 
@@ -38,7 +39,8 @@ def head_file(rank: int) -> str:
     return f"dist@head@rank@{rank:05d}.safetensors"
 
 
-def _is_own_file(name: str) -> bool:
+def is_own_file(name: str) -> bool:
+    """Whether a checkpoint may hold a file of that name."""
     return name in (META, BACKBONE, OPTIMIZER) or _HEAD_FILE.fullmatch(name) is not None
 
 
@@ -73,8 +75,11 @@ def score_of(meta: dict[str, Any]) -> Optional[float]:
     return sum(one["accuracy"] for one in test.values()) / len(test) if test else None
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     """Reads `meta.json`, and checks that the files it names are there, whole by their size, and no others of the kind.
+
+    Args:
+        partial: head files may be missing, as on a machine that holds those of its own ranks; who needs one finds out.
 
     Raises:
         DamagedError: there is no checkpoint, or a file of it is missing, short or of another one.
@@ -82,19 +87,40 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / META
     try:
-        checkpoint = _read_meta(folder, json.loads(path.read_text(encoding="utf-8")))
+        checkpoint = parse_meta(folder, path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(
             f"{folder}: no checkpoint there ({META} is missing); give the folder of one epoch, such as output/0"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except OSError as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
     for name, expected in checkpoint.files.items():
-        _check_file(folder / name, expected)
+        if not (partial and _HEAD_FILE.fullmatch(name) and not (folder / name).exists()):
+            _check_file(folder / name, expected)
     for name in sorted(os.listdir(folder)):
         if name.endswith(".safetensors") and name not in checkpoint.files:
             raise DamagedError(f"{folder / name}: not of this checkpoint, {META} does not name it; move it away")
     return checkpoint
+
+
+def parse_meta(folder: Path, text: bytes) -> Checkpoint:
+    """The checkpoint of which `text` is the `meta.json`.
+
+    Raises:
+        DamagedError: it cannot be read.
+        CheckpointError: it is of another format.
+    """
+    try:
+        return _read_meta(folder, json.loads(text.decode("utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise DamagedError(
+            f"{folder / META}: damaged ({type(problem).__name__}: {problem}); use another checkpoint"
+        ) from None
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a run gives a checkpoint that name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
@@ -112,7 +138,7 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")
     for name in files:
-        if not _is_own_file(name):
+        if not is_own_file(name):
             raise ValueError(f"it names the file {name!r}")
     return checkpoint
 
@@ -121,7 +147,7 @@ def _check_file(path: Path, expected: FileSum) -> None:
     try:
         size = path.stat().st_size
     except OSError:
-        raise DamagedError(f"{path}: missing from the checkpoint; copy it whole or use another one") from None
+        raise missing(path) from None
     if size != expected.size:
         raise DamagedError(
             f"{path}: {size:,} bytes, {META} says {expected.size:,}: the file is damaged; use another checkpoint"
@@ -171,7 +197,7 @@ def publish(folder: Path) -> None:
 
 def _check_replaceable(folder: Path) -> None:
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
-    if not all(map(_is_own_file, names)):
+    if not all(map(is_own_file, names)):
         raise OSError("something that is not a checkpoint stands there; move it away")
 
 
@@ -200,7 +226,7 @@ def recover(save_dir: Path) -> list[str]:
     names = os.listdir(save_dir) if save_dir.is_dir() else []
     for match in filter(None, map(_LEFTOVER.fullmatch, sorted(names))):
         leftover, place = save_dir / match[0], save_dir / match[1]
-        if not _NAME.fullmatch(place.name):
+        if not is_checkpoint_name(place.name):
             continue
         if match[2] == "replaced" and not place.exists():
             os.rename(leftover, place)
@@ -213,7 +239,7 @@ def recover(save_dir: Path) -> list[str]:
 def list_checkpoints(save_dir: Path) -> list[Path]:
     """Folders of a run that are named like checkpoints, in no order."""
     try:
-        return [save_dir / name for name in os.listdir(save_dir) if _NAME.fullmatch(name)]
+        return [save_dir / name for name in os.listdir(save_dir) if is_checkpoint_name(name)]
     except FileNotFoundError:
         return []
 
@@ -229,7 +255,7 @@ def locked(save_dir: Path) -> Iterator[None]:
         save_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(save_dir, os.O_RDONLY)
     except OSError as problem:
-        raise _cannot_write(save_dir, problem.strerror) from None
+        raise cannot_write(save_dir, "set_model_save_dir", problem) from None
     try:
         deadline = time.monotonic() + _LOCK_SECONDS  # a run that was killed may still be ending
         while not _try_lock(descriptor):
@@ -239,14 +265,10 @@ def locked(save_dir: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         if not os.access(save_dir, os.W_OK | os.X_OK):
-            raise _cannot_write(save_dir, os.strerror(errno.EACCES))
+            raise cannot_write(save_dir, "set_model_save_dir", OSError(errno.EACCES, os.strerror(errno.EACCES)))
         yield
     finally:
         os.close(descriptor)
-
-
-def _cannot_write(save_dir: Path, reason: Optional[str]) -> ConfigError:
-    return ConfigError(f"set_model_save_dir('{save_dir}'): cannot write there ({reason}); choose another folder")
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -261,7 +283,7 @@ def _try_lock(descriptor: int) -> bool:
 
 def _remove_tree(folder: Path) -> bool:
     """Removes a folder this module made, which its name and all names in it say; whether it was there."""
-    if not _LEFTOVER.fullmatch(folder.name) or not folder.is_dir() or not all(map(_is_own_file, os.listdir(folder))):
+    if not _LEFTOVER.fullmatch(folder.name) or not folder.is_dir() or not all(map(is_own_file, os.listdir(folder))):
         return False
     shutil.rmtree(folder)
     return True

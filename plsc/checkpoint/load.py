@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import paddle
 
 from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, Checkpoint, head_file
 from plsc.checkpoint.snapshot import as_tensor
-from plsc.checkpoint.tensor_file import DamagedError, TensorFile
+from plsc.checkpoint.tensor_file import DamagedError, TensorFile, missing
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
 
@@ -163,22 +163,28 @@ def row_axis(shape: Any, parameter_shape: Any) -> int | None:
 
 
 class HeadFiles:
-    """The head's files of a checkpoint, as if they were one.
+    """The head's files of a checkpoint, as if they were one. Those that are missing matter when rows of them are read.
 
     Attributes:
         path: of one of them, for messages.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._files, self._rows = [], checkpoint.head_rows
-        self.path = checkpoint.folder / head_file(0)
+        self._files: list[Optional[TensorFile]] = []
+        self._rows, self._paths = (
+            checkpoint.head_rows,
+            [checkpoint.folder / n for n in map(head_file, range(len(checkpoint.head_rows)))],
+        )
         try:
-            for rank in range(len(self._rows)):
-                name = head_file(rank)
-                self._files.append(TensorFile(checkpoint.folder / name, checkpoint.files[name]))
+            for path in self._paths:
+                self._files.append(TensorFile(path, checkpoint.files[path.name]) if path.exists() else None)
+            self._present = [file for file in self._files if file is not None]
+            if not self._present:
+                raise missing(self._paths[0])
         except BaseException:
             self.close()
             raise
+        self.path = self._present[0].path
 
     def __enter__(self) -> HeadFiles:
         return self
@@ -189,18 +195,19 @@ class HeadFiles:
     def close(self) -> None:
         """Closes them."""
         for file in self._files:
-            file.close()
+            if file is not None:
+                file.close()
 
     @property
     def bytes_read(self) -> int:
         """Of all files."""
-        return sum(file.bytes_read for file in self._files)
+        return sum(file.bytes_read for file in self._present)
 
     def __contains__(self, name: object) -> bool:
-        return any(name in file for file in self._files)
+        return any(name in file for file in self._present)
 
     def __iter__(self) -> Iterator[str]:
-        return iter({name: None for file in self._files for name in file})
+        return iter({name: None for file in self._present for name in file})
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the tensor in the first file that has it."""
@@ -217,9 +224,11 @@ class HeadFiles:
     def rows(self, name: str, lower: int, upper: int) -> Iterator[np.ndarray]:
         """Rows [lower, upper) of the whole matrix, in parts."""
         first = 0
-        for file, count in zip(self._files, self._rows):
+        for path, file, count in zip(self._paths, self._files, self._rows):
             begin, end = max(lower, first), min(upper, first + count)
-            if begin < end:
+            if begin < end and file is None:
+                raise missing(path)
+            if begin < end and file is not None:
                 if name not in file or file.shape(name)[0] != count:
                     raise DamagedError(f"{file.path}: not {count} rows of {name} in it; use another checkpoint")
                 yield from file.rows(name, begin - first, end - first)
@@ -239,7 +248,7 @@ class HeadFiles:
                 done += len(part)
 
     def _first(self, name: str) -> TensorFile:
-        return next(file for file in self._files if name in file)
+        return next(file for file in self._present if name in file)
 
 
 def _assign(tensor: paddle.Tensor, value: np.ndarray) -> None:

@@ -39,6 +39,11 @@ class DamagedError(CheckpointError):
     """A file of a checkpoint that is missing, short, changed, or of another checkpoint."""
 
 
+def missing(path: Path) -> DamagedError:
+    """What is said of a file that is not there."""
+    return DamagedError(f"{path}: missing from the checkpoint; copy it whole or use another one")
+
+
 @dataclass(frozen=True)
 class FileSum:
     """What a file must be.
@@ -163,7 +168,7 @@ class TensorFile:
             self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in close()
             size = os.fstat(self._stream.fileno()).st_size
         except FileNotFoundError:
-            raise DamagedError(f"{path}: missing from the checkpoint; copy it whole or use another one") from None
+            raise missing(path) from None
         except OSError as problem:
             raise DamagedError(f"{path}: cannot be read ({problem.strerror or problem})") from None
         try:

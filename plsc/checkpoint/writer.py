@@ -14,6 +14,7 @@ import numpy as np
 
 from plsc import parallel
 from plsc.checkpoint import folder as layout
+from plsc.checkpoint.folder import Checkpoint
 from plsc.checkpoint.snapshot import Snapshot
 from plsc.checkpoint.tensor_file import FileSum, write_tensors
 from plsc.errors import CheckpointError
@@ -32,17 +33,21 @@ class Saved:
 
 
 def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
-    """The complete checkpoints of a run that were written until then (seconds since 1970), oldest first."""
-    found = []
+    """The complete checkpoints of a run that were written until then (seconds since 1970), oldest first.
+
+    Every rank calls it: those rank 0 sees count.
+    """
+    found: list[Checkpoint] = []
     for folder in layout.list_checkpoints(save_dir):
         try:
-            checkpoint = layout.open_checkpoint(folder)
+            checkpoint = layout.open_checkpoint(folder, partial=True)
         except CheckpointError:
             continue
         if checkpoint.meta.get("run") == run and checkpoint.written <= until:
             found.append(checkpoint)
     found.sort(key=lambda one: one.written)
-    return [Saved(one.folder, layout.score_of(one.meta)) for one in found]
+    names = [(one.folder.name, layout.score_of(one.meta)) for one in found]
+    return [Saved(save_dir / name, score) for name, score in parallel.all_gather_object(names)[0]]
 
 
 @dataclass
@@ -59,17 +64,28 @@ class Writer:
     """Every rank has one and calls it alike.
 
     `start` takes a copy of the state and returns; a thread writes it. `written` tells that this rank's part is on disk;
-    once it is on every rank, `finish` puts the checkpoint in its place.
+    once it is on every rank, `finish` puts the checkpoint in its place. Where ranks save to disks of their own, each disk
+    gets the files of its ranks and a `meta.json` that names those of all.
 
     Args:
-        save_dir: holds the folders of all checkpoints.
+        save_dir: holds the folders of all checkpoints; a path, which may be another folder on another machine.
         keep: how many of the newest stay, besides the one with the best score; 0 keeps all.
         background: without it, `start` writes from the tensors' own memory and returns when the checkpoint is in place.
         saved: complete checkpoints this run has already, oldest first.
+        leads: whether this rank is the one, of those that see `save_dir`, that puts checkpoints in place and removes them;
+            it also writes the files that are not of one rank.
     """
 
-    def __init__(self, save_dir: Path, keep: int = 0, background: bool = True, saved: Sequence[Saved] = ()) -> None:
+    def __init__(
+        self,
+        save_dir: Path,
+        keep: int = 0,
+        background: bool = True,
+        saved: Sequence[Saved] = (),
+        leads: Optional[bool] = None,
+    ) -> None:
         self.save_dir, self._keep, self._background = save_dir, keep, background
+        self.leads = parallel.rank() == 0 if leads is None else leads
         self.saved = list(saved)
         self.on_saved: Callable[[Path], None] = lambda folder: None  # called when a checkpoint is in its place
         self._snapshot = Snapshot()
@@ -120,12 +136,14 @@ class Writer:
             files = task.files.result()
         except OSError as problem:
             error = f"{task.folder}: the checkpoint could not be written: {problem.strerror or problem}; " + _FREE_SPACE
-        parts = parallel.all_gather_object((error, files, task.rng))
-        errors = [problem for problem, _, _ in parts if problem]
-        if not errors and parallel.rank() == 0:
+        common = {**task.meta, "written": time.time()} if parallel.rank() == 0 else {}
+        parts = parallel.all_gather_object((error, files, task.rng, common))
+        errors = [part[0] for part in parts if part[0]]
+        if not errors and self.leads:
             try:
-                every = {name: one for _, files, _ in parts for name, one in files.items()}
-                meta = {**task.meta, "written": time.time(), "rng": [rng for _, _, rng in parts]}
+                # Of a file that several ranks wrote, the sums of the one that lies here.
+                every = {name: one for _, sums, _, _ in reversed(parts) for name, one in sums.items()} | files
+                meta = {**parts[0][3], "rng": [rng for _, _, rng, _ in parts]}
                 layout.write_meta(layout.temporary_of(task.folder), meta, every)
                 layout.publish(task.folder)
             except OSError as problem:
@@ -135,7 +153,7 @@ class Writer:
                 ]
         errors = [problem for problem in parallel.all_gather_object(errors[0] if errors else None) if problem]
         if errors:
-            if parallel.rank() == 0:
+            if self.leads:
                 layout.discard(task.folder)
             raise CheckpointError(errors[0])
         logger.info("saved %s", task.folder)
@@ -155,7 +173,7 @@ class Writer:
         best = max(scored, key=lambda one: one.score or 0.0, default=None)
         newest = self.saved[-self._keep :]
         for one in self.saved[: -self._keep]:
-            if one is not best and parallel.rank() == 0:
+            if one is not best and self.leads:
                 try:
                     layout.remove(one.folder)
                 except OSError as problem:

@@ -13,33 +13,31 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.config import Config
 from plsc.engine.state import TrainingState
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
 
 logger = logging.getLogger("plsc")
 
 
-def hold_save_dir(stack: contextlib.ExitStack, save_dir: Path) -> None:
+def hold_save_dir(stack: contextlib.ExitStack, save_dir: Path) -> bool:
     """Keeps other runs out of the folder, until `stack` is closed.
+
+    Returns:
+        Whether this rank is the first of those that see the folder.
 
     Raises:
         ConfigError: nothing can be written there, or another run does; on every rank.
     """
-    error = None
-    if parallel.rank() == 0:
-        try:
-            stack.enter_context(checkpoint.locked(save_dir))
-        except ConfigError as problem:
-            error = str(problem)
-    for problem_of_rank_0 in filter(None, parallel.all_gather_object(error)):
-        raise ConfigError(problem_of_rank_0)
+    leads = checkpoint.leader_of(save_dir, "set_model_save_dir") == parallel.rank()
+    parallel.together(lambda: stack.enter_context(checkpoint.locked(save_dir)) if leads else None)
+    return leads
 
 
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
     """Takes weights from `checkpoint_dir`, as `head_init` says, and lists what was taken."""
     if not config.checkpoint_dir:
         return
-    source = checkpoint.open_checkpoint(Path(config.checkpoint_dir))
+    source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
     checkpoint.load_backbone(source, backbone)
     done = ["backbone loaded"]
     if config.head_init == "checkpoint":
@@ -52,15 +50,19 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
 
 
-def resume(state: TrainingState, save_dir: Path) -> tuple[checkpoint.Writer, bool]:
+def resume(state: TrainingState, save_dir: Path, leads: bool) -> tuple[checkpoint.Writer, bool]:
     """Puts the folder in order, and goes on from its newest good checkpoint when that is asked for.
+
+    Args:
+        leads: whether this rank is the first of those that see the folder.
 
     Returns:
         What writes the run's checkpoints, and whether it goes on from one.
     """
-    if parallel.rank() == 0:
+    if leads:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
+    parallel.barrier()
     config, restarted = state.config, parallel.restarted()
     wanted = config.resume or restarted is not None
     # A restart alone goes on with its own run, not with what an earlier one left in the folder.
@@ -69,7 +71,8 @@ def resume(state: TrainingState, save_dir: Path) -> tuple[checkpoint.Writer, boo
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.written)
     if wanted and source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
-    return checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved), source is not None
+    writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
+    return writer, source is not None
 
 
 def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0) -> Optional[Checkpoint]:
@@ -85,10 +88,12 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
     """
     found = sorted(parallel.all_gather_object(_candidates(save_dir, since))[0], reverse=True)
     first_error = None
-    for _, folder in found:
+    for written, name in found:
         source, error, is_damage = None, None, False
         try:
-            source = checkpoint.open_checkpoint(folder)
+            source = checkpoint.open_checkpoint(save_dir / name, partial=True)
+            if source.written != written:
+                raise DamagedError(f"{source.folder}: another checkpoint than that of rank 0; move it away")
             state.load(source)
         except CheckpointError as problem:
             error, is_damage = str(problem), isinstance(problem, DamagedError)
@@ -107,17 +112,17 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
     return None
 
 
-def _candidates(save_dir: Path, since: float) -> list[tuple[float, Path]]:
-    """Checkpoints and when they were written; for the damaged, when their folder was changed."""
+def _candidates(save_dir: Path, since: float) -> list[tuple[float, str]]:
+    """When checkpoints were written, and their names; for the damaged, when their folder was changed."""
     if parallel.rank() != 0:
         return []
     found = []
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
-            written = checkpoint.open_checkpoint(folder).written
+            written = checkpoint.open_checkpoint(folder, partial=True).written
         except (CheckpointError, KeyError, TypeError, ValueError):
             written = folder.stat().st_mtime
-        found.append((written, folder))
+        found.append((written, folder.name))
     return [one for one in found if one[0] >= since]
 
 

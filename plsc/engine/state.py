@@ -49,11 +49,16 @@ class TrainingState:
         """A reader of the user's own draws its random numbers from here on."""
         self.rng = random_state.capture()
 
-    def files(self) -> dict[str, dict[str, np.ndarray]]:
-        """What this rank writes: {file: {tensor: array}}, on a CPU the tensors' own memory."""
+    def files(self, leads: Optional[bool] = None) -> dict[str, dict[str, np.ndarray]]:
+        """What this rank writes: {file: {tensor: array}}, on a CPU the tensors' own memory.
+
+        Args:
+            leads: whether it writes what is the same on every rank too; None for rank 0 alone.
+        """
+        leads = parallel.rank() == 0 if leads is None else leads
         files = {}
         accumulators = self._accumulators()
-        if self.head.sharded or parallel.rank() == 0:
+        if self.head.sharded or leads:
             head = {name: checkpoint.host_array(tensor) for name, tensor in self.head.state_dict().items()}
             parameters = dict(self.head.named_parameters())
             for parameter, tensors in self._head_accumulators(accumulators).items():
@@ -62,8 +67,8 @@ class TrainingState:
                     if checkpoint.row_axis(tensor.shape, parameters[parameter].shape) == 1:
                         array = np.moveaxis(array, 1, 0)
                     head[f"{parameter}/{name}"] = array
-            files[checkpoint.head_file(parallel.rank())] = head
-        if parallel.rank() == 0:
+            files[checkpoint.head_file(parallel.rank() if self.head.sharded else 0)] = head
+        if leads:
             state = self.backbone.state_dict()
             files[checkpoint.BACKBONE] = {name: checkpoint.host_array(tensor) for name, tensor in state.items()}
             files[checkpoint.OPTIMIZER] = {

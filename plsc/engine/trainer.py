@@ -7,6 +7,7 @@ import itertools
 import math
 import platform
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -20,13 +21,15 @@ from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
-from plsc.engine.callbacks import CheckpointSaver, Clock, Step
+from plsc.engine.callbacks import Callback, CheckpointSaver, Clock, Step
+from plsc.engine.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.engine.evaluator import Evaluator
 from plsc.engine.log import MetricsFile, ProgressLog, logger
 from plsc.engine.plan import Forecast, backbone_size, forecast, resident_bytes
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.state import TrainingState
+from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError, DataError, TrainingError
 from plsc.heads import GatheredLabels, HeadOutput, build_head
 from plsc.heads.workers import walking_threads
@@ -37,6 +40,7 @@ from plsc.version import __version__
 
 Batch = tuple[np.ndarray, np.ndarray]
 
+_SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less
 _WRITTEN, _SIGTERM, _STOP = 1, 2, 4  # what a rank tells the others with its labels
 
 
@@ -48,13 +52,21 @@ class Trainer:
         self.save_dir = Path(config.model_save_dir) if config.model_save_dir else None
         self.writer: Optional[checkpoint.Writer] = None
         self.metrics: Optional[MetricsFile] = None
-        self.callbacks = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+        self.callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+        self.uploader: Optional[Uploader] = None
         self.clock = Clock()
         self.last: Optional[Step] = None
         self.sigterm = StopRequest()
         self.stop_reason: Optional[str] = None
         parallel.initialise()
         self.process_bytes = resident_bytes()
+        stop_transfers = threading.Event()
+        self.store = open_store(config, stop_transfers)
+        if self.store is not None and config.hdfs is not None and config.hdfs.fs_dir_for_save is not None:
+            place, when = config.hdfs.fs_dir_for_save, config.hdfs_upload.when
+            self.uploader = Uploader(self.store, place, when, stop_transfers)
+            self.callbacks.append(self.uploader)
+        fetch_checkpoint(config, self.store)
         self.loader = build_loader(config)
         # The test data is read before training, so that a mistake in it is not found after an epoch.
         self.evaluator = build_evaluator(config) if config.with_test else None
@@ -129,8 +141,9 @@ class Trainer:
             self.log_header()
             resumed = False
             if self.save_dir is not None:
-                hold_save_dir(stack, self.save_dir)
-                self.writer, resumed = resume(self.state, self.save_dir)
+                leads = hold_save_dir(stack, self.save_dir)
+                fetch_newest(self.config, self.store, self.save_dir)
+                self.writer, resumed = resume(self.state, self.save_dir, leads)
                 self.writer.on_saved = self.saved
                 stack.callback(self.writer.close)
             stack.enter_context(self.sigterm)
@@ -238,6 +251,8 @@ class Trainer:
             self.save(name)
             self.writer.finish()
             saved = f"saved {self.writer.save_dir / name}; set_resume(True) goes on from there"
+            if self.uploader is not None:
+                self.uploader.hurry(self, _SECONDS_TO_UPLOAD)
         logger.warning("stopped by SIGTERM after step %d: %s", step, saved)
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -355,7 +370,7 @@ class Trainer:
         with self.clock.paused():
             parallel.broadcast_statistics(self.backbone)
             self.progress.metrics_size = self.metrics.size if self.metrics else 0
-            self.writer.start(name, self.state.files(), self.state.meta(), self.state.rank_rng())
+            self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 
     def log_header(self) -> None:
         """What is about to be trained, on what."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+from kill_runs import same_tensors
 from ranks import ROOT, environment
 
 SMALL = (
@@ -12,13 +13,14 @@ SMALL = (
 )  # fmt: skip
 
 
-def run(script, data, output, *arguments, ranks=1, sizes=()):
+def run(script, data, output, *arguments, ranks=1, sizes=(), cwd=None):
     """Runs a script with the settings that suit the glyphs of the tests; returns its records and what it printed."""
     command = [sys.executable, "-m", "plsc", "run", "--ranks", ranks, "--config", ROOT / "demo" / "glyphs.yaml"]
-    for text in (*SMALL, f"dataset_dir={data}", f"model_save_dir={output}", *sizes):
+    place = [] if cwd else [f"model_save_dir={output}"]
+    for text in (*SMALL, f"dataset_dir={data}", *place, *sizes):
         command += ["--set", text]
     command = [str(part) for part in (*command, ROOT / "demo" / script, *arguments)]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=cwd)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return list(records), process.stdout + process.stderr
@@ -60,3 +62,15 @@ def test_early_stopping(glyphs, tmp_path):
     since = [record["since"] for record in records if record["event"] == "early_stopping"]
     assert since[-2:] == [1, 2] and len(since) < 9
     assert "glyphs: no better than" in said and not (tmp_path / str(len(since))).exists()
+
+
+def test_hdfs_there_and_back(hdfs, glyphs, tmp_path):
+    """The second script starts from what the first has uploaded."""
+    hdfs.client().delete("/user/name/some_dir", recursive=True)
+    address = hdfs.address.rsplit(":", 1)[0] + ":" + hdfs.web.rsplit(":", 1)[1]
+    sizes = ["model_name=MobileFaceNet", "train_epochs=2", "with_test=false"]
+    run("hdfs_upload.py", glyphs, tmp_path / "saved_model", address, ranks=2, sizes=sizes, cwd=tmp_path)
+    assert hdfs.client().list("/user/name/some_dir") == ["0", "1"]
+    _, said = run("hdfs_download.py", glyphs, tmp_path / "output", address, ranks=2, sizes=sizes, cwd=tmp_path)
+    assert "weights from saved_model: backbone loaded; head loaded" in said
+    assert same_tensors(tmp_path / "saved_model", tmp_path / "saved_model" / "1")

@@ -8,6 +8,7 @@ BatchNorm out, which sees one rank's batch only. `dropout=SHARE` adds dropout; `
 `reader=random` uses a reader that draws from Python's and NumPy's own generators. `kill=RANK,STEP[,SIGNAL]` makes rank RANK
 (or every one, -1) send itself a signal, KILL by default, in the forward pass of its step STEP, from 1, if nothing was
 resumed (with `fresh=1`: unless the launcher started it again); `pause=SECONDS` makes each step that much longer.
+`disks=0,0,1` saves to `<OUTPUT>/disk_<n>`, n for each rank, as machines do whose disks are their own.
 """
 
 import json
@@ -92,13 +93,15 @@ def main(data, output, *options):
     ins.set_log_period(2)
     ins.set_val_targets("glyphs")
     ins.set_augmentation(mirror=False)
+    if "disks" in chosen:
+        ins.set_model_save_dir(f"{output}/disk_{chosen.pop('disks').split(',')[parallel.rank()]}")
     paddle.seed(0)
     model = TinyNet(norm, float(chosen.pop("dropout", 0)))
     ins.set_model(model)
     model.pause = float(chosen.pop("pause", 0))
     rank_to_kill, step, *how = (chosen.pop("kill", None) or "-2,0").split(",")
     unresumed = (
-        "PLSC_RESTART" not in os.environ if chosen.pop("fresh", 0) else not any(Path(output).glob("*/meta.json"))
+        "PLSC_RESTART" not in os.environ if chosen.pop("fresh", 0) else not any(Path(output).glob("**/meta.json"))
     )
     if int(rank_to_kill) in (-1, parallel.rank()) and unresumed:
         model.kill_at, model.kill_by = int(step), getattr(signal, f"SIG{(how or ['KILL'])[0]}")
@@ -109,7 +112,7 @@ def main(data, output, *options):
         ins.train_reader = drawing_reader(parallel.rank(), 12)
     for name, value in chosen.items():
         parsed = value if name in ("loss_type", "checkpoint_dir", "head_init") else json.loads(value)
-        several = name in ("mixed_precision", "augmentation", "data_format")
+        several = name in ("mixed_precision", "augmentation", "data_format", "hdfs_info", "hdfs_upload")
         getattr(ins, f"set_{name}")(*parsed if several else [parsed])
     if uneven or fail_rank >= 0:
         rank = parallel.rank()
@@ -124,6 +127,7 @@ def main(data, output, *options):
             rank, 12, last + 1, False, bad_from=bad_from, poison=float(poison.replace("gradient", "nan"))
         )
     result = ins.train()
+    Path(output).mkdir(exist_ok=True)
     Path(output, f"result_{parallel.rank()}.json").write_text(json.dumps(result))
 
 

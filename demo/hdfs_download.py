@@ -1,0 +1,11 @@
+"""Trains from weights that lie on HDFS: the second script of the specification, with the address as argument."""
+
+import sys
+
+from plsc import Entry
+
+if __name__ == "__main__":
+    ins = Entry()
+    ins.set_checkpoint_dir("./saved_model")
+    ins.set_hdfs_info(sys.argv[1], "name,passwd", fs_checkpoint_dir="some_dir")
+    ins.train()

@@ -1,0 +1,148 @@
+"""Brings checkpoints from HDFS before training, to each folder what its ranks need."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import posixpath
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Optional
+
+from plsc import checkpoint, parallel
+from plsc.checkpoint import remote
+from plsc.config import Config
+from plsc.errors import CheckpointError, ConfigError
+from plsc.heads import shard_bounds
+from plsc.storage import Retrying, StorageError, open_hdfs
+
+logger = logging.getLogger("plsc")
+
+
+def open_store(config: Config, stop: Optional[threading.Event] = None) -> Optional[Retrying]:
+    """The HDFS of `set_hdfs_info`, known to answer, and to take files where some will be written; None without one.
+
+    Every rank calls it, and speaks to the servers itself: machines may see different networks.
+
+    Raises:
+        StorageError: it does not answer within seconds, or refuses; the same on every rank.
+    """
+    hdfs = config.hdfs
+    if hdfs is None:
+        return None
+    name, ugi, folder = hdfs.fs_name, hdfs.fs_ugi, hdfs.fs_dir_for_save
+
+    def check() -> Retrying:
+        store = open_hdfs(name, ugi, config.hdfs_client)
+        if folder is None:
+            store.status("/")
+        else:
+            store.mkdirs(folder)
+            probe = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
+            try:
+                store.write(probe, lambda: [b"plsc"], 4)
+            finally:
+                with contextlib.suppress(StorageError):
+                    store.with_patience(0).delete(probe)
+        return store
+
+    return parallel.together(check).with_patience(config.hdfs_upload.retry_seconds, stop)
+
+
+def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
+    """Downloads `fs_checkpoint_dir` to the folder of `set_checkpoint_dir`.
+
+    Raises:
+        StorageError: it cannot be had.
+        CheckpointError: none is there, or it is damaged.
+        ConfigError: the folder holds another checkpoint. All of them on every rank.
+    """
+    if config.hdfs is None or config.hdfs.fs_checkpoint_dir is None:
+        return
+    source, folder = config.hdfs.fs_checkpoint_dir, Path(config.checkpoint_dir)
+    store = store or open_store(config)
+    assert store is not None
+
+    def find() -> remote.Remote:
+        found = remote.open_remote(store, source) or remote.newest(store, source)
+        if found is None:
+            raise CheckpointError(
+                f"{store.name}: {source}: no complete checkpoint there; name its folder, or that of several, as fs_checkpoint_dir"
+            )
+        return found
+
+    _fetch(config, store, parallel.from_rank_0(find), folder, "set_checkpoint_dir")
+
+
+def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> None:
+    """Downloads the newest checkpoint of `fs_dir_for_save` into the save folder, unless every machine has it or a newer one.
+
+    Raises:
+        StorageError, CheckpointError, ConfigError: as `fetch_checkpoint`.
+    """
+    if store is None or config.hdfs is None or config.hdfs.fs_dir_for_save is None or not config.resume:
+        return
+    place = config.hdfs.fs_dir_for_save
+
+    found = parallel.from_rank_0(lambda: remote.newest(store, place))
+    if found is None or not parallel.any_rank(_is_missing(config, found, save_dir)):
+        return
+    folder = save_dir / posixpath.basename(found.path)
+    hidden = folder.with_name(f".{folder.name}.fetching")
+
+    def check() -> None:
+        meta = folder / "meta.json"
+        if folder.exists() and not (meta.is_file() and meta.read_bytes() == found.meta_text):
+            raise ConfigError(f"{folder}: holds another checkpoint than {found.path} of {store.name}; move it away")
+
+    parallel.together(check)
+    is_there = folder.exists()
+    leads = _fetch(config, store, found, folder if is_there else hidden, "set_model_save_dir")
+    if leads and not is_there:
+        hidden.rename(folder)
+    parallel.barrier()
+
+
+def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
+    """Whether this rank lacks files of a remote checkpoint it needs, and has no newer one."""
+    for folder in checkpoint.list_checkpoints(save_dir):
+        try:
+            own = checkpoint.open_checkpoint(folder, partial=True)
+        except CheckpointError:
+            continue
+        is_whole = all((folder / name).exists() for name in _needed(config, own, [parallel.rank()]))
+        if is_whole and own.written >= found.checkpoint.written:
+            return False
+    return True
+
+
+def _fetch(config: Config, store: Retrying, found: remote.Remote, folder: Path, setter: str) -> bool:
+    """Ranks that see the same folder share the files their machine needs; whether this one is the first of them."""
+    leader = checkpoint.leader_of(folder, setter)
+    group = [rank for rank, one in enumerate(parallel.all_gather_object(leader)) if one == leader]
+    needed = _needed(config, found.checkpoint, group)
+    own = needed[group.index(parallel.rank()) :: len(group)]
+    began, size = time.perf_counter(), sum(found.checkpoint.files[name].size for name in needed)
+    logger.info("downloading %s from %s to %s, %.1f MB", found.path, store.name, folder, size / 1e6)
+    parallel.together(lambda: remote.download(store, found, folder, own))
+    leads = leader == parallel.rank()
+    parallel.together(lambda: remote.finish_download(found, folder) if leads else None)
+    logger.info("downloaded, checksums are right; %.1f s", time.perf_counter() - began)
+    return leads
+
+
+def _needed(config: Config, found: checkpoint.Checkpoint, ranks: list[int]) -> list[str]:
+    """The files of a checkpoint these ranks read."""
+    heads = [checkpoint.head_file(number) for number in range(len(found.head_rows))]
+    shared = sorted(set(found.files) - set(heads))
+    if found.meta["num_classes"] != config.num_classes or not config.loss_type.startswith("dist_"):
+        return [*shared, *heads]
+    needed, end = [], 0
+    bounds = [shard_bounds(config.num_classes, parallel.world_size(), rank) for rank in ranks]
+    for name, rows in zip(heads, found.head_rows):
+        begin, end = end, end + rows
+        if any(begin < upper and lower < end for lower, upper in bounds):
+            needed.append(name)
+    return [*shared, *(needed or heads[:1])]  # for its names and shapes

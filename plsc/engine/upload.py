@@ -1,0 +1,198 @@
+"""Uploads checkpoints to HDFS beside training: every rank what is on its machine, seen when all of it is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from plsc import checkpoint, parallel
+from plsc.checkpoint import remote
+from plsc.engine.callbacks import Callback, Run
+from plsc.errors import CheckpointError, ConfigError
+from plsc.storage import Retrying, StorageError, StorageUnavailableError
+from plsc.storage.transfer import OpenFile
+
+logger = logging.getLogger("plsc")
+
+_MOST_WAITING = 2  # uploads: one under way, and one after it
+
+
+@dataclass
+class _Upload:
+    """One checkpoint on its way.
+
+    Attributes:
+        files: this rank's part, open, so that it can be read when the checkpoint is removed here.
+        kept: names of the checkpoints that are to stay in the store; None keeps all.
+    """
+
+    folder: Path
+    meta_text: bytes
+    files: dict[str, OpenFile]
+    kept: Optional[set[str]]
+    error: Optional[StorageError] = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Uploader(Callback):
+    """Takes checkpoints to a folder of a store.
+
+    Args:
+        store: tries again by itself until `stop` is set.
+        place: the folder there.
+        when: as in `Entry.set_hdfs_upload`.
+    """
+
+    def __init__(self, store: Retrying, place: str, when: str, stop: threading.Event) -> None:
+        self._store, self._place, self._when, self._stop = store, place, when, stop
+        self._uploads: list[_Upload] = []
+        self._published: dict[str, remote.Remote] = {}  # of this run; rank 0 knows
+
+    def on_train_begin(self, run: Run) -> None:
+        """Learns what an earlier process of this run has uploaded, and puts in order what it left."""
+        if not run.checkpoints:
+            return
+
+        def learn() -> None:
+            name = str(json.loads(_meta_text(run.checkpoints[-1]))["run"])
+            for line in remote.recover(self._store, self._place, name):
+                logger.warning("%s: %s", self._store.name, line)
+            for one in remote.list_remote(self._store, self._place):
+                if one.checkpoint.meta.get("run") == name:
+                    self._published[posixpath.basename(one.path)] = one
+
+        parallel.from_rank_0(learn)
+
+    def on_save(self, run: Run, folder: Path) -> None:
+        """Starts the upload of what is wanted before the end."""
+        if self._when == "step" or (self._when == "epoch" and folder.name.isdigit()):
+            if parallel.any_rank(sum(not one.done.is_set() for one in self._uploads) >= _MOST_WAITING):
+                logger.warning("%s is not uploaded yet: the uploads before it are still under way", folder)
+            else:
+                self._start(run, folder)
+
+    def on_train_end(self, run: Run) -> None:
+        """Finishes what is under way, and uploads what is wanted and not there.
+
+        Raises:
+            StorageError: some checkpoint could not be uploaded; on every rank.
+        """
+        newest_first = list(reversed(run.checkpoints))
+        wanted = [one for one in newest_first if self._when != "epoch" or one.name.isdigit() or one is newest_first[0]]
+        self._wait(None)
+        left, problem = [], None
+        for folder in wanted:
+            if self._is_published(folder):
+                continue
+            if not isinstance(problem, StorageUnavailableError):  # else the next one would wait in vain, too
+                self._start(run, folder)
+                self._wait(None)
+                errors = [one.error for one in self._uploads if one.folder == folder]
+                problem = next(filter(None, parallel.all_gather_object(errors[-1])), None) or problem
+            if not self._is_published(folder):
+                left.append(folder)
+        if left:
+            raise StorageError(
+                f"NOT UPLOADED to {self._store.name}: {', '.join(map(str, left))}, which are whole on disk. {problem}. Upload "
+                "them by a run with set_resume(True), or with `python -m plsc hdfs put`"
+            )
+
+    def hurry(self, run: Run, seconds: float) -> None:
+        """Has the newest checkpoint uploaded within some seconds, if it can be: the machine is about to go."""
+        folder = run.checkpoints[-1]
+        if not any(one.folder == folder for one in self._uploads):
+            self._start(run, folder)
+        self._wait(seconds)
+        if parallel.from_rank_0(lambda: folder.name in self._published):
+            logger.info("uploaded %s in time", folder)
+        else:
+            logger.warning("NOT UPLOADED to %s in time: %s", self._store.name, folder)
+
+    def close(self) -> None:
+        """Gives up what is under way."""
+        self._stop.set()
+        for one in self._uploads:
+            if not one.done.is_set():
+                logger.warning("NOT UPLOADED to %s: %s, training ended before", self._store.name, one.folder)
+
+    def _start(self, run: Run, folder: Path) -> None:
+        """Begins an upload in the background; every rank calls it."""
+        meta_text = parallel.from_rank_0(lambda: _meta_text(folder))
+        names = checkpoint.parse_meta(folder, meta_text).files
+        holders = parallel.all_gather_object([name for name in names if (folder / name).exists()])
+        files, error = {}, None
+        for name in names:
+            owner = _owner_of(name, holders)
+            if owner is None:
+                error = StorageError(f"{folder}: no machine of this run has {name}")
+            elif owner == parallel.rank():
+                try:
+                    files[name] = OpenFile.open(folder / name)
+                except ConfigError as problem:
+                    error = StorageError(str(problem))
+        kept = {one.name for one in run.checkpoints} if run.config.keep_checkpoints else None
+        upload = _Upload(folder, meta_text, files, kept, error)
+        threading.Thread(target=self._run, args=(upload, list(self._uploads)), name="plsc-upload", daemon=True).start()
+        self._uploads = [*(one for one in self._uploads if not one.done.is_set()), upload]
+
+    def _run(self, upload: _Upload, before: Sequence[_Upload]) -> None:
+        """One upload, after those before it. Nothing here speaks to other ranks but through the store."""
+        for one in before:
+            one.done.wait()
+        try:
+            if upload.error is not None:
+                raise upload.error
+            self._transfer(upload)
+        except StorageError as problem:
+            upload.error = problem
+            if not self._stop.is_set():
+                logger.warning("%s could not be uploaded: %s", upload.folder, problem)
+        finally:
+            for file in upload.files.values():
+                file.close()
+            upload.done.set()
+
+    def _transfer(self, upload: _Upload) -> None:
+        path, began = posixpath.join(self._place, upload.folder.name), time.perf_counter()
+        remote.upload_files(self._store, path, upload.meta_text, upload.files, self._stop)
+        if parallel.rank() != 0:
+            return
+        remote.publish(self._store, path, upload.meta_text, 2 * self._store.patience, self._stop)
+        found = checkpoint.parse_meta(Path(path), upload.meta_text)
+        seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
+        logger.info(
+            "uploaded %s to %s: %s, %.1f MB in %.1f s", upload.folder, self._store.name, path, size / 1e6, seconds
+        )
+        self._published[upload.folder.name] = remote.Remote(path, upload.meta_text, found)
+        for name in sorted(set(self._published) - (set(self._published) if upload.kept is None else upload.kept)):
+            remote.remove(self._store, self._published.pop(name))
+
+    def _wait(self, seconds: Optional[float]) -> None:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for one in self._uploads:
+            one.done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _is_published(self, folder: Path) -> bool:
+        """Whether the store has the checkpoint that is in `folder` now."""
+        known = self._published.get(folder.name)
+        return parallel.from_rank_0(lambda: known is not None and known.meta_text == _meta_text(folder))
+
+
+def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:
+    """Which rank uploads a file: of those whose machine has it the one that wrote it, if that one runs."""
+    ranks = [rank for rank, names in enumerate(holders) if name in names]
+    return next((rank for rank in ranks if name == checkpoint.head_file(rank)), ranks[0] if ranks else None)
+
+
+def _meta_text(folder: Path) -> bytes:
+    try:
+        return (folder / "meta.json").read_bytes()
+    except OSError as problem:
+        raise CheckpointError(f"{folder}: cannot be read ({problem.strerror or problem})") from None

@@ -1,0 +1,140 @@
+"""`python -m plsc hdfs ls|get|put`: files and checkpoints of HDFS, for people."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import posixpath
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plsc.arguments import at_least
+from plsc.checkpoint import remote
+from plsc.errors import ConfigError
+from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage.address import check_hdfs_address
+from plsc.storage.transfer import Advance, get, put, tree
+
+_PASSWORD = "PLSC_HDFS_PASSWORD"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `python -m plsc`."""
+    about = "list, download and upload files, folders and checkpoints of HDFS"
+    actions = commands.add_parser("hdfs", help=about, description=about).add_subparsers(dest="action", required=True)
+    for name, function, about, arguments in (
+        ("ls", _ls, "names, sizes and times", ("path",)),
+        ("get", _get, "download; a checkpoint is checked, and goes on where it was interrupted", ("source", "target")),
+        ("put", _put, "upload; seen there when it is complete", ("source", "target")),
+    ):
+        action = actions.add_parser(name, help=about, description=about)
+        action.add_argument(
+            "--fs", required=True, help="address: hdfs://host:port, http(s)://host:port, an HdfsCLI alias"
+        )
+        action.add_argument("--user", help="HDFS user (default: HADOOP_USER_NAME, or who runs this)")
+        action.add_argument(
+            "--ask-password",
+            action="store_true",
+            help=f"ask for the gateway's password (default: ${_PASSWORD}, if set)",
+        )
+        action.add_argument(
+            "--retry-seconds", type=at_least(0), default=300, help="how long to try again (default 300)"
+        )
+        action.add_argument("--json", action="store_true", help="print JSON")
+        for argument in arguments:
+            action.add_argument(argument)
+        action.set_defaults(run=function)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    password = os.environ.pop(_PASSWORD, "")  # not for child processes
+    if options.ask_password:
+        password = getpass.getpass(f"Password of {options.user} for {options.fs}: ")
+    if password and not options.user:
+        raise ConfigError("a password, but no name: give --user")
+    check_hdfs_address(options.fs, is_alias=options.user is None)
+    ugi = f"{options.user},{password}" if options.user else None
+    options.run(options, open_hdfs(options.fs, ugi).with_patience(options.retry_seconds))
+    return 0
+
+
+def _ls(options: argparse.Namespace, store: Retrying) -> None:
+    status = store.status(options.path)
+    if status is None:
+        raise StorageError(f"{store.name}: {options.path}: nothing there")
+    found = store.list(options.path) if status.is_folder else {posixpath.basename(options.path): status}
+    if options.json:
+        records = [
+            {"name": name, "size": one.size, "folder": one.is_folder, "modified": one.modified}
+            for name, one in found.items()
+        ]
+        print(json.dumps(records, ensure_ascii=False))
+        return
+    for name, one in sorted(found.items()):
+        size = "-" if one.is_folder else f"{one.size:,}"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified))
+        print(f"{size:>18}  {when}  {name}{'/' if one.is_folder else ''}")
+
+
+def _get(options: argparse.Namespace, store: Retrying) -> None:
+    files, target = tree(store, options.source), Path(options.target)
+    if "meta.json" in files:
+        _get_checkpoint(options, store, target)
+        return
+    total = sum(status.size for status in files.values())
+    with _bar(options, posixpath.basename(options.source.rstrip("/")), total) as advance:
+        place = get(store, options.source, target, advance)
+    _done(options, place, total)
+
+
+def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) -> None:
+    found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
+    if found is None:
+        raise StorageError(f"{store.name}: {options.source}: it went away")
+    target = target / name if target.is_dir() else target
+    if target.exists():
+        raise ConfigError(f"{target}: there is something already; name another place")
+    files = found.checkpoint.files
+    total = sum(one.size for one in files.values())
+    hidden = target.with_name(f".{target.name}.fetching")
+    with _bar(options, name, total) as advance:
+        remote.download(store, found, hidden, files, advance)
+    remote.finish_download(found, hidden)
+    os.rename(hidden, target)
+    _done(options, target, total)
+
+
+def _put(options: argparse.Namespace, store: Retrying) -> None:
+    source = Path(options.source)
+    files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+    total = sum(path.stat().st_size for path in files if path.exists())
+    with _bar(options, source.name, total) as advance:
+        place = put(store, source, options.target, advance)
+    _done(options, place, total)
+
+
+@contextmanager
+def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance]:
+    """Bytes and rate on stderr."""
+    disable = True if options.json else None  # None: only on a terminal
+    with tqdm(total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, disable=disable) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+def _done(options: argparse.Namespace, place: object, size: int) -> None:
+    print(
+        json.dumps({"path": str(place), "bytes": size}, ensure_ascii=False)
+        if options.json
+        else f"{place}: {size:,} bytes"
+    )

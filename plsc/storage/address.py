@@ -1,0 +1,70 @@
+"""Addresses of HDFS as people write them, and where its WebHDFS may answer."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from plsc.errors import ConfigError
+
+DEFAULT_PORTS = (9870, 50070)  # WebHDFS of Hadoop 3 and 2; with TLS:
+DEFAULT_TLS_PORTS = (9871, 50470)
+_WEB_PORTS = {*DEFAULT_PORTS, 14000}  # the last is HttpFS's
+_FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port or https://gateway:port/path"
+
+
+def web_addresses(fs_name: str) -> list[list[str]]:
+    """Base URLs at which each NameNode of an address may offer WebHDFS, the likeliest first.
+
+    Args:
+        fs_name: a NameNode, or several separated by `;` or `,`, of which all after the first may leave the scheme out.
+
+    Raises:
+        ConfigError: it cannot be read; its text shows no user's name or password.
+    """
+    parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
+    if not parts:
+        raise ConfigError(f"set_hdfs_info: fs_name is empty; expected {_FORMS}")
+    scheme, found = "hdfs", []
+    for part in parts:
+        if "://" in part:
+            scheme = part.split("://", 1)[0].lower()
+        else:
+            part = f"{scheme}://{part}"
+        found.append(_candidates(scheme, part))
+    return found
+
+
+def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
+    """Raises ConfigError for an address that cannot be read; with `is_alias` a plain word may be an HdfsCLI alias."""
+    if not isinstance(fs_name, str):
+        raise ConfigError(f"set_hdfs_info: fs_name must be a string, not {type(fs_name).__name__}; expected {_FORMS}")
+    if not (is_alias and re.fullmatch(r"[\w.-]+", fs_name)):
+        web_addresses(fs_name)
+
+
+def _candidates(scheme: str, url: str) -> list[str]:
+    if "@" in url:
+        raise ConfigError("set_hdfs_info: fs_name holds a user or a password; give them in fs_ugi as 'name,password'")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError(f"set_hdfs_info: fs_name: {url!r} is not an address; expected {_FORMS}") from None
+    if not host or parts.query or parts.fragment or re.search(r"\s", url):
+        raise ConfigError(f"set_hdfs_info: fs_name: {url!r} is not an address; expected {_FORMS}")
+    if ":" in host:
+        host = f"[{host}]"
+    if scheme in ("http", "https"):
+        return [url.rstrip("/")]
+    if parts.path not in ("", "/"):
+        raise ConfigError(
+            f"set_hdfs_info: fs_name: {url!r} ends in a folder; give it as fs_dir_for_save or fs_checkpoint_dir"
+        )
+    if scheme == "hdfs":  # its port is usually that of the RPC protocol, which plsc does not speak
+        ports = [*([port] if port in _WEB_PORTS else []), *DEFAULT_PORTS, *([port] if port else [])]
+        return [f"http://{host}:{one}" for one in dict.fromkeys(ports)]
+    if scheme in ("webhdfs", "swebhdfs"):
+        web, defaults = ("http", DEFAULT_PORTS) if scheme == "webhdfs" else ("https", DEFAULT_TLS_PORTS)
+        return [f"{web}://{host}:{one}" for one in ([port] if port else defaults)]
+    raise ConfigError(f"set_hdfs_info: fs_name: {url!r}: plsc does not know {scheme}://; expected {_FORMS}")

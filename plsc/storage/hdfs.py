@@ -1,0 +1,270 @@
+"""HDFS through WebHDFS, by the `hdfs` package: the only module that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Optional, Union
+from urllib.parse import urlsplit
+
+import hdfs
+import requests
+import urllib3
+from hdfs.config import Config as AliasFile
+from requests.adapters import HTTPAdapter
+
+from plsc.errors import ConfigError
+from plsc.storage.address import web_addresses
+from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, parts_of
+from plsc.storage.gateway import GatewayAuth, NoAuth
+
+_CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
+_BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
+_CONNECTIONS = 16
+
+# What passes: by the name of the server's exception, or, where a DataNode passes on what the NameNode said, by its words.
+_PASSING = (
+    "SafeModeException", "StandbyException", "RetriableException", "LeaseExpiredException",
+    "AlreadyBeingCreatedException", "RecoveryInProgressException", "NoRouteToHostException", "ConnectException",
+    "SocketTimeoutException", "ServerNotLeaderException",
+)  # fmt: skip
+_PASSING_WORDS = (
+    "in safe mode",
+    "in state standby",
+    "no lease on",
+    "already being created by",
+    "replicated to 0 nodes",
+)
+_REFUSED = (
+    "the name or the password was refused; check fs_ugi, or give set_hdfs_client a client for Kerberos or a token"
+)
+_HINTS = {
+    "Permission denied": "ask its owner for the right, or give another name in fs_ugi",
+    "quota": "remove files there or ask for a larger quota",
+    "not a directory": "a file stands where a folder should be; name another folder",
+}
+
+if logging.getLogger("hdfs").level == logging.NOTSET:  # it would print each request, and what is said better here
+    logging.getLogger("hdfs").setLevel(logging.CRITICAL)
+
+
+class HdfsStorage:
+    """A `Storage` on HDFS.
+
+    Args:
+        client: of the `hdfs` package.
+        name: what messages call it.
+    """
+
+    def __init__(self, client: hdfs.client.Client, name: str) -> None:
+        self._client, self.name = client, name
+        if getattr(client, "_timeout", None) is None:
+            client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
+
+    def status(self, path: str) -> Optional[Status]:
+        """What stands there; None for nothing."""
+        with self._worded(path):
+            try:
+                return _status(self._client.status(path))
+            except hdfs.HdfsError as problem:
+                if problem.exception == "FileNotFoundException":
+                    return None
+                raise
+
+    def list(self, path: str) -> dict[str, Status]:
+        """Names in a folder."""
+        with self._worded(path):
+            return {name: _status(status) for name, status in self._client.list(path, status=True)}
+
+    def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
+        """`count` bytes from `offset` on, in parts; fewer where the connection or the file ends."""
+        with self._worded(path), self._client.read(path, offset=offset, length=count) as stream:
+            yield from parts_of(stream, count)
+
+    def write(self, path: str, chunks: Chunks, size: int) -> None:
+        """Makes a file, in the place of one that is there.
+
+        A DataNode may answer that all is well when it could not end the file (Hadoop 2.7 does, over a quota), or just
+        close the connection: what is kept is looked at, and the quotas of the folders.
+        """
+        try:
+            with self._worded(path):
+                # An empty part would end the request.
+                self._client.write(path, data=(part for part in chunks() if part), overwrite=True)
+            kept = self.status(path)
+            if kept is None or kept.size != size:
+                raise StorageUnavailableError(
+                    f"{self.name}: {path}: the server kept {kept.size if kept else 0:,} of {size:,} bytes"
+                )
+        except StorageUnavailableError:
+            self._check_quotas(path, size)
+            raise
+
+    def rename(self, source: str, target: str) -> None:
+        """Moves a file or a folder to a path where nothing stands."""
+        if self.status(target) is not None:
+            raise StorageError(f"{self.name}: {target}: something stands there already")
+        with self._worded(source):
+            self._client.rename(source, target)
+
+    def delete(self, path: str) -> None:
+        """Removes a file, or a folder with all that is in it."""
+        with self._worded(path):
+            self._client.delete(path, recursive=True)
+
+    def mkdirs(self, path: str) -> None:
+        """Makes a folder and those above it."""
+        with self._worded(path):
+            self._client.makedirs(path)
+
+    def _check_quotas(self, path: str, size: int) -> None:
+        """Raises StorageError when a folder's quota has no room for one more file of `size` bytes."""
+        with contextlib.suppress(StorageUnavailableError), self._worded(path):
+            folder = posixpath.dirname(self._client.resolve(path))
+            while folder != "/":
+                with contextlib.suppress(hdfs.HdfsError):
+                    found = self._client.content(folder)
+                    left = found.get("spaceQuota", -1) - found.get("spaceConsumed", 0)
+                    if found.get("spaceQuota", -1) >= 0 and left < max(size, _BLOCK_BYTES):
+                        raise StorageError(
+                            f"{self.name}: {path}: quota exceeded: {folder} has {max(0, left):,} bytes left of "
+                            f"{found['spaceQuota']:,}; {_HINTS['quota']}"
+                        )
+                folder = posixpath.dirname(folder)
+
+    @contextlib.contextmanager
+    def _worded(self, path: str) -> Iterator[None]:
+        """Turns what the client raises into our kinds. Its own texts hold URLs, and those may hold a token."""
+        try:
+            yield
+        except hdfs.HdfsError as problem:
+            raise _server_error(f"{self.name}: {path}", problem) from None
+        except requests.exceptions.SSLError as problem:
+            raise StorageError(
+                f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; name the authority's file in "
+                "REQUESTS_CA_BUNDLE"
+            ) from None
+        except (KeyError, ValueError) as problem:  # an answer that is not WebHDFS's
+            raise StorageError(
+                f"{self.name}: {path}: the server does not answer as WebHDFS does ({type(problem).__name__})"
+            ) from None
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
+            raise StorageUnavailableError(f"{self.name}: {path}: {_server_of(problem)}: {_reason(problem)}") from None
+
+
+def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> HdfsStorage:
+    """Opens an HDFS.
+
+    Args:
+        fs_name: see `web_addresses`; without `fs_ugi` also an alias of HdfsCLI's configuration file.
+        fs_ugi: `name,password`; the password is given to gateways that ask for it over https, and to nobody else. Without
+            it the name is that of `HADOOP_USER_NAME`, or the process's user.
+        client: one of the `hdfs` package that is used instead.
+
+    Raises:
+        ConfigError: the address cannot be read.
+        StorageUnavailableError: no NameNode answers.
+    """
+    if client is not None:
+        return HdfsStorage(client, fs_name or ";".join(client.urls))
+    assert fs_name is not None
+    if fs_ugi is None:
+        alias = _alias(fs_name)
+        if alias is not None:
+            return HdfsStorage(alias, fs_name)
+    name, _, password = (fs_ugi or "").partition(",")
+    urls = _answering(fs_name, web_addresses(fs_name))
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_connections=_CONNECTIONS, pool_maxsize=_CONNECTIONS))
+    session.auth = GatewayAuth(name, password, urls)  # also keeps ~/.netrc out
+    user = name or os.environ.get("HADOOP_USER_NAME") or None
+    return HdfsStorage(hdfs.InsecureClient(";".join(urls), user=user, session=session), fs_name)
+
+
+def _alias(fs_name: str) -> Optional[hdfs.client.Client]:
+    """The client an HdfsCLI configuration file has under that name, if it does."""
+    try:
+        aliases = AliasFile()
+        if not any(aliases.has_section(f"{fs_name}{suffix}") for suffix in (".alias", "_alias")):
+            return None
+        return aliases.get_client(fs_name)
+    except (Exception, SystemExit) as problem:  # its text may show the options, a token among them
+        raise ConfigError(
+            f"set_hdfs_info: fs_name: the alias {fs_name!r} of HdfsCLI's configuration file cannot be used "
+            f"({type(problem).__name__}); check its section"
+        ) from None
+
+
+def _answering(fs_name: str, namenodes: list[list[str]]) -> list[str]:
+    """Of each NameNode the first URL at which WebHDFS answers; of one that does not, the likeliest, as it may come back."""
+    every = [url for candidates in namenodes for url in candidates]
+    with ThreadPoolExecutor(len(every), "plsc-hdfs") as pool:
+        problems = dict(zip(every, pool.map(_probe, every)))
+    if all(problems.values()):
+        texts = "; ".join(f"{urlsplit(url).netloc}: {problem}" for url, problem in problems.items())
+        raise StorageUnavailableError(
+            f"{fs_name}: no WebHDFS answers ({texts}); is the NameNode up, and the address right?"
+        )
+    return [next((url for url in urls if not problems[url]), urls[0]) for urls in namenodes]
+
+
+def _probe(url: str) -> Optional[str]:
+    """What speaks against `url` being a WebHDFS; None for one, whatever it says to an unknown user."""
+    try:
+        with requests.get(
+            f"{url}/webhdfs/v1/?op=GETFILESTATUS",
+            timeout=(_CONNECT_SECONDS, _PROBE_SECONDS),
+            allow_redirects=False,
+            auth=NoAuth(),
+            stream=True,
+        ) as answer:
+            if answer.status_code in (401, 403) or 300 <= answer.status_code < 400:
+                return None
+            kinds = answer.headers.get("content-type", "")
+            return None if "json" in kinds else f"answers, but not as WebHDFS (status {answer.status_code})"
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
+        return _reason(problem)
+
+
+def _status(status: dict[str, Any]) -> Status:
+    return Status(int(status["length"]), status["type"] == "DIRECTORY", status["modificationTime"] / 1000)
+
+
+def _server_error(where: str, problem: hdfs.HdfsError) -> StorageError:
+    """What the server refused, in its own words without its stack."""
+    message: Union[str, bytes] = problem.message
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    text = (text.strip().splitlines() or [""])[0][:300]
+    kind = problem.exception
+    if kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS):
+        return StorageUnavailableError(f"{where}: {text}")
+    if isinstance(message, bytes):  # no answer of WebHDFS: a gateway's, or a server that is starting
+        return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}")
+    if text.startswith("Authentication failure"):
+        return StorageError(f"{where}: {_REFUSED}")
+    hint = next((f"; {hint}" for words, hint in _HINTS.items() if words in text), "")
+    return StorageError(f"{where}: {text}{hint}")
+
+
+def _server_of(problem: BaseException) -> str:
+    """Host and port that were spoken to: a DataNode is another machine than the address names."""
+    request = getattr(problem, "request", None)
+    return urlsplit(request.url).netloc if request is not None and request.url else "the connection"
+
+
+def _reason(problem: BaseException) -> str:
+    """Why a connection failed, without the URL."""
+    if isinstance(problem, requests.exceptions.Timeout):
+        return "no answer in time"
+    seen: list[Any] = [problem]
+    for one in seen:
+        if isinstance(one, OSError) and one.strerror:
+            return str(one.strerror)
+        inner = (getattr(one, "reason", None), one.__cause__, one.__context__, *one.args)
+        seen += [part for part in inner if isinstance(part, BaseException) and part not in seen]
+    return "the connection broke"

@@ -1,0 +1,242 @@
+"""Checkpoints in a store that needs no server: uploaded by several, seen when complete, checked on the way back."""
+
+import json
+import os
+import threading
+
+import pytest
+from checkpoints import make, same
+
+from plsc import checkpoint
+from plsc.checkpoint import remote, tensor_file
+from plsc.checkpoint.folder import META
+from plsc.errors import ConfigError
+from plsc.storage import LocalStorage, Retrying, StorageError
+from plsc.storage.transfer import OpenFile
+
+BLOCK = 1 << 10
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    for module in (tensor_file, remote, checkpoint.folder):
+        monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "store").mkdir()
+    return Retrying(LocalStorage(tmp_path / "store"), 0)
+
+
+def upload(store, folder, path, names=None):
+    text = (folder / META).read_bytes()
+    names = names or [file.name for file in folder.iterdir() if file.name != META]
+    files = {name: OpenFile.open(folder / name) for name in names}
+    remote.upload_files(store, path, text, files, threading.Event())
+    for file in files.values():
+        file.close()
+    return text
+
+
+def publish(store, path, text, patience=0.0):
+    remote.publish(store, path, text, patience, threading.Event())
+
+
+def test_ranks_upload_their_parts_and_it_is_seen_when_all_are_there(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_POLL_SECONDS", 0.01)
+    text = make(tmp_path / "0")
+    own = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)]
+    upload(store, tmp_path / "0", "runs/0", own)
+    with pytest.raises(StorageError, match="rank@00001.safetensors did not come"):
+        publish(store, "runs/0", text)
+    assert remote.list_remote(store, "runs") == []
+    other = threading.Timer(0.1, upload, [store, tmp_path / "0", "runs/0", [checkpoint.head_file(1)]])
+    other.start()
+    publish(store, "runs/0", text, patience=30)
+    other.join()
+    (found,) = remote.list_remote(store, "runs")
+    assert found.path == "runs/0" and found.meta_text == text and same(tmp_path / "store/runs/0", tmp_path / "0")
+    assert list(store.list("runs")) == ["0"]
+
+
+def test_what_has_come_already_is_not_sent_again_and_what_is_short_is(store, tmp_path):
+    text = make(tmp_path / "0")
+    upload(store, tmp_path / "0", "0")
+    hidden = tmp_path / "store" / remote.hidden_of("0", text)
+    before = {path.name: path.stat().st_mtime_ns for path in hidden.iterdir()}
+    (hidden / checkpoint.BACKBONE).write_bytes(b"half")
+    upload(store, tmp_path / "0", "0")
+    after = {path.name: path.stat().st_mtime_ns for path in hidden.iterdir()}
+    assert [name for name in before if after[name] != before[name]] == [checkpoint.BACKBONE]
+    publish(store, "0", text)
+    assert same(tmp_path / "store/0", tmp_path / "0")
+
+
+def test_a_checkpoint_takes_the_place_of_another_but_of_nothing_else(store, tmp_path):
+    old, text = make(tmp_path / "old"), make(tmp_path / "0", step=5, seed=1)
+    for name in ("old", "0"):
+        upload(store, tmp_path / name, "runs/0")
+        publish(store, "runs/0", {"old": old, "0": text}[name])
+        assert same(tmp_path / "store/runs/0", tmp_path / name)
+    (tmp_path / "store/runs/0/notes.txt").write_text("mine")
+    upload(store, tmp_path / "old", "runs/0")
+    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+        publish(store, "runs/0", old)
+    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+        remote.remove(store, remote.open_remote(store, "runs/0"))
+    assert (tmp_path / "store/runs/0/notes.txt").exists()
+    (tmp_path / "store/runs/1").write_text("a file")
+    upload(store, tmp_path / "old", "runs/1")
+    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+        publish(store, "runs/1", old)
+
+
+def test_every_moment_at_which_an_upload_dies_leaves_the_old_or_the_new(tmp_path):
+    class Died(Exception):
+        pass
+
+    class Mortal(LocalStorage):
+        """Dies at its call number `left`."""
+
+        def __init__(self, root, left):
+            super().__init__(root)
+            self.left = left
+
+        def __getattribute__(self, name):
+            if name in ("write", "rename", "delete", "mkdirs"):
+                self.left -= 1
+                if self.left < 0:
+                    raise Died
+            return super().__getattribute__(name)
+
+    old, new = make(tmp_path / "old", run="aa"), make(tmp_path / "new", run="aa", step=9, seed=2)
+    for left in range(100):
+        root = tmp_path / f"store {left}"
+        root.mkdir()
+        sound = Retrying(LocalStorage(root), 0)
+        upload(sound, tmp_path / "old", "0")
+        publish(sound, "0", old)
+        try:
+            mortal = Retrying(Mortal(root, left), 0)
+            upload(mortal, tmp_path / "new", "0")
+            publish(mortal, "0", new)
+            break
+        except Died:
+            remote.recover(sound, "", "aa")
+            (found,) = remote.list_remote(sound, "")
+            assert found.meta_text in (old, new)
+            assert [path.name for path in root.iterdir()] == ["0"]
+            assert same(root / "0", tmp_path / ("old" if found.meta_text == old else "new"))
+    assert left == 10  # mkdirs, 4 files, meta.json, 2 renames and 2 removals
+
+
+def test_what_other_runs_left_stays(store, tmp_path):
+    text = make(tmp_path / "0", run="aa")
+    upload(store, tmp_path / "0", "0")
+    (tmp_path / "store/.mine.writing").mkdir()
+    assert remote.recover(store, "", "bb") == []
+    assert sorted(store.list("")) == [remote.hidden_of("0", text), ".mine.writing"]
+    assert len(remote.recover(store, "", "aa")) == 1 and sorted(store.list("")) == [".mine.writing"]
+
+
+def test_the_newest_is_the_one_written_last(store, tmp_path):
+    for name, written in (("5", 3.0), ("step_9", 7.0), ("0", 5.0), ("other", 9.0)):
+        make(tmp_path / "store/runs" / name, written=written)
+    (tmp_path / "store/runs/step_9" / checkpoint.BACKBONE).write_bytes(b"short")
+    make(tmp_path / "store/runs/1", written=8.0)
+    (tmp_path / "store/runs/1" / META).write_text("{")
+    (tmp_path / "store/runs/2").mkdir()
+    assert [one.path for one in remote.list_remote(store, "runs")] == ["runs/5", "runs/0"]
+    assert remote.newest(store, "runs").path == "runs/0" and remote.newest(store, "absent") is None
+
+
+def fetch(store, folder, path="0"):
+    found, seen = remote.open_remote(store, path), []
+    remote.download(store, found, folder, found.checkpoint.files, seen.append)
+    remote.finish_download(found, folder)
+    return sum(seen)
+
+
+def test_a_download_is_the_same_to_the_bit_and_a_second_one_reads_nothing(store, tmp_path):
+    make(tmp_path / "store/0")
+    total = fetch(store, tmp_path / "new/folder")
+    assert same(tmp_path / "new/folder", tmp_path / "store/0")
+    assert checkpoint.open_checkpoint(tmp_path / "new/folder").files
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "new/folder").iterdir()}
+    assert fetch(store, tmp_path / "new/folder") == total
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "new/folder").iterdir()}
+
+
+def test_a_download_goes_on_where_it_was_and_trusts_nothing(store, tmp_path):
+    text = make(tmp_path / "store/0")
+    reads = []
+
+    class Counting(LocalStorage):
+        def read(self, path, offset, count):
+            reads.append((os.path.basename(path), offset))
+            return super().read(path, offset, count)
+
+    part = remote._part_of(tmp_path / "to" / checkpoint.BACKBONE, text)
+    part.parent.mkdir()
+    data = (tmp_path / "store/0" / checkpoint.BACKBONE).read_bytes()
+    # Two good blocks, one that a power cut left as zeros, and some more.
+    part.write_bytes(data[: 2 * BLOCK] + bytes(BLOCK) + data[3 * BLOCK : 3 * BLOCK + 100])
+    fetch(Retrying(Counting(tmp_path / "store"), 0), tmp_path / "to")
+    assert same(tmp_path / "to", tmp_path / "store/0")
+    assert (checkpoint.BACKBONE, 2 * BLOCK) in reads and (checkpoint.BACKBONE, 0) not in reads
+
+
+@pytest.mark.parametrize("position", [0, BLOCK + 5, -1])
+def test_a_file_that_was_changed_on_the_server_is_refused(store, tmp_path, position):
+    make(tmp_path / "store/0")
+    place = tmp_path / "store/0" / checkpoint.head_file(1)
+    data = bytearray(place.read_bytes())
+    data[position] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(checkpoint.DamagedError, match=r"rank@00001.safetensors: its sha256 differs .* on the server"):
+        fetch(store, tmp_path / "to")
+    assert not (tmp_path / "to" / META).exists() and not (tmp_path / "to" / checkpoint.head_file(1)).exists()
+
+
+def test_bytes_that_change_once_on_the_way_are_asked_for_again(tmp_path):
+    class Noisy(LocalStorage):
+        noise = True
+
+        def read(self, path, offset, count):
+            for chunk in super().read(path, offset, count):
+                if self.noise and path.endswith(checkpoint.OPTIMIZER):
+                    self.noise, chunk = False, chunk[:-1] + bytes([chunk[-1] ^ 1])
+                yield chunk
+
+    make(tmp_path / "store/0")
+    fetch(Retrying(Noisy(tmp_path / "store"), 0), tmp_path / "to")
+    assert same(tmp_path / "to", tmp_path / "store/0")
+
+
+def test_another_checkpoint_is_never_overwritten(store, tmp_path):
+    make(tmp_path / "store/0")
+    make(tmp_path / "to", seed=3, step=4)
+    kept = {path: path.read_bytes() for path in (tmp_path / "to").iterdir()}
+    with pytest.raises(ConfigError, match="holds another checkpoint than 0; move it away"):
+        fetch(store, tmp_path / "to")
+    (tmp_path / "to" / META).unlink()
+    del kept[tmp_path / "to" / META]
+    with pytest.raises(ConfigError, match="another file than that of 0; move it away"):
+        fetch(store, tmp_path / "to")
+    assert all(path.read_bytes() == data for path, data in kept.items())
+
+
+def test_a_damaged_file_of_the_same_checkpoint_is_mended(store, tmp_path):
+    make(tmp_path / "store/0")
+    fetch(store, tmp_path / "to")
+    (tmp_path / "to" / checkpoint.BACKBONE).write_bytes(b"torn")
+    fetch(store, tmp_path / "to")
+    assert same(tmp_path / "to", tmp_path / "store/0")
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"format": 99}', json.dumps({"format": 1}).encode()])
+def test_a_meta_json_that_is_none_is_no_checkpoint(store, tmp_path, text):
+    make(tmp_path / "store/0")
+    (tmp_path / "store/0" / META).write_bytes(text)
+    assert remote.list_remote(store, "") == []

@@ -1,0 +1,258 @@
+"""Training with HDFS: what reaches it, what comes from it, and what a user sees when it does not work."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from hdfs import InsecureClient
+from kill_runs import same_tensors
+from ranks import ROOT, command, environment, start
+
+from plsc import Entry, checkpoint
+from plsc.checkpoint import remote
+from plsc.config import Config, Hdfs
+from plsc.engine.download import fetch_checkpoint
+from plsc.errors import CheckpointError, ConfigError
+from plsc.storage import StorageError, open_hdfs
+
+BASE = ("with_test=false", "log_period=1", "train_epochs=2")
+
+
+@pytest.fixture
+def place(hdfs, tmp_path):
+    """A folder that everybody may write to; its path has a space and Chinese letters."""
+    path = f"/训练 {tmp_path.name}"
+    hdfs.client().makedirs(path, permission="777")
+    return path
+
+
+def info(hdfs, save=None, load=None):
+    return "hdfs_info=" + json.dumps([hdfs.web, "name,passwd", save, load])
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+OWN_DISKS = ("disks=0,0,1", "train_batch_size=8", "sample_ratio=0.5")
+
+
+@pytest.fixture(scope="module")
+def straight(once, glyphs):
+    """Three ranks on one disk, left alone."""
+
+    def make(folder):
+        process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "disks=0,0,0", *OWN_DISKS[1:])
+        assert process.returncode == 0, process.stderr[-3000:]
+
+    return once("hdfs-straight", make) / "disk_0"
+
+
+def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, straight):
+    """Two ranks share a disk, the third has its own; the run is killed, and goes on to the bit."""
+    options = (*BASE, *OWN_DISKS, "save_period=1", "keep_checkpoints=2", "resume=true")
+    killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "kill=2,7")
+    assert killed.returncode == 1
+    resumed = start("train_glyphs.py", 3, glyphs, tmp_path, *options)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from" in resumed.stderr and "last bit" not in resumed.stderr
+    common, head = ["backbone.safetensors", "meta.json", "optimizer.safetensors"], checkpoint.head_file
+    for disk, heads in ((0, [head(0), head(1)]), (1, [head(2)])):
+        folder = tmp_path / f"disk_{disk}"
+        assert sorted(path.parent.name for path in folder.glob("*/meta.json")) == ["1", "step_8"]
+        assert not list(folder.glob(".*"))
+        assert files_of(folder / "1") == sorted([*common, *heads])
+        assert (folder / "1" / "meta.json").read_bytes() == (tmp_path / "disk_0" / "1" / "meta.json").read_bytes()
+        for name in {*common, *heads} - {"meta.json"}:
+            assert (folder / "1" / name).read_bytes() == (straight / "1" / name).read_bytes(), name
+
+
+def test_machines_upload_their_parts_and_new_ones_go_on_from_there(hdfs, glyphs, tmp_path, place, straight):
+    """The whole way: three ranks on two disks upload each epoch; both disks are lost; the run goes on elsewhere."""
+    options = (*BASE, *OWN_DISKS, info(hdfs, place), 'hdfs_upload=["epoch"]', "keep_checkpoints=1", "resume=true")
+    hdfs.client("name").write(f"{place}/7/mine.txt", b"not of plsc")
+    first = start("train_glyphs.py", 3, glyphs, tmp_path / "a", *options, "train_epochs=1")
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "uploaded" in first.stderr and "NOT" not in first.stderr
+    client = hdfs.client()
+    assert client.list(place) == ["0", "7"]
+    names = [checkpoint.head_file(rank) for rank in range(3)]
+    assert client.list(f"{place}/0") == sorted(
+        [*names, *files_of(straight / "0")[:1], "meta.json", "optimizer.safetensors"]
+    )
+    process = start("train_glyphs.py", 3, glyphs, tmp_path / "b", *options, "save_period=3", 'hdfs_upload=["step"]')
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert re.search(r"uploaded \S+/step_", process.stderr)
+    assert "downloaded, checksums are right" in process.stderr and "resumed from" in process.stderr
+    assert client.list(place) == ["1", "7"], "the one before was removed, what plsc did not write stays"
+    assert client.list(f"{place}/7") == ["mine.txt"]
+    got = open_hdfs(hdfs.web, "name,")
+    found = remote.open_remote(got, f"{place}/1")
+    remote.download(got, found, tmp_path / "1", found.checkpoint.files)
+    assert same_tensors(tmp_path / "1", straight / "1")
+    # Both disks have what their ranks need, and no more.
+    assert not (tmp_path / "b" / "disk_1" / "1" / names[0]).exists()
+
+
+def files_of_run(output):
+    return sorted(path.parent.name for path in output.glob("*/meta.json"))
+
+
+def act_in_the_middle(arguments, act):
+    """Runs two ranks, and calls `act(process)` at the second batch; returns the exit status and the lines."""
+    process = subprocess.Popen(
+        command("train_glyphs.py", 2, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "pass 0, batch 2" in line:
+            act(process)
+    return process.wait(timeout=120), lines
+
+
+def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
+    """Training goes on to its end, which says loudly what is missing; a later run brings it."""
+    options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "disks=0,1", "loss_type=softmax")
+    slow = (*options, "pause=0.2", 'hdfs_upload=["epoch", 2]')
+    status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
+    assert status == 1
+    said = [line for line in lines if "NOT UPLOADED" in line]
+    assert any("pass 1, batch 6" in line for line in lines) and "Traceback" not in "".join(lines)
+    assert re.search(r"disk_([01])/1, \S+disk_\1/0, which are whole on disk.*Connection refused.*set_resume", said[-1])
+    assert any("trying again in" in line for line in lines)
+    for disk in (tmp_path / "disk_0", tmp_path / "disk_1"):  # the head is whole on every rank
+        assert files_of_run(disk) == ["0", "1"] and checkpoint.open_checkpoint(disk / "1")
+    hdfs.start()
+    again = start("train_glyphs.py", 2, glyphs, tmp_path, *options, 'hdfs_upload=["epoch"]')
+    assert again.returncode == 0 and "all 2 epochs are done" in again.stderr, again.stderr[-3000:]
+    assert hdfs.client().list(place) == ["0", "1"]
+
+
+def test_sigterm_has_the_last_checkpoint_uploaded(hdfs, glyphs, tmp_path, place):
+    options = (*BASE, info(hdfs, place), "pause=0.2", "train_epochs=9")
+    status, lines = act_in_the_middle((glyphs, tmp_path, *options), lambda process: process.terminate())
+    assert status == 128 + signal.SIGTERM
+    (name,) = hdfs.client().list(place)
+    assert name.startswith("step_") and f"uploaded {tmp_path}/{name} in time" in "".join(lines)
+
+
+def prepared(hdfs, *folders, ugi="name,passwd"):
+    ins = Entry()
+    ins.set_hdfs_info(hdfs.web, ugi, *folders)
+    ins.set_checkpoint_dir("unused")
+    return ins
+
+
+def test_a_namenode_that_is_down_at_the_start(hdfs, monkeypatch):
+    monkeypatch.setattr("plsc.storage.CONNECT_SECONDS", 1.0)
+    hdfs.kill_namenode()
+    with pytest.raises(StorageError, match="no WebHDFS answers .*Connection refused.*is the NameNode up"):
+        prepared(hdfs, "some_dir").train()
+
+
+def test_folders_that_take_nothing_are_said_at_the_start(hdfs, monkeypatch, place):
+    monkeypatch.setattr("plsc.storage.CONNECT_SECONDS", 1.0)
+    client = hdfs.client()
+    client.makedirs(f"{place}/root's", permission="755")
+    client.write(f"{place}/file", b"x")
+    client.makedirs(f"{place}/full", permission="777")
+    hdfs.set_quota(f"{place}/full", size=1 << 20)
+    for folder, words in (
+        ("root's", "Permission denied: user=name"),
+        ("root's/new", "Permission denied: user=name"),
+        ("file", "a file stands where a folder should be"),
+        ("full", "quota exceeded"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            prepared(hdfs, f"{place}/{folder}").train()
+    hdfs.safe_mode(True)
+    with pytest.raises(StorageError, match="safe mode"):
+        prepared(hdfs, f"{place}/new").train()
+    hdfs.safe_mode(False)
+    assert sorted(client.list(place)) == ["file", "full", "root's"]
+
+
+def test_a_client_of_the_users_own(hdfs, place):
+    hdfs.client().makedirs(f"{place}/root's", permission="755")
+    ins = prepared(hdfs, f"{place}/root's", ugi=None)
+    ins.set_hdfs_client(InsecureClient(hdfs.web, user="dora"))
+    with pytest.raises(StorageError, match="Permission denied: user=dora"):
+        ins.train()
+
+
+def test_weights_from_hdfs(hdfs, glyphs, tmp_path, place, straight):
+    """A checkpoint, or the newest of several; changed ones are refused, and so is a folder that holds another."""
+    client = hdfs.client()
+    for name in ("0", "1"):
+        client.upload(f"{place}/runs/{name}", str(straight / name), n_threads=4)
+    process = start(
+        "train_glyphs.py", 2, glyphs, tmp_path / "out", *BASE, "train_epochs=1",
+        info(hdfs, None, f"{place}/runs"), f"checkpoint_dir={tmp_path}/model",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert f"weights from {tmp_path}/model: backbone loaded; head loaded" in process.stderr
+    assert same_tensors(tmp_path / "model", straight / "1") and not list((tmp_path / "model").glob(".*"))
+
+    def config(path, folder):
+        return Config(
+            hdfs=Hdfs(hdfs.web, "name,", None, f"{place}/{path}"), checkpoint_dir=str(tmp_path / folder), num_classes=12
+        )
+
+    fetch_checkpoint(config("runs/0", "first"))
+    assert same_tensors(tmp_path / "first", straight / "0")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/first: holds another checkpoint than {place}/runs/1; move it"):
+        fetch_checkpoint(config("runs", "first"))
+    name = f"{place}/runs/1/backbone.safetensors"
+    with client.read(name) as reader:
+        data = bytearray(reader.read())
+    data[-1] ^= 1
+    client.write(name, bytes(data), overwrite=True)
+    with pytest.raises(checkpoint.DamagedError, match="backbone.safetensors: its sha256 differs from meta.json"):
+        fetch_checkpoint(config("runs/1", "changed"))
+    client.delete(f"{place}/runs/1/meta.json")
+    with pytest.raises(CheckpointError, match="no complete checkpoint there"):
+        fetch_checkpoint(config("runs/1", "none"))
+    fetch_checkpoint(config("runs", "first"))  # now the newest that is complete
+
+
+def test_the_password_is_nowhere(hdfs, glyphs, tmp_path, place):
+    """Not in what is printed or written, nor in the command lines and environments of the processes."""
+    password, script = "pa55-w0rd", tmp_path / "script.py"
+    (tmp_path / "secret").write_text(password)
+    script.write_text(
+        f"import os, subprocess, sys; sys.path.insert(0, {str(ROOT / 'tests/helpers')!r})\n"
+        "import logging; logging.basicConfig(level=logging.DEBUG)\n"
+        "import paddle\nfrom plsc import Entry\nfrom train_glyphs import TinyNet\n"
+        "password = open(sys.argv[3]).read()\n"
+        f"ins = Entry()\nins.set_dataset_dir({str(glyphs)!r})\nins.set_model_save_dir(sys.argv[1])\n"
+        "ins.set_class_num(12)\nins.set_image_shape((3, 32, 32))\nins.set_emb_size(16)\nins.set_with_test(False)\n"
+        "ins.set_train_epochs(1)\nins.set_model(TinyNet())\n"
+        f"ins.set_hdfs_info({hdfs.web!r}, 'name,' + password, sys.argv[2])\n"
+        "print(ins, vars(ins), ins._config, ins._config.hdfs)\n"
+        "for value in ('name', password, password + '\\n' + password, 7):\n"
+        "    try:\n        ins.set_hdfs_info('nn', value)\n    except Exception as error:\n        print(repr(error))\n"
+        "try:\n    ins.set_hdfs_info('https://name:' + password + '@gate', None)\nexcept Exception as e:\n    print(repr(e))\n"
+        "print(subprocess.run(['env'], capture_output=True, text=True).stdout)\n"
+        "print(open('/proc/self/cmdline').read(), open('/proc/self/environ').read())\n"
+        "try:\n    ins.train()\nexcept BaseException as error:\n"
+        "    import traceback\n    print(repr(error))\n    traceback.print_exc()\n    raise\n"
+    )
+    hdfs.client().makedirs(f"{place}/root's", permission="755")
+    for folder, status, ranks in (("good", 0, "2"), ("root's", 1, "1")):
+        process = subprocess.run(
+            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"],
+            env=environment(), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert process.returncode == status, process.stderr[-3000:]
+        assert "Hdfs(fs_name=" in process.stdout and password not in process.stdout + process.stderr
+    assert "Permission denied" in process.stderr
+    files = [path for path in (tmp_path / "o").rglob("*") if path.is_file()]
+    assert len(files) > 5 and all(password.encode() not in path.read_bytes() for path in files)
+    store = open_hdfs(hdfs.web, "name," + password)
+    assert len(remote.list_remote(store, f"{place}/good")) == 1
+    for path in hdfs.folder.glob("*.log"):
+        assert password not in path.read_text()

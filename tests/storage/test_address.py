@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plsc.errors import ConfigError
+from plsc.storage.address import web_addresses
+
+CASES = {
+    "hdfs://nn": [["http://nn:9870", "http://nn:50070"]],
+    "hdfs://nn:9000/": [["http://nn:9870", "http://nn:50070", "http://nn:9000"]],
+    "nn:8020": [["http://nn:9870", "http://nn:50070", "http://nn:8020"]],
+    "hdfs://nn:50070": [["http://nn:50070", "http://nn:9870"]],
+    "hdfs://[::1]:9000": [["http://[::1]:9870", "http://[::1]:50070", "http://[::1]:9000"]],
+    "webhdfs://nn": [["http://nn:9870", "http://nn:50070"]],
+    "webhdfs://nn:1234": [["http://nn:1234"]],
+    "swebhdfs://nn": [["https://nn:9871", "https://nn:50470"]],
+    "http://nn:14000/": [["http://nn:14000"]],
+    "https://gate:8443/gateway/default": [["https://gate:8443/gateway/default"]],
+    "http://a:1;http://b:2": [["http://a:1"], ["http://b:2"]],
+    "webhdfs://a:1, b:2": [["http://a:1"], ["http://b:2"]],
+}
+
+
+@pytest.mark.parametrize("address", CASES)
+def test_addresses(address):
+    assert web_addresses(address) == CASES[address]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("", "empty"),
+        (" ; ", "empty"),
+        ("hdfs://", "not an address"),
+        ("hdfs://nn:port", "not an address"),
+        ("hdfs://n n", "not an address"),
+        ("http://nn:1?op=x", "not an address"),
+        ("hdfs://nn:9000/user/me", "fs_dir_for_save"),
+        ("s3://bucket", "does not know s3://"),
+        ("https://me:secret@gate", "give them in fs_ugi"),
+    ],
+)
+def test_what_is_no_address_is_said_in_one_line_without_a_password(address, words):
+    with pytest.raises(ConfigError) as error:
+        web_addresses(address)
+    assert words in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text):
+    try:
+        found = web_addresses(text)
+    except ConfigError:
+        return
+    assert found and all(urls and all(url.startswith("http") and "://" in url for url in urls) for urls in found)

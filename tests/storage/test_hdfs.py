@@ -1,0 +1,248 @@
+"""What goes wrong with HDFS, on a real one: each is said in one line, or passes by waiting."""
+
+import base64
+import json
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import hdfs as hdfs_package
+import pytest
+from gateway import Gateway
+
+from plsc import storage
+from plsc.errors import ConfigError
+from plsc.storage import StorageError, StorageUnavailableError, open_hdfs
+from plsc.storage.hdfs import connect
+
+
+@pytest.fixture
+def folder(hdfs, tmp_path):
+    """A folder of the superuser's, in which everybody may write."""
+    hdfs.client().makedirs(f"/{tmp_path.name}", permission="777")
+    return f"/{tmp_path.name}"
+
+
+def refused(action):
+    with pytest.raises(StorageError) as error:
+        action()
+    assert "\n" not in str(error.value) and "webhdfs/v1" not in str(error.value)
+    return str(error.value), isinstance(error.value, StorageUnavailableError)
+
+
+def write(store, path, data=b"x"):
+    store.write(path, lambda: [data], len(data))
+
+
+def test_addresses_that_lead_to_it(hdfs, folder):
+    web_port = hdfs.web.rsplit(":", 1)[1]
+    dead = "http://127.0.0.1:9"
+    for address in (f"hdfs://127.0.0.1:{web_port}", f"webhdfs://127.0.0.1:{web_port}", f"{dead};{hdfs.web}", hdfs.web):
+        store = open_hdfs(address, "alice,any password")
+        write(store, f"{folder}/a")
+        assert store.name == address
+        assert hdfs.client().status(f"{folder}/a")["owner"] == "alice"
+
+
+def test_the_usual_port_is_tried_before_the_one_of_the_rpc_protocol(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "plsc.storage.hdfs._probe", lambda url: None if tried.append(url) or url.endswith("70") else "no"
+    )
+    assert connect("hdfs://nn:9000", "a,")._client.urls == ["http://nn:9870"]
+    assert connect("hdfs://a:9000;b:9000", "a,")._client.urls == ["http://a:9870", "http://b:9870"]
+    assert set(tried[:3]) == {"http://nn:9870", "http://nn:50070", "http://nn:9000"}
+    monkeypatch.setattr("plsc.storage.hdfs._probe", lambda url: None if url == "http://nn:50070" else "no")
+    assert connect("hdfs://nn:9000", "a,")._client.urls == ["http://nn:50070"]
+
+
+def test_who_one_is_without_a_name(hdfs, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HADOOP_USER_NAME", "bob")
+    write(open_hdfs(hdfs.web, None), f"{folder}/bob's")
+    configuration = tmp_path / "hdfscli.cfg"
+    configuration.write_text(f"[near.alias]\nurl = {hdfs.web}\nuser = carol\n[bad.alias]\nurl = x\ntoken_ = s3cret\n")
+    monkeypatch.setenv("HDFSCLI_CONFIG", str(configuration))
+    write(open_hdfs("near", None), f"{folder}/carol's")
+    owners = {name: status["owner"] for name, status in hdfs.client().list(folder, status=True)}
+    assert owners == {"bob's": "bob", "carol's": "carol"}
+    with pytest.raises(ConfigError, match="the alias 'bad' of HdfsCLI's configuration file") as error:
+        open_hdfs("bad", None)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_client_of_the_users_own(hdfs, folder):
+    own = hdfs_package.InsecureClient(hdfs.web, user="dora")
+    store = open_hdfs(None, None, own)
+    write(store, f"{folder}/x")
+    assert hdfs.client().status(f"{folder}/x")["owner"] == "dora" and store.name == hdfs.web
+
+
+def test_no_namenode(monkeypatch):
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+    text, passes = refused(lambda: open_hdfs("hdfs://127.0.0.1:9", "alice,"))
+    assert passes and "no WebHDFS answers" in text and "127.0.0.1:9: Connection refused" in text
+    text, passes = refused(lambda: open_hdfs("hdfs://no.such.host.invalid:9000", "alice,"))
+    assert passes and "no.such.host.invalid:9870: " in text
+
+
+def test_the_port_of_another_protocol(hdfs, monkeypatch):
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+    text, _ = refused(lambda: open_hdfs(hdfs.address, "alice,"))
+    assert "answers, but not as WebHDFS" in text
+
+
+def test_refusals(hdfs, folder):
+    store = open_hdfs(hdfs.web, "alice,")
+    hdfs.client().makedirs(f"{folder}/root's", permission="755")
+    text, passes = refused(lambda: write(store, f"{folder}/root's/x"))
+    assert not passes and "Permission denied: user=alice" in text and "ask its owner" in text
+    hdfs.client().write(f"{folder}/secret", b"x", permission="600")
+    text, passes = refused(lambda: list(store.read(f"{folder}/secret", 0, 1)))
+    assert not passes and "Permission denied" in text
+    hdfs.client().makedirs(f"{folder}/closed", permission="700")
+    text, _ = refused(lambda: store.status(f"{folder}/closed/x"))  # not: nothing is there
+    assert "Permission denied" in text
+    write(store, f"{folder}/file")
+    for action in (lambda: store.mkdirs(f"{folder}/file"), lambda: write(store, f"{folder}/file/x")):
+        text, passes = refused(action)
+        assert not passes and "a file stands where a folder should be" in text, text
+    text, passes = refused(lambda: write(store, f"{folder}/closed"))
+    assert not passes
+
+
+def test_quotas(hdfs, folder):
+    store = open_hdfs(hdfs.web, "alice,")
+    for name, limits in (("names", {"names": 1}), ("bytes", {"size": 1 << 20})):
+        hdfs.client().makedirs(f"{folder}/{name}", permission="777")
+        hdfs.set_quota(f"{folder}/{name}", **limits)
+    text, passes = refused(lambda: write(store, f"{folder}/names/x"))
+    assert not passes and "quota" in text and "remove files there" in text
+    for size in (10, 5_000_000):  # this server answers that all is well, or closes the connection
+        text, passes = refused(lambda size=size: write(store, f"{folder}/bytes/x", bytes(size)))
+        assert not passes and "quota exceeded" in text and "1,048,576" in text, text
+
+
+def test_safe_mode_is_waited_for(hdfs, folder):
+    store = open_hdfs(hdfs.web, "alice,")
+    hdfs.safe_mode(True)
+    text, passes = refused(lambda: write(store.with_patience(0), f"{folder}/x"))
+    assert passes and "safe mode" in text
+    leave = threading.Timer(1.0, hdfs.safe_mode, [False])
+    leave.start()
+    write(store.with_patience(60), f"{folder}/x")
+    leave.join()
+    assert store.status(f"{folder}/x").size == 1
+
+
+SIZE = 48 << 20
+
+
+def interrupted(hdfs, data, break_it):
+    """Chunks of `data`; in the middle of the first pass something happens."""
+    happened = []
+
+    def chunks():
+        for begin in range(0, len(data), 1 << 20):
+            if begin == len(data) // 2 and not happened:
+                happened.append(break_it())
+            yield data[begin : begin + (1 << 20)]
+
+    return chunks
+
+
+def restart_datanode(hdfs):
+    hdfs.kill_datanode()
+    hdfs.start_datanode()
+
+
+def restart_namenode(hdfs):
+    hdfs.kill_namenode()
+    hdfs.start()
+
+
+@pytest.mark.parametrize("restart", [restart_datanode, restart_namenode])
+def test_a_server_that_comes_back_during_an_upload(hdfs, folder, restart):
+    store, data = open_hdfs(hdfs.web, "alice,").with_patience(90), os.urandom(SIZE)
+    store.write(f"{folder}/x", interrupted(hdfs, data, lambda: restart(hdfs)), len(data))
+    assert b"".join(store.read(f"{folder}/x", 0, SIZE)) == data
+
+
+@pytest.mark.parametrize("restart", [restart_datanode, restart_namenode])
+def test_a_server_that_comes_back_during_a_download(hdfs, folder, restart):
+    store, data = open_hdfs(hdfs.web, "alice,").with_patience(90), os.urandom(SIZE)
+    write(store, f"{folder}/x", data)
+    got = b""
+    for chunk in store.read(f"{folder}/x", 0, SIZE):
+        if not got:
+            restart(hdfs)
+        got += chunk
+    assert got == data
+
+
+def test_a_datanode_that_stays_away(hdfs, folder):
+    store = open_hdfs(hdfs.web, "alice,").with_patience(0)
+    write(store, f"{folder}/there")
+    hdfs.kill_datanode()
+    for action in (lambda: write(store, f"{folder}/x"), lambda: list(store.read(f"{folder}/there", 0, 1))):
+        text, passes = refused(action)
+        assert passes and "Connection refused" in text or "reset" in text or "broke" in text, text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, which makes the certificate")
+def test_the_password_goes_to_a_gateway_that_asks_for_it_over_tls_and_nowhere_else(tmp_path, monkeypatch):
+    with Gateway("alice:pass,word", tmp_path) as gateway:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(gateway.certificate))
+        store = open_hdfs(gateway.url, "alice,pass,word")
+        write(store, "/x", b"abc")
+        assert b"".join(store.read("/x", 0, 3)) == b"abc"
+        shown = [(server, header and base64.b64decode(header[6:])) for server, _, header in gateway.seen]
+        # The probe and the first request are without; what the gateway then asks for it gets.
+        assert shown[:3] == [("gateway", None), ("gateway", None), ("gateway", b"alice:pass,word")]
+        assert {header for server, header in shown if server == "data"} == {None}
+        assert {header for server, header in shown[2:] if server == "gateway"} == {b"alice:pass,word"}
+        with ThreadPoolExecutor(8) as pool:  # all are asked before one has answered
+            several = open_hdfs(gateway.url, "alice,pass,word")
+            assert {status.size for status in pool.map(lambda _: several.status("/x"), range(8))} == {3}
+        text, passes = refused(lambda: open_hdfs(gateway.url, "alice,wrong").status("/x"))
+        assert not passes and "the name or the password was refused" in text and "wrong" not in text
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+        text, _ = refused(lambda: open_hdfs(gateway.url, "alice,pass,word"))
+        assert "certificate" in text
+    with Gateway("alice:password") as plain:
+        refused(lambda: open_hdfs(plain.url, "alice,password").status("/x"))
+        assert {header for _, _, header in plain.seen} == {None}
+
+
+def test_a_token_is_in_no_message(hdfs, monkeypatch):
+    """The client's own errors show URLs, and those hold it."""
+    client = hdfs_package.TokenClient("http://127.0.0.1:9", token="t0ken")
+    text, _ = refused(lambda: open_hdfs(None, None, client).with_patience(0).status("/x"))
+    assert "t0ken" not in text and "127.0.0.1:9" in text
+
+
+def test_answers_that_are_not_webhdfs(tmp_path):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 - the library's name
+            body = b"<html>log in" if "/page" in self.path else json.dumps({"hello": 1}).encode()
+            self.send_response(500 if "/bad" in self.path else 200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        store = open_hdfs(f"http://127.0.0.1:{server.server_port}", "alice,")
+        for path in ("/ok", "/bad", "/page"):
+            text, passes = refused(lambda path=path: store.status(path))
+            assert not passes and "does not answer as WebHDFS does" in text
+    finally:
+        server.shutdown()
+        server.server_close()

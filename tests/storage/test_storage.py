@@ -1,0 +1,202 @@
+"""What every store must do, on a folder and on a real HDFS; retries, and transfers of files and folders."""
+
+import os
+import threading
+
+import pytest
+
+from plsc.errors import ConfigError
+from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
+from plsc.storage.transfer import OpenFile, get, put, tree
+
+
+@pytest.fixture(params=["local", "hdfs"])
+def store(request, tmp_path):
+    """A store and an empty folder in it."""
+    if request.param == "local":
+        (tmp_path / "root").mkdir()
+        return Retrying(LocalStorage(tmp_path / "root"), 0), "some"
+    server = request.getfixturevalue("hdfs")
+    return open_hdfs(server.web, "alice,"), f"/tests/{tmp_path.name}"
+
+
+def content(store, path, offset=0):
+    return b"".join(store.read(path, offset, store.status(path).size - offset))
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "中文 ü", "50+1=#;&?", "'\"[x]"])
+def test_files_and_folders(store, name):
+    store, folder = store
+    assert store.status(folder) is None
+    path = f"{folder}/in/{name}"
+    data = os.urandom(3_000_000)
+    store.write(path, lambda: [data[:10], b"", data[10:]], len(data))
+    assert content(store, path) == data and content(store, path, 2_999_000) == data[2_999_000:]
+    found = store.list(f"{folder}/in")
+    assert list(found) == [name] and found[name].size == len(data) and not found[name].is_folder
+    assert found[name].modified == store.status(path).modified > 1e9
+    store.write(path, lambda: [b"new"], 3)
+    assert content(store, path) == b"new"
+    store.rename(path, f"{folder}/moved")
+    assert store.list(f"{folder}/in") == {} and store.status(path) is None
+    store.write(path, list, 0)
+    with pytest.raises(StorageError, match="stands there already"):
+        store.rename(path, f"{folder}/moved")
+    store.mkdirs(f"{folder}/x/y")
+    store.mkdirs(f"{folder}/x/y")
+    assert store.status(f"{folder}/x").is_folder and store.status(f"{folder}/x").size == 0
+    store.delete(folder)
+    store.delete(folder)
+    assert store.status(folder) is None
+
+
+def test_what_cannot_be_is_one_line_that_names_the_path(store):
+    store, folder = store
+    store.write(f"{folder}/file", lambda: [b"x"], 1)
+    for action in (
+        lambda: store.list(f"{folder}/absent"),
+        lambda: list(store.read(f"{folder}/absent", 0, 1)),
+        lambda: store.mkdirs(f"{folder}/file/below"),
+        lambda: store.rename(f"{folder}/absent", f"{folder}/other"),
+    ):
+        with pytest.raises(StorageError) as error:
+            action()
+        assert folder in str(error.value) and "\n" not in str(error.value)
+        assert not isinstance(error.value, StorageUnavailableError)
+
+
+def test_folders_there_and_back(store, tmp_path):
+    store, folder = store
+    source = tmp_path / "源 folder"
+    for number in range(30):
+        path = source / f"d {number % 3}" / "e" / f"{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(number * 1000))
+    seen = []
+    assert put(store, source, f"{folder}/target", seen.append) == f"{folder}/target"
+    assert sum(seen) == sum(status.size for status in tree(store, f"{folder}/target").values()) == 435_000
+    with pytest.raises(ConfigError, match="stands there already"):
+        put(store, source / "d 0" / "e" / "0", f"{folder}/target/d 0/e/0")
+    assert put(store, source / "d 0" / "e" / "3", folder) == f"{folder}/3"
+    assert get(store, f"{folder}/target", tmp_path / "back", seen.append) == tmp_path / "back"
+    assert sum(seen) == 870_000
+    for path in source.rglob("*"):
+        twin = tmp_path / "back" / path.relative_to(source)
+        assert twin.is_dir() if path.is_dir() else twin.read_bytes() == path.read_bytes()
+    assert get(store, f"{folder}/3", tmp_path / "back").read_bytes() == (source / "d 0/e/3").read_bytes()
+    with pytest.raises(ConfigError, match="something already"):
+        get(store, f"{folder}/3", tmp_path / "back")
+    with pytest.raises(StorageError, match="nothing there"):
+        get(store, f"{folder}/absent", tmp_path / "absent")
+    assert sorted(store.list(folder)) == ["3", "target"]
+    assert not [path for path in (*tmp_path.iterdir(), *tmp_path.glob("back/*")) if path.name.startswith(".")]
+
+
+class Flaky:
+    """Fails `failures` times, each after half of the work."""
+
+    name = "flaky"
+
+    def __init__(self, failures):
+        self.failures, self.files, self.calls = failures, {}, 0
+
+    def fail(self):
+        self.calls += 1
+        if self.failures > 0:
+            self.failures -= 1
+            raise StorageUnavailableError("flaky: not now")
+
+    def status(self, path):
+        return Status(len(self.files[path]), False, 0.0) if path in self.files else None
+
+    def read(self, path, offset, count):
+        half = max(1, count // 2)
+        yield self.files[path][offset : offset + half]
+        self.fail()
+        yield self.files[path][offset + half : offset + count]
+
+    def write(self, path, chunks, size):
+        data = b""
+        for chunk in chunks():
+            data += chunk
+            self.fail()
+        self.files[path] = data
+
+    def rename(self, source, target):
+        self.files[target] = self.files.pop(source)
+        self.fail()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("plsc.storage.retry._FIRST_WAIT", 0.001)
+
+
+def test_what_fails_for_a_while_is_done_in_the_end(no_waiting, tmp_path):
+    flaky = Flaky(3)
+    store = Retrying(flaky, 60)
+    (tmp_path / "file").write_bytes(b"abcdef")
+    file, seen = OpenFile.open(tmp_path / "file"), []
+    (tmp_path / "file").unlink()
+    store.write("x", lambda: file.chunks(seen.append), 6)
+    assert flaky.files == {"x": b"abcdef"} and flaky.failures == 0 and sum(seen) == 6
+    file.close()
+    flaky.failures = 3  # each further on
+    assert b"".join(store.read("x", 1, 5)) == b"bcdef" and flaky.failures == 0
+    flaky.failures = 1  # the answer is lost, the deed is done
+    store.rename("x", "y")
+    assert flaky.files == {"y": b"abcdef"}
+
+
+def test_a_file_that_shrinks_is_not_tried_again(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100))
+    file = OpenFile.open(tmp_path / "file")
+    os.truncate(tmp_path / "file", 50)
+    with pytest.raises(StorageError, match="became shorter while it was read"):
+        Retrying(LocalStorage(tmp_path), 3600).write("x", file.chunks, 100)
+    file.close()
+    with pytest.raises(ConfigError, match="absent: cannot be read"):
+        OpenFile.open(tmp_path / "absent")
+
+
+def test_patience_ends_and_stops(no_waiting):
+    flaky = Flaky(10**9)
+    with pytest.raises(StorageUnavailableError, match="not now"):
+        Retrying(flaky, 0.05).write("x", lambda: [b"x"], 1)
+    assert flaky.calls > 1 and flaky.files == {}
+    stop, calls = threading.Event(), flaky.calls
+    stop.set()
+    with pytest.raises(StorageUnavailableError):
+        Retrying(flaky, 3600, stop).write("x", lambda: [b"x"], 1)
+    assert flaky.calls == calls + 1
+
+
+def test_a_refusal_is_not_tried_again():
+    calls = []
+
+    class Refusing:
+        name = "refusing"
+
+        def delete(self, path):
+            calls.append(path)
+            raise StorageError("no")
+
+    with pytest.raises(StorageError, match="no"):
+        Retrying(Refusing(), 60).delete("x")
+    assert calls == ["x"]
+
+
+def test_an_upload_that_fails_leaves_nothing(tmp_path):
+    class Full(LocalStorage):
+        def write(self, path, chunks, size):
+            if path.endswith("2"):
+                raise StorageError("full")
+            super().write(path, chunks, size)
+
+    for number in range(4):
+        (tmp_path / f"{number}").write_text("x")
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(StorageError, match="full"):
+        put(Retrying(Full(root), 0), tmp_path, "target")
+    assert list(root.iterdir()) == []
