@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from our_threads import no_threads_left, our_threads  # noqa: F401 - the first is a fixture
 from PIL import Image
 
 from plsc.data.loader import ImageLoader
@@ -42,16 +41,6 @@ class Source:
     def read(self, i: int) -> tuple[bytes, int]:
         self.opened += 1
         return self.data[i], i
-
-
-def our_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("plsc-")]
-
-
-@pytest.fixture(autouse=True)
-def no_threads_left() -> Iterator[None]:
-    yield
-    assert our_threads() == []
 
 
 def loader(source: Source, workers: int, batch_size: int = 4, **kwargs: Any) -> ImageLoader:

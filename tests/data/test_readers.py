@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from our_threads import no_threads_left, our_threads  # noqa: F401 - the first is a fixture
 
 from plsc.data.readers import ReaderLoader, check_reader, shard_reader
 from plsc.data.sampler import epoch_indices
@@ -15,16 +16,6 @@ from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 
 SHAPE = (3, 8, 8)
-
-
-def our_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("plsc-")]
-
-
-@pytest.fixture(autouse=True)
-def no_threads_left() -> Iterator[None]:
-    yield
-    assert our_threads() == []
 
 
 def loader(reader: Any, num_images: Any = None, batch_size: int = 4, classes: Any = 10, **kwargs: Any) -> ReaderLoader:

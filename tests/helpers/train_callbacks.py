@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from train_glyphs import TinyNet
+from train_glyphs import TinyNet, small_entry
 
-from plsc import Callback, Entry, parallel
+from plsc import Callback, parallel
 
 
 class Noting(Callback):
@@ -56,15 +56,7 @@ class Noting(Callback):
 
 
 def main(data, output, stop_rank, stop_step):
-    ins = Entry()
-    ins.set_dataset_dir(data)
-    ins.set_model_save_dir(output)
-    ins.set_class_num(12)
-    ins.set_image_shape((3, 32, 32))
-    ins.set_train_batch_size(16)
-    ins.set_emb_size(16)
-    ins.set_train_epochs(2)
-    ins.set_val_targets("glyphs")
+    ins = small_entry(data, output)
     ins.set_background_save(False)
     ins.set_resume(True)
     ins.set_model(TinyNet())

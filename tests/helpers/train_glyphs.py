@@ -77,11 +77,8 @@ def drawing_reader(rank, classes):
     return reader
 
 
-def main(data, output, *options):
-    chosen = dict(option.split("=", 1) for option in options)
-    fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
-    norm, nan = bool(int(chosen.pop("norm", 1))), chosen.pop("nan", None)
-    poison = chosen.pop("poison", "nan")
+def small_entry(data, output):
+    """An entry for the 12 classes of the `glyphs` fixture."""
     ins = Entry()
     ins.set_dataset_dir(data)
     ins.set_model_save_dir(output)
@@ -93,6 +90,15 @@ def main(data, output, *options):
     ins.set_log_period(2)
     ins.set_val_targets("glyphs")
     ins.set_augmentation(mirror=False)
+    return ins
+
+
+def main(data, output, *options):
+    chosen = dict(option.split("=", 1) for option in options)
+    fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
+    norm, nan = bool(int(chosen.pop("norm", 1))), chosen.pop("nan", None)
+    poison = chosen.pop("poison", "nan")
+    ins = small_entry(data, output)
     if "disks" in chosen:
         ins.set_model_save_dir(f"{output}/disk_{chosen.pop('disks').split(',')[parallel.rank()]}")
     paddle.seed(0)
