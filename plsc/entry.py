@@ -33,12 +33,13 @@ from plsc.data.base64_source import SHUFFLES
 from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
+from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
 from plsc.engine.evaluator import embed_reader
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
-from plsc.engine.trainer import Trainer, build_backbone, build_evaluator, reader_loader
+from plsc.engine.trainer import Trainer
 from plsc.errors import ConfigError, PlscError
 from plsc.heads import Margin
 from plsc.models import MODEL_NAMES

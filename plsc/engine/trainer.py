@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import platform
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 import paddle
 
 from plsc import amp, checkpoint, optim, parallel, random_state
 from plsc.config import Config
-from plsc.data.folder import open_images
-from plsc.data.loader import ImageLoader
-from plsc.data.readers import ReaderLoader
-from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
+from plsc.engine.build import build_backbone, build_classifier, build_evaluator, build_loader
 from plsc.engine.callbacks import Callback, CheckpointSaver, Clock, Step
 from plsc.engine.download import fetch_checkpoint, fetch_newest, open_store
-from plsc.engine.evaluator import Evaluator
+from plsc.engine.feed import Batch, steps_of
 from plsc.engine.log import MetricsFile, ProgressLog, logger
 from plsc.engine.plan import Forecast, backbone_size, forecast, resident_bytes
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.state import TrainingState
 from plsc.engine.upload import Uploader
-from plsc.errors import ConfigError, DataError, TrainingError
-from plsc.heads import GatheredLabels, HeadOutput, build_head
+from plsc.errors import TrainingError
+from plsc.heads import GatheredLabels, HeadOutput
 from plsc.heads.workers import walking_threads
-from plsc.models import build_model
-from plsc.models.base_model import build, inputs_of
+from plsc.models.base_model import inputs_of
 from plsc.signals import StopRequest
 from plsc.version import __version__
-
-Batch = tuple[np.ndarray, np.ndarray]
 
 _SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less
 _WRITTEN, _SIGTERM, _STOP = 1, 2, 4  # what a rank tells the others with its labels
@@ -73,20 +66,7 @@ class Trainer:
 
         random_state.seed_everything(config.seed)
         self.backbone = build_backbone(config)
-        self.head = build_head(
-            config.loss_type,
-            config.num_classes,
-            config.emb_dim,
-            config.margin_object or config.margin_of_loss(),
-            scale=config.scale,
-            sample_ratio=config.sample_ratio,
-            seed=config.seed,
-            param_attr=config.param_attr,
-            bias_attr=config.bias_attr,
-            chunk=config.head_chunk,
-            compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
-            simulate=config.mixed_precision.simulate,
-        )
+        self.head = build_classifier(config)
         warm_start(config, self.backbone, self.head)
         # Users' models may hold layers they do not use; Paddle must be told, or the other ranks would wait for them.
         self.model = parallel.distributed_model(self.backbone, find_unused_parameters=config.model is not None)
@@ -184,7 +164,7 @@ class Trainer:
         self.model.train()
         self.state.begin_epoch()
         self.call("on_epoch_begin")
-        for micro_batches in self.micro_batches(progress.epoch, progress.batch):
+        for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
             notes = self.train_step(micro_batches)
             samples += self.last.samples if self.last else 0
             if any(note & _STOP for note in notes):
@@ -338,31 +318,6 @@ class Trainer:
                 "set_lr, add set_warmup_epochs, or check the images; set_max_skipped_steps allows more"
             )
 
-    def micro_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """The batches of each step from step `start` of the epoch on; the last step may have fewer."""
-        batches = self.batches(epoch, start * self.config.gradient_accumulation)
-        while group := list(itertools.islice(batches, self.config.gradient_accumulation)):
-            yield group
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """This rank's batches from `start` on, as many on every rank: a rank that runs out repeats its first batch."""
-        if self.loader.splits or parallel.world_size() == 1:
-            yield from self.loader.epoch(epoch, start)
-            return
-        source = self.loader.epoch(epoch)
-        first: Optional[Batch] = None
-        for number in itertools.count():
-            batch = next(source, None)
-            if not parallel.any_rank(batch is not None):
-                return
-            if number == 0:
-                warn_of_same_batches(batch)
-            first = first or batch
-            if parallel.any_rank(first is None):
-                raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
-            if number >= start:
-                yield batch or first  # type: ignore[misc]
-
     def save(self, name: str) -> None:
         """Begins the checkpoint `name`, which is written while training goes on; nothing when none are saved."""
         if self.writer is None:
@@ -440,99 +395,3 @@ def total_output(outputs: Sequence[HeadOutput]) -> HeadOutput:
         samples=sum(one.samples for one in outputs),
         problem=last.problem,
     )
-
-
-def warn_of_same_batches(first: Optional[Batch]) -> None:
-    """Says so when ranks read the same images, mirrored or not: they would learn no faster than one."""
-    prints = parallel.all_gather_object(first and (first[1], first[0].mean(axis=(1, 2, 3))))
-    prints = [one for one in prints if one]
-    if any(_alike(one, other) for one, other in itertools.combinations(prints, 2)):
-        logger.warning(
-            "train_reader gives the same first batch on several ranks, so they all learn the same: split the samples with "
-            "plsc.shard_reader(reader) before paddle.batch, assign the paddle.io.Dataset itself, or use a "
-            "paddle.io.DistributedBatchSampler"
-        )
-
-
-def _alike(one: Batch, other: Batch) -> bool:
-    """Whether two batches have the same labels, and mostly the same means."""
-    return np.array_equal(one[0], other[0]) and bool(np.isclose(one[1], other[1], rtol=1e-4).mean() > 0.5)
-
-
-def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
-    """The user's reader, or the images of the data set folder."""
-    if config.train_reader is not None:
-        return ReaderLoader(
-            "train_reader",
-            config.train_reader,
-            config.image_shape,
-            config.num_classes,
-            config.train_image_num,
-            config.train_batch_size,
-            config.seed,
-            parallel.rank(),
-            parallel.world_size(),
-        )
-    rank, world_size = parallel.rank(), parallel.world_size()
-    return ImageLoader(
-        open_images(config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle),
-        config.image_shape,
-        config.train_batch_size,
-        config.augmentation,
-        config.seed,
-        config.num_workers,
-        rank,
-        world_size,
-    )
-
-
-def build_evaluator(config: Config) -> Evaluator:
-    """On `test_reader`, or else on the verification sets named by `val_targets`."""
-    sets, reader = [], None
-    if config.test_reader is None:
-        paths = find_verification_sets(config.dataset_dir, config.val_targets)
-        sets = [load_verification(path, config.image_shape) for path in paths]
-    else:
-        sets, reader = given_test(config)
-    return Evaluator(
-        sets,
-        reader,
-        config.test_batch_size,
-        flip=config.augmentation.mirror,
-        pairs_dir=Path(config.model_save_dir) if config.model_save_dir else None,
-    )
-
-
-def given_test(config: Config) -> tuple[list[VerificationSet], Optional[ReaderLoader]]:
-    """`test_reader`: the sets that `plsc.utils.jpeg_reader.test` returns, or a reader of labelled images."""
-    given = config.test_reader
-    if isinstance(given, (list, tuple)) and given and isinstance(given[0], (list, tuple)):
-        sets = list(given[0])
-        if sets and all(isinstance(one, VerificationSet) for one in sets):
-            return sets, None
-    return [], reader_loader("test_reader", given, config, num_classes=1 << 62)
-
-
-def reader_loader(name: str, reader: Any, config: Config, num_classes: Optional[int]) -> ReaderLoader:
-    """A reader that is passed over once, in its own order."""
-    return ReaderLoader(
-        name,
-        reader,
-        config.image_shape,
-        num_classes,
-        None,
-        config.test_batch_size,
-        rank=parallel.rank(),
-        world_size=parallel.world_size(),
-    )
-
-
-def build_backbone(config: Config) -> paddle.nn.Layer:
-    """The user's model or the named one, with all its layers made and its embedding size checked."""
-    model = config.model or build_model(config.model_name, config.emb_dim, config.image_shape)
-    emb_dim = build(model, config.image_shape)
-    if emb_dim != config.emb_dim:
-        raise ConfigError(
-            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of {emb_dim}; make them agree"
-        )
-    return model

@@ -1,0 +1,64 @@
+"""What a rank is fed in each step, as many batches as every other rank."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Optional, Union
+
+import numpy as np
+
+from plsc import parallel
+from plsc.data.loader import ImageLoader
+from plsc.data.readers import ReaderLoader
+from plsc.errors import DataError
+
+logger = logging.getLogger("plsc")
+
+Batch = tuple[np.ndarray, np.ndarray]
+Loader = Union[ImageLoader, ReaderLoader]
+
+
+def steps_of(loader: Loader, epoch: int, start: int, size: int) -> Iterator[list[Batch]]:
+    """The batches of each step from step `start` of the epoch on, `size` of them; the last step may have fewer."""
+    batches = _batches(loader, epoch, start * size)
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
+    """This rank's batches from `start` on, as many on every rank: a rank that runs out repeats its first batch."""
+    if loader.splits or parallel.world_size() == 1:
+        yield from loader.epoch(epoch, start)
+        return
+    source = loader.epoch(epoch)
+    first: Optional[Batch] = None
+    for number in itertools.count():
+        batch = next(source, None)
+        if not parallel.any_rank(batch is not None):
+            return
+        if number == 0:
+            _warn_of_same(batch)
+        first = first or batch
+        if parallel.any_rank(first is None):
+            raise DataError("train_reader gives no batch on some rank in this pass; give every rank at least one")
+        if number >= start:
+            yield batch or first  # type: ignore[misc]
+
+
+def _warn_of_same(first: Optional[Batch]) -> None:
+    """Says so when ranks read the same images, mirrored or not: they would learn no faster than one."""
+    prints = parallel.all_gather_object(first and (first[1], first[0].mean(axis=(1, 2, 3))))
+    prints = [one for one in prints if one]
+    if any(_alike(one, other) for one, other in itertools.combinations(prints, 2)):
+        logger.warning(
+            "train_reader gives the same first batch on several ranks, so they all learn the same: split the samples with "
+            "plsc.shard_reader(reader) before paddle.batch, assign the paddle.io.Dataset itself, or use a "
+            "paddle.io.DistributedBatchSampler"
+        )
+
+
+def _alike(one: Batch, other: Batch) -> bool:
+    """Whether two batches have the same labels, and mostly the same means."""
+    return np.array_equal(one[0], other[0]) and bool(np.isclose(one[1], other[1], rtol=1e-4).mean() > 0.5)
