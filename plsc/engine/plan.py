@@ -19,6 +19,7 @@ from plsc.models.base_model import inputs_of
 _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what backward needs at a time beside what forward has kept.
 _BACKWARD = 1.10
+_LIBRARIES = 80_000_000  # of Paddle's libraries, once they compute
 _OPTIMIZER_COPIES = {"SGD": 0, "Momentum": 1, "Adagrad": 1, "RMSProp": 3, "Adam": 2, "AdamW": 2, "Lamb": 2, "Adamax": 2}
 _MOVED_IN_CHUNKS = ("SGD", "Momentum")
 
@@ -48,7 +49,7 @@ class Forecast:
         backbone: by part: `weights`, `momentum`, `gradients`, `buckets` (in which the ranks' gradients meet),
             `activations`.
         images: batches decoded ahead.
-        process: of Python, Paddle and plsc themselves.
+        process: of Python, Paddle and plsc themselves, once they compute.
         snapshot: of the state, in host memory, while a checkpoint is written in the background.
         wire: sent by a rank in a step, by part.
         bytes_per_class: how `total` grows with this rank's classes.
@@ -172,7 +173,7 @@ def forecast(
     head = {
         "weights": rows * of_row,
         "momentum": rows * of_row * copies,
-        "gradient": 0 if in_chunks else rows * of_row,
+        "gradient": 0 if in_chunks else 2 * rows * of_row,  # as it is summed, and as Paddle's optimizer is given it
         "workspace": workspace,
     }
     size = backbone.parameters
@@ -184,14 +185,14 @@ def forecast(
         "activations": int(backbone.activations * batch * _BACKWARD),
     }
     copied = saves_in_background and on_cpu
-    per_class: float = of_row * ((1 + copies) * (1 + copied) + (not in_chunks))
+    per_class: float = of_row * ((1 + copies) * (1 + copied) + 2 * (not in_chunks))
     per_class += _FLOAT * (1.0 if sample_ratio >= 1 else 7 * sample_ratio)
     state = head["weights"] + head["momentum"] + parts["weights"] + parts["momentum"]
     return Forecast(
         head,
         parts,
         images=(num_workers + 2) * batch * math.prod(image_shape) * _FLOAT,
-        process=process or 0,
+        process=(process or 0) + _LIBRARIES,
         snapshot=state if saves_in_background else 0,
         wire=_wire(ranks, sharded, everyone * micro_batches, emb_dim, rows * of_row, size),
         bytes_per_class=per_class,
@@ -250,11 +251,11 @@ def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], 
     """Bytes a forward pass keeps for backward, each tensor once."""
     kept: dict[int, Any] = {}
 
-    def pack(tensor: paddle.Tensor) -> paddle.Tensor:
+    def pack(tensor: paddle.Tensor) -> int:
         kept[tensor.data_ptr()] = tensor
-        return tensor
+        return 0  # Paddle never lets go of what is returned here
 
-    with paddle.autograd.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with paddle.autograd.saved_tensors_hooks(pack, lambda number: None):
         output = model(*inputs_of(model, paddle.zeros([images, *image_shape]), paddle.zeros([images], dtype="int64")))
     own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     size = sum(_bytes(tensor) for pointer, tensor in kept.items() if pointer not in own)

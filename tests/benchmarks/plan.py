@@ -78,6 +78,8 @@ def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     from plsc.optim import take_rows
 
     parallel.initialise()
+    # Paddle's libraries take memory with their first step; they are the process's, not the head's.
+    build_head("dist_arcface", 16, emb_dim)(paddle.zeros([2, emb_dim]), np.zeros(2, "int64"))
     before = resident_bytes()
     layer = build_head("dist_arcface", classes, emb_dim, sample_ratio=ratio)
     made = optimizer_of(optimizer)(list(layer.parameters()))

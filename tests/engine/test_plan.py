@@ -23,7 +23,7 @@ def test_what_the_head_holds():
     made = make(1001)
     assert made.head["weights"] == 251 * 16 * 4 == made.head["momentum"] and made.head["gradient"] == 0
     adam = make(1001, optimizer="Adam")
-    assert adam.head["momentum"] == 2 * adam.head["weights"] and adam.head["gradient"] == adam.head["weights"]
+    assert adam.head["momentum"] == 2 * adam.head["weights"] and adam.head["gradient"] == 2 * adam.head["weights"]
     assert make(1001, sharded=False).head["weights"] == 1001 * 16 * 4
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
@@ -39,7 +39,7 @@ def test_what_the_backbone_holds_and_what_is_left_out_on_a_gpu():
     on_gpu = make(process=7, on_cpu=False, chunk=64)
     assert on_gpu.total == on_gpu.head_bytes + sum(on_gpu.backbone.values())
     here = make(process=7, chunk=64)
-    assert here.total == on_gpu.total + here.images + 7 + here.snapshot
+    assert here.process > 7 and here.total == on_gpu.total + here.images + here.process + here.snapshot
     assert make(saves_in_background=False).snapshot == 0
 
 
@@ -47,7 +47,7 @@ def test_what_the_backbone_holds_and_what_is_left_out_on_a_gpu():
 @pytest.mark.parametrize("options", [{}, {"optimizer": "AdamW"}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
 def test_the_largest_class_count_is_the_largest_that_fits(on_cpu, options):
     options = {**options, "on_cpu": on_cpu, "chunk": 64, "process": 1000}
-    memory = 10**9
+    memory = 10**10
     most = make(**options).max_classes(memory)
     assert make(most, **options).total == pytest.approx(memory, rel=1e-4)
     assert make(int(most * 1.001), **options).total > memory
