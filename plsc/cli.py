@@ -21,6 +21,7 @@ from plsc.engine.exporter import FORMATS
 from plsc.entry import Entry
 from plsc.errors import ConfigError, PlscError
 from plsc.heads.workers import walking_threads
+from plsc.memory import resident_memory
 from plsc.models import MODEL_NAMES, build_model
 
 
@@ -149,7 +150,7 @@ def _plan(options: argparse.Namespace) -> int:
     memory = None if options.device_memory is None else plan.parse_size(options.device_memory)
     ratio = check_float("--sample-ratio ", options.sample_ratio, 0, 1, above=True)
     check_choice("--model ", options.model, MODEL_NAMES)
-    process = plan.resident_bytes()
+    process = resident_memory()
     make = functools.partial(
         plan.forecast,
         options.classes,

@@ -14,9 +14,17 @@ def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def sync_folder(folder: Union[str, Path]) -> None:
-    """Makes the names in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def write_synced(path: Union[str, Path], data: bytes) -> None:
+    """Makes a file whose bytes last through a power cut; its name does after `sync` of the folder."""
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync(path: Union[str, Path]) -> None:
+    """Makes the bytes of a file, or the names in a folder, last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

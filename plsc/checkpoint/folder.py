@@ -22,7 +22,7 @@ from typing import Any, Optional
 from plsc.checkpoint.sharing import cannot_write
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
 from plsc.errors import CheckpointError, ConfigError
-from plsc.files import sync_folder
+from plsc.files import sync, write_synced
 
 FORMAT = 1
 META = "meta.json"
@@ -164,11 +164,8 @@ def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) ->
         "sha256": {name: one.sha256 for name, one in sorted(files.items())},
         "blocks": {name: list(one.blocks) for name, one in sorted(files.items())},
     }
-    with open(folder / META, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(folder)
+    write_synced(folder / META, json.dumps(content, indent=1).encode())
+    sync(folder)
 
 
 def temporary_of(folder: Path) -> Path:
@@ -188,11 +185,11 @@ def publish(folder: Path) -> None:
         _remove_tree(previous)
         os.rename(folder, previous)
         os.rename(temporary_of(folder), folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
         _remove_tree(previous)
     else:
         os.rename(temporary_of(folder), folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -171,10 +171,8 @@ class HeadFiles:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._files: list[Optional[TensorFile]] = []
-        self._rows, self._paths = (
-            checkpoint.head_rows,
-            [checkpoint.folder / n for n in map(head_file, range(len(checkpoint.head_rows)))],
-        )
+        self._rows = checkpoint.head_rows
+        self._paths = [checkpoint.folder / head_file(rank) for rank in range(len(self._rows))]
         try:
             for path in self._paths:
                 self._files.append(TensorFile(path, checkpoint.files[path.name]) if path.exists() else None)

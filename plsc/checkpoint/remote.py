@@ -22,7 +22,7 @@ from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
-from plsc.files import sync_folder
+from plsc.files import sync, write_synced
 from plsc.storage import Retrying, StorageError
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
@@ -218,12 +218,9 @@ def finish_download(remote: Remote, folder: Path) -> None:
     meta = folder / META
     if not meta.exists():
         part = _part_of(meta, remote.meta_text)
-        with open(part, "wb") as stream:
-            stream.write(remote.meta_text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_synced(part, remote.meta_text)
         os.rename(part, meta)
-    sync_folder(folder)
+    sync(folder)
 
 
 def _part_of(place: Path, meta_text: bytes) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 from plsc.errors import DataError
-from plsc.files import sync_folder
+from plsc.files import sync, write_synced
 
 
 class Status(NamedTuple):
@@ -80,10 +80,7 @@ class LocalFiles:
     def write(self, path: str, data: bytes) -> None:
         """See `Files`."""
         try:
-            with open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(path, data)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot write ({error.strerror}); free some space or choose another folder"
@@ -104,7 +101,7 @@ class LocalFiles:
 
     def sync(self, folder: str) -> None:
         """See `Files`."""
-        sync_folder(folder)
+        sync(folder)
 
     def free(self, folder: str) -> int:
         """See `Files`."""

@@ -12,8 +12,9 @@ import numpy as np
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
 from plsc.data.base64_plan import AHEAD, BLOCK, CHECK_LINES, Plan
 from plsc.data.base64_runs import INDEX, Run, RunWriter, forget, keep_freed_memory, make_arena, write_error
-from plsc.data.worker_pool import Tasks, peak_memory
+from plsc.data.worker_pool import Tasks
 from plsc.errors import DataError
+from plsc.memory import peak_memory
 
 
 class Scan(NamedTuple):

@@ -29,7 +29,8 @@ from plsc.data.base64_runs import INDEX
 from plsc.data.base64_scan import Scan, lines_of_parts, raise_first_fault, scan_parts, write_skipped
 from plsc.data.base64_split import write_all_files
 from plsc.data.base64_workspace import check_disk, check_targets, finish, open_workspace
-from plsc.data.worker_pool import peak_memory, run_workers
+from plsc.data.worker_pool import run_workers
+from plsc.memory import peak_memory
 
 Watch = Callable[[str, int, int], None]
 _SHORTEST = 7  # bytes of a line

@@ -57,6 +57,7 @@ from plsc.data.base64_split import Split
 from plsc.data.base64_workspace import Workspace, check_targets, discard, finish, open_workspace
 from plsc.data.hadoop_files import HadoopFiles, java_message
 from plsc.errors import ConfigError, DataError
+from plsc.files import sync
 
 SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, as they have streams of keys of their own
 _PREFIX = ".base64_shuffle-"
@@ -383,14 +384,6 @@ def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list
                 "it compress its output"
             )
         if workspace.files is LOCAL:
-            _sync(path)
+            sync(path)
         written.append(OutputFile(rank_file_name(number), samples, split.padding(number), size, digest))
     return written
-
-
-def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

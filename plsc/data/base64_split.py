@@ -17,7 +17,8 @@ from plsc.data.base64_parts import OutputFile, rank_file_name
 from plsc.data.base64_plan import Plan
 from plsc.data.base64_runs import Run, RunReader, create, forget, keep_freed_memory, make_arena, write_all, write_error
 from plsc.data.base64_scan import Scan
-from plsc.data.worker_pool import Tasks, peak_memory, run_workers
+from plsc.data.worker_pool import Tasks, run_workers
+from plsc.memory import peak_memory
 
 _FORGET_BYTES = 32_000_000  # written before the disk is told to begin
 

@@ -148,12 +148,3 @@ def _work(function: Callable[[Tasks], Any], tasks: _SharedTasks, pipe: Any, inhe
     except (PlscError, OSError) as problem:
         answer = (True, problem)
     pipe.send(answer)
-
-
-def peak_memory() -> int:
-    """The most memory this process has had, in bytes."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 0

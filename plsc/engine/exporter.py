@@ -17,7 +17,7 @@ import paddle
 
 from plsc import parallel
 from plsc.errors import ConfigError
-from plsc.files import sync_folder
+from plsc.files import sync
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
@@ -50,7 +50,7 @@ def export(backbone: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int,
             files = _write(backbone, temporary, image_shape, format)
             for file in files:
                 os.replace(file, folder / file.name)
-            sync_folder(folder)
+            sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     parallel.barrier()

@@ -140,7 +140,7 @@ def forecast(
     threads: int = 1,
     chunk: int = 0,
     saves_in_background: bool = True,
-    process: Optional[int] = 0,
+    process: int = 0,
     on_cpu: bool = True,
 ) -> Forecast:
     """The forecast of one training.
@@ -192,7 +192,7 @@ def forecast(
         head,
         parts,
         images=(num_workers + 2) * batch * math.prod(image_shape) * _FLOAT,
-        process=(process or 0) + _LIBRARIES,
+        process=process + _LIBRARIES,
         snapshot=state if saves_in_background else 0,
         wire=_wire(ranks, sharded, everyone * micro_batches, emb_dim, rows * of_row, size),
         bytes_per_class=per_class,
@@ -265,15 +265,6 @@ def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], 
 
 def _bytes(tensor: paddle.Tensor) -> int:
     return int(math.prod(tensor.shape)) * tensor.element_size()
-
-
-def resident_bytes() -> Optional[int]:
-    """What this process holds now; None where the system does not tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return None
 
 
 def host_memory() -> Optional[int]:

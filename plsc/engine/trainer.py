@@ -21,7 +21,7 @@ from plsc.engine.callbacks import Callback, CheckpointSaver, Clock, Step
 from plsc.engine.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.engine.feed import Batch, steps_of
 from plsc.engine.log import MetricsFile, ProgressLog, logger
-from plsc.engine.plan import Forecast, backbone_size, forecast, resident_bytes
+from plsc.engine.plan import Forecast, backbone_size, forecast
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.state import TrainingState
@@ -29,6 +29,7 @@ from plsc.engine.upload import Uploader
 from plsc.errors import TrainingError
 from plsc.heads import GatheredLabels, HeadOutput
 from plsc.heads.workers import walking_threads
+from plsc.memory import resident_memory
 from plsc.models.base_model import inputs_of
 from plsc.signals import StopRequest
 from plsc.version import __version__
@@ -51,8 +52,7 @@ class Trainer:
         self.last: Optional[Step] = None
         self.sigterm = StopRequest()
         self.stop_reason: Optional[str] = None
-        parallel.initialise()
-        self.process_bytes = resident_bytes()
+        self.process_bytes = resident_memory()
         stop_transfers = threading.Event()
         self.store = open_store(config, stop_transfers)
         if self.store is not None and config.hdfs is not None and config.hdfs.fs_dir_for_save is not None:
@@ -357,8 +357,9 @@ class Trainer:
             self.steps_per_epoch or "unknown",
             config.train_epochs,
         )
-        for line in self.forecast().lines():
-            logger.info(line)
+        if parallel.rank() == 0:  # the only one that shows it; it takes two forward passes
+            for line in self.forecast().lines():
+                logger.info(line)
 
     def forecast(self) -> Forecast:
         """What this rank will need."""

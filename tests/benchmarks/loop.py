@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 import paddle
+from throughput import entry_of
 
-from plsc import Callback, Entry, optim
+from plsc import Callback, optim
 from plsc.config import Config
 from plsc.heads import build_head
 from plsc.models import MODEL_NAMES, build_model
@@ -54,15 +55,7 @@ class Watch(Callback):
 
 def ours(options, batches):
     """Seconds of a step of `Entry.train`."""
-    ins = Entry()
-    ins.set_model_name(options.model)
-    ins.set_image_shape((3, options.side, options.side))
-    ins.set_class_num(options.classes)
-    ins.set_train_batch_size(options.batch)
-    ins.set_train_epochs(1)
-    ins.set_with_test(False)
-    ins.set_model_save_dir(None)
-    ins.set_lr(1e-4)
+    ins = entry_of(options)
     ins.set_log_period(10)
     ins.train_reader = batches
     watch = Watch()

@@ -21,12 +21,6 @@ CASES = [  # classes, embedding, batch, ranks, model, sample ratio, optimizer
 STEPS = 3
 
 
-def peak():
-    """Bytes of VmHWM of this process."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def optimizer_of(name):
     """A maker of Paddle's optimizer of that name."""
     import paddle
@@ -41,6 +35,7 @@ def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     import numpy as np
 
     from plsc import Callback, Entry, parallel
+    from plsc.memory import peak_memory
 
     class Ask(Callback):
         def on_train_begin(self, run):
@@ -64,7 +59,7 @@ def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     ins.add_callback(ask)
     ins.train()
     if parallel.rank() == 0:
-        print(json.dumps({**ask.forecast.to_json(), "peak": peak()}))
+        print(json.dumps({**ask.forecast.to_json(), "peak": peak_memory()}))
 
 
 def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
@@ -73,14 +68,14 @@ def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     import paddle
 
     from plsc import parallel
-    from plsc.engine.plan import resident_bytes
     from plsc.heads import build_head
+    from plsc.memory import peak_memory, resident_memory
     from plsc.optim import take_rows
 
     parallel.initialise()
     # Paddle's libraries take memory with their first step; they are the process's, not the head's.
     build_head("dist_arcface", 16, emb_dim)(paddle.zeros([2, emb_dim]), np.zeros(2, "int64"))
-    before = resident_bytes()
+    before = resident_memory()
     layer = build_head("dist_arcface", classes, emb_dim, sample_ratio=ratio)
     made = optimizer_of(optimizer)(list(layer.parameters()))
     updates = take_rows(made, dict(layer.named_parameters()))
@@ -92,7 +87,7 @@ def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
             made.step()
             made.clear_grad()
     if parallel.rank() == 0:
-        print(json.dumps({"peak": peak() - before}))
+        print(json.dumps({"peak": peak_memory() - before}))
 
 
 def run(kind, case):

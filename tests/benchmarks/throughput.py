@@ -29,6 +29,20 @@ def bare(name, image_shape, batch, steps):
     return batch * steps / (time.perf_counter() - began)
 
 
+def entry_of(options):
+    """An entry that trains one epoch and neither tests nor saves."""
+    ins = Entry()
+    ins.set_model_name(options.model)
+    ins.set_image_shape((3, options.side, options.side))
+    ins.set_class_num(options.classes)
+    ins.set_train_batch_size(options.batch)
+    ins.set_train_epochs(1)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(None)
+    ins.set_lr(1e-4)
+    return ins
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODEL_NAMES, default="ResNet50")
@@ -44,15 +58,7 @@ def main():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(options.batch, *shape)).astype("float32")
     labels = rng.integers(0, options.classes, options.batch)
-    ins = Entry()
-    ins.set_model_name(options.model)
-    ins.set_image_shape(shape)
-    ins.set_class_num(options.classes)
-    ins.set_train_batch_size(options.batch)
-    ins.set_train_epochs(1)
-    ins.set_with_test(False)
-    ins.set_model_save_dir(None)
-    ins.set_lr(1e-4)
+    ins = entry_of(options)
     ins.train_reader = lambda: (list(zip(images, labels)) for _ in range(options.steps))
     speed = ins.train()["images_per_second"]
     if parallel.rank() == 0:
