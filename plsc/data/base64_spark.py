@@ -12,7 +12,9 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -147,7 +149,7 @@ def _spark() -> Iterator[Any]:
         raise ConfigError(
             "--engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone"
         ) from None
-    running = SparkSession.getActiveSession()
+    running, on_interrupt = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
     try:
         session = running or SparkSession.builder.appName("plsc: shuffle of base64 data").getOrCreate()
     except (PySparkException, OSError) as error:
@@ -169,6 +171,13 @@ def _spark() -> Iterator[Any]:
     finally:
         if running is None:
             session.stop()
+            restore_interrupt(on_interrupt)
+
+
+def restore_interrupt(handler: Any) -> None:
+    """Puts back what Ctrl-C did before a session: PySpark leaves a handler that fails once its session has ended."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager

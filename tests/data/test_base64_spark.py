@@ -6,7 +6,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,9 @@ def spark(tmp_path_factory):
     """A Spark with two workers that cannot import plsc, as on a cluster without it."""
     from pyspark.sql import SparkSession
 
+    from plsc.data.base64_spark import restore_interrupt
+
+    on_interrupt = signal.getsignal(signal.SIGINT)
     before, folder = os.getcwd(), tmp_path_factory.mktemp("spark")
     path = os.environ.pop("PYTHONPATH", None)
     os.chdir(folder)
@@ -45,6 +50,7 @@ def spark(tmp_path_factory):
     session.sparkContext.pythonExec = sys.executable
     yield session
     session.stop()
+    restore_interrupt(on_interrupt)
 
 
 @pytest.fixture
@@ -203,3 +209,26 @@ def test_without_pyspark_the_way_to_get_it_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "plsc: error: --engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone\n"
     )
+
+
+@needs_spark
+def test_ctrl_c_does_afterwards_what_it_did_before(monkeypatch):
+    """PySpark's own handler, which a session leaves behind, fails when the session has ended."""
+    from pyspark.sql import SparkSession
+
+    from plsc.data import base64_spark
+
+    class Builder:
+        def appName(self, name):  # noqa: N802 - Spark's name
+            return self
+
+        def getOrCreate(self):  # noqa: N802
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return SimpleNamespace(sparkContext=SimpleNamespace(master="yarn"), stop=lambda: None)
+
+    monkeypatch.setattr(SparkSession, "builder", Builder())
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    before = signal.getsignal(signal.SIGINT)
+    with base64_spark._spark():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before
