@@ -14,8 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from plsc.arguments import at_least
-from plsc.checkpoint import remote
+from plsc.arguments import add_command, at_least
 from plsc.errors import ConfigError
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
@@ -26,14 +25,24 @@ _PASSWORD = "PLSC_HDFS_PASSWORD"
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the parser of `python -m plsc`."""
+    ls = "python -m plsc hdfs ls --fs hdfs://namenode:9000 --user me checkpoints"
+    get = "python -m plsc hdfs get --fs hdfs://namenode:9000 --user me checkpoints/19 output/19"
+    put = "python -m plsc hdfs put --fs https://gateway:8443 --user me --ask-password output/19 checkpoints/19"
     about = "list, download and upload files, folders and checkpoints of HDFS"
-    actions = commands.add_parser("hdfs", help=about, description=about).add_subparsers(dest="action", required=True)
-    for name, function, about, arguments in (
-        ("ls", _ls, "names, sizes and times", ("path",)),
-        ("get", _get, "download; a checkpoint is checked, and goes on where it was interrupted", ("source", "target")),
-        ("put", _put, "upload; seen there when it is complete", ("source", "target")),
+    group = add_command(commands, "hdfs", about, [ls, get, put])
+    actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
+    for name, function, about, arguments, example in (
+        ("ls", _ls, "show names, sizes and times", ("path",), ls),
+        (
+            "get",
+            _get,
+            "download; a checkpoint is checked, and goes on where it was interrupted",
+            ("source", "target"),
+            get,
+        ),
+        ("put", _put, "upload; seen there when it is complete", ("source", "target"), put),
     ):
-        action = actions.add_parser(name, help=about, description=about)
+        action = add_command(actions, name, about, [example])
         action.add_argument(
             "--fs", required=True, help="address: hdfs://host:port, http(s)://host:port, an HdfsCLI alias"
         )
@@ -95,6 +104,8 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
 
 
 def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) -> None:
+    from plsc.checkpoint import remote  # which loads Paddle
+
     found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
     if found is None:
         raise StorageError(f"{store.name}: {options.source}: it went away")

@@ -1,0 +1,49 @@
+"""What the commands share that work with a trained model: the options, and the `Entry` they describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plsc import settings
+from plsc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plsc.entry import Entry
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--checkpoint`, `--set` and `--config`."""
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="folder of the checkpoint, such as output/19"
+    )
+    settings.add_options(parser)
+
+
+def entry_of(options: argparse.Namespace) -> Entry:
+    """An entry with the model of the checkpoint, and the settings of the command line.
+
+    Raises:
+        ConfigError: its model is no built-in one.
+    """
+    from plsc.checkpoint import open_checkpoint
+    from plsc.entry import Entry
+    from plsc.models import MODEL_NAMES
+
+    meta = open_checkpoint(Path(options.checkpoint)).meta
+    if meta["model"] not in MODEL_NAMES:
+        raise ConfigError(
+            f"{options.checkpoint}: its model {meta['model']!r} is the user's own, which only a script knows; call "
+            "set_model, set_checkpoint_dir and the action there"
+        )
+    os.environ.update(settings.to_environment(settings.read_options(options)))
+    entry = Entry()
+    entry.set_model_name(meta["model"])
+    entry.set_image_shape(meta["image_shape"])
+    entry.set_emb_size(meta["emb_dim"])
+    entry.set_class_num(meta["num_classes"])
+    entry.set_checkpoint_dir(options.checkpoint)
+    entry.set_model_save_dir(None)
+    return entry
