@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 
@@ -65,6 +65,14 @@ class HdfsUpload:
     retry_seconds: float = 300.0
 
 
+@dataclass(frozen=True)
+class Scalars:
+    """Arguments of `set_scalars`."""
+
+    kind: str
+    directory: Optional[str] = None
+
+
 @dataclass
 class Config:
     """What one `Entry` trains, tests and saves. `Entry`'s setters fill it; see docs/settings.md for the meanings."""
@@ -109,7 +117,8 @@ class Config:
     mixed_precision: MixedPrecision = field(default_factory=MixedPrecision)
     hdfs: Optional[Hdfs] = None
     hdfs_upload: HdfsUpload = field(default_factory=HdfsUpload)
-    # Objects the user hands over.
+    scalars: Optional[Scalars] = None
+    # Objects the user hands over: `OBJECTS`.
     margin_object: Any = None
     model: Any = None
     optimizer: Any = None
@@ -122,6 +131,19 @@ class Config:
     hdfs_client: Any = None
     # Fields that keep their value whatever a setter says.
     locked: frozenset[str] = frozenset()
+
+    OBJECTS: ClassVar = (
+        "margin_object",
+        "model",
+        "optimizer",
+        "param_attr",
+        "bias_attr",
+        "train_reader",
+        "test_reader",
+        "predict_reader",
+        "callbacks",
+        "hdfs_client",
+    )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in getattr(self, "locked", ()):
@@ -142,6 +164,10 @@ class Config:
         if self.save_period and not self.model_save_dir:
             raise ConfigError(
                 f"set_save_period({self.save_period}), but set_model_save_dir is empty; name a folder to save to"
+            )
+        if self.scalars is not None and self.scalars.directory is None and not self.model_save_dir:
+            raise ConfigError(
+                f"set_scalars({self.scalars.kind!r}), but set_model_save_dir is empty; name a directory for the scalars"
             )
         if self.bias_attr is not None and not self.loss_type.endswith("softmax"):
             raise ConfigError(

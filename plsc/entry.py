@@ -21,6 +21,7 @@ from plsc.config import (
     Hdfs,
     HdfsUpload,
     MixedPrecision,
+    Scalars,
     check_bool,
     check_choice,
     check_float,
@@ -39,6 +40,7 @@ from plsc.engine.download import fetch_checkpoint
 from plsc.engine.evaluator import embed_reader
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
+from plsc.engine.scalars import KINDS, check_package
 from plsc.engine.trainer import Trainer
 from plsc.errors import ConfigError, PlscError
 from plsc.heads import Margin
@@ -417,6 +419,19 @@ class Entry:
     def set_num_workers(self, n: int) -> None:
         """Threads that decode images, per rank; 0 decodes in the training thread."""
         self._config.num_workers = check_int("set_num_workers", n, 0)
+
+    def set_scalars(self, kind: Optional[str], directory: Optional[str] = None) -> None:
+        """Also write the numbers of `metrics.jsonl` for a viewer; None does not.
+
+        Args:
+            kind: 'tensorboard' (needs tensorboardX) or 'visualdl'.
+            directory: folder that receives them; None for `scalars` in the model save folder.
+        """
+        if kind is not None:
+            check_package(check_choice("set_scalars", kind, tuple(KINDS)))
+        if directory is not None and "://" in check_str("set_scalars: directory", directory):
+            raise ConfigError(f"set_scalars: directory={directory!r}: expected a folder of this machine")
+        self._config.scalars = None if kind is None else Scalars(kind, directory)
 
     def set_save_period(self, steps: int) -> None:
         """Also save to `step_<n>` every `steps` steps; 0 saves at the end of epochs only."""

@@ -22,6 +22,19 @@ def write_synced(path: Union[str, Path], data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def replace_file(path: Union[str, Path], data: bytes) -> None:
+    """Writes a file beside and renames it, so that it is seen whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def sync(path: Union[str, Path]) -> None:
     """Makes the bytes of a file, or the names in a folder, last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -57,8 +57,9 @@ SETTERS = {
     "augmentation": "set_augmentation",
     "mixed_precision": "set_mixed_precision",
     "hdfs_upload": "set_hdfs_upload",
+    "scalars": "set_scalars",
 }
-_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "hdfs_upload", "mixed_precision")
+_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "hdfs_upload", "mixed_precision", "scalars")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 

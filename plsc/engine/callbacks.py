@@ -96,7 +96,10 @@ class Run(Protocol):
         """The complete checkpoints of this run that are kept, oldest first."""
 
     def record(self, event: str, **values: Any) -> None:
-        """Adds one line to metrics.jsonl; rank 0 writes it, and numbers, texts and dicts of them are allowed."""
+        """Adds one line to metrics.jsonl and tells the callbacks; numbers, texts and dicts of them are allowed.
+
+        Rank 0 writes the line. Values that are None are left out.
+        """
 
     def save(self, name: str) -> None:
         """Saves to `<save_dir>/<name>`, if anything is saved; every rank must call it after the same step."""
@@ -125,6 +128,9 @@ class Callback:
 
     def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
         """After a test: what `Entry.test` returns."""
+
+    def on_record(self, run: Run, event: str, values: Mapping[str, Any]) -> None:
+        """After a record of `run.record`, such as 'train' every `log_period` steps; it must not record anything itself."""
 
     def on_epoch_end(self, run: Run) -> None:
         """After an epoch and its test, before it is saved; `run.progress.epoch` is the number of epochs done."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -60,12 +61,11 @@ class MetricsFile:
                 f"{self._path}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"
             ) from None
 
-    def write(self, event: str, **values: Any) -> None:
-        """Appends one record; values that are None are left out."""
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
+        """Appends one record."""
         if self._stream is not None:
-            record = {"event": event, **{key: value for key, value in values.items() if value is not None}}
             try:
-                self._stream.write(json.dumps(record) + "\n")
+                self._stream.write(json.dumps({"event": event, **values}) + "\n")
                 self._stream.flush()
             except OSError as problem:
                 raise TrainingError(
@@ -129,7 +129,7 @@ class ProgressLog(Callback):
         if run.progress.epoch + 1 == run.config.train_epochs:
             self._flush(run)
         log_test(results)
-        run.record("test", step=run.progress.step, epoch=run.progress.epoch, **results)
+        run.record("test", step=run.progress.step, epoch=run.progress.epoch, time=_now(), **results)
 
     def on_epoch_end(self, run: Run) -> None:
         """Shows and records the last steps of the run."""
@@ -161,6 +161,7 @@ class ProgressLog(Callback):
             "train",
             step=progress.step,
             epoch=self._epoch,
+            time=_now(),
             lr=last.lr,
             loss=loss,
             images_per_second=speed,
@@ -187,6 +188,11 @@ class ProgressLog(Callback):
             logger.info(line)
         self._sums = dict.fromkeys(self._sums, 0)
         self._steps, self._samples, self._began = 0, 0, run.clock.seconds
+
+
+def _now() -> float:
+    """Seconds since 1970."""
+    return round(time.time(), 3)
 
 
 def _total_steps(run: Run) -> Optional[int]:

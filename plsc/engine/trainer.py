@@ -24,6 +24,8 @@ from plsc.engine.log import MetricsFile, ProgressLog, logger
 from plsc.engine.plan import Forecast, backbone_size, forecast
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
+from plsc.engine.run_record import write_run_record
+from plsc.engine.scalars import ScalarFiles
 from plsc.engine.state import TrainingState
 from plsc.engine.upload import Uploader
 from plsc.errors import TrainingError
@@ -47,6 +49,9 @@ class Trainer:
         self.writer: Optional[checkpoint.Writer] = None
         self.metrics: Optional[MetricsFile] = None
         self.callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+        if config.scalars is not None:
+            kind, directory = config.scalars.kind, config.scalars.directory
+            self.callbacks.append(ScalarFiles(kind, Path(directory or Path(config.model_save_dir, "scalars"))))
         self.uploader: Optional[Uploader] = None
         self.clock = Clock()
         self.last: Optional[Step] = None
@@ -107,9 +112,11 @@ class Trainer:
         return [one.folder for one in self.writer.saved] if self.writer else []
 
     def record(self, event: str, **values: Any) -> None:
-        """Adds one line to metrics.jsonl."""
+        """Adds one line to metrics.jsonl, and tells the callbacks; values that are None are left out."""
+        values = {name: value for name, value in values.items() if value is not None}
         if self.metrics is not None:
-            self.metrics.write(event, **values)
+            self.metrics.write(event, values)
+        self.call("on_record", event, values)
 
     def stop(self, reason: str) -> None:
         """Ends training in order, on every rank, at the end of this epoch or after the next step."""
@@ -129,6 +136,7 @@ class Trainer:
             stack.enter_context(self.sigterm)
             self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
             stack.callback(self.metrics.close)
+            write_run_record(self.save_dir, self.config, self.state.run, resumed, self.steps_per_epoch)
             for callback in self.callbacks:
                 stack.callback(callback.close)
             return self.train()

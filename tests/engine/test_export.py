@@ -82,7 +82,7 @@ def test_convert_for_prediction_touches_nothing_else(tmp_path):
     for _ in range(2):  # a second export replaces the first
         assert ins.convert_for_prediction() == tmp_path
     assert all(path.read_bytes() == content for path, content in before.items())
-    made = {path.name for path in tmp_path.iterdir()} - {"0", "mine.txt", "metrics.jsonl"}
+    made = {path.name for path in tmp_path.iterdir()} - {"0", "mine.txt", "metrics.jsonl", "run.json"}
     assert {name for name in made if not name.startswith(".")} >= {"inference.pdiparams", "inference_meta.json"}
     images = rng.normal(size=(3, *SHAPE)).astype("float32")
     ins.predict_reader = [images]

@@ -1,0 +1,119 @@
+"""`run.json`: what a run was made with: settings, ranks, machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import paddle
+
+from plsc import parallel
+from plsc.config import Config
+from plsc.engine.plan import host_memory
+from plsc.errors import ConfigError
+from plsc.files import replace_file
+from plsc.version import __version__
+
+NAME = "run.json"
+
+
+def write_run_record(
+    save_dir: Optional[Path], config: Config, run: str, resumed: bool, steps_per_epoch: Optional[int]
+) -> None:
+    """Writes `<save_dir>/run.json`, on rank 0; nothing without a folder.
+
+    Args:
+        run: names the run. What an earlier start of the same run wrote is counted on, not lost.
+        resumed: it goes on from a checkpoint.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    if save_dir is None or parallel.rank() != 0:
+        return
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    earlier = _earlier(save_dir / NAME, run) if resumed else {}
+    record = {
+        "run": run,
+        "started": earlier.get("started", now),
+        "resumed": int(earlier.get("resumed", 0)) + 1 if resumed else 0,
+        "resumed_at": now if resumed else None,
+        "ranks": parallel.world_size(),
+        "steps_per_epoch": steps_per_epoch,
+        "settings": settings_of(config),
+        "objects": objects_of(config),
+        "machine": machine(),
+    }
+    try:
+        replace_file(save_dir / NAME, json.dumps(record, ensure_ascii=False, indent=1).encode())
+    except OSError as problem:
+        raise ConfigError(
+            f"{save_dir / NAME}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"
+        ) from None
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that are numbers and texts, or made of them. What no repr shows, such as credentials, is left out."""
+    return {name: _plain(value) for name, value in _fields(config) if name not in Config.OBJECTS and name != "locked"}
+
+
+def objects_of(config: Config) -> dict[str, Any]:
+    """The names of the classes of what the user handed over."""
+    names: dict[str, Any] = {
+        name: type(value).__name__
+        for name, value in _fields(config)
+        if name in Config.OBJECTS and name != "callbacks" and value is not None
+    }
+    if config.callbacks:
+        names["callbacks"] = [type(one).__name__ for one in config.callbacks]
+    return names
+
+
+def machine() -> dict[str, Any]:
+    """What this process runs on; None for what the system does not tell."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": host_memory(),
+        "gpu": None if parallel.on_cpu() else paddle.device.cuda.get_device_name(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "paddle": paddle.__version__,
+        "plsc": __version__,
+    }
+
+
+def _earlier(path: Path, run: str) -> dict[str, Any]:
+    """What the same run wrote before; nothing on a machine where it did not."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and record.get("run") == run else {}
+
+
+def _fields(settings: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(settings, field.name)) for field in dataclasses.fields(settings) if field.repr]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(one) for name, one in _fields(value)}
+    return type(value).__name__
+
+
+def _cpu_model() -> Optional[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or None
