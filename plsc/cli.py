@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser
-from plsc.commands import convert_checkpoint, export, hdfs, plan, run, test
+from plsc.commands import convert_checkpoint, export, hdfs, plan, report, run, test
 from plsc.errors import PlscError
 from plsc.version import __version__
 
 _COMMANDS = {
     "run": run,
     "test": test,
+    "report": report,
     "export": export,
     "plan": plan,
     "hdfs": hdfs,
@@ -32,6 +33,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         examples=[
             "python -m plsc run --ranks 2 train.py                                   # train",
             "python -m plsc test --checkpoint output/19 --dataset ./train_data       # how good is it?",
+            "python -m plsc report output                                            # what happened, as a page",
             "python -m plsc export --checkpoint output/19 --output net --format onnx # use it elsewhere",
             "python -m plsc plan --classes 10000000 --ranks 8 --device-memory 80G    # will it fit?",
             "python -m plsc <command> --help                                         # all about one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -225,6 +226,22 @@ class Config:
     def margin_of_loss(self) -> Any:
         """The margin set, or the default of the loss type: see `DEFAULT_MARGINS`."""
         return DEFAULT_MARGINS[kind_of(self.loss_type)] if self.margin is None else self.margin
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """The settings that are numbers and texts, or made of them. What no repr shows, such as credentials, is left out."""
+    plain = _plain(config)
+    return {name: value for name, value in plain.items() if name not in Config.OBJECTS and name != "locked"}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value) if one.repr}
+    return type(value).__name__
 
 
 def kind_of(loss_type: str) -> str:

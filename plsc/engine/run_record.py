@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -13,7 +12,7 @@ from typing import Any, Optional
 import paddle
 
 from plsc import parallel
-from plsc.config import Config
+from plsc.config import Config, plain_settings
 from plsc.engine.plan import host_memory
 from plsc.errors import ConfigError
 from plsc.files import replace_file
@@ -45,7 +44,7 @@ def write_run_record(
         "resumed_at": now if resumed else None,
         "ranks": parallel.world_size(),
         "steps_per_epoch": steps_per_epoch,
-        "settings": settings_of(config),
+        "settings": plain_settings(config),
         "objects": objects_of(config),
         "machine": machine(),
     }
@@ -57,18 +56,10 @@ def write_run_record(
         ) from None
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that are numbers and texts, or made of them. What no repr shows, such as credentials, is left out."""
-    return {name: _plain(value) for name, value in _fields(config) if name not in Config.OBJECTS and name != "locked"}
-
-
 def objects_of(config: Config) -> dict[str, Any]:
     """The names of the classes of what the user handed over."""
-    names: dict[str, Any] = {
-        name: type(value).__name__
-        for name, value in _fields(config)
-        if name in Config.OBJECTS and name != "callbacks" and value is not None
-    }
+    values = {name: getattr(config, name) for name in Config.OBJECTS if name != "callbacks"}
+    names: dict[str, Any] = {name: type(value).__name__ for name, value in values.items() if value is not None}
     if config.callbacks:
         names["callbacks"] = [type(one).__name__ for one in config.callbacks]
     return names
@@ -95,20 +86,6 @@ def _earlier(path: Path, run: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and record.get("run") == run else {}
-
-
-def _fields(settings: Any) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(settings, field.name)) for field in dataclasses.fields(settings) if field.repr]
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if dataclasses.is_dataclass(value):
-        return {name: _plain(one) for name, one in _fields(value)}
-    return type(value).__name__
 
 
 def _cpu_model() -> Optional[str]:

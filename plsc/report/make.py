@@ -1,0 +1,98 @@
+"""Makes the page and the charts' PNG files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from PIL import Image, UnidentifiedImageError
+
+from plsc.errors import ConfigError
+from plsc.files import replace_file
+from plsc.report.headline import headline
+from plsc.report.run_folder import file_stem, read_runs
+
+
+def make_report(folders: Sequence[Path], output: Path, png_folder: Optional[Path] = None) -> dict[str, Any]:
+    """Writes one HTML page about runs, and with `png_folder` each of its charts as a PNG there.
+
+    Args:
+        folders: of runs, as `set_model_save_dir` names them.
+        output: replaced if a report is there; anything else stays.
+
+    Returns:
+        `report` and `png`, the files written, `bytes` of the page, and `runs`: for each run its headline numbers.
+
+    Raises:
+        ConfigError: a package is missing, or something cannot be written.
+        DataError: a folder is none of a run.
+    """
+    for package in ("matplotlib", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"a report needs {package}: pip install '.[report]' in the plsc clone")
+    from plsc.report.page import GENERATOR, Page  # which loads matplotlib
+
+    if output.exists() and f'content="{GENERATOR}"' not in _beginning(output):
+        raise ConfigError(f"{output}: there is something already that is no report; name another file with --output")
+    runs = read_runs(list(folders))
+    numbers = [headline(run) for run in runs]
+    page = Page(runs, numbers)
+    data = page.html().encode()
+    charts = {} if png_folder is None else _charts(page, png_folder)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(output, data)
+        for path, content in charts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content)
+    except OSError as problem:
+        raise ConfigError(f"{problem.filename or output}: cannot write there ({problem.strerror})") from None
+    return {"report": str(output), "bytes": len(data), "png": [str(path) for path in charts], "runs": numbers}
+
+
+def report_lines(made: dict[str, Any]) -> list[str]:
+    """What was made, for people."""
+    lines = [f"{made['report']}: {made['bytes'] / 1000:,.0f} kB"]
+    if made["png"]:
+        lines.append(f"{Path(made['png'][0]).parent}: {len(made['png'])} charts")
+    return [*lines, *(f"note: {run['name']}: {note}" for run in made["runs"] for note in run["notes"])]
+
+
+def report_json(made: dict[str, Any]) -> str:
+    """The same for programs."""
+    return json.dumps(made, ensure_ascii=False, allow_nan=False)
+
+
+def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
+    from plsc.report.charts import SOFTWARE
+
+    found: dict[Path, bytes] = {}
+    for chart in page.charts:
+        stem, number = file_stem(chart.name), 1
+        path = folder / f"{stem}.png"
+        while path in found:
+            number += 1
+            path = folder / f"{stem}_{number}.png"
+        if path.exists() and not _is_chart(path, SOFTWARE):
+            raise ConfigError(f"{path}: there is something already that is no chart of a report; name another folder")
+        found[path] = chart.png()
+    return found
+
+
+def _beginning(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1000)
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot write there ({problem.strerror}); name another file with --output") from None
+
+
+def _is_chart(path: Path, software: str) -> bool:
+    try:
+        with Image.open(path) as image:
+            return bool(image.info.get("Software") == software)
+    except (OSError, UnidentifiedImageError, ValueError):
+        return False
