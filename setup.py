@@ -26,6 +26,9 @@ setup(
         "hdfs": ["hdfs>=2.7"],
         "spark": ["pyspark>=3.5,<3.6"],
         "demo": ["matplotlib>=3.5"],
+        "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "visualdl": ["visualdl>=2.5"],
         "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15"],
         "dev": [
             "pytest>=7",
@@ -36,6 +39,7 @@ setup(
             "types-pyyaml",
             "matplotlib>=3.5",
             "safetensors>=0.4",
+            "selenium>=4.20",
         ],
     },
 )

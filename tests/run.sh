@@ -16,19 +16,31 @@ environment() { # name, requirements...
     fi
 }
 
+browser_packages() { # a browser for the pages of reports; without it their test skips and says so
+    local missing
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
+    missing="$("$python" -c 'import sys; sys.path.insert(0, "tests/helpers"); import browser; print(*browser.missing_packages())')"
+    debian_packages "$missing" "the browser test"
+}
+
 hdfs_packages() { # Java and jars for the HDFS of tests/hdfs_server.py; without them its tests skip and say so
     local missing
     [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
     missing="$("$python" -c 'import sys; sys.path.insert(0, "tests"); import hdfs_server; print(*hdfs_server.missing_packages())')"
-    [ -n "$missing" ] || return 0
-    echo "installing $missing"
+    debian_packages "$missing" "the HDFS tests"
+}
+
+debian_packages() { # names in one word, what skips without them
+    [ -n "$1" ] || return 0
+    echo "installing $1"
     # shellcheck disable=SC2086 # words
-    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $missing) \
-        > /dev/null 2>&1 || echo "could not install them: the HDFS tests will skip"
+    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $1) \
+        > /dev/null 2>&1 || echo "could not install them: $2 will skip"
 }
 
 hdfs_packages
-environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx]"
+browser_packages
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,tensorboard,visualdl]"
 "$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
 "$cache/newest/bin/ruff" check .
 "$cache/newest/bin/ruff" format --check .

@@ -171,7 +171,7 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
 
     def draw(axes: Axes) -> None:
         for curve, (steps, values) in zip(curves, columns):
-            _draw_over_steps(axes, curve, steps, values, _POINTS // (3 * len(curves)))
+            _draw_over_steps(axes, curve, steps, values, max(20, _POINTS // (3 * len(curves))), 0.25 / len(curves))
         everything = np.concatenate([values for _, values in columns])
         positive = everything[np.isfinite(everything)]
         # One that blew up would leave the others on the axis.
@@ -192,8 +192,8 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
     )
 
 
-def _draw_over_steps(axes: Axes, curve: Curve, steps: np.ndarray, values: np.ndarray, most: int) -> None:
-    """A line; where there are too many points, of means, in a band from the least to the greatest."""
+def _draw_over_steps(axes: Axes, curve: Curve, steps: np.ndarray, values: np.ndarray, most: int, band: float) -> None:
+    """A line; where there are too many points, of means, in a band from the least to the greatest, `band` opaque."""
     values = np.where(np.isfinite(values), values, np.nan)
     if len(values) > most:
         buckets = np.array_split(np.arange(len(values)), most)
@@ -203,7 +203,7 @@ def _draw_over_steps(axes: Axes, curve: Curve, steps: np.ndarray, values: np.nda
                 np.array([f(values[bucket]) for bucket in buckets]) for f in (np.nanmin, np.nanmean, np.nanmax)
             )
         steps, values = np.array([steps[bucket].mean() for bucket in buckets]), mean
-        axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
+        axes.fill_between(steps, low, high, color=curve.colour, alpha=band, linewidth=0)
     marker: dict[str, Any] = {"marker": "o", "markersize": 3} if np.isfinite(values).sum() == 1 else {}
     axes.plot(steps, values, **curve.style, **marker)
 
@@ -253,7 +253,7 @@ def roc_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
         if pairs is None or pairs.issame.all() or not pairs.issame.any():
             continue
         lowest = 1 / int((~pairs.issame).sum())
-        far, tar = _thinned(*roc_curve(pairs.similarity, pairs.issame), lowest, _POINTS // (4 * len(runs)))
+        far, tar = _thinned(*roc_curve(pairs.similarity, pairs.issame), lowest, max(50, _POINTS // (4 * len(runs))))
         shown.append((curve, far, tar, lowest))
         texts.append(f"{run.name}: {tar[np.searchsorted(far, 1e-3, side='right') - 1]:.1%} at 1e-3")
     if not shown:
@@ -268,7 +268,7 @@ def roc_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
         axes.set_xscale("log")
         axes.set_xlim(least, 1)
         axes.set_ylim(0, 101)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.set_xlabel("false accepts (FAR), log scale")
         axes.set_ylabel("true accepts (TAR), %")

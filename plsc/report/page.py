@@ -117,7 +117,9 @@ class Page:
             if what:
                 missing.append(_missing((f"{run.name}: " if self.is_comparison else "") + what))
         if len(mapped) > self.maps_of_a_set:
-            missing.append(_missing(f"Maps are shown of {self.maps_of_a_set} of {len(mapped)} runs, to keep the page small."))
+            missing.append(
+                _missing(f"Maps are shown of {self.maps_of_a_set} of {len(mapped)} runs, to keep the page small.")
+            )
         return self.section(
             f"Test on {name}",
             self.legend() if curves else "",
@@ -140,7 +142,7 @@ class Page:
         """Of one run's test on a set; '' when all is there."""
         pairs = run.pairs.get(name)
         if pairs is None:
-            return f"there is no {name}_pairs.npz, so no ROC, similarities, images or map."
+            return f"There is no {name}_pairs.npz, so no ROC, similarities, images or map."
         if not len(pairs.similarity):
             return f"{name}_pairs.npz holds no pairs."
         lacks = []
@@ -152,7 +154,7 @@ class Page:
             lacks.append("no images of its hardest pairs")
         if len(pairs.embeddings) < 3:
             lacks.append("no embeddings for a map")
-        return f"{name}_pairs.npz holds {'; '.join(lacks)}." if lacks else ""
+        return f"{name}_pairs.npz: {'; '.join(lacks)}." if lacks else ""
 
     def legend(self) -> Child:
         """Colours and dashes of the runs, if there are several."""
@@ -264,7 +266,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """It scrolls by itself where it is too wide."""
     head = tag("thead", tag("tr", [tag("th", one, scope="col") for one in heads])) if heads else ""
     lines = [tag("tr", tag("th", row[0], scope="row"), [tag("td", one) for one in row[1:]]) for row in rows]
-    return tag("div", tag("table", head, tag("tbody", lines)), class_="scroll", tabindex=0)
+    return tag(
+        "div", tag("table", head, tag("tbody", lines)), class_="scroll", tabindex=0, role="region", aria_label="table"
+    )
 
 
 def _legend(curves: Sequence[Curve]) -> Markup:
@@ -277,7 +281,7 @@ def _legend(curves: Sequence[Curve]) -> Markup:
 
 
 def _missing(text: str) -> Markup:
-    return tag("p", text[:1].upper() + text[1:], class_="missing")
+    return tag("p", text, class_="missing")
 
 
 def _hard_pair(pair: HardPair) -> Markup:

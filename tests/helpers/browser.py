@@ -1,0 +1,73 @@
+"""A real Chromium without a window. `tests/run.sh` installs it; without it `open_browser` says what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+DEBIAN = {"chromium": "chromium", "chromium-driver": "chromedriver"}  # packages, and what they bring
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class UnavailableError(Exception):
+    """No browser can be had on this machine; the text says why."""
+
+
+def missing_packages() -> list[str]:
+    """Packages of `DEBIAN` whose program is not there."""
+    return [package for package, program in DEBIAN.items() if not shutil.which(program)]
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    """A Selenium driver; it and its profile are gone afterwards.
+
+    Raises:
+        UnavailableError: something is missing.
+    """
+    if importlib.util.find_spec("selenium") is None:
+        raise UnavailableError("selenium is not installed")
+    if missing_packages():
+        raise UnavailableError(f"not installed: Debian's {' '.join(missing_packages())}")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with tempfile.TemporaryDirectory(prefix="plsc-browser-", ignore_cleanup_errors=True) as profile:
+        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def set_window(driver: Any, width: int, height: int) -> None:
+    """As a phone's below 500 pixels, where a page that is too wide is not hidden by a smaller scale."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def requests_of(driver: Any) -> list[str]:
+    """Addresses the page asked for since the last call."""
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]

@@ -1,0 +1,159 @@
+"""The page and the charts: what is in them, that nothing a user named breaks them, and the command."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_runs import make_run, pairs
+from PIL import Image
+
+from plsc.cli import main
+from plsc.report import make_report
+
+EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # markup, broken TeX, a character that turns text around
+
+
+class Checked(HTMLParser):
+    """Every element ends where it must; collects what is to be looked at."""
+
+    EMPTY = ("meta", "img", "link", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.images, self.tags, self.texts = [], [], [], [], set(), []
+        self.feed(text)
+        self.close()
+        assert self.open == [] and len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.add(tag)
+        assert not any(name.startswith("on") for name in attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.addresses += [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
+        self.images += [attributes.get("alt")] if tag == "img" else []
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """(page, folder of charts, what was returned) of two runs with names that try to break it."""
+    folder = tmp_path_factory.mktemp("compared")
+    one = make_run(folder / f"one {EVIL.replace('/', '')}", set_name=EVIL, scale=8.0)
+    two = make_run(folder / "two", set_name=EVIL, lr=0.2, seed=1, bad_loss_at=(5,))
+    content = pairs(np.random.default_rng(2))
+    content["hard_names"][:] = '"><script>alert(1)</script>'
+    content["map_identities"] = np.array(["$<i>", "b"] * 20)
+    np.savez(one / f"{EVIL}_pairs.npz", **content)
+    made = make_report([one, two], folder / "report.html", folder / "png")
+    return (folder / "report.html").read_text(encoding="utf-8"), folder / "png", made
+
+
+def test_a_page_of_two_runs_is_sound_and_holds_everything(compared):
+    text, _, made = compared
+    page = Checked(text)
+    assert page.tags.isdisjoint({"b onclick", "i", "script", "iframe", "object"}) and "onclick" in page.text
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert len(page.images) == 32 and all(page.images)
+    for title in (
+        "Summary", "What to know", "Training loss", "Learning rate", "Loss scale", "Speed", "Accuracy", "ROC",
+        "Similarity of pairs, two", "Map of embeddings, two", "The same, but found least alike",
+        "Different, but found most alike", "What differs between the runs", "Machine", "A processor",
+    ):  # fmt: skip
+        assert title in page.text, title
+    assert "\u202e" not in text and "prefers-color-scheme: dark" in text and '<html lang="en">' in text
+    assert made["bytes"] == len(text.encode()) < 400_000
+
+
+def test_the_charts_are_files_that_say_who_made_them(compared):
+    _, folder, made = compared
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 10 == len(made["png"]) and all(re.fullmatch(r"[\w.-]+\.png", name) for name in names)
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert image.info["Software"] == "plsc report"
+            assert len(image.convert("RGB").getcolors(100_000)) > 10, "not blank"
+
+
+def test_a_run_without_tests_says_so_and_draws_no_empty_chart(tmp_path):
+    run = make_run(tmp_path / "run", tests=0, run_json=False)
+    made = make_report([run], tmp_path / "report.html", tmp_path / "png")
+    page = Checked((tmp_path / "report.html").read_text())
+    assert [path.split("/")[-1] for path in made["png"]] == ["loss.png", "lr.png", "images_per_second.png"]
+    assert "No test is recorded" in page.text and "Test on" not in page.text
+    assert page.text.count("Not known, as there is no run.json.") == 2
+    (run / "metrics.jsonl").write_text('{"event": "tra')
+    assert make_report([run], tmp_path / "report.html", tmp_path / "none")["png"] == []
+    assert "No training step is recorded, so there are no curves." in (tmp_path / "report.html").read_text()
+
+
+def test_pairs_without_images_or_of_one_kind_are_said(tmp_path):
+    run = make_run(tmp_path / "run", images=False)
+    np.savez(run / "one_pairs.npz", similarity=np.ones(3), issame=np.ones(3, bool))
+    np.savez(run / "none_pairs.npz", similarity=np.ones(0), issame=np.ones(0, bool))
+    make_report([run], tmp_path / "report.html")
+    text = Checked((tmp_path / "report.html").read_text()).text
+    assert "lfw_pairs.npz: no images of its hardest pairs; no embeddings for a map." in text
+    assert "one_pairs.npz: no ROC, as all its pairs are of the same things;" in text
+    assert "none_pairs.npz holds no pairs." in text
+    assert "No test of it is recorded in metrics.jsonl." in text
+
+
+def test_a_long_run_gives_a_small_page(tmp_path):
+    run = make_run(tmp_path / "run", steps=20_000, tests=100)
+    rng = np.random.default_rng(0)
+    content = pairs(rng, number=200_000)
+    content["hard_pairs"] = np.concatenate([np.arange(40), np.arange(40)])
+    content["hard_images"] = rng.integers(0, 255, (80, 2, 112, 112, 3), dtype=np.uint8)
+    content["hard_names"] = np.full((80, 2), "")
+    np.savez(run / "lfw_pairs.npz", **content)
+    assert make_report([run], tmp_path / "report.html")["bytes"] < 1_000_000, "though its images are noise"
+
+
+def test_the_command_prints_what_it_made_and_loads_no_paddle(tmp_path):
+    run = make_run(tmp_path / "run", steps=4, tests=0)
+    program = "import sys; from plsc.cli import main; status = main(sys.argv[1:]); assert 'paddle' not in sys.modules; sys.exit(status)"
+    command = [sys.executable, "-c", program, "report", run, "--output", tmp_path / "new" / "page.html", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    made = json.loads(process.stdout)
+    assert made["report"] == str(tmp_path / "new" / "page.html") and made["png"] == []
+    assert made["runs"][0]["name"] == "run" and made["runs"][0]["steps"] == 4
+
+
+def test_mistakes_are_one_line_and_foreign_files_stay(tmp_path, capsys):
+    run = make_run(tmp_path / "run", steps=4, tests=0)
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path), "--output", str(page)]) == 1
+    page.write_text("<p>mine")
+    assert main(["report", str(run), "--output", str(page)]) == 1
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "loss.png").write_bytes(b"mine")
+    assert main(["report", str(run), "--output", str(tmp_path / "new.html"), "--png", str(tmp_path / "png")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and page.read_text() == "<p>mine" and not (tmp_path / "new.html").exists()
+    assert "not the folder of a run" in lines[0] and "name another file with --output" in lines[1]
+    assert "loss.png: there is something already that is no chart" in lines[2]
+    for _ in range(2):
+        assert main(["report", str(run), "--output", str(tmp_path / "own.html"), "--png", str(tmp_path / "own")]) == 0

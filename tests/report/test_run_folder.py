@@ -1,0 +1,89 @@
+"""What a report reads, and what it says of what is not there."""
+
+import json
+
+import numpy as np
+import pytest
+from made_runs import make_run, pairs
+
+from plsc.errors import DataError
+from plsc.report.headline import duration, headline
+from plsc.report.run_folder import read_run, read_runs
+
+
+def test_a_whole_run_is_read_without_a_note(tmp_path):
+    run = read_run(make_run(tmp_path / "run", scale=8.0))
+    assert run.notes == [] and run.set_names == ["lfw"] and run.seconds == 40
+    assert run.train["step"].tolist() == list(range(1, 41)) and run.train["loss_scaling"][-1] == 8
+    assert [pair.number for pair in run.pairs["lfw"].hard] == list(range(8))
+    assert run.pairs["lfw"].hard[0].is_same and run.pairs["lfw"].hard[0].names == ("left 0", "right 0")
+    assert run.pairs["lfw"].embeddings.shape == (40, 16) and run.pairs["lfw"].identities[0] == "who 0"
+    numbers = headline(run)
+    assert numbers["steps"] == 40 and numbers["epochs"] == 3 and numbers["skipped_steps"] == 0
+    assert numbers["test"]["lfw"] == {
+        "accuracy": pytest.approx(0.94875),
+        "std": 0.01,
+        "tar@1e-3": 0.5,
+        "xnorm": 20.0,
+        "at_far/1e-4": 0.25,
+    }
+
+
+def test_what_is_missing_or_damaged_becomes_a_note(tmp_path):
+    old = read_run(make_run(tmp_path / "old", tests=0, run_json=False, bad_loss_at=(3, 4)))
+    assert [note.split(":")[0] for note in old.notes] == [
+        "There is no run.json",
+        "2 of 40 records of training have no finite loss (step 3, 4)",
+        "No test is recorded",
+    ]
+    folder = make_run(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('[1]\n{"event": "train", "step": Infinity}\nno JSON\n{"event": "train", "st')
+    (folder / "run.json").write_text("{")
+    (folder / "other_pairs.npz").write_bytes(b"no archive")
+    broken = {**pairs(np.random.default_rng(0)), "hard_pairs": np.array([1000]), "map_identities": np.array(["a"])}
+    broken["similarity"][2] = np.nan
+    np.savez(folder / "lfw_pairs.npz", **broken)
+    run = read_run(folder)
+    assert len(run.train["step"]) == 40 and run.record == {}
+    assert (
+        len(run.pairs["lfw"].similarity) == 299 and not run.pairs["lfw"].hard and not len(run.pairs["lfw"].embeddings)
+    )
+    notes = "\n".join(run.notes)
+    for text in (
+        "last line of metrics.jsonl is half written",
+        "3 lines of metrics.jsonl cannot be read and are left out",
+        "run.json cannot be read",
+        "1 pairs have no finite similarity",
+        "images of hard pairs do not fit together",
+        "embeddings for the map do not fit together",
+        "other_pairs.npz cannot be read",
+    ):
+        assert text in notes
+    assert len(run.notes) == 7
+
+
+def test_of_several_runs_in_one_folder_the_last_counts(tmp_path):
+    folder = make_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(lines + json.dumps({"event": "train", "step": 1, "loss": 5}) + "\n")
+    run = read_run(folder)
+    assert run.train["loss"].tolist() == [5] and run.tests == []
+    assert "The folder holds records of an earlier run too, which are not shown." in run.notes
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [make_run(tmp_path / place / "output", steps=2, tests=0) for place in "ab"]
+    assert [run.name for run in read_runs(folders)] == ["a/output", "b/output"]
+    assert [run.name for run in read_runs([folders[0]] * 2)] == ["a/output", "a/output (2)"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="not the folder of a run, there is no metrics.jsonl"):
+        read_run(tmp_path)
+
+
+def test_durations_are_for_people():
+    assert [duration(one) for one in (5.2, 125, 3900, 200000)] == ["5 s", "2 min 05 s", "1 h 05 min", "2 d 7 h"]
