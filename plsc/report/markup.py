@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any, Union
 
-_EMPTY = frozenset({"img", "meta", "br", "link"})
+_EMPTY = frozenset({"img", "meta", "wbr", "link"})
 
 
 class Markup(str):

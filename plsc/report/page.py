@@ -265,10 +265,15 @@ _NO_PAIRS = PairSet(np.empty(0), np.empty(0, bool))
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """It scrolls by itself where it is too wide."""
     head = tag("thead", tag("tr", [tag("th", one, scope="col") for one in heads])) if heads else ""
-    lines = [tag("tr", tag("th", row[0], scope="row"), [tag("td", one) for one in row[1:]]) for row in rows]
+    lines = [tag("tr", tag("th", _breakable(row[0]), scope="row"), [tag("td", one) for one in row[1:]]) for row in rows]
     return tag(
         "div", tag("table", head, tag("tbody", lines)), class_="scroll", tabindex=0, role="region", aria_label="table"
     )
+
+
+def _breakable(name: str) -> Markup:
+    """May go on in a new line after `_`, as `gradient_accumulation` must on a phone."""
+    return join([part if k == 0 else ["_", tag("wbr"), part] for k, part in enumerate(name.split("_"))])
 
 
 def _legend(curves: Sequence[Curve]) -> Markup:

@@ -14,7 +14,7 @@ h3 { margin: 18px 0 8px; font-size: 1rem; }
 h3 small { color: var(--soft); font-weight: normal; }
 .names { margin: 4px 0 0; color: var(--soft); }
 section, .notes { margin: 28px 0 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 152px), 1fr)); gap: 10px; margin: 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 152px), 1fr)); gap: 10px; margin: 0; max-width: 660px; }
 .cards div, figure, .scroll, .notes, .pairs li { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
 .cards div { padding: 10px 12px; display: flex; flex-direction: column; justify-content: space-between; }
 dt { color: var(--soft); font-size: .8rem; line-height: 1.3; }
@@ -32,7 +32,7 @@ section > .legend { margin: 0 0 10px; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; text-align: left; vertical-align: top; border-top: 1px solid var(--grid); min-width: 5.5em; }
 thead th { color: var(--soft); border-top: 0; }
-thead + tbody th, tbody th { font-weight: normal; color: var(--soft); }
+tbody th { font-weight: normal; color: var(--soft); overflow-wrap: break-word; }
 table:not(:has(thead)) tr:first-child > * { border-top: 0; }
 details { margin: 12px 0 0; }
 summary { cursor: pointer; padding: 4px 0; font-weight: 600; font-size: .95rem; }

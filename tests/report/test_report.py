@@ -20,7 +20,7 @@ EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # markup, broken TeX, a cha
 class Checked(HTMLParser):
     """Every element ends where it must; collects what is to be looked at."""
 
-    EMPTY = ("meta", "img", "link", "br")
+    EMPTY = ("meta", "img", "link", "wbr")
 
     def __init__(self, text):
         super().__init__()
