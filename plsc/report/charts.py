@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Optional
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -69,7 +68,7 @@ class Chart:
 
     def svg(self, number: int) -> str:
         """An `svg` element for a page, the `number`th of it."""
-        with matplotlib.rc_context(_style(_INK, _GRID)):
+        with style.context(_style(_INK, _GRID)):
             figure = Figure(figsize=_SIZE, layout="constrained")
             FigureCanvasSVG(figure)
             self.draw(figure.add_subplot())
@@ -79,7 +78,7 @@ class Chart:
 
     def png(self) -> bytes:
         """A file of its own, with title and legend."""
-        with matplotlib.rc_context(_style("#333333", "#dddddd")), warnings.catch_warnings():
+        with style.context(_style("#333333", "#dddddd")), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about characters that no font has
             figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
             FigureCanvasAgg(figure)
@@ -96,10 +95,10 @@ class Chart:
         return stream.getvalue()
 
 
-def _style(ink: str, grid: str) -> dict[str, Any]:
+def _style(ink: str, grid: str) -> list[Any]:
+    """Whatever the user's matplotlibrc says."""
     installed = set(font_manager.get_font_names())
-    return {
-        **matplotlib.rcParamsDefault,
+    own: dict[str, Any] = {
         "font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in installed)],
         "font.size": 9,
         "axes.titlesize": 10,
@@ -113,6 +112,7 @@ def _style(ink: str, grid: str) -> dict[str, Any]:
         "grid.linewidth": 0.6,
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
     }
+    return ["default", own]
 
 
 def _for_page(text: str, number: int, alt: str) -> str:

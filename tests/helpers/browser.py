@@ -49,14 +49,17 @@ def open_browser() -> Iterator[Any]:
     options = ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory(prefix="plsc-browser-", ignore_cleanup_errors=True) as profile:
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
+    profile = tempfile.mkdtemp(prefix="plsc-browser-")
+    for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    try:
         driver = Chrome(options=options, service=Service(shutil.which("chromedriver")))
         try:
             yield driver
         finally:
             driver.quit()
+    finally:
+        shutil.rmtree(profile, ignore_errors=True)
 
 
 def set_window(driver: Any, width: int, height: int) -> None:
