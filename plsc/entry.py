@@ -555,6 +555,10 @@ class Entry:
         backbone = self._trained_backbone("convert_for_prediction", config)
         if not config.model_save_dir:
             raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
+        if not isinstance(calibration, (str, Path, type(None))):
+            raise ConfigError(
+                f"convert_for_prediction: calibration={type(calibration).__name__}: expected a folder or a label file"
+            )
         images = None if calibration is None else Path(calibration)
         folder = export(backbone, Path(config.model_save_dir), config.image_shape, format, precision, images)
         logging.getLogger("plsc").info("exported to %s", folder)

@@ -73,8 +73,10 @@ class Predictor:
         Raises:
             DataError: one of them is no image.
         """
-        if isinstance(images, (str, Path, bytes, Image.Image)):
-            raise DataError(f"embed({type(images).__name__}): expected a list of images; put the one in a list")
+        if isinstance(images, (str, bytes)) or not isinstance(images, (Sequence, np.ndarray)):
+            raise DataError(
+                f"embed: expected a list of images, got {type(images).__name__}; put a single one in a list"
+            )
         parts = [self.embed_batch(batch) for batch in self._batches(images)]
         return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
 
@@ -106,7 +108,16 @@ class Predictor:
         return embeddings
 
     def compare(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32."""
+        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32.
+
+        Raises:
+            DataError: arrays of other shapes.
+        """
+        shapes = [np.shape(embeddings) for embeddings in (one, other)]
+        if any(len(shape) != 2 or shape[1] != self.emb_dim for shape in shapes):
+            raise DataError(
+                f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got {', '.join(map(str, shapes))}"
+            )
         return _unit(one) @ _unit(other).T
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:

@@ -72,16 +72,25 @@ def export(
                 meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
                 manifest = temporary / MANIFEST
                 manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
-                for file in (*files, manifest):
-                    sync(file)
-                for file in (*files, manifest):
-                    os.replace(file, folder / file.name)
+                _replace([*files, manifest], folder)
             sync(folder)
         except OSError as problem:
             raise ConfigError(f"{folder}: cannot write there ({problem.strerror}); choose another folder") from None
         _report(meta)
     parallel.barrier()
     return folder
+
+
+def _replace(files: list[Path], folder: Path) -> None:
+    """All or, but for a power cut between two renames, which `plsc.Predictor` finds by the digests, none."""
+    for file in files:
+        sync(file)
+        if (folder / file.name).is_dir():
+            raise ConfigError(
+                f"{folder / file.name}: is a folder, where a file of the export goes; choose another folder"
+            )
+    for file in files:
+        os.replace(file, folder / file.name)
 
 
 @contextlib.contextmanager
@@ -151,7 +160,7 @@ def _write(
         files = [_to_onnx(*files)]
     if precision != "float32":
         reduce_precision(files[0], precision, images)
-    run = inference.load(files, format)
+    run = _tried(files, format)
     meta: dict[str, Any] = {
         "format": format,
         "precision": precision,
@@ -168,6 +177,17 @@ def _write(
         "paddle": paddle.__version__,
     }
     return files, meta
+
+
+def _tried(files: list[Path], format: str) -> inference.Run:
+    """The network as it will be used. Paddle and paddle2onnx say nothing when a disk is full."""
+    try:
+        return inference.load(files, format)
+    except ConfigError as problem:
+        free = shutil.disk_usage(files[0].parent).free // 2**20
+        raise ConfigError(
+            f"the network that was written cannot be run; is the disk full ({free} MB left)? {problem}"
+        ) from None
 
 
 def _complete_norms(network: paddle.nn.Layer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -106,14 +107,18 @@ def _to_int8(network: Path, images: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools print, and log by functions that would give the root logger a handler for good."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
+    """The tools print, warn, and log by functions that would give the root logger a handler for good."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.setLevel(level)
+        root.removeHandler(handler)
 
 
 def cosines(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
