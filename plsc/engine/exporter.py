@@ -82,7 +82,7 @@ def export(
 
 
 def _replace(files: list[Path], folder: Path) -> None:
-    """All or, but for a power cut between two renames, which `plsc.Predictor` finds by the digests, none."""
+    """All or none, but for a kill between two renames, which `plsc.Predictor` finds by the digests."""
     for file in files:
         sync(file)
         if (folder / file.name).is_dir():

@@ -17,7 +17,7 @@ EPSILON = 1e-6
 
 
 class ViT(BaseModel):
-    """Patches, 12 pre-norm transformer blocks of width 384 (section 3.1, equations 1 to 4), about 22 million parameters.
+    """Patches, then pre-norm transformer blocks of width 384 (section 3.1, equations 1 to 4); 22 million parameters.
 
     A patch has as many pixels as give at most 14 of them along the longer side: 8x8 pixels of 112x112 images, 16x16 of
     224x224. Sides that are no multiple are padded. There is no class token: images are aligned, so each channel of the last
@@ -26,9 +26,12 @@ class ViT(BaseModel):
     Args:
         emb_dim: D.
         image_shape: (C, H, W), sides of at least 16.
+        blocks: transformer blocks.
     """
 
-    def __init__(self, emb_dim: int = 512, image_shape: tuple[int, int, int] = (3, 112, 112)) -> None:
+    def __init__(
+        self, emb_dim: int = 512, image_shape: tuple[int, int, int] = (3, 112, 112), blocks: int = BLOCKS
+    ) -> None:
         super().__init__()
         check_sides(image_shape)
         channels, *sides = image_shape
@@ -39,7 +42,7 @@ class ViT(BaseModel):
         self.patches = nn.Conv2D(channels, WIDTH, patch, stride=patch, padding=padding)
         places = [1, rows * columns, WIDTH]
         self.positions = self.create_parameter(places, default_initializer=nn.initializer.TruncatedNormal(std=0.02))
-        self.blocks = nn.Sequential(*(_Block() for _ in range(BLOCKS)))
+        self.blocks = nn.Sequential(*(_Block() for _ in range(blocks)))
         self.norm = nn.LayerNorm(WIDTH, epsilon=EPSILON)
         mean = nn.initializer.Constant(1 / (rows * columns))
         self.weights_by_place = self.create_parameter(places, default_initializer=mean)
