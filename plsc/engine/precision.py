@@ -33,7 +33,7 @@ def check_precision(format: str, precision: str, has_calibration: bool) -> None:
         raise ConfigError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if format == "paddle" and precision != "float32":
         raise ConfigError(
-            f"format 'paddle', precision {precision!r}: Paddle converts networks for GPUs only; choose the format onnx"
+            f"format 'paddle', precision {precision!r}: Paddle's tools make none that runs on a CPU; choose the format onnx"
         )
     if precision == "int8" and not has_calibration:
         raise ConfigError(

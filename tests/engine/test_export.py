@@ -180,7 +180,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path,
             export(model, tmp_path, SHAPE, *arguments)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    refused(ConfigError, "Paddle converts networks for GPUs only", "paddle", "float16")
+    refused(ConfigError, "Paddle's tools make none that runs on a CPU", "paddle", "float16")
     refused(ConfigError, "precision 'int4': expected one of", "onnx", "int4")
     refused(ConfigError, "needs calibration images", "onnx", "int8")
     refused(DataError, "cannot read the label file", "onnx", "int8", glyphs / "nowhere.txt")
@@ -226,8 +226,12 @@ def test_a_full_disk_or_a_folder_in_the_way_leaves_the_earlier_export(tmp_path, 
     np.testing.assert_array_equal(Predictor(tmp_path).embed_batch(np.ones((2, *SHAPE), "float32")), before)
 
 
-def test_a_damaged_export_is_found(tmp_path):
+def test_a_damaged_export_is_found(tmp_path, monkeypatch):
     folder = export(trained(Own()), tmp_path, SHAPE)
+    monkeypatch.setattr(paddle, "__version__", "2.6.2")  # which would die of a file of Paddle 3
+    with pytest.raises(ConfigError, match="inference.json: Paddle 3 wrote it, and this is 2.6.2"):
+        Predictor(folder)
+    monkeypatch.undo()
     parameters = folder / "inference.pdiparams"
     whole = parameters.read_bytes()
     parameters.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
