@@ -549,23 +549,33 @@ class Entry:
         parallel.broadcast_statistics(backbone)
         return embed_reader(backbone, loader, flip=False)[0]
 
-    def convert_for_prediction(self, format: str = "paddle") -> Path:
+    def convert_for_prediction(
+        self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None
+    ) -> Path:
         """Exports the model of the last `train`, or else of the checkpoint folder, into the model save folder.
 
         Args:
             format: 'paddle' for Paddle's inference library, or 'onnx'; the batch may have any size in both.
+            precision: 'float32'; or 'float16' or 'int8', of ONNX. The log says how far embeddings move.
+            calibration: a folder of images, or a label file, like those to embed; int8 needs them, and the export is compared
+                with the model on up to 256 of them, or else on noise.
 
         Returns:
             The folder, for `plsc.Predictor`; files it did not write stay as they are.
 
         Raises:
-            PlscError: there is no model, or the folder cannot be written.
+            PlscError: there is no model, the format does not come in that precision, or the folder cannot be written.
         """
         config = self._prepare()
         backbone = self._trained_backbone("convert_for_prediction", config)
         if not config.model_save_dir:
             raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
-        folder = export(backbone, Path(config.model_save_dir), config.image_shape, format)
+        if not isinstance(calibration, (str, Path, type(None))):
+            raise ConfigError(
+                f"convert_for_prediction: calibration={type(calibration).__name__}: expected a folder or a label file"
+            )
+        images = None if calibration is None else Path(calibration)
+        folder = export(backbone, Path(config.model_save_dir), config.image_shape, format, precision, images)
         logging.getLogger("plsc").info("exported to %s", folder)
         return folder
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Union
 
 import numpy as np
 from PIL import Image
 
+from plsc import inference
+from plsc.config import check_int
 from plsc.data.transforms import decode, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
+from plsc.files import sha256_of
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
+
+_pillow = threading.Lock()  # Pillow images load when they are first used, and one may be in the list twice
 
 
 class Predictor:
@@ -24,10 +31,12 @@ class Predictor:
         path: the folder of the export.
         batch_size: images a forward pass.
         flip: average the embeddings of an image and its mirror image, as tests of faces do.
+        num_workers: threads that decode images while others are embedded; 0 decodes in between.
 
     Attributes:
         image_shape: (C, H, W); images of other sizes are resized.
         emb_dim: D.
+        precision: float32, float16 or int8.
 
     Raises:
         ConfigError: there is no export, or it cannot be run here.
@@ -38,23 +47,25 @@ class Predictor:
         >>> predictor.compare(predictor.embed(["a.jpg"]), predictor.embed(["b.jpg"]))  # doctest: +SKIP
     """
 
-    def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False) -> None:
+    def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+        check_int("Predictor: batch_size", batch_size, 1)
+        check_int("Predictor: num_workers", num_workers, 0)
         manifest = Path(path) / "inference_meta.json"
         try:
             meta = json.loads(manifest.read_text(encoding="utf-8"))
             self.image_shape: tuple[int, int, int] = tuple(meta["image_shape"])
             self.emb_dim = int(meta["emb_dim"])
-            files = [Path(path) / name for name in meta["files"]]
+            self.precision = str(meta["precision"])
+            digests = {Path(path) / name: digest for name, digest in meta["files"].items()}
             format = meta["format"]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ConfigError(
                 f"{manifest}: no exported network there ({type(problem).__name__}); make one with python -m plsc export"
             ) from None
-        for file in files:
-            if not file.exists():
-                raise ConfigError(f"{file}: is missing; export the network again")
-        self._batch_size, self._flip = batch_size, flip
-        self._run = _onnx(files[0]) if format == "onnx" else _paddle(*files)
+        for file, digest in digests.items():
+            _check(file, digest)
+        self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
+        self._run = inference.load(list(digests), format)
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
         """Embeddings [N, D] float32 of images: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
@@ -62,24 +73,75 @@ class Predictor:
         Raises:
             DataError: one of them is no image.
         """
-        parts = []
-        for first in range(0, len(images), self._batch_size):
-            pixels = [
-                self._pixels(image, first + k) for k, image in enumerate(images[first : first + self._batch_size])
-            ]
-            parts.append(self.embed_batch(normalize(np.stack(pixels))))
+        if isinstance(images, (str, bytes)) or not isinstance(images, (Sequence, np.ndarray)):
+            raise DataError(
+                f"embed: expected a list of images, got {type(images).__name__}; put a single one in a list"
+            )
+        parts = [self.embed_batch(batch) for batch in self._batches(images)]
         return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings [B, D] float32 of normalised images [B, C, H, W] float32."""
+        """Embeddings [B, D] float32 of normalised images [B, C, H, W] float32.
+
+        Raises:
+            DataError: an array of another shape, or of whole numbers; or an embedding that is not finite.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
+            wanted = ", ".join(map(str, self.image_shape))
+            raise DataError(
+                f"embed_batch: {images.dtype} array of shape {list(images.shape)}: expected normalised images [B, {wanted}] "
+                "float32; embed() takes images as they are"
+            )
+        if not len(images):
+            return np.zeros((0, self.emb_dim), "float32")
+        images = images.astype("float32", copy=False)
         embeddings = self._run(images)
         if self._flip:
-            embeddings = (embeddings + self._run(np.ascontiguousarray(images[..., ::-1]))) / 2
+            embeddings = (embeddings + self._run(images[..., ::-1])) / 2
+        finite = np.isfinite(embeddings).all(axis=1)
+        if not finite.all():
+            raise DataError(
+                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for NaN in "
+                f"the image, or export in float32 (this export is {self.precision})"
+            )
         return embeddings
 
     def compare(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32."""
+        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32.
+
+        Raises:
+            DataError: arrays of other shapes.
+        """
+        shapes = [np.shape(embeddings) for embeddings in (one, other)]
+        if any(len(shape) != 2 or shape[1] != self.emb_dim for shape in shapes):
+            raise DataError(
+                f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got {', '.join(map(str, shapes))}"
+            )
         return _unit(one) @ _unit(other).T
+
+    def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:
+        """Normalised images [B, C, H, W], decoded in threads while those before are embedded."""
+        firsts = range(0, len(images), self._batch_size)
+        if self._num_workers == 0 or len(firsts) < 2:
+            for first in firsts:
+                yield self._batch(images, first)
+            return
+        executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="plsc-images")
+        pending: deque[Future[np.ndarray]] = deque()
+        try:
+            for first in firsts:
+                pending.append(executor.submit(self._batch, images, first))
+                if len(pending) > self._num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _batch(self, images: Sequence[Picture], first: int) -> np.ndarray:
+        chosen = images[first : first + self._batch_size]
+        return normalize(np.stack([self._pixels(image, first + k) for k, image in enumerate(chosen)]))
 
     def _pixels(self, image: Picture, number: int) -> np.ndarray:
         where = f"image {number}"
@@ -92,49 +154,23 @@ class Predictor:
         if isinstance(image, bytes):
             return decode(image, self.image_shape, where)
         if isinstance(image, Image.Image):
-            image = np.asarray(image.convert("RGB"))
+            with _pillow:
+                image = np.asarray(image.convert("RGB"))
         return from_pixels(np.asarray(image), self.image_shape, where)
+
+
+def _check(file: Path, digest: str) -> None:
+    try:
+        found = sha256_of(file)
+    except OSError as problem:
+        raise ConfigError(f"{file}: cannot be read ({problem.strerror}); export the network again") from None
+    if found != digest:
+        raise ConfigError(
+            f"{file}: is not the file that was exported with its inference_meta.json, but damaged, or of another export; "
+            "export the network again"
+        )
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.where(length > 0, length, 1)
-
-
-def _paddle(program: Path, parameters: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import paddle
-    from paddle import inference
-
-    config = inference.Config(str(program), str(parameters))
-    if paddle.is_compiled_with_cuda():
-        config.enable_use_gpu(256, int(paddle.device.get_device().rpartition(":")[2]))
-    else:
-        config.disable_gpu()
-        config.set_cpu_math_library_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    config.disable_glog_info()
-    predictor = inference.create_predictor(config)
-    entrance = predictor.get_input_handle(predictor.get_input_names()[0])
-    exit = predictor.get_output_handle(predictor.get_output_names()[0])
-
-    def run(images: np.ndarray) -> np.ndarray:
-        entrance.copy_from_cpu(np.ascontiguousarray(images, dtype="float32"))
-        predictor.run()
-        return exit.copy_to_cpu()
-
-    return run
-
-
-def _onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ConfigError(
-            "this network is ONNX and needs onnxruntime: pip install '.[onnx]' in the plsc clone"
-        ) from None
-    session: Any = onnxruntime.InferenceSession(str(file), providers=onnxruntime.get_available_providers())
-    name = session.get_inputs()[0].name
-
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: np.ascontiguousarray(images, dtype="float32")})[0]
-
-    return run

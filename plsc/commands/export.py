@@ -1,4 +1,4 @@
-"""`python -m plsc export --checkpoint DIR --output DIR --format paddle|onnx`."""
+"""`python -m plsc export --checkpoint DIR --output DIR --format paddle|onnx --precision ... --calibration ...`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         commands,
         "export",
         "export a checkpoint for Paddle's inference library or as ONNX",
-        ["python -m plsc export --checkpoint output/19 --output net --format onnx"],
+        [
+            "python -m plsc export --checkpoint output/19 --output net --format onnx",
+            "python -m plsc export --checkpoint output/19 --output small --format onnx --precision int8 --calibration images",
+        ],
     )
     trained.add_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
     parser.add_argument("--format", choices=("paddle", "onnx"), default="paddle", help="default paddle")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="the last two for onnx; default float32",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR_OR_LABEL_FILE",
+        help="images like those to embed: int8 needs them, and every export is compared with the network on them",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     entry = trained.entry_of(options)
     entry.set_model_save_dir(options.output)
-    entry.convert_for_prediction(options.format)
+    entry.convert_for_prediction(options.format, options.precision, options.calibration)
     return 0

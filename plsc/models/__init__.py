@@ -6,17 +6,19 @@ from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
+from plsc.models.vit import ViT
 
-__all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "build_model"]
+__all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "ViT", "build_model"]
 
 _RESNETS = {f"ResNet{layers}": layers for layers in DEPTHS}
-MODEL_NAMES = (*_RESNETS, "MobileFaceNet")
+_OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT}
+MODEL_NAMES = (*_RESNETS, *_OTHERS)
 
 
 def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> BaseModel:
     """A fresh model called `name`, one of `MODEL_NAMES`."""
     if name in _RESNETS:
         return ResNet(_RESNETS[name], emb_dim, image_shape)
-    if name == "MobileFaceNet":
-        return MobileFaceNet(emb_dim, image_shape)
+    if name in _OTHERS:
+        return _OTHERS[name](emb_dim, image_shape)
     raise ConfigError(f"set_model_name({name!r}): expected one of {', '.join(MODEL_NAMES)}")

@@ -6,6 +6,7 @@ from plsc.errors import ConfigError
 from plsc.models import build_model
 from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import ResNet
+from plsc.models.vit import ViT
 
 pytestmark = pytest.mark.core
 
@@ -15,6 +16,11 @@ def weights(model):
     return sum(
         int(np.prod(p.shape)) for n, p in model.named_parameters() if n.split(".")[-1] not in ("_mean", "_variance")
     )
+
+
+def small(name, emb_dim, shape):
+    """The model of that name; of a ViT two blocks, for speed."""
+    return ViT(emb_dim, shape, blocks=2) if name == "ViT" else build_model(name, emb_dim, shape)
 
 
 # Millions, insightface arcface_torch model zoo.
@@ -27,6 +33,22 @@ def test_mobilefacenet_has_the_published_number_of_weights():
     assert weights(MobileFaceNet(emb_dim=128)) == pytest.approx(0.99e6, rel=0.02)
 
 
+def test_vit_has_the_published_number_of_weights():
+    # DeiT-S, table 1 of arXiv:2012.12877: 22 M at 224x224 with 1,000 outputs; ours has a weight a place and channel more.
+    assert weights(ViT(1000, (3, 224, 224))) == pytest.approx(22.05e6 + 14 * 14 * 384, rel=0.001)
+
+
+@pytest.mark.parametrize("shape, grid", [((3, 112, 112), (14, 14)), ((3, 32, 32), (11, 11)), ((1, 17, 23), (9, 12))])
+def test_vit_sees_every_pixel_in_at_most_14_patches_a_side(shape, grid):
+    model = ViT(8, shape, blocks=0)
+    patches = model.patches(paddle.zeros([1, *shape]))
+    assert tuple(patches.shape[2:]) == grid
+    image = paddle.zeros([1, *shape])
+    image.stop_gradient = False
+    (model.patches(image) * paddle.rand(patches.shape)).sum().backward()
+    assert (image.grad.numpy() != 0).all()
+
+
 @pytest.mark.parametrize("name", ["ResNet152", "ResNet200"])
 def test_the_deepest(name):
     model = build_model(name, 8, (3, 16, 16))
@@ -35,18 +57,18 @@ def test_the_deepest(name):
     assert len(convolutions) == 1 + 2 * {"ResNet152": 50, "ResNet200": 98}[name]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 17, 23), (3, 112, 112)])
 def test_shapes(name, shape):
-    model = build_model(name, 24, shape)
+    model = small(name, 24, shape)
     assert model.build(shape) == 24
     assert model(paddle.rand([3, *shape])).shape == [3, 24]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
 def test_a_gradient_reaches_every_weight(name):
     paddle.seed(0)
-    model = build_model(name, 16, (3, 32, 32))
+    model = small(name, 16, (3, 32, 32))
     (model(paddle.rand([4, 3, 32, 32])) * paddle.rand([4, 16])).sum().backward()
     for parameter_name, parameter in model.named_parameters():
         if not parameter.stop_gradient:
@@ -61,10 +83,10 @@ def test_the_scale_of_the_embedding_stays_at_one():
     np.testing.assert_array_equal(dict(model.named_parameters())[fixed.pop()].numpy(), np.ones(16))
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
 def test_it_learns_four_images_by_heart(name):
     paddle.seed(3)
-    model = build_model(name, 16, (3, 16, 16))
+    model = small(name, 16, (3, 16, 16))
     x = paddle.rand([8, 3, 16, 16])
     y = paddle.to_tensor([0, 1, 2, 3] * 2)
     x = x[:4].tile([2, 1, 1, 1]) + 0.05 * x
@@ -101,7 +123,7 @@ def test_unknown_name():
         ResNet(51)
 
 
-@pytest.mark.parametrize("name", ["ResNet50", "MobileFaceNet"])
+@pytest.mark.parametrize("name", ["ResNet50", "MobileFaceNet", "ViT"])
 def test_too_small_an_image(name):
     for shape in ((3, 15, 112), (3, 112, 8)):
         with pytest.raises(ConfigError, match="set_image_shape"):
