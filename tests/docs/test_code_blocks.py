@@ -4,6 +4,8 @@ A block marked `continues` goes on with the names of those before it on its page
 not here, and must only be Python. Sizes come from PLSC_SETTINGS, which wins over what a block sets.
 """
 
+import doctest
+import importlib
 import json
 import shutil
 
@@ -18,6 +20,7 @@ from plsc import Entry
 SIZES = {"num_classes": 12, "image_shape": [3, 16, 16], "model_name": "MobileFaceNet", "train_epochs": 1,
          "train_batch_size": 32}  # fmt: skip
 BLOCKS = {page: [block for block in pages.fenced(page) if block.kind == "python"] for page in PAGES}
+WITH_EXAMPLES = [path for path in sorted((ROOT / "plsc").rglob("*.py")) if ">>> " in path.read_text()]
 NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.mark.startswith("not-run")]
 
 
@@ -70,3 +73,10 @@ def test_the_blocks_of_a_page_run(page, folder):
 def test_few_blocks_are_not_run_and_say_why():
     assert len(NOT_RUN) <= 4
     assert all(block.mark.split(maxsplit=1)[1:] for block in NOT_RUN)
+
+
+@pytest.mark.parametrize("source", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_run(source):
+    module = importlib.import_module(".".join(source.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
