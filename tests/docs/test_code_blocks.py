@@ -17,7 +17,7 @@ from ranks import ROOT
 
 from plsc import Entry
 
-SIZES = {"num_classes": 12, "image_shape": [3, 16, 16], "model_name": "MobileFaceNet", "train_epochs": 1,
+SIZES = {"num_classes": 12, "image_shape": [3, 32, 32], "model_name": "MobileFaceNet", "train_epochs": 1,
          "train_batch_size": 32}  # fmt: skip
 BLOCKS = {page: [block for block in pages.fenced(page) if block.kind == "python"] for page in PAGES}
 WITH_EXAMPLES = [path for path in sorted((ROOT / "plsc").rglob("*.py")) if ">>> " in path.read_text()]
@@ -27,7 +27,7 @@ NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.mark
 def my_samples():
     """What custom.md calls the reader's own."""
     for label in range(12):
-        yield np.zeros((3, 16, 16), "float32"), label
+        yield np.zeros((3, 32, 32), "float32"), label
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps(SIZES))
 
     def make(place):
-        for name, source in (("train_data", glyphs), ("dataset", base64_glyphs)):
+        for name, source in (("train_data", glyphs), ("glyphs", glyphs), ("dataset", base64_glyphs)):
             shutil.copytree(source, place / name)
             for target in ("lfw", "agedb_30"):
                 shutil.copy(source / "glyphs.bin", place / name / f"{target}.bin")
@@ -53,7 +53,9 @@ def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
             shutil.copy(place / "train_data" / "images" / "0" / "0.jpg", place / f"{image}.jpg")
 
     place = tmp_path / "reader"
-    shutil.copytree(once("documentation", make), place)
+    made = once("documentation", make)
+    monkeypatch.setenv("PLSC_SETTINGS", json.dumps({**SIZES, "model_save_dir": "runs"}))  # none is resumed
+    shutil.copytree(made, place)
     monkeypatch.chdir(place)
 
 
