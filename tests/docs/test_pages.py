@@ -43,14 +43,21 @@ def test_command_lines_parse(page):
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name)
 def test_options_in_the_text_exist(page):
     commands = cli.make_parser()._subparsers._group_actions[0].choices
-    for line in re.findall(r"`python -m plsc ([^`]+)`", pages.prose(page)):
+    for line in re.findall(r"`(?:python -m )?plsc ((?!<)[^`]+)`", pages.prose(page)):
         words = line.split()
-        if "." in words[0] or words[0].startswith("<"):
-            continue
         assert words[0] in commands, line
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         known = [*commands[words[0]]._option_string_actions, "--fs", "--user"]
         assert set(options) <= set(known) or words[0] == "run", line
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "demo").glob("*.sh")), ids=name)
+def test_command_lines_of_the_demo_parse(script):
+    text = script.read_text().replace("\\\n", " ").replace('"$python"', "python")
+    for line in re.findall(r"^(python .*)$", text, re.M):
+        for start in PARSERS:
+            if line.startswith(start):
+                PARSERS[start]().parse_args(shlex.split(line[len(start) :]))
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name)
