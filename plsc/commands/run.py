@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "python -m plsc run --set train_batch_size=64 --set lr=0.05 train.py",
         ],
         "Options of the script come after it. Scripts that `import paddle.fluid` get plsc.fluid. With several ranks the "
-        "first failure ends all of them, and its last words are shown. The status of a single rank is that of the script.",
+        "first failure ends all of them, and its last words are shown. The status of a single rank is that of the script. Settings win over the setters of the script.",
     )
     parser.add_argument("--ranks", type=at_least(1), default=1, metavar="N", help="number of processes (default 1)")
     parser.add_argument(
