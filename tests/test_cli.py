@@ -1,6 +1,7 @@
 """The manners of all command lines, whichever commands there are."""
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -128,3 +129,11 @@ def test_a_failure_is_one_line_and_status_1(tmp_path, capsys):
     assert cli.main(["convert-checkpoint", str(tmp_path / "none"), str(tmp_path / "new"), "--ranks", "2"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("plsc: error: ") and said.count("\n") == 1
+
+
+def test_convert_checkpoint_prints_json(monkeypatch, capsys):
+    from plsc.checkpoint import convert
+
+    monkeypatch.setattr(convert, "convert", lambda source, target, ranks: None)
+    assert cli.main(["convert-checkpoint", "a", "b", "--ranks", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": "b", "ranks": 2}

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from plsc.arguments import Parser, at_least
+from plsc.arguments import Parser, at_least, exit_status
 from plsc.data.base64_plan import Options
 from plsc.data.base64_shuffle import Result, shuffle_base64
 from plsc.errors import ConfigError, PlscError
@@ -34,7 +34,11 @@ class Stopped(BaseException):
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the tool; returns the exit status."""
-    options = {name: value for name, value in vars(make_parser().parse_args(arguments)).items() if value is not None}
+    return exit_status(lambda: _run(make_parser().parse_args(arguments)))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(parsed).items() if value is not None}
     progress = _Progress()
     began = time.monotonic()
     try:

@@ -51,8 +51,10 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[str]:
-    """Indented lines that begin with a program or a script, in order; what follows a # is cut off."""
-    lines = re.findall(r"^ {4}((?:python|bash|pip|spark-submit|export|cd|git) .*)$", prose(page), re.M)
+    """Lines that begin with a program, indented or in a block of a shell, in order; what follows a # is cut off."""
+    shell = "".join(block.text for block in fenced(page) if block.kind in ("sh", "bash", "shell", "console"))
+    text = prose(page) + re.sub("^", "    ", shell, flags=re.M)
+    lines = re.findall(r"^ {4}(?:\$ )?((?:python|bash|pip|spark-submit|export|cd|git) .*)$", text, re.M)
     return [re.sub(r"\s+#.*", "", line).rstrip() for line in lines]
 
 
