@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from plsc.arguments import Parser
+from plsc.arguments import Parser, exit_status
 from plsc.commands import convert_checkpoint, export, hdfs, plan, report, run, test
-from plsc.errors import PlscError
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -21,12 +20,19 @@ _COMMANDS = {
     "convert-checkpoint": convert_checkpoint,
 }
 _ABOUT = """\
-plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these
-commands start it on several ranks, and work with what it leaves in its output folder."""
+plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
+commands start it on several ranks, and work with what it leaves in its output folder.
+
+The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), 2 for a wrong command line."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs one command; returns 0, 1 for a failure that was said in one line, or exits with 2 for a wrong command line."""
+    return exit_status(lambda: _run(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(
         prog="python -m plsc",
         description=_ABOUT,
@@ -36,16 +42,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             "python -m plsc report output                                            # what happened, as a page",
             "python -m plsc export --checkpoint output/19 --output net --format onnx # use it elsewhere",
             "python -m plsc plan --classes 10000000 --ranks 8 --device-memory 80G    # will it fit?",
-            "python -m plsc <command> --help                                         # all about one",
+            "python -m plsc plan --help                                              # all about one command",
         ],
     )
     parser.add_argument("--version", action="version", version=f"plsc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="<command>", title="commands")
     for command in _COMMANDS.values():
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
-    try:
-        return _COMMANDS[options.command].run(options)
-    except PlscError as error:
-        print(f"plsc: error: {error}", file=sys.stderr)
-        return 1
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _COMMANDS[options.command].run(options)

@@ -89,7 +89,7 @@ class Entry:
 
     @property
     def train_reader(self) -> Any:
-        """Batches of `(image, label)` instead of a data set folder: see docs/readers.md for what is taken."""
+        """Batches of `(image, label)` instead of a data set folder: see docs/custom.md for what is taken."""
         return self._config.train_reader
 
     @train_reader.setter
@@ -494,7 +494,7 @@ class Entry:
         )
 
     def add_callback(self, callback: Callback) -> None:
-        """Has an object take part in training: see `plsc.Callback`, and docs/callbacks.md for examples."""
+        """Has an object take part in training: see `plsc.Callback`, and docs/custom.md for an example."""
         if not isinstance(callback, Callback):
             raise ConfigError(f"add_callback({callback!r}): expected an instance of a subclass of plsc.Callback")
         self._config.callbacks += (callback,)

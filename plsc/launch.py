@@ -27,7 +27,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
     A single rank's own status is returned instead of 1.
 
     When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
-    checkpoint. SIGTERM and SIGINT are passed on, and all ranks have a minute to save; the second one ends them at once.
+    checkpoint. After SIGTERM or SIGINT (Ctrl-C) the ranks get SIGTERM, and a minute to save; the second one ends them at once.
     Rank 0 writes straight to this terminal. What the other ranks write to stderr is kept, and the last lines of the
     first one to fail are the last thing shown.
 
@@ -60,7 +60,10 @@ def _run_once(
 ) -> int:
     """Status of the run, whose ranks have all ended. `restart_of` is when it was first started, if it was."""
     ports = _free_ports(ranks)
+    # A terminal sends Ctrl-C to all of them at once; the ranks leave it to this process, which asks them to save and end.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes = [_start(command, rank, ports, variables, restart_of) for rank in range(ranks)]
+    signal.signal(signal.SIGINT, handler)
     tails = [collections.deque[str](maxlen=40) for _ in processes]
     ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
     readers = [

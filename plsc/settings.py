@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting, such as train_batch_size=64 or image_shape=[3,32,32]; it wins over the script (again for more)",
+        help="a setting, such as train_batch_size=64 or image_shape=[3,32,32]; may be given again (names: docs/settings.md)",
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file of settings; --set wins over it")
 

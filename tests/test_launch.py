@@ -54,3 +54,30 @@ def test_stopping_the_launcher_stops_its_ranks(tmp_path):
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
     for file in files:
         assert not os.path.exists(f"/proc/{file.read_text()}")
+
+
+def test_ctrl_c_in_a_terminal_asks_the_ranks_to_end_and_interrupts_none(tmp_path):
+    """It goes to the launcher and its ranks alike."""
+    path = script(
+        tmp_path,
+        "import signal\n"
+        f"def asked(*_): open(f'{tmp_path}/asked{{rank}}', 'w').close(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, asked)\n"
+        f"open(f'{tmp_path}/ready{{rank}}', 'w').close()\n"
+        "time.sleep(60)\n",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", "run", "--ranks", "2", path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (130, b"")
+    assert all((tmp_path / f"asked{rank}").exists() for rank in range(2))

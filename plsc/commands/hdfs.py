@@ -29,35 +29,52 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     get = "python -m plsc hdfs get --fs hdfs://namenode:9000 --user me checkpoints/19 output/19"
     put = "python -m plsc hdfs put --fs https://gateway:8443 --user me --ask-password output/19 checkpoints/19"
     about = "list, download and upload files, folders and checkpoints of HDFS"
-    group = add_command(commands, "hdfs", about, [ls, get, put])
+    details = (
+        f"The password of a gateway is read from {_PASSWORD} or asked for; no option takes it, as everybody can see command "
+        "lines. No training is started here, so there is no --set or --config."
+    )
+    group = add_command(commands, "hdfs", about, [ls, get, put], details)
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
     for name, function, about, arguments, example in (
-        ("ls", _ls, "show names, sizes and times", ("path",), ls),
+        ("ls", _ls, "show names, sizes and times", {"path": "file or folder of HDFS"}, ls),
         (
             "get",
             _get,
             "download; a checkpoint is checked, and goes on where it was interrupted",
-            ("source", "target"),
+            {"source": "file, folder or checkpoint of HDFS", "target": "new name here, or a folder to put it into"},
             get,
         ),
-        ("put", _put, "upload; seen there when it is complete", ("source", "target"), put),
+        (
+            "put",
+            _put,
+            "upload; seen there when it is complete",
+            {"source": "file or folder here", "target": "new name in HDFS, or a folder to put it into"},
+            put,
+        ),
     ):
         action = add_command(actions, name, about, [example])
         action.add_argument(
-            "--fs", required=True, help="address: hdfs://host:port, http(s)://host:port, an HdfsCLI alias"
+            "--fs",
+            required=True,
+            metavar="ADDRESS",
+            help="hdfs://host:port, http(s)://host:port, or an HdfsCLI alias",
         )
-        action.add_argument("--user", help="HDFS user (default: HADOOP_USER_NAME, or who runs this)")
+        action.add_argument("--user", metavar="NAME", help="HDFS user (default: HADOOP_USER_NAME, or who runs this)")
         action.add_argument(
             "--ask-password",
             action="store_true",
             help=f"ask for the gateway's password (default: ${_PASSWORD}, if set)",
         )
         action.add_argument(
-            "--retry-seconds", type=at_least(0), default=300, help="how long to try again (default 300)"
+            "--retry-seconds",
+            type=at_least(0),
+            default=300,
+            metavar="N",
+            help="how long to try again what fails (default 300)",
         )
         action.add_argument("--json", action="store_true", help="print JSON")
-        for argument in arguments:
-            action.add_argument(argument)
+        for argument, meaning in arguments.items():
+            action.add_argument(argument, help=meaning)
         action.set_defaults(run=function)
 
 

@@ -22,14 +22,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "python -m plsc run --ranks 2 --restarts 3 train.py --data ./faces",
             "python -m plsc run --set train_batch_size=64 --set lr=0.05 train.py",
         ],
-        "Options of the script come after it. Scripts that `import paddle.fluid` get plsc.fluid. With several ranks the\n"
-        "first failure ends all of them, and its last words are shown.",
+        "Options of the script come after it. Scripts that `import paddle.fluid` get plsc.fluid. With several ranks the "
+        "first failure ends all of them, and its last words are shown. The status of a single rank is that of the script. Settings win over the setters of the script.",
     )
-    parser.add_argument("--ranks", type=at_least(1), default=1, help="number of processes (default 1)")
+    parser.add_argument("--ranks", type=at_least(1), default=1, metavar="N", help="number of processes (default 1)")
     parser.add_argument(
         "--restarts",
         type=at_least(0),
         default=0,
+        metavar="N",
         help="start all ranks again after a failure, so often at most; training goes on from its newest checkpoint (default 0)",
     )
     settings.add_options(parser)

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from plsc.arguments import at_least
+from plsc.arguments import Parser, at_least, exit_status
 from plsc.data.base64_plan import Options
 from plsc.data.base64_shuffle import Result, shuffle_base64
 from plsc.errors import ConfigError, PlscError
@@ -34,7 +34,11 @@ class Stopped(BaseException):
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the tool; returns the exit status."""
-    options = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
+    return exit_status(lambda: _run(make_parser().parse_args(arguments)))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(parsed).items() if value is not None}
     progress = _Progress()
     began = time.monotonic()
     try:
@@ -65,37 +69,59 @@ def _shuffle(options: dict[str, Any], progress: _Progress) -> Result:
     return shuffle_on_spark(Options(**options, skip_errors=skip_errors, memory=1 << 62))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="process_base64_files.py",
+def make_parser() -> Parser:
+    """The parser of its command line."""
+    tool = "python tools/process_base64_files.py"
+    parser = Parser(
+        prog=tool,
         description="Shuffles all lines of base64 data and splits them into base64_rank_0 ... base64_rank_<N-1>, files "
         "with equal counts of lines; when the total does not divide, random samples stand a second time. Also writes "
         "base64_file_list.txt and base64_manifest.json. The inputs are never changed; outputs appear when all are "
         "complete. Sizes may be written 512MB, 1.5GB or 256MiB.",
-        epilog="example: python tools/process_base64_files.py --data_dir=./dataset --file_list=file_list.txt --nranks=8",
+        examples=[
+            f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8",
+            f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8 --check --on-error skip",
+            f"{tool} --data_dir=hdfs://namenode:9000/dataset --file_list=file_list.txt --nranks=8 --engine spark",
+        ],
     )
     # Each option may be spelled with - or _.
     for name, settings in (
-        ("data_dir", {"required": True, "help": "folder of the training data"}),
+        ("data_dir", {"required": True, "metavar": "DIR", "help": "folder of the training data"}),
         (
             "file_list",
             {
                 "required": True,
+                "metavar": "NAME",
                 "help": "file in it that names the parts, one a line; a part is lines of base64<TAB>label",
             },
         ),
-        ("nranks", {"required": True, "type": at_least(1), "help": "number of ranks (GPUs) to split for"}),
-        ("output_dir", {"help": "folder for the outputs (default: data_dir)"}),
-        ("tmp_dir", {"help": "folder for temporary files, as large as the data (default: output_dir)"}),
-        ("seed", {"type": at_least(0), "default": 0, "help": "the same seed gives the same bytes (default 0)"}),
+        ("nranks", {"required": True, "type": at_least(1), "metavar": "N", "help": "ranks (GPUs) to split for"}),
+        ("output_dir", {"metavar": "DIR", "help": "folder for the outputs (default: data_dir)"}),
+        (
+            "tmp_dir",
+            {"metavar": "DIR", "help": "folder for temporary files, as large as the data (default: output_dir)"},
+        ),
+        (
+            "seed",
+            {
+                "type": at_least(0),
+                "default": 0,
+                "metavar": "N",
+                "help": "the same seed gives the same bytes (default 0)",
+            },
+        ),
         (
             "memory",
             {
                 "type": _size,
+                "metavar": "SIZE",
                 "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
             },
         ),
-        ("workers", {"type": at_least(1), "help": "processes (default: one a core, as far as the memory allows)"}),
+        (
+            "workers",
+            {"type": at_least(1), "metavar": "N", "help": "processes (default: one a core, as the memory allows)"},
+        ),
         (
             "check",
             {"action": "store_true", "help": "also decode every image, and treat one that is broken as a bad line"},
@@ -112,7 +138,10 @@ def _parser() -> argparse.ArgumentParser:
             "compress_tmp",
             {"action": "store_true", "help": "temporary files take a quarter less space, and more computing"},
         ),
-        ("max_line", {"type": _size, "default": "8MB", "help": "longest line that is taken for good (default 8MB)"}),
+        (
+            "max_line",
+            {"type": _size, "default": "8MB", "metavar": "SIZE", "help": "longest line taken for good (default 8MB)"},
+        ),
         (
             "engine",
             {

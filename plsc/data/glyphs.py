@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from plsc.arguments import Parser, at_least, exit_status
 from plsc.data.verification import save_verification
-from plsc.errors import DataError, PlscError
+from plsc.errors import DataError
 
 FORMAT = 1
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
@@ -214,7 +216,8 @@ def _render_all(characters: Sequence[str], first_label: int, images: int, size: 
     if len(tasks) * images < 500:
         yield from map(_render_one, tasks)
         return
-    with ProcessPoolExecutor(2) as pool:
+    # Ctrl-C is for this process, which ends the two.
+    with ProcessPoolExecutor(2, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.map(_render_one, tasks, chunksize=16)
 
 
@@ -259,23 +262,39 @@ def _encode(image: Image.Image) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m plsc.data.glyphs", description="Renders the glyph data set.")
-    parser.add_argument("--output", required=True, help="folder to make")
-    for name, default, text in (
-        ("classes", 1000, "characters to train on"),
-        ("images", 24, "images of each"),
-        ("size", 32, "side of an image, pixels"),
-        ("held-out", 250, "characters for the verification pairs"),
-        ("pairs", 6000, "verification pairs"),
-        ("seed", 0, "random seed"),
-        ("base64-parts", 0, "also write this many base64 files"),
+    return exit_status(lambda: _render(make_parser().parse_args(arguments)))
+
+
+def make_parser() -> Parser:
+    """The parser of its command line."""
+    parser = Parser(
+        prog="python -m plsc.data.glyphs",
+        description="Renders characters into a data set: images/, label.txt, classes.txt, and glyphs.bin with pairs of "
+        "characters that are not in training. The same options give the same bytes.",
+        examples=[
+            "python -m plsc.data.glyphs --output ./glyphs                                         # as the demo: 1,000",
+            "python -m plsc.data.glyphs --output ./small --classes 50 --held-out 30 --pairs 600   # in a few seconds",
+            "python -m plsc.data.glyphs --output ./glyphs64 --base64-parts 10                     # base64 files too",
+        ],
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    for name, least, default, text in (
+        ("classes", 1, 1000, "characters to train on"),
+        ("images", 1, 24, "images of each"),
+        ("size", 1, 32, "side of an image, pixels"),
+        ("held-out", 2, 250, "characters for the verification pairs"),
+        ("pairs", 1, 6000, "verification pairs"),
+        ("seed", 0, 0, "random seed"),
+        ("base64-parts", 0, 0, "also write this many base64 files"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
-    try:
-        render_glyphs(**vars(parser.parse_args(arguments)))
-    except PlscError as error:
-        print(f"plsc: error: {error}", file=sys.stderr)
-        return 1
+        parser.add_argument(
+            f"--{name}", type=at_least(least), default=default, metavar="N", help=f"{text} (default {default})"
+        )
+    return parser
+
+
+def _render(options: argparse.Namespace) -> int:
+    render_glyphs(**vars(options))
     return 0
 
 

@@ -135,3 +135,17 @@ def test_the_command():
 def test_bad_arguments_of_the_command(arguments, words):
     process = run(*arguments)
     assert process.returncode == 1 and words in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_file_of_settings_serves_as_the_options_do_and_options_win(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "num_classes: 1000000\nemb_dim: 64\nmodel_name: MobileFaceNet\nimage_shape: [3, 32, 32]\nresume: true\n"
+        "loss_type: softmax\ntrain_batch_size: 4\ngradient_accumulation: 2\nmodel_save_dir: ''\n"
+    )
+    process = run("--config", str(file), "--set", "loss_type=dist_softmax", "--classes", "1000", "--json")
+    values = json.loads(process.stdout)
+    assert values["num_classes"] == 1000 and values["head"]["weights"] == 1000 * 65 * 4 and values["snapshot"] == 0
+    assert values["images"] == 4 * 4 * 3 * 32 * 32 * 4
+    process = run("--set", "emb_dim=64")
+    assert process.returncode == 2 and "--classes is required" in process.stderr

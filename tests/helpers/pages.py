@@ -1,0 +1,78 @@
+"""The documentation's pages, taken apart."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ranks import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted(DOCS.glob("*.md"))]
+# The page that a Chinese one says again. docs/zh/README.md is the project's README and the index in one.
+CHINESE = {
+    path: (ROOT if path.name == "README.md" else DOCS) / path.name for path in sorted((DOCS / "zh").glob("*.md"))
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        kind: the first word after the fence.
+        mark: the other words.
+        line: of the page, at which the text begins.
+    """
+
+    kind: str
+    mark: str
+    text: str
+    line: int
+
+
+@functools.cache
+def fenced(page: Path) -> tuple[Block, ...]:
+    """The fenced blocks of a page."""
+    content = page.read_text(encoding="utf-8")
+    found = []
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", content, re.M | re.S):
+        kind, _, mark = match[1].partition(" ")
+        found.append(Block(kind, mark.strip(), match[2], content.count("\n", 0, match.start(2)) + 1))
+    return tuple(found)
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines that begin with a program, indented or in a block of a shell, in order; what follows a # is cut off."""
+    shell = "".join(block.text for block in fenced(page) if block.kind in ("sh", "bash", "shell", "console"))
+    text = prose(page) + re.sub("^", "    ", shell, flags=re.M)
+    lines = re.findall(r"^ {4}(?:\$ )?((?:python|bash|pip|spark-submit|export|cd|git) .*)$", text, re.M)
+    return [re.sub(r"\s+#.*", "", line).rstrip() for line in lines]
+
+
+def headings(page: Path) -> list[str]:
+    """With their #."""
+    return re.findall(r"^#+ .*$", prose(page), re.M)
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.lstrip("#").strip()).lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def meaning(code: str) -> str:
+    """A Python text without comments and docstrings, which are translated."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
