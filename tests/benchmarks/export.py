@@ -1,6 +1,6 @@
 """Exported networks against the networks that were trained, as JSON.
 
-python tests/benchmarks/export.py parity [--side 112] [--emb 512]
+python tests/benchmarks/export.py parity [--side 112] [--emb 512] [--models ResNet50 ViT ...]
     the largest difference of an embedding's value, by the largest value, over batches of 1, 3 and 64: every built-in model
 PYTHONPATH=.:demo python tests/benchmarks/export.py precision FOLDER [--epochs 4]
     the demo's network, trained on glyphs in FOLDER: accuracy, size and speed in every format and precision
@@ -111,12 +111,13 @@ def main():
     one = kinds.add_parser("parity")
     one.add_argument("--side", type=int, default=112)
     one.add_argument("--emb", type=int, default=512)
+    one.add_argument("--models", nargs="+", choices=MODEL_NAMES, default=MODEL_NAMES)
     one = kinds.add_parser("precision")
     one.add_argument("folder", type=Path)
     one.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     if options.kind == "parity":
-        rows = (parity(name, (3, options.side, options.side), options.emb) for name in MODEL_NAMES)
+        rows = (parity(name, (3, options.side, options.side), options.emb) for name in options.models)
     else:
         rows = precisions(options.folder, options.epochs)
     print(
