@@ -516,11 +516,12 @@ class Entry:
         self._backbone = trainer.backbone
         return result
 
-    def test(self) -> dict[str, dict[str, float]]:
+    def test(self) -> dict[str, dict[str, Any]]:
         """Tests the model of the last `train`, or else of the checkpoint folder, on the verification sets.
 
         Returns:
-            `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm'}}`, the same on every rank.
+            `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm', 'auc', 'eer', 'at_far', ...}}`, the same on every rank: see
+            `plsc.metrics.verification_metrics`.
 
         Raises:
             PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
@@ -528,7 +529,7 @@ class Entry:
         config = self._prepare()
         backbone = self._trained_backbone("test", config)
         results = build_evaluator(config)(backbone)
-        log_test(results)
+        log_test(results, with_rates=True)
         return results
 
     def predict(self) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import paddle
@@ -18,6 +18,9 @@ from plsc.data.verification import VerificationSet
 from plsc.heads import shard_bounds
 from plsc.metrics import pair_similarity, pairs_of_labels, verification_metrics
 
+_HARD_PAIRS = 12  # of each kind
+_MAPPED = 1000  # images
+
 
 class Evaluator:
     """Tests a backbone on verification sets, or on pairs of the images a reader gives.
@@ -27,7 +30,7 @@ class Evaluator:
         reader: gives labelled images, instead of sets: pairs are drawn from them, half of them of one class.
         batch_size: images a forward pass, per rank.
         flip: average the embeddings of an image and its mirror image.
-        pairs_dir: rank 0 leaves `<set>_pairs.npz` (similarity, issame) there, for plots; None leaves nothing.
+        pairs_dir: rank 0 leaves `<set>_pairs.npz` there, for `plsc report`; None leaves nothing.
     """
 
     def __init__(
@@ -41,27 +44,71 @@ class Evaluator:
         self._sets, self._reader = sets, reader
         self._batch_size, self._flip, self._pairs_dir = batch_size, flip, pairs_dir
 
-    def __call__(self, backbone: paddle.nn.Layer) -> dict[str, dict[str, float]]:
-        """{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm'}}, the same on every rank."""
+    def __call__(self, backbone: paddle.nn.Layer) -> dict[str, dict[str, Any]]:
+        """{set name: what `verification_metrics` returns}, the same on every rank."""
         parallel.broadcast_statistics(backbone)
         if self._reader is not None:
             embeddings, labels = embed_reader(backbone, self._reader, self._flip)
             pairs, issame = pairs_of_labels(labels)
-            return {"test_reader": self._measure("test_reader", embeddings[pairs.reshape(-1)], issame)}
+            return {"test_reader": self._measure("test_reader", embeddings[pairs.reshape(-1)], issame, None)}
         return {one.name: self._test(backbone, one) for one in self._sets}
 
-    def _test(self, backbone: paddle.nn.Layer, one: VerificationSet) -> dict[str, float]:
+    def _test(self, backbone: paddle.nn.Layer, one: VerificationSet) -> dict[str, Any]:
         lower, upper = shard_bounds(len(one.images), parallel.world_size(), parallel.rank())
         own = embed(backbone, one.images[lower:upper], self._batch_size, self._flip)
         # Through objects: a rank without images does not know the embedding size.
         embeddings = np.concatenate([part for part in parallel.all_gather_object(own) if len(part)])
-        return self._measure(one.name, embeddings, one.issame)
+        return self._measure(one.name, embeddings, one.issame, one.images)
 
-    def _measure(self, name: str, embeddings: np.ndarray, issame: np.ndarray) -> dict[str, float]:
+    def _measure(
+        self, name: str, embeddings: np.ndarray, issame: np.ndarray, images: Optional[np.ndarray]
+    ) -> dict[str, Any]:
         if self._pairs_dir is not None and parallel.rank() == 0:
             self._pairs_dir.mkdir(parents=True, exist_ok=True)
-            np.savez(self._pairs_dir / f"{name}_pairs.npz", similarity=pair_similarity(embeddings), issame=issame)
+            made: dict[str, Any] = _for_report(embeddings, issame, images)
+            np.savez(self._pairs_dir / f"{name}_pairs.npz", **made)
         return verification_metrics(embeddings, issame)
+
+
+def _for_report(embeddings: np.ndarray, issame: np.ndarray, images: Optional[np.ndarray]) -> dict[str, np.ndarray]:
+    """Similarities, the pairs of each kind the model is most wrong about, and embeddings for a map of the first images."""
+    similarity = pair_similarity(embeddings)
+    made = {"similarity": similarity, "issame": issame}
+    if images is not None:
+        by_similarity = np.argsort(similarity, kind="stable")
+        least_alike = [pair for pair in by_similarity if issame[pair]][:_HARD_PAIRS]
+        most_alike = [pair for pair in by_similarity[::-1] if not issame[pair]][:_HARD_PAIRS]
+        hard = np.array(least_alike + most_alike, np.int64)
+        made["hard_pairs"] = hard
+        made["hard_images"] = images[np.stack([2 * hard, 2 * hard + 1], axis=1)]
+        made["hard_names"] = np.array([[f"image {2 * pair}", f"image {2 * pair + 1}"] for pair in hard], "U").reshape(
+            -1, 2
+        )
+        unit = embeddings[:_MAPPED] / np.maximum(np.linalg.norm(embeddings[:_MAPPED], axis=1, keepdims=True), 1e-12)
+        made["map_embeddings"] = unit.astype("float32")
+        made["map_identities"] = _identities(images[:_MAPPED], issame)
+    return made
+
+
+def _identities(images: np.ndarray, issame: np.ndarray) -> np.ndarray:
+    """A name for each image, the same where pairs and repeated images say that it is one identity: str [N].
+
+    Names are the number of the identity's first image; an image nothing is known of has none.
+    """
+    first_of: dict[bytes, int] = {}
+    parent = [first_of.setdefault(hashlib.sha256(image.tobytes()).digest(), i) for i, image in enumerate(images)]
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for pair in np.flatnonzero(issame[: len(images) // 2]):
+        one, other = sorted((root(2 * int(pair)), root(2 * int(pair) + 1)))
+        parent[other] = one
+    roots = [root(i) for i in range(len(images))]
+    known = {one for i, one in enumerate(roots) if one != i}
+    return np.array([str(one) if one in known else "" for one in roots], "U")
 
 
 def embed(backbone: paddle.nn.Layer, images: np.ndarray, batch_size: int, flip: bool) -> np.ndarray:

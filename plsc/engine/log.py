@@ -18,6 +18,7 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
+from plsc.metrics.roc import FARS, LEAST_ACCEPTS
 
 logger = logging.getLogger("plsc")
 
@@ -199,8 +200,8 @@ def _total_steps(run: Run) -> Optional[int]:
     return run.steps_per_epoch * run.config.train_epochs if run.steps_per_epoch else None
 
 
-def log_test(results: Mapping[str, Mapping[str, float]]) -> None:
-    """One line for each verification set."""
+def log_test(results: Mapping[str, Mapping[str, Any]], with_rates: bool = False) -> None:
+    """One line for each verification set; with rates also what is accepted at each rate of false accepts."""
     for name, values in results.items():
         logger.info(
             "test %s: accuracy %.4f +- %.4f, TAR@FAR=1e-3 %.4f, XNorm %.3f",
@@ -210,3 +211,20 @@ def log_test(results: Mapping[str, Mapping[str, float]]) -> None:
             values["tar@1e-3"],
             values["xnorm"],
         )
+        if with_rates:
+            logger.info(
+                "test %s: AUC %.5f, EER %.4f at %.3f", name, values["auc"], values["eer"], values["eer_threshold"]
+            )
+            for rate, found in values["at_far"].items():
+                bounds = f"[{found['low']:.4f}, {found['high']:.4f}]"
+                logger.info(
+                    "test %s: TAR@FAR=%s %.4f %s from %.3f on", name, rate, found["tar"], bounds, found["threshold"]
+                )
+            different, least = values["different_pairs"], -int(-LEAST_ACCEPTS // min(FARS))
+            if different < least:
+                logger.info(
+                    "test %s: %s different pairs; a FAR takes %d / FAR of them to be told",
+                    name,
+                    f"{different:,}",
+                    LEAST_ACCEPTS,
+                )

@@ -1,0 +1,207 @@
+"""ROC curves of scores: rates, areas and thresholds, with bounds from the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from plsc.errors import DataError
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+# With fewer expected false accepts a rate cannot be told from none: an event not seen in N trials may have a rate of
+# up to 3/N (95 %, "rule of three").
+LEAST_ACCEPTS = 3
+_RESAMPLES = 2000
+_BINS = 1 << 20  # of [-1, 1]: as fine as float32 cosines are exact
+
+
+@dataclass(frozen=True)
+class Roc:
+    """How many pairs are accepted at each threshold; T of them, falling.
+
+    Attributes:
+        thresholds: float64 [T]; a pair is accepted when its score is at least that.
+        same, different: int64 [T], accepted pairs of either kind; the last entries are all there are.
+    """
+
+    thresholds: np.ndarray
+    same: np.ndarray
+    different: np.ndarray
+
+    @property
+    def num_same(self) -> int:
+        """Pairs of one identity."""
+        return int(self.same[-1]) if len(self.same) else 0
+
+    @property
+    def num_different(self) -> int:
+        """Pairs of two identities."""
+        return int(self.different[-1]) if len(self.different) else 0
+
+    def rates(self) -> tuple[np.ndarray, np.ndarray]:
+        """(far, tar), float64 [T + 1], after (0, 0) where nothing is accepted; NaN without pairs of a kind."""
+        return _rate(self.different, self.num_different), _rate(self.same, self.num_same)
+
+    def threshold(self, point: int) -> float:
+        """Of a point of `rates`; infinite where nothing is accepted."""
+        return float("inf") if point == 0 else float(self.thresholds[point - 1])
+
+
+def _rate(accepted: np.ndarray, total: int) -> np.ndarray:
+    counts = np.concatenate([[0], accepted])
+    return counts / total if total else np.full(len(counts), np.nan)
+
+
+def roc_of_pairs(scores: np.ndarray, issame: np.ndarray) -> Roc:
+    """The curve of single pairs: ``scores`` float [P], greater for more alike; ``issame`` bool [P]."""
+    scores, issame = np.asarray(scores), np.asarray(issame).astype(bool)
+    if scores.shape != issame.shape or scores.ndim != 1:
+        raise DataError(
+            f"verification: similarity {list(scores.shape)} does not fit issame {list(issame.shape)}; give [P] each"
+        )
+    if np.isnan(scores).any() or np.isposinf(scores).any():
+        raise DataError("verification: a similarity is not finite; training has diverged or the checkpoint is damaged")
+    order = np.argsort(-scores, kind="stable")
+    ordered, same = scores[order], issame[order]
+    # Equal scores are accepted together: keep the last of each run.
+    last = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, bool)
+    return Roc(ordered[last].astype(np.float64), np.cumsum(same)[last], np.cumsum(~same)[last])
+
+
+def roc_of_counts(same_scores: np.ndarray, different_counts: np.ndarray) -> Roc:
+    """The curve of the scores of same pairs and of `count_scores` of different pairs."""
+    thresholds = np.arange(_BINS - 1, -1, -1) * (2 / _BINS) - 1
+    ordered = np.sort(same_scores)
+    return Roc(
+        thresholds,
+        len(ordered) - np.searchsorted(ordered, thresholds, side="left"),
+        np.cumsum(different_counts[::-1]),
+    )
+
+
+def count_scores(scores: np.ndarray) -> np.ndarray:
+    """How many cosines fall into each 2^-19 of [-1, 1]: int64 [2^20]."""
+    cells = ((scores + 1) * (_BINS / 2)).astype(np.int32)
+    return np.bincount(np.clip(cells, 0, _BINS - 1).reshape(-1), minlength=_BINS)
+
+
+def roc_curve(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (far, tar), float64 arrays of one point per distinct similarity, after (0, 0) where nothing is accepted.
+
+    ``similarity`` is float [P], greater for more alike; ``issame`` bool [P]. A rate without pairs of its kind is NaN.
+    """
+    return roc_of_pairs(similarity, issame).rates()
+
+
+def tar_at_far(similarity: np.ndarray, issame: np.ndarray, far: float = 1e-3) -> float:
+    """Return the share of same pairs accepted at the largest reachable false accept rate <= ``far``.
+
+    ``similarity`` is float [P], ``issame`` bool [P]. No interpolation; NaN without pairs of either kind.
+    """
+    return tar_of(roc_of_pairs(similarity, issame), far)
+
+
+def tar_of(roc: Roc, far: float) -> float:
+    """The same of a curve."""
+    if not roc.num_same or not roc.num_different:
+        return float("nan")
+    return float(roc.rates()[1][_point(roc, int(far * roc.num_different))])
+
+
+def _point(roc: Roc, accepts: np.ndarray | int) -> np.ndarray:
+    """The last points of the curve with at most so many false accepts."""
+    return np.searchsorted(roc.different, accepts, side="right")
+
+
+def auc(roc: Roc) -> float:
+    """The area under the curve: how often a same pair scores above a different one, ties counting half."""
+    far, tar = roc.rates()
+    return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1])) / 2)
+
+
+def equal_error_rate(roc: Roc) -> tuple[float, float]:
+    """(rate, threshold) where as many different pairs are accepted as same pairs are refused; NaN without either kind.
+
+    The rate is interpolated between the two points of the curve around it; the threshold is that of the nearer one.
+    """
+    far, tar = roc.rates()
+    gap = far - (1 - tar)  # rises from -1 to 1
+    if np.isnan(gap).any():
+        return float("nan"), float("nan")
+    after = int(np.argmax(gap >= 0))
+    before = max(after - 1, 0)
+    step = gap[after] - gap[before]
+    share = -gap[before] / step if step else 0.0
+    rate = far[before] + share * (far[after] - far[before])
+    return float(rate), roc.threshold(after if share >= 0.5 else before)
+
+
+def at_rates(
+    roc: Roc, rates: Sequence[float] = FARS, identities: Optional[tuple[np.ndarray, np.ndarray]] = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """What is accepted at chosen rates of false accepts, and how sure that is.
+
+    Args:
+        rates: of false accepts, in (0, 1). Those that fewer than 3 / rate different pairs cannot tell from none are left
+            out.
+        identities: scores and identities, [S] each, of the same pairs. Pairs of one identity stand or fall together, so
+            the bootstrap draws identities then; without it every pair counts as drawn by itself.
+
+    Returns:
+        `{'1e-3': {'tar', 'low', 'high', 'threshold'}}`: the share of same pairs accepted, the bounds that hold 95 % of
+        2,000 bootstrap resamples of both kinds of pairs (percentiles; Efron and Tibshirani, An Introduction to the
+        Bootstrap, section 13.3), and the score from which a pair is accepted.
+    """
+    result: dict[str, dict[str, float]] = {}
+    if not roc.num_same or not roc.num_different:
+        return result
+    rng = np.random.default_rng(seed)
+    total = roc.num_different
+    for rate in rates:
+        if total * rate < LEAST_ACCEPTS - 1e-6:
+            continue
+        accepts = int(rate * total + 1e-9)
+        point = int(_point(roc, accepts))
+        # The first to be refused is the (accepts + 1)-th highest of the different pairs drawn anew. Where it stands
+        # among the pairs there are follows from the order statistics of uniform numbers: no pair need be drawn.
+        first_refused = np.ceil(total * rng.beta(accepts + 1, total - accepts, _RESAMPLES)).astype(np.int64)
+        points = _point(roc, np.clip(first_refused, 1, total) - 1)
+        if identities is None:
+            tar = roc.rates()[1][points]
+            drawn = rng.binomial(roc.num_same, tar) / roc.num_same
+        else:
+            drawn = _draw_identities(roc, points, *identities, rng)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        result[rate_name(rate)] = {
+            "tar": float(roc.rates()[1][point]),
+            "low": float(low),
+            "high": float(high),
+            "threshold": roc.threshold(point),
+        }
+    return result
+
+
+def rate_name(rate: float) -> str:
+    """1e-3 for 0.001, 2.5e-4 for 0.00025."""
+    digits, _, exponent = f"{rate:.6e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _draw_identities(
+    roc: Roc, points: np.ndarray, scores: np.ndarray, identities: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Shares of same pairs accepted, one for each of `points`, among those of identities drawn anew."""
+    _, group = np.unique(identities, return_inverse=True)
+    pairs = np.bincount(group)
+    drawn = np.empty(len(points))
+    # Few points differ: those of one are drawn together.
+    for point in np.unique(points):
+        where = np.flatnonzero(points == point)
+        accepted = np.bincount(group[scores >= roc.threshold(int(point))], minlength=len(pairs))
+        for part in np.array_split(where, max(1, len(where) * len(pairs) // 10_000_000)):
+            times = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), len(part))
+            drawn[part] = times @ accepted / np.maximum(times @ pairs, 1)
+    return drawn
