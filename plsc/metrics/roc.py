@@ -46,8 +46,10 @@ class Roc:
         return _rate(self.different, self.num_different), _rate(self.same, self.num_same)
 
     def threshold(self, point: int) -> float:
-        """Of a point of `rates`; infinite where nothing is accepted."""
-        return float("inf") if point == 0 else float(self.thresholds[point - 1])
+        """Of a point of `rates`; just above all scores where nothing is accepted."""
+        if point == 0:
+            return float(np.nextafter(self.thresholds[0], np.inf))
+        return float(self.thresholds[point - 1])
 
 
 def _rate(accepted: np.ndarray, total: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
     first, second = result_of(tmp_path), result_of(tmp_path, 1)
     assert first["steps"] == 6 and first["epochs"] == 2 and first["skipped_steps"] == 0
     assert first["test"] == second["test"] and first["loss"] == second["loss"]
-    assert set(first["test"]["glyphs"]) == {"accuracy", "std", "tar@1e-3", "xnorm"}
+    assert {"accuracy", "std", "tar@1e-3", "xnorm", "auc", "eer", "at_far"} < set(first["test"]["glyphs"])
     trained = events(tmp_path, "train")
     assert [record["step"] for record in trained] == [2, 4, 6]
     assert all(0 <= record["acc1"] <= record["acc5"] <= 1 for record in trained)
@@ -401,4 +401,6 @@ def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
     other.set_val_targets("glyphs")
     other.set_model_name("MobileFaceNet")
     other.set_checkpoint_dir(second["checkpoint"])
-    assert other.test()["glyphs"] == pytest.approx(tested["glyphs"], abs=1e-6)
+    again, before = other.test()["glyphs"], tested["glyphs"]
+    assert again.pop("at_far") == before.pop("at_far")
+    assert again == pytest.approx(before, abs=1e-6)
