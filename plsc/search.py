@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -355,22 +355,3 @@ def _faiss() -> Any:
         return importlib.import_module("faiss")
     except ImportError:
         raise ConfigError("an index needs faiss: pip install '.[search]' in the plsc clone") from None
-
-
-def check_images(names: Sequence[Path]) -> list[Path]:
-    """The images among paths: files as they are, and those in folders, sorted.
-
-    Raises:
-        DataError: there is none.
-    """
-    found: list[Path] = []
-    for name in names:
-        if not name.is_dir():
-            found.append(name)
-            continue
-        found += sorted(
-            path for path in name.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-        )
-    if not found:
-        raise DataError(f"{names[0]}: holds no image (.jpg, .jpeg, .png, .bmp, .webp)")
-    return found

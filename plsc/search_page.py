@@ -20,16 +20,19 @@ from plsc.version import __version__
 _GENERATOR = "plsc search"  # in pages, so that they are known again
 _SIDE = 96  # pixels of a thumbnail
 _STYLE = """
-.found { display: grid; grid-template-columns: 112px 1fr; gap: 12px; margin: 12px 0 0; padding: 8px; }
+.found { display: grid; grid-template-columns: 114px 1fr; gap: 12px; margin: 12px 0 0; padding: 8px; }
 .found, .found figure { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
-.found ol { list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 8px; margin: 0; padding: 0; }
+.found ol { list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(114px, 1fr)); gap: 8px; margin: 0; padding: 0; }
 .found figure { padding: 7px; font-size: .8rem; line-height: 1.3; }
 .found .query { border-width: 2px; border-color: var(--soft); align-self: start; }
-.found img, .found .gone { display: flex; width: 96px; height: 96px; object-fit: contain; align-items: center; justify-content: center; text-align: center; margin: 0 auto 4px; }
+.found img, .found .gone { display: flex; width: 100%; max-width: 96px; aspect-ratio: 1; object-fit: contain; align-items: center; justify-content: center; text-align: center; margin: 0 auto 4px; }
 .found .gone { border: 1px dashed var(--soft); color: var(--soft); font-size: .75rem; padding: 4px; }
 .found figcaption { display: block; margin: 0; font-weight: normal; font-size: .8rem; }
 .found b { font-variant-numeric: tabular-nums; display: block; }
-.found small { color: var(--soft); display: block; }
+@media (max-width: 500px) {
+  .found { grid-template-columns: 88px 1fr; gap: 8px; }
+  .found ol { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
+}
 """
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from plsc import settings
 from plsc.arguments import add_command, at_least
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from plsc.search import SearchIndex
 
 _BATCH = 64
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -54,12 +55,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    from plsc.search import SearchIndex, check_images
+    from plsc.search import SearchIndex
     from plsc.search_page import check_page, write_page
 
     if options.page is not None:
         check_page(options.page)
-    images = check_images(options.images)
+    images = _images(options.images)
     index = SearchIndex(options.index)
     embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)
@@ -74,6 +75,17 @@ def run(options: argparse.Namespace) -> int:
         for hit in one:
             print(f"  {hit.cosine:.4f}  {hit.identity or '-'}  {hit.name}")
     return 0
+
+
+def _images(named: Sequence[Path]) -> list[Path]:
+    """Files as they are named, and the images in folders, sorted."""
+    found: list[Path] = []
+    for path in named:
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path}: holds no image ({', '.join(_SUFFIXES)})")
+        found += inside
+    return found
 
 
 def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
@@ -111,8 +123,6 @@ def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[P
 
 
 def _read(path: Path) -> bytes:
-    from plsc.errors import DataError
-
     try:
         return path.read_bytes()
     except OSError as problem:
