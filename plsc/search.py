@@ -109,7 +109,7 @@ class SearchIndex:
         Raises:
             DataError: embeddings of another size, not finite or zero.
         """
-        queries = np.array(embeddings, dtype="float32", order="C")
+        queries = np.asarray(embeddings, dtype="float64")  # squares of very small or large numbers leave float32
         if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
             raise DataError(f"search: embeddings {list(queries.shape)}, but the index holds [N, {self.emb_dim}]")
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
@@ -118,7 +118,8 @@ class SearchIndex:
             raise DataError(f"search: the embedding of query {int(bad.argmax())} is zero or not finite")
         if self.meta["kind"] == "ivf":
             self._index.nprobe = min(probes or self.meta["probes"], self._index.nlist)
-        return self._index.search(queries / lengths, min(number, self._index.ntotal))
+        unit = np.ascontiguousarray(queries / lengths, dtype="float32")
+        return self._index.search(unit, min(number, self._index.ntotal))
 
     def search(self, embeddings: np.ndarray, top: int = 5, probes: Optional[int] = None) -> list[list[Hit]]:
         """For each of embeddings [B, D] its nearest identities, at most `top`, each by its nearest image.
@@ -229,7 +230,7 @@ def _unit_blocks(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    scale = np.abs(vectors).max(axis=1, keepdims=True)  # or squares of very small or large numbers leave float32
+    scale = np.abs(vectors).max(axis=1, keepdims=True)  # as in `nearest`, without float64 for all
     scaled = vectors / scale
     scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
     return np.ascontiguousarray(scaled, dtype="float32")
@@ -246,10 +247,7 @@ def _flat(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
 
 def _ivf(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
     quantizer = faiss.IndexFlatIP(vectors.shape[1])
-    index = faiss.IndexIVFFlat(
-        quantizer, vectors.shape[1], _lists(len(rows)), faiss.METRIC_INNER_PRODUCT
-    )  # holds the quantizer without counting: it must live as long
-    index.referenced_objects = [quantizer]
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], _lists(len(rows)), faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = _TRAIN_ROUNDS
     index.cp.min_points_per_centroid = 1  # or it warns about small sets
     sample = min(len(rows), _TRAIN_ROWS_A_LIST * index.nlist)
