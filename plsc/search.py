@@ -23,6 +23,7 @@ _FORMAT = "plsc index 1"
 _FLAT_UP_TO = 200_000  # vectors: below, an exact search takes a CPU some hundredths of a second
 _BLOCK = 16_384  # rows read, normalised and added at a time
 _TRAIN_ROWS_A_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39
+_SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # of the choice of probes
 
 
 @dataclass
@@ -163,7 +164,8 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
         file: replaced if it is an index; anything else stays.
         kind: 'flat' compares with every embedding; 'ivf' with those in the lists nearest to the query; 'auto' is flat up to
             200,000 embeddings.
-        probes: lists a search looks into unless it says otherwise; None chooses by the number of lists.
+        probes: lists a search of an ivf index looks into unless it says otherwise; None takes so many that 95 % of some images
+            of the index find the other image nearest to them.
 
     Returns:
         What `FILE.json` says.
@@ -187,7 +189,7 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
         "left_out": len(embeddings.names) - len(kept),
         "identities": len({embeddings.identities[row] for row in kept} - {""}),
         "emb_dim": dim,
-        **({"lists": index.nlist, "probes": min(probes or _probes(index.nlist), index.nlist)} if kind == "ivf" else {}),
+        **(_lists_and_probes(index, embeddings.vectors, kept, probes) if kind == "ivf" else {}),
         **{key: embeddings.meta.get(key) for key in ("model", "source", "images", "image_shape", "flip")},
     }
     try:
@@ -271,8 +273,26 @@ def _lists(count: int) -> int:
     return max(1, 2 ** round(np.log2(max(1.0, wanted))))
 
 
-def _probes(lists: int) -> int:
-    return max(min(lists, 16), lists // 64)
+def _lists_and_probes(index: Any, vectors: np.ndarray, rows: np.ndarray, probes: Optional[int]) -> dict[str, Any]:
+    if probes is not None:
+        return {"lists": index.nlist, "probes": min(probes, index.nlist)}
+    chosen = np.sort(np.random.default_rng(1).choice(len(rows), min(_SAMPLE, len(rows)), replace=False))
+    sample = _unit(vectors[rows[chosen]])
+    exact = _nearest_other(index, sample, index.nlist)
+    probes = min(_LEAST_PROBES, index.nlist)
+    while True:
+        recall = float(
+            (_nearest_other(index, sample, probes) >= exact - 1e-6).mean()
+        )  # by cosine: images may be there twice
+        if recall >= _RECALL or probes == index.nlist:
+            return {"lists": index.nlist, "probes": probes, "recall": round(recall, 4)}
+        probes = min(2 * probes, index.nlist)
+
+
+def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
+    """Cosine of each image's nearest; itself, in the nearest of lists, is the first to be found."""
+    index.nprobe = probes
+    return index.search(sample, 2)[0][:, 1]
 
 
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:

@@ -69,8 +69,8 @@ def test_lists_find_most_of_the_nearest_and_all_when_all_are_looked_into(tmp_pat
         np.mean([len(set(a) & set(b)) for a, b in zip(ivf.nearest(queries, 10, probes)[1], wanted)]) / 10
         for probes in (1, None, meta["lists"])
     ]
-    assert meta["lists"] == 128 and meta["probes"] == 16
-    assert 0.2 < recall[0] < recall[1] and recall[1] > 0.8 and recall[2] > 0.999
+    assert meta["lists"] == 128 and 16 <= meta["probes"] < 128 and 0.95 <= meta["recall"] <= 1
+    assert 0.2 < recall[0] < recall[1] and recall[1] > 0.9 and recall[2] > 0.999
 
 
 def test_many_embeddings_get_lists(tmp_path, monkeypatch):

@@ -27,7 +27,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="flat is exact, ivf is quick with many images; auto (the default) is flat up to 200,000",
     )
     parser.add_argument(
-        "--probes", type=at_least(1), metavar="N", help="lists an ivf search looks into, unless it says otherwise"
+        "--probes",
+        type=at_least(1),
+        metavar="N",
+        help="lists an ivf search looks into, unless it says otherwise; chosen for 95%% of the nearest images by default",
     )
     parser.add_argument("--json", action="store_true", help="print an object")
 
@@ -40,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"index": str(options.output), **meta}, ensure_ascii=False))
         return 0
-    lists = f", {meta['lists']} lists of which a search looks into {meta['probes']}" if "lists" in meta else ""
+    lists = f", a search looks into {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
+    lists += f" and finds {meta['recall']:.1%} of the nearest images" if "recall" in meta else ""
     left_out = f"; {meta['left_out']} zero embeddings left out" if meta["left_out"] else ""
     print(
         f"{options.output}: {meta['count']:,} images of {meta['identities']:,} identities, {meta['kind']}{lists}{left_out}"

@@ -70,7 +70,7 @@ def build(folder, file, kind, results):
     done.set()
     watcher.join()
     results.put({"build_seconds": round(seconds, 1), "index_bytes": file.stat().st_size, "peak_memory": peak[0],
-                 **{key: meta[key] for key in ("lists", "probes") if key in meta}})  # fmt: skip
+                 **{key: meta[key] for key in ("lists", "probes", "recall") if key in meta}})  # fmt: skip
 
 
 def queries_per_second(index, queries, batch, probes, limit):
@@ -114,7 +114,7 @@ def main():
             index = SearchIndex(file)
             one["open_seconds"] = round(time.perf_counter() - began, 1)
             one["searches"] = []
-            for probes in (1,) if kind == "flat" else (4, 8, 16, 32, 64, 128, 256):
+            for probes in (1,) if kind == "flat" else sorted({16, 64, 256, 512, 1024, one["probes"]}):
                 found = index.nearest(queries, 10, probes)[1]
                 exact = found if exact is None else exact
                 alike = [len(set(a) & set(b)) for a, b in zip(found, exact)]
