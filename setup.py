@@ -29,6 +29,7 @@ setup(
         "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],
         "tensorboard": ["tensorboardX>=2.6"],
         "visualdl": ["visualdl>=2.5"],
+        "search": ["faiss-cpu>=1.10"],
         "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15"],
         "dev": [
             "pytest>=7",

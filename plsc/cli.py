@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, exit_status
-from plsc.commands import convert_checkpoint, export, hdfs, plan, report, run, test
+from plsc.commands import convert_checkpoint, export, hdfs, index, plan, report, run, search, test
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -15,6 +15,8 @@ _COMMANDS = {
     "test": test,
     "report": report,
     "export": export,
+    "index": index,
+    "search": search,
     "plan": plan,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,

@@ -1,0 +1,52 @@
+"""`python -m plsc index EMBEDDINGS --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from plsc.arguments import add_command, at_least
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `python -m plsc`."""
+    parser = add_command(
+        commands,
+        "index",
+        "make an index of embeddings, to search them",
+        ["python -m plsc index embeddings --output faces.index"],
+        "Writes FILE, FILE.json and FILE.tsv. Needs pip install '.[search]'.",
+    )
+    parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="folder that plsc predict made")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="replaced if it is an index")
+    parser.add_argument(
+        "--kind",
+        choices=("auto", "flat", "ivf"),
+        default="auto",
+        help="flat is exact, ivf is quick with many images; auto (the default) is flat up to 200,000",
+    )
+    parser.add_argument(
+        "--probes",
+        type=at_least(1),
+        metavar="N",
+        help="lists an ivf search looks into, unless it says otherwise; chosen for 95%% of the nearest images by default",
+    )
+    parser.add_argument("--json", action="store_true", help="print an object")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    from plsc.search import build_index
+
+    meta = build_index(options.embeddings, options.output, options.kind, options.probes)
+    if options.json:
+        print(json.dumps({"index": str(options.output), **meta}, ensure_ascii=False))
+        return 0
+    lists = f", a search looks into {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
+    lists += f" and finds {meta['recall']:.1%} of the nearest images" if "recall" in meta else ""
+    left_out = f"; {meta['left_out']} zero embeddings left out" if meta["left_out"] else ""
+    print(
+        f"{options.output}: {meta['count']:,} images of {meta['identities']:,} identities, {meta['kind']}{lists}{left_out}"
+    )
+    return 0

@@ -1,0 +1,143 @@
+"""`python -m plsc search FILE --checkpoint DIR image...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plsc import settings
+from plsc.arguments import add_command, at_least
+from plsc.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plsc.search import SearchIndex
+
+_BATCH = 64
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `python -m plsc`."""
+    parser = add_command(
+        commands,
+        "search",
+        "find the nearest identities of images in an index",
+        [
+            "python -m plsc search faces.index --checkpoint output/19 a.jpg b.jpg",
+            "python -m plsc search faces.index --model net new_images --top 3 --page found.html",
+        ],
+        "Each identity is shown by its nearest image; an image without an identity counts alone. Needs pip install "
+        "'.[search]'.",
+    )
+    parser.add_argument("index", type=Path, metavar="FILE", help="what plsc index made")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--checkpoint", metavar="DIR", help="folder of the checkpoint the index was made with")
+    network.add_argument("--model", type=Path, metavar="DIR", help="or folder of an export of it")
+    parser.add_argument(
+        "--top", type=at_least(1), default=5, metavar="N", help="identities shown of each image (default 5)"
+    )
+    parser.add_argument(
+        "--probes",
+        type=at_least(1),
+        metavar="N",
+        help="lists looked into, of an ivf index: more find more, and take longer",
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also writes an HTML page of thumbnails")
+    parser.add_argument("--json", action="store_true", help="print an object")
+    settings.add_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs it; returns the exit status."""
+    from plsc.search import SearchIndex
+    from plsc.search_page import check_page, write_page
+
+    if options.page is not None:
+        check_page(options.page)
+    images = _images(options.images)
+    index = SearchIndex(options.index)
+    embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
+    hits = index.search(embeddings, options.top, options.probes)
+    if options.page is not None:
+        write_page(options.page, index.meta["source"], images, hits)
+    if options.json:
+        found = [{"image": str(image), "hits": [hit._asdict() for hit in one]} for image, one in zip(images, hits)]
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    for image, one in zip(images, hits):
+        print(image)
+        for hit in one:
+            print(f"  {hit.cosine:.4f}  {hit.identity or '-'}  {hit.name}")
+    return 0
+
+
+def _images(named: Sequence[Path]) -> list[Path]:
+    """Files as they are named, and the images in folders, sorted."""
+    found: list[Path] = []
+    for path in named:
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path}: holds no image ({', '.join(_SUFFIXES)})")
+        found += inside
+    return found
+
+
+def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
+    from plsc.predictor import Predictor
+
+    predictor = Predictor(options.model, _BATCH, flip=bool(index.meta["flip"]))
+    _check_network(options, index, predictor.emb_dim, predictor.image_shape)
+    return predictor.embed(images)
+
+
+def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
+    import numpy as np
+
+    from plsc.checkpoint import open_checkpoint
+    from plsc.checkpoint.folder import BACKBONE
+    from plsc.commands import trained
+    from plsc.data.transforms import decode, normalize
+    from plsc.engine.evaluator import embed_batch
+
+    checkpoint = open_checkpoint(Path(options.checkpoint))
+    _check_network(options, index, checkpoint.meta["emb_dim"], checkpoint.meta["image_shape"])
+    if index.meta["model"] not in (None, checkpoint.files[BACKBONE].sha256):
+        raise ConfigError(
+            f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be compared with "
+            "this one's; name that checkpoint, or embed the images again and make a new index"
+        )
+    entry = trained.entry_of(options)
+    config = entry._prepare()
+    backbone = entry._trained_backbone("search", config)
+    parts = []
+    for first in range(0, len(images), _BATCH):
+        pixels = [decode(_read(path), config.image_shape, str(path)) for path in images[first : first + _BATCH]]
+        parts.append(embed_batch(backbone, normalize(np.stack(pixels)), bool(index.meta["flip"])))
+    return np.concatenate(parts)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
+
+
+def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:
+    named = options.model or options.checkpoint
+    if emb_dim != index.emb_dim:
+        raise ConfigError(
+            f"{named}: its embeddings have {emb_dim} numbers, those of {options.index} have {index.emb_dim}; name the network "
+            "the index was made with"
+        )
+    if list(image_shape) != list(index.meta["image_shape"] or image_shape):
+        raise ConfigError(
+            f"{named}: takes images {list(image_shape)}, {options.index} was made of {index.meta['image_shape']}; name the "
+            "network the index was made with"
+        )
