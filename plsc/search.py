@@ -57,7 +57,7 @@ def open_embeddings(folder: Path) -> Embeddings:
         names, identities = _read_table(folder / "images.tsv")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{folder}: no complete embeddings folder ({_reason(problem)}); make it with python -m plsc predict"
+            f"{folder}: no complete embeddings folder ({_reason(problem)}); docs/search.md names its files"
         ) from None
     if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
         raise DataError(

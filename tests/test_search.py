@@ -20,7 +20,7 @@ pytest.importorskip("faiss")
 
 
 def write_folder(folder, vectors, names=None, identities=None, **meta):
-    """An embeddings folder as `plsc predict` makes it."""
+    """A folder of embeddings, names and identities."""
     folder.mkdir(exist_ok=True)
     count, dim = vectors.shape
     names = names or [f"{row}.jpg" for row in range(count)]
