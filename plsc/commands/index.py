@@ -18,7 +18,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ["python -m plsc index embeddings --output faces.index"],
         "Writes FILE, FILE.json and FILE.tsv. Needs pip install '.[search]'.",
     )
-    parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="folder of embeddings.npy, images.tsv and manifest.json")
+    parser.add_argument(
+        "embeddings", type=Path, metavar="EMBEDDINGS", help="folder of embeddings.npy, images.tsv and manifest.json"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="replaced if it is an index")
     parser.add_argument(
         "--kind",

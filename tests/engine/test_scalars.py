@@ -72,7 +72,9 @@ def recorded(output):
 
 
 @pytest.mark.parametrize(
-    ("kind", "points_of"), [("tensorboard", tensorboard_points), ("visualdl", visualdl_points)], ids=["tensorboard", "visualdl"]
+    ("kind", "points_of"),
+    [("tensorboard", tensorboard_points), ("visualdl", visualdl_points)],
+    ids=["tensorboard", "visualdl"],
 )
 def test_every_number_is_there_once_also_after_a_resume(kind, points_of, glyphs, tmp_path):
     output = tmp_path / "output"
