@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Union
 
@@ -15,9 +13,11 @@ from PIL import Image
 
 from plsc import inference
 from plsc.config import check_int
-from plsc.data.transforms import decode, from_pixels, normalize
+from plsc.data.prefetch import prefetch
+from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
 from plsc.files import sha256_of
+from plsc.vectors import unit_rows
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
 
@@ -118,26 +118,13 @@ class Predictor:
             raise DataError(
                 f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got {', '.join(map(str, shapes))}"
             )
-        return _unit(one) @ _unit(other).T
+        return unit_rows(np.asarray(one, "float32")) @ unit_rows(np.asarray(other, "float32")).T
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:
         """Normalised images [B, C, H, W], decoded in threads while those before are embedded."""
         firsts = range(0, len(images), self._batch_size)
-        if self._num_workers == 0 or len(firsts) < 2:
-            for first in firsts:
-                yield self._batch(images, first)
-            return
-        executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="plsc-images")
-        pending: deque[Future[np.ndarray]] = deque()
-        try:
-            for first in firsts:
-                pending.append(executor.submit(self._batch, images, first))
-                if len(pending) > self._num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        num_workers = self._num_workers if len(firsts) > 1 else 0
+        return prefetch(lambda first: self._batch(images, first), firsts, num_workers, num_workers + 1)
 
     def _batch(self, images: Sequence[Picture], first: int) -> np.ndarray:
         chosen = images[first : first + self._batch_size]
@@ -146,11 +133,7 @@ class Predictor:
     def _pixels(self, image: Picture, number: int) -> np.ndarray:
         where = f"image {number}"
         if isinstance(image, (str, Path)):
-            where = str(image)
-            try:
-                image = Path(image).read_bytes()
-            except OSError as problem:
-                raise DataError(f"{where}: cannot be read ({problem.strerror})") from None
+            return decode_file(Path(image), self.image_shape)
         if isinstance(image, bytes):
             return decode(image, self.image_shape, where)
         if isinstance(image, Image.Image):
@@ -169,8 +152,3 @@ def _check(file: Path, digest: str) -> None:
             f"{file}: is not the file that was exported with its inference_meta.json, but damaged, or of another export; "
             "export the network again"
         )
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.where(length > 0, length, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -12,10 +10,9 @@ from PIL import Image
 
 from plsc.errors import ConfigError
 from plsc.files import replace_file
+from plsc.report.document import check_replaceable, document, image_url
 from plsc.report.markup import Markup, tag
-from plsc.report.style import STYLE
 from plsc.search import Hit
-from plsc.version import __version__
 
 _GENERATOR = "plsc search"  # in pages, so that they are known again
 _SIDE = 96  # pixels of a thumbnail
@@ -56,22 +53,12 @@ def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hit
         )
         for query, found in zip(queries, hits)
     ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="generator", content=_GENERATOR),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", "Search results"),
-        tag("style", Markup(STYLE + _STYLE)),
-    )
     intro = tag("p", f"{len(queries)} images; left the image searched, then the nearest identities.", class_="names")
-    footer = tag("footer", f"Made by plsc {__version__}. Every image is inside this file.")
-    body = tag("body", tag("main", tag("header", tag("h1", "Search results"), intro), parts, footer))
+    header, about = tag("header", tag("h1", "Search results"), intro), "Every image is inside this file."
+    text = document("Search results", _GENERATOR, header, parts, about=about, style=_STYLE)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(output, f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n".encode())
+        replace_file(output, text.encode())
     except OSError as problem:
         raise ConfigError(f"{output}: cannot write there ({problem.strerror})") from None
 
@@ -82,17 +69,7 @@ def check_page(output: Path) -> None:
     Raises:
         ConfigError: something else is there.
     """
-    try:
-        with open(output, encoding="utf-8", errors="replace") as stream:
-            beginning = stream.read(1000)
-    except FileNotFoundError:
-        return
-    except OSError as problem:
-        raise ConfigError(f"{output}: cannot write there ({problem.strerror}); name another file with --page") from None
-    if f'content="{_GENERATOR}"' not in beginning:
-        raise ConfigError(
-            f"{output}: there is something already that is no page of a search; name another file with --page"
-        )
+    check_replaceable(output, _GENERATOR, "page of a search", "--page")
 
 
 def _hit(source: Optional[str], hit: Hit) -> Markup:
@@ -113,8 +90,6 @@ def _thumbnail(path: Path) -> Optional[str]:
             image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # large JPEGs are decoded at a fraction
             small = image.convert("RGB")
         small.thumbnail((_SIDE, _SIDE))
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=82)
+        return image_url(small)
     except Exception:  # Pillow's decoders raise many unrelated types for damaged files
         return None
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

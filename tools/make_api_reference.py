@@ -140,13 +140,14 @@ def _names(text: str) -> str:
     return ", ".join(f"`{name.strip()}`" for name in text.split(","))
 
 
+def _table(about: str, column: str) -> list[str]:
+    """The first lines of a table of two columns; the second has no name."""
+    return [f"{about}\n", f"| {column} | |", "|---|---|"]
+
+
 def _layers() -> str:
     layers = importlib.import_module("plsc.layers")
-    lines = [
-        "In `plsc.layers` and `plsc.fluid.layers`; meanings and differences: [fluid](fluid.md).\n",
-        "| function | |",
-        "|---|---|",
-    ]
+    lines = _table("In `plsc.layers` and `plsc.fluid.layers`; meanings and differences: [fluid](fluid.md).", "function")
     for name in layers.__all__:
         function = getattr(layers, name)
         about = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
@@ -156,11 +157,7 @@ def _layers() -> str:
 
 def _errors() -> str:
     errors = importlib.import_module("plsc.errors")
-    lines = [
-        "In `plsc.errors`. Uncaught, they end a program with their one line and exit status 1.\n",
-        "| error | |",
-        "|---|---|",
-    ]
+    lines = _table("In `plsc.errors`. Uncaught, they end a program with their one line and exit status 1.", "error")
     for name, kind in vars(errors).items():
         if inspect.isclass(kind):
             about = f"{inspect.getdoc(kind)}"

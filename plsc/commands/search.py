@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from plsc import settings
 from plsc.arguments import add_command, at_least
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from plsc.search import SearchIndex
 
 _BATCH = 64
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -55,12 +54,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
+    from plsc.data.folder import image_files
     from plsc.search import SearchIndex
     from plsc.search_page import check_page, write_page
 
     if options.page is not None:
         check_page(options.page)
-    images = _images(options.images)
+    images = [image for path in options.images for image in (image_files(path) if path.is_dir() else [path])]
     index = SearchIndex(options.index)
     embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)
@@ -77,17 +77,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _images(named: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and the images in folders, sorted."""
-    found: list[Path] = []
-    for path in named:
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path}: holds no image ({', '.join(_SUFFIXES)})")
-        found += inside
-    return found
-
-
 def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
     from plsc.predictor import Predictor
 
@@ -102,8 +91,8 @@ def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[P
     from plsc.checkpoint import open_checkpoint
     from plsc.checkpoint.folder import BACKBONE
     from plsc.commands import trained
-    from plsc.data.transforms import decode, normalize
-    from plsc.engine.evaluator import embed_batch
+    from plsc.data.transforms import decode_file
+    from plsc.engine.evaluator import embed
 
     checkpoint = open_checkpoint(Path(options.checkpoint))
     _check_network(options, index, checkpoint.meta["emb_dim"], checkpoint.meta["image_shape"])
@@ -117,16 +106,9 @@ def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[P
     backbone = entry._trained_backbone("search", config)
     parts = []
     for first in range(0, len(images), _BATCH):
-        pixels = [decode(_read(path), config.image_shape, str(path)) for path in images[first : first + _BATCH]]
-        parts.append(embed_batch(backbone, normalize(np.stack(pixels)), bool(index.meta["flip"])))
+        pixels = [decode_file(path, config.image_shape) for path in images[first : first + _BATCH]]
+        parts.append(embed(backbone, np.stack(pixels), _BATCH, bool(index.meta["flip"])))
     return np.concatenate(parts)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
 
 
 def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:

@@ -1,8 +1,9 @@
-"""The training images of a data set folder, whichever way it holds them."""
+"""The images of a folder, whichever way it holds them."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Optional
 
 from plsc.data.base64_parts import MANIFEST_NAME, load_manifest
@@ -11,7 +12,20 @@ from plsc.data.sources import ImageSource, read_label_file
 from plsc.errors import DataError
 
 DATA_FORMATS = ("auto", "jpeg", "base64")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _UNSPLIT_LIST = "file_list.txt"
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders in it, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: holds no image ({', '.join(_SUFFIXES)})")
+    return found
 
 
 def open_images(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation, augment, decode, normalize
 
@@ -66,22 +65,18 @@ class ImageLoader:
         order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
-        if self._num_workers <= 0:
-            for step in steps:
-                yield self._batch(order, epoch, step, stop)
-            return
-        executor = ThreadPoolExecutor(self._num_workers, thread_name_prefix="plsc-images")
-        pending: deque[Future[Batch]] = deque()
+
+        def batch(step: int) -> Batch:
+            return self._batch(order, epoch, step, stop)
+
+        batches = prefetch(batch, steps, self._num_workers, self._num_workers + _READ_AHEAD)
         try:
-            for step in steps:
-                pending.append(executor.submit(self._batch, order, epoch, step, stop))
-                if len(pending) >= self._num_workers + _READ_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            # `yield from` would close `batches` first, and wait for whole batches before they are told to stop.
+            for made in batches:  # noqa: UP028
+                yield made
         finally:
             stop.set()
-            executor.shutdown(wait=True, cancel_futures=True)
+            batches.close()  # type: ignore[attr-defined]
 
     def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> Batch:
         first = step * self._batch_size

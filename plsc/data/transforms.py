@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,15 @@ def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:
             "replace the file or remove the sample"
         ) from error
     return _fit(converted, image_shape)
+
+
+def decode_file(path: Path, image_shape: Sequence[int]) -> np.ndarray:
+    """Decode an image file: see `decode`. Raises DataError for one that cannot be read, too."""
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
+    return decode(data, image_shape, str(path))
 
 
 def from_pixels(pixels: np.ndarray, image_shape: Sequence[int], where: str) -> np.ndarray:

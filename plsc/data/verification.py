@@ -12,6 +12,7 @@ import numpy as np
 
 from plsc.data.transforms import decode, from_pixels
 from plsc.errors import DataError
+from plsc.files import replace_file
 
 
 @dataclass
@@ -164,14 +165,7 @@ def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]
     if len(encoded_images) != 2 * len(issame):
         raise DataError(f"{path}: {len(encoded_images)} images do not fit {len(issame)} pairs; give two per pair")
     content = ([bytes(data) for data in encoded_images], [bool(value) for value in issame])
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            pickle.dump(content, file, protocol=4)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    replace_file(path, pickle.dumps(content, protocol=4))
 
 
 def find_verification_sets(dataset_dir: str, targets: str) -> list[str]:

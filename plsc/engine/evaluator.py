@@ -17,6 +17,7 @@ from plsc.data.transforms import normalize
 from plsc.data.verification import VerificationSet
 from plsc.heads import shard_bounds
 from plsc.metrics import pair_similarity, pairs_of_labels, verification_metrics
+from plsc.vectors import unit_rows
 
 _HARD_PAIRS = 12  # of each kind
 _MAPPED = 1000  # images
@@ -76,16 +77,13 @@ def _for_report(embeddings: np.ndarray, issame: np.ndarray, images: Optional[np.
     made = {"similarity": similarity, "issame": issame}
     if images is not None:
         by_similarity = np.argsort(similarity, kind="stable")
-        least_alike = [pair for pair in by_similarity if issame[pair]][:_HARD_PAIRS]
-        most_alike = [pair for pair in by_similarity[::-1] if not issame[pair]][:_HARD_PAIRS]
-        hard = np.array(least_alike + most_alike, np.int64)
-        made["hard_pairs"] = hard
-        made["hard_images"] = images[np.stack([2 * hard, 2 * hard + 1], axis=1)]
-        made["hard_names"] = np.array([[f"image {2 * pair}", f"image {2 * pair + 1}"] for pair in hard], "U").reshape(
-            -1, 2
-        )
-        unit = embeddings[:_MAPPED] / np.maximum(np.linalg.norm(embeddings[:_MAPPED], axis=1, keepdims=True), 1e-12)
-        made["map_embeddings"] = unit.astype("float32")
+        least_alike = by_similarity[issame[by_similarity]][:_HARD_PAIRS]
+        most_alike = by_similarity[~issame[by_similarity]][: -_HARD_PAIRS - 1 : -1]
+        made["hard_pairs"] = np.concatenate([least_alike, most_alike])
+        rows = np.stack([2 * made["hard_pairs"], 2 * made["hard_pairs"] + 1], axis=1)
+        made["hard_images"] = images[rows]
+        made["hard_names"] = np.char.add("image ", rows.astype("U"))
+        made["map_embeddings"] = unit_rows(embeddings[:_MAPPED])
         made["map_identities"] = _identities(images[:_MAPPED], issame)
     return made
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
-from plsc.metrics.roc import FARS, LEAST_ACCEPTS
+from plsc.metrics.roc import FARS, LEAST_ACCEPTS, can_tell
 
 logger = logging.getLogger("plsc")
 
@@ -220,11 +220,10 @@ def log_test(results: Mapping[str, Mapping[str, Any]], with_rates: bool = False)
                 logger.info(
                     "test %s: TAR@FAR=%s %.4f %s from %.3f on", name, rate, found["tar"], bounds, found["threshold"]
                 )
-            different, least = values["different_pairs"], -int(-LEAST_ACCEPTS // min(FARS))
-            if different < least:
+            if not can_tell(values["different_pairs"], min(FARS)):
                 logger.info(
                     "test %s: %s different pairs; a FAR takes %d / FAR of them to be told",
                     name,
-                    f"{different:,}",
+                    f"{values['different_pairs']:,}",
                     LEAST_ACCEPTS,
                 )

@@ -12,15 +12,15 @@ from typing import Any, Optional
 
 import numpy as np
 
+from plsc.data.folder import image_files
 from plsc.data.sources import read_label_file
-from plsc.data.transforms import decode, normalize
-from plsc.errors import ConfigError, DataError
+from plsc.data.transforms import decode_file, normalize
+from plsc.errors import ConfigError
 
 PRECISIONS = ("float32", "float16", "int8")
 _MOST_IMAGES = 256  # for calibration
 _RANDOM_IMAGES = 16
 _BATCH = 16
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def check_precision(format: str, precision: str, has_calibration: bool) -> None:
@@ -52,25 +52,14 @@ def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, i
         channels, height, width = image_shape
         noise = np.random.default_rng(0).integers(0, 256, (_RANDOM_IMAGES, height, width, channels), dtype=np.uint8)
         return normalize(noise)
-    paths = _image_files(calibration)
+    paths = image_files(calibration) if calibration.is_dir() else _listed(calibration)
     drawn = np.linspace(0, len(paths) - 1, min(len(paths), _MOST_IMAGES)).round().astype(int)
-    pixels = []
-    for path in (paths[index] for index in drawn):
-        try:
-            pixels.append(decode(path.read_bytes(), image_shape, str(path)))
-        except OSError as problem:
-            raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
-    return normalize(np.stack(pixels))
+    return normalize(np.stack([decode_file(paths[index], image_shape) for index in drawn]))
 
 
-def _image_files(place: Path) -> list[Path]:
-    if not place.is_dir():
-        source = read_label_file(str(place.parent), np.iinfo(np.int64).max, place.name)
-        return [place.parent / path for path in source.paths]
-    paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-    if not paths:
-        raise DataError(f"{place}: no images there ({', '.join(_SUFFIXES)}); name a folder of images, or a label file")
-    return paths
+def _listed(label_file: Path) -> list[Path]:
+    source = read_label_file(str(label_file.parent), np.iinfo(np.int64).max, label_file.name)
+    return [label_file.parent / path for path in source.paths]
 
 
 def reduce_precision(network: Path, precision: str, images: np.ndarray) -> None:

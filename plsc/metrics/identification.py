@@ -9,7 +9,7 @@ import numpy as np
 
 from plsc.errors import DataError
 from plsc.metrics.roc import at_rates, roc_of_pairs
-from plsc.metrics.verification import _unit
+from plsc.vectors import unit_rows
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-1, 1e-2, 1e-3)
@@ -35,7 +35,7 @@ def average_templates(embeddings: np.ndarray, templates: np.ndarray) -> np.ndarr
     firsts = np.flatnonzero(np.diff(templates[order], prepend=-1))
     if len(order) == 0:
         return embeddings
-    return _unit(np.add.reduceat(_unit(embeddings)[order], firsts, axis=0))
+    return unit_rows(np.add.reduceat(unit_rows(embeddings)[order], firsts, axis=0))
 
 
 def identification_metrics(
@@ -83,7 +83,7 @@ def identification_metrics(
     own = np.where(known[place] == probe_identities, order[place], -1)  # the probe's row of the gallery
     if not (own >= 0).any():
         raise DataError("identification: no probe is of an identity of the gallery; check the two lists")
-    rank, best = _search(_unit(gallery.astype(np.float32)), _unit(probes.astype(np.float32)), own)
+    rank, best = _search(unit_rows(gallery.astype(np.float32)), unit_rows(probes.astype(np.float32)), own)
     mated = own >= 0
     # A mated probe whose answer is wrong is never answered rightly, however low the threshold.
     scores = np.where(mated & (rank > 1), -np.inf, best)

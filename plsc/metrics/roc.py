@@ -161,9 +161,9 @@ def at_rates(
     if not roc.num_same or not roc.num_different:
         return result
     rng = np.random.default_rng(seed)
-    total = roc.num_different
+    total, tars = roc.num_different, roc.rates()[1]
     for rate in rates:
-        if total * rate < LEAST_ACCEPTS - 1e-6:
+        if not can_tell(total, rate):
             continue
         accepts = int(rate * total + 1e-9)
         point = int(_point(roc, accepts))
@@ -172,18 +172,22 @@ def at_rates(
         first_refused = np.ceil(total * rng.beta(accepts + 1, total - accepts, _RESAMPLES)).astype(np.int64)
         points = _point(roc, np.clip(first_refused, 1, total) - 1)
         if identities is None:
-            tar = roc.rates()[1][points]
-            drawn = rng.binomial(roc.num_same, tar) / roc.num_same
+            drawn = rng.binomial(roc.num_same, tars[points]) / roc.num_same
         else:
             drawn = _draw_identities(roc, points, *identities, rng)
         low, high = np.percentile(drawn, [2.5, 97.5])
         result[rate_name(rate)] = {
-            "tar": float(roc.rates()[1][point]),
+            "tar": float(tars[point]),
             "low": float(low),
             "high": float(high),
             "threshold": roc.threshold(point),
         }
     return result
+
+
+def can_tell(num_different: int, rate: float) -> bool:
+    """Whether so many different pairs tell a rate of false accepts from none."""
+    return num_different * rate >= LEAST_ACCEPTS - 1e-6
 
 
 def rate_name(rate: float) -> str:

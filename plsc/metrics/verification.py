@@ -19,6 +19,7 @@ from plsc.metrics.roc import (
     roc_of_pairs,
     tar_of,
 )
+from plsc.vectors import unit_rows
 
 # Squared distances of unit vectors are in [0, 4].
 _THRESHOLDS = np.arange(0, 4, 0.01)
@@ -115,7 +116,7 @@ def count_different(embeddings: np.ndarray, labels: np.ndarray, share: int = 0, 
 
     Nothing of the size of the pairs is held. `share` of `shares` does its part of the work; the sum is of all pairs.
     """
-    unit = _unit(np.asarray(embeddings, dtype=np.float32))
+    unit = unit_rows(np.asarray(embeddings, dtype=np.float32))
     counts = count_scores(np.zeros(0, np.float32))
     starts = range(0, len(unit), _ROWS)
     for number, first in enumerate(starts):
@@ -203,7 +204,7 @@ def _compare(embeddings: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.
     distance, similarity = np.empty(len(pairs)), np.empty(len(pairs))
     for first in range(0, len(pairs), _CHUNK):
         part = slice(first, first + _CHUNK)
-        left, right = (_unit(embeddings[pairs[part, side]].astype(np.float64)) for side in (0, 1))
+        left, right = (unit_rows(embeddings[pairs[part, side]].astype(np.float64)) for side in (0, 1))
         _check(left, pairs[part, 0])
         _check(right, pairs[part, 1])
         difference = left - right
@@ -219,13 +220,6 @@ def _check(block: np.ndarray, numbers: np.ndarray) -> None:
             f"verification: embedding {int(numbers[bad[0]])} is not finite; "
             "training has diverged or the checkpoint is damaged"
         )
-
-
-def _unit(block: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a zero row stays zero instead of becoming NaN."""
-    with np.errstate(invalid="ignore"):
-        length = np.sqrt(np.einsum("ij,ij->i", block, block))
-        return block / np.where(length > 0, length, 1.0).astype(block.dtype)[:, None]
 
 
 def _mean_norm(embeddings: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import ConfigError
 from plsc.files import replace_file
+from plsc.report.document import check_replaceable
 from plsc.report.headline import headline
 from plsc.report.run_folder import file_stem, read_runs
 
@@ -35,8 +36,7 @@ def make_report(folders: Sequence[Path], output: Path, png_folder: Optional[Path
             raise ConfigError(f"a report needs {package}: pip install '.[report]' in the plsc clone")
     from plsc.report.page import GENERATOR, Page  # which loads matplotlib
 
-    if output.exists() and f'content="{GENERATOR}"' not in _beginning(output):
-        raise ConfigError(f"{output}: there is something already that is no report; name another file with --output")
+    check_replaceable(output, GENERATOR, "report", "--output")
     runs = read_runs(list(folders))
     numbers = [headline(run) for run in runs]
     page = Page(runs, numbers)
@@ -80,14 +80,6 @@ def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
             raise ConfigError(f"{path}: there is something already that is no chart of a report; name another folder")
         found[path] = chart.png()
     return found
-
-
-def _beginning(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(1000)
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot write there ({problem.strerror}); name another file with --output") from None
 
 
 def _is_chart(path: Path, software: str) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +14,10 @@ from PIL import Image
 from plsc.config import Config, plain_settings
 from plsc.report import charts
 from plsc.report.charts import Chart, Curve
+from plsc.report.document import document, image_url
 from plsc.report.headline import headline_rows
 from plsc.report.markup import Child, Markup, join, tag
 from plsc.report.run_folder import HardPair, PairSet, RunFolder
-from plsc.report.style import STYLE
-from plsc.version import __version__
 
 GENERATOR = "plsc report"  # in pages, so that they are known again
 _HARD_PAIRS, _LEAST_HARD_PAIRS = 144, 2  # shown on a page; of a kind and a set, where there are many
@@ -39,9 +36,9 @@ class Page:
     def html(self) -> str:
         """The whole page."""
         names = ", ".join(run.name for run in self.runs)
-        title = f"Training report: {names}"
-        body = tag(
-            "main",
+        return document(
+            f"Training report: {names}",
+            GENERATOR,
             tag("header", tag("h1", "Training report"), tag("p", names, class_="names")),
             self.summary(),
             self.notes(),
@@ -49,19 +46,8 @@ class Page:
             [self.verification(name) for name in self.set_names],
             self.settings(),
             self.machines(),
-            tag("footer", f"Made by plsc {__version__}. Every chart and image is inside this file."),
+            about="Every chart and image is inside this file.",
         )
-        head = tag(
-            "head",
-            tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", name="generator", content=GENERATOR),
-            tag("meta", name="color-scheme", content="light dark"),
-            tag("link", rel="icon", href="data:,"),
-            tag("title", title),
-            tag("style", Markup(STYLE)),
-        )
-        return f"<!DOCTYPE html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 
     @property
     def set_names(self) -> list[str]:
@@ -309,10 +295,7 @@ def _image(pixels: np.ndarray) -> str:
     """A data URL; large images become smaller."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((112, 112))
-    stream = io.BytesIO()
-    kind = "PNG" if max(image.size) <= 40 else "JPEG"
-    image.save(stream, kind, **({"optimize": True} if kind == "PNG" else {"quality": 82}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return image_url(image, "PNG" if max(image.size) <= 40 else "JPEG")
 
 
 def _scaling(pixels: np.ndarray) -> Optional[str]:

@@ -17,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from plsc import Entry, Predictor
-from plsc.data.verification import load_verification
-from plsc.engine.exporter import export
-from plsc.metrics import verification_metrics
-from plsc.models import MODEL_NAMES, build_model
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
+
+from exercised import exercise  # noqa: E402
+
+from plsc import Entry, Predictor  # noqa: E402
+from plsc.data.verification import load_verification  # noqa: E402
+from plsc.engine.exporter import export  # noqa: E402
+from plsc.metrics import verification_metrics  # noqa: E402
+from plsc.models import MODEL_NAMES, build_model  # noqa: E402
 
 KINDS = [("paddle", "float32"), ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8")]
 
@@ -31,14 +35,7 @@ def parity(name, shape, emb_dim):
     paddle.seed(0)
     model = build_model(name, emb_dim, shape)
     model.build(shape)
-    with paddle.no_grad():
-        for _ in range(3):
-            model(paddle.randn([8, *shape]) * 0.5 + 0.1)
-        for layer in model.sublayers():
-            if isinstance(layer, paddle.nn.layer.norm._BatchNormBase) and layer.bias is not None:
-                layer.weight.set_value(paddle.uniform(layer.weight.shape, min=0.5, max=1.5))
-                layer.bias.set_value(paddle.uniform(layer.bias.shape, min=-0.3, max=0.3))
-    model.eval()
+    exercise(model, shape).eval()
     images = [np.random.default_rng(0).normal(size=(batch, *shape)).astype("float32") for batch in (1, 3, 64)]
     with paddle.no_grad():
         wanted = [model(paddle.to_tensor(batch)).numpy() for batch in images]

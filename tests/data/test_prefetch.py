@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from plsc.data.prefetch import prefetch
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_results_come_in_order_and_errors_where_they_belong(num_workers: int) -> None:
+    assert list(prefetch(lambda item: item * item, range(20), num_workers, num_workers + 1)) == [
+        i * i for i in range(20)
+    ]
+    results = prefetch(lambda item: 1 // (3 - item), range(20), num_workers, num_workers + 1)
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_an_abandoned_iterator_stops_its_threads_and_begins_nothing_more() -> None:
+    begun: list[int] = []
+    results = prefetch(begun.append, range(1000), 2, 4)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 4
+    assert not [one for one in threading.enumerate() if one.name.startswith("plsc-images")]
