@@ -31,13 +31,15 @@ from plsc.config import (
     check_str,
 )
 from plsc.data.base64_source import SHUFFLES
+from plsc.data.collection import open_collection
 from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
+from plsc.embeddings import write_parquet
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
-from plsc.engine.evaluator import embed_reader
+from plsc.engine.embedder import Embedder
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.scalars import KINDS, check_package
@@ -532,23 +534,56 @@ class Entry:
         log_test(results, with_rates=True)
         return results
 
-    def predict(self) -> np.ndarray:
-        """Embeds what `predict_reader` gives, with the model of the last `train`, or else of the checkpoint folder.
+    def predict(
+        self,
+        source: Union[str, Path, None] = None,
+        output: Union[str, Path, None] = None,
+        flip: bool = False,
+        parquet: bool = False,
+    ) -> np.ndarray:
+        """Embeds images with the model of the last `train`, or else of the checkpoint folder.
+
+        Args:
+            source: a folder of images, a label file, or a list of base64 parts (or a folder with one): see docs/use.md. None
+                embeds what `predict_reader` gives.
+            output: folder that receives `embeddings.npy`, `images.tsv` and `manifest.json`, written by rank 0. Called again
+                after an interruption it goes on where it was; with all done it does nothing.
+            flip: average the embeddings of an image and its mirror image.
+            parquet: also write `embeddings.parquet`.
 
         Returns:
-            [N, D] float32, in the order of the reader, the same on every rank; when every rank reads images of its own,
-            those of rank 0 come first.
+            [N, D] float32, the same on every rank, in the order of the source (folders: sorted by path) or of the reader;
+            when every rank's reader gives images of its own, those of rank 0 come first. With `output` it is mapped from
+            the file.
 
         Raises:
-            PlscError: there is no reader or no model, or one of them cannot be used.
+            PlscError: there is nothing to embed or no model, or one of them cannot be used.
         """
+        for name, value in (("source", source), ("output", output)):
+            if not isinstance(value, (str, Path, type(None))) or value == "":
+                raise ConfigError(f"predict: {name}={value!r}: expected a path")
+        if source is None and output is not None or output is None and parquet:
+            lacking, given = ("output", "parquet") if parquet else ("source", "output")
+            raise ConfigError(f"predict: {given} is of use with {lacking} only; name it, or leave {given} out")
+        embedder = self._embedder("predict", flip, progress=True)
+        if source is None:
+            if self._config.predict_reader is None:
+                raise ConfigError("predict(): nothing to embed; name a source, or assign predict_reader")
+            loader = reader_loader("predict_reader", self._config.predict_reader, self._config, num_classes=None)
+            return embedder.embed_reader(loader)[0]
+        images = parallel.together(lambda: open_collection(Path(source)))
+        if output is None:
+            return embedder.embed(images)
+        vectors = embedder.keep(images, Path(output))
+        if parquet:
+            parallel.from_rank_0(lambda: write_parquet(Path(output)))
+        logging.getLogger("plsc").info("%s: %d embeddings", output, len(vectors))
+        return vectors
+
+    def _embedder(self, action: str, flip: bool, progress: bool = False) -> Embedder:
+        """What embeds with the trained model; `action` is named in errors."""
         config = self._prepare()
-        backbone = self._trained_backbone("predict", config)
-        if config.predict_reader is None:
-            raise ConfigError("predict(): nothing to embed; assign predict_reader")
-        loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
-        parallel.broadcast_statistics(backbone)
-        return embed_reader(backbone, loader, flip=False)[0]
+        return Embedder(self._trained_backbone(action, config), config, flip, progress)
 
     def convert_for_prediction(
         self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None

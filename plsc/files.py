@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
 
@@ -26,14 +28,20 @@ def write_synced(path: Union[str, Path], data: bytes) -> None:
 def replace_file(path: Union[str, Path], data: bytes) -> None:
     """Writes a file beside and renames it, so that it is seen whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write_synced(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with temporary(path) as written:
+        write_synced(written, data)
+        os.replace(written, path)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that takes its place when it is whole; what is still there afterwards is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def sync(path: Union[str, Path]) -> None:

@@ -162,8 +162,8 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except PlscError as problem:
         error = problem
-    for problem_of_a_rank in filter(None, all_gather_object(error)):
-        raise problem_of_a_rank
+    if any_rank(error is not None):
+        raise next(filter(None, all_gather_object(error)))
     return result  # type: ignore[return-value]
 
 

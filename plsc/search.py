@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from plsc.embeddings import Embeddings, open_embeddings, read_table, reason, write_table
 from plsc.errors import ConfigError, DataError
-from plsc.files import replace_file, sync
+from plsc.files import replace_file, sync, temporary
 
 KINDS = ("auto", "flat", "ivf")
 _FORMAT = "plsc index 1"
@@ -26,45 +24,12 @@ _TRAIN_ROWS_A_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39
 _SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # of the choice of probes
 
 
-@dataclass
-class Embeddings:
-    """An embeddings folder: `vectors` [N, D] float32 on disk, image names, identities ('' is none), and its manifest."""
-
-    vectors: np.ndarray
-    names: list[str]
-    identities: list[str]
-    meta: dict[str, Any]
-
-
 class Hit(NamedTuple):
     """One image of an index, and how near it is."""
 
     name: str
     identity: str
     cosine: float
-
-
-def open_embeddings(folder: Path) -> Embeddings:
-    """Opens a complete embeddings folder.
-
-    Raises:
-        DataError: it is missing, not complete, or its files do not belong together.
-    """
-    try:
-        meta = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        count, emb_dim = int(meta["count"]), int(meta["emb_dim"])
-        vectors = np.load(folder / "embeddings.npy", mmap_mode="r")
-        names, identities = _read_table(folder / "images.tsv")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(
-            f"{folder}: no complete embeddings folder ({_reason(problem)}); docs/search.md names its files"
-        ) from None
-    if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
-        raise DataError(
-            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has {len(names)} lines, but "
-            f"manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
-        )
-    return Embeddings(vectors, names, identities, meta)
 
 
 class SearchIndex:
@@ -86,10 +51,10 @@ class SearchIndex:
         faiss = _faiss()
         self.meta = _read_meta(file)
         try:
-            self.names, self.identities = _read_table(_beside(file, ".tsv"))
+            self.names, self.identities = read_table(_beside(file, ".tsv"))
             self._index = faiss.read_index(str(file))
         except (OSError, ValueError, RuntimeError) as problem:
-            raise DataError(f"{file}: the index cannot be read ({_reason(problem)}); make it again") from None
+            raise DataError(f"{file}: the index cannot be read ({reason(problem)}); make it again") from None
         if not self._index.ntotal == len(self.names) == self.meta["count"] or self._index.d != self.emb_dim:
             raise DataError(f"{file}: is not the index its .json and .tsv are of; make it again")
 
@@ -195,7 +160,7 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
     try:
         _write(faiss, index, file, meta, embeddings, kept)
     except (OSError, RuntimeError) as problem:  # faiss raises the latter
-        raise ConfigError(f"{file}: cannot write there ({_reason(problem)})") from None
+        raise ConfigError(f"{file}: cannot write there ({reason(problem)})") from None
     return meta
 
 
@@ -297,27 +262,15 @@ def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
 
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(file) as new_index, _temporary(_beside(file, ".tsv")) as new_table:
+    with temporary(file) as new_index, temporary(_beside(file, ".tsv")) as new_table:
         faiss.write_index(index, str(new_index))
-        with open(new_table, "w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, csv.excel_tab, lineterminator="\n")
-            writer.writerows((embeddings.names[row], embeddings.identities[row]) for row in kept)
+        write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
         sync(new_index)
-        sync(new_table)
         # Without a .json it is no index, so an old and a new part never pass for one.
         _beside(file, ".json").unlink(missing_ok=True)
         os.replace(new_index, file)
         os.replace(new_table, _beside(file, ".tsv"))
     replace_file(_beside(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(file: Path) -> None:
@@ -340,32 +293,13 @@ def _read_meta(file: Path) -> dict[str, Any]:
             raise ValueError(f"format {meta['format']!r}")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{file}: no complete index of plsc ({place.name}: {_reason(problem)}); make one with python -m plsc index"
+            f"{file}: no complete index of plsc ({place.name}: {reason(problem)}); make one with python -m plsc index"
         ) from None
     return meta
 
 
-def _read_table(path: Path) -> tuple[list[str], list[str]]:
-    names, identities = [], []
-    with open(path, encoding="utf-8", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
-            if len(row) != 2:
-                raise ValueError(f"{path.name}, line {number}: expected an image and an identity, with a tab between")
-            names.append(row[0])
-            identities.append(row[1])
-    return names, identities
-
-
 def _beside(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
-
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, OSError):
-        return f"{Path(problem.filename).name}: {problem.strerror}" if problem.filename else str(problem.strerror)
-    if isinstance(problem, KeyError):
-        return f"no {problem}"
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
 
 
 def _faiss() -> Any:

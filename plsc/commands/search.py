@@ -86,29 +86,19 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
 
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    import numpy as np
-
     from plsc.checkpoint import open_checkpoint
-    from plsc.checkpoint.folder import BACKBONE
     from plsc.commands import trained
-    from plsc.data.transforms import decode_file
-    from plsc.engine.evaluator import embed
+    from plsc.data.collection import ImageFiles, Listed
 
-    checkpoint = open_checkpoint(Path(options.checkpoint))
-    _check_network(options, index, checkpoint.meta["emb_dim"], checkpoint.meta["image_shape"])
-    if index.meta["model"] not in (None, checkpoint.files[BACKBONE].sha256):
+    meta = open_checkpoint(Path(options.checkpoint)).meta
+    _check_network(options, index, meta["emb_dim"], meta["image_shape"])
+    embedder = trained.entry_of(options)._embedder("search", flip=bool(index.meta["flip"]))
+    if index.meta["model"] not in (None, embedder.model):
         raise ConfigError(
             f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be compared with "
             "this one's; name that checkpoint, or embed the images again and make a new index"
         )
-    entry = trained.entry_of(options)
-    config = entry._prepare()
-    backbone = entry._trained_backbone("search", config)
-    parts = []
-    for first in range(0, len(images), _BATCH):
-        pixels = [decode_file(path, config.image_shape) for path in images[first : first + _BATCH]]
-        parts.append(embed(backbone, np.stack(pixels), _BATCH, bool(index.meta["flip"])))
-    return np.concatenate(parts)
+    return embedder.embed(ImageFiles(Path(), [Listed(str(image)) for image in images]))
 
 
 def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:

@@ -46,21 +46,21 @@ def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarra
     return offsets
 
 
-def _scan(path: str, lines: int, size: int) -> np.ndarray:
-    offsets, found, position = np.zeros(lines + 1, np.int64), 0, 0
+def offsets_of_lines(path: str) -> np.ndarray:
+    """Where the lines of a file begin, and where the last newline ends: int64 [lines + 1]. Reads the file. Raises OSError."""
+    found, position = [np.zeros(1, np.int64)], 0
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
-            ends = _ends(chunk)
-            if found + len(ends) <= lines:
-                offsets[found + 1 : found + 1 + len(ends)] = ends + (position + 1)
-            found, position = found + len(ends), position + len(chunk)
-    if found != lines or position != size or offsets[-1] != size:
+            found.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == _NEWLINE) + (position + 1))
+            position += len(chunk)
+    return np.concatenate(found)
+
+
+def _scan(path: str, lines: int, size: int) -> np.ndarray:
+    offsets = offsets_of_lines(path)
+    if len(offsets) != lines + 1 or offsets[-1] != size:
         raise DataError(
-            f"{path}: holds {found} lines in {position} bytes, and the manifest says {lines} in {size}; copy the folder "
-            "again, or split the data again"
+            f"{path}: holds {len(offsets) - 1} lines in {offsets[-1]} bytes, and the manifest says {lines} in {size}; copy the "
+            "folder again, or split the data again"
         )
     return offsets
-
-
-def _ends(text: bytes) -> np.ndarray:
-    return np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)

@@ -55,13 +55,7 @@ def build_evaluator(config: Config) -> Evaluator:
         sets = [load_verification(path, config.image_shape) for path in paths]
     else:
         sets, reader = given_test(config)
-    return Evaluator(
-        sets,
-        reader,
-        config.test_batch_size,
-        flip=config.augmentation.mirror,
-        pairs_dir=Path(config.model_save_dir) if config.model_save_dir else None,
-    )
+    return Evaluator(sets, reader, config, Path(config.model_save_dir) if config.model_save_dir else None)
 
 
 def given_test(config: Config) -> tuple[list[VerificationSet], Optional[ReaderLoader]]:

@@ -20,7 +20,7 @@ import numpy as np
 import paddle
 
 from plsc import inference, parallel
-from plsc.engine.evaluator import embed_batch
+from plsc.engine.embedder import embed_batch
 from plsc.engine.precision import check_precision, cosines, images_for_check, reduce_precision
 from plsc.errors import ConfigError
 from plsc.files import sha256_of, sync

@@ -47,7 +47,7 @@ def verification_metrics(
 
     Returns:
         `accuracy` and `std` over the folds (a pair is accepted when its squared distance is below the threshold that is
-        best on the other folds), `tar@1e-3`, `xnorm` (the mean norm), `auc`, `eer`, `eer_threshold`, `pairs`,
+        best on the other folds), `tar@1e-3`, `xnorm` (the mean norm of the pairs' images), `auc`, `eer`, `eer_threshold`, `pairs`,
         `different_pairs`, and `at_far`: see `at_rates`, which says what it leaves out. Without both kinds of pairs, NaN.
     """
     embeddings = np.asarray(embeddings)
@@ -71,7 +71,7 @@ def verification_metrics(
         "accuracy": float(accuracies.mean()),
         "std": float(accuracies.std()),
         **_of_curve(roc_of_pairs(similarity, issame), fars),
-        "xnorm": _mean_norm(embeddings),
+        "xnorm": float(_norms(embeddings)[pairs].mean()),
     }
 
 
@@ -108,6 +108,7 @@ def all_pairs_metrics(
     same = same_pairs(labels, _MOST_SAME)
     scores = _compare(embeddings, same)[1]
     roc = roc_of_counts(scores, different_counts)
+    drawn["xnorm"] = float(_norms(embeddings).mean())
     return {**drawn, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
 
 
@@ -222,12 +223,12 @@ def _check(block: np.ndarray, numbers: np.ndarray) -> None:
         )
 
 
-def _mean_norm(embeddings: np.ndarray) -> float:
-    total = sum(
-        float(np.linalg.norm(embeddings[first : first + _CHUNK].astype(np.float64), axis=1).sum())
-        for first in range(0, len(embeddings), _CHUNK)
+def _norms(embeddings: np.ndarray) -> np.ndarray:
+    """float64 [N]."""
+    parts = range(0, len(embeddings), _CHUNK)
+    return np.concatenate(
+        [np.linalg.norm(embeddings[first : first + _CHUNK].astype(np.float64), axis=1) for first in parts]
     )
-    return total / len(embeddings)
 
 
 def _fold_accuracies(distance: np.ndarray, issame: np.ndarray, fold: np.ndarray) -> np.ndarray:

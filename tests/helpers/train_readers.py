@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from plsc import Entry, parallel, shard_reader
-from plsc.engine.evaluator import embed_batch
+from plsc.engine.embedder import embed_batch
 from plsc.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).normal(size=(21, 3, 16, 16)).astype("float32")

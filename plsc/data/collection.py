@@ -1,0 +1,290 @@
+"""Images to embed, in an order that does not change: a folder, a label file, base64 parts, or arrays."""
+
+from __future__ import annotations
+
+import binascii
+import bisect
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from plsc.data.base64_index import offsets_of_lines
+from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, Part, check_line, open_part, read_file_list
+from plsc.data.folder import image_files
+from plsc.data.transforms import decode
+from plsc.errors import DataError
+
+_LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
+
+
+class Collection(Protocol):
+    """Images, numbered from 0.
+
+    Attributes:
+        root: the folder that names are relative to.
+        num_images: how many.
+    """
+
+    root: Path
+    num_images: int
+
+    def name(self, i: int) -> str:
+        """What the image is called: a path relative to `root`, or `part:line`."""
+
+    def identity(self, i: int) -> str:
+        """What or who it shows; '' when that is not known."""
+
+    def template(self, i: int) -> str:
+        """What the image belongs to together with others of the identity; '' when it stands alone."""
+
+    def where(self, i: int) -> str:
+        """Where to look when something is wrong with it."""
+
+    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+        """uint8 [H, W, C] of `image_shape` (C, H, W). Raises DataError for what cannot be read or decoded."""
+
+    def fingerprint(self) -> str:
+        """The same as long as the images and what is said of them are. Raises DataError for what is missing."""
+
+
+class Listed(NamedTuple):
+    """An image file: its name relative to the root, what is said of it, and the line that says so ('' without a list)."""
+
+    name: str
+    identity: str = ""
+    template: str = ""
+    line: str = ""
+
+
+class ImageFiles:
+    """A `Collection` of image files."""
+
+    def __init__(self, root: Path, files: Sequence[Listed]) -> None:
+        self.root, self._files = root, files
+        self.num_images = len(files)
+
+    def name(self, i: int) -> str:
+        """Relative to the root."""
+        return self._files[i].name
+
+    def identity(self, i: int) -> str:
+        """Its folder, or what the list says."""
+        return self._files[i].identity
+
+    def template(self, i: int) -> str:
+        """Its folder in the identity's, or what the list says."""
+        return self._files[i].template
+
+    def where(self, i: int) -> str:
+        """The line of the list, and the name; or the path."""
+        file = self._files[i]
+        return f"{file.line}: {file.name}" if file.line else str(self.root / file.name)
+
+    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+        """Decoded."""
+        try:
+            data = (self.root / self._files[i].name).read_bytes()
+        except (OSError, ValueError) as problem:
+            raise self._unreadable(i, problem) from None
+        return decode(data, image_shape, self.where(i))
+
+    def fingerprint(self) -> str:
+        """Of names, identities, templates, sizes and times."""
+        found = hashlib.sha256()
+        for i, file in enumerate(self._files):
+            try:
+                status = os.stat(self.root / file.name)
+                words = (*file[:3], str(status.st_size), str(status.st_mtime_ns))
+                found.update(("\0".join(words) + "\n").encode())
+            except (OSError, ValueError) as problem:
+                raise self._unreadable(i, problem) from None
+        return found.hexdigest()
+
+    def _unreadable(self, i: int, problem: Exception) -> DataError:
+        if isinstance(problem, UnicodeEncodeError):
+            return DataError(f"{self.where(i)!r}: the name is not UTF-8; rename the file")
+        reason = getattr(problem, "strerror", None) or problem
+        return DataError(f"{self.where(i)}: cannot be read ({reason}); restore the file, or leave it out")
+
+
+class Base64Parts:
+    """A `Collection` of the lines of base64 parts, in the order of their list; the labels are the identities."""
+
+    def __init__(self, file_list: Path) -> None:
+        self.root = file_list.parent
+        self._parts = read_file_list(str(self.root), file_list.name)
+        self._offsets = [_offsets(part) for part in self._parts]
+        self._firsts = np.cumsum([0, *(len(offsets) - 1 for offsets in self._offsets)]).tolist()
+        self.num_images = self._firsts[-1]
+
+    def name(self, i: int) -> str:
+        """`part:line`, from 1."""
+        part, line = self._place(i)
+        return f"{self._parts[part].name}:{line + 1}"
+
+    def identity(self, i: int) -> str:
+        """The label."""
+        return self._line(i)[1].decode()
+
+    def template(self, i: int) -> str:
+        """None."""
+        return ""
+
+    def where(self, i: int) -> str:
+        """The part's path and the line."""
+        part, line = self._place(i)
+        return f"{self._parts[part].path}:{line + 1}"
+
+    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+        """Decoded."""
+        return decode(binascii.a2b_base64(self._line(i)[0]), image_shape, self.where(i))
+
+    def fingerprint(self) -> str:
+        """Of the parts' names, sizes and times."""
+        parts = [(part.name, part.size, part.modified) for part in self._parts]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _place(self, i: int) -> tuple[int, int]:
+        part = bisect.bisect_right(self._firsts, i) - 1
+        return part, i - self._firsts[part]
+
+    def _line(self, i: int) -> tuple[bytes, bytes]:
+        part, line = self._place(i)
+        first, end = (int(offset) for offset in self._offsets[part][line : line + 2])
+        with open_part(self._parts[part]) as file:  # opened for each: there may be more parts than a process may open
+            text = os.pread(file.fileno(), end - first, first).removesuffix(b"\n")
+        fault = check_line(text, len(text))
+        if fault:
+            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
+        image, _, label = text.rpartition(b"\t")
+        return image, label
+
+
+class ArrayImages:
+    """A `Collection` of uint8 images [N, H, W, C] in memory, each of them once.
+
+    Attributes:
+        rows: int64 [N], which of the collection's images each of the array is.
+    """
+
+    root = Path()
+
+    def __init__(self, name: str, images: np.ndarray) -> None:
+        self._name, self._images = name, images
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        first_of: dict[bytes, int] = {}
+        firsts = [first_of.setdefault(digest, i) for i, digest in enumerate(digests)]
+        self._firsts, self.rows = np.unique(np.array(firsts, np.int64), return_inverse=True)
+        self._digests = [digests[i] for i in self._firsts]
+        self.num_images = len(self._firsts)
+
+    def name(self, i: int) -> str:
+        """The number of its first place in the array."""
+        return f"image {self._firsts[i]}"
+
+    def identity(self, i: int) -> str:
+        """Not known."""
+        return ""
+
+    def template(self, i: int) -> str:
+        """None."""
+        return ""
+
+    def where(self, i: int) -> str:
+        """The array's name and the number."""
+        return f"{self._name}: {self.name(i)}"
+
+    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+        """As they are: they have the shape."""
+        return self._images[self._firsts[i]]
+
+    def fingerprint(self) -> str:
+        """Of the pixels."""
+        return hashlib.sha256(b"".join(self._digests)).hexdigest()
+
+
+def open_collection(path: Path) -> Collection:
+    """The images of a path.
+
+    Args:
+        path: a folder of images, `<identity>/<image>` or `<identity>/<template>/<image>` or flat, or with a `label.txt` or
+            `file_list.txt`; a list of images, `path identity` a line, or `path<TAB>identity<TAB>template`, or `path` alone
+            on all lines; or a list of base64 parts (`base64<TAB>label` lines). Paths are relative to the list's folder.
+
+    Raises:
+        DataError: there are no images, or a list that cannot be read.
+    """
+    if path.is_dir():
+        lists = [path / name for name in _LISTS if (path / name).is_file()]
+        return open_collection(lists[0]) if lists else _of_folder(path)
+    lines = read_list(path)
+    first = path.parent / lines[0][1]
+    if _is_base64(first):
+        return Base64Parts(path)
+    alone = first.is_file()
+    return ImageFiles(path.parent, [_of_line(line, f"{path}:{number}", alone) for number, line in lines])
+
+
+def folder_of_images(root: Path, folder: Path) -> list[Listed]:
+    """The image files below a folder, sorted, with names relative to `root`. Raises DataError when there are none."""
+    listed = []
+    for path in image_files(folder):
+        folders = path.relative_to(folder).parts[:-1]
+        template = "/".join(folders) if len(folders) > 1 else ""
+        listed.append(Listed(path.relative_to(root).as_posix(), folders[0] if folders else "", template))
+    return listed
+
+
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers. Raises DataError when there are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "not UTF-8"
+        raise DataError(
+            f"{path}: cannot be read ({reason}); name a folder of images, or a UTF-8 list of them"
+        ) from None
+    found = [(number, line.strip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise DataError(f"{path}: names nothing; write one image a line")
+    return found
+
+
+def _of_folder(folder: Path) -> ImageFiles:
+    return ImageFiles(folder, folder_of_images(folder, folder))
+
+
+def _of_line(line: str, where: str, alone: bool) -> Listed:
+    if alone:
+        return Listed(line, line=where)
+    words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
+    if not 2 <= len(words) <= 3 or not all(words[:2]):
+        raise DataError(
+            f"{where}: {line!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or is the image of the first line "
+            "missing?"
+        )
+    name, identity = words[:2]
+    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", where)
+
+
+def _is_base64(path: Path) -> bool:
+    """Whether a file begins with a line of base64 data."""
+    try:
+        with open(path, "rb") as stream:
+            line, end, _ = stream.read(1 << 24).partition(b"\n")
+    except (OSError, ValueError):
+        return False
+    return check_line(line, len(line)) is None if end or line else False
+
+
+def _offsets(part: Part) -> np.ndarray:
+    """Where the lines of a part begin, and where the last ends, which may have no newline."""
+    try:
+        offsets = offsets_of_lines(part.path)
+    except OSError as problem:
+        raise DataError(f"{part.path}: cannot be read ({problem.strerror}); restore it, or leave it out") from None
+    return offsets if offsets[-1] == part.size else np.append(offsets, part.size)
