@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, exit_status
-from plsc.commands import convert_checkpoint, export, hdfs, index, plan, report, run, search, test
+from plsc.commands import convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -15,6 +15,7 @@ _COMMANDS = {
     "test": test,
     "report": report,
     "export": export,
+    "predict": predict,
     "index": index,
     "search": search,
     "plan": plan,
@@ -43,6 +44,7 @@ def make_parser() -> Parser:
             "python -m plsc test --checkpoint output/19 --dataset ./train_data       # how good is it?",
             "python -m plsc report output                                            # what happened, as a page",
             "python -m plsc export --checkpoint output/19 --output net --format onnx # use it elsewhere",
+            "python -m plsc predict --checkpoint output/19 --input images --output e # embed images",
             "python -m plsc plan --classes 10000000 --ranks 8 --device-memory 80G    # will it fit?",
             "python -m plsc plan --help                                              # all about one command",
         ],

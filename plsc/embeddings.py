@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import importlib
 import io
 import json
 import os
@@ -22,13 +23,13 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.files import replace_file, sync, temporary, write_all
+from plsc.files import remove_leftovers, replace_file, sync, temporary, write_all
 
 _FORMAT = "plsc embeddings 1"
-_VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
+_FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
 _SAVE_SECONDS = 10.0  # between two records of the progress
-_PARQUET_ROWS = 65_536
+_PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
 
 
 @dataclass
@@ -50,7 +51,7 @@ def open_embeddings(folder: Path) -> Embeddings:
     try:
         meta = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         count, emb_dim = int(meta["count"]), int(meta["emb_dim"])
-        vectors = np.load(folder / _VECTORS, mmap_mode="r")
+        vectors = np.lib.format.open_memmap(folder / _VECTORS, mode="r")
         names, identities = read_table(folder / _TABLE)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
@@ -84,15 +85,14 @@ class EmbeddingsWriter:
         self._stream: Optional[io.FileIO] = None
         self._complete = False
         self._saved = time.monotonic()
-        with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
-            found, begun = _read(folder / _MANIFEST), _read(folder / _PROGRESS)
-            if begun is None and found == self._meta:
-                self.rows, self._complete = self._count, True
-                return
-            self._refuse_others(found, begun)
-            self.rows = int(begun["rows"]) if begun is not None else 0
-            self._open()
+        self._lock = contextlib.ExitStack()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._release)
+            with self._writing():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock.enter_context(_locked(folder))
+                self._begin()
+            failed.pop_all()
 
     def append(self, rows: np.ndarray) -> None:
         """Adds embeddings [n, D]."""
@@ -107,8 +107,9 @@ class EmbeddingsWriter:
         """Completes the folder: names and identities in the order of the rows. Nothing is done where it is complete."""
         if self._complete:
             return
+        assert self.rows == self._count
         with self._writing():
-            self._save()
+            self._save()  # from here on files of these names are ours
             with temporary(self._folder / _TABLE) as table:
                 write_table(table, images)
                 os.replace(table, self._folder / _TABLE)
@@ -122,38 +123,52 @@ class EmbeddingsWriter:
 
     def close(self) -> None:
         """Keeps what is there for a later run."""
-        with self._writing():
-            if not self._complete:
-                self._save()
-            if self._stream is not None:
-                self._stream.close()
-                self._stream = None
-
-    def _refuse_others(self, found: Optional[dict[str, Any]], begun: Optional[dict[str, Any]]) -> None:
-        other = found if begun is None else begun.get("meta")
-        if begun is not None and other == self._meta:
-            return
-        names = [name for name in (_VECTORS, _TABLE, _MANIFEST) if (self._folder / name).exists()]
-        if other is None and not names:
-            return
-        different = [key for key in self._meta if other is not None and other.get(key) != self._meta[key]]
-        what = f"embeddings that differ in {', '.join(different)}" if different else ", ".join(names)
-        raise ConfigError(f"{self._folder}: holds {what}; name another folder, or move them away")
-
-    def _open(self) -> None:
-        place, size = self._folder / _PART, len(self._header()) + 4 * self._emb_dim * self.rows
-        if self.rows == self._count and not place.exists() and (self._folder / _VECTORS).exists():
-            return  # it was being finished
-        mode = "r+" if place.exists() else "w+"
-        self._stream = io.FileIO(place, mode)
         try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self._folder}: another process is writing embeddings there; wait for it") from None
-        except OSError:
-            pass  # not every file system has locks
-        if self.rows and os.fstat(self._stream.fileno()).st_size < size:
+            if not self._complete:
+                with self._writing():
+                    self._save()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._lock.close()
+
+    def _begin(self) -> None:
+        """Takes over what an interrupted writer left; refuses embeddings of something else, and files of others."""
+        found, begun = _read(self._folder / _MANIFEST), _read(self._folder / _PROGRESS)
+        if begun is None and found == self._meta:
+            self.rows, self._complete = self._count, True
+            return
+        made_of = (found if begun is None else begun.get("meta")) or {}
+        if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
+            made_of = self._meta  # nothing was damaged so far
+        if made_of.get("format") == _FORMAT and made_of != self._meta:
+            different = ", ".join(key for key in self._meta if made_of.get(key) != self._meta[key])
+            raise ConfigError(
+                f"{self._folder}: holds embeddings that differ in {different}; name another folder, or move them away"
+            )
+        self.rows = begun["rows"] if begun is not None and made_of == self._meta else 0
+        part, finishing = (self._folder / _PART).exists(), self.rows == self._count
+        own = {_TABLE: finishing, _VECTORS: finishing and not part, _MANIFEST: finishing and found == self._meta}
+        others = [name for name in _FILES if not own[name] and os.path.lexists(self._folder / name)]
+        if others:
+            raise ConfigError(
+                f"{self._folder}: holds {', '.join(others)} that plsc predict did not make; name another folder, or move "
+                "them away"
+            )
+        for name in (_TABLE, _MANIFEST, _PROGRESS):
+            remove_leftovers(self._folder / name)
+        if part or not finishing or not (self._folder / _VECTORS).exists():
+            self._open(part)
+
+    def _open(self, part: bool) -> None:
+        place, size = self._folder / _PART, len(self._header()) + 4 * self._emb_dim * self.rows
+        if self.rows and (not part or place.stat().st_size < size):
             raise ConfigError(f"{place}: is missing or cut short; remove it and {_PROGRESS}, and begin again")
+        self._stream = io.FileIO(place, "r+" if part else "w+")
         if not self.rows:
             write_all(self._stream.fileno(), self._header())
         self._stream.truncate(size)
@@ -182,23 +197,36 @@ class EmbeddingsWriter:
             ) from None
 
 
-def write_parquet(folder: Path) -> Path:
-    """Writes `embeddings.parquet` into a complete folder: columns `name`, `identity`, `embedding`.
+def check_parquet(folder: Path) -> None:
+    """Finds what would stop `write_parquet` before there are embeddings.
 
     Raises:
-        ConfigError: pyarrow is missing, or the file cannot be written.
+        ConfigError: pyarrow is missing, or there is an `embeddings.parquet` that plsc did not make.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow: pip install '.[parquet]' in the plsc clone") from None
+    _, parquet = _pyarrow()
+    _parquet_meta(parquet, folder / _PARQUET)
+
+
+def write_parquet(folder: Path) -> Path:
+    """Writes `embeddings.parquet` into a complete folder: columns `name`, `identity`, `embedding`; one that is there stays.
+
+    Raises:
+        ConfigError: pyarrow is missing, or the file cannot be written or is not plsc's.
+        DataError: the folder is not complete.
+    """
+    pyarrow, parquet = _pyarrow()
+    place = folder / _PARQUET
     made = open_embeddings(folder)
-    place = folder / "embeddings.parquet"
+    if _parquet_meta(parquet, place) == made.meta:
+        return place
     kind = pyarrow.list_(pyarrow.float32(), made.vectors.shape[1])
-    schema = pyarrow.schema([("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)])
+    schema = pyarrow.schema(
+        [("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)],
+        metadata={_PARQUET_META: json.dumps(made.meta, ensure_ascii=False)},
+    )
     try:
-        with temporary(place) as written:
+        with _locked(folder), temporary(place) as written:
+            remove_leftovers(place)
             with parquet.ParquetWriter(written, schema) as writer:
                 for first in range(0, len(made.names), _PARQUET_ROWS):
                     part = slice(first, first + _PARQUET_ROWS)
@@ -207,28 +235,53 @@ def write_parquet(folder: Path) -> Path:
                     writer.write_table(pyarrow.table([made.names[part], made.identities[part], rows], schema=schema))
             sync(written)
             os.replace(written, place)
-        sync(folder)
+            sync(folder)
     except OSError as problem:
-        raise ConfigError(f"{place}: cannot be written ({problem.strerror or problem})") from None
+        raise ConfigError(f"{place}: cannot be written ({problem.strerror or problem}); free space") from None
     return place
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install '.[parquet]' in the plsc clone") from None
+
+
+def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
+    """The manifest that the file holds a copy of; None if there is no file. Raises ConfigError for a file of others."""
+    if not os.path.lexists(place):
+        return None
+    try:
+        return json.loads(parquet.read_schema(place).metadata[_PARQUET_META])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+        raise ConfigError(f"{place}: is not of plsc predict; name another folder, or move it away") from None
 
 
 def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Writes names and identities, so that they last through a power cut. Raises OSError."""
     with open(path, "w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, csv.excel_tab, lineterminator="\n").writerows(images)
+        plain = csv.writer(stream, csv.excel_tab, lineterminator="\n")
+        quoted = csv.writer(stream, csv.excel_tab, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in images:
+            (quoted if "\r" in "".join(row) else plain).writerow(row)  # csv quotes \r by itself from Python 3.13 on
     sync(path)
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
     """Names and identities of an `images.tsv`. Raises OSError, ValueError."""
     names, identities = [], []
-    with open(path, encoding="utf-8", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
-            if len(row) != 2:
-                raise ValueError(f"{path.name}, line {number}: expected an image and an identity, with a tab between")
-            names.append(row[0])
-            identities.append(row[1])
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
+                if len(row) != 2:
+                    raise ValueError(
+                        f"{path.name}, line {number}: expected an image and an identity, with a tab between"
+                    )
+                names.append(row[0])
+                identities.append(row[1])
+    except csv.Error as problem:
+        raise ValueError(f"{path.name}: {problem}") from None
     return names, identities
 
 
@@ -239,6 +292,22 @@ def reason(problem: Exception) -> str:
     if isinstance(problem, KeyError):
         return f"no {problem}"
     return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder. Raises ConfigError if another is in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is writing embeddings there; wait for it") from None
+        except OSError:
+            pass  # not every file system has locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> Optional[dict[str, Any]]:

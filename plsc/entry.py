@@ -31,15 +31,14 @@ from plsc.config import (
     check_str,
 )
 from plsc.data.base64_source import SHUFFLES
-from plsc.data.collection import open_collection
 from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
-from plsc.embeddings import write_parquet
+from plsc.embeddings import check_parquet, write_parquet
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
-from plsc.engine.embedder import Embedder
+from plsc.engine.embedder import Embedder, open_images
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.scalars import KINDS, check_package
@@ -540,6 +539,7 @@ class Entry:
         output: Union[str, Path, None] = None,
         flip: bool = False,
         parquet: bool = False,
+        skip_damaged: bool = False,
     ) -> np.ndarray:
         """Embeds images with the model of the last `train`, or else of the checkpoint folder.
 
@@ -550,6 +550,8 @@ class Entry:
                 after an interruption it goes on where it was; with all done it does nothing.
             flip: average the embeddings of an image and its mirror image.
             parquet: also write `embeddings.parquet`.
+            skip_damaged: an image of the source that cannot be read or decoded gets zeros and a warning, instead of ending
+                the work.
 
         Returns:
             [N, D] float32, the same on every rank, in the order of the source (folders: sorted by path) or of the reader;
@@ -562,28 +564,35 @@ class Entry:
         for name, value in (("source", source), ("output", output)):
             if not isinstance(value, (str, Path, type(None))) or value == "":
                 raise ConfigError(f"predict: {name}={value!r}: expected a path")
-        if source is None and output is not None or output is None and parquet:
-            lacking, given = ("output", "parquet") if parquet else ("source", "output")
-            raise ConfigError(f"predict: {given} is of use with {lacking} only; name it, or leave {given} out")
-        embedder = self._embedder("predict", flip, progress=True)
+        for name, flag in (("flip", flip), ("parquet", parquet), ("skip_damaged", skip_damaged)):
+            check_bool(f"predict: {name}", flag)
+        for name, given, needed, there in (
+            ("parquet", parquet, "output", output),
+            ("output", output is not None, "source", source),
+            ("skip_damaged", skip_damaged, "source", source),
+        ):
+            if given and there is None:
+                raise ConfigError(f"predict: {name} is of use with {needed} only; name it, or leave {name} out")
+        embedder = self._embedder("predict", flip, progress=True, skip_damaged=skip_damaged)
         if source is None:
             if self._config.predict_reader is None:
                 raise ConfigError("predict(): nothing to embed; name a source, or assign predict_reader")
             loader = reader_loader("predict_reader", self._config.predict_reader, self._config, num_classes=None)
             return embedder.embed_reader(loader)[0]
-        images = parallel.together(lambda: open_collection(Path(source)))
+        images = open_images(Path(source))
         if output is None:
             return embedder.embed(images)
+        if parquet:
+            parallel.from_rank_0(lambda: check_parquet(Path(output)))
         vectors = embedder.keep(images, Path(output))
         if parquet:
             parallel.from_rank_0(lambda: write_parquet(Path(output)))
-        logging.getLogger("plsc").info("%s: %d embeddings", output, len(vectors))
         return vectors
 
-    def _embedder(self, action: str, flip: bool, progress: bool = False) -> Embedder:
+    def _embedder(self, action: str, flip: bool, progress: bool = False, skip_damaged: bool = False) -> Embedder:
         """What embeds with the trained model; `action` is named in errors."""
         config = self._prepare()
-        return Embedder(self._trained_backbone(action, config), config, flip, progress)
+        return Embedder(self._trained_backbone(action, config), config, flip, progress, skip_damaged)
 
     def convert_for_prediction(
         self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None

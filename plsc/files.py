@@ -44,6 +44,13 @@ def temporary(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of `temporary` files for `path`. For one who holds a lock that its writers hold."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if left.name[len(path.name) + 2 : -len(".part")].isdigit():
+            left.unlink()
+
+
 def sync(path: Union[str, Path]) -> None:
     """Makes the bytes of a file, or the names in a folder, last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

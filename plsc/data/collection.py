@@ -8,17 +8,19 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
-from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, Part, check_line, open_part, read_file_list
-from plsc.data.folder import image_files
+from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
+from plsc.data.folder import SUFFIXES, image_files
 from plsc.data.transforms import decode
 from plsc.errors import DataError
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
+_LABEL_ENDS = LONGEST_LABEL + 2  # bytes of a line that hold its tab, label and newline
+_TRIED = 20  # first lines that tell what a list holds
 
 
 class Collection(Protocol):
@@ -47,8 +49,8 @@ class Collection(Protocol):
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """uint8 [H, W, C] of `image_shape` (C, H, W). Raises DataError for what cannot be read or decoded."""
 
-    def fingerprint(self) -> str:
-        """The same as long as the images and what is said of them are. Raises DataError for what is missing."""
+    def fingerprint(self, missing: bool = False) -> str:
+        """The same as long as the images and what is said of them are. Raises DataError for what is not there, unless `missing`."""
 
 
 class Listed(NamedTuple):
@@ -88,27 +90,30 @@ class ImageFiles:
         """Decoded."""
         try:
             data = (self.root / self._files[i].name).read_bytes()
-        except (OSError, ValueError) as problem:
+        except OSError as problem:
             raise self._unreadable(i, problem) from None
         return decode(data, image_shape, self.where(i))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, missing: bool = False) -> str:
         """Of names, identities, templates, sizes and times."""
         found = hashlib.sha256()
         for i, file in enumerate(self._files):
+            state: tuple[int, ...] = ()
             try:
                 status = os.stat(self.root / file.name)
-                words = (*file[:3], str(status.st_size), str(status.st_mtime_ns))
+                state = status.st_size, status.st_mtime_ns
+            except OSError as problem:
+                if not missing:
+                    raise self._unreadable(i, problem) from None
+            words = (*file[:3], *map(str, state))
+            try:
                 found.update(("\0".join(words) + "\n").encode())
-            except (OSError, ValueError) as problem:
-                raise self._unreadable(i, problem) from None
+            except UnicodeEncodeError:
+                raise DataError(f"{self.where(i)!r}: the name is not UTF-8; rename the file") from None
         return found.hexdigest()
 
-    def _unreadable(self, i: int, problem: Exception) -> DataError:
-        if isinstance(problem, UnicodeEncodeError):
-            return DataError(f"{self.where(i)!r}: the name is not UTF-8; rename the file")
-        reason = getattr(problem, "strerror", None) or problem
-        return DataError(f"{self.where(i)}: cannot be read ({reason}); restore the file, or leave it out")
+    def _unreadable(self, i: int, problem: OSError) -> DataError:
+        return DataError(f"{self.where(i)}: cannot be read ({problem.strerror}); restore the file, or leave it out")
 
 
 class Base64Parts:
@@ -127,8 +132,9 @@ class Base64Parts:
         return f"{self._parts[part].name}:{line + 1}"
 
     def identity(self, i: int) -> str:
-        """The label."""
-        return self._line(i)[1].decode()
+        """The label; '' of a line that has none."""
+        _, tab, label = self._read(i, _LABEL_ENDS).rpartition(b"\t")
+        return label.decode() if tab and label.isdigit() else ""
 
     def template(self, i: int) -> str:
         """None."""
@@ -141,9 +147,13 @@ class Base64Parts:
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Decoded."""
-        return decode(binascii.a2b_base64(self._line(i)[0]), image_shape, self.where(i))
+        line = self._read(i)
+        fault = check_line(line, len(line))
+        if fault:
+            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
+        return decode(binascii.a2b_base64(line.rpartition(b"\t")[0]), image_shape, self.where(i))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, missing: bool = False) -> str:
         """Of the parts' names, sizes and times."""
         parts = [(part.name, part.size, part.modified) for part in self._parts]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -152,16 +162,13 @@ class Base64Parts:
         part = bisect.bisect_right(self._firsts, i) - 1
         return part, i - self._firsts[part]
 
-    def _line(self, i: int) -> tuple[bytes, bytes]:
+    def _read(self, i: int, most: Optional[int] = None) -> bytes:
+        """A line, or its last `most` bytes."""
         part, line = self._place(i)
         first, end = (int(offset) for offset in self._offsets[part][line : line + 2])
+        first = first if most is None else max(first, end - most)
         with open_part(self._parts[part]) as file:  # opened for each: there may be more parts than a process may open
-            text = os.pread(file.fileno(), end - first, first).removesuffix(b"\n")
-        fault = check_line(text, len(text))
-        if fault:
-            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
-        image, _, label = text.rpartition(b"\t")
-        return image, label
+            return os.pread(file.fileno(), end - first, first).removesuffix(b"\n")
 
 
 class ArrayImages:
@@ -202,7 +209,7 @@ class ArrayImages:
         """As they are: they have the shape."""
         return self._images[self._firsts[i]]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, missing: bool = False) -> str:
         """Of the pixels."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
@@ -222,11 +229,12 @@ def open_collection(path: Path) -> Collection:
         lists = [path / name for name in _LISTS if (path / name).is_file()]
         return open_collection(lists[0]) if lists else _of_folder(path)
     lines = read_list(path)
-    first = path.parent / lines[0][1]
-    if _is_base64(first):
+    files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / line)]
+    if files and _is_text(files[0]):
         return Base64Parts(path)
-    alone = first.is_file()
-    return ImageFiles(path.parent, [_of_line(line, f"{path}:{number}", alone) for number, line in lines])
+    if not files and check_line(lines[0][1].encode(), len(lines[0][1])) is None:
+        raise DataError(f"{path}: holds base64 data itself; name the list of such parts, even of a single one")
+    return ImageFiles(path.parent, [_of_line(line, f"{path}:{number}", bool(files)) for number, line in lines])
 
 
 def folder_of_images(root: Path, folder: Path) -> list[Listed]:
@@ -242,13 +250,15 @@ def folder_of_images(root: Path, folder: Path) -> list[Listed]:
 def read_list(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers. Raises DataError when there are none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as problem:
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError
+    except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or "not UTF-8"
         raise DataError(
             f"{path}: cannot be read ({reason}); name a folder of images, or a UTF-8 list of them"
         ) from None
-    found = [(number, line.strip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    found = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not found:
         raise DataError(f"{path}: names nothing; write one image a line")
     return found
@@ -264,21 +274,23 @@ def _of_line(line: str, where: str, alone: bool) -> Listed:
     words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
     if not 2 <= len(words) <= 3 or not all(words[:2]):
         raise DataError(
-            f"{where}: {line!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or is the image of the first line "
+            f"{where}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or are the images of the first lines "
             "missing?"
         )
     name, identity = words[:2]
     return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", where)
 
 
-def _is_base64(path: Path) -> bool:
-    """Whether a file begins with a line of base64 data."""
+def _is_text(path: Path) -> bool:
+    """Whether a file begins as base64 parts do, and images do not; a damaged part may not begin with base64 data."""
+    if path.suffix.lower() in SUFFIXES:
+        return False
     try:
         with open(path, "rb") as stream:
-            line, end, _ = stream.read(1 << 24).partition(b"\n")
-    except (OSError, ValueError):
+            begin = stream.read(256)
+    except OSError:
         return False
-    return check_line(line, len(line)) is None if end or line else False
+    return begin.isascii() and b"\0" not in begin
 
 
 def _offsets(part: Part) -> np.ndarray:

@@ -12,7 +12,7 @@ from plsc.data.sources import ImageSource, read_label_file
 from plsc.errors import DataError
 
 DATA_FORMATS = ("auto", "jpeg", "base64")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _UNSPLIT_LIST = "file_list.txt"
 
 
@@ -22,9 +22,9 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise DataError(f"{folder}: holds no image ({', '.join(_SUFFIXES)})")
+        raise DataError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return found
 
 

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import paddle
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.data.collection import Collection
+from plsc.data.collection import Collection, open_collection
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
@@ -28,6 +28,7 @@ from plsc.version import __version__
 logger = logging.getLogger("plsc")
 
 _READ_AHEAD = 2  # batches, beyond those the workers are busy with
+_NAMED = 20  # damaged images
 
 
 class Embedder:
@@ -38,13 +39,21 @@ class Embedder:
         config: `image_shape`, `emb_dim`, `test_batch_size` and `num_workers` are used.
         flip: average the embeddings of an image and its mirror image.
         progress: show a bar on a terminal.
+        skip_damaged: an image that cannot be read or decoded gets zeros and a warning, instead of ending the work.
 
     Attributes:
         model: the sha256 of the network's names and values.
     """
 
-    def __init__(self, backbone: paddle.nn.Layer, config: Config, flip: bool, progress: bool = False) -> None:
-        self._backbone, self._flip, self._progress = backbone, flip, progress
+    def __init__(
+        self,
+        backbone: paddle.nn.Layer,
+        config: Config,
+        flip: bool,
+        progress: bool = False,
+        skip_damaged: bool = False,
+    ) -> None:
+        self._backbone, self._flip, self._progress, self._skip_damaged = backbone, flip, progress, skip_damaged
         self._image_shape, self._emb_dim = config.image_shape, config.emb_dim
         self._batch_size, self._num_workers = config.test_batch_size, config.num_workers
         parallel.broadcast_statistics(backbone)
@@ -61,7 +70,7 @@ class Embedder:
         """Embeddings [N, D] float32.
 
         Raises:
-            DataError: an image that cannot be decoded, or whose embedding is not finite.
+            DataError: an image that cannot be read or decoded, or whose embedding is not finite.
         """
         parts = list(self._shown(images, 0))
         return np.concatenate(parts) if parts else np.empty((0, self._emb_dim), "float32")
@@ -128,10 +137,11 @@ class Embedder:
             "count": images.num_images,
             "emb_dim": self._emb_dim,
             "source": str(images.root.absolute()),
-            "images": images.fingerprint(),
+            "images": images.fingerprint(missing=self._skip_damaged),
             "model": self.model,
             "image_shape": list(self._image_shape),
             "flip": self._flip,
+            "skip_damaged": self._skip_damaged,
             "plsc": __version__,
         }
 
@@ -152,46 +162,90 @@ class Embedder:
         ranks, rank, end = parallel.world_size(), parallel.rank(), images.num_images
         if first == end:
             return
-        batch = min(self._batch_size, -(-(end - first) // ranks))
+        batch = min(self._batch_size, -(-end // ranks))  # the same wherever it goes on: the last bits depend on it
         rounds = range(first, end, batch * ranks)
-        own = [range(start + rank * batch, min(start + (rank + 1) * batch, end)) for start in rounds]
+        own = [range(min(start + rank * batch, end), min(start + (rank + 1) * batch, end)) for start in rounds]
         decoded = prefetch(
             lambda chosen: self._decode(images, chosen), own, self._num_workers, self._num_workers + _READ_AHEAD
         )
+        damaged = 0
         try:
             for start, chosen in zip(rounds, own):
-                rows = parallel.together(lambda chosen=chosen: self._embed(images, chosen, next(decoded)))  # type: ignore[misc]
+                rows, faults = parallel.together(lambda chosen=chosen: self._embed(images, chosen, *next(decoded)))  # type: ignore[misc]
                 counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
                 yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
+                if self._skip_damaged:
+                    damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
+            if damaged:
+                _say("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
-    def _decode(self, images: Collection, chosen: range) -> Optional[np.ndarray]:
-        if not chosen:
-            return None
-        return normalize(np.stack([images.pixels(i, self._image_shape) for i in chosen]))
+    def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
+        """Normalised images [n, C, H, W], and what is wrong with damaged ones, by row."""
+        channels, height, width = self._image_shape
+        pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
+        for row, i in enumerate(chosen):
+            try:
+                pixels[row] = images.pixels(i, self._image_shape)
+            except DataError as problem:
+                if not self._skip_damaged:
+                    raise
+                faults[row] = str(problem)
+        return normalize(pixels), faults
 
-    def _embed(self, images: Collection, chosen: range, batch: Optional[np.ndarray]) -> np.ndarray:
-        if batch is None:
-            return np.empty((0, self._emb_dim), "float32")
+    def _embed(
+        self, images: Collection, chosen: range, batch: np.ndarray, faults: dict[int, str]
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Embeddings [n, D] of what `_decode` gives, and the faults again."""
+        if not chosen:
+            return np.empty((0, self._emb_dim), "float32"), faults
         rows = embed_batch(self._backbone, batch, self._flip)
+        rows[list(faults)] = 0
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             where = images.where(chosen[int(finite.argmin())])
             raise DataError(f"{where}: its embedding is not finite; training has diverged or the checkpoint is damaged")
-        return rows
+        return rows, faults
+
+
+def open_images(path: Path) -> Collection:
+    """`open_collection` on every rank.
+
+    Raises:
+        DataError: as there, or the ranks do not find the same images.
+    """
+    images = parallel.together(lambda: open_collection(path))
+    if parallel.world_size() > 1:
+        names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
+        if len(set(parallel.all_gather_object(names.digest()))) > 1:
+            raise DataError(f"{path}: the ranks find different images there; give every machine the same")
+    return images
+
+
+def _warn(before: int, faults: list[list[str]]) -> int:
+    """Names the first damaged images; `before` were found earlier. Returns how many there are now."""
+    every = [fault for one in faults for fault in one]
+    for fault in every[: max(_NAMED - before, 0)]:
+        _say("%s; skipped", fault)
+    return before + len(every)
+
+
+def _say(*words: Any) -> None:
+    """Warns, once for all ranks."""
+    if parallel.rank() == 0:
+        logger.warning(*words)
 
 
 def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     """The embeddings rank 0 has in a folder, on every rank: they need not share a disk."""
-    made = None
-    with contextlib.suppress(DataError):
-        made = open_embeddings(folder)
+    made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None)
+    if parallel.rank() > 0:
+        with contextlib.suppress(DataError):
+            made = open_embeddings(folder)
     seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
-    if not parallel.any_rank(not seen):
-        return made.vectors  # type: ignore[union-attr]
-    given = parallel.from_rank_0(lambda: np.array(made.vectors))  # type: ignore[union-attr]
-    return made.vectors if seen else given  # type: ignore[union-attr]
+    given = parallel.from_rank_0(lambda: np.array(made.vectors)) if parallel.any_rank(not seen) else None  # type: ignore[union-attr]
+    return made.vectors if seen else given  # type: ignore[union-attr, return-value]
 
 
 def digest(batch: tuple[np.ndarray, np.ndarray]) -> str:
