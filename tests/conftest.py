@@ -49,6 +49,30 @@ def glyphs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def trained(glyphs, once):
+    """A checkpoint (output/0) and an export (net) of a network that tells images apart, of 32 numbers."""
+
+    def make(place):
+        from plsc import Entry
+
+        ins = Entry()
+        ins.set_dataset_dir(str(glyphs))
+        ins.set_class_num(12)
+        ins.set_image_shape([3, 32, 32])
+        ins.set_model_name("MobileFaceNet")
+        ins.set_emb_size(32)
+        ins.set_train_batch_size(4)  # many steps, for the running statistics
+        ins.set_train_epochs(1)
+        ins.set_with_test(False)
+        ins.set_model_save_dir(str(place / "output"))
+        ins.train()
+        ins.set_model_save_dir(str(place / "net"))
+        ins.convert_for_prediction()
+
+    return once("trained", make)
+
+
+@pytest.fixture(scope="session")
 def base64_glyphs(glyphs, tmp_path_factory):
     """The same as base64 data, split for 2 ranks."""
     from plsc.data.base64_plan import Options

@@ -5,6 +5,7 @@ import csv
 import importlib
 import io
 import json
+import logging
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from plsc import cli, search
+from plsc.embeddings import open_embeddings
 from plsc.errors import ConfigError, DataError
 from plsc.search import SearchIndex, build_index
 from plsc.search_page import write_page
@@ -115,7 +117,8 @@ def test_an_index_keeps_names_settings_and_nothing_temporary_and_is_replaced_by_
     ]
 
 
-def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_path, caplog):
+def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
     vectors = np.eye(6)
     vectors[2] = 0
     folder = write_folder(tmp_path / "e", vectors, identities=list("abcdef"))
@@ -198,62 +201,47 @@ def test_a_page_holds_small_thumbnails_escapes_names_and_says_what_is_missing(tm
     assert page.read_text() == "mine"
 
 
-@pytest.fixture(scope="module")
-def trained(glyphs, once):
-    """A checkpoint and an export of an untrained network."""
-
-    def make(place):
-        from plsc import Entry
-
-        ins = Entry()
-        ins.set_dataset_dir(str(glyphs))
-        ins.set_class_num(12)
-        ins.set_image_shape([3, 32, 32])
-        ins.set_model_name("MobileFaceNet")
-        ins.set_emb_size(32)
-        ins.set_train_batch_size(96)
-        ins.set_train_epochs(1)
-        ins.set_with_test(False)
-        ins.set_model_save_dir(str(place / "output"))
-        ins.train()
-        ins.set_model_save_dir(str(place / "net"))
-        ins.convert_for_prediction()
-
-    return once("search", make)
-
-
 def test_commands_find_the_images_an_index_was_made_of(trained, glyphs, tmp_path, capsys):
-    from plsc import Predictor
-
-    images = sorted((glyphs / "images").rglob("*.jpg"))
-    names = [str(path.relative_to(glyphs)) for path in images]
-    vectors = Predictor(trained / "net", flip=True).embed(images)
-    identities = [path.parent.name for path in images]
-    facts = {"source": str(glyphs), "model": None, "flip": True}
-    folder = write_folder(tmp_path / "e", vectors, names, identities, **facts)
+    checkpoint, source, folder = str(trained / "output" / "0"), glyphs / "images", tmp_path / "e"
+    images = sorted(source.rglob("*.jpg"))
     file, page = str(tmp_path / "x"), tmp_path / "page.html"
+    words = ["predict", "--checkpoint", checkpoint, "--input", str(source), "--output", str(folder), "--flip"]
+    assert cli.main(words) == 0
     assert cli.main(["index", str(folder), "--output", file]) == 0
     assert f"{len(images)} images of 12 identities, flat" in capsys.readouterr().out
-    checkpoint = str(trained / "output" / "0")
     one = str(images[3].parent)
     assert cli.main(["search", file, "--checkpoint", checkpoint, one, "--top", "3", "--json", "--page", str(page)]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [item["image"] for item in found] == [str(path) for path in images if str(path.parent) == one]
-    assert all(item["hits"][0]["name"] == str(item["image"])[len(str(glyphs)) + 1 :] for item in found)
+    assert all(item["hits"][0]["name"] == str(item["image"])[len(str(source)) + 1 :] for item in found)
     assert all(len(item["hits"]) == 3 and item["hits"][0]["cosine"] > 0.9999 for item in found)
     assert page.read_text().count("data:image/jpeg") == 4 * len(found)
     assert cli.main(["search", file, "--model", str(trained / "net"), str(images[-1]), "--top", "1"]) == 0
-    assert re.search(rf"\n  1\.0000  {identities[-1]}  {names[-1]}\n", capsys.readouterr().out)
-    for change, said in (
-        ({"model": "another"}, "was made with another network"),
-        ({"image_shape": [3, 48, 48]}, "takes images [3, 32, 32]"),
+    identity, name = images[-1].parent.name, images[-1].relative_to(source)
+    assert re.search(rf"\n  1\.0000  {identity}  {name}\n", capsys.readouterr().out)
+
+
+def test_a_search_with_another_network_is_refused(trained, glyphs, tmp_path, capsys):
+    checkpoint, image = str(trained / "output" / "0"), str(glyphs / "images" / "0" / "0.jpg")
+    folder, file = tmp_path / "e", str(tmp_path / "x")
+    words = ["predict", "--checkpoint", checkpoint, "--input", str(glyphs / "images"), "--output", str(folder)]
+    assert cli.main(words) == 0
+    embeddings = open_embeddings(folder)
+    other = embeddings.meta["model"][::-1]
+    for change, network, said in (
+        ({"model": other}, ["--checkpoint", checkpoint], "was made with another network"),
+        ({"image_shape": [3, 48, 48]}, ["--checkpoint", checkpoint], "takes images [3, 32, 32]"),
+        ({"emb_dim": 16}, ["--model", str(trained / "net")], "have 32 numbers, those of"),
     ):
-        build_index(write_folder(folder, vectors, names, identities, **{**facts, **change}), tmp_path / "x")
-        assert cli.main(["search", file, "--checkpoint", checkpoint, one]) == 1
+        meta = {**embeddings.meta, **change}
+        write_folder(tmp_path / "other", embeddings.vectors[:, : meta["emb_dim"]], **meta)
+        build_index(tmp_path / "other", tmp_path / "x")
+        assert cli.main(["search", file, *network, image]) == 1
         assert said in capsys.readouterr().err
-    build_index(write_folder(folder, vectors[:, :16], names, identities, **facts), tmp_path / "x")
-    assert cli.main(["search", file, "--model", str(trained / "net"), one]) == 1
-    assert "have 32 numbers, those of" in capsys.readouterr().err
+    build_index(
+        write_folder(tmp_path / "other", embeddings.vectors, **{**embeddings.meta, "model": None}), tmp_path / "x"
+    )
+    assert cli.main(["search", file, "--checkpoint", checkpoint, image]) == 0  # made by a script: nothing to compare
 
 
 def test_a_folder_without_images_is_named(tmp_path, capsys):

@@ -1,7 +1,7 @@
-"""`predict_glyphs.py CHECKPOINT SOURCE OUTPUT [name=value ...]`: embeds into files, a batch of 4 after the other.
+"""`predict_glyphs.py CHECKPOINT OUTPUT [name=value ...] SOURCE...`: embeds source n into OUTPUT/<n>, in batches of 5.
 
-flip=, parquet= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. Each rank prints a line
-that says how many images it decoded, and checks that it was given what the files hold.
+flip= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. {rank} in a source is the number
+of the rank. Each rank prints a line that says how many images it decoded, and checks that it was given what the files hold.
 """
 
 import os
@@ -15,7 +15,7 @@ from plsc.data.collection import Base64Parts, ImageFiles
 from plsc.engine import embedder
 
 embeddings._SAVE_SECONDS = 0
-BATCH = 4
+BATCH = 5
 
 
 def count_decoded():
@@ -40,9 +40,9 @@ def kill_in_batch(number):
     embedder.embed_batch = embed_or_die
 
 
-def main(checkpoint, source, output, *options):
+def main(checkpoint, output, *words):
     """See above."""
-    options = dict(option.split("=") for option in options)
+    options = dict(word.split("=") for word in words if "=" in word)
     kill = int(options.pop("kill", 0))
     if kill:
         kill_in_batch(kill)
@@ -55,8 +55,11 @@ def main(checkpoint, source, output, *options):
     ins.set_test_batch_size(BATCH)
     ins.set_checkpoint_dir(checkpoint)
     ins.set_model_save_dir(None)
-    vectors = ins.predict(source, output, **{name: value == "true" for name, value in options.items()})
-    assert np.array_equal(vectors, np.load(os.path.join(output, "embeddings.npy")))
+    options = {name: value == "true" for name, value in options.items()}
+    for number, source in enumerate(word for word in words if "=" not in word):
+        folder = os.path.join(output, str(number))
+        vectors = ins.predict(source.format(rank=parallel.rank()), folder, **options)
+        assert np.array_equal(vectors, np.load(os.path.join(folder, "embeddings.npy")))
     print(f"decoded {len(decoded)}", flush=True)
 
 
