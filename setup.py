@@ -30,6 +30,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],
         "visualdl": ["visualdl>=2.5"],
         "search": ["faiss-cpu>=1.10"],
+        "parquet": ["pyarrow>=12"],
         "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15"],
         "dev": [
             "pytest>=7",

@@ -40,7 +40,7 @@ debian_packages() { # names in one word, what skips without them
 
 hdfs_packages
 browser_packages
-environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,search,tensorboard,visualdl]"
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,search,parquet,tensorboard,visualdl]"
 "$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
 "$cache/newest/bin/ruff" check .
 "$cache/newest/bin/ruff" format --check .
