@@ -22,7 +22,7 @@ from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
 from plsc.embeddings import EmbeddingsWriter, open_embeddings
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 from plsc.version import __version__
 
 logger = logging.getLogger("plsc")
@@ -70,6 +70,7 @@ class Embedder:
         """Embeddings [N, D] float32.
 
         Raises:
+            ConfigError: the network gives embeddings of another size.
             DataError: an image that cannot be read or decoded, or whose embedding is not finite.
         """
         parts = list(self._shown(images, 0))
@@ -82,7 +83,7 @@ class Embedder:
             [N, D] float32, mapped from the file on ranks that see it.
 
         Raises:
-            ConfigError: the folder holds something else, or cannot be written.
+            ConfigError: the folder holds something else, or cannot be written; or as `embed`.
             DataError: as `embed`.
         """
         return self._keep(images, folder, parallel.from_rank_0(lambda: self._meta(images)))
@@ -173,9 +174,9 @@ class Embedder:
             for start, chosen in zip(rounds, own):
                 rows, faults = parallel.together(lambda chosen=chosen: self._embed(images, chosen, *next(decoded)))  # type: ignore[misc]
                 counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
-                yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
                 if self._skip_damaged:
                     damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
+                yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
             if damaged:
                 _say("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
         finally:
@@ -201,6 +202,11 @@ class Embedder:
         if not chosen:
             return np.empty((0, self._emb_dim), "float32"), faults
         rows = embed_batch(self._backbone, batch, self._flip)
+        if rows.shape[1:] != (self._emb_dim,):
+            raise ConfigError(
+                f"set_emb_size({self._emb_dim}): the network gives embeddings {list(rows.shape)} of {len(chosen)} images; "
+                "set the size it has"
+            )
         rows[list(faults)] = 0
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():

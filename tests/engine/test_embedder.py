@@ -5,13 +5,17 @@ import re
 import shutil
 
 import numpy as np
+import paddle
 import pytest
 from PIL import Image, ImageOps
 from ranks import start
 
 from plsc import Entry, Predictor, cli
+from plsc.config import Config
+from plsc.data.collection import open_collection
 from plsc.embeddings import open_embeddings
 from plsc.engine import embedder
+from plsc.engine.embedder import Embedder
 from plsc.errors import ConfigError, DataError
 
 SCRIPT = "predict_glyphs.py"
@@ -177,6 +181,17 @@ def test_flip_averages_and_another_network_or_flip_is_refused(ins, glyphs, tmp_p
     ins.train()
     with pytest.raises(ConfigError, match="holds embeddings that differ in model; name another folder"):
         ins.predict(source, tmp_path, flip=True)
+
+
+def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_path):
+    network = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 32 * 32, 5))
+    config = Config(image_shape=(3, 32, 32), emb_dim=4)
+    images = open_collection(glyphs / "images" / "0")
+    with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] of 8 images"):
+        Embedder(network, config, flip=False).keep(images, tmp_path)
+    network[1].weight.set_value(paddle.full([3 * 32 * 32, 5], float("nan")))
+    with pytest.raises(DataError, match="0.jpg: its embedding is not finite"):
+        Embedder(network, Config(image_shape=(3, 32, 32), emb_dim=5), flip=False).embed(images)
 
 
 @pytest.mark.parametrize(
