@@ -38,7 +38,7 @@ from plsc.embeddings import check_parquet, write_parquet
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
-from plsc.engine.embedder import Embedder, open_images
+from plsc.engine.embedder import Embedder, open_together
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.scalars import KINDS, check_package
@@ -579,7 +579,7 @@ class Entry:
                 raise ConfigError("predict(): nothing to embed; name a source, or assign predict_reader")
             loader = reader_loader("predict_reader", self._config.predict_reader, self._config, num_classes=None)
             return embedder.embed_reader(loader)[0]
-        images = open_images(Path(source))
+        images = open_together(Path(source))
         if output is None:
             return embedder.embed(images)
         if parquet:

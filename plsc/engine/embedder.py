@@ -215,7 +215,7 @@ class Embedder:
         return rows, faults
 
 
-def open_images(path: Path) -> Collection:
+def open_together(path: Path) -> Collection:
     """`open_collection` on every rank.
 
     Raises:
