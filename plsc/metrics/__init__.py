@@ -5,6 +5,7 @@ from plsc.metrics.roc import FARS, roc_curve, tar_at_far
 from plsc.metrics.verification import (
     all_pairs_metrics,
     count_different,
+    mean_norm,
     pair_similarity,
     pairs_of_labels,
     verification_metrics,
@@ -16,6 +17,7 @@ __all__ = [
     "average_templates",
     "count_different",
     "identification_metrics",
+    "mean_norm",
     "pair_similarity",
     "pairs_of_labels",
     "roc_curve",

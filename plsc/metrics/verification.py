@@ -108,7 +108,7 @@ def all_pairs_metrics(
     same = same_pairs(labels, _MOST_SAME)
     scores = _compare(embeddings, same)[1]
     roc = roc_of_counts(scores, different_counts)
-    drawn["xnorm"] = float(_norms(embeddings).mean())
+    drawn["xnorm"] = mean_norm(embeddings)
     return {**drawn, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
 
 
@@ -221,6 +221,11 @@ def _check(block: np.ndarray, numbers: np.ndarray) -> None:
             f"verification: embedding {int(numbers[bad[0]])} is not finite; "
             "training has diverged or the checkpoint is damaged"
         )
+
+
+def mean_norm(embeddings: np.ndarray) -> float:
+    """The mean length of embeddings [N, D], in float64."""
+    return float(_norms(embeddings).mean())
 
 
 def _norms(embeddings: np.ndarray) -> np.ndarray:
