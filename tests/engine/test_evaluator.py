@@ -16,6 +16,8 @@ from plsc.data.verification import load_verification
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import DataError
 
+pytestmark = pytest.mark.core
+
 SHAPE = (3, 32, 32)
 
 
