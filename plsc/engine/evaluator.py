@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -15,6 +16,8 @@ from plsc.data.collection import Collection
 from plsc.data.evaluation import EvaluationSet, GallerySet, IdentitySet, PairSet
 from plsc.data.readers import ReaderLoader
 from plsc.engine.embedder import Embedder
+from plsc.errors import ConfigError
+from plsc.files import temporary
 from plsc.metrics import (
     all_pairs_metrics,
     average_templates,
@@ -32,11 +35,11 @@ _MAPPED = 1000  # images
 
 
 class Evaluator:
-    """Tests a backbone on sets, or on pairs of the images a reader gives.
+    """Tests a backbone on sets, or on the images a reader gives.
 
     Args:
         sets: `.bin` sets are held as uint8; images of others are read anew for each test.
-        reader: gives labelled images, instead of sets: pairs are drawn from them, half of them of one class.
+        reader: gives labelled images, instead of sets.
         config: how images are embedded; embeddings are averaged over the mirror image if training mirrors.
         pairs_dir: rank 0 leaves `<set>_pairs.npz` there, for `plsc report`; None leaves nothing.
         kept_dir: embeddings of sets are kept there, and taken from there when images and network are the same; None
@@ -58,10 +61,7 @@ class Evaluator:
         """{set name: what `verification_metrics` or `identification_metrics` returns}, the same on every rank."""
         embedder = Embedder(backbone, self._config, flip=self._config.augmentation.mirror)
         if self._reader is not None:
-            embeddings, labels = embedder.embed_reader(self._reader)
-            pairs, issame = pairs_of_labels(labels)
-            self._leave_for_report("test_reader", embeddings, pairs, issame, None)
-            return {"test_reader": verification_metrics(embeddings, issame, pairs=pairs, fars=self._config.test_fars)}
+            return {"test_reader": self._all_pairs("test_reader", *embedder.embed_reader(self._reader), None)}
         return {one.name: self._test(embedder, one) for one in self._sets}
 
     def _test(self, embedder: Embedder, one: EvaluationSet) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Evaluator:
             return self._identify(embedder, one)
         embeddings = self._embed(embedder, one.images)
         if isinstance(one, IdentitySet):
-            return self._all_pairs(one, embeddings)
+            return self._all_pairs(one.name, embeddings, one.labels, one.images)
         return self._pairs(one, embeddings)
 
     def _embed(self, embedder: Embedder, images: Collection) -> np.ndarray:
@@ -86,11 +86,13 @@ class Evaluator:
         result = verification_metrics(embeddings, one.issame, folds, one.pairs, self._config.test_fars)
         return result if norm is None else {**result, "xnorm": norm}
 
-    def _all_pairs(self, one: IdentitySet, embeddings: np.ndarray) -> dict[str, Any]:
-        self._leave_for_report(one.name, embeddings, *pairs_of_labels(one.labels), one.images)
-        own = count_different(embeddings, one.labels, parallel.rank(), parallel.world_size())
+    def _all_pairs(
+        self, name: str, embeddings: np.ndarray, labels: np.ndarray, images: Optional[Collection]
+    ) -> dict[str, Any]:
+        self._leave_for_report(name, embeddings, *pairs_of_labels(labels), images)
+        own = count_different(embeddings, labels, parallel.rank(), parallel.world_size())
         counts = parallel.all_reduce_sum(paddle.to_tensor(own)).numpy()
-        return all_pairs_metrics(embeddings, one.labels, counts, self._config.test_fars)
+        return all_pairs_metrics(embeddings, labels, counts, self._config.test_fars)
 
     def _identify(self, embedder: Embedder, one: GallerySet) -> dict[str, Any]:
         return identification_metrics(
@@ -110,16 +112,29 @@ class Evaluator:
         firsts: Optional[np.ndarray] = None,
     ) -> None:
         """`firsts` int [N] are the images that stand for the embeddings, if they are others than those of the same number."""
-        if self._pairs_dir is None or parallel.rank() != 0:
+        if self._pairs_dir is None:
             return
-        self._pairs_dir.mkdir(parents=True, exist_ok=True)
-        made: dict[str, Any] = {"similarity": pair_similarity(embeddings, pairs), "issame": issame}
-        if images is not None:
-            shown = np.arange(len(embeddings)) if firsts is None else firsts
-            made |= _hard_pairs(made["similarity"], pairs, issame, images, shown, self._config.image_shape)
-            made["map_embeddings"] = unit_rows(embeddings[:_MAPPED])
-            made["map_identities"] = _identities(images, shown[:_MAPPED], pairs[issame])
-        np.savez(self._pairs_dir / f"{name}_pairs.npz", **made)
+        place = self._pairs_dir / f"{name}_pairs.npz"
+
+        def leave() -> None:
+            made: dict[str, Any] = {"similarity": pair_similarity(embeddings, pairs), "issame": issame}
+            if images is not None:
+                shown = np.arange(len(embeddings)) if firsts is None else firsts
+                made |= _hard_pairs(made["similarity"], pairs, issame, images, shown, self._config.image_shape)
+                made["map_embeddings"] = unit_rows(embeddings[:_MAPPED])
+                made["map_identities"] = _identities(images, shown[:_MAPPED], pairs[issame])
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with temporary(place) as written:
+                    with open(written, "wb") as stream:
+                        np.savez(stream, **made)
+                    os.replace(written, place)
+            except OSError as problem:
+                raise ConfigError(
+                    f"{place}: cannot be written ({problem.strerror}); free space, or name another folder"
+                ) from None
+
+        parallel.from_rank_0(leave)
 
 
 def _hard_pairs(

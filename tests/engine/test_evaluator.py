@@ -14,7 +14,7 @@ from plsc.data.folder import image_files
 from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification
 from plsc.engine.evaluator import Evaluator
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.core
 
@@ -161,6 +161,12 @@ def test_an_embedding_that_is_not_finite_is_named(glyphs):
     net.product.weight.set_value(paddle.full_like(net.product.weight, np.nan))
     with pytest.raises(DataError, match=r"0/\S+.jpg: its embedding is not finite"):
         result_of(config_of(glyphs, "images"), net)
+
+
+def test_pairs_for_the_report_that_cannot_be_written_are_one_line(glyphs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="glyphs_pairs.npz: cannot be written"):
+        result_of(config_of(glyphs, "glyphs"), Counting(), pairs_dir=tmp_path / "file")
 
 
 def test_ranks_share_every_kind_of_test(ranks, glyphs, tmp_path):
