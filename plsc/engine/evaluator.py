@@ -18,14 +18,17 @@ from plsc.data.readers import ReaderLoader
 from plsc.engine.embedder import Embedder
 from plsc.errors import ConfigError
 from plsc.files import temporary
+from plsc.heads import shard_bounds
 from plsc.metrics import (
     all_pairs_metrics,
     average_templates,
     count_different,
-    identification_metrics,
+    identification_rates,
+    mates_of,
     mean_norm,
     pair_similarity,
     pairs_of_labels,
+    search_gallery,
     verification_metrics,
 )
 from plsc.vectors import unit_rows
@@ -95,12 +98,13 @@ class Evaluator:
         return all_pairs_metrics(embeddings, labels, counts, self._config.test_fars)
 
     def _identify(self, embedder: Embedder, one: GallerySet) -> dict[str, Any]:
-        return identification_metrics(
-            average_templates(self._embed(embedder, one.gallery), one.gallery_templates),
-            one.gallery_identities,
-            average_templates(self._embed(embedder, one.probes), one.probe_templates),
-            one.probe_identities,
-        )
+        gallery = average_templates(self._embed(embedder, one.gallery), one.gallery_templates)
+        probes = average_templates(self._embed(embedder, one.probes), one.probe_templates)
+        own = mates_of(gallery, one.gallery_identities, probes, one.probe_identities)
+        lower, upper = shard_bounds(len(probes), parallel.world_size(), parallel.rank())
+        found = parallel.all_gather_object(search_gallery(gallery, probes[lower:upper], own[lower:upper]))
+        rank, best = (np.concatenate(parts) for parts in zip(*found))
+        return identification_rates(own, rank, best, len(gallery))
 
     def _leave_for_report(
         self,
