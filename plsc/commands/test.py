@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--gallery", metavar="PATH", help="images of known identities")
     parser.add_argument("--probes", metavar="PATH", help="images to find in the gallery")
     parser.add_argument("--embeddings", metavar="DIR", help="keep embeddings there, or use those an earlier test kept")
+    trained.add_ranks(parser)
     parser.add_argument("--json", action="store_true", help="print an object")
 
 
@@ -41,6 +42,10 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--gallery and --probes need each other; name both")
     if options.dataset is None and (options.gallery is None or options.targets is not None):
         raise ConfigError("--dataset is missing; name the folder of the sets, or --gallery and --probes")
+    return trained.on_ranks(options, lambda: _test(options))
+
+
+def _test(options: argparse.Namespace) -> int:
     entry = trained.entry_of(options)
     entry.set_val_targets("")
     if options.dataset is not None:

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import pytest
+from ranks import environment
 
 from plsc import cli, metrics
 from plsc.config import Config
@@ -207,6 +210,24 @@ def test_the_command_tests_on_sets_and_on_a_gallery(once, glyphs, tmp_path, caps
         outputs.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert outputs[0] == outputs[1] and set(outputs[0]) == {"identification"}
     assert set(outputs[2]["images"]["at_far"]) == {"1e-1", "1e-2"}
+    two = [
+        "test",
+        "--checkpoint",
+        str(folder / "0"),
+        "--dataset",
+        str(glyphs),
+        "--targets",
+        "images",
+        "--ranks",
+        "2",
+        "--json",
+    ]
+    process = subprocess.run([sys.executable, "-m", "plsc", *two], capture_output=True, text=True, env=environment())
+    assert process.returncode == 0, process.stderr
+    same(
+        json.loads(process.stdout),
+        {"images": {**outputs[2]["images"], "at_far": json.loads(process.stdout)["images"]["at_far"]}},
+    )
     for wrong, words in (
         (["--gallery", images], "--gallery and --probes need each other"),
         ([], "--dataset is missing"),
