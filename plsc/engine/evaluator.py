@@ -150,7 +150,8 @@ def _hard_pairs(
     image_shape: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """The pairs of each kind the model is most wrong about: their numbers [K], pixels and names [K, 2]."""
-    by_similarity = np.argsort(similarity, kind="stable")
+    distinct = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)[1]
+    by_similarity = distinct[np.argsort(similarity[distinct], kind="stable")]
     least_alike = by_similarity[issame[by_similarity]][:_HARD_PAIRS]
     most_alike = by_similarity[~issame[by_similarity]][: -_HARD_PAIRS - 1 : -1]
     hard = np.concatenate([least_alike, most_alike])
