@@ -50,7 +50,7 @@ def _test(options: argparse.Namespace) -> int:
     entry.set_val_targets("")
     if options.dataset is not None:
         entry.set_dataset_dir(options.dataset)
-        entry.set_val_targets(options.targets or "lfw")
+        entry.set_val_targets("lfw" if options.targets is None else options.targets)
     if options.far is not None:
         entry.set_test_fars(_rates(options.far))
     if options.gallery is not None:

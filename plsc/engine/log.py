@@ -232,7 +232,7 @@ def log_test(results: Mapping[str, Mapping[str, Any]], fars: Sequence[float] = (
 def _log_identification(name: str, values: Mapping[str, Any], with_rates: bool) -> None:
     ranks = ", ".join(f"{key} {share:.4f}" for key, share in values.items() if key.startswith("rank@"))
     counts = tuple(f"{values[key]:,}" for key in ("mated", "probes", "gallery"))
-    logger.info("test %s: %s of %s of %s probes in a gallery of %s", name, ranks, *counts)
+    logger.info("test %s: %s over the %s of %s probes that are in the gallery of %s", name, ranks, *counts)
     if not with_rates:
         return
     _log_rates(name, "TPIR@FPIR", values["at_fpir"])

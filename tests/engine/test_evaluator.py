@@ -231,6 +231,7 @@ def test_the_command_tests_on_sets_and_on_a_gallery(once, glyphs, tmp_path, caps
     for wrong, words in (
         (["--gallery", images], "--gallery and --probes need each other"),
         ([], "--dataset is missing"),
+        (["--dataset", str(glyphs), "--targets", ""], "there is nothing to test on"),
         (["--dataset", str(glyphs), "--far", "often"], "--far often: expected rates"),
         (["--dataset", str(glyphs), "--far", "0.7"], "set_test_fars"),
     ):
