@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
 from typing import Optional
 
@@ -31,7 +31,7 @@ The exit status is 0, 1 for a failure (one line says what is wrong, where, and w
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs one command; returns 0, 1 for a failure that was said in one line, or exits with 2 for a wrong command line."""
-    return exit_status(lambda: _run(make_parser().parse_args(arguments)))
+    return exit_status(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def make_parser() -> Parser:
@@ -56,5 +56,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(arguments: list[str]) -> int:
+    options = make_parser().parse_args(arguments)
+    options.arguments = arguments
     return _COMMANDS[options.command].run(options)

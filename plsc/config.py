@@ -12,6 +12,7 @@ import numpy as np
 
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
+from plsc.metrics.roc import FARS
 
 # What set_margin sets, and its default, for each loss: None where there is nothing to set.
 DEFAULT_MARGINS: dict[str, Any] = {
@@ -90,6 +91,9 @@ class Config:
     lr_steps: tuple[int, ...] = (100000, 160000, 220000)
     lr_decay_factor: float = 0.1
     val_targets: str = "lfw"
+    test_fars: tuple[float, ...] = FARS
+    identification: Optional[tuple[str, str]] = None
+    test_embeddings_dir: str = ""
     with_test: bool = True
     model_name: str = "ResNet50"
     checkpoint_dir: str = ""
@@ -308,6 +312,13 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
             f"{setter}({value!r}): expected (channels, height, width) with 1 or 3 channels and sides of at least 16"
         )
     return (int(value[0]), int(value[1]), int(value[2]))
+
+
+def check_rates(setter: str, value: Any) -> tuple[float, ...]:
+    """`value` as rates between 0 and 1, the largest first."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
+        raise ConfigError(f"{setter}({value!r}): expected a list of rates, such as [1e-3, 1e-4]")
+    return tuple(sorted({check_float(setter, rate, 0, 0.5, above=True) for rate in value}, reverse=True))
 
 
 def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:

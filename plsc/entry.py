@@ -27,6 +27,7 @@ from plsc.config import (
     check_float,
     check_image_shape,
     check_int,
+    check_rates,
     check_step_boundaries,
     check_str,
 )
@@ -125,8 +126,34 @@ class Entry:
         super().__setattr__(name, value)
 
     def set_val_targets(self, targets: str) -> None:
-        """Verification sets: comma separated names of `<dataset_dir>/<name>.bin`."""
-        self._config.val_targets = check_str("set_val_targets", targets)
+        """Test sets in the data set folder: comma separated names, '' for none.
+
+        Each is `<name>.bin`, or a pairs file `<name>.txt`, or a folder `<name>` of `<identity>/<image>`: see docs/use.md.
+        """
+        self._config.val_targets = check_str("set_val_targets", targets, allow_empty=True)
+
+    def set_test_fars(self, fars: Sequence[float]) -> None:
+        """Rates of false accepts that tests report: at_far of their results; those the pairs cannot tell are left out."""
+        self._config.test_fars = check_rates("set_test_fars", fars)
+
+    def set_identification(self, gallery: Optional[str], probes: Optional[str] = None) -> None:
+        """Test also how often images are found in a gallery; None does not.
+
+        Args:
+            gallery: a folder `<identity>/<image>`, or a list of images and identities; all of an identity are averaged.
+            probes: the same, of the images to find; those of identities that are not in the gallery are strangers.
+        """
+        if gallery is None:
+            self._config.identification = None
+            return
+        self._config.identification = (
+            check_str("set_identification: gallery", gallery),
+            check_str("set_identification: probes", probes),
+        )
+
+    def set_test_embeddings_dir(self, directory: str) -> None:
+        """Folder where `test()` keeps embeddings, and finds them again if images and network are the same; '' keeps none."""
+        self._config.test_embeddings_dir = check_str("set_test_embeddings_dir", directory, allow_empty=True)
 
     def set_train_batch_size(self, n: int) -> None:
         """Images a step, per rank."""
@@ -518,19 +545,21 @@ class Entry:
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
-        """Tests the model of the last `train`, or else of the checkpoint folder, on the verification sets.
+        """Tests the model of the last `train`, or else of the checkpoint folder, on the test sets.
 
         Returns:
             `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm', 'auc', 'eer', 'at_far', ...}}`, the same on every rank: see
-            `plsc.metrics.verification_metrics`.
+            `plsc.metrics.verification_metrics`; and of `set_identification` `{'identification': {'rank@1', ...}}`: see
+            `plsc.metrics.identification_metrics`.
 
         Raises:
             PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
         """
         config = self._prepare()
         backbone = self._trained_backbone("test", config)
-        results = build_evaluator(config)(backbone)
-        log_test(results, with_rates=True)
+        kept = Path(config.test_embeddings_dir) if config.test_embeddings_dir else None
+        results = build_evaluator(config, kept)(backbone)
+        log_test(results, config.test_fars)
         return results
 
     def predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,3 +14,10 @@ def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str,
             yield from numbers_of(value, f"{path}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{path}{key}", float(value)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that is none, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,6 +30,9 @@ SETTERS = {
     "lr_steps": "set_step_boundaries",
     "lr_decay_factor": "set_lr_decay_factor",
     "val_targets": "set_val_targets",
+    "test_fars": "set_test_fars",
+    "identification": "set_identification",
+    "test_embeddings_dir": "set_test_embeddings_dir",
     "with_test": "set_with_test",
     "model_name": "set_model_name",
     "checkpoint_dir": "set_checkpoint_dir",
@@ -59,7 +62,7 @@ SETTERS = {
     "hdfs_upload": "set_hdfs_upload",
     "scalars": "set_scalars",
 }
-_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "hdfs_upload", "mixed_precision", "scalars")
+_WITH_SEVERAL_ARGUMENTS = ("augmentation", "data_format", "hdfs_upload", "identification", "mixed_precision", "scalars")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 

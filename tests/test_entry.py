@@ -44,7 +44,6 @@ REFUSED = [
     ("set_distfc_attr", 0.1),
     ("set_seed", -1),
     ("set_num_workers", -1),
-    ("set_val_targets", ""),
     ("set_hdfs_upload", "sometimes"),
     ("set_hdfs_client", "hdfs://nn"),
     ("set_save_period", -5),

@@ -277,6 +277,10 @@ def test_metrics_of_all_pairs_are_those_of_the_listed_pairs() -> None:
         assert found[name] == pytest.approx(listed[name], abs=1e-3), name
     assert (found["pairs"], found["different_pairs"]) == (80 * 79 // 2, 80 * 79 // 2 - 20 * 6)
     assert found["at_far"]["1e-2"]["tar"] == pytest.approx(listed["at_far"]["1e-2"]["tar"], abs=0.02)
+    # 120 same pairs, and as many of the others: saying "another" to all would be right half of the time.
+    assert found["accuracy"] == pytest.approx(1 - listed["eer"], abs=0.05)
+    worthless = rng.normal(size=(80, 8)).astype(np.float32)
+    assert 0.4 < all_pairs_metrics(worthless, labels, count_different(worthless, labels))["accuracy"] < 0.6
 
 
 def test_folds_can_be_given() -> None:

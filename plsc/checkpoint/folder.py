@@ -70,9 +70,9 @@ class Checkpoint:
 
 
 def score_of(meta: dict[str, Any]) -> Optional[float]:
-    """The mean accuracy of the test `meta.json` records; None without one."""
+    """The mean over the sets of the test `meta.json` records, of accuracy or rank-1 rate; None without one."""
     test = meta.get("test")
-    return sum(one["accuracy"] for one in test.values()) / len(test) if test else None
+    return sum(one.get("accuracy", one.get("rank@1")) for one in test.values()) / len(test) if test else None
 
 
 def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plsc import settings
+from plsc import launch, settings
+from plsc.arguments import at_least
 from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +23,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, metavar="DIR", help="folder of the checkpoint, such as output/19"
     )
     settings.add_options(parser)
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """Adds `--ranks`, for `on_ranks`."""
+    parser.add_argument(
+        "--ranks", type=at_least(1), default=1, metavar="N", help="processes that share the work (default 1)"
+    )
+
+
+def on_ranks(options: argparse.Namespace, action: Callable[[], int]) -> int:
+    """The exit status of `action`, which runs here, or in as many processes as `--ranks` says."""
+    if options.ranks == 1 or "PADDLE_TRAINER_ID" in os.environ:  # the latter in those processes
+        return action()
+    return launch.run([sys.executable, "-m", "plsc", *options.arguments], options.ranks)
 
 
 def entry_of(options: argparse.Namespace) -> Entry:

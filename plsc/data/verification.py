@@ -177,12 +177,13 @@ def find_verification_sets(dataset_dir: str, targets: str) -> list[str]:
         file_name = target if target.endswith(".bin") else f"{target}.bin"
         path = os.path.join(dataset_dir, file_name)
         if not os.path.isfile(path):
-            raise DataError(f"{path}: no such verification set; {_describe(dataset_dir)}")
+            raise DataError(f"{path}: no such verification set; {describe_sets(dataset_dir)}")
         paths.append(path)
     return paths
 
 
-def _describe(dataset_dir: str) -> str:
+def describe_sets(dataset_dir: str) -> str:
+    """What sets a folder holds, in words."""
     try:
         found = sorted(name[:-4] for name in os.listdir(dataset_dir) if name.endswith(".bin"))
     except OSError as error:

@@ -9,10 +9,11 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config
+from plsc.data.evaluation import EvaluationSet, find_sets, of_verification, read_gallery
 from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
+from plsc.data.verification import VerificationSet
 from plsc.engine.evaluator import Evaluator
 from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, build_head
@@ -47,24 +48,36 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
     )
 
 
-def build_evaluator(config: Config) -> Evaluator:
-    """On `test_reader`, or else on the verification sets named by `val_targets`."""
+def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluator:
+    """On `test_reader`, or else on the sets named by `val_targets`; and on the gallery and probes of `set_identification`.
+
+    Args:
+        kept_dir: see `Evaluator`.
+    """
     sets, reader = [], None
     if config.test_reader is None:
-        paths = find_verification_sets(config.dataset_dir, config.val_targets)
-        sets = [load_verification(path, config.image_shape) for path in paths]
+        sets = find_sets(config.dataset_dir, config.val_targets, config.image_shape)
     else:
         sets, reader = given_test(config)
-    return Evaluator(sets, reader, config, Path(config.model_save_dir) if config.model_save_dir else None)
+    if config.identification is not None:
+        if reader is not None:
+            raise ConfigError("set_identification, but test_reader gives the images of the test; leave one of them out")
+        sets.append(read_gallery(*map(Path, config.identification)))
+    if not sets and reader is None:
+        raise ConfigError(
+            "set_val_targets(''), so there is nothing to test on; name a set, or call set_with_test(False)"
+        )
+    pairs_dir = Path(config.model_save_dir) if config.model_save_dir else None
+    return Evaluator(sets, reader, config, pairs_dir, kept_dir)
 
 
-def given_test(config: Config) -> tuple[list[VerificationSet], Optional[ReaderLoader]]:
+def given_test(config: Config) -> tuple[list[EvaluationSet], Optional[ReaderLoader]]:
     """`test_reader`: the sets that `plsc.utils.jpeg_reader.test` returns, or a reader of labelled images."""
     given = config.test_reader
     if isinstance(given, (list, tuple)) and given and isinstance(given[0], (list, tuple)):
         sets = list(given[0])
         if sets and all(isinstance(one, VerificationSet) for one in sets):
-            return sets, None
+            return [of_verification(one) for one in sets], None
     return [], reader_loader("test_reader", given, config, num_classes=1 << 62)
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional
@@ -18,7 +18,9 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
-from plsc.metrics.roc import FARS, LEAST_ACCEPTS, can_tell
+from plsc.metrics.identification import FPIRS
+from plsc.metrics.roc import LEAST_ACCEPTS, can_tell
+from plsc.records import finite
 
 logger = logging.getLogger("plsc")
 
@@ -66,7 +68,7 @@ class MetricsFile:
         """Appends one record."""
         if self._stream is not None:
             try:
-                self._stream.write(json.dumps({"event": event, **values}) + "\n")
+                self._stream.write(json.dumps({"event": event, **finite(values)}, allow_nan=False) + "\n")
                 self._stream.flush()
             except OSError as problem:
                 raise TrainingError(
@@ -200,9 +202,12 @@ def _total_steps(run: Run) -> Optional[int]:
     return run.steps_per_epoch * run.config.train_epochs if run.steps_per_epoch else None
 
 
-def log_test(results: Mapping[str, Mapping[str, Any]], with_rates: bool = False) -> None:
-    """One line for each verification set; with rates also what is accepted at each rate of false accepts."""
+def log_test(results: Mapping[str, Mapping[str, Any]], fars: Sequence[float] = ()) -> None:
+    """One line for each set; with the rates that were asked for also what is accepted at each."""
     for name, values in results.items():
+        if "accuracy" not in values:
+            _log_identification(name, values, bool(fars))
+            continue
         logger.info(
             "test %s: accuracy %.4f +- %.4f, TAR@FAR=1e-3 %.4f, XNorm %.3f",
             name,
@@ -211,19 +216,33 @@ def log_test(results: Mapping[str, Mapping[str, Any]], with_rates: bool = False)
             values["tar@1e-3"],
             values["xnorm"],
         )
-        if with_rates:
+        if not fars:
+            continue
+        logger.info("test %s: AUC %.5f, EER %.4f at %.3f", name, values["auc"], values["eer"], values["eer_threshold"])
+        _log_rates(name, "TAR@FAR", values["at_far"])
+        if not can_tell(values["different_pairs"], min(fars)):
             logger.info(
-                "test %s: AUC %.5f, EER %.4f at %.3f", name, values["auc"], values["eer"], values["eer_threshold"]
+                "test %s: %s different pairs; a FAR takes %d / FAR of them to be told",
+                name,
+                f"{values['different_pairs']:,}",
+                LEAST_ACCEPTS,
             )
-            for rate, found in values["at_far"].items():
-                bounds = f"[{found['low']:.4f}, {found['high']:.4f}]"
-                logger.info(
-                    "test %s: TAR@FAR=%s %.4f %s from %.3f on", name, rate, found["tar"], bounds, found["threshold"]
-                )
-            if not can_tell(values["different_pairs"], min(FARS)):
-                logger.info(
-                    "test %s: %s different pairs; a FAR takes %d / FAR of them to be told",
-                    name,
-                    f"{values['different_pairs']:,}",
-                    LEAST_ACCEPTS,
-                )
+
+
+def _log_identification(name: str, values: Mapping[str, Any], with_rates: bool) -> None:
+    ranks = ", ".join(f"{key} {share:.4f}" for key, share in values.items() if key.startswith("rank@"))
+    counts = tuple(f"{values[key]:,}" for key in ("mated", "probes", "gallery"))
+    logger.info("test %s: %s over the %s of %s probes that are in the gallery of %s", name, ranks, *counts)
+    if not with_rates:
+        return
+    _log_rates(name, "TPIR@FPIR", values["at_fpir"])
+    strangers = values["probes"] - values["mated"]
+    if not can_tell(strangers, min(FPIRS)):
+        text = "test %s: %s strangers among the probes; an FPIR takes %d / FPIR of them to be told"
+        logger.info(text, name, f"{strangers:,}", LEAST_ACCEPTS)
+
+
+def _log_rates(name: str, what: str, rates: Mapping[str, Mapping[str, float]]) -> None:
+    for rate, found in rates.items():
+        bounds = f"[{found['low']:.4f}, {found['high']:.4f}]"
+        logger.info("test %s: %s=%s %.4f %s from %.3f on", name, what, rate, found["tar"], bounds, found["threshold"])

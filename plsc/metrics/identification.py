@@ -65,6 +65,17 @@ def identification_metrics(
     Raises:
         DataError: shapes that do not fit, an identity twice in the gallery, or no probe that is mated.
     """
+    own = mates_of(gallery, gallery_identities, probes, probe_identities)
+    return identification_rates(own, *search_gallery(gallery, probes, own), len(gallery), ranks, fpirs)
+
+
+def mates_of(
+    gallery: np.ndarray, gallery_identities: np.ndarray, probes: np.ndarray, probe_identities: np.ndarray
+) -> np.ndarray:
+    """The row of the gallery that is of each probe's identity, int64 [P]; -1 of strangers.
+
+    Takes and raises what `identification_metrics` does.
+    """
     for name, rows, identities in (("gallery", gallery, gallery_identities), ("probes", probes, probe_identities)):
         if rows.ndim != 2 or len(rows) != len(identities) or len(rows) == 0:
             raise DataError(
@@ -83,21 +94,15 @@ def identification_metrics(
     own = np.where(known[place] == probe_identities, order[place], -1)  # the probe's row of the gallery
     if not (own >= 0).any():
         raise DataError("identification: no probe is of an identity of the gallery; check the two lists")
-    rank, best = _search(unit_rows(gallery.astype(np.float32)), unit_rows(probes.astype(np.float32)), own)
-    mated = own >= 0
-    # A mated probe whose answer is wrong is never answered rightly, however low the threshold.
-    scores = np.where(mated & (rank > 1), -np.inf, best)
-    return {
-        **{f"rank@{k}": float((rank[mated] <= k).mean()) for k in ranks},
-        "gallery": len(gallery),
-        "probes": len(probes),
-        "mated": int(mated.sum()),
-        "at_fpir": at_rates(roc_of_pairs(scores, mated), fpirs),
-    }
+    return own
 
 
-def _search(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank int64 [P] of each probe's own row (meaningless without one), and the highest cosine of each."""
+def search_gallery(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank int64 [P] of each probe's `own` row (means nothing without one), and the highest cosine float64 [P] of each.
+
+    Parts of the probes may be looked for apart.
+    """
+    gallery, probes = unit_rows(gallery.astype(np.float32)), unit_rows(probes.astype(np.float32))
     rank, best = np.ones(len(probes), np.int64), np.full(len(probes), -np.inf)
     for first in range(0, len(probes), _PROBES):
         part = slice(first, first + _PROBES)
@@ -112,3 +117,24 @@ def _search(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> tuple[n
             cosines[inside, column] = -np.inf
             rank[part] += (cosines >= mates[:, None]).sum(axis=1)
     return rank, best
+
+
+def identification_rates(
+    own: np.ndarray,
+    rank: np.ndarray,
+    best: np.ndarray,
+    gallery: int,
+    ranks: Sequence[int] = RANKS,
+    fpirs: Sequence[float] = FPIRS,
+) -> dict[str, Any]:
+    """What `identification_metrics` returns, of `mates_of` and `search_gallery`, with a gallery of so many identities."""
+    mated = own >= 0
+    # A mated probe whose answer is wrong is never answered rightly, however low the threshold.
+    scores = np.where(mated & (rank > 1), -np.inf, best)
+    return {
+        **{f"rank@{k}": float((rank[mated] <= k).mean()) for k in ranks},
+        "gallery": gallery,
+        "probes": len(own),
+        "mated": int(mated.sum()),
+        "at_fpir": at_rates(roc_of_pairs(scores, mated), fpirs),
+    }

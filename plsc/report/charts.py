@@ -216,12 +216,14 @@ def _thousands(value: float, position: Optional[int] = None) -> str:
 
 
 def test_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
-    """Accuracy on a set over the epochs; None when no run was tested more than once on it."""
+    """Accuracy on a set, or how often a probe's identity is found first, over the epochs; None without two tests of a run."""
     curves, series, texts = curves_of([run.name for run in runs]), [], []
+    found_first = any("rank@1" in one.sets.get(name, ()) for run in runs for one in run.tests)
+    measure, word = ("rank@1", "Found first") if found_first else ("accuracy", "Accuracy")
     for run in runs:
-        tests = [(one.epoch, one.sets[name]) for one in run.tests if "accuracy" in one.sets.get(name, ())]
+        tests = [(one.epoch, one.sets[name]) for one in run.tests if measure in one.sets.get(name, ())]
         epochs = np.array([epoch for epoch, _ in tests], np.float64)
-        accuracy, std = (np.array([_percent(values.get(key)) for _, values in tests]) for key in ("accuracy", "std"))
+        accuracy, std = (np.array([_percent(values.get(key)) for _, values in tests]) for key in (measure, "std"))
         series.append((epochs, accuracy, std))
         if len(epochs):
             texts.append(f"{run.name}: {accuracy[-1]:.2f} % after epoch {epochs[-1]:.0f}")
@@ -234,11 +236,11 @@ def test_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
             marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(epochs) < 40 else {}
             axes.plot(epochs, accuracy, **curve.style, **marker)
         axes.set_xlabel("epoch")
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel(f"{word.lower()}, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
 
-    title, alt = f"Accuracy on {name}", f"Accuracy on {name} after each epoch. {'; '.join(texts)}."
-    return Chart(f"accuracy_{name}", title, "Accuracy", alt, draw, curves if len(runs) > 1 else ())
+    title, alt = f"{word} on {name}", f"{word} on {name} after each epoch. {'; '.join(texts)}."
+    return Chart(f"accuracy_{name}", title, word, alt, draw, curves if len(runs) > 1 else ())
 
 
 def _percent(value: Any) -> float:

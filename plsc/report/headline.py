@@ -52,6 +52,8 @@ def headline_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             )
         if tar is not None:
             rows.append((f"{name}: TAR at FAR 1e-3", f"{tar:.2%}"))
+        if measures.get("rank@1") is not None:
+            rows.append((f"{name}: found first", f"{measures['rank@1']:.2%}"))
     rows += [
         ("Loss, last record", _or_dash(numbers["loss"], "{:.4g}")),
         ("Images a second, median", _or_dash(numbers["images_per_second"], "{:,.1f}")),

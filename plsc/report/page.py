@@ -23,6 +23,9 @@ GENERATOR = "plsc report"  # in pages, so that they are known again
 _HARD_PAIRS, _LEAST_HARD_PAIRS = 144, 2  # shown on a page; of a kind and a set, where there are many
 _MAPS, _ROWS = 12, 40
 _MISSING = "\u2013"
+# Columns of the tables of tests.
+_VERIFICATION = {"accuracy": "accuracy", "std": "std", "tar@1e-3": "TAR@FAR 1e-3", "xnorm": "mean norm"}
+_IDENTIFICATION = {"rank@1": "found first", "rank@5": "in 5", "rank@10": "in 10", "mated": "to be found"}
 
 
 @dataclass
@@ -127,6 +130,8 @@ class Page:
     def what_is_missing(self, run: RunFolder, name: str) -> str:
         """Of one run's test on a set; '' when all is there."""
         pairs = run.pairs.get(name)
+        if pairs is None and any("rank@1" in one.sets.get(name, ()) for one in run.tests):
+            return ""  # a gallery has no pairs
         if pairs is None:
             return f"There is no {name}_pairs.npz, so no ROC, similarities, images or map."
         if not len(pairs.similarity):
@@ -173,24 +178,19 @@ class Page:
     def tests(self, name: str) -> Child:
         """Every test of a set, newest last; and every number of the last one."""
         rows, skipped = [], 0
+        columns = (
+            _IDENTIFICATION if any("rank@1" in one["test"].get(name, ()) for one in self.numbers) else _VERIFICATION
+        )
         for run in self.runs:
             tests = [one for one in run.tests if name in one.sets]
             skipped += max(0, len(tests) - _ROWS)
             for one in tests[-_ROWS:]:
                 measures = one.sets[name]
-                values = [_number(measures.get(key)) for key in ("accuracy", "std", "tar@1e-3", "xnorm")]
+                values = [_number(measures.get(key)) for key in columns]
                 rows.append([*([run.name] if self.is_comparison else []), f"{one.epoch}", f"{one.step:,}", *values])
         if not rows:
             return _missing("No test of it is recorded in metrics.jsonl.")
-        heads = [
-            *(["run"] if self.is_comparison else []),
-            "epoch",
-            "step",
-            "accuracy",
-            "std",
-            "TAR@FAR 1e-3",
-            "mean norm",
-        ]
+        heads = [*(["run"] if self.is_comparison else []), "epoch", "step", *columns.values()]
         left_out = f"; {skipped} earlier ones are left out" if skipped else ""
         by_run = [dict(one["test"].get(name, {})) for one in self.numbers]
         texts = [{key: _number(value) for key, value in one.items()} for one in by_run]

@@ -121,6 +121,32 @@ def test_pairs_without_images_or_of_one_kind_are_said(tmp_path):
     assert "No test of it is recorded in metrics.jsonl." in text
 
 
+def test_a_gallery_has_shares_found_and_no_pairs(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as stream:
+        for epoch, share in enumerate((0.25, 0.875)):
+            found = {
+                "rank@1": share,
+                "rank@5": 1.0,
+                "rank@10": 1.0,
+                "mated": 8,
+                "probes": 9,
+                "gallery": 4,
+                "at_fpir": {},
+            }
+            stream.write(
+                json.dumps({"event": "test", "step": epoch + 1, "epoch": epoch, "identification": found}) + "\n"
+            )
+    made = make_report([run], tmp_path / "report.html", tmp_path / "png")
+    text = Checked((tmp_path / "report.html").read_text()).text
+    assert "identification: found first 87.50%" in re.sub(r"\s+", " ", text)
+    assert (
+        "Found first on identification after each epoch. run: 87.50 % after epoch 1."
+        in (tmp_path / "report.html").read_text()
+    )
+    assert [one for one in made["png"] if "identification" in one] and "no identification_pairs.npz" not in text
+
+
 def test_a_long_run_gives_a_small_page(tmp_path):
     run = make_run(tmp_path / "run", steps=20_000, tests=100)
     rng = np.random.default_rng(0)
