@@ -17,7 +17,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "embed images into files",
         [
             "python -m plsc predict --checkpoint output/19 --input images --output embeddings",
-            "python -m plsc predict --checkpoint output/19 --input faces/label.txt --output embeddings --flip --parquet",
+            "python -m plsc predict --checkpoint output/19 --input faces/label.txt --output embeddings --flip --ranks 2",
         ],
         "Writes embeddings.npy, images.tsv and manifest.json. Interrupted and called again it goes on where it was.",
     )
@@ -38,11 +38,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="give zeros, and a warning, to an image that cannot be read or decoded, instead of ending there",
     )
+    trained.add_ranks(parser)
     parser.add_argument("--json", action="store_true", help="print an object")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
+    return trained.on_ranks(options, lambda: _predict(options))
+
+
+def _predict(options: argparse.Namespace) -> int:
     vectors = trained.entry_of(options).predict(
         options.input,
         options.output,

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import paddle
 import pytest
 from PIL import Image, ImageOps
-from ranks import start
+from ranks import TIMEOUT, environment, start
 
 from plsc import Entry, Predictor, cli
 from plsc.config import Config
@@ -208,6 +210,16 @@ def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_pat
 def test_arguments_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=words):
         Entry().predict(**arguments)
+
+
+def test_the_command_shares_the_work(data, made, trained, tmp_path):
+    words = ["--checkpoint", trained / "output" / "0", "--input", data / "images", "--output", tmp_path, "--ranks", "2"]
+    run = [sys.executable, "-m", "plsc", "predict", *words, "--set", "test_batch_size=5", "--json"]
+    process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert json.loads(process.stdout) == {"output": str(tmp_path), "count": 96, "emb_dim": 32}
+    for name in ("embeddings.npy", "images.tsv", "manifest.json"):
+        assert (tmp_path / name).read_bytes() == (made(2) / "0" / name).read_bytes(), name
 
 
 def test_the_command_says_what_there_is(glyphs, trained, tmp_path, capsys):
