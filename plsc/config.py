@@ -97,6 +97,7 @@ class Config:
     with_test: bool = True
     model_name: str = "ResNet50"
     checkpoint_dir: str = ""
+    export_dir: str = ""
     model_save_dir: str = "./output"
     loss_type: str = "dist_arcface"
     num_classes: int = 85742

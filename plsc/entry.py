@@ -42,6 +42,7 @@ from plsc.engine.download import fetch_checkpoint
 from plsc.engine.embedder import Embedder, open_together
 from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
+from plsc.engine.networks import Backbone, Exported, Network
 from plsc.engine.scalars import KINDS, check_package
 from plsc.engine.trainer import Trainer
 from plsc.errors import ConfigError, PlscError
@@ -309,6 +310,10 @@ class Entry:
         """Checkpoint loaded before training or testing, such as `./output/0`; '' loads none."""
         self._config.checkpoint_dir = check_str("set_checkpoint_dir", directory, allow_empty=True)
 
+    def set_export_dir(self, directory: str) -> None:
+        """Folder of an export that `test` and `predict` use instead of a trained model; '' uses that."""
+        self._config.export_dir = check_str("set_export_dir", directory, allow_empty=True)
+
     def set_calc_acc(self, calc_acc: bool) -> None:
         """Reports acc1 and acc5 of the training batches, over all classes."""
         self._config.calc_acc = check_bool("set_calc_acc", calc_acc)
@@ -545,7 +550,7 @@ class Entry:
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
-        """Tests the model of the last `train`, or else of the checkpoint folder, on the test sets.
+        """Tests the export, or the model of the last `train`, or else of the checkpoint folder, on the test sets.
 
         Returns:
             `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm', 'auc', 'eer', 'at_far', ...}}`, the same on every rank: see
@@ -555,10 +560,9 @@ class Entry:
         Raises:
             PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
         """
-        config = self._prepare()
-        backbone = self._trained_backbone("test", config)
+        network, config = self._network("test")
         kept = Path(config.test_embeddings_dir) if config.test_embeddings_dir else None
-        results = build_evaluator(config, kept)(backbone)
+        results = build_evaluator(config, kept)(network)
         log_test(results, config.test_fars)
         return results
 
@@ -570,7 +574,7 @@ class Entry:
         parquet: bool = False,
         skip_damaged: bool = False,
     ) -> np.ndarray:
-        """Embeds images with the model of the last `train`, or else of the checkpoint folder.
+        """Embeds images with the export, or the model of the last `train`, or else of the checkpoint folder.
 
         Args:
             source: a folder of images, a label file, or a list of base64 parts (or a folder with one): see docs/use.md. None
@@ -602,11 +606,12 @@ class Entry:
         ):
             if given and there is None:
                 raise ConfigError(f"predict: {name} is of use with {needed} only; name it, or leave {name} out")
-        embedder = self._embedder("predict", flip, progress=True, skip_damaged=skip_damaged)
+        network, config = self._network("predict")
+        embedder = Embedder(network, config, flip, progress=True, skip_damaged=skip_damaged)
         if source is None:
-            if self._config.predict_reader is None:
+            if config.predict_reader is None:
                 raise ConfigError("predict(): nothing to embed; name a source, or assign predict_reader")
-            loader = reader_loader("predict_reader", self._config.predict_reader, self._config, num_classes=None)
+            loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
             return embedder.embed_reader(loader)[0]
         images = open_together(Path(source))
         if output is None:
@@ -618,10 +623,13 @@ class Entry:
             parallel.from_rank_0(lambda: write_parquet(Path(output)))
         return vectors
 
-    def _embedder(self, action: str, flip: bool, progress: bool = False, skip_damaged: bool = False) -> Embedder:
-        """What embeds with the trained model; `action` is named in errors."""
+    def _network(self, action: str) -> tuple[Network, Config]:
+        """The export or the trained model, and a checked copy of the settings with its sizes; `action` is named in errors."""
         config = self._prepare()
-        return Embedder(self._trained_backbone(action, config), config, flip, progress, skip_damaged)
+        if not config.export_dir:
+            return Backbone(self._trained_backbone(action, config), config), config
+        network = parallel.together(lambda: Exported(Path(config.export_dir)))
+        return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
 
     def convert_for_prediction(
         self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 
 from plsc.errors import ConfigError
+from plsc.files import sha256_of
 
 Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported network, loaded.
+
+    Attributes:
+        image_shape: (C, H, W).
+        emb_dim: D.
+        precision: float32, float16 or int8.
+        digests: the sha256 of each file.
+        run: see `load`.
+    """
+
+    image_shape: tuple[int, int, int]
+    emb_dim: int
+    precision: str
+    digests: list[str]
+    run: Run
+
+
+def open_export(folder: Path) -> Export:
+    """Loads what `Entry.convert_for_prediction` or `python -m plsc export` wrote.
+
+    Raises:
+        ConfigError: there is no export, a file of it is damaged or of another one, or it cannot be run here.
+    """
+    manifest = folder / "inference_meta.json"
+    try:
+        meta = json.loads(manifest.read_text(encoding="utf-8"))
+        channels, height, width = meta["image_shape"]
+        emb_dim, precision, format = int(meta["emb_dim"]), str(meta["precision"]), meta["format"]
+        digests = {folder / name: str(digest) for name, digest in meta["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ConfigError(
+            f"{manifest}: no exported network there ({type(problem).__name__}); make one with python -m plsc export"
+        ) from None
+    for file, digest in digests.items():
+        _check(file, digest)
+    return Export((channels, height, width), emb_dim, precision, list(digests.values()), load(list(digests), format))
 
 
 def load(files: Sequence[Path], format: str) -> Run:
@@ -79,3 +122,15 @@ def _onnx(file: Path) -> Run:
         return session.run(None, {name: np.ascontiguousarray(images)})[0]
 
     return run
+
+
+def _check(file: Path, digest: str) -> None:
+    try:
+        found = sha256_of(file)
+    except OSError as problem:
+        raise ConfigError(f"{file}: cannot be read ({problem.strerror}); export the network again") from None
+    if found != digest:
+        raise ConfigError(
+            f"{file}: is not the file that was exported with its inference_meta.json, but damaged, or of another export; "
+            "export the network again"
+        )

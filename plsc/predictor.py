@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ from plsc import inference
 from plsc.config import check_int
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
-from plsc.errors import ConfigError, DataError
-from plsc.files import sha256_of
+from plsc.errors import DataError
 from plsc.vectors import unit_rows
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
@@ -50,22 +48,10 @@ class Predictor:
     def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
-        manifest = Path(path) / "inference_meta.json"
-        try:
-            meta = json.loads(manifest.read_text(encoding="utf-8"))
-            self.image_shape: tuple[int, int, int] = tuple(meta["image_shape"])
-            self.emb_dim = int(meta["emb_dim"])
-            self.precision = str(meta["precision"])
-            digests = {Path(path) / name: digest for name, digest in meta["files"].items()}
-            format = meta["format"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise ConfigError(
-                f"{manifest}: no exported network there ({type(problem).__name__}); make one with python -m plsc export"
-            ) from None
-        for file, digest in digests.items():
-            _check(file, digest)
+        export = inference.open_export(Path(path))
+        self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
+        self._run = export.run
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
-        self._run = inference.load(list(digests), format)
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
         """Embeddings [N, D] float32 of images: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
@@ -140,15 +126,3 @@ class Predictor:
             with _pillow:
                 image = np.asarray(image.convert("RGB"))
         return from_pixels(np.asarray(image), self.image_shape, where)
-
-
-def _check(file: Path, digest: str) -> None:
-    try:
-        found = sha256_of(file)
-    except OSError as problem:
-        raise ConfigError(f"{file}: cannot be read ({problem.strerror}); export the network again") from None
-    if found != digest:
-        raise ConfigError(
-            f"{file}: is not the file that was exported with its inference_meta.json, but damaged, or of another export; "
-            "export the network again"
-        )

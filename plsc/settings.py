@@ -36,6 +36,7 @@ SETTERS = {
     "with_test": "set_with_test",
     "model_name": "set_model_name",
     "checkpoint_dir": "set_checkpoint_dir",
+    "export_dir": "set_export_dir",
     "model_save_dir": "set_model_save_dir",
     "loss_type": "set_loss_type",
     "num_classes": "set_class_num",

@@ -21,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ],
         "Writes embeddings.npy, images.tsv and manifest.json. Interrupted and called again it goes on where it was.",
     )
-    trained.add_options(parser)
+    trained.add_options(parser, exports=True)
     parser.add_argument(
         "--input",
         required=True,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plsc import settings
 from plsc.arguments import add_command, at_least
+from plsc.commands import trained
 from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("index", type=Path, metavar="FILE", help="what plsc index made")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--checkpoint", metavar="DIR", help="folder of the checkpoint the index was made with")
-    network.add_argument("--model", type=Path, metavar="DIR", help="or folder of an export of it")
+    trained.add_options(parser, exports=True)
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="identities shown of each image (default 5)"
     )
@@ -49,7 +47,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="also writes an HTML page of thumbnails")
     parser.add_argument("--json", action="store_true", help="print an object")
-    settings.add_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,18 +84,20 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
     from plsc.checkpoint import open_checkpoint
-    from plsc.commands import trained
     from plsc.data.collection import ImageFiles, Listed
+    from plsc.engine.embedder import Embedder
 
     meta = open_checkpoint(Path(options.checkpoint)).meta
     _check_network(options, index, meta["emb_dim"], meta["image_shape"])
-    embedder = trained.entry_of(options)._embedder("search", flip=bool(index.meta["flip"]))
-    if index.meta["model"] not in (None, embedder.model):
+    network, config = trained.entry_of(options)._network("search")
+    if index.meta["model"] not in (None, network.model):
         raise ConfigError(
             f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be compared with "
             "this one's; name that checkpoint, or embed the images again and make a new index"
         )
-    return embedder.embed(ImageFiles(Path(), [Listed(str(image)) for image in images]))
+    return Embedder(network, config, flip=bool(index.meta["flip"])).embed(
+        ImageFiles(Path(), [Listed(str(image)) for image in images])
+    )
 
 
 def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:

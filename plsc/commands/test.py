@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "A target is NAME.bin in the dataset folder, or a pairs file NAME.txt, or a folder NAME of <identity>/<image>. A gallery "
         "and probes are folders of <identity>/<image>, or lists of images and identities.",
     )
-    trained.add_options(parser)
+    trained.add_options(parser, exports=True)
     parser.add_argument("--dataset", metavar="DIR", help="folder of the sets")
     parser.add_argument("--targets", help="comma separated names of sets in it (default lfw)")
     parser.add_argument("--far", metavar="RATES", help="rates of false accepts (default 1e-1,1e-2,1e-3,1e-4,1e-5,1e-6)")

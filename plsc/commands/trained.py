@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from plsc.entry import Entry
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--checkpoint`, `--set` and `--config`."""
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="folder of the checkpoint, such as output/19"
-    )
+def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
+    """Adds `--checkpoint`, `--set` and `--config`; with `exports` also `--model`, which may stand in its place."""
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--checkpoint", metavar="DIR", help="folder of the checkpoint, such as output/19")
+    if exports:
+        network.add_argument("--model", metavar="DIR", help="or folder of an export, of any precision and network")
     settings.add_options(parser)
 
 
@@ -40,7 +41,7 @@ def on_ranks(options: argparse.Namespace, action: Callable[[], int]) -> int:
 
 
 def entry_of(options: argparse.Namespace) -> Entry:
-    """An entry with the model of the checkpoint, and the settings of the command line.
+    """An entry with the export or the model of the checkpoint, and the settings of the command line.
 
     Raises:
         ConfigError: its model is no built-in one.
@@ -49,18 +50,21 @@ def entry_of(options: argparse.Namespace) -> Entry:
     from plsc.entry import Entry
     from plsc.models import MODEL_NAMES
 
+    os.environ.update(settings.to_environment(settings.read_options(options)))
+    entry = Entry()
+    entry.set_model_save_dir(None)
+    if getattr(options, "model", None):
+        entry.set_export_dir(options.model)
+        return entry
     meta = open_checkpoint(Path(options.checkpoint)).meta
     if meta["model"] not in MODEL_NAMES:
         raise ConfigError(
             f"{options.checkpoint}: its model {meta['model']!r} is the user's own, which only a script knows; call "
-            "set_model, set_checkpoint_dir and the action there"
+            "set_model, set_checkpoint_dir and the action there, or export it and name the export with --model"
         )
-    os.environ.update(settings.to_environment(settings.read_options(options)))
-    entry = Entry()
     entry.set_model_name(meta["model"])
     entry.set_image_shape(meta["image_shape"])
     entry.set_emb_size(meta["emb_dim"])
     entry.set_class_num(meta["num_classes"])
     entry.set_checkpoint_dir(options.checkpoint)
-    entry.set_model_save_dir(None)
     return entry

@@ -27,15 +27,15 @@ class Collection(Protocol):
     """Images, numbered from 0.
 
     Attributes:
-        root: the folder that names are relative to.
+        source: the absolute path that names are relative to; '' for images in memory.
         num_images: how many.
     """
 
-    root: Path
+    source: str
     num_images: int
 
     def name(self, i: int) -> str:
-        """What the image is called: a path relative to `root`, or `part:line`."""
+        """What the image is called: a path relative to the source, or `part:line`."""
 
     def identity(self, i: int) -> str:
         """What or who it shows; '' when that is not known."""
@@ -66,7 +66,7 @@ class ImageFiles:
     """A `Collection` of image files."""
 
     def __init__(self, root: Path, files: Sequence[Listed]) -> None:
-        self.root, self._files = root, files
+        self.source, self._root, self._files = str(root.absolute()), root, files
         self.num_images = len(files)
 
     def name(self, i: int) -> str:
@@ -84,12 +84,12 @@ class ImageFiles:
     def where(self, i: int) -> str:
         """The line of the list, and the name; or the path."""
         file = self._files[i]
-        return f"{file.line}: {file.name}" if file.line else str(self.root / file.name)
+        return f"{file.line}: {file.name}" if file.line else str(self._root / file.name)
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Decoded."""
         try:
-            data = (self.root / self._files[i].name).read_bytes()
+            data = (self._root / self._files[i].name).read_bytes()
         except OSError as problem:
             raise self._unreadable(i, problem) from None
         return decode(data, image_shape, self.where(i))
@@ -100,7 +100,7 @@ class ImageFiles:
         for i, file in enumerate(self._files):
             state: tuple[int, ...] = ()
             try:
-                status = os.stat(self.root / file.name)
+                status = os.stat(self._root / file.name)
                 state = status.st_size, status.st_mtime_ns
             except OSError as problem:
                 if not missing:
@@ -120,8 +120,8 @@ class Base64Parts:
     """A `Collection` of the lines of base64 parts, in the order of their list; the labels are the identities."""
 
     def __init__(self, file_list: Path) -> None:
-        self.root = file_list.parent
-        self._parts = read_file_list(str(self.root), file_list.name)
+        self.source = str(file_list.parent.absolute())
+        self._parts = read_file_list(str(file_list.parent), file_list.name)
         self._offsets = [_offsets(part) for part in self._parts]
         self._firsts = np.cumsum([0, *(len(offsets) - 1 for offsets in self._offsets)]).tolist()
         self.num_images = self._firsts[-1]
@@ -178,7 +178,7 @@ class ArrayImages:
         rows: int64 [N], which of the collection's images each of the array is.
     """
 
-    root = Path()
+    source = ""
 
     def __init__(self, name: str, images: np.ndarray) -> None:
         self._name, self._images = name, images

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
 from plsc.embeddings import EmbeddingsWriter, open_embeddings
+from plsc.engine.networks import Network
 from plsc.errors import ConfigError, DataError
 from plsc.version import __version__
 
@@ -29,42 +30,30 @@ logger = logging.getLogger("plsc")
 
 _READ_AHEAD = 2  # batches, beyond those the workers are busy with
 _NAMED = 20  # damaged images
+_SAY_SECONDS = 30.0
 
 
 class Embedder:
     """Embeds collections with a network. All ranks call each method together, and get the same.
 
     Args:
-        backbone: gives embeddings [B, D] of normalised images [B, C, H, W].
-        config: `image_shape`, `emb_dim`, `test_batch_size` and `num_workers` are used.
+        network: what embeds a batch.
+        config: `test_batch_size` and `num_workers` are used.
         flip: average the embeddings of an image and its mirror image.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal, or else a line every half minute.
         skip_damaged: an image that cannot be read or decoded gets zeros and a warning, instead of ending the work.
-
-    Attributes:
-        model: the sha256 of the network's names and values.
     """
 
     def __init__(
         self,
-        backbone: paddle.nn.Layer,
+        network: Network,
         config: Config,
         flip: bool,
         progress: bool = False,
         skip_damaged: bool = False,
     ) -> None:
-        self._backbone, self._flip, self._progress, self._skip_damaged = backbone, flip, progress, skip_damaged
-        self._image_shape, self._emb_dim = config.image_shape, config.emb_dim
+        self._network, self._flip, self._progress, self._skip_damaged = network, flip, progress, skip_damaged
         self._batch_size, self._num_workers = config.test_batch_size, config.num_workers
-        parallel.broadcast_statistics(backbone)
-
-    @functools.cached_property
-    def model(self) -> str:
-        found = hashlib.sha256()
-        for name, value in sorted(self._backbone.state_dict().items()):
-            found.update(f"{name} {value.dtype} {value.shape}\n".encode())
-            found.update(np.ascontiguousarray(value.numpy()).data)
-        return found.hexdigest()
 
     def embed(self, images: Collection) -> np.ndarray:
         """Embeddings [N, D] float32.
@@ -74,7 +63,7 @@ class Embedder:
             DataError: an image that cannot be read or decoded, or whose embedding is not finite.
         """
         parts = list(self._shown(images, 0))
-        return np.concatenate(parts) if parts else np.empty((0, self._emb_dim), "float32")
+        return np.concatenate(parts) if parts else np.empty((0, self._network.emb_dim), "float32")
 
     def keep(self, images: Collection, folder: Path) -> np.ndarray:
         """Writes an embeddings folder, on rank 0; goes on where an interrupted call ended, and leaves a complete one.
@@ -103,7 +92,7 @@ class Embedder:
         ranks, rank = parallel.world_size(), parallel.rank()
         same = ranks > 1 and len(set(parallel.all_gather_object(digest(first)))) == 1
         parts = [
-            (number if same else rank, embed_batch(self._backbone, images, self._flip), labels)
+            (number if same else rank, self._forward(images), labels)
             for number, (images, labels) in enumerate(itertools.chain([first], batches))
             if not same or number % ranks == rank
         ]
@@ -136,24 +125,30 @@ class Embedder:
         """What tells embeddings apart."""
         return {
             "count": images.num_images,
-            "emb_dim": self._emb_dim,
-            "source": str(images.root.absolute()),
+            "emb_dim": self._network.emb_dim,
+            "source": images.source,
             "images": images.fingerprint(missing=self._skip_damaged),
-            "model": self.model,
-            "image_shape": list(self._image_shape),
+            "model": self._network.model,
+            "export": self._network.export,
+            "image_shape": list(self._network.image_shape),
             "flip": self._flip,
             "skip_damaged": self._skip_damaged,
             "plsc": __version__,
         }
 
     def _shown(self, images: Collection, first: int) -> Iterator[np.ndarray]:
-        """`_blocks` with a bar."""
+        """`_blocks` with the progress."""
         hidden = None if self._progress and parallel.rank() == 0 else True  # None shows it on a terminal only
-        blocks = self._blocks(images, first)
+        blocks, done, began = self._blocks(images, first), first, time.monotonic()
+        said = began
         with tqdm(total=images.num_images, initial=first, unit="image", dynamic_ncols=True, disable=hidden) as bar:
             for rows in blocks:
                 yield rows
                 bar.update(len(rows))
+                done, now = done + len(rows), time.monotonic()
+                if self._progress and bar.disable and now - said >= _SAY_SECONDS:
+                    speed, said = (done - first) / (now - began), now
+                    logger.info("%d of %d images embedded, %.1f images/s", done, images.num_images, speed)
 
     def _blocks(self, images: Collection, first: int) -> Iterator[np.ndarray]:
         """Embeddings from image `first` on, in order, some [n, D] at a time.
@@ -184,27 +179,34 @@ class Embedder:
 
     def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
         """Normalised images [n, C, H, W], and what is wrong with damaged ones, by row."""
-        channels, height, width = self._image_shape
+        channels, height, width = self._network.image_shape
         pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
         for row, i in enumerate(chosen):
             try:
-                pixels[row] = images.pixels(i, self._image_shape)
+                pixels[row] = images.pixels(i, self._network.image_shape)
             except DataError as problem:
                 if not self._skip_damaged:
                     raise
                 faults[row] = str(problem)
         return normalize(pixels), faults
 
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings [b, D] float32 of normalised images [b, C, H, W]."""
+        rows = self._network.embed(images)
+        if self._flip:
+            rows = (rows + self._network.embed(images[..., ::-1])) / 2
+        return rows
+
     def _embed(
         self, images: Collection, chosen: range, batch: np.ndarray, faults: dict[int, str]
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Embeddings [n, D] of what `_decode` gives, and the faults again."""
         if not chosen:
-            return np.empty((0, self._emb_dim), "float32"), faults
-        rows = embed_batch(self._backbone, batch, self._flip)
-        if rows.shape[1:] != (self._emb_dim,):
+            return np.empty((0, self._network.emb_dim), "float32"), faults
+        rows = self._forward(batch)
+        if rows.shape[1:] != (self._network.emb_dim,):
             raise ConfigError(
-                f"set_emb_size({self._emb_dim}): the network gives embeddings {list(rows.shape)} of {len(chosen)} images; "
+                f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} of {len(chosen)} images; "
                 "set the size it has"
             )
         rows[list(faults)] = 0
@@ -257,16 +259,3 @@ def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
 def digest(batch: tuple[np.ndarray, np.ndarray]) -> str:
     """The same for the same images and labels."""
     return hashlib.sha256(batch[0].tobytes() + batch[1].tobytes()).hexdigest()
-
-
-@paddle.no_grad()
-def embed_batch(backbone: paddle.nn.Layer, images: np.ndarray, flip: bool) -> np.ndarray:
-    """Embeddings [b, D] float32 of normalised images [b, C, H, W]."""
-    was_training = backbone.training
-    backbone.eval()
-    embedding = backbone(paddle.to_tensor(images))
-    if flip:
-        embedding = (embedding + backbone(paddle.to_tensor(np.ascontiguousarray(images[..., ::-1])))) / 2
-    if was_training:
-        backbone.train()
-    return embedding.astype("float32").numpy()

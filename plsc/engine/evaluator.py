@@ -16,6 +16,7 @@ from plsc.data.collection import Collection
 from plsc.data.evaluation import EvaluationSet, GallerySet, IdentitySet, PairSet
 from plsc.data.readers import ReaderLoader
 from plsc.engine.embedder import Embedder
+from plsc.engine.networks import Network
 from plsc.errors import ConfigError
 from plsc.files import temporary
 from plsc.heads import shard_bounds
@@ -38,7 +39,7 @@ _MAPPED = 1000  # images
 
 
 class Evaluator:
-    """Tests a backbone on sets, or on the images a reader gives.
+    """Tests a network on sets, or on the images a reader gives.
 
     Args:
         sets: `.bin` sets are held as uint8; images of others are read anew for each test.
@@ -60,9 +61,9 @@ class Evaluator:
         self._sets, self._reader, self._config = sets, reader, config
         self._pairs_dir, self._kept_dir = pairs_dir, kept_dir
 
-    def __call__(self, backbone: paddle.nn.Layer) -> dict[str, dict[str, Any]]:
+    def __call__(self, network: Network) -> dict[str, dict[str, Any]]:
         """{set name: what `verification_metrics` or `identification_metrics` returns}, the same on every rank."""
-        embedder = Embedder(backbone, self._config, flip=self._config.augmentation.mirror)
+        embedder = Embedder(network, self._config, flip=self._config.augmentation.mirror)
         if self._reader is not None:
             return {"test_reader": self._all_pairs("test_reader", *embedder.embed_reader(self._reader), None)}
         return {one.name: self._test(embedder, one) for one in self._sets}

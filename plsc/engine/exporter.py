@@ -20,7 +20,7 @@ import numpy as np
 import paddle
 
 from plsc import inference, parallel
-from plsc.engine.embedder import embed_batch
+from plsc.engine.networks import embed_batch
 from plsc.engine.precision import check_precision, cosines, images_for_check, reduce_precision
 from plsc.errors import ConfigError
 from plsc.files import sha256_of, sync
@@ -151,7 +151,7 @@ def _write(
     network.eval()
     _complete_norms(network)
     batches = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
-    wanted = np.concatenate([embed_batch(network, batch, flip=False) for batch in batches])
+    wanted = np.concatenate([embed_batch(network, batch) for batch in batches])
     spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
     paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
     program = next(path for path in (folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel") if path.exists())

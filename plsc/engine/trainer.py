@@ -21,6 +21,7 @@ from plsc.engine.callbacks import Callback, CheckpointSaver, Clock, Step
 from plsc.engine.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.engine.feed import Batch, steps_of
 from plsc.engine.log import MetricsFile, ProgressLog, logger
+from plsc.engine.networks import Backbone
 from plsc.engine.plan import Forecast, backbone_size, forecast
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
@@ -182,7 +183,7 @@ class Trainer:
             self.end_early()
         with self.clock.paused():
             if self.evaluator is not None:
-                progress.test = self.evaluator(self.backbone)
+                progress.test = self.evaluator(Backbone(self.backbone, self.config))
                 self.call("on_test", progress.test)
             progress.end_epoch()
             self.call("on_epoch_end")

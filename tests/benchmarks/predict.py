@@ -68,6 +68,11 @@ def main():
         loader = ImageLoader(source, shape, options.batch, Augmentation(mirror=False), num_workers=options.workers)
         arrays = [images for images, _ in loader.epoch(0)]
         ins = entry_of(options, shape)
+        ins.set_model_save_dir(f"{temporary}/net")
+        exported = Entry()
+        exported.set_export_dir(str(ins.convert_for_prediction()))
+        exported.set_test_batch_size(options.batch)
+        exported.set_num_workers(options.workers)
         backbone = ins._backbone
         backbone.eval()
 
@@ -75,14 +80,15 @@ def main():
             with paddle.no_grad():
                 return [backbone(paddle.to_tensor(images)).numpy() for images in arrays]
 
-        def predict():
+        def predict(ins):
             assert len(ins.predict(data, output)) == source.num_images
 
         ways = {
             "loader": lambda: [None for _ in loader.epoch(0)],
             "network": bare,
             "predict, no files": lambda: ins.predict(data),
-            "predict": predict,
+            "predict": lambda: predict(ins),
+            "predict with an export": lambda: predict(exported),
         }
         best = dict.fromkeys(ways, float("inf"))
         for number in range(options.rounds + 1):
@@ -103,6 +109,7 @@ def main():
             "the longer of loader and network": round(best["predict"] / max(best["loader"], best["network"]), 3),
             "loader + network": round(best["predict"] / (best["loader"] + best["network"]), 3),
             "predict without files": round(best["predict"] / best["predict, no files"], 3),
+            "predict with an export": round(best["predict"] / best["predict with an export"], 3),
         },
     }
     print(json.dumps(result, indent=1))

@@ -57,7 +57,7 @@ def test_a_folder_names_identities_and_templates_and_is_sorted(tmp_path):
         ("人 a/\tone two.png", "人 a", ""),
     ]
     assert greys(images) == [2, 0, 1, 3, 4]
-    assert images.root == tmp_path and images.where(3) == str(tmp_path / "flat.png")
+    assert images.source == str(tmp_path) and images.where(3) == str(tmp_path / "flat.png")
 
 
 @pytest.mark.parametrize("name", ["label.txt", "file_list.txt"])
@@ -159,7 +159,7 @@ def test_base64_parts(tmp_path):
     path = parts_of(tmp_path, lines[:1], lines[1:3], [lines[3].rstrip(b"\n")], names=["a b", "人", "c"])
     for given in (path, tmp_path):
         images = open_collection(given)
-        assert isinstance(images, Base64Parts) and images.root == tmp_path
+        assert isinstance(images, Base64Parts) and images.source == str(tmp_path)
         assert said(images) == [("a b:1", "100", ""), ("人:1", "101", ""), ("人:2", "102", ""), ("c:1", "103", "")]
         assert greys(images) == [0, 1, 2, 3]
     before = images.fingerprint()

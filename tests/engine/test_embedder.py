@@ -18,6 +18,7 @@ from plsc.data.collection import open_collection
 from plsc.embeddings import open_embeddings
 from plsc.engine import embedder
 from plsc.engine.embedder import Embedder
+from plsc.engine.networks import Backbone
 from plsc.errors import ConfigError, DataError
 
 SCRIPT = "predict_glyphs.py"
@@ -185,15 +186,38 @@ def test_flip_averages_and_another_network_or_flip_is_refused(ins, glyphs, tmp_p
         ins.predict(source, tmp_path, flip=True)
 
 
+def test_an_export_embeds_as_its_network_does(trained, data, tmp_path, capsys):
+    source = ["--input", str(data / "label.txt"), "--flip", "--json"]
+    network = {"checkpoint": str(trained / "output" / "0"), "model": str(trained / "net")}
+    for name, place in network.items():
+        assert cli.main(["predict", f"--{name}", place, *source, "--output", str(tmp_path / name)]) == 0
+    made = {name: open_embeddings(tmp_path / name) for name in network}
+    np.testing.assert_allclose(made["model"].vectors, made["checkpoint"].vectors, rtol=1e-4, atol=1e-4)
+    assert made["model"].meta["model"] is None and made["checkpoint"].meta["export"] is None
+    assert cli.main(["predict", "--model", network["model"], *source, "--output", str(tmp_path / "checkpoint")]) == 1
+    assert "holds embeddings that differ in model, export" in capsys.readouterr().err
+    assert cli.main(["predict", "--model", str(tmp_path), *source, "--output", str(tmp_path / "new")]) == 1
+    assert "inference_meta.json: no exported network there" in capsys.readouterr().err
+
+
+def test_work_without_a_terminal_says_how_far_it_is(ins, data, caplog, monkeypatch):
+    monkeypatch.setattr(embedder, "_SAY_SECONDS", 0)
+    ins.set_test_batch_size(40)
+    with caplog.at_level("INFO", logger="plsc"):
+        ins.predict(data / "images")
+    assert re.search(r"40 of 96 images embedded, [\d.]+ images/s", caplog.text)
+
+
 def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_path):
     network = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 32 * 32, 5))
     config = Config(image_shape=(3, 32, 32), emb_dim=4)
     images = open_collection(glyphs / "images" / "0")
     with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] of 8 images"):
-        Embedder(network, config, flip=False).keep(images, tmp_path)
+        Embedder(Backbone(network, config), config, flip=False).keep(images, tmp_path)
     network[1].weight.set_value(paddle.full([3 * 32 * 32, 5], float("nan")))
     with pytest.raises(DataError, match="0.jpg: its embedding is not finite"):
-        Embedder(network, Config(image_shape=(3, 32, 32), emb_dim=5), flip=False).embed(images)
+        config.emb_dim = 5
+        Embedder(Backbone(network, config), config, flip=False).embed(images)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from plsc.data.folder import image_files
 from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification
 from plsc.engine.evaluator import Evaluator
+from plsc.engine.networks import Backbone
 from plsc.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.core
@@ -52,7 +53,7 @@ def result_of(config, net, **options):
     sets = find_sets(config.dataset_dir, config.val_targets, SHAPE)
     if config.identification:
         sets.append(read_gallery(*config.identification))
-    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(net)
+    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(Backbone(net, config))
 
 
 def same(found, expected):
@@ -228,6 +229,14 @@ def test_the_command_tests_on_sets_and_on_a_gallery(once, glyphs, tmp_path, caps
         json.loads(process.stdout),
         {"images": {**outputs[2]["images"], "at_far": json.loads(process.stdout)["images"]["at_far"]}},
     )
+    export = str(tmp_path / "net")
+    assert cli.main(["export", "--checkpoint", str(folder / "0"), "--output", export]) == 0
+    assert (
+        cli.main(["test", "--model", export, "--dataset", str(glyphs), "--targets", "images", "--far", "0.1", "--json"])
+        == 0
+    )
+    exported = json.loads(capsys.readouterr().out.splitlines()[-1])["images"]
+    same({**exported, "at_far": {}}, {**outputs[2]["images"], "at_far": {}})
     for wrong, words in (
         (["--gallery", images], "--gallery and --probes need each other"),
         ([], "--dataset is missing"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from plsc import Entry, embeddings, parallel
 from plsc.data.collection import Base64Parts, ImageFiles
-from plsc.engine import embedder
+from plsc.engine import networks
 
 embeddings._SAVE_SECONDS = 0
 BATCH = 5
@@ -29,7 +29,7 @@ def count_decoded():
 
 def kill_in_batch(number):
     """Has rank 0 die when it embeds its `number`-th batch."""
-    embed, calls = embedder.embed_batch, []
+    embed, calls = networks.embed_batch, []
 
     def embed_or_die(*arguments):
         calls.append(1)
@@ -37,7 +37,7 @@ def kill_in_batch(number):
             os.kill(os.getpid(), signal.SIGKILL)
         return embed(*arguments)
 
-    embedder.embed_batch = embed_or_die
+    networks.embed_batch = embed_or_die
 
 
 def main(checkpoint, output, *words):

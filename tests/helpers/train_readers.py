@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from plsc import Entry, parallel, shard_reader
-from plsc.engine.embedder import embed_batch
+from plsc.engine.networks import embed_batch
 from plsc.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).normal(size=(21, 3, 16, 16)).astype("float32")
@@ -58,7 +58,7 @@ def main(output):
         ins.train_reader = reader
         logging.getLogger("plsc").warning("now training on %s", name)
         ins.train()
-    found = {"alone": embed_batch(net, IMAGES, flip=False)}
+    found = {"alone": embed_batch(net, IMAGES)}
     for name, reader in (
         ("same", paddle.batch(samples, 4)),
         ("own", paddle.batch(own_samples, 4)),
