@@ -639,7 +639,7 @@ class Entry:
         Args:
             format: 'paddle' for Paddle's inference library, or 'onnx'; the batch may have any size in both.
             precision: 'float32'; or 'float16' or 'int8', of ONNX. The log says how far embeddings move.
-            calibration: a folder of images, or a label file, like those to embed; int8 needs them, and the export is compared
+            calibration: images like those to embed, as `predict` takes them; int8 needs them, and the export is compared
                 with the model on up to 256 of them, or else on noise.
 
         Returns:
@@ -653,9 +653,7 @@ class Entry:
         if not config.model_save_dir:
             raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
         if not isinstance(calibration, (str, Path, type(None))):
-            raise ConfigError(
-                f"convert_for_prediction: calibration={type(calibration).__name__}: expected a folder or a label file"
-            )
+            raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
         images = None if calibration is None else Path(calibration)
         folder = export(backbone, Path(config.model_save_dir), config.image_shape, format, precision, images)
         logging.getLogger("plsc").info("exported to %s", folder)

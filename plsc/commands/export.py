@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--calibration",
-        metavar="DIR_OR_LABEL_FILE",
+        metavar="FOLDER_OR_LIST",
         help="images like those to embed: int8 needs them, and every export is compared with the network on them",
     )
 

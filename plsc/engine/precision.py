@@ -12,9 +12,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.data.folder import image_files
-from plsc.data.sources import read_label_file
-from plsc.data.transforms import decode_file, normalize
+from plsc.data.collection import open_collection
+from plsc.data.transforms import normalize
 from plsc.errors import ConfigError
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -43,7 +42,7 @@ def check_precision(format: str, precision: str, has_calibration: bool) -> None:
 
 
 def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Normalised images [N, C, H, W] float32: up to 256, evenly drawn from a folder or a label file, or 16 of noise.
+    """Normalised images [N, C, H, W] float32: up to 256, evenly drawn from a folder, a label file or base64 parts, or 16 of noise.
 
     Raises:
         DataError: there are no images, or one cannot be read.
@@ -52,14 +51,9 @@ def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, i
         channels, height, width = image_shape
         noise = np.random.default_rng(0).integers(0, 256, (_RANDOM_IMAGES, height, width, channels), dtype=np.uint8)
         return normalize(noise)
-    paths = image_files(calibration) if calibration.is_dir() else _listed(calibration)
-    drawn = np.linspace(0, len(paths) - 1, min(len(paths), _MOST_IMAGES)).round().astype(int)
-    return normalize(np.stack([decode_file(paths[index], image_shape) for index in drawn]))
-
-
-def _listed(label_file: Path) -> list[Path]:
-    source = read_label_file(str(label_file.parent), np.iinfo(np.int64).max, label_file.name)
-    return [label_file.parent / path for path in source.paths]
+    images = open_collection(calibration)
+    drawn = np.linspace(0, images.num_images - 1, min(images.num_images, _MOST_IMAGES)).round().astype(int)
+    return normalize(np.stack([images.pixels(index, image_shape) for index in drawn.tolist()]))
 
 
 def reduce_precision(network: Path, precision: str, images: np.ndarray) -> None:

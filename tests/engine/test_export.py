@@ -176,7 +176,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path,
     refused(ConfigError, "Paddle's tools make none that runs on a CPU", "paddle", "float16")
     refused(ConfigError, "precision 'int4': expected one of", "onnx", "int4")
     refused(ConfigError, "needs calibration images", "onnx", "int8")
-    refused(DataError, "cannot read the label file", "onnx", "int8", glyphs / "nowhere.txt")
+    refused(DataError, "nowhere.txt: cannot be read", "onnx", "int8", glyphs / "nowhere.txt")
     infinite = Own()
     build(infinite, SHAPE)
     for parameter in infinite.parameters():
