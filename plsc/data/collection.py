@@ -6,6 +6,7 @@ import binascii
 import bisect
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional, Protocol
@@ -54,19 +55,19 @@ class Collection(Protocol):
 
 
 class Listed(NamedTuple):
-    """An image file: its name relative to the root, what is said of it, and the line that says so ('' without a list)."""
+    """An image file: its name relative to the root, what is said of it, and the line of a list that says so, from 1."""
 
     name: str
     identity: str = ""
     template: str = ""
-    line: str = ""
+    line: int = 0
 
 
 class ImageFiles:
-    """A `Collection` of image files."""
+    """A `Collection` of image files; `listed_in` is the file that lists them, if there is one."""
 
-    def __init__(self, root: Path, files: Sequence[Listed]) -> None:
-        self.source, self._root, self._files = str(root.absolute()), root, files
+    def __init__(self, root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> None:
+        self.source, self._root, self._files, self._listed_in = str(root.absolute()), root, files, listed_in
         self.num_images = len(files)
 
     def name(self, i: int) -> str:
@@ -84,7 +85,7 @@ class ImageFiles:
     def where(self, i: int) -> str:
         """The line of the list, and the name; or the path."""
         file = self._files[i]
-        return f"{file.line}: {file.name}" if file.line else str(self._root / file.name)
+        return f"{self._listed_in}:{file.line}: {file.name}" if self._listed_in else str(self._root / file.name)
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Decoded."""
@@ -234,7 +235,7 @@ def open_collection(path: Path) -> Collection:
         return Base64Parts(path)
     if not files and check_line(lines[0][1].encode(), len(lines[0][1])) is None:
         raise DataError(f"{path}: holds base64 data itself; name the list of such parts, even of a single one")
-    return ImageFiles(path.parent, [_of_line(line, f"{path}:{number}", bool(files)) for number, line in lines])
+    return ImageFiles(path.parent, [_of_line(path, number, line, bool(files)) for number, line in lines], path)
 
 
 def folder_of_images(root: Path, folder: Path) -> list[Listed]:
@@ -268,17 +269,17 @@ def _of_folder(folder: Path) -> ImageFiles:
     return ImageFiles(folder, folder_of_images(folder, folder))
 
 
-def _of_line(line: str, where: str, alone: bool) -> Listed:
+def _of_line(path: Path, number: int, line: str, alone: bool) -> Listed:
     if alone:
-        return Listed(line, line=where)
+        return Listed(line, line=number)
     words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
     if not 2 <= len(words) <= 3 or not all(words[:2]):
         raise DataError(
-            f"{where}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or are the images of the first lines "
+            f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or are the images of the first lines "
             "missing?"
         )
-    name, identity = words[:2]
-    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", where)
+    name, identity = words[0], sys.intern(words[1])  # millions of images have few identities
+    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", number)
 
 
 def _is_text(path: Path) -> bool:

@@ -152,29 +152,31 @@ def read_pairs(path: Path) -> PairSet:
     templates: list[int] = []
     pairs, issame = [], []
     for number, line in lines:
-        where = f"{path}:{number}"
         words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
         if len(words) != 3 or words[2] not in ("0", "1"):
-            raise DataError(f"{where}: {line!r} is not 'one other 1' or 'one other 0', with tabs if names hold spaces")
+            raise DataError(
+                f"{path}:{number}: {line!r} is not 'one other 1' or 'one other 0', with tabs if names hold spaces"
+            )
         for name in words[:2]:
             if name not in entries:
-                files = _entry(path.parent, name, where)
+                files = _entry(path, number, name)
                 listed += files
                 templates += [len(entries)] * len(files)
                 entries[name] = len(entries)
         pairs.append((entries[words[0]], entries[words[1]]))
         issame.append(words[2] == "1")
     alone = len(listed) == len(entries)
-    images = ImageFiles(path.parent, listed)
+    images = ImageFiles(path.parent, listed, path)
     return _pair_set(path, images, None if alone else np.array(templates), pairs, issame, None)
 
 
-def _entry(root: Path, name: str, where: str) -> list[Listed]:
+def _entry(path: Path, number: int, name: str) -> list[Listed]:
+    root = path.parent
     if (root / name).is_dir():
-        return [Listed(file.name, line=where) for file in folder_of_images(root, root / name)]
+        return [Listed(file.name, line=number) for file in folder_of_images(root, root / name)]
     if not (root / name).is_file():
-        raise DataError(f"{where}: there is no image and no folder {root / name}; names are relative to {root}")
-    return [Listed(name, line=where)]
+        raise DataError(f"{path}:{number}: there is no image and no folder {root / name}; names are relative to {root}")
+    return [Listed(name, line=number)]
 
 
 def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> PairSet:
@@ -184,7 +186,7 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
             f"{path}: holds {len(lines)} pairs, and its first line says {folds} folds of {each} and {each}; get the file again"
         )
     entries: dict[tuple[str, int], int] = {}
-    places: list[str] = []
+    places: list[int] = []
     pairs, issame = [], []
     for position, (number, line) in enumerate(lines):
         words = line.split()
@@ -196,16 +198,18 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
         for name, image in zip((words[0], words[0] if same else words[2]), map(int, numbers)):
             pair.append(entries.setdefault((name, image), len(entries)))
             if len(entries) > len(places):
-                places.append(f"{path}:{number}")
+                places.append(number)
         pairs.append(tuple(pair))
         issame.append(same)
     root, suffix = _lfw_images(path, next(iter(entries)))
-    listed = [Listed(_lfw_name(name, image, suffix), name, line=where) for (name, image), where in zip(entries, places)]
+    listed = [
+        Listed(_lfw_name(name, image, suffix), name, line=number) for (name, image), number in zip(entries, places)
+    ]
     for one in listed:
         if not (root / one.name).is_file():
-            raise DataError(f"{one.line}: there is no image {root / one.name}; restore it")
+            raise DataError(f"{path}:{one.line}: there is no image {root / one.name}; restore it")
     fold = np.arange(len(lines)) // (2 * each)
-    return _pair_set(path, ImageFiles(root, listed), None, pairs, issame, fold)
+    return _pair_set(path, ImageFiles(root, listed, path), None, pairs, issame, fold)
 
 
 def _lfw_images(path: Path, first: tuple[str, int]) -> tuple[Path, str]:
