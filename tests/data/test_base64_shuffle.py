@@ -177,8 +177,12 @@ def test_a_signal_waits_until_the_outputs_are_in_place(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(base64_workspace.os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        shuffle(data)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            shuffle(data)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert len(outputs(data)) == 4
     assert not list(data.glob(".base64*"))
 
