@@ -316,7 +316,7 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
 
 
 def check_rates(setter: str, value: Any) -> tuple[float, ...]:
-    """`value` as rates between 0 and 1, the largest first."""
+    """`value` as rates in (0, 0.5], the largest first."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise ConfigError(f"{setter}({value!r}): expected a list of rates, such as [1e-3, 1e-4]")
     return tuple(sorted({check_float(setter, rate, 0, 0.5, above=True) for rate in value}, reverse=True))

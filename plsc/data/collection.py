@@ -16,7 +16,7 @@ import numpy as np
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
 from plsc.data.folder import SUFFIXES, image_files
-from plsc.data.transforms import decode
+from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
@@ -89,11 +89,7 @@ class ImageFiles:
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Decoded."""
-        try:
-            data = (self._root / self._files[i].name).read_bytes()
-        except OSError as problem:
-            raise self._unreadable(i, problem) from None
-        return decode(data, image_shape, self.where(i))
+        return decode_file(self._root / self._files[i].name, image_shape, self.where(i))
 
     def fingerprint(self, missing: bool = False) -> str:
         """Of names, identities, templates, sizes and times."""
@@ -105,16 +101,13 @@ class ImageFiles:
                 state = status.st_size, status.st_mtime_ns
             except OSError as problem:
                 if not missing:
-                    raise self._unreadable(i, problem) from None
+                    raise unreadable(self.where(i), problem) from None
             words = (*file[:3], *map(str, state))
             try:
                 found.update(("\0".join(words) + "\n").encode())
             except UnicodeEncodeError:
                 raise DataError(f"{self.where(i)!r}: the name is not UTF-8; rename the file") from None
         return found.hexdigest()
-
-    def _unreadable(self, i: int, problem: OSError) -> DataError:
-        return DataError(f"{self.where(i)}: cannot be read ({problem.strerror}); restore the file, or leave it out")
 
 
 class Base64Parts:

@@ -61,7 +61,7 @@ class GallerySet:
     Attributes:
         gallery, probes: images.
         gallery_templates, probe_templates: int64, the template of each image.
-        gallery_identities, probe_identities: int64, the identity of each template; -1 of a probe that nobody named.
+        gallery_identities, probe_identities: int64, the identity of each template; -1 of a stranger.
     """
 
     name: str

@@ -44,13 +44,19 @@ def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:
     return _fit(converted, image_shape)
 
 
-def decode_file(path: Path, image_shape: Sequence[int]) -> np.ndarray:
-    """Decode an image file: see `decode`. Raises DataError for one that cannot be read, too."""
+def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.ndarray:
+    """Decode an image file: see `decode`. ``where`` is the path by default. Raises DataError for one that cannot be read, too."""
+    where = where or str(path)
     try:
         data = path.read_bytes()
     except OSError as problem:
-        raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
-    return decode(data, image_shape, str(path))
+        raise unreadable(where, problem) from None
+    return decode(data, image_shape, where)
+
+
+def unreadable(where: str, problem: OSError) -> DataError:
+    """The error for an image file that cannot be read."""
+    return DataError(f"{where}: cannot be read ({problem.strerror}); restore the file, or leave it out")
 
 
 def from_pixels(pixels: np.ndarray, image_shape: Sequence[int], where: str) -> np.ndarray:
