@@ -83,13 +83,11 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
 
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    from plsc.checkpoint import open_checkpoint
     from plsc.data.collection import ImageFiles, Listed
     from plsc.engine.embedder import Embedder
 
-    meta = open_checkpoint(Path(options.checkpoint)).meta
-    _check_network(options, index, meta["emb_dim"], meta["image_shape"])
     network, config = trained.entry_of(options)._network("search")
+    _check_network(options, index, network.emb_dim, network.image_shape)
     if index.meta["model"] not in (None, network.model):
         raise ConfigError(
             f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be compared with "
