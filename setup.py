@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9,<3.14",
     packages=find_packages(include=["plsc", "plsc.*"]),
-    package_data={"plsc": ["py.typed", "site/sitecustomize.py"]},
+    package_data={"plsc": ["py.typed", "machine/site/sitecustomize.py"]},
     install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "requests>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],
     extras_require={
         "cpu": ["paddlepaddle>=3.3", "setuptools"],

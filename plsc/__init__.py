@@ -4,15 +4,15 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from plsc.threads import set_threads_per_rank
+from plsc.machine.threads import set_threads_per_rank
 from plsc.version import __version__
 
 if TYPE_CHECKING:
     from plsc.data.readers import shard_reader
     from plsc.engine.callbacks import Callback
     from plsc.entry import Entry
+    from plsc.inference.predictor import Predictor
     from plsc.models.base_model import BaseModel
-    from plsc.predictor import Predictor
 
 __all__ = ["Entry", "BaseModel", "Callback", "Predictor", "shard_reader", "__version__"]
 
@@ -28,7 +28,7 @@ _HOMES = {
     "Entry": "plsc.entry",
     "BaseModel": "plsc.models.base_model",
     "Callback": "plsc.engine.callbacks",
-    "Predictor": "plsc.predictor",
+    "Predictor": "plsc.inference.predictor",
     "shard_reader": "plsc.data.readers",
 }
 

@@ -35,20 +35,20 @@ from plsc.data.base64_source import SHUFFLES
 from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
 from plsc.data.transforms import Augmentation
-from plsc.embeddings import check_parquet, write_parquet
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
-from plsc.engine.embedder import Embedder, open_together
-from plsc.engine.exporter import export
 from plsc.engine.log import log_test, set_up_logging
-from plsc.engine.networks import Backbone, Exported, Network
 from plsc.engine.scalars import KINDS, check_package
 from plsc.engine.trainer import Trainer
 from plsc.errors import ConfigError, PlscError
+from plsc.evaluation.embedder import Embedder, open_together
 from plsc.heads import Margin
+from plsc.inference.export import export
+from plsc.inference.networks import Backbone, Exported, Network
 from plsc.models import MODEL_NAMES
 from plsc.optim import OptimizerOrFactory
+from plsc.search.embeddings import check_parquet, write_parquet
 from plsc.storage.address import check_hdfs_address
 
 

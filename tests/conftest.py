@@ -75,8 +75,8 @@ def trained(glyphs, once):
 @pytest.fixture(scope="session")
 def base64_glyphs(glyphs, tmp_path_factory):
     """The same as base64 data, split for 2 ranks."""
-    from plsc.data.base64_plan import Options
-    from plsc.data.base64_shuffle import shuffle_base64
+    from plsc.shuffle.local import shuffle_base64
+    from plsc.shuffle.plan import Options
 
     folder = tmp_path_factory.mktemp("data") / "split"
     shuffle_base64(Options(str(glyphs), "file_list.txt", 2, str(folder), workers=1))

@@ -11,7 +11,8 @@ from ranks import environment
 
 from plsc import cli
 from plsc.commands import convert_checkpoint
-from plsc.data import base64_command, glyphs
+from plsc.data import glyphs
+from plsc.shuffle import command as base64_command
 
 
 def pages(parser, words=()):

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 from ranks import ROOT, run_ranks
 
-SITE = ROOT / "plsc" / "site"
+SITE = ROOT / "plsc" / "machine" / "site"
 PLAIN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

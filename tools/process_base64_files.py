@@ -7,7 +7,7 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from plsc.data.base64_command import main  # noqa: E402
+from plsc.shuffle.command import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ from typing import Any, Optional
 from plsc.checkpoint.sharing import cannot_write
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
 from plsc.errors import CheckpointError, ConfigError
-from plsc.files import sync, write_synced
+from plsc.machine.files import sync, write_synced
 
 FORMAT = 1
 META = "meta.json"

@@ -22,7 +22,7 @@ from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
-from plsc.files import sync, write_synced
+from plsc.machine.files import sync, write_synced
 from plsc.storage import Retrying, StorageError
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 

@@ -21,7 +21,7 @@ from typing import Optional, Union
 import numpy as np
 
 from plsc.errors import CheckpointError
-from plsc.files import write_all
+from plsc.machine.files import write_all
 
 BLOCK_BYTES = 8 << 20
 _LARGEST_HEADER = 100 << 20  # as the safetensors library allows

@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    from plsc.search import build_index
+    from plsc.search.index import build_index
 
     meta = build_index(options.embeddings, options.output, options.kind, options.probes)
     if options.json:

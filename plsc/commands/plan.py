@@ -50,14 +50,14 @@ def run(options: argparse.Namespace) -> int:
     if "num_classes" not in chosen:
         options.wrong_usage("--classes is required, or num_classes in --set or --config")
 
-    from plsc.engine import plan
+    from plsc.engine import forecast
 
     config = _config(chosen)
-    memory = None if options.device_memory is None else plan.parse_size(options.device_memory)
+    memory = None if options.device_memory is None else forecast.parse_size(options.device_memory)
     make = _forecast(config, options.optimizer, on_cpu=memory is None)
     ranks, batch = options.ranks, config.train_batch_size
     made = make(ranks=ranks, batch=batch)
-    known = plan.host_memory() if memory is None else memory
+    known = forecast.host_memory() if memory is None else memory
     shared = ranks if memory is None else 1  # ranks on CPUs share a machine
     most = None if known is None else made.max_classes(known // shared)
     if options.json:
@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(made.lines()))
     if known is not None and most is not None:
         owner = "of this machine" if memory is None else "a rank"
-        print(f"largest class count for {plan.size_text(known)} {owner}: {most:,}")
+        print(f"largest class count for {forecast.size_text(known)} {owner}: {most:,}")
         if most < config.num_classes:
-            print("\n".join(plan.advice(make, ranks, batch, known, memory is None)))
+            print("\n".join(forecast.advice(make, ranks, batch, known, memory is None)))
     return 0
 
 
@@ -107,17 +107,17 @@ def _config(chosen: dict[str, Any]) -> Config:
 
 def _forecast(config: Config, optimizer: str, on_cpu: bool) -> functools.partial:
     """A function of ranks and batch, as a training with these settings makes it."""
-    from plsc.engine import plan
+    from plsc.engine import forecast
     from plsc.heads.workers import walking_threads
-    from plsc.memory import resident_memory
+    from plsc.machine.memory import resident_memory
     from plsc.models import build_model
 
     process, shape = resident_memory(), config.image_shape
     return functools.partial(
-        plan.forecast,
+        forecast.forecast,
         config.num_classes,
         config.emb_dim,
-        backbone=plan.backbone_size(build_model(config.model_name, config.emb_dim, shape), shape),
+        backbone=forecast.backbone_size(build_model(config.model_name, config.emb_dim, shape), shape),
         image_shape=shape,
         sharded=config.loss_type.startswith("dist_"),
         has_bias=kind_of(config.loss_type) == "softmax",

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from plsc import launch, settings
+from plsc import settings
 from plsc.arguments import add_command, at_least
 from plsc.errors import ConfigError
+from plsc.machine import launch
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -15,7 +15,7 @@ from plsc.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from plsc.search import SearchIndex
+    from plsc.search.index import SearchIndex
 
 _BATCH = 64
 
@@ -52,8 +52,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
     from plsc.data.folder import image_files
-    from plsc.search import SearchIndex
-    from plsc.search_page import check_page, write_page
+    from plsc.search.index import SearchIndex
+    from plsc.search.page import check_page, write_page
 
     if options.page is not None:
         check_page(options.page)
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    from plsc.predictor import Predictor
+    from plsc.inference.predictor import Predictor
 
     predictor = Predictor(options.model, _BATCH, flip=bool(index.meta["flip"]))
     _check_network(options, index, predictor.emb_dim, predictor.image_shape)
@@ -84,7 +84,7 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
     from plsc.data.collection import ImageFiles, Listed
-    from plsc.engine.embedder import Embedder
+    from plsc.evaluation.embedder import Embedder
 
     network, config = trained.entry_of(options)._network("search")
     _check_network(options, index, network.emb_dim, network.image_shape)

@@ -8,7 +8,7 @@ import json
 from plsc.arguments import add_command
 from plsc.commands import trained
 from plsc.errors import ConfigError
-from plsc.records import finite
+from plsc.metrics.records import finite
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

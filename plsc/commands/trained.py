@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plsc import launch, settings
+from plsc import settings
 from plsc.arguments import at_least
 from plsc.errors import ConfigError
+from plsc.machine import launch
 
 if TYPE_CHECKING:
     from plsc.entry import Entry

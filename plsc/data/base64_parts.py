@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.data.base64_files import LOCAL, Files, Status
 from plsc.errors import DataError
+from plsc.storage.local_files import LOCAL, Files, Status
 
 MANIFEST_NAME = "base64_manifest.json"
 FILE_LIST_NAME = "base64_file_list.txt"

@@ -12,7 +12,7 @@ import numpy as np
 
 from plsc.data.transforms import decode, from_pixels
 from plsc.errors import DataError
-from plsc.files import replace_file
+from plsc.machine.files import replace_file
 
 
 @dataclass

@@ -9,13 +9,13 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.data.evaluation import EvaluationSet, find_sets, of_verification, read_gallery
 from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
+from plsc.data.test_sets import EvaluationSet, find_sets, of_verification, read_gallery
 from plsc.data.verification import VerificationSet
-from plsc.engine.evaluator import Evaluator
 from plsc.errors import ConfigError
+from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import ClassifierHead, build_head
 from plsc.models import build_model
 from plsc.models.base_model import build

@@ -19,8 +19,8 @@ from plsc import parallel
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
 from plsc.metrics.identification import FPIRS
+from plsc.metrics.records import finite
 from plsc.metrics.roc import LEAST_ACCEPTS, can_tell
-from plsc.records import finite
 
 logger = logging.getLogger("plsc")
 

@@ -13,9 +13,9 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config, plain_settings
-from plsc.engine.plan import host_memory
+from plsc.engine.forecast import host_memory
 from plsc.errors import ConfigError
-from plsc.files import replace_file
+from plsc.machine.files import replace_file
 from plsc.version import __version__
 
 NAME = "run.json"

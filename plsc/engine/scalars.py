@@ -13,7 +13,7 @@ from typing import Any, Optional, Protocol
 from plsc import parallel
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
-from plsc.records import numbers_of
+from plsc.metrics.records import numbers_of
 
 KINDS = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}  # and the package each needs
 _NO_SCALARS = ("step", "epoch", "time")

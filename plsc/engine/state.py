@@ -11,7 +11,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc import checkpoint, optim, parallel, random_state
+from plsc import checkpoint, optim, parallel
 from plsc.amp import DynamicLossScaler
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
@@ -19,6 +19,7 @@ from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead, shard_bounds
+from plsc.machine import random_state
 from plsc.version import __version__
 
 

@@ -14,15 +14,14 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc import amp, checkpoint, optim, parallel, random_state
+from plsc import amp, checkpoint, optim, parallel
 from plsc.config import Config
 from plsc.engine.build import build_backbone, build_classifier, build_evaluator, build_loader
 from plsc.engine.callbacks import Callback, CheckpointSaver, Clock, Step
 from plsc.engine.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.engine.feed import Batch, steps_of
+from plsc.engine.forecast import Forecast, backbone_size, forecast
 from plsc.engine.log import MetricsFile, ProgressLog, logger
-from plsc.engine.networks import Backbone
-from plsc.engine.plan import Forecast, backbone_size, forecast
 from plsc.engine.progress import Progress
 from plsc.engine.resume import hold_save_dir, resume, warm_start
 from plsc.engine.run_record import write_run_record
@@ -32,9 +31,11 @@ from plsc.engine.upload import Uploader
 from plsc.errors import TrainingError
 from plsc.heads import GatheredLabels, HeadOutput
 from plsc.heads.workers import walking_threads
-from plsc.memory import resident_memory
+from plsc.inference.networks import Backbone
+from plsc.machine import random_state
+from plsc.machine.memory import resident_memory
+from plsc.machine.signals import StopRequest
 from plsc.models.base_model import inputs_of
-from plsc.signals import StopRequest
 from plsc.version import __version__
 
 _SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less

@@ -20,7 +20,7 @@ from paddle.nn import functional
 from plsc import parallel
 from plsc.heads.margins import Margin, Target
 from plsc.heads.products import Products
-from plsc.heads.stream import DenseGradient, Labels, RowGradient, RowSink, Sums, Walk, chunk_rows, inverse_norms
+from plsc.heads.walk import DenseGradient, Labels, RowGradient, RowSink, Sums, Walk, chunk_rows, inverse_norms
 from plsc.heads.workers import Workers
 
 _LOWEST = -1e29

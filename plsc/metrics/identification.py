@@ -9,7 +9,7 @@ import numpy as np
 
 from plsc.errors import DataError
 from plsc.metrics.roc import at_rates, roc_of_pairs
-from plsc.vectors import unit_rows
+from plsc.metrics.vectors import unit_rows
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-1, 1e-2, 1e-3)

@@ -19,7 +19,7 @@ from plsc.metrics.roc import (
     roc_of_pairs,
     tar_of,
 )
-from plsc.vectors import unit_rows
+from plsc.metrics.vectors import unit_rows
 
 # Squared distances of unit vectors are in [0, 4].
 _THRESHOLDS = np.arange(0, 4, 0.01)

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.records import numbers_of
+from plsc.metrics.records import numbers_of
 from plsc.report.run_folder import RunFolder
 
 

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import ConfigError
-from plsc.files import replace_file
+from plsc.machine.files import replace_file
 from plsc.report.document import check_replaceable
 from plsc.report.headline import headline
 from plsc.report.run_folder import file_stem, read_runs

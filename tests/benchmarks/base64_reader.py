@@ -25,11 +25,11 @@ import numpy as np
 from PIL import Image
 
 from plsc.data.base64_index import index_name
-from plsc.data.base64_plan import Options
-from plsc.data.base64_shuffle import shuffle_base64
 from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
 from plsc.data.transforms import Augmentation, augment, decode, normalize
+from plsc.shuffle.local import shuffle_base64
+from plsc.shuffle.plan import Options
 
 SHAPE = (3, 112, 112)
 BATCH = 128

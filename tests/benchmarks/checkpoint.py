@@ -157,7 +157,7 @@ def make_source(folder, classes, dim, ranks):
 
 def reset_peak():
     """Peak resident memory from now on; what it is now."""
-    from plsc.memory import peak_memory
+    from plsc.machine.memory import peak_memory
 
     Path("/proc/self/clear_refs").write_text("5")
     return peak_memory()
@@ -170,7 +170,7 @@ def load_as_rank(folder, classes, dim):
     from plsc import checkpoint
     from plsc.checkpoint.load import HeadFiles
     from plsc.heads import build_head
-    from plsc.memory import peak_memory
+    from plsc.machine.memory import peak_memory
 
     found = checkpoint.open_checkpoint(Path(folder))
     build_head("dist_arcface", 10, dim)  # what the first head of a process needs is not counted
@@ -204,7 +204,7 @@ def reshard(folder, classes, dim, source, target):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
         ranks.append(json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else process.stderr[-2000:])
     words = "import sys, time; sys.argv = sys.argv[1:]\nfrom plsc.cli import main\nbegan = time.time(); main()\n"
-    words += "from plsc.memory import peak_memory; print(time.time() - began, peak_memory())"
+    words += "from plsc.machine.memory import peak_memory; print(time.time() - began, peak_memory())"
     arguments = ["plsc", "convert-checkpoint", str(folder / "source"), str(folder / "target"), "--ranks", str(target)]
     process = subprocess.run([sys.executable, "-c", words, *arguments], capture_output=True, text=True)
     seconds, peak = process.stdout.splitlines()[-1].split()

@@ -23,7 +23,7 @@ from exercised import exercise  # noqa: E402
 
 from plsc import Entry, Predictor  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
-from plsc.engine.exporter import export  # noqa: E402
+from plsc.inference.export import export  # noqa: E402
 from plsc.metrics import verification_metrics  # noqa: E402
 from plsc.models import MODEL_NAMES, build_model  # noqa: E402
 

@@ -114,7 +114,8 @@ def profile(head, embedding, label):
     import paddle
 
     from plsc import optim, parallel
-    from plsc.heads import products, stream
+    from plsc.heads import products
+    from plsc.heads import walk as stream
 
     spent = {}
 

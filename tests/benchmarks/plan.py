@@ -35,7 +35,7 @@ def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     import numpy as np
 
     from plsc import Callback, Entry, parallel
-    from plsc.memory import peak_memory
+    from plsc.machine.memory import peak_memory
 
     class Ask(Callback):
         def on_train_begin(self, run):
@@ -69,7 +69,7 @@ def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
 
     from plsc import parallel
     from plsc.heads import build_head
-    from plsc.memory import peak_memory, resident_memory
+    from plsc.machine.memory import peak_memory, resident_memory
     from plsc.optim import take_rows
 
     parallel.initialise()

@@ -61,7 +61,7 @@ def main():
     options = parser.parse_args()
     import paddle
 
-    from plsc.engine.exporter import export
+    from plsc.inference.export import export
     from plsc.models import build_model
 
     shape = (3, options.side, options.side)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.search import SearchIndex, build_index
+from plsc.search.index import SearchIndex, build_index
 
 
 def make_embeddings(folder, options):

@@ -10,7 +10,8 @@ from pages import CHINESE, DOCS, PAGES
 from ranks import ROOT
 
 from plsc import cli
-from plsc.data import base64_command, glyphs
+from plsc.data import glyphs
+from plsc.shuffle import command as base64_command
 
 EVERY_PAGE = [*PAGES, *CHINESE]
 PARSERS = {

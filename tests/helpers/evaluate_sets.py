@@ -9,7 +9,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.engine.build import build_evaluator
-from plsc.engine.networks import Backbone
+from plsc.inference.networks import Backbone
 
 
 def main(glyphs, output):

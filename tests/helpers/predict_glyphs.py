@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 
-from plsc import Entry, embeddings, parallel
+from plsc import Entry, parallel
 from plsc.data.collection import Base64Parts, ImageFiles
-from plsc.engine import networks
+from plsc.inference import networks
+from plsc.search import embeddings
 
 embeddings._SAVE_SECONDS = 0
 BATCH = 5

@@ -12,8 +12,8 @@ import numpy as np
 import paddle
 
 from plsc import Entry, parallel, shard_reader
-from plsc.engine.networks import embed_batch
 from plsc.errors import ConfigError
+from plsc.inference.networks import embed_batch
 
 IMAGES = np.random.default_rng(0).normal(size=(21, 3, 16, 16)).astype("float32")
 LABELS = np.arange(21) % 5

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from plsc.data import base64_command
+from plsc.shuffle import command as base64_command
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "process_base64_files.py"
 KILLS = int(os.environ.get("PLSC_KILLS", 6))

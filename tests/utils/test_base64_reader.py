@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.base64_plan import Options
-from plsc.data.base64_shuffle import shuffle_base64
 from plsc.data.transforms import decode, normalize
 from plsc.data.verification import save_verification
 from plsc.errors import ConfigError, DataError
+from plsc.shuffle.local import shuffle_base64
+from plsc.shuffle.plan import Options
 from plsc.utils import base64_reader
 
 SHAPE = (3, 8, 8)

@@ -1,0 +1,1 @@
+"""Embedding collections of images, and testing networks on them."""

@@ -1,0 +1,261 @@
+"""Embeds images: batches, what readers give, and collections, in their order, with the work shared by the ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+from plsc import parallel
+from plsc.config import Config
+from plsc.data.collection import Collection, open_collection
+from plsc.data.prefetch import prefetch
+from plsc.data.readers import ReaderLoader
+from plsc.data.transforms import normalize
+from plsc.errors import ConfigError, DataError
+from plsc.inference.networks import Network
+from plsc.search.embeddings import EmbeddingsWriter, open_embeddings
+from plsc.version import __version__
+
+logger = logging.getLogger("plsc")
+
+_READ_AHEAD = 2  # batches, beyond those the workers are busy with
+_NAMED = 20  # damaged images
+_SAY_SECONDS = 30.0
+
+
+class Embedder:
+    """Embeds collections with a network. All ranks call each method together, and get the same.
+
+    Args:
+        network: what embeds a batch.
+        config: `test_batch_size` and `num_workers` are used.
+        flip: average the embeddings of an image and its mirror image.
+        progress: show a bar on a terminal, or else a line every half minute.
+        skip_damaged: an image that cannot be read or decoded gets zeros and a warning, instead of ending the work.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: Config,
+        flip: bool,
+        progress: bool = False,
+        skip_damaged: bool = False,
+    ) -> None:
+        self._network, self._flip, self._progress, self._skip_damaged = network, flip, progress, skip_damaged
+        self._batch_size, self._num_workers = config.test_batch_size, config.num_workers
+
+    def embed(self, images: Collection) -> np.ndarray:
+        """Embeddings [N, D] float32.
+
+        Raises:
+            ConfigError: the network gives embeddings of another size.
+            DataError: an image that cannot be read or decoded, or whose embedding is not finite.
+        """
+        parts = list(self._shown(images, 0))
+        return np.concatenate(parts) if parts else np.empty((0, self._network.emb_dim), "float32")
+
+    def keep(self, images: Collection, folder: Path) -> np.ndarray:
+        """Writes an embeddings folder, on rank 0; goes on where an interrupted call ended, and leaves a complete one.
+
+        Returns:
+            [N, D] float32, mapped from the file on ranks that see it.
+
+        Raises:
+            ConfigError: the folder holds something else, or cannot be written; or as `embed`.
+            DataError: as `embed`.
+        """
+        return self._keep(images, folder, parallel.from_rank_0(lambda: self._meta(images)))
+
+    def embed_once(self, images: Collection, folder: Path) -> np.ndarray:
+        """What an earlier call with the same images and network left below the folder, or else `keep` there."""
+        meta = parallel.from_rank_0(lambda: self._meta(images))
+        return self._keep(images, folder / hashlib.sha256(repr(meta).encode()).hexdigest()[:16], meta)
+
+    def embed_reader(self, loader: ReaderLoader) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings [N, D] float32 and labels [N] of all a reader gives, the same on every rank.
+
+        Ranks that read the same batches share the work and keep their order; otherwise the ranks' images follow each other.
+        """
+        batches = loader.epoch(0)
+        first = next(batches)
+        ranks, rank = parallel.world_size(), parallel.rank()
+        same = ranks > 1 and len(set(parallel.all_gather_object(digest(first)))) == 1
+        parts = [
+            (number if same else rank, self._forward(images), labels)
+            for number, (images, labels) in enumerate(itertools.chain([first], batches))
+            if not same or number % ranks == rank
+        ]
+        every = [part for parts in parallel.all_gather_object(parts) for part in parts]
+        every.sort(key=lambda part: part[0])
+        embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
+        if loader.splits:  # rank r had every n-th sample from r on
+            counts = [sum(len(part[2]) for part in every if part[0] == one) for one in range(ranks)]
+            positions = np.concatenate([np.arange(count) * ranks + one for one, count in enumerate(counts)])
+            order = np.argsort(positions)
+            embeddings, labels = embeddings[order], labels[order]
+        return embeddings, labels
+
+    def _keep(self, images: Collection, folder: Path, meta: dict[str, Any]) -> np.ndarray:
+        writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None)
+        first = parallel.from_rank_0(lambda: writer.rows)  # type: ignore[union-attr]
+        if first:
+            logger.info("%s: %d of %d embeddings are there already", folder, first, images.num_images)
+        try:
+            for rows in self._shown(images, first):
+                parallel.together(lambda rows=rows: writer.append(rows) if writer else None)  # type: ignore[misc]
+            names = ((images.name(i), images.identity(i)) for i in range(images.num_images))
+            parallel.together(lambda: writer.finish(names) if writer else None)
+        finally:
+            if writer is not None:
+                writer.close()
+        return _of_rank_0(folder, meta)
+
+    def _meta(self, images: Collection) -> dict[str, Any]:
+        """What tells embeddings apart."""
+        return {
+            "count": images.num_images,
+            "emb_dim": self._network.emb_dim,
+            "source": images.source,
+            "images": images.fingerprint(missing=self._skip_damaged),
+            "model": self._network.model,
+            "export": self._network.export,
+            "image_shape": list(self._network.image_shape),
+            "flip": self._flip,
+            "skip_damaged": self._skip_damaged,
+            "plsc": __version__,
+        }
+
+    def _shown(self, images: Collection, first: int) -> Iterator[np.ndarray]:
+        """`_blocks` with the progress."""
+        hidden = None if self._progress and parallel.rank() == 0 else True  # None shows it on a terminal only
+        blocks, done, began = self._blocks(images, first), first, time.monotonic()
+        said = began
+        with tqdm(total=images.num_images, initial=first, unit="image", dynamic_ncols=True, disable=hidden) as bar:
+            for rows in blocks:
+                yield rows
+                bar.update(len(rows))
+                done, now = done + len(rows), time.monotonic()
+                if self._progress and bar.disable and now - said >= _SAY_SECONDS:
+                    speed, said = (done - first) / (now - began), now
+                    logger.info("%d of %d images embedded, %.1f images/s", done, images.num_images, speed)
+
+    def _blocks(self, images: Collection, first: int) -> Iterator[np.ndarray]:
+        """Embeddings from image `first` on, in order, some [n, D] at a time.
+
+        In every round each rank takes one batch, one rank after the other.
+        """
+        ranks, rank, end = parallel.world_size(), parallel.rank(), images.num_images
+        if first == end:
+            return
+        batch = min(self._batch_size, -(-end // ranks))  # the same wherever it goes on: the last bits depend on it
+        rounds = range(first, end, batch * ranks)
+        own = [range(min(start + rank * batch, end), min(start + (rank + 1) * batch, end)) for start in rounds]
+        decoded = prefetch(
+            lambda chosen: self._decode(images, chosen), own, self._num_workers, self._num_workers + _READ_AHEAD
+        )
+        damaged = 0
+        try:
+            for start, chosen in zip(rounds, own):
+                rows, faults = parallel.together(lambda chosen=chosen: self._embed(images, chosen, *next(decoded)))  # type: ignore[misc]
+                counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
+                if self._skip_damaged:
+                    damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
+                yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
+            if damaged:
+                _say("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
+        finally:
+            decoded.close()  # type: ignore[attr-defined]
+
+    def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
+        """Normalised images [n, C, H, W], and what is wrong with damaged ones, by row."""
+        channels, height, width = self._network.image_shape
+        pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
+        for row, i in enumerate(chosen):
+            try:
+                pixels[row] = images.pixels(i, self._network.image_shape)
+            except DataError as problem:
+                if not self._skip_damaged:
+                    raise
+                faults[row] = str(problem)
+        return normalize(pixels), faults
+
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings [b, D] float32 of normalised images [b, C, H, W]."""
+        rows = self._network.embed(images)
+        if self._flip:
+            rows = (rows + self._network.embed(images[..., ::-1])) / 2
+        return rows
+
+    def _embed(
+        self, images: Collection, chosen: range, batch: np.ndarray, faults: dict[int, str]
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Embeddings [n, D] of what `_decode` gives, and the faults again."""
+        if not chosen:
+            return np.empty((0, self._network.emb_dim), "float32"), faults
+        rows = self._forward(batch)
+        if rows.shape[1:] != (self._network.emb_dim,):
+            raise ConfigError(
+                f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} of {len(chosen)} images; "
+                "set the size it has"
+            )
+        rows[list(faults)] = 0
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            where = images.where(chosen[int(finite.argmin())])
+            raise DataError(f"{where}: its embedding is not finite; training has diverged or the checkpoint is damaged")
+        return rows, faults
+
+
+def open_together(path: Path) -> Collection:
+    """`open_collection` on every rank.
+
+    Raises:
+        DataError: as there, or the ranks do not find the same images.
+    """
+    images = parallel.together(lambda: open_collection(path))
+    if parallel.world_size() > 1:
+        names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
+        if len(set(parallel.all_gather_object(names.digest()))) > 1:
+            raise DataError(f"{path}: the ranks find different images there; give every machine the same")
+    return images
+
+
+def _warn(before: int, faults: list[list[str]]) -> int:
+    """Names the first damaged images; `before` were found earlier. Returns how many there are now."""
+    every = [fault for one in faults for fault in one]
+    for fault in every[: max(_NAMED - before, 0)]:
+        _say("%s; skipped", fault)
+    return before + len(every)
+
+
+def _say(*words: Any) -> None:
+    """Warns, once for all ranks."""
+    if parallel.rank() == 0:
+        logger.warning(*words)
+
+
+def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
+    """The embeddings rank 0 has in a folder, on every rank: they need not share a disk."""
+    made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None)
+    if parallel.rank() > 0:
+        with contextlib.suppress(DataError):
+            made = open_embeddings(folder)
+    seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
+    given = parallel.from_rank_0(lambda: np.array(made.vectors)) if parallel.any_rank(not seen) else None  # type: ignore[union-attr]
+    return made.vectors if seen else given  # type: ignore[union-attr, return-value]
+
+
+def digest(batch: tuple[np.ndarray, np.ndarray]) -> str:
+    """The same for the same images and labels."""
+    return hashlib.sha256(batch[0].tobytes() + batch[1].tobytes()).hexdigest()

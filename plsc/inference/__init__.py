@@ -1,0 +1,1 @@
+"""Networks that embed: those in training, exported ones, and the export itself."""

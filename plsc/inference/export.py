@@ -1,0 +1,214 @@
+"""Turns a trained backbone into files other programs run: Paddle's inference format, or ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import paddle
+
+from plsc import parallel
+from plsc.errors import ConfigError
+from plsc.inference import runtime
+from plsc.inference.networks import embed_batch
+from plsc.inference.precision import check_precision, cosines, images_for_check, reduce_precision
+from plsc.machine.files import sha256_of, sync
+from plsc.version import __version__
+
+FORMATS = ("paddle", "onnx")
+MANIFEST = "inference_meta.json"
+_NAME = "inference"
+_OPSET = 17
+_BATCH = 16
+_PARITY = 0.9999  # lowest cosine of a float32 export to pass without a warning
+
+logger = logging.getLogger("plsc")
+
+
+def export(
+    backbone: paddle.nn.Layer,
+    folder: Path,
+    image_shape: tuple[int, int, int],
+    format: str = "paddle",
+    precision: str = "float32",
+    calibration: Optional[Path] = None,
+) -> Path:
+    """Writes the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B; rank 0 does it.
+
+    `inference.json` (Paddle 2: `inference.pdmodel`) and `inference.pdiparams`, or `inference.onnx`, replace those of an
+    earlier export once they are whole and have been run; `inference_meta.json`, which `plsc.Predictor` reads, comes last.
+    Nothing else in the folder is touched.
+
+    Args:
+        precision: float32; or float16 or int8, of ONNX.
+        calibration: folder or label file of images, on which the export is compared with the network, and whose ranges int8
+            keeps; None compares on noise.
+
+    Raises:
+        ConfigError: the format's tools are missing or cannot make it, or nothing can be written there.
+        DataError: an image of `calibration` cannot be read.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    check_precision(format, precision, calibration is not None)
+    if format == "onnx" and not all(map(importlib.util.find_spec, ("paddle2onnx", "onnxruntime"))):
+        raise ConfigError("export to ONNX needs paddle2onnx and onnxruntime: pip install '.[onnx]' in the plsc clone")
+    if parallel.rank() == 0:
+        images = images_for_check(calibration, image_shape)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _workspace(folder) as temporary:
+                files, meta = _write(backbone, temporary, image_shape, format, precision, images)
+                meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
+                manifest = temporary / MANIFEST
+                manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
+                _replace([*files, manifest], folder)
+            sync(folder)
+        except OSError as problem:
+            raise ConfigError(f"{folder}: cannot write there ({problem.strerror}); choose another folder") from None
+        _report(meta)
+    parallel.barrier()
+    return folder
+
+
+def _replace(files: list[Path], folder: Path) -> None:
+    """All or none, but for a kill between two renames, which `plsc.Predictor` finds by the digests."""
+    for file in files:
+        sync(file)
+        if (folder / file.name).is_dir():
+            raise ConfigError(
+                f"{folder / file.name}: is a folder, where a file of the export goes; choose another folder"
+            )
+    for file in files:
+        os.replace(file, folder / file.name)
+
+
+@contextlib.contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` that goes in the end; those of exports that were killed go too, which their locks tell."""
+    for left in folder.glob(".export-*"):
+        with _locked(left) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    try:
+        with _locked(temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder; gives whether it was free."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:  # another holds it, or the file system has no locks
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _report(meta: dict[str, Any]) -> None:
+    found = meta["cosine_with_network"]
+    low = meta["precision"] == "float32" and found["lowest"] < _PARITY
+    logger.log(
+        logging.WARNING if low else logging.INFO,
+        "%s export, cosine of its embeddings with the network's on %d images (%s): mean %.5f, lowest %.5f",
+        meta["precision"],
+        found["count"],
+        found["images"],
+        found["mean"],
+        found["lowest"],
+    )
+
+
+def _write(
+    backbone: paddle.nn.Layer,
+    folder: Path,
+    image_shape: tuple[int, int, int],
+    format: str,
+    precision: str,
+    images: np.ndarray,
+) -> tuple[list[Path], dict[str, Any]]:
+    """The files of the network, and what the manifest says."""
+    network = copy.deepcopy(backbone)
+    network.eval()
+    _complete_norms(network)
+    batches = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
+    wanted = np.concatenate([embed_batch(network, batch) for batch in batches])
+    spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
+    paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
+    program = next(path for path in (folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel") if path.exists())
+    files = [program, folder / f"{_NAME}.pdiparams"]
+    if format == "onnx":
+        files = [_to_onnx(*files)]
+    if precision != "float32":
+        reduce_precision(files[0], precision, images)
+    run = _tried(files, format)
+    meta: dict[str, Any] = {
+        "format": format,
+        "precision": precision,
+        "files": {file.name: sha256_of(file) for file in files},
+        "image_shape": list(image_shape),
+        "emb_dim": wanted.shape[1],
+        "pixels": f"{'grey' if image_shape[0] == 1 else 'RGB'}, (x - 127.5) / 128",
+        "cosine_with_network": {
+            **cosines(np.concatenate([run(batch) for batch in batches]), wanted),
+            "count": len(images),
+        },
+        "model": type(backbone).__name__,
+        "plsc": __version__,
+        "paddle": paddle.__version__,
+    }
+    return files, meta
+
+
+def _tried(files: list[Path], format: str) -> runtime.Run:
+    """The network as it will be used. Paddle and paddle2onnx say nothing when a disk is full."""
+    try:
+        return runtime.load(files, format)
+    except ConfigError as problem:
+        free = shutil.disk_usage(files[0].parent).free // 2**20
+        raise ConfigError(
+            f"the network that was written cannot be run; is the disk full ({free} MB left)? {problem}"
+        ) from None
+
+
+def _complete_norms(network: paddle.nn.Layer) -> None:
+    """Gives batch normalisations the scale 1 and the bias 0 they were made without: Paddle 3's CPU library needs both."""
+    for layer in network.sublayers(include_self=True):
+        if isinstance(layer, paddle.nn.layer.norm._BatchNormBase):
+            for name, value in (("weight", 1.0), ("bias", 0.0)):
+                if getattr(layer, name) is None:
+                    fill = paddle.ParamAttr(initializer=paddle.nn.initializer.Constant(value), trainable=False)
+                    setattr(layer, name, layer.create_parameter([layer._num_features], attr=fill))
+
+
+def _to_onnx(program: Path, parameters: Path) -> Path:
+    import paddle2onnx  # takes seconds, and is an extra
+
+    target = program.parent / f"{_NAME}.onnx"
+    with contextlib.redirect_stdout(io.StringIO()):  # it draws on the terminal
+        paddle2onnx.export(str(program), str(parameters), str(target), opset_version=_OPSET, verbose=False)
+    if not target.exists():
+        raise ConfigError(
+            "export to ONNX: paddle2onnx has no counterpart for an operator of the network; export to Paddle"
+        )
+    return target

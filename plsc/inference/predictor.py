@@ -1,0 +1,128 @@
+"""`Predictor`: embeddings of images from an exported network, without any training code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+from PIL import Image
+
+from plsc.config import check_int
+from plsc.data.prefetch import prefetch
+from plsc.data.transforms import decode, decode_file, from_pixels, normalize
+from plsc.errors import DataError
+from plsc.inference import runtime
+from plsc.metrics.vectors import unit_rows
+
+Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
+
+_pillow = threading.Lock()  # Pillow images load when they are first used, and one may be in the list twice
+
+
+class Predictor:
+    """Embeds images with what `Entry.convert_for_prediction` or `python -m plsc export` wrote.
+
+    Args:
+        path: the folder of the export.
+        batch_size: images a forward pass.
+        flip: average the embeddings of an image and its mirror image, as tests of faces do.
+        num_workers: threads that decode images while others are embedded; 0 decodes in between.
+
+    Attributes:
+        image_shape: (C, H, W); images of other sizes are resized.
+        emb_dim: D.
+        precision: float32, float16 or int8.
+
+    Raises:
+        ConfigError: there is no export, or it cannot be run here.
+
+    Example:
+        >>> from plsc import Predictor
+        >>> predictor = Predictor("exported")  # doctest: +SKIP
+        >>> predictor.compare(predictor.embed(["a.jpg"]), predictor.embed(["b.jpg"]))  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+        check_int("Predictor: batch_size", batch_size, 1)
+        check_int("Predictor: num_workers", num_workers, 0)
+        export = runtime.open_export(Path(path))
+        self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
+        self._run = export.run
+        self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
+
+    def embed(self, images: Sequence[Picture]) -> np.ndarray:
+        """Embeddings [N, D] float32 of images: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
+
+        Raises:
+            DataError: one of them is no image.
+        """
+        if isinstance(images, (str, bytes)) or not isinstance(images, (Sequence, np.ndarray)):
+            raise DataError(
+                f"embed: expected a list of images, got {type(images).__name__}; put a single one in a list"
+            )
+        parts = [self.embed_batch(batch) for batch in self._batches(images)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
+
+    def embed_batch(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings [B, D] float32 of normalised images [B, C, H, W] float32.
+
+        Raises:
+            DataError: an array of another shape, or of whole numbers; or an embedding that is not finite.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
+            wanted = ", ".join(map(str, self.image_shape))
+            raise DataError(
+                f"embed_batch: {images.dtype} array of shape {list(images.shape)}: expected normalised images [B, {wanted}] "
+                "float32; embed() takes images as they are"
+            )
+        if not len(images):
+            return np.zeros((0, self.emb_dim), "float32")
+        images = images.astype("float32", copy=False)
+        embeddings = self._run(images)
+        if self._flip:
+            embeddings = (embeddings + self._run(images[..., ::-1])) / 2
+        finite = np.isfinite(embeddings).all(axis=1)
+        if not finite.all():
+            raise DataError(
+                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for NaN in "
+                f"the image, or export in float32 (this export is {self.precision})"
+            )
+        return embeddings
+
+    def compare(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32.
+
+        Raises:
+            DataError: arrays of other shapes.
+        """
+        shapes = [np.shape(embeddings) for embeddings in (one, other)]
+        if any(len(shape) != 2 or shape[1] != self.emb_dim for shape in shapes):
+            raise DataError(
+                f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got {', '.join(map(str, shapes))}"
+            )
+        return unit_rows(np.asarray(one, "float32")) @ unit_rows(np.asarray(other, "float32")).T
+
+    def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:
+        """Normalised images [B, C, H, W], decoded in threads while those before are embedded."""
+        firsts = range(0, len(images), self._batch_size)
+        num_workers = self._num_workers if len(firsts) > 1 else 0
+        return prefetch(lambda first: self._batch(images, first), firsts, num_workers, num_workers + 1)
+
+    def _batch(self, images: Sequence[Picture], first: int) -> np.ndarray:
+        chosen = images[first : first + self._batch_size]
+        return normalize(np.stack([self._pixels(image, first + k) for k, image in enumerate(chosen)]))
+
+    def _pixels(self, image: Picture, number: int) -> np.ndarray:
+        where = f"image {number}"
+        if isinstance(image, (str, Path)):
+            return decode_file(Path(image), self.image_shape)
+        if isinstance(image, bytes):
+            return decode(image, self.image_shape, where)
+        if isinstance(image, Image.Image):
+            with _pillow:
+                image = np.asarray(image.convert("RGB"))
+        return from_pixels(np.asarray(image), self.image_shape, where)

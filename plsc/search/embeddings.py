@@ -1,0 +1,320 @@
+"""Embeddings folders: what `predict` makes and `index` reads. Needs no Paddle.
+
+embeddings.npy   float32 [N, D], not normalised
+images.tsv       N lines of an image's name and its identity, which may be empty
+manifest.json    what they were made of; written last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import importlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from plsc.errors import ConfigError, DataError
+from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, write_all
+
+_FORMAT = "plsc embeddings 1"
+_FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
+_PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
+_SAVE_SECONDS = 10.0  # between two records of the progress
+_PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
+
+
+@dataclass
+class Embeddings:
+    """An embeddings folder: `vectors` [N, D] float32 on disk, image names, identities ('' is none), and its manifest."""
+
+    vectors: np.ndarray
+    names: list[str]
+    identities: list[str]
+    meta: dict[str, Any]
+
+
+def open_embeddings(folder: Path) -> Embeddings:
+    """Opens a complete embeddings folder.
+
+    Raises:
+        DataError: it is missing, not complete, or its files do not belong together.
+    """
+    try:
+        meta = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        count, emb_dim = int(meta["count"]), int(meta["emb_dim"])
+        vectors = np.lib.format.open_memmap(folder / _VECTORS, mode="r")
+        names, identities = read_table(folder / _TABLE)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"{folder}: no complete embeddings folder ({reason(problem)}); make it with python -m plsc predict"
+        ) from None
+    if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
+        raise DataError(
+            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has {len(names)} lines, but "
+            f"manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
+        )
+    return Embeddings(vectors, names, identities, meta)
+
+
+class EmbeddingsWriter:
+    """Fills an embeddings folder row by row, and goes on where an interrupted one with the same `meta` ended.
+
+    Args:
+        folder: made if need be; only files of its own are replaced.
+        meta: what the embeddings are made of; `count` and `emb_dim` are in it.
+
+    Attributes:
+        rows: how many are there.
+
+    Raises:
+        ConfigError: the folder holds something else, or cannot be written, or another process writes it.
+    """
+
+    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        self._folder, self._meta = folder, {"format": _FORMAT, **meta}
+        self._count, self._emb_dim = int(meta["count"]), int(meta["emb_dim"])
+        self._stream: Optional[io.FileIO] = None
+        self._complete = False
+        self._saved = time.monotonic()
+        self._lock = contextlib.ExitStack()
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._release)
+            with self._writing():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock.enter_context(_locked(folder))
+                self._begin()
+            failed.pop_all()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Adds embeddings [n, D]."""
+        assert self._stream is not None
+        with self._writing():
+            write_all(self._stream.fileno(), np.ascontiguousarray(rows, dtype="<f4").tobytes())
+            self.rows += len(rows)
+            if time.monotonic() - self._saved >= _SAVE_SECONDS:
+                self._save()
+
+    def finish(self, images: Iterable[tuple[str, str]]) -> None:
+        """Completes the folder: names and identities in the order of the rows. Nothing is done where it is complete."""
+        if self._complete:
+            return
+        assert self.rows == self._count
+        with self._writing():
+            self._save()  # from here on files of these names are ours
+            with temporary(self._folder / _TABLE) as table:
+                write_table(table, images)
+                os.replace(table, self._folder / _TABLE)
+            if (self._folder / _PART).exists():
+                os.replace(self._folder / _PART, self._folder / _VECTORS)
+            text = json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n"
+            replace_file(self._folder / _MANIFEST, text.encode())
+            (self._folder / _PROGRESS).unlink()
+            sync(self._folder)
+            self._complete = True
+
+    def close(self) -> None:
+        """Keeps what is there for a later run."""
+        try:
+            if not self._complete:
+                with self._writing():
+                    self._save()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._lock.close()
+
+    def _begin(self) -> None:
+        """Takes over what an interrupted writer left; refuses embeddings of something else, and files of others."""
+        found, begun = _read(self._folder / _MANIFEST), _read(self._folder / _PROGRESS)
+        if begun is None and found == self._meta:
+            self.rows, self._complete = self._count, True
+            return
+        made_of = (found if begun is None else begun.get("meta")) or {}
+        if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
+            made_of = self._meta  # nothing was damaged so far
+        if made_of.get("format") == _FORMAT and made_of != self._meta:
+            different = ", ".join(key for key in self._meta if made_of.get(key) != self._meta[key])
+            raise ConfigError(
+                f"{self._folder}: holds embeddings that differ in {different}; name another folder, or move them away"
+            )
+        self.rows = begun["rows"] if begun is not None and made_of == self._meta else 0
+        part, finishing = (self._folder / _PART).exists(), self.rows == self._count
+        own = {_TABLE: finishing, _VECTORS: finishing and not part, _MANIFEST: finishing and found == self._meta}
+        others = [name for name in _FILES if not own[name] and os.path.lexists(self._folder / name)]
+        if others:
+            raise ConfigError(
+                f"{self._folder}: holds {', '.join(others)} that plsc predict did not make; name another folder, or move "
+                "them away"
+            )
+        for name in (_TABLE, _MANIFEST, _PROGRESS):
+            remove_leftovers(self._folder / name)
+        if part or not finishing or not (self._folder / _VECTORS).exists():
+            self._open(part)
+
+    def _open(self, part: bool) -> None:
+        place, size = self._folder / _PART, len(self._header()) + 4 * self._emb_dim * self.rows
+        if self.rows and (not part or place.stat().st_size < size):
+            raise ConfigError(f"{place}: is missing or cut short; remove it and {_PROGRESS}, and begin again")
+        self._stream = io.FileIO(place, "r+" if part else "w+")
+        if not self.rows:
+            write_all(self._stream.fileno(), self._header())
+        self._stream.truncate(size)
+        self._stream.seek(size)
+        self._save()
+
+    def _save(self) -> None:
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+        replace_file(self._folder / _PROGRESS, json.dumps({"meta": self._meta, "rows": self.rows}).encode())
+        self._saved = time.monotonic()
+
+    def _header(self) -> bytes:
+        stream = io.BytesIO()
+        shape = (self._count, self._emb_dim)
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return stream.getvalue()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise ConfigError(
+                f"{self._folder}: cannot be written ({problem.strerror}); free space or name another folder"
+            ) from None
+
+
+def check_parquet(folder: Path) -> None:
+    """Finds what would stop `write_parquet` before there are embeddings.
+
+    Raises:
+        ConfigError: pyarrow is missing, or there is an `embeddings.parquet` that plsc did not make.
+    """
+    _, parquet = _pyarrow()
+    _parquet_meta(parquet, folder / _PARQUET)
+
+
+def write_parquet(folder: Path) -> Path:
+    """Writes `embeddings.parquet` into a complete folder: columns `name`, `identity`, `embedding`; one that is there stays.
+
+    Raises:
+        ConfigError: pyarrow is missing, or the file cannot be written or is not plsc's.
+        DataError: the folder is not complete.
+    """
+    pyarrow, parquet = _pyarrow()
+    place = folder / _PARQUET
+    made = open_embeddings(folder)
+    if _parquet_meta(parquet, place) == made.meta:
+        return place
+    kind = pyarrow.list_(pyarrow.float32(), made.vectors.shape[1])
+    schema = pyarrow.schema(
+        [("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)],
+        metadata={_PARQUET_META: json.dumps(made.meta, ensure_ascii=False)},
+    )
+    try:
+        with _locked(folder), temporary(place) as written:
+            remove_leftovers(place)
+            with parquet.ParquetWriter(written, schema) as writer:
+                for first in range(0, len(made.names), _PARQUET_ROWS):
+                    part = slice(first, first + _PARQUET_ROWS)
+                    values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
+                    rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
+                    writer.write_table(pyarrow.table([made.names[part], made.identities[part], rows], schema=schema))
+            sync(written)
+            os.replace(written, place)
+            sync(folder)
+    except OSError as problem:
+        raise ConfigError(f"{place}: cannot be written ({problem.strerror or problem}); free space") from None
+    return place
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install '.[parquet]' in the plsc clone") from None
+
+
+def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
+    """The manifest that the file holds a copy of; None if there is no file. Raises ConfigError for a file of others."""
+    if not os.path.lexists(place):
+        return None
+    try:
+        return json.loads(parquet.read_schema(place).metadata[_PARQUET_META])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+        raise ConfigError(f"{place}: is not of plsc predict; name another folder, or move it away") from None
+
+
+def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
+    """Writes names and identities, so that they last through a power cut. Raises OSError."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        plain = csv.writer(stream, csv.excel_tab, lineterminator="\n")
+        quoted = csv.writer(stream, csv.excel_tab, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in images:
+            (quoted if "\r" in "".join(row) else plain).writerow(row)  # csv quotes \r by itself from Python 3.13 on
+    sync(path)
+
+
+def read_table(path: Path) -> tuple[list[str], list[str]]:
+    """Names and identities of an `images.tsv`. Raises OSError, ValueError."""
+    names, identities = [], []
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
+                if len(row) != 2:
+                    raise ValueError(
+                        f"{path.name}, line {number}: expected an image and an identity, with a tab between"
+                    )
+                names.append(row[0])
+                identities.append(row[1])
+    except csv.Error as problem:
+        raise ValueError(f"{path.name}: {problem}") from None
+    return names, identities
+
+
+def reason(problem: Exception) -> str:
+    """A problem in a few words."""
+    if isinstance(problem, OSError):
+        return f"{Path(problem.filename).name}: {problem.strerror}" if problem.filename else str(problem.strerror)
+    if isinstance(problem, KeyError):
+        return f"no {problem}"
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder. Raises ConfigError if another is in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is writing embeddings there; wait for it") from None
+        except OSError:
+            pass  # not every file system has locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> Optional[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ConfigError(f"{path}: is no file of plsc; name another folder, or move it away") from None
+    return content if isinstance(content, dict) else {}

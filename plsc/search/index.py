@@ -1,0 +1,309 @@
+"""Nearest neighbours of embeddings: makes an index of an embeddings folder with faiss, and searches it. Needs no Paddle."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from plsc.errors import ConfigError, DataError
+from plsc.machine.files import replace_file, sync, temporary
+from plsc.search.embeddings import Embeddings, open_embeddings, read_table, reason, write_table
+
+KINDS = ("auto", "flat", "ivf")
+_FORMAT = "plsc index 1"
+_FLAT_UP_TO = 200_000  # vectors: below, an exact search takes a CPU some hundredths of a second
+_BLOCK = 16_384  # rows read, normalised and added at a time
+_TRAIN_ROWS_A_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39
+_SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # of the choice of probes
+
+
+class Hit(NamedTuple):
+    """One image of an index, and how near it is."""
+
+    name: str
+    identity: str
+    cosine: float
+
+
+class SearchIndex:
+    """An index in memory.
+
+    Args:
+        file: what `build_index` made.
+
+    Attributes:
+        meta: what `FILE.json` says.
+        names, identities: of the images in it; identity '' is none.
+
+    Raises:
+        ConfigError: faiss is missing.
+        DataError: there is no complete index.
+    """
+
+    def __init__(self, file: Path) -> None:
+        faiss = _faiss()
+        self.meta = _read_meta(file)
+        try:
+            self.names, self.identities = read_table(_beside(file, ".tsv"))
+            self._index = faiss.read_index(str(file))
+        except (OSError, ValueError, RuntimeError) as problem:
+            raise DataError(f"{file}: the index cannot be read ({reason(problem)}); make it again") from None
+        if not self._index.ntotal == len(self.names) == self.meta["count"] or self._index.d != self.emb_dim:
+            raise DataError(f"{file}: is not the index its .json and .tsv are of; make it again")
+
+    @property
+    def emb_dim(self) -> int:
+        """D of the embeddings in it."""
+        return int(self.meta["emb_dim"])
+
+    def nearest(
+        self, embeddings: np.ndarray, number: int, probes: Optional[int] = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines [B, number] and rows [B, number] of the nearest images, nearest first; row -1 where there are no more.
+
+        Args:
+            embeddings: [B, D] of any length.
+            probes: lists an ivf index looks into, instead of the number chosen when it was made.
+
+        Raises:
+            DataError: embeddings of another size, not finite or zero.
+        """
+        queries = np.asarray(embeddings, dtype="float64")  # squares of very small or large numbers leave float32
+        if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
+            raise DataError(f"search: embeddings {list(queries.shape)}, but the index holds [N, {self.emb_dim}]")
+        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+        bad = ~(np.isfinite(lengths) & (lengths > 0))
+        if bad.any():
+            raise DataError(f"search: the embedding of query {int(bad.argmax())} is zero or not finite")
+        if self.meta["kind"] == "ivf":
+            self._index.nprobe = min(probes or self.meta["probes"], self._index.nlist)
+        unit = np.ascontiguousarray(queries / lengths, dtype="float32")
+        return self._index.search(unit, min(number, self._index.ntotal))
+
+    def search(self, embeddings: np.ndarray, top: int = 5, probes: Optional[int] = None) -> list[list[Hit]]:
+        """For each of embeddings [B, D] its nearest identities, at most `top`, each by its nearest image.
+
+        An image without an identity counts alone. Fewer come only where an ivf index finds no more in the lists it looks into.
+
+        Raises:
+            DataError: as `nearest`.
+        """
+        found: list[list[Hit]] = [[] for _ in range(len(embeddings))]
+        lacking, number = np.arange(len(embeddings)), 4 * top
+        while len(lacking):
+            cosines, rows = self.nearest(np.asarray(embeddings)[lacking], number, probes)
+            for query, one_cosines, one_rows in zip(lacking, cosines, rows):
+                found[query] = self._identities(one_cosines, one_rows, top)
+            exhausted = (rows[:, -1] < 0) | (rows.shape[1] == self._index.ntotal)
+            lacking = lacking[[not done and len(found[query]) < top for query, done in zip(lacking, exhausted)]]
+            number *= 4
+        return found
+
+    def _identities(self, cosines: np.ndarray, rows: np.ndarray, top: int) -> list[Hit]:
+        hits: list[Hit] = []
+        seen: set[str] = set()
+        for cosine, row in zip(cosines, rows):
+            if row < 0 or len(hits) == top:
+                break
+            identity = self.identities[row]
+            if identity and identity in seen:
+                continue
+            seen.add(identity)
+            hits.append(Hit(self.names[row], identity, float(cosine)))
+        return hits
+
+
+def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[int] = None) -> dict[str, Any]:
+    """Makes an index of the unit-length embeddings of a folder: `file`, and beside it `.json` and `.tsv`.
+
+    The embeddings stream through, so that memory holds the index and a block. Zero embeddings are left out, with a warning.
+
+    Args:
+        file: replaced if it is an index; anything else stays.
+        kind: 'flat' compares with every embedding; 'ivf' with those in the lists nearest to the query; 'auto' is flat up to
+            200,000 embeddings.
+        probes: lists a search of an ivf index looks into unless it says otherwise; None takes so many that 95 % of some images
+            of the index find the other image nearest to them.
+
+    Returns:
+        What `FILE.json` says.
+
+    Raises:
+        ConfigError: faiss is missing, or the file cannot be written.
+        DataError: the folder cannot be used, or an embedding is not finite.
+    """
+    faiss = _faiss()
+    _check_replaceable(file)
+    embeddings = open_embeddings(folder)
+    kept = _usable_rows(folder, embeddings)
+    if kind == "auto":
+        kind = "flat" if len(kept) <= _FLAT_UP_TO else "ivf"
+    dim = embeddings.vectors.shape[1]
+    index = _flat(faiss, embeddings.vectors, kept) if kind == "flat" else _ivf(faiss, embeddings.vectors, kept)
+    meta = {
+        "format": _FORMAT,
+        "kind": kind,
+        "count": len(kept),
+        "left_out": len(embeddings.names) - len(kept),
+        "identities": len({embeddings.identities[row] for row in kept} - {""}),
+        "emb_dim": dim,
+        **(_lists_and_probes(index, embeddings.vectors, kept, probes) if kind == "ivf" else {}),
+        **{key: embeddings.meta.get(key) for key in ("model", "source", "images", "image_shape", "flip")},
+    }
+    try:
+        _write(faiss, index, file, meta, embeddings, kept)
+    except (OSError, RuntimeError) as problem:  # faiss raises the latter
+        raise ConfigError(f"{file}: cannot write there ({reason(problem)})") from None
+    return meta
+
+
+def _usable_rows(folder: Path, embeddings: Embeddings) -> np.ndarray:
+    kept = np.ones(len(embeddings.vectors), bool)
+    for first in range(0, len(kept), _BLOCK):
+        block = embeddings.vectors[first : first + _BLOCK]
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            row = first + int(finite.argmin())
+            raise DataError(
+                f"{folder}/embeddings.npy: row {row} ({embeddings.names[row]}) is not finite; make the embeddings again, "
+                "without that image or in float32"
+            )
+        kept[first : first + _BLOCK] = block.any(axis=1)
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        raise DataError(f"{folder}/embeddings.npy: holds no embedding that is not zero, so there is nothing to find")
+    if len(rows) < len(kept):
+        row = int(kept.argmin())
+        logging.getLogger("plsc").warning(
+            "%s: %d zero embeddings are left out, the first in row %d (%s)",
+            folder,
+            len(kept) - len(rows),
+            row,
+            embeddings.names[row],
+        )
+    return rows
+
+
+def _unit_blocks(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(rows), _BLOCK):
+        yield _unit(vectors[rows[first : first + _BLOCK]])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    scale = np.abs(vectors).max(axis=1, keepdims=True)  # as in `nearest`, without float64 for all
+    scaled = vectors / scale
+    scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.ascontiguousarray(scaled, dtype="float32")
+
+
+def _flat(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.codes.resize(len(rows) * index.code_size)  # the room it needs at once: growing would hold it twice
+    index.codes.resize(0)
+    for block in _unit_blocks(vectors, rows):
+        index.add(block)
+    return index
+
+
+def _ivf(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
+    quantizer = faiss.IndexFlatIP(vectors.shape[1])
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], _lists(len(rows)), faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = _TRAIN_ROUNDS
+    index.cp.min_points_per_centroid = 1  # or it warns about small sets
+    sample = min(len(rows), _TRAIN_ROWS_A_LIST * index.nlist)
+    chosen = np.sort(np.random.default_rng(0).choice(len(rows), sample, replace=False))
+    index.train(_unit(vectors[rows[chosen]]))
+    assigned = np.concatenate([quantizer.search(block, 1)[1][:, 0] for block in _unit_blocks(vectors, rows)])
+    for number, count in enumerate(np.bincount(assigned, minlength=index.nlist)):  # as in _flat
+        index.invlists.resize(number, int(count))
+        index.invlists.resize(number, 0)
+    first = 0
+    for block in _unit_blocks(vectors, rows):
+        lists = np.ascontiguousarray(assigned[first : first + len(block)])
+        index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(lists))
+        first += len(block)
+    return index
+
+
+def _lists(count: int) -> int:
+    """A power of two near 4 * sqrt(count), which leaves a list enough to learn its centre from."""
+    wanted = min(4 * count**0.5, count / _TRAIN_ROWS_A_LIST)
+    return max(1, 2 ** round(np.log2(max(1.0, wanted))))
+
+
+def _lists_and_probes(index: Any, vectors: np.ndarray, rows: np.ndarray, probes: Optional[int]) -> dict[str, Any]:
+    if probes is not None:
+        return {"lists": index.nlist, "probes": min(probes, index.nlist)}
+    chosen = np.sort(np.random.default_rng(1).choice(len(rows), min(_SAMPLE, len(rows)), replace=False))
+    sample = _unit(vectors[rows[chosen]])
+    exact = _nearest_other(index, sample, index.nlist)
+    probes = min(_LEAST_PROBES, index.nlist)
+    while True:
+        recall = float(
+            (_nearest_other(index, sample, probes) >= exact - 1e-6).mean()
+        )  # by cosine: images may be there twice
+        if recall >= _RECALL or probes == index.nlist:
+            return {"lists": index.nlist, "probes": probes, "recall": round(recall, 4)}
+        probes = min(2 * probes, index.nlist)
+
+
+def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
+    """Cosine of each image's nearest; itself, in the nearest of lists, is the first to be found."""
+    index.nprobe = probes
+    return index.search(sample, 2)[0][:, 1]
+
+
+def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with temporary(file) as new_index, temporary(_beside(file, ".tsv")) as new_table:
+        faiss.write_index(index, str(new_index))
+        write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
+        sync(new_index)
+        # Without a .json it is no index, so an old and a new part never pass for one.
+        _beside(file, ".json").unlink(missing_ok=True)
+        os.replace(new_index, file)
+        os.replace(new_table, _beside(file, ".tsv"))
+    replace_file(_beside(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def _check_replaceable(file: Path) -> None:
+    there = [one for one in (file, _beside(file, ".json"), _beside(file, ".tsv")) if os.path.lexists(one)]
+    if not there:
+        return
+    try:
+        _read_meta(file)
+    except DataError:
+        raise ConfigError(
+            f"{there[0]}: there is something already that is no complete index; name another file with --output, or remove it"
+        ) from None
+
+
+def _read_meta(file: Path) -> dict[str, Any]:
+    place = _beside(file, ".json")
+    try:
+        meta = json.loads(place.read_text(encoding="utf-8"))
+        if meta["format"] != _FORMAT:
+            raise ValueError(f"format {meta['format']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"{file}: no complete index of plsc ({place.name}: {reason(problem)}); make one with python -m plsc index"
+        ) from None
+    return meta
+
+
+def _beside(file: Path, suffix: str) -> Path:
+    return file.with_name(file.name + suffix)
+
+
+def _faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise ConfigError("an index needs faiss: pip install '.[search]' in the plsc clone") from None

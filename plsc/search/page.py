@@ -1,0 +1,95 @@
+"""One HTML page of searched images and what was found: everything is in it, nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from PIL import Image
+
+from plsc.errors import ConfigError
+from plsc.machine.files import replace_file
+from plsc.report.document import check_replaceable, document, image_url
+from plsc.report.markup import Markup, tag
+from plsc.search.index import Hit
+
+_GENERATOR = "plsc search"  # in pages, so that they are known again
+_SIDE = 96  # pixels of a thumbnail
+_STYLE = """
+.found { display: grid; grid-template-columns: 114px 1fr; gap: 12px; margin: 12px 0 0; padding: 8px; }
+.found, .found figure { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
+.found ol { list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(114px, 1fr)); gap: 8px; margin: 0; padding: 0; }
+.found figure { padding: 7px; font-size: .8rem; line-height: 1.3; }
+.found .query { border-width: 2px; border-color: var(--soft); align-self: start; }
+.found img, .found .gone { display: flex; width: 100%; max-width: 96px; aspect-ratio: 1; object-fit: contain; align-items: center; justify-content: center; text-align: center; margin: 0 auto 4px; }
+.found .gone { border: 1px dashed var(--soft); color: var(--soft); font-size: .75rem; padding: 4px; }
+.found figcaption { display: block; margin: 0; font-weight: normal; font-size: .8rem; }
+.found b { font-variant-numeric: tabular-nums; display: block; }
+@media (max-width: 500px) {
+  .found { grid-template-columns: 88px 1fr; gap: 8px; }
+  .found ol { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
+}
+"""
+
+
+def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hits: Sequence[Sequence[Hit]]) -> None:
+    """Writes the page.
+
+    Args:
+        output: replaced if it is such a page; anything else stays.
+        source: the folder that the names of hits are relative to.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    check_page(output)
+    parts = [
+        tag(
+            "div",
+            _figure(query, query.name, class_="query"),
+            tag("ol", [tag("li", _hit(source, hit)) for hit in found]),
+            class_="found",
+        )
+        for query, found in zip(queries, hits)
+    ]
+    intro = tag("p", f"{len(queries)} images; left the image searched, then the nearest identities.", class_="names")
+    header, about = tag("header", tag("h1", "Search results"), intro), "Every image is inside this file."
+    text = document("Search results", _GENERATOR, header, parts, about=about, style=_STYLE)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(output, text.encode())
+    except OSError as problem:
+        raise ConfigError(f"{output}: cannot write there ({problem.strerror})") from None
+
+
+def check_page(output: Path) -> None:
+    """Refuses to replace what is no such page.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    check_replaceable(output, _GENERATOR, "page of a search", "--page")
+
+
+def _hit(source: Optional[str], hit: Hit) -> Markup:
+    name = hit.identity or Path(hit.name).name
+    return _figure(Path(source or "") / hit.name, name, tag("b", f"{hit.cosine:.3f}"), title=hit.name)
+
+
+def _figure(path: Path, name: str, *more: Markup, title: Optional[str] = None, class_: Optional[str] = None) -> Markup:
+    data = _thumbnail(path)
+    shown = tag("img", src=data, alt=name) if data else tag("div", "image not found or unreadable", class_="gone")
+    return tag("figure", shown, tag("figcaption", more, name), title=title or str(path), class_=class_)
+
+
+def _thumbnail(path: Path) -> Optional[str]:
+    """A data URI; None where there is no image."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # large JPEGs are decoded at a fraction
+            small = image.convert("RGB")
+        small.thumbnail((_SIDE, _SIDE))
+        return image_url(small)
+    except Exception:  # Pillow's decoders raise many unrelated types for damaged files
+        return None

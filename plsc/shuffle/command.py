@@ -1,0 +1,230 @@
+"""The command line of `tools/process_base64_files.py`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+from tqdm import tqdm
+
+from plsc.arguments import Parser, at_least, exit_status
+from plsc.errors import ConfigError, PlscError
+from plsc.shuffle.local import Result, shuffle_base64
+from plsc.shuffle.plan import Options
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_NOT_FOR_SPARK = {
+    "memory": "set spark.executor.memory and spark.python.worker.memory",
+    "workers": "set the master, for instance local[4], or spark.executor.instances",
+    "tmp_dir": "set spark.local.dir",
+    "compress_tmp": "Spark compresses by itself",
+}
+_PERIOD = 10  # seconds between two plain lines of progress
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end."""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the tool; returns the exit status."""
+    return exit_status(lambda: _run(make_parser().parse_args(arguments)))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    options = {name: value for name, value in vars(parsed).items() if value is not None}
+    progress = _Progress()
+    began = time.monotonic()
+    try:
+        with _signals():
+            result = _shuffle(options, progress)
+    except (PlscError, OSError) as error:
+        progress.close()
+        print(f"plsc: error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        progress.close()
+        print(f"plsc: error: stopped by {stopped} before it was done; run again to start over", file=sys.stderr)
+        return 1
+    progress.close()
+    print(_summary(result, time.monotonic() - began))
+    return 0
+
+
+def _shuffle(options: dict[str, Any], progress: _Progress) -> Result:
+    engine, skip_errors = options.pop("engine"), options.pop("on_error") == "skip"
+    if engine == "local":
+        return shuffle_base64(Options(**options, skip_errors=skip_errors), progress.show)
+    for name, instead in _NOT_FOR_SPARK.items():
+        if options.get(name):
+            raise ConfigError(f"--{name} is not for --engine spark: {instead}; leave it out")
+    from plsc.shuffle.spark import shuffle_on_spark
+
+    return shuffle_on_spark(Options(**options, skip_errors=skip_errors, memory=1 << 62))
+
+
+def make_parser() -> Parser:
+    """The parser of its command line."""
+    tool = "python tools/process_base64_files.py"
+    parser = Parser(
+        prog=tool,
+        description="Shuffles all lines of base64 data and splits them into base64_rank_0 ... base64_rank_<N-1>, files "
+        "with equal counts of lines; when the total does not divide, random samples stand a second time. Also writes "
+        "base64_file_list.txt and base64_manifest.json. The inputs are never changed; outputs appear when all are "
+        "complete. Sizes may be written 512MB, 1.5GB or 256MiB.",
+        examples=[
+            f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8",
+            f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8 --check --on-error skip",
+            f"{tool} --data_dir=hdfs://namenode:9000/dataset --file_list=file_list.txt --nranks=8 --engine spark",
+        ],
+    )
+    # Each option may be spelled with - or _.
+    for name, settings in (
+        ("data_dir", {"required": True, "metavar": "DIR", "help": "folder of the training data"}),
+        (
+            "file_list",
+            {
+                "required": True,
+                "metavar": "NAME",
+                "help": "file in it that names the parts, one a line; a part is lines of base64<TAB>label",
+            },
+        ),
+        ("nranks", {"required": True, "type": at_least(1), "metavar": "N", "help": "ranks (GPUs) to split for"}),
+        ("output_dir", {"metavar": "DIR", "help": "folder for the outputs (default: data_dir)"}),
+        (
+            "tmp_dir",
+            {"metavar": "DIR", "help": "folder for temporary files, as large as the data (default: output_dir)"},
+        ),
+        (
+            "seed",
+            {
+                "type": at_least(0),
+                "default": 0,
+                "metavar": "N",
+                "help": "the same seed gives the same bytes (default 0)",
+            },
+        ),
+        (
+            "memory",
+            {
+                "type": _size,
+                "metavar": "SIZE",
+                "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
+            },
+        ),
+        (
+            "workers",
+            {"type": at_least(1), "metavar": "N", "help": "processes (default: one a core, as the memory allows)"},
+        ),
+        (
+            "check",
+            {"action": "store_true", "help": "also decode every image, and treat one that is broken as a bad line"},
+        ),
+        (
+            "on_error",
+            {
+                "choices": ["stop", "skip"],
+                "default": "stop",
+                "help": "at a bad line: stop and say where (default), or leave it out and list it in base64_skipped.txt",
+            },
+        ),
+        (
+            "compress_tmp",
+            {"action": "store_true", "help": "temporary files take a quarter less space, and more computing"},
+        ),
+        (
+            "max_line",
+            {"type": _size, "default": "8MB", "metavar": "SIZE", "help": "longest line taken for good (default 8MB)"},
+        ),
+        (
+            "engine",
+            {
+                "choices": ["local", "spark"],
+                "default": "local",
+                "help": "this machine (default), or Apache Spark, which also reads and writes hdfs:// folders and gives the "
+                "same files; start it with spark-submit to use a cluster",
+            },
+        ),
+    ):
+        spellings = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
+        parser.add_argument(*spellings, dest=name, **settings)  # type: ignore[arg-type]
+    return parser
+
+
+def _size(text: str) -> int:
+    """Bytes of `512MB`, `1.5 GiB` or `1000`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper(), re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for instance 512MB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turns the first signal to end into Stopped; later ones wait until everything is cleaned up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: Any) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """A bar for each pass on a terminal, a line every ten seconds elsewhere; on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Optional[tqdm] = None
+        self._stage = ""
+        self._began = self._spoke = 0.0
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` bytes of the pass `stage`."""
+        if stage != self._stage:
+            self.close()
+            self._stage, self._began = stage, time.monotonic()
+            self._spoke = self._began
+            if sys.stderr.isatty():
+                tqdm.monitor_interval = 0  # its thread would be forked
+                self._bar = tqdm(total=total, desc=stage, unit="B", unit_scale=True, leave=False)
+        if self._bar is not None:
+            self._bar.update(min(done, total) - self._bar.n)
+        elif time.monotonic() - self._spoke > _PERIOD:
+            self._spoke = time.monotonic()
+            print(self._line(done, total), file=sys.stderr, flush=True)
+
+    def _line(self, done: int, total: int) -> str:
+        rate = done / (time.monotonic() - self._began)
+        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        return f"{self._stage}: {min(1, done / total):.0%} of {total / 1e9:.2f} GB, {rate / 1e6:.0f} MB/s{left}"
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _summary(result: Result, seconds: float) -> str:
+    made = result.manifest
+    skipped = f", {made.skipped} bad lines skipped (base64_skipped.txt)" if made.skipped else ""
+    memory = f", at most {result.peak_memory / 1e6:.0f} MB of memory" if result.peak_memory else ""
+    return (
+        f"{made.samples} samples from {len(made.sources)} parts ({result.input_bytes / 1e6:.1f} MB){skipped}\n"
+        f"{made.nranks} files of {made.samples_per_file} lines ({result.output_bytes / 1e6:.1f} MB), "
+        f"{made.padding} of them padding; the largest label is {made.largest_label}\n"
+        f"{seconds:.1f} s, {result.input_bytes / 1e6 / max(seconds, 1e-9):.0f} MB/s with {result.workers} workers{memory}"
+    )

@@ -1,0 +1,300 @@
+"""First pass of a base64 shuffle: reads the parts, checks every line, and writes runs sorted by random keys."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
+from plsc.errors import DataError
+from plsc.machine.memory import peak_memory
+from plsc.shuffle.plan import AHEAD, BLOCK, CHECK_LINES, Plan
+from plsc.shuffle.runs import INDEX, Run, RunWriter, forget, keep_freed_memory, make_arena, write_error
+from plsc.shuffle.worker_pool import Tasks
+
+
+class Scan(NamedTuple):
+    """What one worker found in the first pass."""
+
+    runs: list[Run]
+    cell_lines: np.ndarray
+    cell_bytes: np.ndarray
+    lines: dict[int, int]  # of each task
+    skipped: dict[int, int]
+    largest_label: int
+    fault: Optional[tuple[int, int, int]]  # task, line of the task, Fault
+    peak: int
+
+
+def scan_parts(plan: Plan, tasks: Tasks) -> Scan:
+    """Does the tasks given to this worker. A bad line that is not to be skipped ends the pass, noted in the result."""
+    keep_freed_memory()
+    path = os.path.join(plan.scratch, f"runs-{os.getpid()}")
+    writer = RunWriter(path, plan.bounds, make_arena(plan.arena), plan.max_lines, plan.options.compress_tmp)
+    scanner = _Scanner(plan, writer, tasks)
+    for number in tasks:
+        scanner.scan(number)
+        if scanner.fault is not None:
+            tasks.stop()
+            break
+    if scanner.fault is None:
+        writer.close()
+    return Scan(
+        writer.runs,
+        writer.cell_lines,
+        writer.cell_bytes,
+        scanner.lines,
+        scanner.skipped,
+        scanner.largest_label,
+        scanner.fault,
+        peak_memory(),
+    )
+
+
+class _Scanner:
+    """Reads ranges of parts into a writer's arena, checks their lines and gives them keys."""
+
+    def __init__(self, plan: Plan, writer: RunWriter, tasks: Tasks) -> None:
+        self._plan = plan
+        self._max_line = plan.options.max_line
+        self._writer = writer
+        self._tasks = tasks
+        self.lines: dict[int, int] = {}
+        self.skipped: dict[int, int] = {}
+        self.largest_label = -1
+        self.fault: Optional[tuple[int, int, int]] = None
+
+    def scan(self, number: int) -> None:
+        """Takes the lines that begin in the range of task `number`, up to the first bad one unless those are skipped."""
+        part_number, first, end = self._plan.tasks[number]
+        part = self._plan.parts[part_number]
+        self._number = number
+        self.lines[number] = 0
+        with open_part(part) as file:
+            self._file, self._part = file, part
+            self._have = 0  # bytes in the arena behind `filled`; the first of them is at `self._position` in the part
+            self._position = 0
+            if first:
+                self._skip_line(first - 1)
+            for block in range(first // BLOCK, -(-end // BLOCK)):
+                block_end = min((block + 1) * BLOCK, part.size)
+                if self._position < block_end:
+                    self._scan_block(part_number, block, block_end)
+                if self.fault is not None:
+                    return
+                self._tasks.report(min(block_end, end) - block * BLOCK)
+            forget(file.fileno(), first, end - first)
+
+    def _scan_block(self, part_number: int, block: int, block_end: int) -> None:
+        writer, wanted = self._writer, block_end - self._position
+        self._read(wanted)
+        newline = self._find_end(wanted)
+        too_long = newline < 0
+        if too_long:
+            newline = writer.arena.rfind(b"\n", writer.filled, writer.filled + wanted)
+        region = writer.arena[writer.filled : max(writer.filled, newline + 1)]
+        keys = line_keys(self._plan.options.seed, part_number, block, self._position == block * BLOCK)
+        for piece in _cut(region):
+            self._take(find_lines(piece, self._max_line), keys, part_number, len(piece))
+        if too_long and self.fault is None:
+            self._note(np.array([0]), np.array([Fault.LONG]))
+            self.lines[self._number] += 1
+            if self.fault is None:
+                self._skip_line(self._position + self._have)
+
+    def _read(self, wanted: int) -> None:
+        """Makes sure of `wanted` bytes behind `filled`."""
+        writer = self._writer
+        if writer.filled + wanted > len(writer.arena):
+            writer.flush(self._have)
+        view = memoryview(writer.arena)
+        while self._have < wanted:
+            self._file.seek(self._position + self._have)
+            try:
+                count = self._file.readinto(view[writer.filled + self._have : writer.filled + wanted])
+            except OSError as error:
+                raise DataError(f"{self._part.path}: cannot read ({error.strerror}); check the disk") from error
+            if not count:
+                raise changed(self._part)
+            self._have += count
+
+    def _find_end(self, wanted: int) -> int:
+        """Where in the arena the line ends that the last of `wanted` bytes is in; -1 when it is too long."""
+        writer, start = self._writer, wanted - 1
+        while True:
+            newline = writer.arena.find(b"\n", writer.filled + start, writer.filled + self._have)
+            if newline >= 0:
+                return newline
+            start = self._have
+            ahead = min(AHEAD, self._part.size - self._position - self._have)
+            if ahead == 0:  # the last line of the part has no newline
+                self._room_for_newline()
+                writer.arena[writer.filled + self._have] = 10
+                return writer.filled + self._have
+            if self._have - wanted > self._max_line:
+                return -1
+            self._read(self._have + ahead)
+
+    def _room_for_newline(self) -> None:
+        if self._writer.filled + self._have == len(self._writer.arena):
+            self._writer.flush(self._have)
+
+    def _take(self, lines: Lines, stream: np.random.Philox, part_number: int, size: int) -> None:
+        count = len(lines.starts)
+        keys = stream.random_raw(count)
+        if self._plan.options.check:
+            self._check_images(lines)
+        bad = np.flatnonzero(lines.faults)
+        if len(bad) and self.fault is None:
+            self._note(bad, lines.faults[bad])
+        good = lines.faults == 0
+        index = np.zeros(int(good.sum()), INDEX)
+        index["key"] = keys[good]
+        # Equal keys, if ever, go by the place.
+        index["place"] = self._plan.part_offsets[part_number] + self._position + lines.starts[good]
+        index["length"] = (lines.ends - lines.starts + 1)[good]
+        self.largest_label = max(self.largest_label, int(lines.labels[good].max(initial=-1)))
+        self.lines[self._number] += count
+        self._writer.add(index, lines.starts[good], size)
+        self._position += size
+        self._have = max(0, self._have - size)
+
+    def _note(self, rows: np.ndarray, faults: np.ndarray) -> None:
+        """Keeps bad lines, in a file of the task: there may be many."""
+        rows = rows + self.lines[self._number]
+        if not self._plan.options.skip_errors:
+            self.fault = (self._number, int(rows[0]), int(faults[0]))
+            return
+        self.skipped[self._number] = self.skipped.get(self._number, 0) + len(rows)
+        path = _skipped_path(self._plan, self._number)
+        try:
+            with open(path, "ab") as file:
+                file.write(np.stack([rows, faults.astype(rows.dtype)], axis=1).astype(np.int64).tobytes())
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def _check_images(self, lines: Lines) -> None:
+        view = memoryview(self._writer.arena)
+        for number in np.flatnonzero(lines.faults == 0).tolist():
+            start = self._writer.filled + int(lines.starts[number])
+            tab = self._writer.filled + int(lines.tabs[number])
+            if not is_image(bytes(view[start:tab])):
+                lines.faults[number] = Fault.IMAGE
+
+    def _skip_line(self, position: int) -> None:
+        """Goes on behind the next newline at or after `position`, or at the end of the part."""
+        self._have = 0
+        while position < self._part.size:
+            self._file.seek(position)
+            data = self._file.read(AHEAD)
+            if not data:
+                raise changed(self._part)
+            newline = data.find(b"\n")
+            if newline >= 0:
+                self._position = position + newline + 1
+                return
+            position += len(data)
+        self._position = self._part.size
+
+
+def line_keys(seed: int, part: int, block: int, at_start: bool) -> np.random.Philox:
+    """The stream of keys of the lines that begin in one block of a part: Philox numbers that no other block has.
+
+    The first number is for the line that begins with the block, and is left out if there is none (`at_start` is False): a
+    reader that cannot tell what stands there, as Hadoop's, knows the keys of the lines behind it all the same.
+    """
+    counter = np.array([0, block, part, 0], np.uint64)
+    stream = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter)
+    if not at_start:
+        stream.random_raw()
+    return stream
+
+
+def _cut(region: bytes) -> Iterator[bytes]:
+    """The region whole, or, when it has very many lines, in pieces that end with a newline."""
+    count = int(np.count_nonzero(np.frombuffer(region, np.uint8) == 10))  # twice as fast as bytes.count
+    step, first = len(region) * CHECK_LINES // max(count, CHECK_LINES), 0
+    while first < len(region):
+        last = region.find(b"\n", first + step - 1) + 1 or len(region)
+        yield region[first:last]
+        first = last
+
+
+def is_image(encoded: bytes) -> bool:
+    """Whether Pillow can decode a base64 image."""
+    import base64
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            image.load()
+    except Exception:  # Pillow's decoders raise whatever they meet in a broken file
+        return False
+    return True
+
+
+def _skipped_path(plan: Plan, task: int) -> str:
+    return os.path.join(plan.scratch, f"skipped-{task}")
+
+
+def _first_lines(plan: Plan, scans: Sequence[Scan]) -> list[int]:
+    """For each task the number, in its part, of its first line."""
+    counts = {task: count for scan in scans for task, count in scan.lines.items()}
+    firsts, line, last_part = [], 1, -1
+    for number, (part, _, _) in enumerate(plan.tasks):
+        line = line if part == last_part else 1
+        firsts.append(line)
+        line, last_part = line + counts.get(number, 0), part
+    return firsts
+
+
+def raise_first_fault(plan: Plan, scans: Sequence[Scan]) -> None:
+    """Raises DataError for the first bad line in the order of the list, or when no line is good."""
+    faults = [scan.fault for scan in scans if scan.fault is not None]
+    if faults:
+        task, row, fault = min(faults)
+        part = plan.parts[plan.tasks[task][0]]
+        line = _first_lines(plan, scans)[task] + row
+        raise DataError(f"{part.path}:{line}: {_advice(plan, fault)}")
+    if not sum(int(scan.cell_lines.sum()) for scan in scans):
+        raise DataError(f"{os.path.join(plan.options.data_dir, plan.options.file_list)}: no part has a good line in it")
+
+
+def _advice(plan: Plan, fault: int) -> str:
+    return ADVICE[Fault(fault)].format(max_line=plan.options.max_line)
+
+
+def write_skipped(plan: Plan, scans: Sequence[Scan]) -> list[str]:
+    """Writes the list of skipped lines; returns its name, or nothing when there is none."""
+    tasks = sorted(task for scan in scans for task in scan.skipped)
+    if not tasks:
+        return []
+    firsts = _first_lines(plan, scans)
+    path = os.path.join(plan.staging, SKIPPED_NAME)
+    try:
+        with open(path, "w", encoding="utf-8") as output:
+            for task in tasks:
+                name = plan.parts[plan.tasks[task][0]].name
+                with open(_skipped_path(plan, task), "rb") as file:
+                    while data := file.read(16 * 4096):
+                        for row, fault in np.frombuffer(data, np.int64).reshape(-1, 2).tolist():
+                            output.write(f"{name}:{firsts[task] + row}: {_advice(plan, fault)}\n")
+            output.flush()
+            os.fsync(output.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error
+    return [SKIPPED_NAME]
+
+
+def lines_of_parts(plan: Plan, scans: Sequence[Scan]) -> list[int]:
+    """Lines of each part, good and bad."""
+    counts = [0] * len(plan.parts)
+    for scan in scans:
+        for task, count in scan.lines.items():
+            counts[plan.tasks[task][0]] += count
+    return counts

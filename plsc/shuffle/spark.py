@@ -1,0 +1,403 @@
+"""The shuffle of `local.py` on Apache Spark: the same keys, so the same order, files and manifest.
+
+Spark reads the parts twice: once to check the lines and to find which keys the files begin with, once to send every line to
+its file, where they are sorted. The Python on the executors needs NumPy (and Pillow for --check), not plsc.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import io
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plsc.data import base64_parts
+from plsc.data.base64_index import LENGTH, begin_index, index_name
+from plsc.data.base64_parts import (
+    ADVICE,
+    FILE_LIST_NAME,
+    MANIFEST_NAME,
+    SKIPPED_NAME,
+    Fault,
+    Manifest,
+    OutputFile,
+    Part,
+    changed,
+    rank_file_name,
+    read_file_list,
+)
+from plsc.errors import ConfigError, DataError
+from plsc.machine.files import sync
+from plsc.shuffle import scan, spark_tasks
+from plsc.shuffle.local import Result
+from plsc.shuffle.plan import BLOCK, Options
+from plsc.shuffle.spark_tasks import (
+    CELL_SHIFT,
+    CELLS,
+    Place,
+    RangeScan,
+    Rules,
+    Source,
+    by_file,
+    cells_of,
+    count_lines,
+    lines_in,
+    place_lines,
+    scan_range,
+    sorted_lengths,
+)
+from plsc.shuffle.split import Split
+from plsc.shuffle.workspace import Workspace, check_targets, discard, finish, open_workspace
+from plsc.storage.hadoop_files import HadoopFiles, java_message
+from plsc.storage.local_files import LOCAL, Files
+
+SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, as they have streams of keys of their own
+_PREFIX = ".base64_shuffle-"
+_BAD_CHARACTERS = ",*?[]{}\\"  # of patterns, and of lists of paths, to Hadoop
+
+
+def shuffle_on_spark(options: Options) -> Result:
+    """Does what `shuffle_base64` does; `data_dir` and `output_dir` may be URIs such as hdfs://host:9000/folder.
+
+    Raises:
+        ConfigError: options that cannot work, or there is no Spark.
+        DataError: an input with a mistake in it, files in the way, or Spark failed. No output is changed, none is left.
+    """
+    with _spark() as context, _worded():
+        files = _files_of(context, options.data_dir)
+        parts = read_file_list(options.data_dir, options.file_list, files)
+        for part in parts:
+            _check_name(part.path)
+        output_dir = options.output_dir or options.data_dir
+        _check_name(output_dir)
+        with _open_workspace(context, output_dir) as workspace:
+            return _shuffle(context, options, files, parts, workspace)
+
+
+def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], workspace: Workspace) -> Result:
+    names = [*map(rank_file_name, range(options.nranks)), *map(index_name, range(options.nranks)), FILE_LIST_NAME]
+    inputs = [*(part.path for part in parts), os.path.join(options.data_dir, options.file_list)]
+    earlier = check_targets(workspace.output, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs, workspace.files)
+    total = sum(part.size for part in parts)
+    free = workspace.files.free(workspace.output)
+    if free < total:
+        raise DataError(
+            f"{workspace.output}: needs {total / 1e9:.3f} GB free, and has {free / 1e9:.3f}; free some space, or give "
+            "another folder with --output_dir"
+        )
+    rules = Rules(options.seed, options.max_line, options.check)
+    ranges = _union(context, parts, partial(scan_range, rules)).persist(_disk_only())
+    try:
+        scans = sorted(ranges.map(lambda one: one._replace(entries=None)).collect())
+        _check_ends(scans, parts)
+        skipped = _faults(scans, parts, options)
+        layout = _layout(ranges, scans, options.nranks)
+        _write_indexes(ranges, layout, workspace)
+    finally:
+        ranges.unpersist()
+    bad = {fault.place for fault in skipped}
+    lines = _union(context, parts, partial(place_lines, rules, layout.firsts, layout.copies(), bad))
+    written = _write(context, lines, layout.split, workspace)
+    for part in parts:
+        status = files.status(part.path)
+        if (status.size, status.modified) != (part.size, part.modified):
+            raise changed(part)
+    if skipped:
+        text = "".join(f"{parts[one.part].name}:{one.line}: {_advice(options, one.fault)}\n" for one in skipped)
+        workspace.files.write(os.path.join(workspace.staging, SKIPPED_NAME), text.encode())
+        names.append(SKIPPED_NAME)
+    manifest = Manifest(
+        nranks=options.nranks,
+        seed=options.seed,
+        samples=layout.split.samples,
+        padding=sum(file.padding for file in written),
+        skipped=len(skipped),
+        samples_per_file=written[0].samples,
+        largest_label=max(scanned.largest_label for scanned in scans),
+        files=written,
+        source_list=options.file_list,
+        sources=[
+            {
+                "name": part.name,
+                "bytes": part.size,
+                "lines": sum(scanned.lines for scanned in scans if scanned.part == number),
+            }
+            for number, part in enumerate(parts)
+        ],
+    )
+    finish(workspace, manifest, names, earlier)
+    return Result(manifest, total, sum(file.bytes for file in written), context.defaultParallelism, 0)
+
+
+# Spark, and where files are
+
+
+@contextlib.contextmanager
+def _spark() -> Iterator[Any]:
+    """The context of the session that is there, or of a new one, which is stopped at the end."""
+    try:
+        from pyspark import cloudpickle
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise ConfigError(
+            "--engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone"
+        ) from None
+    running, on_interrupt = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
+    try:
+        session = running or SparkSession.builder.appName("plsc: shuffle of base64 data").getOrCreate()
+    except (PySparkException, OSError) as error:
+        raise ConfigError(
+            f"--engine spark: Spark does not start ({str(error).splitlines()[0]}); it needs Java 8, 11 or 17"
+        ) from error
+    context = session.sparkContext
+    if str(context.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+        context.pythonExec = sys.executable
+    for module in (
+        base64_parts,
+        scan,
+        spark_tasks,
+        sys.modules[__name__],
+    ):  # so that executors do without plsc
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield context
+    finally:
+        if running is None:
+            session.stop()
+            restore_interrupt(on_interrupt)
+
+
+def restore_interrupt(handler: Any) -> None:
+    """Puts back what Ctrl-C did before a session: PySpark leaves a handler that fails once its session has ended."""
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _worded() -> Iterator[None]:
+    """Puts a failure of Spark into one line."""
+    from py4j.protocol import Py4JError, Py4JJavaError
+
+    try:
+        yield
+    except Py4JJavaError as error:
+        raise DataError(f"Spark failed ({java_message(error)}); its log says more. Nothing was changed") from error
+    except Py4JError as error:
+        raise DataError(f"Spark ended early ({str(error).splitlines()[0]}); its log says more") from error
+
+
+def _is_uri(path: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def _files_of(context: Any, path: str) -> Files:
+    return HadoopFiles(context) if _is_uri(path) else LOCAL
+
+
+def _uri(path: str) -> str:
+    """A path as Spark takes it: not encoded, and of this machine unless it says otherwise."""
+    return path if _is_uri(path) else f"file://{os.path.abspath(path)}"
+
+
+def _check_name(path: str) -> None:
+    if any(character in path for character in _BAD_CHARACTERS):
+        raise ConfigError(f"{path}: Spark cannot use a path with one of {_BAD_CHARACTERS} in it; rename it")
+
+
+@contextlib.contextmanager
+def _open_workspace(context: Any, output_dir: str) -> Iterator[Workspace]:
+    if not _is_uri(output_dir):
+        with open_workspace(output_dir, output_dir) as workspace:
+            yield workspace
+        return
+    files = HadoopFiles(context)
+    staging = os.path.join(output_dir, f"{_PREFIX}{uuid.uuid4().hex}")
+    try:
+        files.make_folder(output_dir)
+        for name in files.names(output_dir):
+            if name.startswith(_PREFIX):
+                discard(files, output_dir, os.path.join(output_dir, name))
+        files.make_folder(staging)
+    except OSError as error:
+        raise ConfigError(
+            f"{output_dir}: cannot write there ({error.strerror}); give another folder with --output_dir"
+        ) from error
+    try:
+        yield Workspace(output_dir, staging, staging, files=files)
+    finally:
+        discard(files, output_dir, staging)
+
+
+def _disk_only() -> Any:
+    from pyspark import StorageLevel
+
+    return StorageLevel.DISK_ONLY
+
+
+# Reading
+
+
+def _union(context: Any, parts: Sequence[Part], function: Any) -> Any:
+    """What `function(source, records)` gives for the lines of each range of each part."""
+    settings = {
+        "textinputformat.record.delimiter": "\n",
+        "mapreduce.input.fileinputformat.split.minsize": str(SPLIT_BYTES),
+        "mapreduce.input.fileinputformat.split.maxsize": str(SPLIT_BYTES),
+    }
+    offsets = itertools.accumulate((part.size for part in parts), initial=0)
+    return context.union(
+        [
+            context.newAPIHadoopFile(
+                _uri(part.path),
+                "org.apache.hadoop.mapreduce.lib.input.TextInputFormat",
+                "org.apache.hadoop.io.LongWritable",
+                "org.apache.hadoop.io.Text",
+                conf=settings,
+            ).mapPartitions(partial(function, Source(number, offset)))
+            for number, (part, offset) in enumerate(zip(parts, offsets))
+        ]
+    )
+
+
+def _check_ends(scans: Sequence[RangeScan], parts: Sequence[Part]) -> None:
+    """Raises DataError when Spark read something else than the bytes of the parts."""
+    for number, part in enumerate(parts):
+        own = [scanned for scanned in scans if scanned.part == number]
+        # Bad lines may have characters in them that are longer once decoded; the last line may lack its newline.
+        joins = own and own[0].first == 0 and all(one.end == two.first or one.faults for one, two in zip(own, own[1:]))
+        ends = own and (own[-1].end - part.size in (0, 1) or own[-1].faults)
+        if not (joins and ends and all(scanned.whole for scanned in own)):
+            raise DataError(
+                f"{part.path}: Spark reads other bytes than the file holds; does it begin with a byte order mark, or is "
+                "its name that of a compressed file? remove the mark or rename the part"
+            )
+
+
+class _Fault(NamedTuple):
+    """A bad line; `line` counts from 1 in its part."""
+
+    part: int
+    line: int
+    place: int
+    fault: int
+
+
+def _faults(scans: Sequence[RangeScan], parts: Sequence[Part], options: Options) -> list[_Fault]:
+    """The bad lines, in order. Raises DataError for the first unless they are skipped, or when no line is good."""
+    found, line, part = [], 1, -1
+    for scanned in scans:
+        line = line if scanned.part == part else 1
+        found += [_Fault(scanned.part, line + row, place, fault) for row, place, fault in scanned.faults]
+        line, part = line + scanned.lines, scanned.part
+    if found and not options.skip_errors:
+        first = found[0]
+        raise DataError(f"{parts[first.part].path}:{first.line}: {_advice(options, first.fault)}")
+    if len(found) == sum(scanned.lines for scanned in scans):
+        raise DataError(f"{os.path.join(options.data_dir, options.file_list)}: no part has a good line in it")
+    return found
+
+
+def _advice(options: Options, fault: int) -> str:
+    return ADVICE[Fault(fault)].format(max_line=options.max_line)
+
+
+# Writing
+
+
+class _Layout(NamedTuple):
+    """Which line goes where: `firsts` begin the files from the second on, `copied` are the first of all."""
+
+    split: Split
+    firsts: list[Place]
+    copied: list[Place]
+
+    def copies(self) -> dict[Place, list[int]]:
+        """The files that end with a copy of a line."""
+        files: dict[Place, list[int]] = {}
+        for file in filter(self.split.padding, range(self.split.nranks)):
+            files.setdefault(self.copied[self.split.copy(file)], []).append(file)
+        return files
+
+
+def _layout(ranges: Any, scans: Sequence[RangeScan], nranks: int) -> _Layout:
+    split = Split.of(sum(scanned.lines - len(scanned.faults) for scanned in scans), nranks)
+    ranks = [split.first(file) for file in range(1, nranks)]
+    found = _lines_at(ranges, [*(rank for rank in ranks if rank < split.samples), *range(split.copied)])
+    # Files without lines of their own begin behind all keys.
+    firsts = [found.get(rank, (1 << 64, 0)) for rank in ranks]
+    return _Layout(split, firsts, [found[rank] for rank in range(split.copied)])
+
+
+def _lines_at(ranges: Any, ranks: Sequence[int]) -> dict[int, Place]:
+    """The lines of these ranks in the shuffled order."""
+    if not ranks:
+        return {}
+    ends = np.cumsum(ranges.map(lambda one: np.bincount(cells_of(one.entries), minlength=CELLS)).treeReduce(np.add))
+    cells = set(np.searchsorted(ends, ranks, side="right").tolist())
+    lines = sorted(ranges.flatMap(partial(lines_in, cells)).collect())
+    found = {}
+    for rank in ranks:
+        cell = int(np.searchsorted(ends, rank, side="right"))
+        low = bisect.bisect_left(lines, (cell << int(CELL_SHIFT), 0))
+        found[rank] = lines[low + rank - (int(ends[cell - 1]) if cell else 0)]
+    return found
+
+
+def _write_indexes(ranges: Any, layout: _Layout, workspace: Workspace) -> None:
+    """Writes the index of each file in the staging folder."""
+    nranks = layout.split.nranks
+    lengths = (
+        ranges.flatMap(partial(by_file, layout.firsts, layout.copies()))
+        .groupByKey(nranks, lambda file: file)
+        .mapValues(sorted_lengths)
+    )
+    for number, data in lengths.toLocalIterator():
+        header = io.BytesIO()
+        begin_index(header, len(data) // LENGTH.itemsize)
+        workspace.files.write(os.path.join(workspace.staging, index_name(number)), header.getvalue() + data)
+
+
+def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list[OutputFile]:
+    """Writes the file of each rank in the staging folder."""
+    from pyspark import AccumulatorParam
+
+    class Union(AccumulatorParam):
+        """A task that ran twice says the same twice."""
+
+        def zero(self, value: dict) -> dict:
+            return {}
+
+        def addInPlace(self, value1: dict, value2: dict) -> dict:  # noqa: N802 - Spark's name
+            return {**value1, **value2}
+
+    counts = context.accumulator({}, Union())
+    folder = os.path.join(workspace.staging, "ranks")
+    sorted_lines = lines.repartitionAndSortWithinPartitions(split.nranks, lambda key: key[0]).values()
+    sorted_lines.mapPartitionsWithIndex(partial(count_lines, counts)).saveAsTextFile(_uri(folder))
+    written = []
+    for number in range(split.nranks):
+        path = os.path.join(workspace.staging, rank_file_name(number))
+        workspace.files.rename(os.path.join(folder, f"part-{number:05d}"), path)
+        samples, size, digest = counts.value[number]
+        wanted = split.first(number + 1) - split.first(number) + split.padding(number)
+        if samples != wanted or workspace.files.status(path).size != size:
+            raise DataError(
+                f"{path}: Spark wrote {samples} lines of {wanted}, or not all of their bytes; run again, and do not let "
+                "it compress its output"
+            )
+        if workspace.files is LOCAL:
+            sync(path)
+        written.append(OutputFile(rank_file_name(number), samples, split.padding(number), size, digest))
+    return written

@@ -1,0 +1,151 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from ranks import environment
+
+from plsc.engine.forecast import BackboneSize, advice, backbone_size, forecast, parse_size, size_text
+from plsc.errors import ConfigError
+from plsc.models import build_model
+
+SMALL = BackboneSize(parameters=1000, statistics=10, activations=100)
+
+
+def make(classes=1000, emb_dim=16, ranks=4, batch=8, **options):
+    return forecast(classes, emb_dim, ranks, batch, SMALL, (3, 8, 8), **options)
+
+
+def test_what_the_head_holds():
+    made = make(1001)
+    assert made.head["weights"] == 251 * 16 * 4 == made.head["momentum"] and made.head["gradient"] == 0
+    adam = make(1001, optimizer="Adam")
+    assert adam.head["momentum"] == 2 * adam.head["weights"] and adam.head["gradient"] == 2 * adam.head["weights"]
+    assert make(1001, sharded=False).head["weights"] == 1001 * 16 * 4
+    assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
+    assert make(2, ranks=4).head["weights"] == 16 * 4
+    assert make(optimizer="SGD").head["momentum"] == 0
+    with pytest.raises(ConfigError, match="optimizer 'Foo': its state is not known"):
+        make(optimizer="Foo")
+
+
+def test_what_the_backbone_holds_and_what_is_left_out_on_a_gpu():
+    made, alone = make(process=7), make(ranks=1, process=7)
+    assert made.backbone["buckets"] == 1000 and alone.backbone["buckets"] == 0
+    assert made.backbone["weights"] == 1010 and made.backbone["activations"] == pytest.approx(100 * 8 * 1.1)
+    on_gpu = make(process=7, on_cpu=False, chunk=64)
+    assert on_gpu.total == on_gpu.head_bytes + sum(on_gpu.backbone.values())
+    here = make(process=7, chunk=64)
+    assert here.process > 7 and here.total == on_gpu.total + here.images + here.process + here.snapshot
+    assert make(saves_in_background=False).snapshot == 0
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "AdamW"}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
+def test_the_largest_class_count_is_the_largest_that_fits(on_cpu, options):
+    options = {**options, "on_cpu": on_cpu, "chunk": 64, "process": 1000}
+    memory = 10**10
+    most = make(**options).max_classes(memory)
+    assert make(most, **options).total == pytest.approx(memory, rel=1e-4)
+    assert make(int(most * 1.001), **options).total > memory
+    assert make(**options).max_classes(1000) == 0
+
+
+def test_bytes_on_the_wire():
+    wire = make(1000, 16, 4, 8).wire
+    assert wire["embeddings"] == int(3 / 4 * 4 * 32 * 16)
+    assert wire["embedding gradients"] == int(2 * 3 / 4 * 4 * 32 * 16)
+    assert wire["backbone gradients"] == 1500
+    assert make(ranks=1).wire == {}
+    assert "head gradient" in make(sharded=False).wire
+
+
+def test_advice():
+    def large(ranks, batch):
+        return make(10**6, 16, ranks, batch, on_cpu=False, chunk=64)
+
+    needed = large(ranks=8, batch=8).total
+    assert advice(large, 4, 8, needed, False) == ["it does not fit; it would on 8 ranks"]
+    needed = large(ranks=4, batch=2).total
+    assert "batch of 2 per rank" in advice(large, 4, 8, needed, False)[0]
+    assert "whatever the batch" in advice(large, 4, 8, 1000, True)[0]
+
+
+def test_activations_of_a_network_worked_by_hand():
+    model = paddle.nn.Sequential(
+        paddle.nn.Flatten(), paddle.nn.Linear(48, 10), paddle.nn.Sigmoid(), paddle.nn.Linear(10, 4)
+    )
+    size = backbone_size(model, (3, 4, 4))
+    assert size.parameters == 4 * (48 * 10 + 10 + 10 * 4 + 4) and size.statistics == 0
+    # The first layer keeps its input, the sigmoid its output, which the last layer keeps too.
+    assert size.activations == 4 * (48 + 10)
+
+
+def test_measuring_leaves_a_model_as_it_was():
+    model = build_model("MobileFaceNet", 8, (3, 32, 32))
+    model.train()
+    before = {name: value.numpy() for name, value in model.state_dict().items()}
+    size = backbone_size(model, (3, 32, 32))
+    assert model.training and size.activations > 0 and size.statistics > 0
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name])
+
+
+def test_sizes_of_text():
+    assert [parse_size(text) for text in ("80G", "24GB", "1500m", "1.5e9", " 2T ")] == [80e9, 24e9, 1.5e9, 1.5e9, 2e12]
+    for text in ("", "G", "-1G", "many", "nan"):
+        with pytest.raises(ConfigError, match="is not a size"):
+            parse_size(text)
+    assert [size_text(size) for size in (0, 999, 12_345, 2.5e9, 3e15)] == [
+        "0 B",
+        "999 B",
+        "12.3 kB",
+        "2.5 GB",
+        "3e+03 TB",
+    ]
+
+
+def run(*arguments):
+    command = [sys.executable, "-W", "ignore", "-m", "plsc", "plan", *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def test_the_command():
+    small = ("--model", "MobileFaceNet", "--image-shape", "3,32,32", "--emb", "64")
+    process = run("--classes", "1000000", "--ranks", "8", "--batch", "32", "--device-memory", "1G", "--json", *small)
+    values = json.loads(process.stdout)
+    assert values["head_bytes_per_rank"] == sum(values["head"].values())
+    assert values["total_bytes_per_rank"] < 1e9 and values["max_classes"] > 1_000_000
+    process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *small)
+    assert re.search(r"largest class count for 2 GB a rank: [\d,]+\n", process.stdout)
+    assert re.search(r"it does not fit; it would on \d+ ranks", process.stdout)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--classes", "10", "--image-shape", "3"], "--image-shape"),
+        (["--classes", "10", "--model", "VGG"], "--model"),
+        (["--classes", "10", "--device-memory", "much"], "is not a size"),
+    ],
+)
+def test_bad_arguments_of_the_command(arguments, words):
+    process = run(*arguments)
+    assert process.returncode == 1 and words in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_file_of_settings_serves_as_the_options_do_and_options_win(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "num_classes: 1000000\nemb_dim: 64\nmodel_name: MobileFaceNet\nimage_shape: [3, 32, 32]\nresume: true\n"
+        "loss_type: softmax\ntrain_batch_size: 4\ngradient_accumulation: 2\nmodel_save_dir: ''\n"
+    )
+    process = run("--config", str(file), "--set", "loss_type=dist_softmax", "--classes", "1000", "--json")
+    values = json.loads(process.stdout)
+    assert values["num_classes"] == 1000 and values["head"]["weights"] == 1000 * 65 * 4 and values["snapshot"] == 0
+    assert values["images"] == 4 * 4 * 3 * 32 * 32 * 4
+    process = run("--set", "emb_dim=64")
+    assert process.returncode == 2 and "--classes is required" in process.stderr

@@ -1,0 +1,178 @@
+"""The walk in chunks: the same numbers for any chunk, any number of threads, and the ordinary optimizer."""
+
+import numpy as np
+import paddle
+import pytest
+from head_cases import KINDS
+
+from plsc import optim
+from plsc.heads import build_head
+from plsc.heads.walk import chunk_rows
+
+CLASSES, DIM, BATCH = 37, 8, 10
+pytestmark = pytest.mark.core
+
+
+def batches(steps=4):
+    rng = np.random.default_rng(1)
+    return [(rng.normal(size=(BATCH, DIM)).astype("float32"), rng.integers(0, CLASSES, BATCH)) for _ in range(steps)]
+
+
+def trained(loss_type, make_optimizer, fused, dtype="float32", **options):
+    """Weights, bias and momentum after a few steps, by row updates or by the optimizer itself."""
+    head = build_head(loss_type, CLASSES, DIM, scale=8.0, dtype=dtype, seed=3, **options)
+    if head.bias is not None:
+        head.bias.set_value(np.linspace(-1, 1, CLASSES).astype(dtype))
+    with paddle.no_grad():
+        head.weight.scale_(50.0)
+    optimizer = make_optimizer(head.parameters())
+    updates = optim.take_rows(optimizer, dict(head.named_parameters())) if fused else {}
+    assert bool(updates) == fused
+    for embedding, label in batches():
+        out = head(paddle.to_tensor(embedding.astype(dtype)), label)
+        assert out.problem is None
+        head.backward(updates.get("weight"), updates.get("bias"))
+        if not fused:
+            optimizer.step()
+            optimizer.clear_grad()
+    velocity = {name: update.buffer.numpy() for name, update in updates.items() if update.buffer is not None}
+    if not fused:
+        names = {parameter.name: name for name, parameter in head.named_parameters()}
+        state = optim.optimizer_state(optimizer, names)
+        velocity = {name: parts["velocity"].numpy() for name, parts in state.items() if "velocity" in parts}
+    return {
+        **{name: p.numpy() for name, p in head.named_parameters()},
+        **{f"{n}/velocity": v for n, v in velocity.items()},
+    }
+
+
+def momentum(**options):
+    return lambda parameters: paddle.optimizer.Momentum(0.3, 0.9, parameters=parameters, **options)
+
+
+OPTIMIZERS = {
+    "momentum": momentum(),
+    "decay": momentum(weight_decay=paddle.regularizer.L2Decay(0.05)),
+    "float decay": momentum(weight_decay=0.05),
+    "nesterov": momentum(weight_decay=0.05, use_nesterov=True),
+    "sgd": lambda parameters: paddle.optimizer.SGD(0.3, parameters=parameters),
+    "sgd with decay": lambda parameters: paddle.optimizer.SGD(0.3, parameters=parameters, weight_decay=0.05),
+}
+
+
+@pytest.mark.parametrize("loss_type", ["dist_softmax", "arcface", "dist_magface", "dist_curricularface"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_row_updates_equal_the_ordinary_optimizer(loss_type, name):
+    ordinary = trained(loss_type, OPTIMIZERS[name], fused=False, chunk=16)
+    updated = trained(loss_type, OPTIMIZERS[name], fused=True, chunk=16)
+    assert ordinary.keys() == updated.keys()
+    for key, value in ordinary.items():
+        np.testing.assert_allclose(updated[key], value, rtol=1e-6, atol=1e-6 * np.abs(value).max(), err_msg=key)
+
+
+def test_row_updates_honour_the_parameters_own_rate_and_decay():
+    attr = paddle.ParamAttr(learning_rate=0.5, regularizer=paddle.regularizer.L2Decay(0.125))
+    options = {"param_attr": attr, "bias_attr": paddle.ParamAttr(learning_rate=2.0)}
+    ordinary = trained("softmax", OPTIMIZERS["decay"], fused=False, **options)
+    updated = trained("softmax", OPTIMIZERS["decay"], fused=True, **options)
+    for key, value in ordinary.items():
+        np.testing.assert_allclose(updated[key], value, rtol=1e-6, atol=1e-6 * np.abs(value).max(), err_msg=key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_the_chunk_changes_nothing_but_rounding(kind, ratio):
+    results = [
+        trained(kind, OPTIMIZERS["decay"], True, "float64", chunk=chunk, sample_ratio=ratio) for chunk in (1, 5, 16, 64)
+    ]
+    for other in results[1:]:
+        for key, value in results[0].items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-10, atol=1e-12, err_msg=key)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "arcface", "curricularface"])
+def test_threads_change_nothing_but_rounding(kind, monkeypatch):
+    results = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        results.append(trained(kind, OPTIMIZERS["decay"], True, "float64", chunk=4))
+    for other in results[1:]:
+        for key, value in results[0].items():
+            np.testing.assert_allclose(other[key], value, rtol=1e-10, atol=1e-12, err_msg=key)
+
+
+@pytest.mark.parametrize("loss_type", ["dist_arcface", "softmax"])
+def test_rows_that_take_no_part_are_left_alone(loss_type):
+    head = build_head(loss_type, 400, DIM, sample_ratio=0.1, seed=5)
+    optimizer = OPTIMIZERS["decay"](head.parameters())
+    updates = optim.take_rows(optimizer, dict(head.named_parameters()))
+    taken = set()
+    for embedding, label in batches(3):
+        before = {name: (p.numpy(), updates[name].buffer.numpy()) for name, p in head.named_parameters()}
+        head(paddle.to_tensor(embedding), label)
+        rows = head._plan.rows
+        assert len(rows) == 40 and set(label) <= set(rows)
+        taken.add(tuple(rows))
+        head.backward(updates["weight"], updates.get("bias"))
+        left = np.setdiff1d(np.arange(400), rows)
+        for name, p in head.named_parameters():
+            for now, then in zip((p.numpy(), updates[name].buffer.numpy()), before[name]):
+                np.testing.assert_array_equal(now[left], then[left])
+                assert (now[rows] != then[rows]).any()
+    assert len(taken) == 3
+
+
+def test_a_sample_ratio_of_one_is_the_full_head():
+    full = trained("arcface", OPTIMIZERS["decay"], fused=True)
+    sampled = trained("arcface", OPTIMIZERS["decay"], fused=True, sample_ratio=1.0)
+    for key, value in full.items():
+        np.testing.assert_array_equal(sampled[key], value)
+
+
+def test_all_rows_sampled_give_the_full_heads_numbers():
+    # 0.999 of 37 rows is all of them, but through the gathering path.
+    full = trained("arcface", OPTIMIZERS["decay"], True, "float64")
+    sampled = trained("arcface", OPTIMIZERS["decay"], True, "float64", sample_ratio=0.999)
+    for key, value in full.items():
+        np.testing.assert_allclose(sampled[key], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss_type", ["softmax", "dist_magface"])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_the_norm_of_the_gradient_is_known_before_anything_moves(loss_type, ratio):
+    head = build_head(loss_type, CLASSES, DIM, sample_ratio=ratio, chunk=8)
+    embedding, label = batches(1)[0]
+    head(paddle.to_tensor(embedding), label)
+    before = [p.numpy() for p in head.parameters()]
+    square_sum = head.gradient_square_sum()
+    assert all((p.numpy() == then).all() for p, then in zip(head.parameters(), before))
+    head.backward()
+    gradients = [p.grad.numpy().astype("float64") for p in head.parameters()]
+    assert square_sum == pytest.approx(sum((g**2).sum() for g in gradients), rel=1e-6)
+    head.next_step = 0  # the same rows again
+    head(paddle.to_tensor(embedding), label)
+    head.backward(factor=0.25)
+    for parameter, whole in zip(head.parameters(), gradients):
+        np.testing.assert_allclose(parameter.grad.numpy(), whole * 0.25, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("kind", ["softmax", "arcface", "curricularface"])
+def test_low_precision_products_train_nearly_the_same(kind, dtype, tolerance):
+    exact = trained(kind, OPTIMIZERS["decay"], fused=True)
+    rounded = trained(kind, OPTIMIZERS["decay"], fused=True, compute_dtype=dtype, simulate=True)
+    for key, value in exact.items():
+        error = np.abs(rounded[key] - value).max() / np.abs(value).max()
+        assert 1e-6 < error < tolerance, key
+
+
+def test_a_cpu_computes_in_float32_whatever_is_asked():
+    exact = trained("arcface", OPTIMIZERS["decay"], fused=True)
+    asked = trained("arcface", OPTIMIZERS["decay"], fused=True, compute_dtype="float16")
+    np.testing.assert_array_equal(asked["weight"], exact["weight"])
+
+
+def test_chunks_fit_the_batch_and_the_embedding():
+    sizes = [chunk_rows(batch, dim) for batch, dim in ((64, 128), (256, 512), (1024, 512), (8192, 2048), (1, 1))]
+    assert all(size & (size - 1) == 0 and 128 <= size <= 65536 for size in sizes)
+    assert sizes[0] > sizes[1] >= sizes[2] >= sizes[3]

@@ -1,0 +1,297 @@
+import json
+import os
+import sys
+
+import numpy as np
+import paddle
+import pytest
+from exercised import exercise
+from PIL import Image
+from ranks import environment
+
+from plsc import Entry, Predictor
+from plsc.data.transforms import normalize
+from plsc.errors import ConfigError, DataError
+from plsc.inference.export import export
+from plsc.models import build_model
+from plsc.models.base_model import BaseModel, build
+from plsc.models.vit import ViT
+
+SHAPE = (3, 32, 32)
+
+
+class Own(BaseModel):
+    """Made as it is run, with other layers in training than in a test."""
+
+    def build_network(self, input, label, is_train):
+        from plsc import layers
+
+        x = layers.batch_norm(layers.conv2d(input, 4, 3, stride=2), act="prelu", is_test=not is_train)
+        x = layers.dropout(x, 0.5, is_test=not is_train)
+        return layers.batch_norm(layers.fc(x, 8), is_test=not is_train)
+
+
+class Plain(paddle.nn.Layer):
+    """A Paddle layer that knows nothing of plsc."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = paddle.nn.Conv2D(3, 4, 3, stride=2), paddle.nn.BatchNorm2D(4)
+        self.fc = paddle.nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.fc(paddle.nn.functional.relu(self.norm(self.conv(x))).mean([2, 3]))
+
+
+def trained(model):
+    """With statistics, scales and shifts that are not those of a fresh network."""
+    build(model, SHAPE)
+    return exercise(model, SHAPE)
+
+
+def expected(model, images):
+    model.eval()
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+# Deeper networks are more of the same blocks: tests/benchmarks/export.py has them.
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "own", "plain"])
+def test_an_export_gives_the_embeddings_of_the_network(tmp_path, name):
+    paddle.seed(0)
+    custom = {"own": Own, "plain": Plain}
+    few = {**custom, "ViT": lambda: ViT(16, SHAPE, blocks=2)}
+    model = trained(few[name]() if name in few else build_model(name, 16, SHAPE))
+    rng = np.random.default_rng(0)
+    for format in ("paddle", "onnx"):
+        export(model, tmp_path / format, SHAPE, format)
+        predictor = Predictor(tmp_path / format)
+        assert predictor.image_shape == SHAPE and predictor.emb_dim == (8 if name in custom else 16)
+        for batch in (1, 3, 64):
+            images = rng.normal(size=(batch, *SHAPE)).astype("float32")
+            found, wanted = predictor.embed_batch(images), expected(model, images)
+            scale = np.abs(wanted).max()
+            np.testing.assert_allclose(found, wanted, atol=1e-4 * scale, err_msg=f"{format}, batch {batch}")
+    assert not [path for path in (tmp_path / "paddle").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.core
+def test_convert_for_prediction_touches_nothing_else(tmp_path):
+    ins = Entry()
+    ins.set_model(trained(Own()))
+    ins.set_emb_size(8)
+    ins.set_image_shape(SHAPE)
+    ins.set_class_num(5)
+    ins.set_train_epochs(1)
+    ins.set_with_test(False)
+    ins.set_model_save_dir(str(tmp_path))
+    rng = np.random.default_rng(0)
+    ins.train_reader = [(rng.normal(size=(4, *SHAPE)).astype("float32"), rng.integers(0, 5, 4))]
+    with pytest.raises(ConfigError, match=r"convert_for_prediction\(\): there is no trained model"):
+        ins.convert_for_prediction()
+    ins.train()
+    (tmp_path / "mine.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(2):  # a second export replaces the first
+        assert ins.convert_for_prediction() == tmp_path
+    assert all(path.read_bytes() == content for path, content in before.items())
+    made = {path.name for path in tmp_path.iterdir()} - {"0", "mine.txt", "metrics.jsonl", "run.json"}
+    assert {name for name in made if not name.startswith(".")} >= {"inference.pdiparams", "inference_meta.json"}
+    images = rng.normal(size=(3, *SHAPE)).astype("float32")
+    ins.predict_reader = [images]
+    np.testing.assert_allclose(Predictor(tmp_path).embed_batch(images), ins.predict(), rtol=1e-4, atol=1e-4)
+
+
+def test_predictor_takes_images_of_every_kind(tmp_path):
+    model = trained(build_model("MobileFaceNet", 16, SHAPE))
+    export(model, tmp_path / "net", SHAPE)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    encoded = (tmp_path / "a.png").read_bytes()
+    predictor = Predictor(tmp_path / "net", batch_size=2)
+    kinds = [tmp_path / "a.png", str(tmp_path / "a.png"), encoded, Image.open(tmp_path / "a.png"), pixels]
+    embeddings = predictor.embed(kinds)
+    wanted = expected(model, normalize(pixels[None]))
+    np.testing.assert_allclose(embeddings, np.repeat(wanted, 5, axis=0), rtol=1e-3, atol=1e-4)
+    assert predictor.embed([]).shape == (0, 16)
+    cosines = predictor.compare(embeddings[:1], np.stack([embeddings[0], -embeddings[0], np.zeros(16, "float32")]))
+    np.testing.assert_allclose(cosines, [[1, -1, 0]], atol=1e-6)
+    flipped = Predictor(tmp_path / "net", flip=True).embed([pixels])
+    both = wanted + expected(model, normalize(np.ascontiguousarray(pixels[None, :, ::-1])))
+    np.testing.assert_allclose(flipped, both / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_predicted_with_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="no exported network there"):
+        Predictor(tmp_path)
+    model = trained(build_model("MobileFaceNet", 16, SHAPE))
+    export(model, tmp_path, SHAPE)
+    with pytest.raises(DataError, match="nowhere.jpg: cannot be read"):
+        Predictor(tmp_path).embed(["nowhere.jpg"])
+    with pytest.raises(DataError, match="image 1: cannot decode"):
+        Predictor(tmp_path).embed([np.zeros((5, 5, 3), np.uint8), b"no image"])
+    os.remove(tmp_path / "inference.pdiparams")
+    with pytest.raises(ConfigError, match="inference.pdiparams: cannot be read"):
+        Predictor(tmp_path)
+    with pytest.raises(ConfigError, match="format 'tflite'"):
+        export(model, tmp_path, SHAPE, "tflite")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write there"):
+        export(model, tmp_path / "file", SHAPE)
+
+
+def test_smaller_exports_say_how_far_their_embeddings_move(tmp_path, glyphs):
+    paddle.seed(0)
+    model = trained(build_model("MobileFaceNet", 16, SHAPE))
+    sizes, lowest = {}, {}
+    for precision, calibration in (("float32", None), ("float16", None), ("int8", glyphs / "label.txt")):
+        folder = export(model, tmp_path / precision, SHAPE, "onnx", precision, calibration)
+        meta = json.loads((folder / "inference_meta.json").read_text())
+        cosine = meta["cosine_with_network"]
+        assert meta["precision"] == Predictor(folder).precision == precision
+        assert (cosine["count"], cosine["images"]) == (
+            (16, "random") if calibration is None else (96, str(calibration))
+        )
+        sizes[precision], lowest[precision] = (folder / "inference.onnx").stat().st_size, cosine["lowest"]
+    assert sizes["float16"] < 0.55 * sizes["float32"] and sizes["int8"] < 0.4 * sizes["float32"]
+    assert lowest["float32"] >= 0.999999 > lowest["int8"] and lowest["float16"] > 0.999 and lowest["int8"] > 0.95
+    # What it says is what a user gets.
+    images = sorted((glyphs / "images").rglob("*.jpg"))
+    found, wanted = (Predictor(tmp_path / name).embed(images) for name in ("int8", "float32"))
+    each = np.diag(Predictor(tmp_path / "int8").compare(found, wanted))
+    assert each.min() == pytest.approx(lowest["int8"], abs=1e-5)
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path, glyphs):
+    paddle.seed(0)
+    model = trained(Own())
+    export(model, tmp_path, SHAPE)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refused(error, match, *arguments, model=model):
+        with pytest.raises(error, match=match):
+            export(model, tmp_path, SHAPE, *arguments)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    refused(ConfigError, "Paddle's tools make none that runs on a CPU", "paddle", "float16")
+    refused(ConfigError, "precision 'int4': expected one of", "onnx", "int4")
+    refused(ConfigError, "needs calibration images", "onnx", "int8")
+    refused(DataError, "nowhere.txt: cannot be read", "onnx", "int8", glyphs / "nowhere.txt")
+    infinite = Own()
+    build(infinite, SHAPE)
+    for parameter in infinite.parameters():
+        parameter.set_value(paddle.full(parameter.shape, float("nan")))
+    refused(ConfigError, "embeddings that are not finite", model=infinite)
+
+
+def test_an_export_that_was_killed_is_cleared_away_and_one_under_way_is_not(tmp_path):
+    import fcntl
+
+    for name in (".export-killed", ".export-alive"):
+        (tmp_path / name).mkdir()
+    descriptor = os.open(tmp_path / ".export-alive", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    export(trained(Own()), tmp_path, SHAPE)
+    os.close(descriptor)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == [".export-alive"]
+
+
+def test_a_full_disk_or_a_folder_in_the_way_leaves_the_earlier_export(tmp_path, monkeypatch):
+    model = trained(Own())
+    export(model, tmp_path, SHAPE)
+    save = paddle.jit.save
+
+    def cut_short(layer, path, **options):  # as Paddle 3 does on a full disk, without a word
+        save(layer, path, **options)
+        with open(f"{path}.pdiparams", "r+b") as stream:
+            stream.truncate(100)
+
+    monkeypatch.setattr(paddle.jit, "save", cut_short)
+    with pytest.raises(ConfigError, match="is the disk full"):
+        export(model, tmp_path, SHAPE)
+    monkeypatch.undo()
+    before = Predictor(tmp_path).embed_batch(np.ones((2, *SHAPE), "float32"))
+    other = tmp_path / "other"
+    (other / "inference.pdiparams").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="inference.pdiparams: is a folder"):
+        export(model, other, SHAPE)
+    assert [path.name for path in other.iterdir()] == ["inference.pdiparams"]
+    np.testing.assert_array_equal(Predictor(tmp_path).embed_batch(np.ones((2, *SHAPE), "float32")), before)
+
+
+def test_a_damaged_export_is_found(tmp_path, monkeypatch):
+    folder = export(trained(Own()), tmp_path, SHAPE)
+    monkeypatch.setattr(paddle, "__version__", "2.6.2")  # which would die of a file of Paddle 3
+    with pytest.raises(ConfigError, match="inference.json: Paddle 3 wrote it, and this is 2.6.2"):
+        Predictor(folder)
+    monkeypatch.undo()
+    parameters = folder / "inference.pdiparams"
+    whole = parameters.read_bytes()
+    parameters.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ConfigError, match="inference.pdiparams: is not the file that was exported"):
+        Predictor(folder)
+
+
+def test_embed_batch_refuses_what_it_cannot_embed(tmp_path):
+    predictor = Predictor(export(trained(Own()), tmp_path, SHAPE))
+    assert predictor.embed_batch(np.zeros((0, *SHAPE), "float32")).shape == (0, 8)
+    images = np.random.default_rng(0).normal(size=(3, *SHAPE))
+    np.testing.assert_allclose(predictor.embed_batch(images), predictor.embed_batch(images.astype("float32")))
+    for wrong in (
+        np.zeros((2, 32, 32, 3), "float32"),
+        np.zeros(SHAPE, "float32"),
+        np.zeros((2, *SHAPE), "uint8"),
+        None,
+    ):
+        with pytest.raises(DataError, match=r"expected normalised images \[B, 3, 32, 32\] float32"):
+            predictor.embed_batch(wrong)
+    images[1, 0, 5, 5] = np.nan
+    with pytest.raises(DataError, match="the embedding of image 1 of 3 is not finite"):
+        predictor.embed_batch(images)
+    with pytest.raises(DataError, match="expected a list of images, got str"):
+        predictor.embed("a.jpg")
+    with pytest.raises(DataError, match=r"compare: expected embeddings \[N, 8\]"):
+        predictor.compare(np.ones((1, 8)), np.ones((1, 7)))
+
+
+def test_grey_images_of_any_size_decoded_in_threads_keep_their_order(tmp_path):
+    paddle.seed(0)
+    model = build_model("MobileFaceNet", 8, (1, 32, 32))
+    build(model, (1, 32, 32))
+    folder = export(model, tmp_path, (1, 32, 32))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*rng.integers(8, 60, 2), 3), dtype=np.uint8) for _ in range(13)]
+    images += [Image.fromarray(images[0])] * 6 + [images[1][:, :, 0]]
+    threads, none = (Predictor(folder, batch_size=3, num_workers=n).embed(images) for n in (4, 0))
+    assert threads.shape == (20, 8)
+    np.testing.assert_array_equal(threads, none)
+    with pytest.raises(DataError, match="image 19: cannot decode"):
+        Predictor(folder, batch_size=3).embed([*images[:19], b"no image"])
+
+
+def test_the_commands(ranks, glyphs, tmp_path):
+    import subprocess
+
+    script = tmp_path / "train.py"
+    script.write_text("from plsc import Entry\nEntry().train()\n")
+    small = ["model_name=MobileFaceNet", "num_classes=12", "image_shape=[3, 32, 32]", "emb_dim=16", "train_epochs=1"]
+    small += [f"dataset_dir={glyphs}", f"model_save_dir={tmp_path / 'output'}", "val_targets=glyphs"]
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "plsc", *map(str, arguments)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+
+    process = run("run", *[part for text in small for part in ("--set", text)], script)
+    assert process.returncode == 0, process.stderr[-3000:]
+    checkpoint = tmp_path / "output" / "0"
+    process = run("test", "--checkpoint", checkpoint, "--dataset", glyphs, "--targets", "glyphs", "--json")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert json.loads(process.stdout) == json.loads((checkpoint / "meta.json").read_text())["test"]
+    small = ("--format", "onnx", "--precision", "int8", "--calibration", glyphs / "images")
+    process = run("export", "--checkpoint", checkpoint, "--output", tmp_path / "net", *small)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "int8 export, cosine of its embeddings with the network's on 96 images" in process.stderr
+    predictor = Predictor(tmp_path / "net")
+    assert predictor.precision == "int8" and predictor.embed([np.zeros((32, 32, 3), np.uint8)]).shape == (1, 16)
+    process = run("export", "--checkpoint", tmp_path, "--output", tmp_path / "other")
+    assert process.returncode == 1 and "Traceback" not in process.stderr

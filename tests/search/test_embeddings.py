@@ -1,0 +1,287 @@
+"""Embeddings folders: how they are written, taken up again, read, and kept apart."""
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from plsc.errors import ConfigError, DataError
+from plsc.search import embeddings
+from plsc.search.embeddings import (
+    EmbeddingsWriter,
+    check_parquet,
+    open_embeddings,
+    read_table,
+    write_parquet,
+    write_table,
+)
+
+VECTORS = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
+META = {"count": 7, "emb_dim": 3, "model": "m", "flip": False, "skip_damaged": False}
+IMAGES = [(f"{i}.png", "人" * (i % 2)) for i in range(7)]
+FILES = ["embeddings.npy", "images.tsv", "manifest.json"]
+
+
+class Stopped(BaseException):
+    """A process that dies: nothing catches it."""
+
+
+def write(folder, first=0, meta=META):
+    """Writes all that is lacking, two rows at a time."""
+    writer = EmbeddingsWriter(folder, meta)
+    assert writer.rows >= first
+    for start in range(writer.rows, 7, 2):
+        writer.append(VECTORS[start : start + 2])
+    writer.finish(iter(IMAGES))
+    writer.close()
+    return folder
+
+
+def contents(folder):
+    """The bytes of each file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def die(writer):
+    """What the end of a process does: closes its files, and nothing else."""
+    writer._release()
+
+
+def interrupted(folder, rows=4, meta=META):
+    """What a process that died leaves, with 4 rows recorded and one that is not."""
+    writer = EmbeddingsWriter(folder, meta)
+    writer.append(VECTORS[:rows])
+    writer._save()
+    os.write(writer._stream.fileno(), b"a row cut sho")
+    die(writer)
+
+
+def test_a_folder_holds_what_was_written_in_order(tmp_path):
+    made = open_embeddings(write(tmp_path / "new" / "e"))
+    assert np.array_equal(made.vectors, VECTORS) and made.vectors.dtype == np.float32
+    assert list(zip(made.names, made.identities)) == IMAGES
+    assert {key: made.meta[key] for key in META} == META
+    assert sorted(contents(tmp_path / "new" / "e")) == FILES
+    assert np.array_equal(np.load(tmp_path / "new" / "e" / "embeddings.npy"), VECTORS)
+
+
+def test_names_of_any_kind_survive_the_table(tmp_path):
+    rows = [('tab\tquote".jpg', "a"), ("new\nline\r.jpg", ""), ("人/ 一", "\r"), ("'", '"')]
+    write_table(tmp_path / "t", rows)
+    assert list(zip(*read_table(tmp_path / "t"))) == rows
+
+
+def test_a_writer_goes_on_where_another_ended(tmp_path):
+    straight = contents(write(tmp_path / "straight"))
+    interrupted(tmp_path / "e")
+    assert sorted(contents(tmp_path / "e")) == [".embeddings.npy.part", ".embeddings.progress.json"]
+    with pytest.raises(DataError, match="no complete embeddings folder"):
+        open_embeddings(tmp_path / "e")
+    write(tmp_path / "e", first=4)
+    assert contents(tmp_path / "e") == straight
+    inodes = {path.name: path.stat().st_ino for path in (tmp_path / "e").iterdir()}
+    write(tmp_path / "e", first=7)  # complete: nothing is done
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "e").iterdir()} == inodes
+
+
+def test_what_is_recorded_from_time_to_time_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "_SAVE_SECONDS", 0)
+    writer = EmbeddingsWriter(tmp_path, META)
+    writer.append(VECTORS[:3])
+    die(writer)
+    assert EmbeddingsWriter(tmp_path, META).rows == 3
+
+
+def stop_after(number, patch):
+    """Has the process end at the call after `number` that change the disk."""
+    calls = iter(range(number))
+
+    def counted(real):
+        def call(*arguments, **options):
+            if next(calls, None) is None:
+                raise Stopped
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("replace", "fsync", "unlink"):
+        patch.setattr(os, name, counted(getattr(os, name)))
+
+
+def test_a_stop_at_any_step_of_the_end_loses_nothing(tmp_path, monkeypatch):
+    straight = contents(write(tmp_path / "straight"))
+    for number in range(99):
+        folder = tmp_path / str(number)
+        writer = EmbeddingsWriter(folder, META)
+        writer.append(VECTORS)
+        with monkeypatch.context() as patch:
+            stop_after(number, patch)
+            try:
+                writer.finish(iter(IMAGES))
+                break
+            except Stopped:
+                pass
+        die(writer)
+        if (folder / ".embeddings.progress.json").exists():
+            (folder / ".images.tsv.99999.part").write_text("left by a process of another number")
+        write(folder, first=0 if number < 3 else 7)
+        assert contents(folder) == straight, f"stopped before step {number}"
+    assert 8 <= number < 99
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [({"model": "n"}, "differ in model"), ({"flip": True, "count": 8}, "differ in count, flip"),
+     ({"images": "x"}, "differ in images")],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [write, interrupted])
+def test_other_embeddings_are_refused_and_stay(make, change, words, tmp_path):
+    make(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f"holds embeddings that {words}; name another folder"):
+        EmbeddingsWriter(tmp_path, {**META, **change})
+    assert contents(tmp_path) == before
+
+
+def test_damaged_images_may_be_skipped_from_where_the_first_stopped_the_work(tmp_path):
+    interrupted(tmp_path / "begun")
+    made = open_embeddings(write(tmp_path / "begun", 4, {**META, "skip_damaged": True}))
+    assert made.meta["skip_damaged"] is True
+    for meta in (META, {**META, "skip_damaged": True}):
+        with pytest.raises(ConfigError, match="differ in skip_damaged"):
+            EmbeddingsWriter(write(tmp_path / "e", 0, meta), {**META, "skip_damaged": not meta["skip_damaged"]})
+        shutil.rmtree(tmp_path / "e")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("begun", [False, True])
+def test_files_of_others_are_refused_and_stay(begun, name, tmp_path):
+    if begun:
+        interrupted(tmp_path)
+    (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f"holds {name} that plsc predict did not make; name another folder"):
+        EmbeddingsWriter(tmp_path, META)
+    assert contents(tmp_path) == before
+
+
+def test_what_cannot_be_taken_up_is_said(tmp_path):
+    interrupted(tmp_path)
+    os.truncate(tmp_path / ".embeddings.npy.part", 140)
+    with pytest.raises(ConfigError, match=r"\.embeddings\.npy\.part: is missing or cut short"):
+        EmbeddingsWriter(tmp_path, META)
+    (tmp_path / ".embeddings.progress.json").write_text("?")
+    with pytest.raises(ConfigError, match=r"progress\.json: is no file of plsc"):
+        EmbeddingsWriter(tmp_path, META)
+
+
+def test_only_one_writes_at_a_time(tmp_path, monkeypatch):
+    first = EmbeddingsWriter(tmp_path, META)
+    with pytest.raises(ConfigError, match="another process is writing embeddings there"):
+        EmbeddingsWriter(tmp_path, META)
+    first.append(VECTORS)
+    first.finish(iter(IMAGES))
+    first.close()
+    write(tmp_path, first=7)
+
+    def no_locks(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    write(tmp_path / "e")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_line_and_with_room_it_goes_on(small_disk):
+    meta = {**META, "count": 4, "emb_dim": 50_000}  # 0.2 MB a row
+    row = np.ones((1, 50_000), "float32")
+    (small_disk / "of others").write_bytes(bytes(500_000))
+    writer = EmbeddingsWriter(small_disk / "e", meta)
+    with pytest.raises(ConfigError, match=r"e: cannot be written \(No space left on device\); free space or"):
+        for _ in range(4):
+            writer.append(row)
+    assert writer.rows == 2
+    (small_disk / "of others").unlink()
+    writer.close()
+    writer = EmbeddingsWriter(small_disk / "e", meta)
+    assert writer.rows == 2
+    for _ in range(2):
+        writer.append(row)
+    writer.finish([("x", "")] * 4)
+    writer.close()
+    assert (open_embeddings(small_disk / "e").vectors == 1).all()
+
+
+@pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
+def test_a_folder_that_cannot_be_made_is_said(place, tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        EmbeddingsWriter(tmp_path / place, META)
+
+
+def test_folders_that_cannot_be_read_are_said(tmp_path):
+    folder = write(tmp_path / "e")
+    for name, content in (("embeddings.npy", b""), ("images.tsv", b'"a\t\n'), ("manifest.json", b"[]")):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(DataError, match="no complete embeddings folder"):
+            open_embeddings(folder)
+        (folder / name).write_bytes(kept)
+    open_embeddings(folder)
+
+
+def test_parquet_holds_the_same(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(embeddings, "_PARQUET_ROWS", 3)
+    folder = write(tmp_path / "e")
+    check_parquet(folder)
+    table = parquet.read_table(write_parquet(folder))
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), VECTORS)
+    assert list(zip(table["name"].to_pylist(), table["identity"].to_pylist())) == IMAGES
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[3]"
+    assert sorted(contents(folder)) == sorted([*FILES, "embeddings.parquet"])
+    made = (folder / "embeddings.parquet").stat().st_ino
+    assert write_parquet(folder).stat().st_ino == made, "it is there already"
+    shutil.copy(folder / "embeddings.parquet", write(tmp_path / "other", meta={**META, "model": "n"}))
+    other = parquet.read_schema(write_parquet(tmp_path / "other"))
+    assert json.loads(other.metadata[b"plsc"])["model"] == "n"
+
+
+def test_parquet_of_others_stays(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    place = write(tmp_path / "e") / "embeddings.parquet"
+    place.write_text("mine")
+    for _ in range(2):
+        kept = place.read_bytes()
+        for use in (check_parquet, write_parquet):
+            with pytest.raises(ConfigError, match="embeddings.parquet: is not of plsc predict"):
+                use(tmp_path / "e")
+        assert place.read_bytes() == kept
+        parquet.write_table(pyarrow.table({"a": [1]}), place)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ConfigError, match=r"pip install '\.\[parquet\]'"):
+        check_parquet(tmp_path)

@@ -1,0 +1,250 @@
+"""Making an index of embeddings and searching it."""
+
+import base64
+import csv
+import importlib
+import io
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plsc import cli
+from plsc.errors import ConfigError, DataError
+from plsc.search import index as search
+from plsc.search.embeddings import open_embeddings
+from plsc.search.index import SearchIndex, build_index
+from plsc.search.page import write_page
+
+pytest.importorskip("faiss")
+
+
+def write_folder(folder, vectors, names=None, identities=None, **meta):
+    """A folder of embeddings, names and identities."""
+    folder.mkdir(exist_ok=True)
+    count, dim = vectors.shape
+    names = names or [f"{row}.jpg" for row in range(count)]
+    np.save(folder / "embeddings.npy", vectors.astype("float32"))
+    with open(folder / "images.tsv", "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, csv.excel_tab, lineterminator="\n").writerows(zip(names, identities or [""] * count))
+    manifest = {"count": count, "emb_dim": dim, "source": str(folder), "images": "", "model": None,
+                "image_shape": [3, 32, 32], "flip": False, **meta}  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def clustered(identities, images, dim, rng):
+    """Rows [identities * images, dim] near centres, in a random order, and the identity of each."""
+    centres = unit(rng.standard_normal((identities, dim)))
+    numbers = rng.permutation(np.repeat(np.arange(identities), images))
+    return centres[numbers] + rng.standard_normal((len(numbers), dim)) / dim**0.5, numbers
+
+
+def test_exact_search_is_what_numpy_finds(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 24)) * rng.uniform(1e-3, 1e3, (3000, 1))
+    queries = 7 * rng.standard_normal((50, 24))
+    meta = build_index(write_folder(tmp_path / "e", vectors), tmp_path / "x")
+    cosines, rows = SearchIndex(tmp_path / "x").nearest(queries, 10)
+    expected = unit(queries) @ unit(vectors).T
+    order = np.argsort(-expected, axis=1)[:, :10]
+    assert meta["kind"] == "flat" and (rows == order).all()
+    assert np.abs(cosines - np.take_along_axis(expected, order, 1)).max() < 1e-5
+
+
+def test_lists_find_most_of_the_nearest_and_all_when_all_are_looked_into(tmp_path):
+    rng = np.random.default_rng(1)
+    vectors, _ = clustered(500, 10, 32, rng)
+    folder = write_folder(tmp_path / "e", vectors)
+    queries = vectors[::50] + 0.02 * rng.standard_normal((100, 32))
+    for kind in ("flat", "ivf"):
+        meta = build_index(folder, tmp_path / kind, kind)
+    exact, ivf = (SearchIndex(tmp_path / kind) for kind in ("flat", "ivf"))
+    wanted = exact.nearest(queries, 10)[1]
+    recall = [
+        np.mean([len(set(a) & set(b)) for a, b in zip(ivf.nearest(queries, 10, probes)[1], wanted)]) / 10
+        for probes in (1, None, meta["lists"])
+    ]
+    assert meta["lists"] == 128 and 16 <= meta["probes"] < 128 and 0.95 <= meta["recall"] <= 1
+    assert 0.2 < recall[0] < recall[1] and recall[1] > 0.9 and recall[2] > 0.999
+
+
+def test_many_embeddings_get_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_FLAT_UP_TO", 99)
+    folder = write_folder(tmp_path / "e", np.random.default_rng(2).standard_normal((100, 8)))
+    assert build_index(folder, tmp_path / "x", probes=9)["kind"] == "ivf"
+    assert (
+        len(SearchIndex(tmp_path / "x").search(np.eye(8), 100)[0]) == 100
+    )  # few embeddings, few lists: all looked into
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_each_identity_comes_once_by_its_nearest_image_and_images_without_one_alone(kind, tmp_path):
+    angles = np.radians([1, 2, 3, 4, 5, *np.linspace(6, 20, 40), 30])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
+    identities = ["a", "", "", "a", "b", *["b"] * 40, "c"]
+    build_index(write_folder(tmp_path / "e", vectors, identities=identities), tmp_path / "x", kind)
+    (hits,) = SearchIndex(tmp_path / "x").search(np.array([[2.0, 0]]), 5)
+    assert [(hit.name, hit.identity) for hit in hits] == [
+        ("0.jpg", "a"), ("1.jpg", ""), ("2.jpg", ""), ("4.jpg", "b"), ("45.jpg", "c")
+    ]  # fmt: skip
+    assert np.allclose([hit.cosine for hit in hits], np.cos(np.radians([1, 2, 3, 5, 30])), atol=1e-6)
+    (all_there_is,) = SearchIndex(tmp_path / "x").search(np.array([[2.0, 0]]), 99)
+    assert all_there_is == hits
+
+
+def test_an_index_keeps_names_settings_and_nothing_temporary_and_is_replaced_by_another(tmp_path):
+    names = ['tab\tquote".jpg', "new\nline.jpg", "人/一.jpg"]
+    folder = write_folder(tmp_path / "e", np.eye(3), names, ["x", "", "人"], model="abc", flip=True)
+    place = tmp_path / "there" / "faces.index"
+    build_index(folder, place)
+    write_folder(folder, np.eye(3), names[::-1], ["人", "", "x"], model="abc", flip=True)
+    meta = build_index(folder, place)
+    index = SearchIndex(place)
+    assert (index.names, index.identities, index.meta) == (names[::-1], ["人", "", "x"], meta)
+    assert (meta["count"], meta["identities"], meta["model"], meta["flip"]) == (3, 2, "abc", True)
+    assert meta["source"] == str(folder) and meta["image_shape"] == [3, 32, 32]
+    assert sorted(path.name for path in place.parent.iterdir()) == [
+        "faces.index",
+        "faces.index.json",
+        "faces.index.tsv",
+    ]
+
+
+def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    vectors = np.eye(6)
+    vectors[2] = 0
+    folder = write_folder(tmp_path / "e", vectors, identities=list("abcdef"))
+    assert build_index(folder, tmp_path / "x")["left_out"] == 1
+    assert "1 zero embeddings are left out, the first in row 2 (2.jpg)" in caplog.text
+    assert [hits[0].identity for hits in SearchIndex(tmp_path / "x").search(np.eye(6)[[1, 3, 5]], 1)] == list("bdf")
+    vectors[4, 1] = np.nan
+    with pytest.raises(DataError, match=r"row 4 \(4.jpg\) is not finite"):
+        build_index(write_folder(folder, vectors), tmp_path / "x")
+    with pytest.raises(DataError, match="no embedding that is not zero"):
+        build_index(write_folder(folder, np.zeros((2, 3))), tmp_path / "x")
+
+
+def test_embeddings_folders_that_cannot_be_used_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "e", np.eye(3))
+    for break_it, said in (
+        (lambda: (folder / "images.tsv").write_text("a\tb\n"), "images.tsv has 1 lines, but manifest.json says 3"),
+        (lambda: (folder / "images.tsv").write_text("a\n"), "images.tsv, line 1"),
+        (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "no complete embeddings folder"),
+        (lambda: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
+    ):
+        break_it()
+        with pytest.raises(DataError, match=said):
+            build_index(folder, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["x", "x.json", "x.tsv"])
+def test_what_is_no_index_is_not_replaced(name, tmp_path):
+    folder = write_folder(tmp_path / "e", np.eye(3))
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=f"{name}: there is something already that is no complete index"):
+        build_index(folder, tmp_path / "x")
+    assert (tmp_path / name).read_text() == "{}" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_no_index_is_not_searched(tmp_path):
+    with pytest.raises(DataError, match="no complete index of plsc"):
+        SearchIndex(tmp_path / "x")
+    folder = write_folder(tmp_path / "e", np.eye(3))
+    build_index(folder, tmp_path / "x")
+    with pytest.raises(DataError, match=r"embeddings \[1, 4\], but the index holds \[N, 3\]"):
+        SearchIndex(tmp_path / "x").nearest(np.ones((1, 4)), 1)
+    with pytest.raises(DataError, match="query 1 is zero or not finite"):
+        SearchIndex(tmp_path / "x").nearest(np.eye(3)[:2] * [[1], [0]], 1)
+    (tmp_path / "x.tsv").write_text("a\t\n")
+    with pytest.raises(DataError, match="is not the index its .json and .tsv are of"):
+        SearchIndex(tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="the index cannot be read"):
+        SearchIndex(tmp_path / "x")
+
+
+def test_without_faiss_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert cli.main(["index", str(tmp_path), "--output", str(tmp_path / "x")]) == 1
+    assert "pip install '.[search]'" in capsys.readouterr().err
+
+
+def test_a_page_holds_small_thumbnails_escapes_names_and_says_what_is_missing(tmp_path):
+    Image.new("RGB", (400, 200), "red").save(tmp_path / "a.png")
+    Image.new("L", (20, 30)).save(tmp_path / "<b>&.jpg")
+    hits = [search.Hit("a.png", "<i>one</i>", 0.91234), search.Hit("gone.jpg", "", 0.5)]
+    page = tmp_path / "page.html"
+    for _ in range(2):  # its own page it replaces
+        write_page(page, str(tmp_path), [tmp_path / "<b>&.jpg"], [hits])
+    text = page.read_text()
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in images]
+    assert sizes == [(20, 30), (96, 48)]
+    assert "&lt;i&gt;one&lt;/i&gt;" in text and "<i>one" not in text and "&lt;b&gt;&amp;.jpg" in text
+    assert "0.912" in text and "gone.jpg" in text and text.count("image not found or unreadable") == 1
+    assert "http" not in text and 'name="viewport"' in text
+    page.write_text("mine")
+    with pytest.raises(ConfigError, match="no page of a search"):
+        write_page(page, None, [], [])
+    assert page.read_text() == "mine"
+
+
+def test_commands_find_the_images_an_index_was_made_of(trained, glyphs, tmp_path, capsys):
+    checkpoint, source, folder = str(trained / "output" / "0"), glyphs / "images", tmp_path / "e"
+    images = sorted(source.rglob("*.jpg"))
+    file, page = str(tmp_path / "x"), tmp_path / "page.html"
+    words = ["predict", "--checkpoint", checkpoint, "--input", str(source), "--output", str(folder), "--flip"]
+    assert cli.main(words) == 0
+    assert cli.main(["index", str(folder), "--output", file]) == 0
+    assert f"{len(images)} images of 12 identities, flat" in capsys.readouterr().out
+    one = str(images[3].parent)
+    assert cli.main(["search", file, "--checkpoint", checkpoint, one, "--top", "3", "--json", "--page", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [item["image"] for item in found] == [str(path) for path in images if str(path.parent) == one]
+    assert all(item["hits"][0]["name"] == str(item["image"])[len(str(source)) + 1 :] for item in found)
+    assert all(len(item["hits"]) == 3 and item["hits"][0]["cosine"] > 0.9999 for item in found)
+    assert page.read_text().count("data:image/jpeg") == 4 * len(found)
+    assert cli.main(["search", file, "--model", str(trained / "net"), str(images[-1]), "--top", "1"]) == 0
+    identity, name = images[-1].parent.name, images[-1].relative_to(source)
+    assert re.search(rf"\n  1\.0000  {identity}  {name}\n", capsys.readouterr().out)
+
+
+def test_a_search_with_another_network_is_refused(trained, glyphs, tmp_path, capsys):
+    checkpoint, image = str(trained / "output" / "0"), str(glyphs / "images" / "0" / "0.jpg")
+    folder, file = tmp_path / "e", str(tmp_path / "x")
+    words = ["predict", "--checkpoint", checkpoint, "--input", str(glyphs / "images"), "--output", str(folder)]
+    assert cli.main(words) == 0
+    embeddings = open_embeddings(folder)
+    other = embeddings.meta["model"][::-1]
+    for change, network, said in (
+        ({"model": other}, ["--checkpoint", checkpoint], "was made with another network"),
+        ({"image_shape": [3, 48, 48]}, ["--checkpoint", checkpoint], "takes images [3, 32, 32]"),
+        ({"emb_dim": 16}, ["--model", str(trained / "net")], "have 32 numbers, those of"),
+    ):
+        meta = {**embeddings.meta, **change}
+        write_folder(tmp_path / "other", embeddings.vectors[:, : meta["emb_dim"]], **meta)
+        build_index(tmp_path / "other", tmp_path / "x")
+        assert cli.main(["search", file, *network, image]) == 1
+        assert said in capsys.readouterr().err
+    build_index(
+        write_folder(tmp_path / "other", embeddings.vectors, **{**embeddings.meta, "model": None}), tmp_path / "x"
+    )
+    assert cli.main(["search", file, "--checkpoint", checkpoint, image]) == 0  # made by a script: nothing to compare
+
+
+def test_a_folder_without_images_is_named(tmp_path, capsys):
+    assert cli.main(["search", "x", "--checkpoint", "y", str(tmp_path)]) == 1
+    assert f"{tmp_path}: holds no image" in capsys.readouterr().err
