@@ -1,7 +1,8 @@
-"""Every Python block of the documentation runs as it stands, in a folder laid out as the pages say, at a tiny size.
+"""Runs every Python block of the documentation as it stands, in a folder laid out as the pages say.
 
-A block marked `continues` goes on with the names of those before it on its page; one marked `not-run <why>` needs what is
-not here, and must only be Python. Sizes come from PLSC_SETTINGS, which wins over what a block sets.
+A block marked `continues` uses the names defined by the blocks before it on its page. A block marked `not-run <why>`
+needs something that the tests do not have, so it is only compiled. PLSC_SETTINGS keeps the trainings tiny: it wins over
+what a block sets.
 """
 
 import doctest
@@ -25,14 +26,14 @@ NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.mark
 
 
 def my_samples():
-    """What custom.md calls the reader's own."""
+    """Stands for the reader of samples that custom.md leaves to the user."""
     for label in range(12):
         yield np.zeros((3, 32, 32), "float32"), label
 
 
 @pytest.fixture
 def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
-    """Where the reader of a page stands: data, a run's checkpoints, an export, two images."""
+    """Changes to a folder that holds what the pages assume: data, checkpoints of a run, an export and two images."""
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps(SIZES))
 
     def make(place):
@@ -54,7 +55,8 @@ def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
 
     place = tmp_path / "reader"
     made = once("documentation", make)
-    monkeypatch.setenv("PLSC_SETTINGS", json.dumps({**SIZES, "model_save_dir": "runs"}))  # none is resumed
+    # Trainings save elsewhere, so that none resumes the run whose checkpoints the pages use.
+    monkeypatch.setenv("PLSC_SETTINGS", json.dumps({**SIZES, "model_save_dir": "runs"}))
     shutil.copytree(made, place)
     monkeypatch.chdir(place)
 
@@ -63,7 +65,7 @@ def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
 def test_the_blocks_of_a_page_run(page, folder):
     known = {}
     for block in BLOCKS[page]:
-        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")  # errors show the page's lines
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")  # tracebacks show the line of the page
         if block in NOT_RUN:
             continue
         assert block.mark in ("", "continues"), f"{page}:{block.line}: {block.mark}"
@@ -72,7 +74,7 @@ def test_the_blocks_of_a_page_run(page, folder):
         known.update(names)
 
 
-def test_few_blocks_are_not_run_and_say_why():
+def test_only_a_few_blocks_are_not_run_and_each_says_why():
     assert len(NOT_RUN) <= 4
     assert all(block.mark.split(maxsplit=1)[1:] for block in NOT_RUN)
 

@@ -1,4 +1,4 @@
-"""What the pages name exists: commands, options, files, links; and the Chinese pages say what the English ones do."""
+"""Tests that commands, options, files and links on the pages exist, and that Chinese pages match the English ones."""
 
 import re
 import runpy
@@ -17,12 +17,13 @@ EVERY_PAGE = [*PAGES, *CHINESE]
 PARSERS = {
     "python -m plsc.data.glyphs ": glyphs.make_parser,
     "python -m plsc ": cli.make_parser,
+    "plsc ": cli.make_parser,
     "python tools/process_base64_files.py ": base64_command.make_parser,
 }
-# Made by what the page describes, or the reader's own.
+# Files that a command of the page makes, or that belong to the reader.
 NOT_OF_THE_PROJECT = re.compile(r"demo/work\b")
 
-NOT_TRANSLATED = {"api.md"}  # made of docstrings; the Chinese page says so
+NOT_TRANSLATED = {"api.md"}  # it is generated from docstrings, and the Chinese page says so
 
 
 def name(page):
@@ -62,7 +63,7 @@ def test_command_lines_of_the_demo_parse(script):
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name)
-def test_what_is_to_be_installed_is_an_extra(page):
+def test_extras_that_a_page_installs_exist(page):
     extras = re.findall(r'"(\w+)": \[', (ROOT / "setup.py").read_text())
     for named in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text()):
         assert set(named.split(",")) <= set(extras), named
@@ -86,19 +87,19 @@ def test_links_lead_somewhere(page):
             assert anchor in [pages.anchor(heading) for heading in pages.headings(place)], target
 
 
-def test_the_api_reference_is_what_the_docstrings_say():
+def test_the_api_reference_is_up_to_date_with_the_docstrings():
     tool = runpy.run_path(str(ROOT / "tools" / "make_api_reference.py"))
     assert (DOCS / "api.md").read_text() == tool["page"](), "run python tools/make_api_reference.py"
 
 
 def test_files_and_pages_named_in_the_source_exist():
-    """Such as `see docs/hdfs.md` in a docstring."""
+    """Checks references such as `see docs/hdfs.md` in docstrings and messages."""
     for source in (ROOT / "plsc").rglob("*.py"):
         for path in re.findall(r"\b((?:docs|demo|tools|tests)/[\w/]+\.(?:md|py|sh))", source.read_text()):
             assert (ROOT / path).exists(), f"{source}: {path}"
 
 
-def test_every_page_has_a_chinese_one_and_both_indexes_name_all():
+def test_every_page_has_a_chinese_page_and_both_indexes_link_all_pages():
     assert {path.name for path in DOCS.glob("*.md")} == {path.name for path in CHINESE}
     for index in (DOCS / "README.md", DOCS / "zh" / "README.md"):
         linked = set(re.findall(r"\]\((\w+\.md)\)", index.read_text()))
@@ -110,7 +111,7 @@ def test_every_page_has_a_chinese_one_and_both_indexes_name_all():
     [(chinese, english) for chinese, english in CHINESE.items() if english.name not in NOT_TRANSLATED],
     ids=lambda page: page.name,
 )
-def test_a_chinese_page_has_the_sections_and_the_code_of_the_english_one(chinese, english):
+def test_a_chinese_page_has_the_sections_code_and_commands_of_the_english_page(chinese, english):
     levels = [[heading.split()[0] for heading in pages.headings(page)] for page in (chinese, english)]
     assert levels[0] == levels[1]
     code = [

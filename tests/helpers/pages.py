@@ -1,4 +1,4 @@
-"""The documentation's pages, taken apart."""
+"""Reads the pages of the documentation: their fenced blocks, commands, headings and anchors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ranks import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted(DOCS.glob("*.md"))]
-# The page that a Chinese one says again. docs/zh/README.md is the project's README and the index in one.
+# Maps each Chinese page to the English page that it mirrors. docs/zh/README.md mirrors the project's README.
 CHINESE = {
     path: (ROOT if path.name == "README.md" else DOCS) / path.name for path in sorted((DOCS / "zh").glob("*.md"))
 }
@@ -20,12 +20,13 @@ CHINESE = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block.
+    """A fenced block of a page.
 
     Attributes:
-        kind: the first word after the fence.
-        mark: the other words.
-        line: of the page, at which the text begins.
+        kind: The first word after the fence, such as "python".
+        mark: The words after it, such as "continues".
+        text: What stands between the fences.
+        line: The number of the line of the page at which the text begins.
     """
 
     kind: str
@@ -36,7 +37,7 @@ class Block:
 
 @functools.cache
 def fenced(page: Path) -> tuple[Block, ...]:
-    """The fenced blocks of a page."""
+    """Returns the fenced blocks of a page."""
     content = page.read_text(encoding="utf-8")
     found = []
     for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", content, re.M | re.S):
@@ -46,31 +47,31 @@ def fenced(page: Path) -> tuple[Block, ...]:
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
+    """Returns a page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def commands(page: Path) -> list[str]:
-    """Lines that begin with a program, indented or in a block of a shell, in order; what follows a # is cut off."""
+    """Returns the command lines of a page in order, indented ones and those of shell blocks, without their comments."""
     shell = "".join(block.text for block in fenced(page) if block.kind in ("sh", "bash", "shell", "console"))
     text = prose(page) + re.sub("^", "    ", shell, flags=re.M)
-    lines = re.findall(r"^ {4}(?:\$ )?((?:python|bash|pip|spark-submit|export|cd|git) .*)$", text, re.M)
+    lines = re.findall(r"^ {4}(?:\$ )?((?:python|plsc|bash|pip|spark-submit|export|cd|git) .*)$", text, re.M)
     return [re.sub(r"\s+#.*", "", line).rstrip() for line in lines]
 
 
 def headings(page: Path) -> list[str]:
-    """With their #."""
+    """Returns the headings of a page, with their #."""
     return re.findall(r"^#+ .*$", prose(page), re.M)
 
 
 def anchor(heading: str) -> str:
-    """What GitHub makes of a heading."""
+    """Returns the anchor that GitHub makes of a heading."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.lstrip("#").strip()).lower()
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
 
 def meaning(code: str) -> str:
-    """A Python text without comments and docstrings, which are translated."""
+    """Returns the syntax tree of Python code without comments and docstrings, which are translated."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
