@@ -32,8 +32,8 @@ from plsc.config import (
     check_str,
 )
 from plsc.data.base64_source import SHUFFLES
-from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
+from plsc.data.sources import DATA_FORMATS
 from plsc.data.transforms import Augmentation
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback

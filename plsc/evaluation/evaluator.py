@@ -13,8 +13,9 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection
+from plsc.data.pair_sets import PairSet
 from plsc.data.readers import ReaderLoader
-from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet, PairSet
+from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
 from plsc.errors import ConfigError
 from plsc.evaluation.embedder import Embedder
 from plsc.heads import shard_bounds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plsc.data.sources import read_label_file
+from plsc.data.label_file import read_label_file
 from plsc.utils.sample_reader import SampleReader, rank_and_world_size, sample_reader, test
 
 __all__ = ["arc_train", "test"]

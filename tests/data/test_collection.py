@@ -95,8 +95,8 @@ def test_lists(text, expected, tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "list: names nothing"),
-        (b"\n \n", "list: names nothing"),
+        (b"", "list: lists no image"),
+        (b"\n \n", "list: lists no image"),
         (b"\xff\xfea\0", r"list: cannot be read \(not UTF-8\)"),
         ("a.png 1\n".encode("utf-16-le"), r"list: cannot be read \(not UTF-8\)"),
         (b"a.png 1\n\nb.png\n", "list:3: 'b.png' is not 'path identity'"),

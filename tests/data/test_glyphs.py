@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the fonts come with matplotlib, of the
 
 from plsc.data import glyphs as module  # noqa: E402
 from plsc.data.glyphs import main, render_glyphs  # noqa: E402
-from plsc.data.sources import read_label_file  # noqa: E402
+from plsc.data.label_file import read_label_file  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
 from plsc.errors import DataError  # noqa: E402
 

@@ -198,7 +198,7 @@ def test_readers_that_know_count_their_batches() -> None:
 
 def test_uint8_is_normalised_and_unnormalised_floats_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("plsc.data.readers.logger.warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("plsc.data.reader_batches.logger.warning", lambda text, *values: said.append(text % values))
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
     batches = [[(image, 0) for image in pixels[:4]], [(image, 0) for image in pixels[4:]]]
     got = np.concatenate([images for images, _ in loader(batches).epoch(0)])
@@ -214,8 +214,8 @@ def test_uint8_is_normalised_and_unnormalised_floats_are_told_of(monkeypatch: py
         ({"image": GOOD}, "got dict"),
         (7, "got int"),
         (np.zeros((4, *SHAPE), np.float32), "got float32"),
-        ((np.zeros((4, *SHAPE), np.float32), np.zeros(3, np.int64)), r"labels int64 \[3\] for 4 images"),
-        ((np.zeros((4, *SHAPE), np.float32), np.zeros(4)), r"labels float64 \[4\] for 4 images"),
+        ((np.zeros((4, *SHAPE), np.float32), np.zeros(3, np.int64)), r"labels int64 \[3\] do not fit 4 images"),
+        ((np.zeros((4, *SHAPE), np.float32), np.zeros(4)), r"labels float64 \[4\] do not fit 4 images"),
         (
             (np.zeros((4, 3, 8, 9), np.float32), np.zeros(4, np.int64)),
             r"shape \[3, 8, 9\] but image_shape is \[3, 8, 8\]",

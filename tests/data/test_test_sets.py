@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.test_sets import GallerySet, IdentitySet, PairSet, find_sets, read_gallery, read_pairs
+from plsc.data.pair_sets import PairSet, read_pairs
+from plsc.data.test_sets import GallerySet, IdentitySet, find_sets, read_gallery
 from plsc.errors import DataError
 
 SHAPE = (3, 16, 16)
@@ -51,11 +52,11 @@ def test_lfw_pairs_of_one_number_are_one_fold(tmp_path):
 @pytest.mark.parametrize(
     "lines, words",
     [
-        (LINES[:-1], "holds 7 pairs, and its first line says 2 folds of 2 and 2"),
+        (LINES[:-1], "holds 7 pairs, but its first line says 2 folds of 2 same and 2 different"),
         ([*LINES[:2], "B\tx\t3", *LINES[3:]], r"pairs.txt:3: .* is not 'name 1 4'"),
         ([*LINES[:3], "A\t1\t2", *LINES[4:]], r"pairs.txt:4: .* is not 'name 1 other 2'"),
         ([*LINES[:3], "A\t1\tD\t1", *LINES[4:]], r"pairs.txt:4: there is no image .*D_0001.jpg"),
-        (["2\t2", "D\t1\t2", *LINES[2:]], "no image D/D_0001.jpg .* nor in images or lfw"),
+        (["2\t2", "D\t1\t2", *LINES[2:]], "no image D/D_0001.jpg .* nor in its subfolders images and lfw"),
     ],
 )
 def test_lfw_pairs_that_are_wrong_are_named(tmp_path, lines, words):
@@ -81,9 +82,9 @@ def test_pairs_of_images_and_of_folders(tmp_path):
     [
         ("a.png a.png 1\na.png a.png\n", "p.txt:2: 'a.png a.png' is not 'one other 1'"),
         ("a.png a.png 2\n", "p.txt:1: .* is not 'one other 1' or 'one other 0'"),
-        ("a.png none.png 1\n", "p.txt:1: there is no image and no folder .*none.png"),
+        ("a.png none.png 1\n", "p.txt:1: .*none.png is neither an image nor a folder"),
         ("a.png empty 1\n", "empty: holds no image"),
-        ("\n \n", "names nothing"),
+        ("\n \n", "lists no image"),
     ],
 )
 def test_pairs_that_are_wrong_are_named(tmp_path, text, words):
@@ -112,7 +113,7 @@ def test_a_target_is_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
     with pytest.raises(DataError, match="two test sets are called 'p'"):
         find_sets(str(tmp_path), "p,p.txt", SHAPE)
     picture(tmp_path / "people" / "stray.png")
-    with pytest.raises(DataError, match="stray.png: of whom is it"):
+    with pytest.raises(DataError, match="stray.png: the image has no identity"):
         find_sets(str(tmp_path), "people", SHAPE)
 
 
@@ -124,7 +125,7 @@ def test_a_gallery_and_probes(tmp_path):
     assert isinstance(found, GallerySet)
     assert found.gallery_templates.tolist() == [0, 1, 1] and found.gallery_identities.tolist() == [0, 1]
     assert found.probe_templates.tolist() == [0, 1, 0, 2] and found.probe_identities.tolist() == [1, -1, 0]
-    with pytest.raises(DataError, match="of whom is it"):
+    with pytest.raises(DataError, match="the image has no identity"):
         read_gallery(tmp_path / "p", tmp_path / "p.txt")
     # A folder in the folder of an identity is a template of its images.
     for name in ("q/a/one/1.png", "q/a/one/2.png", "q/a/two/1.png", "q/a/3.png", "q/c/4.png"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plsc.data.sources import read_label_file
+from plsc.data.label_file import read_label_file
 from plsc.errors import DataError
 
 
@@ -33,8 +33,8 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", ["label.txt", "names no images"]),
-        (b"\n \n", ["names no images"]),
+        (b"", ["label.txt", "lists no images"]),
+        (b"\n \n", ["lists no images"]),
         (b"1.jpg 0\n1.jpg\n", ["label.txt:2", "no label"]),
         (b"1.jpg 0\n1.jpg x\n", ["label.txt:2", "'x'", "not an integer"]),
         (b"1.jpg 1.0\n", ["label.txt:1", "not an integer"]),
