@@ -91,7 +91,11 @@ def _of_curve(
 
 
 def all_pairs_metrics(
-    embeddings: np.ndarray, labels: np.ndarray, different_counts: np.ndarray, fars: Sequence[float] = FARS
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    different_counts: np.ndarray,
+    fars: Sequence[float] = FARS,
+    drawn: Optional[tuple[np.ndarray, np.ndarray]] = None,
 ) -> dict[str, Any]:
     """Measure embeddings of labelled images on all their pairs: what `verification_metrics` returns.
 
@@ -103,15 +107,15 @@ def all_pairs_metrics(
         labels: int [N].
         different_counts: what `count_different` gives, summed over all its shares.
     """
-    pairs, issame = pairs_of_labels(labels)
+    pairs, issame = pairs_of_labels(labels) if drawn is None else drawn
     each = min(issame.sum(), (~issame).sum())
     kept = np.stack([np.flatnonzero(issame)[:each], np.flatnonzero(~issame)[:each]], axis=1).reshape(-1)
-    drawn = verification_metrics(embeddings, issame[kept], pairs=pairs[kept], fars=())
+    result = verification_metrics(embeddings, issame[kept], pairs=pairs[kept], fars=())
     same = same_pairs(labels, _MOST_SAME)
     scores = _compare(embeddings, same)[1]
     roc = roc_of_counts(scores, different_counts)
-    drawn["xnorm"] = mean_norm(embeddings)
-    return {**drawn, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
+    result["xnorm"] = mean_norm(embeddings)
+    return {**result, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
 
 
 def count_different(embeddings: np.ndarray, labels: np.ndarray, share: int = 0, shares: int = 1) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_killed_it_goes_on_where_it_was_and_ends_with_the_same_bits(number, made
     again = start(SCRIPT, *arguments, data / "images")
     assert again.returncode == 0, again.stderr[-2000:]
     there = 9 * 5 * number  # the last round of two ranks is a small one
-    assert f"{tmp_path / '0'}: {there} of 96 embeddings are there already" in again.stderr
+    assert f"{tmp_path / '0'}: {there} of 96 embeddings exist already" in again.stderr
     assert f"decoded {96 - there if number == 1 else 5}\n" in again.stdout  # by rank 0, whose words are shown
     assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["embeddings.npy", "images.tsv", "manifest.json"]
     for name in ("embeddings.npy", "images.tsv", "manifest.json"):
@@ -130,7 +130,7 @@ def test_a_damaged_image_of_one_rank_is_one_line_or_zeros(damaged, made, trained
     assert f"plsc: error: {damaged}/8/6.jpg: cannot decode the image" in process.stderr
     process = start(*arguments, "skip_damaged=true")
     assert process.returncode == 0, process.stderr[-2000:]
-    assert re.search(r"0: \d+ of 96 embeddings are there already", process.stderr)
+    assert re.search(r"0: \d+ of 96 embeddings exist already", process.stderr)
     assert (
         process.stderr.count("8/6.jpg: cannot decode the image") == process.stderr.count("8/7.jpg: cannot decode") == 1
     )
@@ -147,7 +147,7 @@ def test_ranks_that_find_different_images_say_so(glyphs, trained, tmp_path):
         (tmp_path / f"list{rank}").write_text(f"{glyphs}/images/0/{rank}.jpg\n")
     process = start(SCRIPT, 2, trained / "output" / "0", tmp_path, tmp_path / "list{rank}")
     assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert "list0: the ranks find different images there" in process.stderr
+    assert "list0: the ranks find different images" in process.stderr
 
 
 def test_skipped_images_are_named_up_to_a_limit(ins, damaged, capsys, monkeypatch):
@@ -201,7 +201,7 @@ def test_an_export_embeds_as_its_network_does(trained, data, tmp_path, capsys):
 
 
 def test_work_without_a_terminal_says_how_far_it_is(ins, data, caplog, monkeypatch):
-    monkeypatch.setattr(embedder, "_SAY_SECONDS", 0)
+    monkeypatch.setattr(embedder, "_LOG_SECONDS", 0)
     ins.set_test_batch_size(40)
     with caplog.at_level("INFO", logger="plsc"):
         ins.predict(data / "images")

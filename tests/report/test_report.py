@@ -78,9 +78,9 @@ def test_a_page_of_two_runs_is_sound_and_holds_everything(compared):
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert len(page.images) == 32 and all(page.images)
     for title in (
-        "Summary", "What to know", "Training loss", "Learning rate", "Loss scale", "Speed", "Accuracy", "ROC",
-        "Similarity of pairs, two", "Map of embeddings, two", "The same, but found least alike",
-        "Different, but found most alike", "What differs between the runs", "Machine", "A processor",
+        "Summary", "Notes", "Training loss", "Learning rate", "Loss scale", "Speed", "Accuracy", "ROC",
+        "Similarity of pairs, two", "Map of embeddings, two", "Same identity, lowest similarity",
+        "Different identities, highest similarity", "Settings that differ between the runs", "Machine", "A processor",
     ):  # fmt: skip
         assert title in page.text, title
     assert "\u202e" not in text and "prefers-color-scheme: dark" in text and '<html lang="en">' in text
@@ -103,7 +103,7 @@ def test_a_run_without_tests_says_so_and_draws_no_empty_chart(tmp_path):
     page = Checked((tmp_path / "report.html").read_text())
     assert [path.split("/")[-1] for path in made["png"]] == ["loss.png", "lr.png", "images_per_second.png"]
     assert "No test is recorded" in page.text and "Test on" not in page.text
-    assert page.text.count("Not known, as there is no run.json.") == 2
+    assert page.text.count("Unknown, as there is no run.json.") == 2
     (run / "metrics.jsonl").write_text('{"event": "tra')
     assert make_report([run], tmp_path / "report.html", tmp_path / "none")["png"] == []
     assert "No training step is recorded, so there are no curves." in (tmp_path / "report.html").read_text()
@@ -116,9 +116,9 @@ def test_pairs_without_images_or_of_one_kind_are_said(tmp_path):
     make_report([run], tmp_path / "report.html")
     text = Checked((tmp_path / "report.html").read_text()).text
     assert "lfw_pairs.npz: no images of its hardest pairs; no embeddings for a map." in text
-    assert "one_pairs.npz: no ROC, as all its pairs are of the same things;" in text
+    assert "one_pairs.npz: no ROC, as all its pairs are of the same identity;" in text
     assert "none_pairs.npz holds no pairs." in text
-    assert "No test of it is recorded in metrics.jsonl." in text
+    assert "metrics.jsonl holds no test on this set." in text
 
 
 def test_a_gallery_has_shares_found_and_no_pairs(tmp_path):
@@ -139,9 +139,9 @@ def test_a_gallery_has_shares_found_and_no_pairs(tmp_path):
             )
     made = make_report([run], tmp_path / "report.html", tmp_path / "png")
     text = Checked((tmp_path / "report.html").read_text()).text
-    assert "identification: found first 87.50%" in re.sub(r"\s+", " ", text)
+    assert "identification: rank-1 rate 87.50%" in re.sub(r"\s+", " ", text)
     assert (
-        "Found first on identification after each epoch. run: 87.50 % after epoch 1."
+        "Rank-1 rate on identification after each epoch. run: 87.50 % after epoch 1."
         in (tmp_path / "report.html").read_text()
     )
     assert [one for one in made["png"] if "identification" in one] and "no identification_pairs.npz" not in text
@@ -180,6 +180,6 @@ def test_mistakes_are_one_line_and_foreign_files_stay(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and page.read_text() == "<p>mine" and not (tmp_path / "new.html").exists()
     assert "not the folder of a run" in lines[0] and "name another file with --output" in lines[1]
-    assert "loss.png: there is something already that is no chart" in lines[2]
+    assert "loss.png: exists, and is not a chart" in lines[2]
     for _ in range(2):
         assert main(["report", str(run), "--output", str(tmp_path / "own.html"), "--png", str(tmp_path / "own")]) == 0

@@ -55,8 +55,8 @@ def test_what_is_missing_or_damaged_becomes_a_note(tmp_path):
         "3 lines of metrics.jsonl cannot be read and are left out",
         "run.json cannot be read",
         "1 pairs have no finite similarity",
-        "images of hard pairs do not fit together",
-        "embeddings for the map do not fit together",
+        "arrays of hard pairs do not fit together",
+        "arrays of the map do not fit together",
         "other_pairs.npz cannot be read",
     ):
         assert text in notes
@@ -69,7 +69,7 @@ def test_of_several_runs_in_one_folder_the_last_counts(tmp_path):
     (folder / "metrics.jsonl").write_text(lines + json.dumps({"event": "train", "step": 1, "loss": 5}) + "\n")
     run = read_run(folder)
     assert run.train["loss"].tolist() == [5] and run.tests == []
-    assert "The folder holds records of an earlier run too, which are not shown." in run.notes
+    assert "The folder also holds records of an earlier run, which the report leaves out." in run.notes
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -81,7 +81,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="not the folder of a run, there is no metrics.jsonl"):
+    with pytest.raises(DataError, match="not the folder of a run, as it holds no metrics.jsonl"):
         read_run(tmp_path)
 
 
