@@ -18,7 +18,7 @@ from plsc.data.collection import open_collection
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation import embedder
 from plsc.evaluation.embedder import Embedder
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 from plsc.search.embeddings import open_embeddings
 
 SCRIPT = "predict_glyphs.py"
@@ -212,12 +212,12 @@ def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_pat
     network = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 32 * 32, 5))
     config = Config(image_shape=(3, 32, 32), emb_dim=4)
     images = open_collection(glyphs / "images" / "0")
-    with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] of 8 images"):
-        Embedder(Backbone(network, config), config, flip=False).keep(images, tmp_path)
+    with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] for 8 images"):
+        Embedder(TrainedNetwork(network, config), config, flip=False).keep(images, tmp_path)
     network[1].weight.set_value(paddle.full([3 * 32 * 32, 5], float("nan")))
     with pytest.raises(DataError, match="0.jpg: its embedding is not finite"):
         config.emb_dim = 5
-        Embedder(Backbone(network, config), config, flip=False).embed(images)
+        Embedder(TrainedNetwork(network, config), config, flip=False).embed(images)
 
 
 @pytest.mark.parametrize(

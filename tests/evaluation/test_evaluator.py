@@ -18,7 +18,7 @@ from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.evaluator import Evaluator
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 
 pytestmark = pytest.mark.core
 
@@ -53,7 +53,7 @@ def result_of(config, net, **options):
     sets = find_sets(config.dataset_dir, config.val_targets, SHAPE)
     if config.identification:
         sets.append(read_gallery(*config.identification))
-    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(Backbone(net, config))
+    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(TrainedNetwork(net, config))
 
 
 def same(found, expected):

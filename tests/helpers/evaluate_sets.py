@@ -9,7 +9,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.engine.build import build_evaluator
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 
 
 def main(glyphs, output):
@@ -25,7 +25,7 @@ def main(glyphs, output):
         test_batch_size=9,
         model_save_dir="",
     )
-    results = build_evaluator(config)(Backbone(net, config))
+    results = build_evaluator(config)(TrainedNetwork(net, config))
     Path(output).mkdir(parents=True, exist_ok=True)
     (Path(output) / f"rank_{parallel.rank()}.json").write_text(json.dumps(results))
 

@@ -136,7 +136,7 @@ def test_what_cannot_be_predicted_with_is_said(tmp_path):
     with pytest.raises(ConfigError, match="format 'tflite'"):
         export(model, tmp_path, SHAPE, "tflite")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write there"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         export(model, tmp_path / "file", SHAPE)
 
 
