@@ -101,7 +101,7 @@ def read_run(folder: Path) -> RunFolder:
         raise DataError(f"{folder}: no such folder; name the folder of a run, which set_model_save_dir sets")
     if not (folder / "metrics.jsonl").is_file():
         raise DataError(
-            f"{folder}: not the folder of a run, as it holds no metrics.jsonl; name the folder that set_model_save_dir sets"
+            f"{folder}: not the folder of a run, as it holds no metrics.jsonl; name the folder of set_model_save_dir"
         )
     notes: list[str] = []
     records = _last_run(_records(folder / "metrics.jsonl", notes), notes)
@@ -202,7 +202,7 @@ def _note_training(train: Mapping[str, np.ndarray], tests: list[TestRecord], not
     if len(bad):
         some = ", ".join(f"{steps[one]:,.0f}" for one in bad[:5]) + (", ..." if len(bad) > 5 else "")
         notes.append(
-            f"{len(bad)} of {len(loss)} records of training have no finite loss (step {some}): the curve has gaps at them."
+            f"{len(bad)} of {len(loss)} records of training have no finite loss (step {some}): the curve has gaps there."
         )
     if not tests:
         notes.append("No test is recorded: set_with_test(False) was called, or the first epoch has not ended.")

@@ -256,4 +256,4 @@ def test_the_command_says_what_there_is(glyphs, trained, tmp_path, capsys):
     (output / "embeddings.npy").unlink()
     assert cli.main(words) == 1
     said = capsys.readouterr().err
-    assert "no complete embeddings folder (embeddings.npy: No such file" in said and "Traceback" not in said
+    assert "not a complete embeddings folder (embeddings.npy: No such file" in said and "Traceback" not in said

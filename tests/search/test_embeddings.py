@@ -80,7 +80,7 @@ def test_a_writer_goes_on_where_another_ended(tmp_path):
     straight = contents(write(tmp_path / "straight"))
     interrupted(tmp_path / "e")
     assert sorted(contents(tmp_path / "e")) == [".embeddings.npy.part", ".embeddings.progress.json"]
-    with pytest.raises(DataError, match="no complete embeddings folder"):
+    with pytest.raises(DataError, match="not a complete embeddings folder"):
         open_embeddings(tmp_path / "e")
     write(tmp_path / "e", first=4)
     assert contents(tmp_path / "e") == straight
@@ -165,7 +165,7 @@ def test_files_of_others_are_refused_and_stay(begun, name, tmp_path):
         interrupted(tmp_path)
     (tmp_path / name).write_text("{}")
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=f"holds {name} that plsc predict did not make; name another folder"):
+    with pytest.raises(ConfigError, match=f"holds {name}, which plsc predict did not write; name another folder"):
         EmbeddingsWriter(tmp_path, META)
     assert contents(tmp_path) == before
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_taken_up_is_said(tmp_path):
     with pytest.raises(ConfigError, match=r"\.embeddings\.npy\.part: is missing or cut short"):
         EmbeddingsWriter(tmp_path, META)
     (tmp_path / ".embeddings.progress.json").write_text("?")
-    with pytest.raises(ConfigError, match=r"progress\.json: is no file of plsc"):
+    with pytest.raises(ConfigError, match=r"progress\.json: plsc did not write this file"):
         EmbeddingsWriter(tmp_path, META)
 
 
@@ -240,7 +240,7 @@ def test_folders_that_cannot_be_read_are_said(tmp_path):
     for name, content in (("embeddings.npy", b""), ("images.tsv", b'"a\t\n'), ("manifest.json", b"[]")):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
-        with pytest.raises(DataError, match="no complete embeddings folder"):
+        with pytest.raises(DataError, match="not a complete embeddings folder"):
             open_embeddings(folder)
         (folder / name).write_bytes(kept)
     open_embeddings(folder)
@@ -272,7 +272,7 @@ def test_parquet_of_others_stays(tmp_path):
     for _ in range(2):
         kept = place.read_bytes()
         for use in (check_parquet, write_parquet):
-            with pytest.raises(ConfigError, match="embeddings.parquet: is not of plsc predict"):
+            with pytest.raises(ConfigError, match="embeddings.parquet: plsc predict did not write this file"):
                 use(tmp_path / "e")
         assert place.read_bytes() == kept
         parquet.write_table(pyarrow.table({"a": [1]}), place)

@@ -129,7 +129,7 @@ def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_pa
     vectors[4, 1] = np.nan
     with pytest.raises(DataError, match=r"row 4 \(4.jpg\) is not finite"):
         build_index(write_folder(folder, vectors), tmp_path / "x")
-    with pytest.raises(DataError, match="no embedding that is not zero"):
+    with pytest.raises(DataError, match="all embeddings are zero"):
         build_index(write_folder(folder, np.zeros((2, 3))), tmp_path / "x")
 
 
@@ -138,7 +138,7 @@ def test_embeddings_folders_that_cannot_be_used_are_refused(tmp_path):
     for break_it, said in (
         (lambda: (folder / "images.tsv").write_text("a\tb\n"), "images.tsv has 1 lines, but manifest.json says 3"),
         (lambda: (folder / "images.tsv").write_text("a\n"), "images.tsv, line 1"),
-        (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "no complete embeddings folder"),
+        (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "not a complete embeddings folder"),
         (lambda: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
     ):
         break_it()
@@ -151,22 +151,22 @@ def test_embeddings_folders_that_cannot_be_used_are_refused(tmp_path):
 def test_what_is_no_index_is_not_replaced(name, tmp_path):
     folder = write_folder(tmp_path / "e", np.eye(3))
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match=f"{name}: there is something already that is no complete index"):
+    with pytest.raises(ConfigError, match=f"{name}: exists, and is not a complete index"):
         build_index(folder, tmp_path / "x")
     assert (tmp_path / name).read_text() == "{}" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_is_no_index_is_not_searched(tmp_path):
-    with pytest.raises(DataError, match="no complete index of plsc"):
+    with pytest.raises(DataError, match="not a complete index"):
         SearchIndex(tmp_path / "x")
     folder = write_folder(tmp_path / "e", np.eye(3))
     build_index(folder, tmp_path / "x")
-    with pytest.raises(DataError, match=r"embeddings \[1, 4\], but the index holds \[N, 3\]"):
+    with pytest.raises(DataError, match=r"embeddings \[1, 4\] do not fit the index, which holds \[N, 3\]"):
         SearchIndex(tmp_path / "x").nearest(np.ones((1, 4)), 1)
     with pytest.raises(DataError, match="query 1 is zero or not finite"):
         SearchIndex(tmp_path / "x").nearest(np.eye(3)[:2] * [[1], [0]], 1)
     (tmp_path / "x.tsv").write_text("a\t\n")
-    with pytest.raises(DataError, match="is not the index its .json and .tsv are of"):
+    with pytest.raises(DataError, match="the index does not belong to its .json and .tsv"):
         SearchIndex(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"nothing")
     with pytest.raises(DataError, match="the index cannot be read"):
@@ -197,7 +197,7 @@ def test_a_page_holds_small_thumbnails_escapes_names_and_says_what_is_missing(tm
     assert "0.912" in text and "gone.jpg" in text and text.count("image not found or unreadable") == 1
     assert "http" not in text and 'name="viewport"' in text
     page.write_text("mine")
-    with pytest.raises(ConfigError, match="no page of a search"):
+    with pytest.raises(ConfigError, match="not a page of a search"):
         write_page(page, None, [], [])
     assert page.read_text() == "mine"
 
