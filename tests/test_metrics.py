@@ -159,7 +159,7 @@ def test_pairs_of_labels(labels: list[int], most: int, seed: int) -> None:
     every = np.triu(np.ones_like(alike), 1)
     kinds = [int((every & kind).sum()) for kind in (alike, ~alike)]
     if 0 in kinds:
-        with pytest.raises(DataError, match="no pairs of both kinds"):
+        with pytest.raises(DataError, match="do not give pairs of both kinds"):
             pairs_of_labels(values, most, seed)
         return
     pairs, issame = pairs_of_labels(values, most, seed)
@@ -337,7 +337,7 @@ def test_identification_refuses_what_means_nothing() -> None:
     rows, names = np.ones((3, 2), np.float32), np.arange(3)
     for gallery, known, probes, identities, message in (
         (rows, np.zeros(3, int), rows, names, "twice in the gallery"),
-        (rows, names, rows, names + 5, "no probe is of an identity"),
+        (rows, names, rows, names + 5, "no probe has an identity"),
         (rows, names, rows[:0], names[:0], "do not fit"),
         (rows, names, rows * np.nan, names, "row 0 of the probes is not finite"),
     ):

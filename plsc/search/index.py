@@ -205,7 +205,9 @@ def _usable_rows(folder: Path, embeddings: Embeddings) -> np.ndarray:
         kept[first : first + _BLOCK] = block.any(axis=1)
     rows = np.flatnonzero(kept)
     if not len(rows):
-        raise DataError(f"{folder}/embeddings.npy: all embeddings are zero, so there is nothing to find; embed other images")
+        raise DataError(
+            f"{folder}/embeddings.npy: all embeddings are zero, so there is nothing to find; embed other images"
+        )
     if len(rows) < len(kept):
         row = int(kept.argmin())
         logging.getLogger("plsc").warning(
