@@ -274,7 +274,7 @@ def make_parser() -> Parser:
         description="Renders characters into a data set: images/, label.txt, classes.txt, and glyphs.bin with pairs of "
         "characters that are held out of training. The same options give the same bytes.",
         examples=[
-            "python -m plsc.data.glyphs --output ./glyphs                                         # the set of the demo",
+            "python -m plsc.data.glyphs --output ./glyphs                                         # as in the demo",
             "python -m plsc.data.glyphs --output ./small --classes 50 --held-out 30 --pairs 600   # takes seconds",
             "python -m plsc.data.glyphs --output ./glyphs64 --base64-parts 10                     # with base64 files",
         ],

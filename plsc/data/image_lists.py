@@ -85,8 +85,8 @@ def parse_line(path: Path, number: int, line: str) -> Listed:
     words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
     if not 2 <= len(words) <= 3 or not all(words[:2]):
         raise DataError(
-            f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; if the lines are "
-            "plain paths, check that the images of the first lines exist"
+            f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; if the lines "
+            "are plain paths, check that the images of the first lines exist"
         )
     name, identity = words[0], sys.intern(words[1])  # Millions of images share few identities.
     return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", number)

@@ -49,8 +49,8 @@ def read_pairs(path: Path) -> PairSet:
     """Reads a pairs file.
 
     The file has one of two forms. In the first, each line is `one other 1` (the same identity) or `one other 0`
-    (different identities), with tabs if names hold spaces. A name is that of an image in the folder of the file, or of a
-    subfolder, whose images form a template.
+    (different identities), with tabs if names hold spaces. A name is that of an image in the folder of the file, or of
+    a subfolder, whose images form a template.
 
     The second is the form of LFW's `pairs.txt`. Its first line holds the number of folds and of pairs (`10<TAB>300`, or
     one number, for a single fold); for each fold that many lines `name 1 4` follow, and then as many lines
@@ -102,8 +102,8 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
     folds, each = counts if len(counts) == 2 else (1, counts[0])
     if len(lines) != folds * 2 * each or not lines:
         raise DataError(
-            f"{path}: the file holds {len(lines)} pairs, but its first line says {folds} folds of {each} same and {each} "
-            "different pairs; get the file again"
+            f"{path}: the file holds {len(lines)} pairs, but its first line says {folds} folds of {each} same and "
+            f"{each} different pairs; get the file again"
         )
     entries: dict[tuple[str, int], int] = {}
     places: list[int] = []

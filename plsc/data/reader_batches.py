@@ -25,8 +25,8 @@ class BatchMaker:
 
     Args:
         image_shape: Shape of one image, (C, H, W).
-        num_classes: Number of classes, which labels must be below. With None the reader need not yield labels, and every
-            label of the result is -1.
+        num_classes: Number of classes, which labels must be below. With None the reader need not yield labels, and
+            every label of the result is -1.
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: Optional[int]) -> None:
@@ -62,8 +62,8 @@ class BatchMaker:
             bad = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
             if len(bad):
                 raise DataError(
-                    f"{where}, sample {bad[0]}: label {labels[bad[0]]} is outside [0, {self._num_classes}); correct the "
-                    "reader or check set_class_num"
+                    f"{where}, sample {bad[0]}: label {labels[bad[0]]} is outside [0, {self._num_classes}); correct "
+                    "the reader or check set_class_num"
                 )
         return self._normalised(images, where), labels
 

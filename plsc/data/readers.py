@@ -51,9 +51,9 @@ def shard_reader(
 ) -> Callable[[], Iterator[Any]]:
     """Splits a reader over the ranks: of n ranks, rank r gets items r, r + n, r + 2n, ... of `reader()`.
 
-    Apply it to samples, before `paddle.batch`. All ranks get equally many items: if the items do not divide evenly, each
-    rank that is one short gets one of the first n items again. Every rank still reads all items, so a reader that skips
-    the items of other ranks itself is faster.
+    Apply it to samples, before `paddle.batch`. All ranks get equally many items: if the items do not divide evenly,
+    each rank that is one short gets one of the first n items again. Every rank still reads all items, so a reader that
+    skips the items of other ranks itself is faster.
 
     Args:
         reader: Function that returns an iterable of samples.
@@ -90,9 +90,9 @@ class ReaderLoader:
     Args:
         name: The attribute that the user assigned the reader to, for error messages.
         reader: See `Reader`. Its batches are lists of (image, label), or (images [b, ...], labels [b]) as arrays or
-            tensors. Images are float32 [C, H, W] or flat, and are used unchanged; or uint8 pixels, which are normalised.
-            Labels are integers in [0, num_classes). The reader itself must yield only the share of this rank, except for
-            a Dataset with a length, which is shuffled and split here in the same way as a label file.
+            tensors. Images are float32 [C, H, W] or flat, and are used unchanged; or uint8 pixels, which are
+            normalised. Labels are integers in [0, num_classes). The reader itself must yield only the share of this
+            rank, except for a Dataset with a length, which is shuffled and split here in the same way as a label file.
         image_shape: Shape of one image, (C, H, W).
         num_classes: Number of classes. With None labels are not needed, and every label of a batch is -1.
         num_images: Number of images of all ranks, for a reader that has no length; None if it is unknown.

@@ -62,13 +62,13 @@ def open_images(
     is_unsplit = os.path.exists(os.path.join(folder, _UNSPLIT_LIST))
     if data_format == "base64" or (is_unsplit and not os.path.exists(os.path.join(folder, "label.txt"))):
         raise DataError(
-            f"{os.path.join(folder, MANIFEST_NAME)}: the file is missing, so the folder holds no split base64 data; run "
-            f"python tools/process_base64_files.py --data_dir={folder} --file_list={_UNSPLIT_LIST} "
+            f"{os.path.join(folder, MANIFEST_NAME)}: the file is missing, so the folder holds no split base64 data; "
+            f"run python tools/process_base64_files.py --data_dir={folder} --file_list={_UNSPLIT_LIST} "
             f"--nranks={world_size}"
         )
     if shuffle is not None:
         raise DataError(
-            f"{folder}: set_data_format(shuffle={shuffle!r}) needs base64 data, and the folder holds none; leave shuffle "
-            "out"
+            f"{folder}: set_data_format(shuffle={shuffle!r}) needs base64 data, and the folder holds none; leave "
+            "shuffle out"
         )
     return read_label_file(folder, num_classes)

@@ -61,8 +61,8 @@ def find_sets(dataset_dir: str, targets: str, image_shape: Sequence[int]) -> lis
 
     Args:
         dataset_dir: Folder that holds the sets.
-        targets: Comma separated names, with or without suffix. A name is that of a `.bin` file of pairs; else of a pairs
-            file, `.txt`; else of a folder of images, `<identity>/<image>`.
+        targets: Comma separated names, with or without suffix. A name is that of a `.bin` file of pairs; else of a
+            pairs file, `.txt`; else of a folder of images, `<identity>/<image>`.
         image_shape: (C, H, W), to which the images of `.bin` files are decoded.
 
     Raises:
@@ -107,8 +107,8 @@ def _identities(images: Collection) -> list[str]:
     if "" in identities:
         where = images.where(identities.index(""))
         raise DataError(
-            f"{where}: the image has no identity; put images in folders named after identities, or name the identities in "
-            "a list"
+            f"{where}: the image has no identity; put images in folders named after identities, or name the "
+            "identities in a list"
         )
     return identities
 

@@ -34,8 +34,8 @@ class _RefusedGlobal(pickle.UnpicklingError):
     """The error for a pickle that asks for something a verification set never needs."""
 
 
-# The classes and functions below replace NumPy's while unpickling, so that a hostile file reaches nothing but this code.
-# The file sets no NumPy state; its bytes are only read as elements of a plain dtype.
+# The classes and functions below replace NumPy's while unpickling, so that a hostile file reaches nothing but this
+# code. The file sets no NumPy state; its bytes are only read as elements of a plain dtype.
 
 
 class _Dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
@@ -90,8 +91,8 @@ class Embedder:
     def embed_reader(self, loader: ReaderLoader) -> tuple[np.ndarray, np.ndarray]:
         """Embeds all images that a reader yields.
 
-        Ranks that read the same batches share the work, and the order of the batches stays. Otherwise the images of each
-        rank follow those of the rank before.
+        Ranks that read the same batches share the work, and the order of the batches stays. Otherwise the images of
+        each rank follow those of the rank before.
 
         Returns:
             Embeddings [N, D] float32 and labels [N], the same on every rank.
@@ -177,7 +178,8 @@ class Embedder:
         damaged = 0
         try:
             for start, chosen in zip(rounds, own):
-                rows, faults = parallel.together(lambda chosen=chosen: self._embed(images, chosen, *next(decoded)))  # type: ignore[misc]
+                embed = functools.partial(self._embed_next, images, chosen, decoded)
+                rows, faults = parallel.together(embed)
                 counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
                 if self._skip_damaged:
                     damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
@@ -207,10 +209,11 @@ class Embedder:
             rows = (rows + self._network.embed(images[..., ::-1])) / 2
         return rows
 
-    def _embed(
-        self, images: Collection, chosen: range, batch: np.ndarray, faults: dict[int, str]
+    def _embed_next(
+        self, images: Collection, chosen: range, decoded: Iterator[tuple[np.ndarray, dict[int, str]]]
     ) -> tuple[np.ndarray, dict[int, str]]:
-        """Returns the embeddings [n, D] of what `_decode` returned, and the same faults."""
+        """Returns the embeddings [n, D] of what `_decode` returns for the next batch, and the faults in it."""
+        batch, faults = next(decoded)
         if not chosen:
             return np.empty((0, self._network.emb_dim), "float32"), faults
         rows = self._forward(batch)
@@ -262,7 +265,9 @@ def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
         with contextlib.suppress(DataError):
             made = open_embeddings(folder)
     seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
-    given = parallel.from_rank_0(lambda: np.array(made.vectors)) if parallel.any_rank(not seen) else None  # type: ignore[union-attr]
+    given = None
+    if parallel.any_rank(not seen):
+        given = parallel.from_rank_0(lambda: np.array(made.vectors))  # type: ignore[union-attr]
     return made.vectors if seen else given  # type: ignore[union-attr, return-value]
 
 

@@ -42,8 +42,8 @@ class Evaluator:
         reader: Yields labelled images, which replace the sets; None tests on the sets.
         config: How to embed images. Embeddings are averaged over the mirror image if training mirrors images.
         pairs_dir: Folder in which rank 0 leaves `<set>_pairs.npz` for `plsc report`; None leaves nothing.
-        kept_dir: Folder in which embeddings of sets are kept, and from which they are taken if images and network are the
-            same; None embeds the images in every test.
+        kept_dir: Folder in which embeddings of sets are kept, and from which they are taken if images and network are
+            the same; None embeds the images in every test.
     """
 
     def __init__(

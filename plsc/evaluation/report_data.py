@@ -58,8 +58,8 @@ def _hardest(similarity: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> n
 def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Returns a name for the identity of each of the images `shown` [N], as str [N].
 
-    If the collection names no identities, images that the pairs `same` [S, 2] connect are of one identity, and the number
-    of the first of them is its name. An image in no such pair gets ''.
+    If the collection names no identities, images that the pairs `same` [S, 2] connect are of one identity, and the
+    number of the first of them is its name. An image in no such pair gets ''.
     """
     named = [images.identity(i) for i in shown.tolist()]
     if any(named):

@@ -19,8 +19,8 @@ def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, i
     """Returns images to compare the networks on, normalised, [N, C, H, W] float32.
 
     Args:
-        calibration: A folder, a label file or base64 parts, of which up to 256 images are used, evenly spaced. None gives
-            16 images of noise.
+        calibration: A folder, a label file or base64 parts, of which up to 256 images are used, evenly spaced. None
+            gives 16 images of noise.
         image_shape: Shape of one image, (C, H, W).
 
     Raises:

@@ -58,8 +58,8 @@ def export(
         image_shape: Shape of one image, (C, H, W).
         format: 'paddle' or 'onnx'.
         precision: 'float32', or for ONNX also 'float16' or 'int8'.
-        calibration: Folder or label file of images, on which the export is compared with the network, and from which int8
-            takes the ranges of its numbers. None compares on noise.
+        calibration: Folder or label file of images, on which the export is compared with the network, and from which
+            int8 takes the ranges of its numbers. None compares on noise.
 
     Returns:
         `folder`.

@@ -82,8 +82,8 @@ class Predictor:
         if images.ndim != 4 or images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
             wanted = ", ".join(map(str, self.image_shape))
             raise DataError(
-                f"embed_batch: got a {images.dtype} array of shape {list(images.shape)}, but expected normalised images "
-                f"[B, {wanted}] float32; embed() takes images that are not normalised"
+                f"embed_batch: got a {images.dtype} array of shape {list(images.shape)}, but expected normalised "
+                f"images [B, {wanted}] float32; embed() takes images that are not normalised"
             )
         if not len(images):
             return np.zeros((0, self.emb_dim), "float32")
@@ -94,8 +94,8 @@ class Predictor:
         finite = np.isfinite(embeddings).all(axis=1)
         if not finite.all():
             raise DataError(
-                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for NaN "
-                f"in the image, or export in float32 (this export is {self.precision})"
+                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for "
+                f"NaN in the image, or export in float32 (this export is {self.precision})"
             )
         return embeddings
 

@@ -54,10 +54,10 @@ def identification_metrics(
 ) -> dict[str, Any]:
     """Searches for every probe in the gallery, and measures the answers (ISO/IEC 19795-1, closed and open set).
 
-    A probe is mated if the gallery holds its identity. Its rank is 1 plus the number of other identities that are at least
-    as similar to it as its own. An open-set search answers with the most similar identity if the cosine reaches a
-    threshold. FPIR is the share of the probes without a mate that get an answer, and TPIR the share of mated probes that
-    get the right one.
+    A probe is mated if the gallery holds its identity. Its rank is 1 plus the number of other identities that are at
+    least as similar to it as its own. An open-set search answers with the most similar identity if the cosine reaches a
+    threshold. FPIR is the share of the probes without a mate that get an answer, and TPIR the share of mated probes
+    that get the right one.
 
     Args:
         gallery: Embeddings of the gallery, float [G, D], one row for each identity.
@@ -68,9 +68,9 @@ def identification_metrics(
         fpirs: Values of FPIR for `at_fpir`.
 
     Returns:
-        `rank@1`, ... (shares of the mated probes with at most that rank), `gallery`, `probes` and `mated` (numbers), and
-        `at_fpir`: `{'1e-2': {'tar', 'low', 'high', 'threshold'}}` as `at_far` of `verification_metrics`, where `tar` is
-        TPIR.
+        `rank@1`, ... (shares of the mated probes with at most that rank), `gallery`, `probes` and `mated` (numbers),
+        and `at_fpir`: `{'1e-2': {'tar', 'low', 'high', 'threshold'}}` as `at_far` of `verification_metrics`, where
+        `tar` is TPIR.
 
     Raises:
         DataError: The shapes do not fit, an identity is twice in the gallery, or no probe is mated.
@@ -89,14 +89,14 @@ def mates_of(
     for name, rows, identities in (("gallery", gallery, gallery_identities), ("probes", probes, probe_identities)):
         if rows.ndim != 2 or len(rows) != len(identities) or len(rows) == 0:
             raise DataError(
-                f"identification: {name} {list(rows.shape)} do not fit identities {list(identities.shape)}; give [N, D] "
-                "and [N]"
+                f"identification: {name} {list(rows.shape)} do not fit identities {list(identities.shape)}; give [N, "
+                "D] and [N]"
             )
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise DataError(
-                f"identification: row {int(bad[0])} of the {name} is not finite; training has diverged or the checkpoint "
-                "is damaged"
+                f"identification: row {int(bad[0])} of the {name} is not finite; training has diverged or the "
+                "checkpoint is damaged"
             )
     order = np.argsort(gallery_identities)
     known = gallery_identities[order]
@@ -120,8 +120,8 @@ def search_gallery(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> 
         own: Row of the gallery with the identity of each probe, int64 [P]; -1 if there is none.
 
     Returns:
-        Rank of each probe, int64 [P], which means nothing for a probe without a row of its own; and the highest cosine of
-        each probe, float64 [P].
+        Rank of each probe, int64 [P], which means nothing for a probe without a row of its own; and the highest cosine
+        of each probe, float64 [P].
     """
     gallery, probes = unit_rows(gallery.astype(np.float32)), unit_rows(probes.astype(np.float32))
     rank, best = np.ones(len(probes), np.int64), np.full(len(probes), -np.inf)

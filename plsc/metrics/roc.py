@@ -155,8 +155,8 @@ def auc(roc: Roc) -> float:
 def equal_error_rate(roc: Roc) -> tuple[float, float]:
     """Returns (rate, threshold) at which the share of accepted different pairs equals that of rejected same pairs.
 
-    The rate is interpolated between the two points of the curve around it; the threshold is that of the nearer one. Both
-    are NaN if there are no pairs of either kind.
+    The rate is interpolated between the two points of the curve around it; the threshold is that of the nearer one.
+    Both are NaN if there are no pairs of either kind.
     """
     far, tar = roc.rates()
     gap = far - (1 - tar)  # It rises from -1 to 1.
@@ -184,8 +184,8 @@ def at_rates(
         seed: Seed of the bootstrap.
 
     Returns:
-        `{'1e-3': {'tar', 'low', 'high', 'threshold'}}`: the share of same pairs that are accepted; the bounds of 95 % of
-        2,000 bootstrap resamples of both kinds of pairs (percentiles; Efron and Tibshirani, An Introduction to the
+        `{'1e-3': {'tar', 'low', 'high', 'threshold'}}`: the share of same pairs that are accepted; the bounds of 95 %
+        of 2,000 bootstrap resamples of both kinds of pairs (percentiles; Efron and Tibshirani, An Introduction to the
         Bootstrap, section 13.3); and the score from which a pair is accepted.
     """
     result: dict[str, dict[str, float]] = {}

@@ -46,10 +46,10 @@ def verification_metrics(
         fars: False accept rates for `at_far`.
 
     Returns:
-        `accuracy` and `std` over the folds, `tar@1e-3`, `xnorm` (the mean norm of the images of the pairs), `auc`, `eer`,
-        `eer_threshold`, `pairs` and `different_pairs` (numbers), and `at_far`; see `at_rates`, which explains the rates
-        that are left out. In each fold, a pair is accepted if its squared distance is below the threshold that is best on
-        the other folds. Measures that need both kinds of pairs are NaN if one is missing.
+        `accuracy` and `std` over the folds, `tar@1e-3`, `xnorm` (the mean norm of the images of the pairs), `auc`,
+        `eer`, `eer_threshold`, `pairs` and `different_pairs` (numbers), and `at_far`; see `at_rates`, which explains
+        the rates that are left out. In each fold, a pair is accepted if its squared distance is below the threshold
+        that is best on the other folds. Measures that need both kinds of pairs are NaN if one is missing.
 
     Raises:
         DataError: The shapes do not fit, there are no pairs, or an embedding is not finite.
@@ -172,7 +172,7 @@ def _same(rng: np.random.Generator, order: np.ndarray, sizes: np.ndarray, most: 
 
 
 def folds_in_order(count: int, folds: int) -> np.ndarray:
-    """Returns the fold of each of `count` pairs. Folds follow each other; the first ones are longer by one if needed."""
+    """Returns the fold of each of `count` pairs, in order. If needed, the first folds are longer by one."""
     sizes = np.full(folds, count // folds)
     sizes[: count % folds] += 1
     return np.repeat(np.arange(folds), sizes)

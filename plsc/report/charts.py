@@ -24,7 +24,8 @@ from plsc.report.pairs_file import PairScores
 from plsc.report.run_folder import RunFolder
 
 SOFTWARE = "plsc report"  # PNG files hold it, so that they are recognised later.
-# The colours are legible on white and on near black. Each run also has a dash, for readers and printers without colours.
+# The colours are legible on white and on near black. Each run also has a dash, for readers and printers without
+# colours.
 COLOURS = ("#2f7fd0", "#e07b1f", "#2c9f6b", "#b05fc4", "#d4475c", "#8a8f3c", "#1fa3b5", "#a9744f")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5))
 SAME, DIFFERENT = COLOURS[0], COLOURS[1]
@@ -202,7 +203,7 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
 
 
 def _draw_over_steps(axes: Axes, curve: Curve, steps: np.ndarray, values: np.ndarray, most: int, band: float) -> None:
-    """Draws a line. Too many points become means, in a band from the smallest to the largest value of opacity `band`."""
+    """Draws a line. Too many points become means, in a band of opacity `band` from smallest to largest value."""
     values = np.where(np.isfinite(values), values, np.nan)
     if len(values) > most:
         buckets = np.array_split(np.arange(len(values)), most)

@@ -22,7 +22,8 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
     Args:
         name: Name of the element.
         *children: Its content; see `join`.
-        **attributes: Its attributes: `class_` sets `class`, `aria_label` sets `aria-label`. None leaves an attribute out.
+        **attributes: Its attributes: `class_` sets `class`, `aria_label` sets `aria-label`. None leaves an attribute
+            out.
     """
     words = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'

@@ -89,8 +89,8 @@ class SearchIndex:
         queries = np.asarray(embeddings, dtype="float64")  # In float32 the squares of extreme numbers would overflow.
         if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
             raise DataError(
-                f"search: embeddings {list(queries.shape)} do not fit the index, which holds [N, {self.emb_dim}]; embed "
-                "the queries with the network of the index"
+                f"search: embeddings {list(queries.shape)} do not fit the index, which holds [N, {self.emb_dim}]; "
+                "embed the queries with the network of the index"
             )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         bad = ~(np.isfinite(lengths) & (lengths > 0))
@@ -114,8 +114,8 @@ class SearchIndex:
             probes: Lists that an ivf index looks into; by default the number chosen when the index was made.
 
         Returns:
-            The hits of each query, nearest first. There are fewer than `top` only if the index, or the lists that an ivf
-            index looks into, hold no more identities.
+            The hits of each query, nearest first. There are fewer than `top` only if the index, or the lists that an
+            ivf index looks into, hold no more identities.
 
         Raises:
             DataError: As for `nearest`.
@@ -148,16 +148,16 @@ class SearchIndex:
 def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[int] = None) -> dict[str, Any]:
     """Builds an index of the embeddings of a folder, at unit length, and writes it.
 
-    The index is `file`, `FILE.json` and `FILE.tsv`. The embeddings are read in blocks, so that memory holds the index and
-    one block. Embeddings that are zero are left out, with a warning.
+    The index is `file`, `FILE.json` and `FILE.tsv`. The embeddings are read in blocks, so that memory holds the index
+    and one block. Embeddings that are zero are left out, with a warning.
 
     Args:
         folder: An embeddings folder.
         file: File to write. An earlier index is replaced; any other file is not.
         kind: 'flat' compares a query with every embedding, 'ivf' with those in the lists nearest to the query. 'auto'
             chooses flat up to 200,000 embeddings.
-        probes: Lists that a search in an ivf index looks into by default. With None the number is chosen such that 95 % of
-            a sample of the images find their nearest other image.
+        probes: Lists that a search in an ivf index looks into by default. With None the number is chosen such that 95 %
+            of a sample of the images find their nearest other image.
 
     Returns:
         Content of `FILE.json`.
