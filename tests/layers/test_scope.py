@@ -276,7 +276,7 @@ def test_calls_that_come_and_go():
     model = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4), 4))
     model.build((4,))
     skipped = True
-    with pytest.raises(PlscError, match="2 fc layers without a name were made, and 1 were asked for"):
+    with pytest.raises(PlscError, match="2 fc layers without a name were created, and 1 were called"):
         model(paddle.ones([2, 4]))
     named = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4, name="optional"), 4))
     skipped = False
