@@ -59,12 +59,12 @@ def test_bad_files_are_named(tmp_path: Path, text: bytes, words: list[str]) -> N
         assert word in message
 
 
-def test_no_label_file(tmp_path: Path) -> None:
+def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt"):
         read_label_file(str(tmp_path), 2, name="train.txt")
 
 
-def test_file_lost_after_the_check(tmp_path: Path) -> None:
+def test_a_file_lost_after_the_check_is_named(tmp_path: Path) -> None:
     source = read_label_file(make(tmp_path, b"1.jpg 0\n", ("1.jpg",)), 1)
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"label\.txt:1.*1\.jpg"):

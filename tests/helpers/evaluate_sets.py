@@ -1,4 +1,7 @@
-"""`evaluate_sets.py GLYPHS OUTPUT`: tests an untrained network on sets of every kind; each rank writes its results."""
+"""Tests an untrained network on sets of every kind; each rank writes its results.
+
+Usage: evaluate_sets.py GLYPHS OUTPUT
+"""
 
 import json
 import sys

@@ -1,7 +1,10 @@
-"""`predict_glyphs.py CHECKPOINT OUTPUT [name=value ...] SOURCE...`: embeds source n into OUTPUT/<n>, in batches of 5.
+"""Embeds source n into OUTPUT/<n>, in batches of 5.
 
-flip= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. {rank} in a source is the number
-of the rank. Each rank prints a line that says how many images it decoded, and checks that it was given what the files hold.
+Usage: predict_glyphs.py CHECKPOINT OUTPUT [name=value ...] SOURCE...
+
+`flip=` and `skip_damaged=` are the arguments of `predict`; `kill=N` kills rank 0 by SIGKILL in its N-th batch. In a
+source, `{rank}` stands for the number of the rank. Each rank prints how many images it decoded, and checks that it got
+what the files hold.
 """
 
 import os
@@ -20,7 +23,7 @@ BATCH = 5
 
 
 def count_decoded():
-    """A list that grows with every image that is decoded."""
+    """Returns a list that grows with every decoded image."""
     decoded = []
     for kind in (ImageFiles, Base64Parts):
         pixels = kind.pixels
@@ -29,7 +32,7 @@ def count_decoded():
 
 
 def kill_in_batch(number):
-    """Has rank 0 die when it embeds its `number`-th batch."""
+    """Makes rank 0 die when it embeds its `number`-th batch."""
     embed, calls = networks.embed_batch, []
 
     def embed_or_die(*arguments):
@@ -42,7 +45,7 @@ def kill_in_batch(number):
 
 
 def main(checkpoint, output, *words):
-    """See above."""
+    """Runs the program."""
     options = dict(word.split("=") for word in words if "=" in word)
     kill = int(options.pop("kill", 0))
     if kill:
