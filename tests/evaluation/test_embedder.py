@@ -111,7 +111,7 @@ def test_several_ranks_give_the_embeddings_of_one(number, made):
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_killed_predict_resumes_and_gives_the_same_bits(number, made, data, trained, tmp_path):
     arguments = (number, trained / "output" / "0", tmp_path)
-    killed = start(SCRIPT, *arguments, "kill=10", data / "images")
+    killed = start(SCRIPT, *arguments, data / "images", "--kill", 10)
     assert killed.returncode != 0 and (tmp_path / "0" / ".embeddings.progress.json").exists()
     again = start(SCRIPT, *arguments, data / "images")
     assert again.returncode == 0, again.stderr[-2000:]
@@ -130,7 +130,7 @@ def test_a_damaged_image_on_one_rank_is_reported_or_becomes_zeros(damaged, made,
     process = start(*arguments)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert f"plsc: error: {damaged}/8/6.jpg: cannot decode the image" in process.stderr
-    process = start(*arguments, "skip_damaged=true")
+    process = start(*arguments, "--skip-damaged")
     assert process.returncode == 0, process.stderr[-2000:]
     assert re.search(r"0: \d+ of 96 embeddings exist already", process.stderr)
     assert (
