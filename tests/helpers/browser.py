@@ -34,10 +34,13 @@ def missing_packages() -> list[str]:
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Any]:
-    """A Selenium driver; it and its profile are gone afterwards.
+    """Opens a browser, and removes it and its profile at the end of the context.
+
+    Yields:
+        A Selenium driver.
 
     Raises:
-        UnavailableError: something is missing.
+        UnavailableError: The browser or Selenium is missing.
     """
     if importlib.util.find_spec("selenium") is None:
         raise UnavailableError("selenium is not installed")

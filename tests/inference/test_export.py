@@ -173,7 +173,7 @@ def test_a_failed_export_is_reported_and_keeps_the_earlier_one(tmp_path, glyphs)
             export(model, tmp_path, SHAPE, *arguments)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    refused(ConfigError, "Paddle's tools make none that runs on a CPU", "paddle", "float16")
+    refused(ConfigError, "Paddle's tools make no such network that runs on a CPU", "paddle", "float16")
     refused(ConfigError, "precision 'int4': expected one of", "onnx", "int4")
     refused(ConfigError, "needs calibration images", "onnx", "int8")
     refused(DataError, "nowhere.txt: cannot be read", "onnx", "int8", glyphs / "nowhere.txt")
