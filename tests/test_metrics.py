@@ -270,7 +270,9 @@ def test_metrics_of_all_pairs_equal_those_of_the_listed_pairs() -> None:
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(20), 4)
     embeddings = (rng.normal(size=(20, 8))[labels] + 0.7 * rng.normal(size=(80, 8))).astype(np.float32)
-    found = all_pairs_metrics(embeddings, labels, count_different(embeddings, labels))
+    counts = count_different(embeddings, labels)
+    found = all_pairs_metrics(embeddings, labels, counts)
+    assert found == all_pairs_metrics(embeddings, labels, counts, drawn=pairs_of_labels(labels))
     i, j = np.triu_indices(80, 1)
     listed = verification_metrics(embeddings, labels[i] == labels[j], pairs=np.stack([i, j], axis=1))
     for name in ("tar@1e-3", "auc", "eer", "eer_threshold", "xnorm"):

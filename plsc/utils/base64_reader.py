@@ -39,7 +39,7 @@ def arc_train(
 
     Raises:
         DataError: The folder holds no data that `tools/process_base64_files.py` split, or the number of ranks does not
-            divide that for which it was split.
+            divide the number it was split for.
     """
     rank, world_size = rank_and_world_size()
     source = open_images(data_dir, class_dim, rank, world_size, "base64", shuffle)
