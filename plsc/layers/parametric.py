@@ -20,6 +20,8 @@ from plsc.layers.scope import as_attr, find_layer, in_dry_run
 Size = Union[int, Sequence[int]]
 Padding = Union[int, str, Sequence[Any]]
 
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups")
+
 
 def conv2d(
     input: Tensor,
@@ -59,19 +61,8 @@ def conv2d(
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
 
     def make() -> nn.Layer:
-        kernel, step, pad, spread, parts = sizes
-        return nn.Conv2D(
-            channels,
-            num_filters,
-            kernel,
-            stride=step,
-            padding=pad,
-            dilation=spread,
-            groups=parts,
-            weight_attr=weight,
-            bias_attr=bias,
-            data_format=data_format,
-        )
+        settings = dict(zip(_CONVOLUTION, sizes))
+        return nn.Conv2D(channels, num_filters, **settings, weight_attr=weight, bias_attr=bias, data_format=data_format)
 
     layer = find_layer(
         "conv2d", name, (channels, num_filters, *sizes), make, {"weight": weight_name, "bias": bias_name}
@@ -124,18 +115,9 @@ def conv2d_transpose(
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
 
     def make() -> nn.Layer:
-        kernel, step, pad, spread, parts = sizes
+        settings = dict(zip(_CONVOLUTION, sizes))
         return nn.Conv2DTranspose(
-            channels,
-            num_filters,
-            kernel,
-            stride=step,
-            padding=pad,
-            dilation=spread,
-            groups=parts,
-            weight_attr=weight,
-            bias_attr=bias,
-            data_format=data_format,
+            channels, num_filters, **settings, weight_attr=weight, bias_attr=bias, data_format=data_format
         )
 
     layer = find_layer(
