@@ -62,7 +62,7 @@ def open_images(
     is_unsplit = os.path.exists(os.path.join(folder, _UNSPLIT_LIST))
     if data_format == "base64" or (is_unsplit and not os.path.exists(os.path.join(folder, "label.txt"))):
         raise DataError(
-            f"{os.path.join(folder, MANIFEST_NAME)}: the file is missing, so the folder holds no split base64 data; "
+            f"{os.path.join(folder, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; "
             f"run python tools/process_base64_files.py --data_dir={folder} --file_list={_UNSPLIT_LIST} "
             f"--nranks={world_size}"
         )
