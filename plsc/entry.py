@@ -32,8 +32,8 @@ from plsc.config import (
     check_str,
 )
 from plsc.data.base64_source import SHUFFLES
-from plsc.data.folder import DATA_FORMATS
 from plsc.data.readers import check_reader
+from plsc.data.sources import DATA_FORMATS
 from plsc.data.transforms import Augmentation
 from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
@@ -45,7 +45,7 @@ from plsc.errors import ConfigError, PlscError
 from plsc.evaluation.embedder import Embedder, open_together
 from plsc.heads import Margin
 from plsc.inference.export import export
-from plsc.inference.networks import Backbone, Exported, Network
+from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.models import MODEL_NAMES
 from plsc.optim import OptimizerOrFactory
 from plsc.search.embeddings import check_parquet, write_parquet
@@ -627,8 +627,8 @@ class Entry:
         """The export or the trained model, and a checked copy of the settings with its sizes; `action` is named in errors."""
         config = self._prepare()
         if not config.export_dir:
-            return Backbone(self._trained_backbone(action, config), config), config
-        network = parallel.together(lambda: Exported(Path(config.export_dir)))
+            return TrainedNetwork(self._trained_backbone(action, config), config), config
+        network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)))
         return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
 
     def convert_for_prediction(

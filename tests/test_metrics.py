@@ -34,7 +34,7 @@ def make(pairs: int, seed: int, dim: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def naive(embeddings: np.ndarray, issame: np.ndarray, folds: int) -> tuple[float, float]:
-    """The protocol word for word: every threshold on every fold."""
+    """Follows the protocol literally: every threshold on every fold."""
     unit = [row / np.linalg.norm(row) for row in embeddings.astype(float)]
     pairs = len(issame)
     distance = np.array([((unit[2 * i] - unit[2 * i + 1]) ** 2).sum() for i in range(pairs)])
@@ -60,7 +60,7 @@ def naive_tar(similarity: np.ndarray, issame: np.ndarray, far: float) -> float:
 
 
 @pytest.mark.parametrize("pairs", [2, 7, 10, 23, 95, 200])
-def test_accuracy_equals_the_naive_way(pairs: int) -> None:
+def test_accuracy_equals_a_naive_implementation(pairs: int) -> None:
     embeddings, issame = make(pairs, pairs)
     result = verification_metrics(embeddings, issame)
     accuracy, std = naive(embeddings, issame, min(10, pairs))
@@ -72,15 +72,15 @@ def test_accuracy_equals_the_naive_way(pairs: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("far", [0.0, 1e-3, 0.01, 0.1, 1.0])
-def test_tar_equals_the_naive_way(seed: int, far: float) -> None:
+def test_tar_equals_a_naive_implementation(seed: int, far: float) -> None:
     rng = np.random.default_rng(seed)
-    similarity = rng.normal(size=300).round(1 if seed % 2 else 6)  # rounding makes ties
+    similarity = rng.normal(size=300).round(1 if seed % 2 else 6)  # Rounding makes ties.
     issame = rng.random(300) < 0.4
     similarity[issame] += 1
     assert tar_at_far(similarity, issame, far) == naive_tar(similarity, issame, far)
 
 
-def test_tar_of_the_whole() -> None:
+def test_tar_of_a_set_equals_that_of_its_similarities() -> None:
     embeddings, issame = make(400, 3)
     unit = embeddings.astype(float) / np.linalg.norm(embeddings.astype(float), axis=1)[:, None]
     similarity = (unit[0::2] * unit[1::2]).sum(axis=1)
@@ -91,7 +91,7 @@ def test_tar_of_the_whole() -> None:
 def test_far_reached_exactly_counts() -> None:
     similarity = np.arange(1001, dtype=float)[::-1]
     issame = np.zeros(1001, bool)
-    issame[1] = True  # one of 1000 other pairs scores higher
+    issame[1] = True  # One of 1,000 different pairs scores higher.
     assert tar_at_far(similarity, issame, 1e-3) == 1.0
     assert tar_at_far(similarity, issame, 0.9e-3) == 0.0
 
@@ -159,7 +159,7 @@ def test_pairs_of_labels(labels: list[int], most: int, seed: int) -> None:
     every = np.triu(np.ones_like(alike), 1)
     kinds = [int((every & kind).sum()) for kind in (alike, ~alike)]
     if 0 in kinds:
-        with pytest.raises(DataError, match="no pairs of both kinds"):
+        with pytest.raises(DataError, match="do not give pairs of both kinds"):
             pairs_of_labels(values, most, seed)
         return
     pairs, issame = pairs_of_labels(values, most, seed)
@@ -184,7 +184,7 @@ def test_pairs_of_many_labels_are_drawn_evenly() -> None:
 def test_curve_area_and_equal_error_rate_are_those_of_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
-    for decimals in (8, 1):  # 1: many ties
+    for decimals in (8, 1):  # Rounding to 1 decimal makes many ties.
         issame = rng.random(500) < 0.4
         scores = np.round(rng.normal(size=500) * 0.3 + 0.4 * issame, decimals)
         roc = roc_of_pairs(scores, issame)
@@ -201,16 +201,16 @@ def test_curve_area_and_equal_error_rate_are_those_of_scikit_learn() -> None:
 
 
 def test_equal_error_rate_by_hand() -> None:
-    """Two of four same pairs score below one of four different pairs."""
+    """Two of four same pairs score below one of the four different pairs."""
     roc = roc_of_pairs(np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]), np.array([1, 1, 0, 1, 1, 0, 0, 0], bool))
     rate, threshold = equal_error_rate(roc)
     assert (rate, threshold) == (0.25, 0.6)
     assert auc(roc) == 14 / 16
 
 
-def test_rates_that_the_pairs_cannot_tell_are_left_out() -> None:
+def test_rates_that_need_more_pairs_are_left_out() -> None:
     scores = np.linspace(1, -1, 3600)
-    issame = np.arange(3600) < 600  # all above the 3,000 different ones
+    issame = np.arange(3600) < 600  # All score above the 3,000 different ones.
     found = rates_of(scores, issame)
     assert list(found) == ["1e-1", "1e-2", "1e-3"]
     assert found["1e-3"]["tar"] == found["1e-3"]["low"] == 1.0
@@ -224,7 +224,7 @@ def rates_of(scores: np.ndarray, issame: np.ndarray) -> dict[str, dict[str, floa
     return at_rates(roc_of_pairs(scores, issame))
 
 
-def test_bounds_are_those_of_a_bootstrap_that_draws_every_pair() -> None:
+def test_bounds_equal_those_of_a_bootstrap_that_draws_every_pair() -> None:
     rng = np.random.default_rng(1)
     issame = np.arange(900) < 300
     scores = rng.normal(size=900) + 2 * issame
@@ -233,7 +233,7 @@ def test_bounds_are_those_of_a_bootstrap_that_draws_every_pair() -> None:
     for _ in range(3000):
         same = rng.choice(scores[issame], 300)
         other = np.sort(rng.choice(scores[~issame], 600))[::-1]
-        drawn.append((same > other[30]).mean())  # the first of those refused
+        drawn.append((same > other[30]).mean())  # It is the first rejected pair.
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert found["low"] == pytest.approx(low, abs=0.02)
     assert found["high"] == pytest.approx(high, abs=0.02)
@@ -241,7 +241,7 @@ def test_bounds_are_those_of_a_bootstrap_that_draws_every_pair() -> None:
 
 
 def test_pairs_of_one_identity_make_bounds_wider() -> None:
-    """30 identities that are accepted or refused as a whole, with 45 pairs each."""
+    """Each of 30 identities is accepted or rejected as a whole, with 45 pairs each."""
     rng = np.random.default_rng(2)
     identities = np.repeat(np.arange(30), 45)
     same = np.repeat(rng.normal(size=30) + 1.5, 45) + 1e-3 * rng.normal(size=1350)
@@ -262,22 +262,24 @@ def test_all_pairs_of_labelled_images_are_counted_once(seed: int, shares: int) -
     i, j = np.triu_indices(12, 1)
     different = labels[i] != labels[j]
     assert counts.sum() == different.sum()
-    below = counts[: 1 << 19].sum()  # of cosines below 0
+    below = counts[: 1 << 19].sum()  # The number of cosines below 0.
     assert below == ((unit[i] * unit[j]).sum(axis=1)[different] < 0).sum()
 
 
-def test_metrics_of_all_pairs_are_those_of_the_listed_pairs() -> None:
+def test_metrics_of_all_pairs_equal_those_of_the_listed_pairs() -> None:
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(20), 4)
     embeddings = (rng.normal(size=(20, 8))[labels] + 0.7 * rng.normal(size=(80, 8))).astype(np.float32)
-    found = all_pairs_metrics(embeddings, labels, count_different(embeddings, labels))
+    counts = count_different(embeddings, labels)
+    found = all_pairs_metrics(embeddings, labels, counts)
+    assert found == all_pairs_metrics(embeddings, labels, counts, drawn=pairs_of_labels(labels))
     i, j = np.triu_indices(80, 1)
     listed = verification_metrics(embeddings, labels[i] == labels[j], pairs=np.stack([i, j], axis=1))
     for name in ("tar@1e-3", "auc", "eer", "eer_threshold", "xnorm"):
         assert found[name] == pytest.approx(listed[name], abs=1e-3), name
     assert (found["pairs"], found["different_pairs"]) == (80 * 79 // 2, 80 * 79 // 2 - 20 * 6)
     assert found["at_far"]["1e-2"]["tar"] == pytest.approx(listed["at_far"]["1e-2"]["tar"], abs=0.02)
-    # 120 same pairs, and as many of the others: saying "another" to all would be right half of the time.
+    # There are 120 pairs of each kind, so that rejecting all of them would be right half of the time.
     assert found["accuracy"] == pytest.approx(1 - listed["eer"], abs=0.05)
     worthless = rng.normal(size=(80, 8)).astype(np.float32)
     assert 0.4 < all_pairs_metrics(worthless, labels, count_different(worthless, labels))["accuracy"] < 0.6
@@ -293,7 +295,7 @@ def test_folds_can_be_given() -> None:
 
 
 def test_identification_by_hand() -> None:
-    """Five identities on a plane; the third probe is nearer to another one, the last two are strangers."""
+    """Five identities on a plane; the third probe is nearer to another one, and the last two have no mate."""
 
     def at(*degrees: float) -> np.ndarray:
         return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1).astype(np.float32)
@@ -302,11 +304,11 @@ def test_identification_by_hand() -> None:
     found = identification_metrics(gallery, known, at(5, 42, 90, 125, 200, 60), np.array([7, 3, 4, 4, 50, 51]), (1, 2))
     assert found["rank@1"] == 0.75 and found["rank@2"] == 1.0
     assert (found["gallery"], found["probes"], found["mated"]) == (5, 6, 4)
-    assert found["at_fpir"] == {}  # two strangers tell no rate
+    assert found["at_fpir"] == {}  # Two probes without a mate are too few for any rate.
 
 
 @given(st.integers(0, 1000))
-def test_identification_equals_the_naive_way(seed: int) -> None:
+def test_identification_equals_a_naive_implementation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     gallery, probes = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(80, 4)).astype(np.float32)
     identities = rng.integers(0, 40, 80)
@@ -333,11 +335,11 @@ def test_identification_equals_the_naive_way(seed: int) -> None:
     assert found["at_fpir"]["5e-1"]["tar"] == np.mean(np.array(right) > refused)
 
 
-def test_identification_refuses_what_means_nothing() -> None:
+def test_identification_refuses_meaningless_input() -> None:
     rows, names = np.ones((3, 2), np.float32), np.arange(3)
     for gallery, known, probes, identities, message in (
         (rows, np.zeros(3, int), rows, names, "twice in the gallery"),
-        (rows, names, rows, names + 5, "no probe is of an identity"),
+        (rows, names, rows, names + 5, "no probe has an identity"),
         (rows, names, rows[:0], names[:0], "do not fit"),
         (rows, names, rows * np.nan, names, "row 0 of the probes is not finite"),
     ):

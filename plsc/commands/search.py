@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs it; returns the exit status."""
-    from plsc.data.folder import image_files
+    from plsc.data.image_lists import image_files
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
 
@@ -83,7 +83,8 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
 
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    from plsc.data.collection import ImageFiles, Listed
+    from plsc.data.collection import ImageFiles
+    from plsc.data.image_lists import Listed
     from plsc.evaluation.embedder import Embedder
 
     network, config = trained.entry_of(options)._network("search")

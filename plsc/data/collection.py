@@ -1,4 +1,4 @@
-"""Images to embed, in an order that does not change: a folder, a label file, base64 parts, or arrays."""
+"""Images to embed, in an order that never changes: a folder, a label file, base64 parts, or arrays."""
 
 from __future__ import annotations
 
@@ -6,93 +6,100 @@ import binascii
 import bisect
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Optional, Protocol
+from typing import Optional, Protocol
 
 import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
-from plsc.data.folder import SUFFIXES, image_files
+from plsc.data.image_lists import SUFFIXES, Listed, folder_of_images, parse_line, read_list
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
-_LABEL_ENDS = LONGEST_LABEL + 2  # bytes of a line that hold its tab, label and newline
-_TRIED = 20  # first lines that tell what a list holds
+_LABEL_ENDS = LONGEST_LABEL + 2  # The last bytes of a line, which hold its tab, label and newline.
+_TRIED = 20  # First lines of a list that decide what the list holds.
 
 
 class Collection(Protocol):
     """Images, numbered from 0.
 
     Attributes:
-        source: the absolute path that names are relative to; '' for images in memory.
-        num_images: how many.
+        source: Absolute path that the names are relative to; '' for images in memory.
+        num_images: Number of images.
     """
 
     source: str
     num_images: int
 
     def name(self, i: int) -> str:
-        """What the image is called: a path relative to the source, or `part:line`."""
+        """Returns what the image is called: a path relative to the source, or `part:line`."""
 
     def identity(self, i: int) -> str:
-        """What or who it shows; '' when that is not known."""
+        """Returns who or what the image shows; '' if that is unknown."""
 
     def template(self, i: int) -> str:
-        """What the image belongs to together with others of the identity; '' when it stands alone."""
+        """Returns the group of images of one identity that the image belongs to; '' if it stands alone."""
 
     def where(self, i: int) -> str:
-        """Where to look when something is wrong with it."""
+        """Returns where to find the image, for error messages."""
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
-        """uint8 [H, W, C] of `image_shape` (C, H, W). Raises DataError for what cannot be read or decoded."""
+        """Returns the image as uint8 [H, W, C], resized to `image_shape` (C, H, W).
+
+        Raises:
+            DataError: The image cannot be read or decoded.
+        """
 
     def fingerprint(self, missing: bool = False) -> str:
-        """The same as long as the images and what is said of them are. Raises DataError for what is not there, unless `missing`."""
+        """Returns a digest that changes whenever the images, or what is known about them, change.
 
+        Args:
+            missing: Accept images that do not exist.
 
-class Listed(NamedTuple):
-    """An image file: its name relative to the root, what is said of it, and the line of a list that says so, from 1."""
-
-    name: str
-    identity: str = ""
-    template: str = ""
-    line: int = 0
+        Raises:
+            DataError: An image does not exist, and `missing` is False.
+        """
 
 
 class ImageFiles:
-    """A `Collection` of image files; `listed_in` is the file that lists them, if there is one."""
+    """A `Collection` of image files.
+
+    Args:
+        root: Folder that the names are relative to.
+        files: The images.
+        listed_in: File that lists the images, if there is one.
+    """
 
     def __init__(self, root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> None:
         self.source, self._root, self._files, self._listed_in = str(root.absolute()), root, files, listed_in
         self.num_images = len(files)
 
     def name(self, i: int) -> str:
-        """Relative to the root."""
+        """Returns the path relative to the root."""
         return self._files[i].name
 
     def identity(self, i: int) -> str:
-        """Its folder, or what the list says."""
+        """Returns the identity that the list or the folder names."""
         return self._files[i].identity
 
     def template(self, i: int) -> str:
-        """Its folder in the identity's, or what the list says."""
+        """Returns the template that the list or the folder names."""
         return self._files[i].template
 
     def where(self, i: int) -> str:
-        """The line of the list, and the name; or the path."""
+        """Returns the line of the list and the name, or the path if no list names the image."""
         file = self._files[i]
         return f"{self._listed_in}:{file.line}: {file.name}" if self._listed_in else str(self._root / file.name)
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
-        """Decoded."""
+        """Reads and decodes an image; see `Collection.pixels`."""
         return decode_file(self._root / self._files[i].name, image_shape, self.where(i))
 
     def fingerprint(self, missing: bool = False) -> str:
-        """Of names, identities, templates, sizes and times."""
+        """Returns a digest of names, identities, templates, sizes and times of modification."""
         found = hashlib.sha256()
         for i, file in enumerate(self._files):
             state: tuple[int, ...] = ()
@@ -111,7 +118,11 @@ class ImageFiles:
 
 
 class Base64Parts:
-    """A `Collection` of the lines of base64 parts, in the order of their list; the labels are the identities."""
+    """A `Collection` of the lines of base64 parts, in the order of their list. The labels are the identities.
+
+    Args:
+        file_list: File that lists the parts.
+    """
 
     def __init__(self, file_list: Path) -> None:
         self.source = str(file_list.parent.absolute())
@@ -121,26 +132,26 @@ class Base64Parts:
         self.num_images = self._firsts[-1]
 
     def name(self, i: int) -> str:
-        """`part:line`, from 1."""
+        """Returns `part:line`, with lines counted from 1."""
         part, line = self._place(i)
         return f"{self._parts[part].name}:{line + 1}"
 
     def identity(self, i: int) -> str:
-        """The label; '' of a line that has none."""
+        """Returns the label, or '' if the line has none."""
         _, tab, label = self._read(i, _LABEL_ENDS).rpartition(b"\t")
         return label.decode() if tab and label.isdigit() else ""
 
     def template(self, i: int) -> str:
-        """None."""
+        """Returns '', because base64 parts have no templates."""
         return ""
 
     def where(self, i: int) -> str:
-        """The part's path and the line."""
+        """Returns the path of the part and the line."""
         part, line = self._place(i)
         return f"{self._parts[part].path}:{line + 1}"
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
-        """Decoded."""
+        """Reads and decodes an image; see `Collection.pixels`."""
         line = self._read(i)
         fault = check_line(line, len(line))
         if fault:
@@ -148,7 +159,7 @@ class Base64Parts:
         return decode(binascii.a2b_base64(line.rpartition(b"\t")[0]), image_shape, self.where(i))
 
     def fingerprint(self, missing: bool = False) -> str:
-        """Of the parts' names, sizes and times."""
+        """Returns a digest of the names, sizes and times of modification of the parts."""
         parts = [(part.name, part.size, part.modified) for part in self._parts]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -157,19 +168,24 @@ class Base64Parts:
         return part, i - self._firsts[part]
 
     def _read(self, i: int, most: Optional[int] = None) -> bytes:
-        """A line, or its last `most` bytes."""
+        """Returns a line without its newline, or the last `most` bytes of it."""
         part, line = self._place(i)
         first, end = (int(offset) for offset in self._offsets[part][line : line + 2])
         first = first if most is None else max(first, end - most)
-        with open_part(self._parts[part]) as file:  # opened for each: there may be more parts than a process may open
+        # The part is opened for each line, because there may be more parts than a process may open.
+        with open_part(self._parts[part]) as file:
             return os.pread(file.fileno(), end - first, first).removesuffix(b"\n")
 
 
 class ArrayImages:
-    """A `Collection` of uint8 images [N, H, W, C] in memory, each of them once.
+    """A `Collection` of images in memory, in which equal images count once.
+
+    Args:
+        name: What the array is called, for error messages.
+        images: uint8 [N, H, W, C].
 
     Attributes:
-        rows: int64 [N], which of the collection's images each of the array is.
+        rows: For each of the N images its number in the collection, int64 [N].
     """
 
     source = ""
@@ -184,99 +200,61 @@ class ArrayImages:
         self.num_images = len(self._firsts)
 
     def name(self, i: int) -> str:
-        """The number of its first place in the array."""
+        """Returns `image N`, where N is the first row of the array that holds the image."""
         return f"image {self._firsts[i]}"
 
     def identity(self, i: int) -> str:
-        """Not known."""
+        """Returns '', because the identity is unknown."""
         return ""
 
     def template(self, i: int) -> str:
-        """None."""
+        """Returns '', because arrays have no templates."""
         return ""
 
     def where(self, i: int) -> str:
-        """The array's name and the number."""
+        """Returns the name of the array and the number of the image."""
         return f"{self._name}: {self.name(i)}"
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
-        """As they are: they have the shape."""
+        """Returns the image unchanged; `image_shape` must be its shape."""
         return self._images[self._firsts[i]]
 
     def fingerprint(self, missing: bool = False) -> str:
-        """Of the pixels."""
+        """Returns a digest of the pixels."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
 
 def open_collection(path: Path) -> Collection:
-    """The images of a path.
+    """Opens the images of a path.
 
     Args:
-        path: a folder of images, `<identity>/<image>` or `<identity>/<template>/<image>` or flat, or with a `label.txt` or
-            `file_list.txt`; a list of images, `path identity` a line, or `path<TAB>identity<TAB>template`, or `path` alone
-            on all lines; or a list of base64 parts (`base64<TAB>label` lines). Paths are relative to the list's folder.
+        path: One of the following. A folder of images, `<identity>/<image>` or `<identity>/<template>/<image>` or flat.
+            A folder that holds a `label.txt` or `file_list.txt`. A list of images, whose lines are all
+            `path identity` or `path<TAB>identity<TAB>template`, or all a plain `path`. A list of base64 parts, whose
+            lines are `base64<TAB>label`. Paths in a list are relative to its folder.
 
     Raises:
-        DataError: there are no images, or a list that cannot be read.
+        DataError: There are no images, or the list cannot be read.
     """
     if path.is_dir():
         lists = [path / name for name in _LISTS if (path / name).is_file()]
-        return open_collection(lists[0]) if lists else _of_folder(path)
+        return open_collection(lists[0]) if lists else ImageFiles(path, folder_of_images(path, path))
     lines = read_list(path)
     files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / line)]
     if files and _is_text(files[0]):
         return Base64Parts(path)
     if not files and check_line(lines[0][1].encode(), len(lines[0][1])) is None:
         raise DataError(f"{path}: holds base64 data itself; name the list of such parts, even of a single one")
-    return ImageFiles(path.parent, [_of_line(path, number, line, bool(files)) for number, line in lines], path)
-
-
-def folder_of_images(root: Path, folder: Path) -> list[Listed]:
-    """The image files below a folder, sorted, with names relative to `root`. Raises DataError when there are none."""
-    listed = []
-    for path in image_files(folder):
-        folders = path.relative_to(folder).parts[:-1]
-        template = "/".join(folders) if len(folders) > 1 else ""
-        listed.append(Listed(path.relative_to(root).as_posix(), folders[0] if folders else "", template))
-    return listed
-
-
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers. Raises DataError when there are none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if "\0" in text:
-            raise ValueError
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "not UTF-8"
-        raise DataError(
-            f"{path}: cannot be read ({reason}); name a folder of images, or a UTF-8 list of them"
-        ) from None
-    found = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not found:
-        raise DataError(f"{path}: names nothing; write one image a line")
-    return found
-
-
-def _of_folder(folder: Path) -> ImageFiles:
-    return ImageFiles(folder, folder_of_images(folder, folder))
-
-
-def _of_line(path: Path, number: int, line: str, alone: bool) -> Listed:
-    if alone:
-        return Listed(line, line=number)
-    words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
-    if not 2 <= len(words) <= 3 or not all(words[:2]):
-        raise DataError(
-            f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; or are the images of the first lines "
-            "missing?"
-        )
-    name, identity = words[0], sys.intern(words[1])  # millions of images have few identities
-    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", number)
+    is_plain = bool(files)  # The lines are paths and nothing else.
+    listed = [Listed(line, line=number) if is_plain else parse_line(path, number, line) for number, line in lines]
+    return ImageFiles(path.parent, listed, path)
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file begins as base64 parts do, and images do not; a damaged part may not begin with base64 data."""
+    """Returns whether a file starts with ASCII text, as base64 parts do and images do not.
+
+    Valid base64 would be too strict a test, because a part may be damaged.
+    """
     if path.suffix.lower() in SUFFIXES:
         return False
     try:
@@ -288,7 +266,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _offsets(part: Part) -> np.ndarray:
-    """Where the lines of a part begin, and where the last ends, which may have no newline."""
+    """Returns where each line of a part starts, and where the last one ends, with or without a newline."""
     try:
         offsets = offsets_of_lines(part.path)
     except OSError as problem:

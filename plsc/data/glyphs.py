@@ -1,7 +1,7 @@
-"""Real many-class images without a download: the characters of the DejaVu fonts that ship with matplotlib.
+"""Renders a real data set with many classes, without a download: the characters of matplotlib's DejaVu fonts.
 
-`python -m plsc.data.glyphs --output DIR` renders them into the layouts plsc trains and tests on. Characters that look
-alike (A, Alpha, ...) are merged; those of the verification set `glyphs.bin` are held out of training.
+`python -m plsc.data.glyphs --output DIR` writes the layouts that plsc trains and tests on. Of characters that look
+alike (A, Alpha, ...) only one is used. The characters of the verification set `glyphs.bin` are held out of training.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from plsc.errors import DataError
 
 FORMAT = 1
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
-_BITMAP = 24  # side of the bitmaps that are compared
-_ALIKE = 0.92  # cosine of two bitmaps, mean of two styles, from which characters count as the same
+_BITMAP = 24  # Side of the bitmaps that are compared.
+_ALIKE = 0.92  # Two characters look alike from this cosine of their bitmaps on, averaged over two styles.
 _HELD_OUT_IMAGES = 16
 
 
@@ -45,18 +45,18 @@ def render_glyphs(
     seed: int = 0,
     base64_parts: int = 0,
 ) -> None:
-    """Renders a data set; the same arguments give the same bytes.
+    """Renders a data set. The same arguments give the same bytes.
 
     Args:
-        output: folder to make: `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, and with `base64_parts` also
-            `file_list.txt` and its parts. One made before with the same arguments is kept as it is.
-        classes: characters to train on.
-        images: images of each.
-        size: side of an image, pixels.
-        held_out: other characters, for the pairs of `glyphs.bin`.
-        pairs: half of the same character, half of two.
-        seed: of the choice of characters and of every image.
-        base64_parts: files of `base64<TAB>label` lines to write beside the images.
+        output: Folder to create. It gets `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, and with `base64_parts`
+            also `file_list.txt` and its parts. A folder that the same arguments made before stays unchanged.
+        classes: Number of characters to train on.
+        images: Number of images of each character.
+        size: Side of an image, in pixels.
+        held_out: Number of other characters, for the pairs of `glyphs.bin`.
+        pairs: Number of pairs; one half shows the same character, the other half two different ones.
+        seed: Seed of the choice of characters and of every image.
+        base64_parts: Number of files of `base64<TAB>label` lines to write in addition to the image files.
 
     Raises:
         DataError: matplotlib is missing, too few characters are distinct, or `output` holds something else.
@@ -76,17 +76,17 @@ def render_glyphs(
     if target.exists():
         if _settings_of(target) == settings:
             return
-        raise DataError(f"{target}: already there, and not this glyph set; choose another folder with --output")
+        raise DataError(f"{target}: exists, and is not this glyph set; choose another folder with --output")
     characters = distinct_characters()
     if classes + held_out > len(characters):
         raise DataError(
-            f"glyphs: {classes} classes and {held_out} held out need more characters than the {len(characters)} that "
-            "look different; ask for fewer with --classes and --held-out"
+            f"glyphs: {classes} classes and {held_out} held-out characters are more than the {len(characters)} "
+            "characters that look different; ask for fewer with --classes and --held-out"
         )
     rng = np.random.default_rng((seed, 1))
     chosen = [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
     temporary = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)  # ours: left by a run that was stopped
+    shutil.rmtree(temporary, ignore_errors=True)  # A run that was stopped has left it.
     temporary.mkdir(parents=True)
     _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
     _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
@@ -110,11 +110,13 @@ def _settings_of(folder: Path) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=1)
 def font_files() -> tuple[str, ...]:
-    """The twelve DejaVu styles that share about 2,200 letters, numbers and symbols."""
+    """Returns the font files of the twelve DejaVu styles, which share about 2,200 letters, numbers and symbols."""
     try:
         import matplotlib
     except ImportError:
-        raise DataError("glyphs need matplotlib, for its fonts: run pip install '.[demo]' in the plsc clone") from None
+        raise DataError(
+            "the glyph set needs the fonts of matplotlib; run pip install '.[demo]' in the plsc clone"
+        ) from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return tuple(
         str(path)
@@ -125,9 +127,9 @@ def font_files() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def distinct_characters() -> tuple[str, ...]:
-    """One character of each group that looks alike, in the order of code points.
+    """Returns one character of each group that looks alike, in the order of code points.
 
-    Characters are compared in two styles, as bitmaps scaled to one box, so that size alone distinguishes nothing.
+    Characters are compared in two styles, as bitmaps scaled to one box, so that a difference in size does not count.
     """
     from matplotlib.ft2font import FT2Font
 
@@ -145,7 +147,7 @@ def distinct_characters() -> tuple[str, ...]:
 
 
 def _bitmap(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray | None:
-    """The inked box of a character scaled into a square, keeping its aspect; None for one without ink."""
+    """Returns the inked box of a character, scaled into a square with its aspect kept; None if there is no ink."""
     canvas = Image.new("L", (128, 128))
     ImageDraw.Draw(canvas).text((32, 32), character, fill=255, font=font)
     box = canvas.getbbox()
@@ -172,7 +174,7 @@ def _write_training(
     if base64_parts:
         names = [f"dataset.part{number + 1}" for number in range(base64_parts)]
         (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
-        parts = [open(folder / name, "w") for name in names]  # noqa: SIM115 - closed below
+        parts = [open(folder / name, "w") for name in names]  # noqa: SIM115 - They are closed below.
     try:
         with (
             open(folder / "label.txt", "w") as labels,
@@ -211,12 +213,12 @@ def _write_pairs(folder: Path, characters: Sequence[str], first_label: int, size
 
 
 def _render_all(characters: Sequence[str], first_label: int, images: int, size: int, seed: int) -> Any:
-    """JPEG bytes of every image, one list a character, rendered by two processes."""
+    """Yields a list of the JPEG images of each character, which two processes render."""
     tasks = [(character, first_label + index, images, size, seed) for index, character in enumerate(characters)]
     if len(tasks) * images < 500:
         yield from map(_render_one, tasks)
         return
-    # Ctrl-C is for this process, which ends the two.
+    # Ctrl-C interrupts this process, which then ends the two.
     with ProcessPoolExecutor(2, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.map(_render_one, tasks, chunksize=16)
 
@@ -231,7 +233,7 @@ def _render_one(task: tuple[str, int, int, int, int]) -> list[bytes]:
 
 
 def _draw(character: str, font_file: str, size: int, rng: np.random.Generator) -> Image.Image:
-    """One image: random size, angle, place, colours and noise. Drawn four times as large, so that edges are smooth."""
+    """Draws an image of random size, angle, place, colours and noise, at four times the size for smooth edges."""
     large = size * 4
     font = _font(font_file, round(large * rng.uniform(0.6, 0.8)))
     mask = Image.new("L", (large, large))
@@ -242,10 +244,10 @@ def _draw(character: str, font_file: str, size: int, rng: np.random.Generator) -
     mask = mask.rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR).resize((size, size), Image.Resampling.BOX)
     background = rng.uniform(0, 255, 3)
     ink = rng.uniform(0, 255, 3)
-    if abs(ink.mean() - background.mean()) < 90:  # far enough apart to read
+    if abs(ink.mean() - background.mean()) < 90:  # The contrast is too low to read the character.
         ink = ink * 0.3 + (0 if background.mean() > 127 else 255) * 0.7
-    share = np.asarray(mask, dtype="float64")[..., None] / 255
-    pixels = background * (1 - share) + ink * share + rng.normal(0, 4, (size, size, 3))
+    opacity = np.asarray(mask, dtype="float64")[..., None] / 255
+    pixels = background * (1 - opacity) + ink * opacity + rng.normal(0, 4, (size, size, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype("uint8"))
 
 
@@ -261,31 +263,31 @@ def _encode(image: Image.Image) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Runs the command, and returns its exit status."""
     return exit_status(lambda: _render(make_parser().parse_args(arguments)))
 
 
 def make_parser() -> Parser:
-    """The parser of its command line."""
+    """Returns the parser of the command line."""
     parser = Parser(
         prog="python -m plsc.data.glyphs",
         description="Renders characters into a data set: images/, label.txt, classes.txt, and glyphs.bin with pairs of "
-        "characters that are not in training. The same options give the same bytes.",
+        "characters that are held out of training. The same options give the same bytes.",
         examples=[
-            "python -m plsc.data.glyphs --output ./glyphs                                         # as the demo: 1,000",
-            "python -m plsc.data.glyphs --output ./small --classes 50 --held-out 30 --pairs 600   # in a few seconds",
-            "python -m plsc.data.glyphs --output ./glyphs64 --base64-parts 10                     # base64 files too",
+            "python -m plsc.data.glyphs --output ./glyphs                                         # as in the demo",
+            "python -m plsc.data.glyphs --output ./small --classes 50 --held-out 30 --pairs 600   # takes seconds",
+            "python -m plsc.data.glyphs --output ./glyphs64 --base64-parts 10                     # with base64 files",
         ],
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     for name, least, default, text in (
-        ("classes", 1, 1000, "characters to train on"),
-        ("images", 1, 24, "images of each"),
-        ("size", 1, 32, "side of an image, pixels"),
-        ("held-out", 2, 250, "characters for the verification pairs"),
-        ("pairs", 1, 6000, "verification pairs"),
+        ("classes", 1, 1000, "number of characters to train on"),
+        ("images", 1, 24, "number of images of each character"),
+        ("size", 1, 32, "side of an image, in pixels"),
+        ("held-out", 2, 250, "number of characters for the verification pairs"),
+        ("pairs", 1, 6000, "number of verification pairs"),
         ("seed", 0, 0, "random seed"),
-        ("base64-parts", 0, 0, "also write this many base64 files"),
+        ("base64-parts", 0, 0, "number of base64 files to write as well"),
     ):
         parser.add_argument(
             f"--{name}", type=at_least(least), default=default, metavar="N", help=f"{text} (default {default})"

@@ -1,4 +1,4 @@
-"""Batches for training from image files, prepared ahead in threads."""
+"""Training batches from image files, prepared ahead of time in threads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ from plsc.data.transforms import Augmentation, augment, decode, normalize
 
 Batch = tuple[np.ndarray, np.ndarray]
 
-# Batches kept ready beyond the ones the workers are busy with.
+# Number of finished batches kept ready, in addition to those that the workers are preparing.
 _READ_AHEAD = 2
 
 
 class ImageLoader:
-    """Decoded, augmented and normalised batches of this rank's share of ``source``.
+    """Decoded, augmented and normalised batches of this rank's share of a source.
 
-    ``image_shape`` is (C, H, W); ``batch_size`` is per rank; ``num_workers`` threads prepare whole batches
-    (0: in the calling thread). The batches do not depend on ``num_workers``.
+    The batches do not depend on `num_workers`.
+
+    Args:
+        source: The images and labels.
+        image_shape: Shape of one image, (C, H, W).
+        batch_size: Images per batch and rank.
+        augmentation: Random changes to the images.
+        seed: Seed of the order and of the changes.
+        num_workers: Number of threads that prepare whole batches; 0 prepares them in the calling thread.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+
+    Attributes:
+        splits: Whether the loader splits the samples over the ranks; always True.
     """
 
-    splits = True  # every rank gets as many batches of its own
+    splits = True
 
     def __init__(
         self,
@@ -58,9 +70,12 @@ class ImageLoader:
         return -(-per_rank // self._batch_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield (float32 [b, C, H, W], int64 [b]) from batch ``start_step`` on; only the last may have b < batch_size.
+        """Yields the batches of an epoch, from batch `start_step` on; only the last may be smaller than `batch_size`.
 
         Closing or dropping the iterator stops its threads.
+
+        Yields:
+            (images float32 [b, C, H, W], labels int64 [b]).
         """
         order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
         steps = range(start_step, self.steps_per_epoch)
@@ -71,7 +86,7 @@ class ImageLoader:
 
         batches = prefetch(batch, steps, self._num_workers, self._num_workers + _READ_AHEAD)
         try:
-            # `yield from` would close `batches` first, and wait for whole batches before they are told to stop.
+            # `yield from` would close `batches` first, which waits for whole batches, before `stop` is set.
             for made in batches:  # noqa: UP028
                 yield made
         finally:
@@ -85,12 +100,12 @@ class ImageLoader:
         images = np.empty((len(chosen), height, width, channels), np.uint8)
         labels = np.empty(len(chosen), np.int64)
         for k, i in enumerate(chosen.tolist()):
-            if stop.is_set():  # nobody will look at this batch
+            if stop.is_set():  # The batch will not be used.
                 break
             data, labels[k] = self._source.read(i)
             image = decode(data, self._image_shape, self._source.where(i))
-            # One generator per global position: the same numbers whichever thread gets here, and a sample that
-            # is repeated as padding is changed in another way.
+            # Each global position has its own generator. So the numbers do not depend on the thread, and a sample
+            # that is repeated as padding is changed in another way than the first time.
             position = (first + k) * self._world_size + self._rank
             images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
         return normalize(images), labels

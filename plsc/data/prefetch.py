@@ -1,4 +1,4 @@
-"""Results of a function that threads compute before they are asked for."""
+"""Computes the results of a function ahead of time, in threads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ Result = TypeVar("Result")
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, ahead: int
 ) -> Iterator[Result]:
-    """Yield ``function`` of each item, in their order.
+    """Yields the result of a function for each item, in order.
 
-    ``num_workers`` threads are up to ``ahead`` items in front of the caller; with 0 the caller computes. Closing or
-    dropping the iterator waits for what is under way, and stops the threads.
+    Closing or dropping the iterator waits for the calls in progress, and stops the threads.
+
+    Args:
+        function: Called once per item.
+        items: The arguments of the calls.
+        num_workers: Number of threads; with 0 the caller's thread computes each result when it is asked for.
+        ahead: Largest number of items that the threads are ahead of the caller.
+
+    Yields:
+        The results.
     """
     if num_workers <= 0:
         yield from map(function, items)

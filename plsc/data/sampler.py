@@ -1,4 +1,4 @@
-"""Which samples a rank sees in an epoch, and in which order."""
+"""Decides which samples a rank sees in an epoch, and in which order."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-    """Return int64 [ceil(num_samples / world_size)], this rank's samples of ``epoch`` in order.
+    """Returns the samples of a rank in the order of an epoch, int64 [ceil(num_samples / world_size)].
 
-    All ranks cut the same permutation of (seed, epoch), so together they see every sample; the permutation is
-    continued from its own start until every rank has equally many. Entry ``k`` is at global position
-    ``k * world_size + rank``.
+    All ranks take their share of the same permutation, which (seed, epoch) determines, so together they see every
+    sample. The permutation wraps around until every rank has equally many samples. Entry `k` is at global position
+    `k * world_size + rank`.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")

@@ -1,4 +1,4 @@
-"""Decoding and augmentation of single images, and normalisation of batches."""
+"""Decodes and augments single images, and normalises batches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from plsc.errors import DataError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes made to training images.
+    """Random changes to training images.
 
-    ``mirror``: flip left-right with probability 1/2; ``rotate``: greatest angle in degrees;
-    ``translate``: greatest shift as a fraction of the side.
+    Attributes:
+        mirror: Whether to flip the image left to right with probability 1/2.
+        rotate: Largest angle, in degrees.
+        translate: Largest shift, as a fraction of the side.
     """
 
     mirror: bool = True
@@ -28,15 +30,24 @@ class Augmentation:
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:
-    """Decode an encoded image to uint8 [H, W, C] for ``image_shape`` (C, H, W) with C 1 (grey) or 3 (RGB).
+    """Decodes an encoded image, and resizes it if it has another size (bilinear).
 
-    An image of another size is resized (bilinear). ``where`` names the image in the DataError of a bad one.
+    Args:
+        data: An encoded image, such as the content of a JPEG file.
+        image_shape: Shape of the result, (C, H, W) with C 1 (grey) or 3 (RGB).
+        where: Where the image comes from, for the error message.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: The image is damaged, or `image_shape` has another number of channels.
     """
     mode = _mode(image_shape)
     try:
         with Image.open(io.BytesIO(data)) as image:
             converted = image.convert(mode)
-    except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files.
+    except Exception as error:  # For damaged files Pillow's decoders raise many unrelated types.
         raise DataError(
             f"{where}: cannot decode the image ({len(data)} bytes: {type(error).__name__}); "
             "replace the file or remove the sample"
@@ -45,7 +56,16 @@ def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:
 
 
 def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.ndarray:
-    """Decode an image file: see `decode`. ``where`` is the path by default. Raises DataError for one that cannot be read, too."""
+    """Reads and decodes an image file; see `decode`.
+
+    Args:
+        path: The image file.
+        image_shape: Shape of the result, (C, H, W).
+        where: Where the image comes from, for the error message; by default the path.
+
+    Raises:
+        DataError: The file cannot be read or decoded.
+    """
     where = where or str(path)
     try:
         data = path.read_bytes()
@@ -55,17 +75,29 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.n
 
 
 def unreadable(where: str, problem: OSError) -> DataError:
-    """The error for an image file that cannot be read."""
+    """Returns the error for an image file that cannot be read."""
     return DataError(f"{where}: cannot be read ({problem.strerror}); restore the file, or leave it out")
 
 
 def from_pixels(pixels: np.ndarray, image_shape: Sequence[int], where: str) -> np.ndarray:
-    """Bring an already decoded uint8 [h, w] or [h, w, 1 or 3] image to uint8 [H, W, C] of ``image_shape`` (C, H, W)."""
+    """Converts decoded pixels to the channels and size of `image_shape`.
+
+    Args:
+        pixels: uint8 [h, w], [h, w, 1] or [h, w, 3].
+        image_shape: Shape of the result, (C, H, W).
+        where: Where the image comes from, for the error message.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Raises:
+        DataError: The array is not an image.
+    """
     mode = _mode(image_shape)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8 or pixels.size == 0 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
-        raise DataError(f"{where}: {pixels.dtype} array of shape {list(pixels.shape)} is not an image; want uint8 HWC")
+        raise DataError(f"{where}: {pixels.dtype} array of shape {list(pixels.shape)} is not an image; give uint8 HWC")
     return _fit(Image.fromarray(np.ascontiguousarray(pixels)).convert(mode), image_shape)
 
 
@@ -83,7 +115,7 @@ def _fit(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
 
 
 def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Return a randomly changed uint8 [H, W, C] copy (or view) of the uint8 [H, W, C] ``image``."""
+    """Returns a randomly changed copy or view of an image, uint8 [H, W, C] -> uint8 [H, W, C]."""
     if augmentation.mirror and rng.random() < 0.5:
         image = image[:, ::-1]
     if augmentation.rotate or augmentation.translate:
@@ -98,7 +130,7 @@ def _rotate_translate(image: np.ndarray, augmentation: Augmentation, rng: np.ran
     shift_y = augmentation.translate * height * rng.uniform(-1, 1)
     cos, sin = math.cos(angle), math.sin(angle)
     centre_x, centre_y = width / 2, height / 2
-    # Pillow wants the map from output to input pixels: undo the shift, then turn about the centre.
+    # Pillow takes the map from output to input pixels, which undoes the shift and then turns about the centre.
     from_x, from_y = centre_x + shift_x, centre_y + shift_y
     matrix = (
         cos,
@@ -108,7 +140,7 @@ def _rotate_translate(image: np.ndarray, augmentation: Augmentation, rng: np.ran
         cos,
         centre_y + sin * from_x - cos * from_y,
     )
-    # Black corners would be a strong edge that no real image has.
+    # The corners get the median colour of the edge: black would make a strong edge that no real image has.
     edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     fill = tuple(int(value) for value in np.median(edge, axis=0))
     pixels = np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)
@@ -123,9 +155,9 @@ def _rotate_translate(image: np.ndarray, augmentation: Augmentation, rng: np.ran
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """Turn uint8 [B, H, W, C] into contiguous float32 [B, C, H, W] with values (x - 127.5) / 128."""
+    """Normalises pixels as (x - 127.5) / 128, uint8 [B, H, W, C] -> contiguous float32 [B, C, H, W]."""
     result = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
-    if result is images or np.shares_memory(result, images):  # float input that needed no copy
+    if result is images or np.shares_memory(result, images):  # Float input needed no copy.
         result = result.copy()
     result -= 127.5
     result /= 128

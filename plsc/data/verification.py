@@ -1,4 +1,4 @@
-"""Verification sets: ``.bin`` files of image pairs, as used for LFW, CFP-FP and AgeDB-30."""
+"""Verification sets: `.bin` files of image pairs, as used for LFW, CFP-FP and AgeDB-30."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from plsc.machine.files import replace_file
 
 @dataclass
 class VerificationSet:
-    """Pairs of images: ``images`` uint8 [2P, H, W, C], pair i in rows 2i and 2i+1; ``issame`` bool [P]."""
+    """The pairs of one `.bin` file.
+
+    Attributes:
+        name: Name of the file without its suffix.
+        images: Decoded images, uint8 [2P, H, W, C]; pair i is in rows 2i and 2i+1.
+        issame: Whether the two images of a pair are of one identity, bool [P].
+    """
 
     name: str
     images: np.ndarray
@@ -25,11 +31,11 @@ class VerificationSet:
 
 
 class _RefusedGlobal(pickle.UnpicklingError):
-    """A pickle that asks for something a verification set never needs."""
+    """The error for a pickle that asks for something a verification set never needs."""
 
 
-# The classes and functions below stand in for NumPy's while unpickling, so that a hostile file reaches nothing but
-# this code: no NumPy state is set from the file, only bytes are read as elements of a plain dtype.
+# The classes and functions below replace NumPy's while unpickling, so that a hostile file reaches nothing but this
+# code. The file sets no NumPy state; its bytes are only read as elements of a plain dtype.
 
 
 class _Dtype:
@@ -38,12 +44,12 @@ class _Dtype:
         self.text = text.lstrip("|<>=")
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment do not matter for the one-byte dtypes in use."""
+        """Ignores byte order and alignment, which do not matter for one-byte dtypes."""
 
     def read(self, raw: Any, shape: Any, order: str = "C") -> np.ndarray:
         if self.text not in ("u1", "b1"):
             raise pickle.UnpicklingError(f"array of dtype {self.text!r}, not uint8 or bool")
-        # Older Pythons pickled array data as text in latin-1.
+        # Older versions of Python pickled array data as text in latin-1.
         data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
         elements = np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
         return elements != 0 if self.text == "b1" else elements
@@ -55,7 +61,7 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
-        if isinstance(raw, list):  # array of objects: its elements were unpickled under the same rules
+        if isinstance(raw, list):  # The elements of an array of objects were unpickled under the same rules.
             self.value = raw
         else:
             self.value = dtype.read(raw, shape, "F" if fortran else "C")
@@ -70,7 +76,7 @@ def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: str = "C", *_: Any) 
 
 
 def _encode(text: Any, encoding: Any = "") -> bytes:
-    # Protocol 2 writes bytes as latin-1 text; any other codec has no business here.
+    # Protocol 2 writes bytes as latin-1 text; no other codec is needed.
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
         raise _RefusedGlobal(f"_codecs.encode with codec {encoding!r}")
     return text.encode("latin1")
@@ -84,7 +90,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer  # arrays in protocol 5
+    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer  # Protocol 5 writes arrays so.
 
 
 class _Unpickler(pickle.Unpickler):
@@ -100,10 +106,14 @@ def _unwrap(value: Any) -> Any:
 
 
 def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
-    """Read a ``.bin`` file of pairs; images are decoded and resized to ``image_shape`` (C, H, W).
+    """Reads a `.bin` file of pairs, which is a pickle of (2P encoded images, P bools) from Python 2 or 3.
 
-    The file is a pickle of (2P encoded images, P bools) from Python 2 or 3. Raises DataError for any other content;
-    a pickle that wants to run code is refused.
+    Args:
+        path: The file.
+        image_shape: (C, H, W), to which the images are decoded and resized.
+
+    Raises:
+        DataError: The file has any other content. A pickle that asks to run code is refused.
     """
     try:
         with open(path, "rb") as file:
@@ -114,10 +124,10 @@ def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
         ) from error
     except _RefusedGlobal as error:
         raise DataError(
-            f"{path}: refused, the pickle asks for {error}, which a verification set never needs; "
-            "do not use this file, get it from a source you trust"
+            f"{path}: refused, because the pickle asks for {error}, which a verification set never needs; "
+            "get the file from a source you trust"
         ) from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # A damaged pickle can raise nearly any type.
         raise DataError(
             f"{path}: not a verification set ({type(error).__name__}: {error}); copy or make the file again"
         ) from error
@@ -132,12 +142,12 @@ def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
 
 
 def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
-    """Return the sequence of encoded images and bool [P]."""
+    """Returns the sequence of encoded images, and `issame` as bool [P]."""
     if not isinstance(content, (list, tuple)) or len(content) != 2:
-        raise DataError(f"{path}: not a verification set; want a pickle of (images, issame)")
+        raise DataError(f"{path}: not a verification set; expected a pickle of (images, issame)")
     encoded, raw_issame = (_unwrap(part) for part in content)
     if not isinstance(encoded, (list, tuple, np.ndarray)) or not isinstance(raw_issame, (list, tuple, np.ndarray)):
-        raise DataError(f"{path}: not a verification set; want lists of images and of bools")
+        raise DataError(f"{path}: not a verification set; expected lists of images and of bools")
     if len(raw_issame) == 0:
         raise DataError(f"{path}: the verification set has no pairs; make the file again")
     if len(encoded) != 2 * len(raw_issame):
@@ -154,14 +164,14 @@ def _decode_item(item: Any, image_shape: Sequence[int], where: str) -> np.ndarra
     if isinstance(item, np.ndarray):
         if item.ndim != 1:
             return from_pixels(item, image_shape, where)
-        item = item.tobytes()  # the encoded file as an array of bytes
+        item = item.tobytes()  # The item is an encoded file as an array of bytes.
     if not isinstance(item, (bytes, bytearray)):
         raise DataError(f"{where}: {type(item).__name__} is not an encoded image; make the file again")
     return decode(bytes(item), image_shape, where)
 
 
 def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]) -> None:
-    """Write 2P encoded images and P bools as a ``.bin`` file; ``path`` never holds half a file."""
+    """Writes 2P encoded images and P bools as a `.bin` file, which replaces `path` in one step."""
     if len(encoded_images) != 2 * len(issame):
         raise DataError(f"{path}: {len(encoded_images)} images do not fit {len(issame)} pairs; give two per pair")
     content = ([bytes(data) for data in encoded_images], [bool(value) for value in issame])
@@ -169,7 +179,11 @@ def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]
 
 
 def find_verification_sets(dataset_dir: str, targets: str) -> list[str]:
-    """Return the paths of ``dataset_dir/NAME.bin`` for the comma separated names in ``targets``."""
+    """Returns the path of `dataset_dir/NAME.bin` for each of the comma separated names in `targets`.
+
+    Raises:
+        DataError: A file does not exist.
+    """
     paths = []
     for target in (part.strip() for part in targets.split(",")):
         if not target:
@@ -183,11 +197,11 @@ def find_verification_sets(dataset_dir: str, targets: str) -> list[str]:
 
 
 def describe_sets(dataset_dir: str) -> str:
-    """What sets a folder holds, in words."""
+    """Returns a sentence about which sets a folder holds, for error messages."""
     try:
         found = sorted(name[:-4] for name in os.listdir(dataset_dir) if name.endswith(".bin"))
     except OSError as error:
-        return f"{dataset_dir} cannot be listed ({error.strerror or error}), check the directory"
+        return f"{dataset_dir} cannot be listed ({error.strerror or error}); check the directory"
     if not found:
-        return f"there are no .bin files in {dataset_dir}, check the directory"
-    return f"choose from those there: {', '.join(found)}"
+        return f"{dataset_dir} holds no .bin files; check the directory"
+    return f"choose from the sets in the directory: {', '.join(found)}"

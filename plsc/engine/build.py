@@ -9,10 +9,11 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
+from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
-from plsc.data.test_sets import EvaluationSet, find_sets, of_verification, read_gallery
+from plsc.data.sources import open_images
+from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
 from plsc.data.verification import VerificationSet
 from plsc.errors import ConfigError
 from plsc.evaluation.evaluator import Evaluator

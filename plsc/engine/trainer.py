@@ -31,7 +31,7 @@ from plsc.engine.upload import Uploader
 from plsc.errors import TrainingError
 from plsc.heads import GatheredLabels, HeadOutput
 from plsc.heads.workers import walking_threads
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 from plsc.machine import random_state
 from plsc.machine.memory import resident_memory
 from plsc.machine.signals import StopRequest
@@ -184,7 +184,7 @@ class Trainer:
             self.end_early()
         with self.clock.paused():
             if self.evaluator is not None:
-                progress.test = self.evaluator(Backbone(self.backbone, self.config))
+                progress.test = self.evaluator(TrainedNetwork(self.backbone, self.config))
                 self.call("on_test", progress.test)
             progress.end_epoch()
             self.call("on_epoch_end")

@@ -1,1 +1,6 @@
-"""Embedding collections of images, and testing networks on them."""
+"""Tests networks.
+
+embedder      embeds collections of images, with the work shared by the ranks
+evaluator     measures the embeddings of test sets, each by the protocol of its kind
+report_data   selects what a test leaves for `plsc report`
+"""

@@ -1,8 +1,9 @@
-"""Embeds images: batches, what readers give, and collections, in their order, with the work shared by the ranks."""
+"""Embeds collections of images and what readers yield, in order, with the work shared by the ranks."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
@@ -28,20 +29,20 @@ from plsc.version import __version__
 
 logger = logging.getLogger("plsc")
 
-_READ_AHEAD = 2  # batches, beyond those the workers are busy with
-_NAMED = 20  # damaged images
-_SAY_SECONDS = 30.0
+_READ_AHEAD = 2  # Finished batches kept ready, in addition to those that the workers are preparing.
+_NAMED = 20  # Damaged images that the log names.
+_LOG_SECONDS = 30.0
 
 
 class Embedder:
-    """Embeds collections with a network. All ranks call each method together, and get the same.
+    """A network that embeds whole collections. All ranks call each method together, and get the same result.
 
     Args:
-        network: what embeds a batch.
-        config: `test_batch_size` and `num_workers` are used.
-        flip: average the embeddings of an image and its mirror image.
-        progress: show a bar on a terminal, or else a line every half minute.
-        skip_damaged: an image that cannot be read or decoded gets zeros and a warning, instead of ending the work.
+        network: The network.
+        config: Its `test_batch_size` and `num_workers` are used.
+        flip: Whether to average the embeddings of an image and its mirror image.
+        progress: Whether to show a bar on a terminal, or else log a line every half minute.
+        skip_damaged: Whether an image that cannot be read or decoded gets zeros and a warning, instead of an error.
     """
 
     def __init__(
@@ -56,36 +57,45 @@ class Embedder:
         self._batch_size, self._num_workers = config.test_batch_size, config.num_workers
 
     def embed(self, images: Collection) -> np.ndarray:
-        """Embeddings [N, D] float32.
+        """Returns the embeddings of a collection, [N, D] float32.
 
         Raises:
-            ConfigError: the network gives embeddings of another size.
-            DataError: an image that cannot be read or decoded, or whose embedding is not finite.
+            ConfigError: The network gives embeddings of another size.
+            DataError: An image cannot be read or decoded, or its embedding is not finite.
         """
         parts = list(self._shown(images, 0))
         return np.concatenate(parts) if parts else np.empty((0, self._network.emb_dim), "float32")
 
     def keep(self, images: Collection, folder: Path) -> np.ndarray:
-        """Writes an embeddings folder, on rank 0; goes on where an interrupted call ended, and leaves a complete one.
+        """Embeds a collection into an embeddings folder, which rank 0 writes.
+
+        An interrupted call resumes where it stopped. A complete folder stays unchanged.
 
         Returns:
-            [N, D] float32, mapped from the file on ranks that see it.
+            Embeddings [N, D] float32, mapped from the file on ranks that see it.
 
         Raises:
-            ConfigError: the folder holds something else, or cannot be written; or as `embed`.
-            DataError: as `embed`.
+            ConfigError: The folder holds something else, or cannot be written; or as for `embed`.
+            DataError: As for `embed`.
         """
         return self._keep(images, folder, parallel.from_rank_0(lambda: self._meta(images)))
 
     def embed_once(self, images: Collection, folder: Path) -> np.ndarray:
-        """What an earlier call with the same images and network left below the folder, or else `keep` there."""
+        """Returns the embeddings that an earlier call with the same images and network left below the folder.
+
+        If there are none, it embeds the images and keeps the result there; see `keep`.
+        """
         meta = parallel.from_rank_0(lambda: self._meta(images))
         return self._keep(images, folder / hashlib.sha256(repr(meta).encode()).hexdigest()[:16], meta)
 
     def embed_reader(self, loader: ReaderLoader) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings [N, D] float32 and labels [N] of all a reader gives, the same on every rank.
+        """Embeds all images that a reader yields.
 
-        Ranks that read the same batches share the work and keep their order; otherwise the ranks' images follow each other.
+        Ranks that read the same batches share the work, and the order of the batches stays. Otherwise the images of
+        each rank follow those of the rank before.
+
+        Returns:
+            Embeddings [N, D] float32 and labels [N], the same on every rank.
         """
         batches = loader.epoch(0)
         first = next(batches)
@@ -99,7 +109,7 @@ class Embedder:
         every = [part for parts in parallel.all_gather_object(parts) for part in parts]
         every.sort(key=lambda part: part[0])
         embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
-        if loader.splits:  # rank r had every n-th sample from r on
+        if loader.splits:  # Of n ranks, rank r had samples r, r + n, r + 2n, ...
             counts = [sum(len(part[2]) for part in every if part[0] == one) for one in range(ranks)]
             positions = np.concatenate([np.arange(count) * ranks + one for one, count in enumerate(counts)])
             order = np.argsort(positions)
@@ -110,7 +120,7 @@ class Embedder:
         writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None)
         first = parallel.from_rank_0(lambda: writer.rows)  # type: ignore[union-attr]
         if first:
-            logger.info("%s: %d of %d embeddings are there already", folder, first, images.num_images)
+            logger.info("%s: %d of %d embeddings exist already", folder, first, images.num_images)
         try:
             for rows in self._shown(images, first):
                 parallel.together(lambda rows=rows: writer.append(rows) if writer else None)  # type: ignore[misc]
@@ -122,7 +132,7 @@ class Embedder:
         return _of_rank_0(folder, meta)
 
     def _meta(self, images: Collection) -> dict[str, Any]:
-        """What tells embeddings apart."""
+        """Returns everything that the embeddings depend on."""
         return {
             "count": images.num_images,
             "emb_dim": self._network.emb_dim,
@@ -137,28 +147,29 @@ class Embedder:
         }
 
     def _shown(self, images: Collection, first: int) -> Iterator[np.ndarray]:
-        """`_blocks` with the progress."""
-        hidden = None if self._progress and parallel.rank() == 0 else True  # None shows it on a terminal only
+        """Yields what `_blocks` does, and shows the progress."""
+        hidden = None if self._progress and parallel.rank() == 0 else True  # With None a bar shows on a terminal only.
         blocks, done, began = self._blocks(images, first), first, time.monotonic()
-        said = began
+        logged = began
         with tqdm(total=images.num_images, initial=first, unit="image", dynamic_ncols=True, disable=hidden) as bar:
             for rows in blocks:
                 yield rows
                 bar.update(len(rows))
                 done, now = done + len(rows), time.monotonic()
-                if self._progress and bar.disable and now - said >= _SAY_SECONDS:
-                    speed, said = (done - first) / (now - began), now
+                if self._progress and bar.disable and now - logged >= _LOG_SECONDS:
+                    speed, logged = (done - first) / (now - began), now
                     logger.info("%d of %d images embedded, %.1f images/s", done, images.num_images, speed)
 
     def _blocks(self, images: Collection, first: int) -> Iterator[np.ndarray]:
-        """Embeddings from image `first` on, in order, some [n, D] at a time.
+        """Yields the embeddings from image `first` on, in order, some [n, D] at a time.
 
-        In every round each rank takes one batch, one rank after the other.
+        In each round every rank embeds one batch; the batches of the ranks follow each other.
         """
         ranks, rank, end = parallel.world_size(), parallel.rank(), images.num_images
         if first == end:
             return
-        batch = min(self._batch_size, -(-end // ranks))  # the same wherever it goes on: the last bits depend on it
+        # The size does not depend on `first`, because the last bits of embeddings depend on the size.
+        batch = min(self._batch_size, -(-end // ranks))
         rounds = range(first, end, batch * ranks)
         own = [range(min(start + rank * batch, end), min(start + (rank + 1) * batch, end)) for start in rounds]
         decoded = prefetch(
@@ -167,18 +178,19 @@ class Embedder:
         damaged = 0
         try:
             for start, chosen in zip(rounds, own):
-                rows, faults = parallel.together(lambda chosen=chosen: self._embed(images, chosen, *next(decoded)))  # type: ignore[misc]
+                embed = functools.partial(self._embed_next, images, chosen, decoded)
+                rows, faults = parallel.together(embed)
                 counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
                 if self._skip_damaged:
                     damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
                 yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
             if damaged:
-                _say("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
+                _warn_once("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
     def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
-        """Normalised images [n, C, H, W], and what is wrong with damaged ones, by row."""
+        """Returns normalised images [n, C, H, W], and for the rows of damaged ones what is wrong."""
         channels, height, width = self._network.image_shape
         pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
         for row, i in enumerate(chosen):
@@ -191,23 +203,24 @@ class Embedder:
         return normalize(pixels), faults
 
     def _forward(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings [b, D] float32 of normalised images [b, C, H, W]."""
+        """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W]."""
         rows = self._network.embed(images)
         if self._flip:
             rows = (rows + self._network.embed(images[..., ::-1])) / 2
         return rows
 
-    def _embed(
-        self, images: Collection, chosen: range, batch: np.ndarray, faults: dict[int, str]
+    def _embed_next(
+        self, images: Collection, chosen: range, decoded: Iterator[tuple[np.ndarray, dict[int, str]]]
     ) -> tuple[np.ndarray, dict[int, str]]:
-        """Embeddings [n, D] of what `_decode` gives, and the faults again."""
+        """Returns the embeddings [n, D] of what `_decode` returns for the next batch, and the faults in it."""
+        batch, faults = next(decoded)
         if not chosen:
             return np.empty((0, self._network.emb_dim), "float32"), faults
         rows = self._forward(batch)
         if rows.shape[1:] != (self._network.emb_dim,):
             raise ConfigError(
-                f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} of {len(chosen)} images; "
-                "set the size it has"
+                f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} for "
+                f"{len(chosen)} images; set the size that the network has"
             )
         rows[list(faults)] = 0
         finite = np.isfinite(rows).all(axis=1)
@@ -218,44 +231,46 @@ class Embedder:
 
 
 def open_together(path: Path) -> Collection:
-    """`open_collection` on every rank.
+    """Opens a collection on every rank; see `open_collection`.
 
     Raises:
-        DataError: as there, or the ranks do not find the same images.
+        DataError: A rank cannot open it, or the ranks do not find the same images.
     """
     images = parallel.together(lambda: open_collection(path))
     if parallel.world_size() > 1:
         names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
         if len(set(parallel.all_gather_object(names.digest()))) > 1:
-            raise DataError(f"{path}: the ranks find different images there; give every machine the same")
+            raise DataError(f"{path}: the ranks find different images; give every machine the same ones")
     return images
 
 
 def _warn(before: int, faults: list[list[str]]) -> int:
-    """Names the first damaged images; `before` were found earlier. Returns how many there are now."""
+    """Logs the first damaged images, of which `before` were found earlier; returns how many there are now."""
     every = [fault for one in faults for fault in one]
     for fault in every[: max(_NAMED - before, 0)]:
-        _say("%s; skipped", fault)
+        _warn_once("%s; skipped", fault)
     return before + len(every)
 
 
-def _say(*words: Any) -> None:
-    """Warns, once for all ranks."""
+def _warn_once(*words: Any) -> None:
+    """Logs a warning on rank 0 alone."""
     if parallel.rank() == 0:
         logger.warning(*words)
 
 
 def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
-    """The embeddings rank 0 has in a folder, on every rank: they need not share a disk."""
+    """Returns the embeddings in a folder of rank 0 on every rank, also on those that do not share its disk."""
     made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None)
     if parallel.rank() > 0:
         with contextlib.suppress(DataError):
             made = open_embeddings(folder)
     seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
-    given = parallel.from_rank_0(lambda: np.array(made.vectors)) if parallel.any_rank(not seen) else None  # type: ignore[union-attr]
+    given = None
+    if parallel.any_rank(not seen):
+        given = parallel.from_rank_0(lambda: np.array(made.vectors))  # type: ignore[union-attr]
     return made.vectors if seen else given  # type: ignore[union-attr, return-value]
 
 
 def digest(batch: tuple[np.ndarray, np.ndarray]) -> str:
-    """The same for the same images and labels."""
+    """Returns a digest of the images and labels of a batch."""
     return hashlib.sha256(batch[0].tobytes() + batch[1].tobytes()).hexdigest()

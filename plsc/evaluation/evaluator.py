@@ -1,8 +1,7 @@
-"""Tests: embeddings of a set, measured by its protocol; on the sets of a data folder or on a reader."""
+"""Tests a network on the sets of a data folder, or on the images that a reader yields."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -13,13 +12,13 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection
+from plsc.data.pair_sets import PairSet
 from plsc.data.readers import ReaderLoader
-from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet, PairSet
-from plsc.errors import ConfigError
+from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
 from plsc.evaluation.embedder import Embedder
+from plsc.evaluation.report_data import pairs_for_report
 from plsc.heads import shard_bounds
 from plsc.inference.networks import Network
-from plsc.machine.files import temporary
 from plsc.metrics import (
     all_pairs_metrics,
     average_templates,
@@ -27,27 +26,24 @@ from plsc.metrics import (
     identification_rates,
     mates_of,
     mean_norm,
-    pair_similarity,
     pairs_of_labels,
     search_gallery,
     verification_metrics,
 )
-from plsc.metrics.vectors import unit_rows
-
-_HARD_PAIRS = 12  # of each kind
-_MAPPED = 1000  # images
+from plsc.report.pairs_file import write_pairs
 
 
 class Evaluator:
-    """Tests a network on sets, or on the images a reader gives.
+    """A test of networks on sets, or on the images that a reader yields.
 
     Args:
-        sets: `.bin` sets are held as uint8; images of others are read anew for each test.
-        reader: gives labelled images, instead of sets.
-        config: how images are embedded; embeddings are averaged over the mirror image if training mirrors.
-        pairs_dir: rank 0 leaves `<set>_pairs.npz` there, for `plsc report`; None leaves nothing.
-        kept_dir: embeddings of sets are kept there, and taken from there when images and network are the same; None
-            embeds anew.
+        sets: Test sets. Those of `.bin` files hold their images in memory as uint8; images of others are read for each
+            test.
+        reader: Yields labelled images, which replace the sets; None tests on the sets.
+        config: How to embed images. Embeddings are averaged over the mirror image if training mirrors images.
+        pairs_dir: Folder in which rank 0 leaves `<set>_pairs.npz` for `plsc report`; None leaves nothing.
+        kept_dir: Folder in which embeddings of sets are kept, and from which they are taken if images and network are
+            the same; None embeds the images in every test.
     """
 
     def __init__(
@@ -62,7 +58,11 @@ class Evaluator:
         self._pairs_dir, self._kept_dir = pairs_dir, kept_dir
 
     def __call__(self, network: Network) -> dict[str, dict[str, Any]]:
-        """{set name: what `verification_metrics` or `identification_metrics` returns}, the same on every rank."""
+        """Tests a network.
+
+        Returns:
+            For each set name what `verification_metrics` or `identification_metrics` returns, the same on every rank.
+        """
         embedder = Embedder(network, self._config, flip=self._config.augmentation.mirror)
         if self._reader is not None:
             return {"test_reader": self._all_pairs("test_reader", *embedder.embed_reader(self._reader), None)}
@@ -85,7 +85,7 @@ class Evaluator:
             norm = mean_norm(embeddings)
             embeddings = average_templates(embeddings, one.templates)
             firsts = np.unique(one.templates, return_index=True)[1]
-        self._leave_for_report(one.name, embeddings, one.pairs, one.issame, one.images, firsts)
+        self._leave_for_report(one.name, embeddings, (one.pairs, one.issame), one.images, firsts)
         folds = 10 if one.folds is None else one.folds
         result = verification_metrics(embeddings, one.issame, folds, one.pairs, self._config.test_fars)
         return result if norm is None else {**result, "xnorm": norm}
@@ -93,10 +93,11 @@ class Evaluator:
     def _all_pairs(
         self, name: str, embeddings: np.ndarray, labels: np.ndarray, images: Optional[Collection]
     ) -> dict[str, Any]:
-        self._leave_for_report(name, embeddings, *pairs_of_labels(labels), images)
+        drawn = pairs_of_labels(labels)
+        self._leave_for_report(name, embeddings, drawn, images)
         own = count_different(embeddings, labels, parallel.rank(), parallel.world_size())
         counts = parallel.all_reduce_sum(paddle.to_tensor(own)).numpy()
-        return all_pairs_metrics(embeddings, labels, counts, self._config.test_fars)
+        return all_pairs_metrics(embeddings, labels, counts, self._config.test_fars, drawn)
 
     def _identify(self, embedder: Embedder, one: GallerySet) -> dict[str, Any]:
         gallery = average_templates(self._embed(embedder, one.gallery), one.gallery_templates)
@@ -111,80 +112,15 @@ class Evaluator:
         self,
         name: str,
         embeddings: np.ndarray,
-        pairs: np.ndarray,
-        issame: np.ndarray,
+        pairs_and_issame: tuple[np.ndarray, np.ndarray],
         images: Optional[Collection],
         firsts: Optional[np.ndarray] = None,
     ) -> None:
-        """`firsts` int [N] are the images that stand for the embeddings, if they are others than those of the same number."""
-        if self._pairs_dir is None:
+        folder, image_shape = self._pairs_dir, self._config.image_shape
+        if folder is None:
             return
-        place = self._pairs_dir / f"{name}_pairs.npz"
-
-        def leave() -> None:
-            made: dict[str, Any] = {"similarity": pair_similarity(embeddings, pairs), "issame": issame}
-            if images is not None:
-                shown = np.arange(len(embeddings)) if firsts is None else firsts
-                made |= _hard_pairs(made["similarity"], pairs, issame, images, shown, self._config.image_shape)
-                made["map_embeddings"] = unit_rows(embeddings[:_MAPPED])
-                made["map_identities"] = _identities(images, shown[:_MAPPED], pairs[issame])
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with temporary(place) as written:
-                    with open(written, "wb") as stream:
-                        np.savez(stream, **made)
-                    os.replace(written, place)
-            except OSError as problem:
-                raise ConfigError(
-                    f"{place}: cannot be written ({problem.strerror}); free space, or name another folder"
-                ) from None
-
-        parallel.from_rank_0(leave)
-
-
-def _hard_pairs(
-    similarity: np.ndarray,
-    pairs: np.ndarray,
-    issame: np.ndarray,
-    images: Collection,
-    shown: np.ndarray,
-    image_shape: Sequence[int],
-) -> dict[str, np.ndarray]:
-    """The pairs of each kind the model is most wrong about: their numbers [K], pixels and names [K, 2]."""
-    distinct = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)[1]
-    by_similarity = distinct[np.argsort(similarity[distinct], kind="stable")]
-    least_alike = by_similarity[issame[by_similarity]][:_HARD_PAIRS]
-    most_alike = by_similarity[~issame[by_similarity]][: -_HARD_PAIRS - 1 : -1]
-    hard = np.concatenate([least_alike, most_alike])
-    both = shown[pairs[hard]].tolist()
-    return {
-        "hard_pairs": hard,
-        "hard_images": np.array([[images.pixels(i, image_shape) for i in pair] for pair in both]),
-        "hard_names": np.array([[images.name(i) for i in pair] for pair in both], "U"),
-    }
-
-
-def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """A name for each of the images `shown` [N], the same for one identity: str [N].
-
-    Where the collection names none, names are the number of the first image of those that pairs `same` [S, 2] join; an
-    image nothing is known of has none.
-    """
-    named = [images.identity(i) for i in shown.tolist()]
-    if any(named):
-        return np.array(named, "U")
-    count = len(shown)
-    parent = list(range(count))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for pair in same[(same < count).all(axis=1)].tolist():
-        one, other = sorted((root(pair[0]), root(pair[1])))
-        parent[other] = one
-    roots = [root(i) for i in range(count)]
-    known = {one for i, one in enumerate(roots) if one != i}
-    return np.array([str(one) if one in known else "" for one in roots], "U")
+        parallel.from_rank_0(
+            lambda: write_pairs(
+                folder, name, pairs_for_report(embeddings, *pairs_and_issame, images, firsts, image_shape)
+            )
+        )

@@ -1,7 +1,7 @@
-"""The names of Paddle 1.x that models, optimizers and their settings are made of, on today's Paddle.
+"""The names of Paddle 1.x for models, optimizers and their settings, on today's Paddle.
 
-`import paddle.fluid as fluid` means this module in a script started by `python -m plsc run`; elsewhere write
-`from plsc import fluid`. docs/fluid.md lists what is here.
+In a script that `python -m plsc run` starts, `import paddle.fluid as fluid` means this module; elsewhere write
+`from plsc import fluid`. docs/fluid.md lists the supported names.
 """
 
 from __future__ import annotations
@@ -33,18 +33,22 @@ _HINTS = {
         ),
         _ENTRY,
     ),
-    **dict.fromkeys(("io", "save", "load"), "Entry.train() saves, set_checkpoint_dir loads; paddle.save for your own"),
+    **dict.fromkeys(
+        ("io", "save", "load"), "Entry.train() saves, set_checkpoint_dir loads; use paddle.save for other data"
+    ),
     **dict.fromkeys(("data", "DataFeeder", "reader", "DataLoader"), "assign ins.train_reader: see paddle.batch"),
     **dict.fromkeys(("CPUPlace", "CUDAPlace", "CUDAPinnedPlace", "cuda_places", "cpu_places"), "use paddle.set_device"),
-    **dict.fromkeys(("dygraph", "enable_dygraph"), "today's Paddle always runs so: make paddle.nn layers in __init__"),
+    **dict.fromkeys(
+        ("dygraph", "enable_dygraph"), "today's Paddle always runs in this mode: make paddle.nn layers in __init__"
+    ),
     "core": "use paddle.device, such as paddle.device.is_compiled_with_cuda()",
     "is_compiled_with_cuda": "use paddle.device.is_compiled_with_cuda()",
     "contrib": "use set_mixed_precision of Entry, and plsc.amp.AutoMixedPrecisionLists",
     "metrics": "Entry.test() measures; set_calc_acc(True) logs the accuracy of training",
     "profiler": "use paddle.profiler",
-    "unique_name": "layers are named by themselves; give name= to choose one",
+    "unique_name": "layers are named automatically; give name= to choose a name",
     "WeightNormParamAttr": "use paddle.nn.utils.weight_norm on a layer made in __init__",
-    "learning_rate_decay": "use fluid.layers.piecewise_decay and its like",
+    "learning_rate_decay": "use fluid.layers.piecewise_decay or another schedule of fluid.layers",
     "install_check": "use paddle.utils.run_check()",
     "LoDTensor": "use paddle.Tensor",
     "Variable": "use paddle.Tensor",
@@ -60,12 +64,12 @@ def embedding(
     param_attr: Any = None,  # noqa: F811
     dtype: str = "float32",
 ) -> paddle.Tensor:
-    """As `layers.embedding`, but no dimension is dropped: numbers [...] -> [..., size[1]]."""
+    """Looks up rows as `layers.embedding` does, but drops no dimension: numbers [...] -> [..., size[1]]."""
     return table_rows(input, size, padding_idx, param_attr, dtype, None)
 
 
 def one_hot(input: paddle.Tensor, depth: int, allow_out_of_range: bool = False) -> paddle.Tensor:
-    """As `layers.one_hot`, but no dimension is dropped: numbers [...] -> [..., depth]."""
+    """Returns one-hot rows as `layers.one_hot` does, but drops no dimension: numbers [...] -> [..., depth]."""
     return one_hot_rows(input, depth, allow_out_of_range)
 
 

@@ -1,4 +1,4 @@
-"""Gradient clipping, under its names of Paddle 1.x; given to an optimizer as `grad_clip`."""
+"""Gradient clipping under its names of Paddle 1.x, for the argument `grad_clip` of an optimizer."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["GradientClipByGlobalNorm", "GradientClipByNorm", "GradientClipByValu
 
 
 def GradientClipByGlobalNorm(clip_norm: float, group_name: str = "default_group") -> paddle.nn.ClipGradByGlobalNorm:
-    """Shrinks all gradients alike when their norm is larger."""
+    """Returns a clip that scales all gradients by one factor if their joint norm exceeds `clip_norm`."""
     return paddle.nn.ClipGradByGlobalNorm(clip_norm, group_name)
 
 
 def GradientClipByNorm(clip_norm: float) -> paddle.nn.ClipGradByNorm:
-    """Shrinks each gradient whose norm is larger."""
+    """Returns a clip that scales down each gradient whose norm exceeds `clip_norm`."""
     return paddle.nn.ClipGradByNorm(clip_norm)
 
 
 def GradientClipByValue(max: float, min: Optional[float] = None) -> paddle.nn.ClipGradByValue:
-    """Cuts each number off at `max` and at `min`, -max by default."""
+    """Returns a clip that limits each element to [min, max]; `min` is -max by default."""
     return paddle.nn.ClipGradByValue(max, min)
 
 

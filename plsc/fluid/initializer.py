@@ -1,4 +1,4 @@
-"""First values of parameters, under their short and long names of Paddle 1.x."""
+"""Initial values of parameters, under their short and long names of Paddle 1.x."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ __all__ = [
 
 
 class XavierInitializer(Initializer):
-    """Numbers of variance 2 / (fan_in + fan_out) (Glorot and Bengio, AISTATS 2010, equation 16).
+    """An initializer with random numbers of variance 2 / (fan_in + fan_out) (Glorot and Bengio, AISTATS 2010, eq. 16).
 
-    A `fan_in` of 0, as the custom model of the documentation has it, counts as 0: the variance is 2 / fan_out. Paddle 3's own
-    Xavier makes all weights 0 then.
+    A `fan_in` of 0, as in the custom model of the documentation, counts as 0, so the variance is 2 / fan_out. Paddle
+    3's own Xavier would set all weights to 0.
 
     Args:
-        uniform: uniform numbers rather than normal ones.
-        fan_in, fan_out: instead of those of the weight.
-        seed: draws the same numbers every time; 0 draws new ones.
+        uniform: Whether to draw uniform numbers rather than normal ones.
+        fan_in: Replaces the number of inputs of the weight.
+        fan_out: Replaces the number of outputs of the weight.
+        seed: Seed that draws the same numbers every time; 0 draws new ones.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class XavierInitializer(Initializer):
         self._uniform, self._fan_in, self._fan_out, self._seed = uniform, fan_in, fan_out, seed
 
     def forward(self, var: Any, block: Any = None) -> Any:
-        """Fills `var`."""
+        """Fills the parameter `var`, and returns it."""
         own_in, own_out = self._compute_fans(var)
         fans = float(own_in if self._fan_in is None else self._fan_in)
         fans += float(own_out if self._fan_out is None else self._fan_out)
@@ -61,9 +62,9 @@ class XavierInitializer(Initializer):
 
 
 def TruncatedNormalInitializer(loc: float = 0.0, scale: float = 1.0, seed: int = 0) -> Initializer:
-    """Normal numbers, drawn again while they are more than two deviations away from `loc`."""
+    """Returns an initializer with normal numbers within two standard deviations of `loc`."""
     own = initializer.TruncatedNormalInitializer
-    if "a" in inspect.signature(own.__init__).parameters:  # Paddle 3 cuts at -2 and 2, whatever the deviation
+    if "a" in inspect.signature(own.__init__).parameters:  # By default Paddle 3 cuts at -2 and 2 for every deviation.
         return own(loc, scale, seed, loc - 2 * scale, loc + 2 * scale)
     return own(loc, scale, seed)
 

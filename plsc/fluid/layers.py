@@ -1,4 +1,4 @@
-"""`plsc.layers`, whose names and defaults are those of Paddle 1.x, and the learning rates that stood among them."""
+"""`plsc.layers`, and the learning rate schedules that Paddle 1.x kept in `fluid.layers`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def _schedule(rate: Callable[[int], float]) -> LRScheduler:
-    """`rate(step)`, steps from 0."""
+    """Returns a schedule of the rate `rate(step)`, with steps counted from 0."""
     return LambdaDecay(1.0, rate)
 
 
@@ -30,7 +30,7 @@ def _periods(step: int, decay_steps: int, staircase: bool) -> float:
 
 
 def piecewise_decay(boundaries: Sequence[int], values: Sequence[float]) -> LRScheduler:
-    """values[0] before step boundaries[0], values[1] before boundaries[1], ..., values[-1] at last."""
+    """Returns the schedule values[0] before step boundaries[0], values[1] before boundaries[1], ..., then values[-1]."""
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"piecewise_decay: {len(boundaries)} boundaries need {len(boundaries) + 1} values, not {len(values)}"
@@ -39,38 +39,43 @@ def piecewise_decay(boundaries: Sequence[int], values: Sequence[float]) -> LRSch
 
 
 def cosine_decay(learning_rate: float, step_each_epoch: int, epochs: int) -> LRScheduler:
-    """learning_rate * (cos(pi * epoch / epochs) + 1) / 2, epochs counted from 0."""
+    """Returns the schedule learning_rate * (cos(pi * epoch / epochs) + 1) / 2, with epochs counted from 0."""
     return _schedule(lambda step: learning_rate * 0.5 * (math.cos(step // step_each_epoch * math.pi / epochs) + 1))
 
 
 def exponential_decay(
     learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
 ) -> LRScheduler:
-    """learning_rate * decay_rate ** (step / decay_steps); `staircase` takes whole numbers of decay_steps."""
+    """Returns the schedule learning_rate * decay_rate ** (step / decay_steps); `staircase` rounds the exponent down."""
     return _schedule(lambda step: learning_rate * decay_rate ** _periods(step, decay_steps, staircase))
 
 
 def natural_exp_decay(
     learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
 ) -> LRScheduler:
-    """learning_rate * exp(-decay_rate * step / decay_steps), as `exponential_decay`."""
+    """Returns the schedule learning_rate * exp(-decay_rate * step / decay_steps); see `exponential_decay`."""
     return _schedule(lambda step: learning_rate * math.exp(-decay_rate * _periods(step, decay_steps, staircase)))
 
 
 def inverse_time_decay(
     learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool = False
 ) -> LRScheduler:
-    """learning_rate / (1 + decay_rate * step / decay_steps), as `exponential_decay`."""
+    """Returns the schedule learning_rate / (1 + decay_rate * step / decay_steps); see `exponential_decay`."""
     return _schedule(lambda step: learning_rate / (1 + decay_rate * _periods(step, decay_steps, staircase)))
 
 
 def polynomial_decay(
     learning_rate: float, decay_steps: int, end_learning_rate: float = 1e-4, power: float = 1.0, cycle: bool = False
 ) -> LRScheduler:
-    """From learning_rate to end_learning_rate as (1 - step / decay_steps) ** power.
+    """Returns a schedule from learning_rate to end_learning_rate that follows (1 - step / decay_steps) ** power.
 
     Args:
-        cycle: afterwards begin again with twice, three times, ... as many steps, instead of staying there.
+        learning_rate: Rate at step 0.
+        decay_steps: Number of steps until the end.
+        end_learning_rate: Rate at the end.
+        power: Exponent.
+        cycle: Whether to start again at the end, with twice, three times, ... as many steps, instead of keeping the
+            rate.
     """
 
     def rate(step: int) -> float:
@@ -81,7 +86,7 @@ def polynomial_decay(
 
 
 def noam_decay(d_model: int, warmup_steps: int, learning_rate: float = 1.0) -> LRScheduler:
-    """learning_rate * d_model ** -0.5 * min(n ** -0.5, n * warmup_steps ** -1.5), n counted from 1."""
+    """Returns learning_rate * d_model ** -0.5 * min(n ** -0.5, n * warmup_steps ** -1.5), with n counted from 1."""
     return _schedule(
         lambda step: learning_rate * d_model**-0.5 * min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5)
     )
@@ -90,7 +95,10 @@ def noam_decay(d_model: int, warmup_steps: int, learning_rate: float = 1.0) -> L
 def linear_lr_warmup(
     learning_rate: Union[float, LRScheduler], warmup_steps: int, start_lr: float, end_lr: float
 ) -> LRScheduler:
-    """From start_lr to end_lr in a line; then learning_rate, whose steps were counted from the beginning."""
+    """Returns a schedule that rises linearly from start_lr to end_lr, and then follows learning_rate.
+
+    The steps of `learning_rate` are counted from the beginning of training.
+    """
 
     def rate(step: int) -> float:
         if step < warmup_steps:

@@ -1,6 +1,7 @@
-"""Optimizers, with their names, order and defaults of Paddle 1.x.
+"""Optimizers with the names, argument order and defaults of Paddle 1.x.
 
-Each gives Paddle's own optimizer. Without `parameter_list` it waits for the parameters of `Entry.set_optimizer`.
+Each function returns Paddle's own optimizer. Without `parameter_list` the optimizer waits for the parameters, which
+`Entry.set_optimizer` provides.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Parameters = Optional[Sequence[Any]]
 
 
 def _made(kind: Any, given: dict[str, Any]) -> Any:
-    """`kind` with the arguments of one of the functions below, under today's names."""
+    """Creates an optimizer from the arguments of one of the functions below, which it gives their names of today."""
     settings = dict(given)
     parameters, decay = settings.pop("parameter_list"), settings.pop("regularization")
     if decay is not None:
@@ -41,7 +42,7 @@ def SGD(
     grad_clip: Any = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.SGD:
-    """Gradient descent."""
+    """Returns plain gradient descent."""
     return _made(paddle.optimizer.SGD, locals())
 
 
@@ -54,7 +55,10 @@ def Momentum(
     grad_clip: Any = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.Momentum:
-    """velocity = momentum * velocity + gradient; weight -= learning_rate * velocity."""
+    """Returns gradient descent with momentum.
+
+    velocity = momentum * velocity + gradient; weight -= learning_rate * velocity.
+    """
     return _made(paddle.optimizer.Momentum, locals())
 
 
@@ -67,7 +71,7 @@ def Adagrad(
     name: Optional[str] = None,
     initial_accumulator_value: float = 0.0,
 ) -> paddle.optimizer.Adagrad:
-    """Adagrad (Duchi et al., JMLR 2011)."""
+    """Returns Adagrad (Duchi et al., JMLR 2011)."""
     return _made(paddle.optimizer.Adagrad, locals())
 
 
@@ -82,7 +86,7 @@ def Adam(
     name: Optional[str] = None,
     lazy_mode: bool = False,
 ) -> paddle.optimizer.Adam:
-    """Adam (Kingma and Ba, ICLR 2015)."""
+    """Returns Adam (Kingma and Ba, ICLR 2015)."""
     return _made(paddle.optimizer.Adam, locals())
 
 
@@ -96,7 +100,7 @@ def Adamax(
     grad_clip: Any = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.Adamax:
-    """Adamax, of the same paper as Adam."""
+    """Returns Adamax, from the paper on Adam."""
     return _made(paddle.optimizer.Adamax, locals())
 
 
@@ -109,7 +113,7 @@ def Adadelta(
     grad_clip: Any = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.Adadelta:
-    """Adadelta (Zeiler, arXiv 1212.5701)."""
+    """Returns Adadelta (Zeiler, arXiv 1212.5701)."""
     return _made(paddle.optimizer.Adadelta, locals())
 
 
@@ -124,7 +128,7 @@ def RMSProp(
     grad_clip: Any = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.RMSProp:
-    """RMSProp (Hinton's lecture 6)."""
+    """Returns RMSProp (Hinton's lecture 6)."""
     return _made(paddle.optimizer.RMSProp, locals())
 
 
@@ -140,9 +144,9 @@ def Lamb(
     exclude_from_weight_decay_fn: Optional[Callable[[Any], bool]] = None,
     name: Optional[str] = None,
 ) -> paddle.optimizer.Lamb:
-    """LAMB (You et al., ICLR 2020)."""
+    """Returns LAMB (You et al., ICLR 2020)."""
     if regularization is not None:
-        raise ValueError("fluid.optimizer.Lamb: regularization cannot be added; lamb_weight_decay is its decay")
+        raise ValueError("fluid.optimizer.Lamb: regularization is not supported; use lamb_weight_decay")
     return _made(paddle.optimizer.Lamb, locals())
 
 

@@ -1,4 +1,4 @@
-"""Settings of a parameter: name, initializer, learning_rate, regularizer, trainable, do_model_average."""
+"""`ParamAttr`, the settings of a parameter: name, initializer, learning_rate, regularizer, trainable, and more."""
 
 from __future__ import annotations
 

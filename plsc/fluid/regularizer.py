@@ -1,4 +1,4 @@
-"""Weight decay, under its names of Paddle 1.x."""
+"""Weight decay under its names of Paddle 1.x."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["L1Decay", "L1DecayRegularizer", "L2Decay", "L2DecayRegularizer"]
 
 
 def L1Decay(regularization_coeff: float = 0.0) -> paddle.regularizer.L1Decay:
-    """Adds regularization_coeff * sign(weight) to the gradient."""
+    """Returns a decay that adds regularization_coeff * sign(weight) to the gradient."""
     return paddle.regularizer.L1Decay(regularization_coeff)
 
 
 def L2Decay(regularization_coeff: float = 0.0) -> paddle.regularizer.L2Decay:
-    """Adds regularization_coeff * weight to the gradient."""
+    """Returns a decay that adds regularization_coeff * weight to the gradient."""
     return paddle.regularizer.L2Decay(regularization_coeff)
 
 

@@ -1,1 +1,10 @@
-"""Networks that embed: those in training, exported ones, and the export itself."""
+"""Embeds images with a network, and exports networks for other programs.
+
+networks          what embeds a batch: `TrainedNetwork` (in training) and `ExportedNetwork` (loaded from an export)
+export            writes an export
+export_folder     the layout of an export: its manifest, and how to open it
+precision         float16 and int8 for ONNX
+comparison        how far the embeddings of an export are from those of the trained network
+runtime           runs the files of an export, with Paddle's inference library or onnxruntime
+predictor         `Predictor`, which embeds images with an export, for users
+"""

@@ -1,4 +1,4 @@
-"""Turns a trained backbone into files other programs run: Paddle's inference format, or ONNX."""
+"""Exports a trained backbone as files that other programs run: Paddle's inference format, or ONNX."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ import paddle
 from plsc import parallel
 from plsc.errors import ConfigError
 from plsc.inference import runtime
+from plsc.inference.comparison import cosines, images_for_check
+from plsc.inference.export_folder import MANIFEST
 from plsc.inference.networks import embed_batch
-from plsc.inference.precision import check_precision, cosines, images_for_check, reduce_precision
+from plsc.inference.precision import check_precision, reduce_precision
 from plsc.machine.files import sha256_of, sync
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
-MANIFEST = "inference_meta.json"
 _NAME = "inference"
 _OPSET = 17
 _BATCH = 16
-_PARITY = 0.9999  # lowest cosine of a float32 export to pass without a warning
+_PARITY = 0.9999  # A float32 export with a lower cosine gets a warning.
 
 logger = logging.getLogger("plsc")
 
@@ -45,46 +46,60 @@ def export(
     precision: str = "float32",
     calibration: Optional[Path] = None,
 ) -> Path:
-    """Writes the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B; rank 0 does it.
+    """Exports the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B. Rank 0 does it.
 
-    `inference.json` (Paddle 2: `inference.pdmodel`) and `inference.pdiparams`, or `inference.onnx`, replace those of an
-    earlier export once they are whole and have been run; `inference_meta.json`, which `plsc.Predictor` reads, comes last.
-    Nothing else in the folder is touched.
+    The export is `inference.json` (Paddle 2: `inference.pdmodel`) and `inference.pdiparams`, or `inference.onnx`. The
+    files replace those of an earlier export once they are complete and have been run. `inference_meta.json`, which
+    `plsc.Predictor` reads, comes last. Nothing else in the folder is touched.
 
     Args:
-        precision: float32; or float16 or int8, of ONNX.
-        calibration: folder or label file of images, on which the export is compared with the network, and whose ranges int8
-            keeps; None compares on noise.
+        backbone: The trained network.
+        folder: Folder of the export, created if necessary.
+        image_shape: Shape of one image, (C, H, W).
+        format: 'paddle' or 'onnx'.
+        precision: 'float32', or for ONNX also 'float16' or 'int8'.
+        calibration: Folder or label file of images, on which the export is compared with the network, and from which
+            int8 takes the ranges of its numbers. None compares on noise.
+
+    Returns:
+        `folder`.
 
     Raises:
-        ConfigError: the format's tools are missing or cannot make it, or nothing can be written there.
-        DataError: an image of `calibration` cannot be read.
+        ConfigError: The tools of the format are missing or cannot make the export, or the folder cannot be written.
+        DataError: An image of `calibration` cannot be read.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     check_precision(format, precision, calibration is not None)
     if format == "onnx" and not all(map(importlib.util.find_spec, ("paddle2onnx", "onnxruntime"))):
-        raise ConfigError("export to ONNX needs paddle2onnx and onnxruntime: pip install '.[onnx]' in the plsc clone")
+        raise ConfigError(
+            "export to ONNX needs paddle2onnx and onnxruntime; run pip install '.[onnx]' in the plsc clone"
+        )
     if parallel.rank() == 0:
         images = images_for_check(calibration, image_shape)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _workspace(folder) as temporary:
-                files, meta = _write(backbone, temporary, image_shape, format, precision, images)
+                files, meta = _write(
+                    backbone, temporary, image_shape=image_shape, format=format, precision=precision, images=images
+                )
                 meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
                 manifest = temporary / MANIFEST
                 manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
                 _replace([*files, manifest], folder)
             sync(folder)
         except OSError as problem:
-            raise ConfigError(f"{folder}: cannot write there ({problem.strerror}); choose another folder") from None
+            raise ConfigError(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from None
         _report(meta)
     parallel.barrier()
     return folder
 
 
 def _replace(files: list[Path], folder: Path) -> None:
-    """All or none, but for a kill between two renames, which `plsc.Predictor` finds by the digests."""
+    """Moves all files into the folder, or none.
+
+    If the process is killed between two renames, the digests in the manifest reveal it to `plsc.Predictor`.
+    """
     for file in files:
         sync(file)
         if (folder / file.name).is_dir():
@@ -147,7 +162,7 @@ def _write(
     precision: str,
     images: np.ndarray,
 ) -> tuple[list[Path], dict[str, Any]]:
-    """The files of the network, and what the manifest says."""
+    """Writes the network; returns its files and the content of the manifest."""
     network = copy.deepcopy(backbone)
     network.eval()
     _complete_norms(network)
@@ -181,18 +196,21 @@ def _write(
 
 
 def _tried(files: list[Path], format: str) -> runtime.Run:
-    """The network as it will be used. Paddle and paddle2onnx say nothing when a disk is full."""
+    """Loads the files as a user will. Paddle and paddle2onnx report no error if the disk is full."""
     try:
         return runtime.load(files, format)
     except ConfigError as problem:
         free = shutil.disk_usage(files[0].parent).free // 2**20
         raise ConfigError(
-            f"the network that was written cannot be run; is the disk full ({free} MB left)? {problem}"
+            f"{files[0].parent}: the exported network cannot be run; is the disk full ({free} MB left)? {problem}"
         ) from None
 
 
 def _complete_norms(network: paddle.nn.Layer) -> None:
-    """Gives batch normalisations the scale 1 and the bias 0 they were made without: Paddle 3's CPU library needs both."""
+    """Gives batch normalisations without scale or bias a scale of 1 or a bias of 0.
+
+    Paddle 3's inference library needs both on a CPU.
+    """
     for layer in network.sublayers(include_self=True):
         if isinstance(layer, paddle.nn.layer.norm._BatchNormBase):
             for name, value in (("weight", 1.0), ("bias", 0.0)):
@@ -202,13 +220,13 @@ def _complete_norms(network: paddle.nn.Layer) -> None:
 
 
 def _to_onnx(program: Path, parameters: Path) -> Path:
-    import paddle2onnx  # takes seconds, and is an extra
+    import paddle2onnx  # The import takes seconds, and the package is optional.
 
     target = program.parent / f"{_NAME}.onnx"
-    with contextlib.redirect_stdout(io.StringIO()):  # it draws on the terminal
+    with contextlib.redirect_stdout(io.StringIO()):  # It draws on the terminal.
         paddle2onnx.export(str(program), str(parameters), str(target), opset_version=_OPSET, verbose=False)
     if not target.exists():
         raise ConfigError(
-            "export to ONNX: paddle2onnx has no counterpart for an operator of the network; export to Paddle"
+            "export to ONNX: paddle2onnx does not support an operator of the network; export with format 'paddle'"
         )
     return target

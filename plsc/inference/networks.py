@@ -1,4 +1,4 @@
-"""What embeds a batch of images: the network that is trained, or an export of one."""
+"""What embeds a batch of images: a network that is being trained, or an exported one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.inference import runtime
+from plsc.inference.export_folder import open_export
 
 
 class Network(Protocol):
-    """Embeds batches.
+    """A function from batches of images to embeddings.
 
     Attributes:
-        image_shape: (C, H, W).
-        emb_dim: D.
-        model: the sha256 of the names and values of a network that can be trained; None of an export.
-        export: the sha256 of the files of an export; None of a network that can be trained.
+        image_shape: Shape of one image, (C, H, W).
+        emb_dim: Size of an embedding, D.
+        model: The sha256 of the names and values of a trained network; None for an export.
+        export: The sha256 of the files of an export; None for a trained network.
     """
 
     image_shape: tuple[int, int, int]
@@ -30,20 +30,24 @@ class Network(Protocol):
 
     @property
     def model(self) -> Optional[str]:
-        """See above."""
+        """The sha256 of the names and values of a trained network; None for an export."""
 
     @property
     def export(self) -> Optional[str]:
-        """See above."""
+        """The sha256 of the files of an export; None for a trained network."""
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings [b, D] float32 of normalised images [b, C, H, W], b above 0."""
+        """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W], b above 0."""
 
 
-class Backbone:
-    """A `Network` that can be trained; its embeddings are those of its evaluation mode.
+class TrainedNetwork:
+    """A `Network` of a backbone that can be trained; it embeds in evaluation mode.
 
-    All ranks make one together: they get rank 0's statistics.
+    All ranks create one together, and take over the running statistics of rank 0.
+
+    Args:
+        backbone: The backbone.
+        config: Its `image_shape` and `emb_dim` are used.
     """
 
     export = None
@@ -55,7 +59,7 @@ class Backbone:
 
     @functools.cached_property
     def model(self) -> str:
-        """Of the state as it is when it is first asked for."""
+        """The sha256 of names and values, as they are when the property is first read."""
         found = hashlib.sha256()
         for name, value in sorted(self._backbone.state_dict().items()):
             found.update(f"{name} {value.dtype} {value.shape}\n".encode())
@@ -63,32 +67,35 @@ class Backbone:
         return found.hexdigest()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """See `Network`."""
+        """Embeds a batch; see `Network.embed`."""
         return embed_batch(self._backbone, images)
 
 
-class Exported:
-    """A `Network` out of the folder of an export.
+class ExportedNetwork:
+    """A `Network` that is loaded from the folder of an export.
+
+    Args:
+        folder: Folder of the export.
 
     Raises:
-        ConfigError: there is no export, or it cannot be run here.
+        ConfigError: The folder holds no export, or it cannot be run here.
     """
 
     model = None
 
     def __init__(self, folder: Path) -> None:
-        export = runtime.open_export(folder)
+        export = open_export(folder)
         self.image_shape, self.emb_dim, self._run = export.image_shape, export.emb_dim, export.run
         self.export = hashlib.sha256("".join(export.digests).encode()).hexdigest()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """See `Network`."""
+        """Embeds a batch; see `Network.embed`."""
         return self._run(images)
 
 
 @paddle.no_grad()
 def embed_batch(backbone: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
-    """Embeddings [b, D] float32 of normalised images [b, C, H, W], in evaluation mode."""
+    """Embeds a batch in evaluation mode, normalised images [b, C, H, W] -> embeddings [b, D] float32."""
     was_training = backbone.training
     backbone.eval()
     embedding = backbone(paddle.to_tensor(np.ascontiguousarray(images)))

@@ -1,4 +1,4 @@
-"""`Predictor`: embeddings of images from an exported network, without any training code."""
+"""`Predictor` embeds images with an exported network, without any training code."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from plsc.config import check_int
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import DataError
-from plsc.inference import runtime
+from plsc.inference.export_folder import open_export
 from plsc.metrics.vectors import unit_rows
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
 
-_pillow = threading.Lock()  # Pillow images load when they are first used, and one may be in the list twice
+_pillow = threading.Lock()  # Pillow loads an image when it is first used, and a list may hold an image twice.
 
 
 class Predictor:
-    """Embeds images with what `Entry.convert_for_prediction` or `python -m plsc export` wrote.
+    """An exported network, as `Entry.convert_for_prediction` or `python -m plsc export` wrote it, that embeds images.
 
     Args:
-        path: the folder of the export.
-        batch_size: images a forward pass.
-        flip: average the embeddings of an image and its mirror image, as tests of faces do.
-        num_workers: threads that decode images while others are embedded; 0 decodes in between.
+        path: Folder of the export.
+        batch_size: Images per forward pass.
+        flip: Whether to average the embeddings of an image and its mirror image, as tests on faces do.
+        num_workers: Threads that decode images while others are embedded; 0 decodes in between.
 
     Attributes:
-        image_shape: (C, H, W); images of other sizes are resized.
-        emb_dim: D.
+        image_shape: Shape of one image, (C, H, W); images of other sizes are resized.
+        emb_dim: Size of an embedding, D.
         precision: float32, float16 or int8.
 
     Raises:
-        ConfigError: there is no export, or it cannot be run here.
+        ConfigError: The folder holds no export, or it cannot be run here.
 
     Example:
         >>> from plsc import Predictor
@@ -48,16 +48,22 @@ class Predictor:
     def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
-        export = runtime.open_export(Path(path))
+        export = open_export(Path(path))
         self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
         self._run = export.run
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
-        """Embeddings [N, D] float32 of images: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
+        """Embeds images.
+
+        Args:
+            images: Paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
+
+        Returns:
+            Embeddings [N, D] float32.
 
         Raises:
-            DataError: one of them is no image.
+            DataError: One of them is not an image.
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, (Sequence, np.ndarray)):
             raise DataError(
@@ -67,17 +73,17 @@ class Predictor:
         return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings [B, D] float32 of normalised images [B, C, H, W] float32.
+        """Embeds normalised images, [B, C, H, W] float32 -> [B, D] float32.
 
         Raises:
-            DataError: an array of another shape, or of whole numbers; or an embedding that is not finite.
+            DataError: The array has another shape or holds integers, or an embedding is not finite.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
             wanted = ", ".join(map(str, self.image_shape))
             raise DataError(
-                f"embed_batch: {images.dtype} array of shape {list(images.shape)}: expected normalised images [B, {wanted}] "
-                "float32; embed() takes images as they are"
+                f"embed_batch: got a {images.dtype} array of shape {list(images.shape)}, but expected normalised "
+                f"images [B, {wanted}] float32; embed() takes images that are not normalised"
             )
         if not len(images):
             return np.zeros((0, self.emb_dim), "float32")
@@ -88,26 +94,27 @@ class Predictor:
         finite = np.isfinite(embeddings).all(axis=1)
         if not finite.all():
             raise DataError(
-                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for NaN in "
-                f"the image, or export in float32 (this export is {self.precision})"
+                f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for "
+                f"NaN in the image, or export in float32 (this export is {self.precision})"
             )
         return embeddings
 
     def compare(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Cosines of embeddings: [N, D] and [M, D] -> [N, M] float32.
+        """Compares embeddings [N, D] and [M, D]; returns their cosines [N, M] float32.
 
         Raises:
-            DataError: arrays of other shapes.
+            DataError: An array has another shape.
         """
         shapes = [np.shape(embeddings) for embeddings in (one, other)]
         if any(len(shape) != 2 or shape[1] != self.emb_dim for shape in shapes):
             raise DataError(
-                f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got {', '.join(map(str, shapes))}"
+                f"compare: expected embeddings [N, {self.emb_dim}] and [M, {self.emb_dim}], got "
+                f"{', '.join(map(str, shapes))}"
             )
         return unit_rows(np.asarray(one, "float32")) @ unit_rows(np.asarray(other, "float32")).T
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:
-        """Normalised images [B, C, H, W], decoded in threads while those before are embedded."""
+        """Yields normalised images [B, C, H, W], which threads decode while the ones before are embedded."""
         firsts = range(0, len(images), self._batch_size)
         num_workers = self._num_workers if len(firsts) > 1 else 0
         return prefetch(lambda first: self._batch(images, first), firsts, num_workers, num_workers + 1)

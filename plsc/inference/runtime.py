@@ -1,90 +1,55 @@
-"""Runs an exported network: Paddle's inference library, or onnxruntime."""
+"""Runs the files of an exported network, with Paddle's inference library or onnxruntime."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 
 from plsc.errors import ConfigError
-from plsc.machine.files import sha256_of
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Export:
-    """An exported network, loaded.
-
-    Attributes:
-        image_shape: (C, H, W).
-        emb_dim: D.
-        precision: float32, float16 or int8.
-        digests: the sha256 of each file.
-        run: see `load`.
-    """
-
-    image_shape: tuple[int, int, int]
-    emb_dim: int
-    precision: str
-    digests: list[str]
-    run: Run
-
-
-def open_export(folder: Path) -> Export:
-    """Loads what `Entry.convert_for_prediction` or `python -m plsc export` wrote.
-
-    Raises:
-        ConfigError: there is no export, a file of it is damaged or of another one, or it cannot be run here.
-    """
-    manifest = folder / "inference_meta.json"
-    try:
-        meta = json.loads(manifest.read_text(encoding="utf-8"))
-        channels, height, width = meta["image_shape"]
-        emb_dim, precision, format = int(meta["emb_dim"]), str(meta["precision"]), meta["format"]
-        digests = {folder / name: str(digest) for name, digest in meta["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ConfigError(
-            f"{manifest}: no exported network there ({type(problem).__name__}); make one with python -m plsc export"
-        ) from None
-    for file, digest in digests.items():
-        _check(file, digest)
-    return Export((channels, height, width), emb_dim, precision, list(digests.values()), load(list(digests), format))
-
-
 def load(files: Sequence[Path], format: str) -> Run:
-    """A function of normalised images [B, C, H, W] float32, B above 0, that gives embeddings [B, D] float32.
+    """Loads an exported network.
+
+    Args:
+        files: The files of one export.
+        format: 'paddle' or 'onnx'.
+
+    Returns:
+        A function from normalised images [B, C, H, W] float32, B above 0, to embeddings [B, D] float32.
 
     Raises:
-        ConfigError: the files, those of one export, cannot be run here.
+        ConfigError: The files cannot be run here.
     """
     try:
         return _onnx(files[0]) if format == "onnx" else _paddle(*files)
     except ConfigError:
         raise
-    except Exception as problem:  # both libraries raise what they like
+    except Exception as problem:  # Both libraries raise exceptions of many types.
         reason = str(problem).strip().splitlines()
         raise ConfigError(
-            f"{files[0]}: cannot be run here ({type(problem).__name__}: {reason[-1] if reason else ''}); export the network again"
+            f"{files[0]}: cannot be run here ({type(problem).__name__}: {reason[-1] if reason else ''}); "
+            "export the network again"
         ) from None
 
 
 def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # plsc.machine.threads sets it
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # plsc.machine.threads sets the variable.
 
 
 def _paddle(program: Path, parameters: Path) -> Run:
     import paddle
     from paddle import inference
 
-    if program.suffix == ".json" and paddle.__version__.startswith("2."):  # which would end the process
+    if program.suffix == ".json" and paddle.__version__.startswith("2."):  # Paddle 2 would end the process.
         raise ConfigError(
-            f"{program}: Paddle 3 wrote it, and this is {paddle.__version__}; export the network with this one"
+            f"{program}: Paddle 3 wrote it, and this is {paddle.__version__}; export the network with this version"
         )
     config = inference.Config(str(program), str(parameters))
     if paddle.is_compiled_with_cuda():
@@ -110,11 +75,11 @@ def _onnx(file: Path) -> Run:
         import onnxruntime
     except ImportError:
         raise ConfigError(
-            "this network is ONNX and needs onnxruntime: pip install '.[onnx]' in the plsc clone"
+            f"{file}: an ONNX network needs onnxruntime; run pip install '.[onnx]' in the plsc clone"
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # Errors only.
     session: Any = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
     name = session.get_inputs()[0].name
 
@@ -122,15 +87,3 @@ def _onnx(file: Path) -> Run:
         return session.run(None, {name: np.ascontiguousarray(images)})[0]
 
     return run
-
-
-def _check(file: Path, digest: str) -> None:
-    try:
-        found = sha256_of(file)
-    except OSError as problem:
-        raise ConfigError(f"{file}: cannot be read ({problem.strerror}); export the network again") from None
-    if found != digest:
-        raise ConfigError(
-            f"{file}: is not the file that was exported with its inference_meta.json, but damaged, or of another export; "
-            "export the network again"
-        )

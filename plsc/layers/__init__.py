@@ -1,7 +1,8 @@
-"""Layers as functions for `BaseModel.build_network`, with the names, order and defaults of Paddle 1.x's `fluid.layers`.
+"""Layers as functions for `BaseModel.build_network`.
 
-Those with parameters (conv2d, fc, batch_norm, ...) are made before training and found again at every call under the next
-name of their kind (conv2d_0, conv2d_1, ...); the others (pool2d, relu, reshape, ...) are plain functions.
+Names, argument order and defaults are those of `fluid.layers` in Paddle 1.x. Layers with parameters (conv2d, fc,
+batch_norm, ...) are created before training, and each call finds its layer again under the next name of its kind
+(conv2d_0, conv2d_1, ...). The others (pool2d, relu, reshape, ...) are plain functions.
 """
 
 from __future__ import annotations

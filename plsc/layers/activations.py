@@ -1,4 +1,4 @@
-"""Activations, and `act=` of the other layers."""
+"""Activation functions, and the argument `act` of the other layers."""
 
 from __future__ import annotations
 
@@ -14,87 +14,90 @@ from plsc.layers.scope import as_attr, find_layer
 
 
 def relu(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """max(x, 0)."""
+    """Returns max(x, 0)."""
     return functional.relu(x)
 
 
 def relu6(x: Tensor, threshold: float = 6.0, name: Optional[str] = None) -> Tensor:
-    """min(max(x, 0), threshold)."""
+    """Returns min(max(x, 0), threshold)."""
     return paddle.clip(x, 0.0, threshold)
 
 
 def leaky_relu(x: Tensor, alpha: float = 0.02, name: Optional[str] = None) -> Tensor:
-    """x where it is positive, alpha * x elsewhere."""
+    """Returns x where it is positive, and alpha * x elsewhere."""
     return functional.leaky_relu(x, alpha)
 
 
 def elu(x: Tensor, alpha: float = 1.0, name: Optional[str] = None) -> Tensor:
-    """x where it is positive, alpha * (exp(x) - 1) elsewhere."""
+    """Returns x where it is positive, and alpha * (exp(x) - 1) elsewhere."""
     return functional.elu(x, alpha)
 
 
 def sigmoid(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """1 / (1 + exp(-x))."""
+    """Returns 1 / (1 + exp(-x))."""
     return functional.sigmoid(x)
 
 
 def hard_sigmoid(x: Tensor, slope: float = 0.2, offset: float = 0.5, name: Optional[str] = None) -> Tensor:
-    """slope * x + offset, within [0, 1]."""
+    """Returns slope * x + offset, clipped to [0, 1]."""
     return functional.hardsigmoid(x, slope, offset)
 
 
 def tanh(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """Hyperbolic tangent."""
+    """Returns the hyperbolic tangent of x."""
     return paddle.tanh(x)
 
 
 def swish(x: Tensor, beta: float = 1.0, name: Optional[str] = None) -> Tensor:
-    """x * sigmoid(beta * x)."""
+    """Returns x * sigmoid(beta * x)."""
     return x * functional.sigmoid(beta * x)
 
 
 def hard_swish(
     x: Tensor, threshold: float = 6.0, scale: float = 6.0, offset: float = 3.0, name: Optional[str] = None
 ) -> Tensor:
-    """x * min(max(x + offset, 0), threshold) / scale."""
+    """Returns x * min(max(x + offset, 0), threshold) / scale."""
     return x * paddle.clip(x + offset, 0.0, threshold) / scale
 
 
 def softmax(input: Tensor, use_cudnn: bool = False, name: Optional[str] = None, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along `axis`. `use_cudnn` changes nothing."""
+    """Returns exp(x) / sum(exp(x)) along `axis`. `use_cudnn` has no effect."""
     return functional.softmax(input, axis)
 
 
 def exp(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """e to the x."""
+    """Returns e to the power of x."""
     return paddle.exp(x)
 
 
 def sqrt(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """Square root."""
+    """Returns the square root of x."""
     return paddle.sqrt(x)
 
 
 def square(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """x * x."""
+    """Returns x * x."""
     return paddle.square(x)
 
 
 def abs(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """|x|."""
+    """Returns the absolute value of x."""
     return paddle.abs(x)
 
 
 def softplus(x: Tensor, name: Optional[str] = None) -> Tensor:
-    """log(1 + exp(x))."""
+    """Returns log(1 + exp(x))."""
     return functional.softplus(x)
 
 
 def prelu(x: Tensor, mode: str = "channel", param_attr: Any = None, name: Optional[str] = None) -> Tensor:
-    """x where it is positive, slope * x elsewhere; the slopes are trained, 0.25 at first.
+    """Returns x where it is positive, and slope * x elsewhere. The slopes are trained, starting from 0.25.
 
     Args:
-        mode: 'all' has one slope, 'channel' one for each x.shape[1], 'element' one for each element of a sample.
+        x: Input, [B, C, ...].
+        mode: 'all' for one slope, 'channel' for one per channel, 'element' for one per element of a sample.
+        param_attr: Attributes of the slopes; see `conv2d`.
+        name: Name of the layer; see `conv2d`.
     """
     shapes = {"all": [1], "channel": [int(n) for n in x.shape[1:2]], "element": [1, *(int(n) for n in x.shape[1:])]}
     if mode not in shapes:
@@ -114,7 +117,7 @@ def prelu(x: Tensor, mode: str = "channel", param_attr: Any = None, name: Option
 
 
 class Parameter(nn.Layer):
-    """One parameter, and nothing to call."""
+    """A layer that holds one parameter and cannot be called."""
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activated(x: Tensor, act: Optional[str]) -> Tensor:
-    """`x` after the activation of that name, with its defaults; 'prelu' has one slope a channel."""
+    """Applies the activation of the given name with its defaults; 'prelu' has one slope per channel."""
     if act is None:
         return x
     if act not in ACTIVATIONS:

@@ -1,6 +1,6 @@
 """Functions on feature maps: pooling, padding, resizing.
 
-`name` and `use_cudnn` are taken as scripts of Paddle 1.x give them, and change nothing.
+The arguments `name` and `use_cudnn` are accepted for scripts of Paddle 1.x, and have no effect.
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ def pool2d(
     exclusive: bool = True,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """Maximum ('max') or mean ('avg') of each window, or of the whole map with `global_pooling`.
+    """Returns the maximum or mean of each window of a feature map, or of the whole map.
 
     Args:
-        pool_size: needed without `global_pooling`.
-        pool_padding: as `padding` of `conv2d`.
-        ceil_mode: keep a last window that is not whole.
-        exclusive: a mean leaves the padding out.
+        input: Feature map, [B, C, H, W].
+        pool_size: Size of a window; required unless `global_pooling` is True.
+        pool_type: 'max' or 'avg'.
+        pool_stride: Step between windows.
+        pool_padding: Padding; see `conv2d`.
+        global_pooling: Whether the whole map is one window.
+        use_cudnn: Has no effect.
+        ceil_mode: Whether to keep an incomplete last window.
+        name: Has no effect.
+        exclusive: Whether a mean leaves the padding out.
+        data_format: 'NCHW', or 'NHWC' for [B, H, W, C].
     """
     _check_pool_type("pool2d", pool_type)
     if global_pooling:
@@ -50,17 +57,27 @@ def pool2d(
             input, pool_size, pool_stride, pool_padding, ceil_mode=ceil_mode, data_format=data_format
         )
     return functional.avg_pool2d(
-        *(input, pool_size, pool_stride, pool_padding, ceil_mode, exclusive), data_format=data_format
+        input,
+        pool_size,
+        pool_stride,
+        pool_padding,
+        ceil_mode=ceil_mode,
+        exclusive=exclusive,
+        data_format=data_format,
     )
 
 
 def adaptive_pool2d(
     input: Tensor, pool_size: Size, pool_type: str = "max", require_index: bool = False, name: Optional[str] = None
 ) -> Any:
-    """Maximum or mean of windows chosen so that the map has the size `pool_size`.
+    """Returns the maximum or mean of windows that are chosen such that the result has the size `pool_size`.
 
     Args:
-        require_index: also returns where each maximum was, in the flat map.
+        input: Feature map, [B, C, H, W].
+        pool_size: Size of the result, (H', W') or one number for both.
+        pool_type: 'max' or 'avg'.
+        require_index: Whether to return also the place of each maximum in the flat map.
+        name: Has no effect.
     """
     _check_pool_type("adaptive_pool2d", pool_type)
     if pool_type == "max":
@@ -83,10 +100,15 @@ def pad2d(
     data_format: str = "NCHW",
     name: Optional[str] = None,
 ) -> Tensor:
-    """With rows and columns added at [top, bottom, left, right].
+    """Adds rows and columns to a feature map.
 
     Args:
-        mode: 'constant' adds `pad_value`, 'reflect' mirrors at the edge, 'edge' repeats it.
+        input: Feature map, [B, C, H, W].
+        paddings: Rows and columns to add, [top, bottom, left, right].
+        mode: 'constant' adds `pad_value`, 'reflect' mirrors the map at its edge, 'edge' repeats the edge.
+        pad_value: Value for 'constant'.
+        data_format: 'NCHW', or 'NHWC' for [B, H, W, C].
+        name: Has no effect.
     """
     modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
     if mode not in modes:
@@ -106,31 +128,36 @@ def image_resize(
     align_mode: int = 1,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """[B, C, H, W] with other sides.
+    """Resizes a feature map.
 
     Args:
-        out_shape: (H', W').
-        scale: instead of it, a factor on both sides; fractions of a pixel are cut off.
+        input: Feature map, [B, C, H, W].
+        out_shape: New size, (H', W').
+        scale: Factor on both sides, if `out_shape` is not given; fractions of a pixel are cut off.
+        name: Has no effect.
         resample: 'BILINEAR' or 'NEAREST'.
-        actual_shape: used instead of `out_shape` where it is given.
-        align_corners: the middles of the corner pixels stay in place.
-        align_mode: without it, 0 measures from the middles of pixels and 1 from their edges.
+        actual_shape: Replaces `out_shape` if it is given.
+        align_corners: Whether the centres of the corner pixels stay in place.
+        align_mode: If `align_corners` is False, 0 measures from the centres of pixels, and 1 from their edges.
+        data_format: 'NCHW', or 'NHWC' for [B, H, W, C].
     """
     if resample not in ("BILINEAR", "NEAREST"):
         raise PlscError(f"layers.image_resize: resample={resample!r}: expected 'BILINEAR' or 'NEAREST'")
     axes = (1, 2) if data_format == "NHWC" else (2, 3)
     sides = [int(input.shape[axis]) for axis in axes]
     wanted = out_shape if actual_shape is None else actual_shape
-    if wanted is None and scale is None:
-        raise PlscError("layers.image_resize: give out_shape or scale")
-    size = [int(side) for side in ([side * scale for side in sides] if wanted is None else wanted)]  # type: ignore[operator]
+    if wanted is None:
+        if scale is None:
+            raise PlscError("layers.image_resize: give out_shape or scale")
+        wanted = [int(side * scale) for side in sides]
+    size = [int(side) for side in wanted]
     if resample == "BILINEAR":
         return functional.interpolate(
             input, size, mode="bilinear", align_corners=align_corners, align_mode=align_mode, data_format=data_format
         )
     if not align_corners:
         return functional.interpolate(input, size, mode="nearest", data_format=data_format)
-    # Paddle dropped this combination, which is the default of Paddle 1.x.
+    # Today's Paddle lacks this combination, which is the default of Paddle 1.x.
     for axis, side, new in zip(axes, sides, size):
         step = (side - 1) / (new - 1) if new > 1 else 0.0
         nearest = np.floor(np.arange(new) * step + 0.5).astype("int64")
@@ -148,8 +175,17 @@ def resize_bilinear(
     align_mode: int = 1,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """`image_resize` with 'BILINEAR'."""
-    return image_resize(input, out_shape, scale, name, "BILINEAR", actual_shape, align_corners, align_mode, data_format)
+    """Resizes a feature map by bilinear interpolation; see `image_resize`."""
+    return image_resize(
+        input,
+        out_shape,
+        scale,
+        resample="BILINEAR",
+        actual_shape=actual_shape,
+        align_corners=align_corners,
+        align_mode=align_mode,
+        data_format=data_format,
+    )
 
 
 def resize_nearest(
@@ -161,5 +197,13 @@ def resize_nearest(
     align_corners: bool = True,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """`image_resize` with 'NEAREST'."""
-    return image_resize(input, out_shape, scale, name, "NEAREST", actual_shape, align_corners, 1, data_format)
+    """Resizes a feature map to the nearest pixels; see `image_resize`."""
+    return image_resize(
+        input,
+        out_shape,
+        scale,
+        resample="NEAREST",
+        actual_shape=actual_shape,
+        align_corners=align_corners,
+        data_format=data_format,
+    )

@@ -1,4 +1,4 @@
-"""Losses and accuracy. Labels are whole numbers [B, 1], as Paddle 1.x had them, or [B]."""
+"""Losses and accuracy. Labels are integers [B, 1], as in Paddle 1.x, or [B]."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from plsc.layers.parametric import drop_last_one
 
 
 def one_hot(input: Tensor, depth: int, allow_out_of_range: bool = False) -> Tensor:
-    """[B, 1] or [B] -> [B, depth] float32.
+    """Returns one-hot rows of numbers, [B, 1] or [B] -> [B, depth] float32.
 
     Args:
-        allow_out_of_range: a number outside [0, depth) gives zeros rather than an error.
+        input: Integers.
+        depth: Number of columns.
+        allow_out_of_range: Whether a number outside [0, depth) gives zeros rather than an error.
     """
     return one_hot_rows(drop_last_one(input), depth, allow_out_of_range)
 
 
 def one_hot_rows(numbers: Tensor, depth: int, allow_out_of_range: bool) -> Tensor:
-    """`one_hot` for numbers of any shape [...] -> [..., depth]."""
+    """Returns one-hot rows of numbers of any shape, [...] -> [..., depth]; see `one_hot`."""
     if not allow_out_of_range:
         return functional.one_hot(numbers.astype("int64"), depth)
     return (numbers.astype("int64").unsqueeze(-1) == paddle.arange(depth)).astype("float32")
 
 
 def cross_entropy(input: Tensor, label: Tensor, soft_label: bool = False, ignore_index: int = -100) -> Tensor:
-    """-log of the label's probability, [B, C] -> [B, 1]: for what `softmax` gives, not for logits.
+    """Returns -log of the probability of the label, [B, C] -> [B, 1].
 
     Args:
-        input: probabilities.
-        label: [B, 1] or [B] int64, or with `soft_label` a probability for each class [B, C].
-        ignore_index: the loss of this label is 0.
+        input: Probabilities, as `softmax` returns them, not logits.
+        label: Labels, [B, 1] or [B] int64; or with `soft_label` a probability for each class, [B, C].
+        soft_label: Whether labels are probabilities.
+        ignore_index: Label whose loss is 0.
     """
     if soft_label:
         return -(label * _log(input)).sum(-1, keepdim=True)
@@ -45,7 +48,7 @@ def cross_entropy(input: Tensor, label: Tensor, soft_label: bool = False, ignore
 
 
 def _log(probability: Tensor) -> Tensor:
-    """log, and -1e20 for 0."""
+    """Returns the logarithm, and -1e20 for 0."""
     return paddle.clip(paddle.log(probability), min=-1e20)
 
 
@@ -58,10 +61,16 @@ def softmax_with_cross_entropy(
     return_softmax: bool = False,
     axis: int = -1,
 ) -> Any:
-    """Cross entropy of softmax(logits) along `axis`, of which the result has 1; computed stably in every case.
+    """Returns the cross entropy of softmax(logits) along `axis`, which has size 1 in the result.
 
     Args:
-        return_softmax: returns (loss, softmax) instead of the loss.
+        logits: Logits.
+        label: Labels, int64; or with `soft_label` a probability for each class.
+        soft_label: Whether labels are probabilities.
+        ignore_index: Label whose loss is 0.
+        numeric_stable_mode: Has no effect; the result is always computed in a stable way.
+        return_softmax: Whether to return (loss, softmax) instead of the loss.
+        axis: Axis of the classes.
     """
     target = label if soft_label or axis not in (-1, len(logits.shape) - 1) else _with_last_one(logits, label)
     return functional.softmax_with_cross_entropy(
@@ -77,7 +86,9 @@ def _with_last_one(scores: Tensor, label: Tensor) -> Tensor:
 def accuracy(
     input: Tensor, label: Tensor, k: int = 1, correct: Optional[Tensor] = None, total: Optional[Tensor] = None
 ) -> Tensor:
-    """Share of the labels among the k largest of their row, [1] float32."""
+    """Returns the share of labels that are among the k largest scores of their row, [1] float32."""
     if correct is not None or total is not None:
-        raise PlscError("layers.accuracy: correct= and total= cannot be filled; multiply the result by the batch size")
+        raise PlscError(
+            "layers.accuracy: correct= and total= are not supported; multiply the result by the batch size instead"
+        )
     return paddle.metric.accuracy(input, _with_last_one(input, label), k).reshape([1])

@@ -1,4 +1,4 @@
-"""What a name of Paddle 1.x that is not here says: what to use instead."""
+"""The error for a name of Paddle 1.x that plsc does not have; it says what to use instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plsc.errors import PlscError
 
 LAYERS = {
     **dict.fromkeys(
-        ("data", "py_reader", "double_buffer", "read_file"), "build_network is given the images and labels"
+        ("data", "py_reader", "double_buffer", "read_file"), "build_network receives the images and labels"
     ),
     **dict.fromkeys(
         (
@@ -35,7 +35,7 @@ LAYERS = {
     "inplace_abn": "use batch_norm and leaky_relu",
     "data_norm": "use batch_norm",
     "row_conv": "use conv2d",
-    "center_loss": "use set_loss_type of Entry: the last layer and its loss are plsc's",
+    "center_loss": "use set_loss_type of Entry; plsc provides the last layer and its loss",
     "sampled_softmax_with_cross_entropy": "use set_sample_ratio of Entry",
     "affine_channel": "use elementwise_mul and elementwise_add with axis=1",
     "brelu": "use clip",
@@ -61,22 +61,23 @@ LAYERS = {
     "warpctc": "use paddle.nn.functional.ctc_loss",
     "Print": "use print: build_network runs as plain Python",
 }
-_CALCULATIONS = "use the function of that meaning in paddle or paddle.nn.functional"
+_CALCULATIONS = "use the equivalent function in paddle or paddle.nn.functional"
 
 
 class NotHereError(PlscError, AttributeError):
-    """A name of Paddle 1.x that plsc does not have; the message says what to use instead."""
+    """The error for a name of Paddle 1.x that plsc does not have; the message says what to use instead."""
 
 
 def not_here(module: str, name: str, hints: Mapping[str, str] = LAYERS, otherwise: str = _CALCULATIONS) -> Exception:
-    """The error of a module's `__getattr__`, in one line.
+    """Returns the error that the `__getattr__` of a module raises.
 
     Args:
-        module: as users write it, such as 'fluid.layers'.
-        hints: {name: what to use instead}.
-        otherwise: what to use instead of names that have no hint.
+        module: Module as users write it, such as 'fluid.layers'.
+        name: The missing name.
+        hints: For some names what to use instead.
+        otherwise: What to use instead of a name that has no hint.
     """
-    if name.startswith("__"):  # Python's own questions
+    if name.startswith("__"):  # Python itself looks for such names.
         return AttributeError(f"module {module!r} has no attribute {name!r}")
     hint = hints.get(name)
     if hint is None and hints is LAYERS:
@@ -84,8 +85,8 @@ def not_here(module: str, name: str, hints: Mapping[str, str] = LAYERS, otherwis
             if callable(getattr(sys.modules[home], name, None)):
                 hint = f"use {home}.{name}"
                 break
-    text = f"{module}.{name} is not in plsc; {hint or otherwise} (docs/fluid.md lists what is here)"
-    # Of an AttributeError, `from module import name` makes an ImportError that has lost the text.
+    text = f"{module}.{name} is not in plsc; {hint or otherwise} (docs/fluid.md lists the supported names)"
+    # `from module import name` turns an AttributeError into an ImportError without its text.
     frame = sys._getframe(2)
     importing = frame.f_code.co_code[frame.f_lasti] == dis.opmap["IMPORT_FROM"]
     return ImportError(text) if importing else NotHereError(text)

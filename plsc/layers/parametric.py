@@ -1,7 +1,7 @@
-"""Layers with parameters. Outside `build_network` they refuse to work: nothing would hold what they train.
+"""Layers with parameters. They work only inside `build_network`, because a model must hold their parameters.
 
-`use_cudnn`, `in_place`, `is_sparse`, `is_distributed` and `do_model_average_for_mean_and_var` are taken as scripts of
-Paddle 1.x give them, and change nothing: today's Paddle decides such things by itself.
+The arguments `use_cudnn`, `in_place`, `is_sparse`, `is_distributed` and `do_model_average_for_mean_and_var` are
+accepted for scripts of Paddle 1.x, and have no effect: today's Paddle makes these choices itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from plsc.layers.scope import as_attr, find_layer, in_dry_run
 Size = Union[int, Sequence[int]]
 Padding = Union[int, str, Sequence[Any]]
 
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups")
+
 
 def conv2d(
     input: Tensor,
@@ -36,13 +38,22 @@ def conv2d(
     name: Optional[str] = None,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """Convolution [B, C, H, W] -> [B, num_filters, H', W'].
+    """Applies a convolution, [B, C, H, W] -> [B, num_filters, H', W'].
 
     Args:
-        padding: rows and columns on each side; [height, width], [top, bottom, left, right], one pair for each of the four
-            dimensions, 'SAME' or 'VALID'.
-        groups: as many as channels makes it depthwise.
-        bias_attr: False leaves the bias out.
+        input: Feature map, [B, C, H, W].
+        num_filters: Number of output channels.
+        filter_size: Size of the filters, (height, width) or one number for both.
+        stride: Step between places of the filter.
+        padding: Rows and columns on each side, as one number, [height, width], [top, bottom, left, right], or one pair
+            for each of the four dimensions; or 'SAME' or 'VALID'.
+        dilation: Distance between the elements of a filter.
+        groups: Number of groups of channels; as many groups as channels make the convolution depthwise.
+        param_attr: Attributes of the weight, such as a `ParamAttr`.
+        bias_attr: Attributes of the bias; False leaves it out.
+        use_cudnn: Has no effect.
+        act: Activation to apply; None applies none.
+        name: Name of the layer in the model; by default the layers of a kind are numbered.
         data_format: 'NCHW', or 'NHWC' for [B, H, W, C].
     """
     channels = _channels("conv2d", input, data_format)
@@ -50,13 +61,8 @@ def conv2d(
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
 
     def make() -> nn.Layer:
-        kernel, step, pad, spread, parts = sizes
-        return nn.Conv2D(
-            *(channels, num_filters, kernel, step, pad, spread, parts),
-            weight_attr=weight,
-            bias_attr=bias,
-            data_format=data_format,
-        )
+        settings = dict(zip(_CONVOLUTION, sizes))
+        return nn.Conv2D(channels, num_filters, **settings, weight_attr=weight, bias_attr=bias, data_format=data_format)
 
     layer = find_layer(
         "conv2d", name, (channels, num_filters, *sizes), make, {"weight": weight_name, "bias": bias_name}
@@ -80,10 +86,23 @@ def conv2d_transpose(
     name: Optional[str] = None,
     data_format: str = "NCHW",
 ) -> Tensor:
-    """Transposed convolution [B, C, H, W] -> [B, num_filters, H', W'].
+    """Applies a transposed convolution, [B, C, H, W] -> [B, num_filters, H', W'].
 
     Args:
-        output_size: (H', W'); with `filter_size` None the filter is as large as that needs.
+        input: Feature map, [B, C, H, W].
+        num_filters: Number of output channels.
+        output_size: Size of the result, (H', W').
+        filter_size: Size of the filters; None derives it from `output_size`.
+        padding: Padding; see `conv2d`.
+        stride: Step between places of the filter in the result.
+        dilation: Distance between the elements of a filter.
+        groups: Number of groups of channels.
+        param_attr: Attributes of the weight.
+        bias_attr: Attributes of the bias; False leaves it out.
+        use_cudnn: Has no effect.
+        act: Activation to apply; None applies none.
+        name: Name of the layer; see `conv2d`.
+        data_format: 'NCHW', or 'NHWC' for [B, H, W, C].
     """
     channels = _channels("conv2d_transpose", input, data_format)
     if filter_size is None:
@@ -96,14 +115,9 @@ def conv2d_transpose(
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
 
     def make() -> nn.Layer:
-        kernel, step, pad, spread, parts = sizes
+        settings = dict(zip(_CONVOLUTION, sizes))
         return nn.Conv2DTranspose(
-            *(channels, num_filters, kernel, step, pad),
-            dilation=spread,
-            groups=parts,
-            weight_attr=weight,
-            bias_attr=bias,
-            data_format=data_format,
+            channels, num_filters, **settings, weight_attr=weight, bias_attr=bias, data_format=data_format
         )
 
     layer = find_layer(
@@ -121,9 +135,16 @@ def fc(
     act: Optional[str] = None,
     name: Optional[str] = None,
 ) -> Tensor:
-    """Fully connected layer over the dimensions from `num_flatten_dims` on: [B, ...] -> [B, size].
+    """Applies a fully connected layer, [B, ...] -> [B, size].
 
-    Several inputs have a weight each, and one bias; their products are added up. `param_attr` may be a list then.
+    Args:
+        input: Input, or several inputs. Each has its own weight; their products are added up, with one bias.
+        size: Number of output features.
+        num_flatten_dims: The dimensions from this one on are flattened to the input features.
+        param_attr: Attributes of the weight; a list gives those of each weight.
+        bias_attr: Attributes of the bias; False leaves it out.
+        act: Activation to apply; None applies none.
+        name: Name of the layer; see `conv2d`.
     """
     inputs = list(input) if isinstance(input, (list, tuple)) else [input]
     attrs = list(param_attr) if isinstance(param_attr, (list, tuple)) else [param_attr] * len(inputs)
@@ -149,7 +170,7 @@ def fc(
 
 
 class _SumOfProducts(nn.Layer):
-    """x_0 W_0 + x_1 W_1 + ... + bias."""
+    """A layer that computes x_0 W_0 + x_1 W_1 + ... + bias."""
 
     def __init__(self, features: Sequence[int], size: int, weight_attrs: Sequence[Any], bias_attr: Any) -> None:
         super().__init__()
@@ -179,14 +200,23 @@ def batch_norm(
     do_model_average_for_mean_and_var: bool = True,
     use_global_stats: bool = False,
 ) -> Tensor:
-    """Batch normalisation of [B, C], [B, C, L], [B, C, H, W] or [B, C, D, H, W].
+    """Applies batch normalisation.
 
     Args:
-        is_test: normalise by the running statistics, and leave them as they are.
-        momentum: of the running statistics; new = momentum * old + (1 - momentum) * batch.
+        input: [B, C], [B, C, L], [B, C, H, W] or [B, C, D, H, W].
+        act: Activation to apply; None applies none.
+        is_test: Whether to normalise by the running statistics, and leave them unchanged.
+        momentum: Momentum of the running statistics: new = momentum * old + (1 - momentum) * batch.
+        epsilon: Added to the variance.
+        param_attr: Attributes of the scale.
+        bias_attr: Attributes of the bias.
         data_layout: 'NCHW', or 'NHWC' with the channels last.
-        moving_mean_name, moving_variance_name: layers that give the same name share them.
-        use_global_stats: normalise by the running statistics in training too.
+        in_place: Has no effect.
+        name: Name of the layer; see `conv2d`.
+        moving_mean_name: Name of the running mean; layers with the same name share it.
+        moving_variance_name: Name of the running variance; layers with the same name share it.
+        do_model_average_for_mean_and_var: Has no effect.
+        use_global_stats: Whether to normalise by the running statistics in training too.
     """
     channels, dimensions = _channels("batch_norm", input, data_layout), len(input.shape)
     classes = {2: nn.BatchNorm1D, 3: nn.BatchNorm1D, 4: nn.BatchNorm2D, 5: nn.BatchNorm3D}
@@ -202,9 +232,9 @@ def batch_norm(
         ),
         names,
     )
-    # A training and a test branch may differ in these, and mean the same layer.
+    # A branch for training and one for tests may differ in these settings, and still mean the same layer.
     layer._momentum, layer._epsilon = momentum, epsilon
-    layer._use_global_stats = True if use_global_stats else None  # None: in tests only
+    layer._use_global_stats = True if use_global_stats else None  # None means in tests only.
     layer.training = not is_test and not in_dry_run()
     return activated(layer(input), act)
 
@@ -223,7 +253,15 @@ def layer_norm(
     """Normalises each sample over its dimensions from `begin_norm_axis` on.
 
     Args:
-        scale, shift: whether a weight and a bias of that shape are trained.
+        input: [B, ...].
+        scale: Whether a weight of the shape of those dimensions is trained.
+        shift: Whether a bias of the shape of those dimensions is trained.
+        begin_norm_axis: First dimension to normalise over.
+        epsilon: Added to the variance.
+        param_attr: Attributes of the weight.
+        bias_attr: Attributes of the bias.
+        act: Activation to apply; None applies none.
+        name: Name of the layer; see `conv2d`.
     """
     shape = [int(side) for side in input.shape[begin_norm_axis:]]
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
@@ -241,7 +279,15 @@ def layer_norm(
 def instance_norm(
     input: Tensor, epsilon: float = 1e-5, param_attr: Any = None, bias_attr: Any = None, name: Optional[str] = None
 ) -> Tensor:
-    """Normalises each channel of each sample of [B, C, L], [B, C, H, W] or [B, C, D, H, W]; a scale and bias a channel."""
+    """Normalises each channel of each sample, with a scale and a bias per channel.
+
+    Args:
+        input: [B, C, L], [B, C, H, W] or [B, C, D, H, W].
+        epsilon: Added to the variance.
+        param_attr: Attributes of the scale.
+        bias_attr: Attributes of the bias.
+        name: Name of the layer; see `conv2d`.
+    """
     classes = {3: nn.InstanceNorm1D, 4: nn.InstanceNorm2D, 5: nn.InstanceNorm3D}
     dimensions = len(input.shape)
     if dimensions not in classes:
@@ -267,7 +313,18 @@ def group_norm(
     data_layout: str = "NCHW",
     name: Optional[str] = None,
 ) -> Tensor:
-    """Normalises each group of channels of each sample; a scale and a bias a channel, which False leaves out."""
+    """Normalises each group of channels of each sample, with a scale and a bias per channel.
+
+    Args:
+        input: [B, C, H, W].
+        groups: Number of groups.
+        epsilon: Added to the variance.
+        param_attr: Attributes of the scale; False leaves it out.
+        bias_attr: Attributes of the bias; False leaves it out.
+        act: Activation to apply; None applies none.
+        data_layout: 'NCHW', or 'NHWC' with the channels last.
+        name: Name of the layer; see `conv2d`.
+    """
     channels = _channels("group_norm", input, data_layout)
     (weight, weight_name), (bias, bias_name) = as_attr(param_attr), as_attr(bias_attr)
     layer = find_layer(
@@ -289,11 +346,17 @@ def embedding(
     dtype: str = "float32",
     name: Optional[str] = None,
 ) -> Tensor:
-    """Rows of a trained table: numbers [B, 1] or [B] -> [B, size[1]].
+    """Looks up rows of a trained table, numbers [B, 1] or [B] -> [B, size[1]].
 
     Args:
-        input: int64 in [0, size[0]); a last dimension of 1 is dropped.
-        padding_idx: the number whose row is zeros and stays so; negative ones count from the end.
+        input: Numbers of rows, int64 in [0, size[0]); a last dimension of 1 is dropped.
+        size: Rows and columns of the table.
+        is_sparse: Has no effect.
+        is_distributed: Has no effect.
+        padding_idx: Number whose row is zero and stays zero; a negative one counts from the end.
+        param_attr: Attributes of the table.
+        dtype: Type of the table.
+        name: Name of the layer; see `conv2d`.
     """
     return table_rows(drop_last_one(input), size, padding_idx, param_attr, dtype, name)
 
@@ -301,7 +364,7 @@ def embedding(
 def table_rows(
     numbers: Tensor, size: Sequence[int], padding_idx: Optional[int], param_attr: Any, dtype: str, name: Optional[str]
 ) -> Tensor:
-    """`embedding` for numbers of any shape [...] -> [..., size[1]]."""
+    """Looks up rows of a table for numbers of any shape, [...] -> [..., size[1]]; see `embedding`."""
     rows, columns = (int(n) for n in size)
     weight, weight_name = as_attr(param_attr)
 
@@ -324,10 +387,15 @@ def create_parameter(
     is_bias: bool = False,
     default_initializer: Any = None,
 ) -> Tensor:
-    """A trained tensor. One name, here or in `attr`, is one parameter.
+    """Returns a trained tensor.
 
     Args:
-        is_bias: zeros at first, rather than Xavier's uniform numbers.
+        shape: Shape of the tensor.
+        dtype: Type of the tensor.
+        name: Name of the parameter; calls with the same name, here or in `attr`, share one parameter.
+        attr: Attributes of the parameter.
+        is_bias: Whether it starts as zeros, rather than as uniform random numbers (Xavier).
+        default_initializer: Initializer for `attr` without one.
     """
     attr, shared = as_attr(attr)
     sides = [int(side) for side in shape]
@@ -340,12 +408,12 @@ def create_parameter(
 
 
 def drop_last_one(numbers: Tensor) -> Tensor:
-    """[B, 1] -> [B]: labels and numbers of words had a last dimension of 1 in Paddle 1.x."""
+    """Drops a last dimension of 1, [B, 1] -> [B], which labels have in Paddle 1.x."""
     return numbers.squeeze(-1) if len(numbers.shape) > 1 and numbers.shape[-1] == 1 else numbers
 
 
 def _from_dimension(x: Tensor, dimensions: int) -> Tensor:
-    """[a, b, c, d] -> [a, b, c * d] for 2; as it is for -1."""
+    """Flattens the dimensions from one on: [a, b, c, d] -> [a, b, c * d] for 2; -1 changes nothing."""
     return x.flatten(dimensions) if 0 <= dimensions < len(x.shape) - 1 else x
 
 
@@ -358,7 +426,7 @@ def _channels(kind: str, input: Tensor, data_format: str) -> int:
 
 
 def _size(size: Any) -> Any:
-    """As part of a recipe."""
+    """Returns a size with tuples for lists, so that recipes can be compared."""
     return tuple(_size(one) for one in size) if isinstance(size, (list, tuple)) else size
 
 
@@ -367,7 +435,7 @@ def _pair(size: Size) -> list[int]:
 
 
 def _sides(padding: Any) -> list[int]:
-    """[top, bottom, left, right]."""
+    """Returns a padding as [top, bottom, left, right]."""
     if isinstance(padding, str):
         return [0, 0, 0, 0]
     if isinstance(padding, int):
@@ -380,7 +448,7 @@ def _sides(padding: Any) -> list[int]:
 def _filter_of(
     sides: Sequence[int], output: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """The filter that makes `output` of `sides`."""
+    """Returns the size of the filter that makes a map of size `output` from one of size `sides`."""
     return [
         math.floor((output[i] - (sides[i] - 1) * stride[i] + padding[2 * i] + padding[2 * i + 1] - 1) / dilation[i]) + 1
         for i in (0, 1)

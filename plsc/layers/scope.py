@@ -1,8 +1,9 @@
-"""Which layer a call inside `build_network` means: all are made once, and found again by name at every later call.
+"""Decides which layer a call inside `build_network` means.
 
-The layers are made by two dry runs, one with `is_train` False and one with True. A call in the second is a layer of the
-first when it stands at the same place in the code, or when it is the counterpart, in the other branch of an `if`, of a call
-the second did not make. So names do not depend on what is run first, and training and test share what they should.
+Every layer is created once, and each later call finds it again by name. Two dry runs create the layers, one with
+`is_train` False and one with True. A call of the second run means a layer of the first if it stands at the same place
+in the code, or if it is the counterpart, in the other branch of an `if`, of a call that only the first run made. So
+names do not depend on what runs first, and training and tests share the layers that they should.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ from paddle.utils import unique_name
 from plsc.errors import PlscError
 
 Place = tuple[Any, ...]
-Kind = tuple[str, Optional[str]]  # what is called, and its `name=`
-Plan = dict[
-    str, list[str]
-]  # names of layers in the order of the calls, by kind (as one string, for Paddle's to_static)
+Kind = tuple[str, Optional[str]]  # The function that is called, and its argument `name`.
+# For each kind the names of its layers, in the order of the calls. Kinds are strings for Paddle's to_static.
+Plan = dict[str, list[str]]
 
 _NAMELESS = " without a name"
 _SAME_CALLS = "build_network must make the same calls in the same order every time"
 
 
 class _Current(threading.local):
-    def __init__(self) -> None:  # in each thread
+    def __init__(self) -> None:  # It runs once in each thread.
         self.passes: list[Union[_DryRun, _Pass]] = []
 
 
@@ -40,12 +40,15 @@ _current = _Current()
 
 @dataclass
 class _Call:
-    """One call of a dry run.
+    """One call in a dry run.
 
     Attributes:
-        recipe: what must be the same at every call, such as the sizes.
-        place: where in the code it stands.
-        name: of its layer in the model, once it has one.
+        kind: The function that is called, and its argument `name`.
+        recipe: What must be the same at every call, such as the sizes.
+        place: Where in the code the call stands.
+        layer: The layer that the call means.
+        shared: Names that the user gave to parameters, by attribute of the layer.
+        name: Name of the layer in the model, once it has one.
     """
 
     kind: Kind
@@ -60,27 +63,33 @@ class _Call:
 
 
 class LayerScope:
-    """The layers that the functions of `plsc.layers` made for one model.
+    """The layers that the functions of `plsc.layers` create for one model.
 
     Args:
-        owner: the model whose sublayers they become.
+        owner: Model whose sublayers they become.
     """
 
     def __init__(self, owner: nn.Layer) -> None:
         self._owner = owner
         self._recipes: dict[str, tuple[Any, ...]] = {}
-        self._plans: dict[bool, Plan] = {}  # by is_train
+        self._plans: dict[bool, Plan] = {}  # By `is_train`.
 
     @property
     def made(self) -> bool:
-        """Whether `make` has run."""
+        """Whether the layers have been created."""
         return bool(self._plans)
 
     def make(self, network: Callable[[bool], Any]) -> Any:
-        """Makes the layers with two dry runs of `network(is_train)`; returns what the one for tests gave.
+        """Creates the layers with two dry runs.
+
+        Args:
+            network: Function that runs the network for a value of `is_train`.
+
+        Returns:
+            The result of the dry run for tests.
 
         Raises:
-            PlscError: a layer that only tests use would never be trained.
+            PlscError: The calls for training and tests do not fit together, or only tests use a layer.
         """
         tested = _DryRun([])
         result = tested.run(network, False)
@@ -101,7 +110,7 @@ class LayerScope:
         return result
 
     def _register(self, calls: Sequence[_Call]) -> None:
-        """Gives the layers their names in the model, and parameters of one name one tensor."""
+        """Names the layers in the model, and lets parameters of the same name share a tensor."""
         counters: Counter[str] = Counter()
         parameters: dict[str, paddle.Tensor] = {}
         for call in calls:
@@ -119,18 +128,18 @@ class LayerScope:
                 if list(first.shape) != list(own.shape):
                     raise PlscError(
                         f"layers.{kind}: parameter {parameter_name!r} has shape {list(first.shape)} elsewhere in the "
-                        f"model and is asked for as {list(own.shape)}; give it another name"
+                        f"model, and this call needs {list(own.shape)}; give it another name"
                     )
                 if first is not own:
                     setattr(call.layer, attribute, first)
 
     def running(self, is_train: bool) -> _Pass:
-        """Within it, as a context, the functions of `plsc.layers` find the layers that were made."""
+        """Returns a context in which the functions of `plsc.layers` find the layers that were created."""
         return _Pass(self._owner, self._plans.get(is_train), self._recipes)
 
 
 class _DryRun:
-    """Notes the calls of one run of a network, and makes layers for those that stand where none of `known` stands."""
+    """One run of a network that records its calls, and creates a layer for each call at a place not in `known`."""
 
     def __init__(self, known: Sequence[_Call]) -> None:
         self.calls: list[_Call] = []
@@ -155,7 +164,7 @@ class _DryRun:
         return self.calls[-1].layer
 
     def _place(self) -> Place:
-        """The lines that led here, and how often they did before: `layer` is called in a loop."""
+        """Returns the places in the code that led here, and how often they have; a loop calls the same place again."""
         frame, path = sys._getframe(2), []
         while frame is not None and frame.f_code is not _DryRun.run.__code__:
             path.append((frame.f_code, frame.f_lasti))
@@ -166,7 +175,7 @@ class _DryRun:
 
 
 class _Pass:
-    """One run of a network whose layers are made."""
+    """One run of a network whose layers have been created."""
 
     def __init__(self, owner: nn.Layer, plan: Optional[Plan], recipes: dict[str, tuple[Any, ...]]) -> None:
         self._owner, self._plan, self._recipes = owner, plan, recipes
@@ -177,14 +186,14 @@ class _Pass:
     ) -> Any:
         if self._plan is None:
             raise PlscError(
-                f"layers.{kind[0]}: the layers of {type(self._owner).__name__} are not made yet; call its "
-                "build(image_shape), or the model on a batch, before it is saved or turned into a static graph"
+                f"layers.{kind[0]}: the layers of {type(self._owner).__name__} have not been created; call its "
+                "build(image_shape), or the model on a batch, before you save it or convert it to a static graph"
             )
         key = _described(kind)
         names, number = self._plan.get(key, ()), self._counts.get(key, 0)
         self._counts[key] = number + 1
         if number >= len(names):
-            raise PlscError(f"layers.{kind[0]}: {len(names)} {key} were made, and one more is asked for; {_SAME_CALLS}")
+            raise PlscError(f"layers.{kind[0]}: {len(names)} {key} were created, and one more is called; {_SAME_CALLS}")
         name = names[number]
         if self._recipes[name] != recipe:
             raise _changed(kind[0], name, self._recipes[name], recipe)
@@ -200,13 +209,13 @@ class _Pass:
             self._refuse_missing_calls()
 
     def _refuse_missing_calls(self) -> None:
-        # The calls after a missing one may have had the layers before theirs.
+        # If a call is missing, the calls after it may have used the layers of the calls before them.
         for key, names in (self._plan or {}).items():
             used = self._counts.get(key, 0)
             if key.endswith(_NAMELESS) and used != len(names):
                 raise PlscError(
-                    f"build_network: {len(names)} {key} were made, and {used} were asked for; {_SAME_CALLS}, or give layers "
-                    "that come and go a name="
+                    f"build_network: {len(names)} {key} were created, and {used} were called; {_SAME_CALLS}, or give "
+                    "layers that only some runs use a name="
                 )
 
 
@@ -217,16 +226,18 @@ def find_layer(
     make: Callable[[], nn.Layer],
     shared: Optional[dict[str, Any]] = None,
 ) -> Any:
-    """The layer that this call of `layers.<kind>` means.
+    """Returns the layer that a call of `layers.<kind>` means.
 
     Args:
-        name: the call's `name=`; None counts up.
-        recipe: what must be the same at every call.
-        make: makes the layer.
-        shared: {attribute: name} of parameters the user named; one name is one parameter in the whole model.
+        kind: Name of the function that is called.
+        name: Argument `name` of the call; None numbers the layers.
+        recipe: What must be the same at every call, such as the sizes.
+        make: Function that creates the layer.
+        shared: Names that the user gave to parameters, by attribute of the layer. Parameters of the same name are one
+            parameter in the whole model.
 
     Raises:
-        PlscError: outside `build_network`, or the calls are not those that made the layers.
+        PlscError: The call is outside `build_network`, or the calls differ from those that created the layers.
     """
     if not _current.passes:
         raise PlscError(f"layers.{kind} works only inside build_network of a plsc.models.base_model.BaseModel")
@@ -235,36 +246,36 @@ def find_layer(
 
 
 def in_dry_run() -> bool:
-    """Whether layers are being made, and nothing is to be drawn or averaged."""
+    """Returns whether a dry run is in progress, in which no random numbers are drawn and no statistics change."""
     return bool(_current.passes) and isinstance(_current.passes[-1], _DryRun)
 
 
 def as_attr(attr: Any) -> tuple[Any, Optional[str]]:
-    """What Paddle's layers take for `param_attr`, and the name the user gave the parameter.
+    """Returns what Paddle's layers take for `param_attr`, and the name that the user gave to the parameter.
 
-    Paddle refuses a name that any other parameter of the process has, so it gets a number there.
+    Paddle refuses a name that another parameter of the process has, so the name for Paddle gets a number.
     """
     attr = paddle.ParamAttr._to_attr(attr)
     if not attr or attr.name is None:
         return attr, None
     numbered = paddle.ParamAttr(
-        unique_name.generate(attr.name),
-        attr.initializer,
-        attr.learning_rate,
-        attr.regularizer,
-        attr.trainable,
-        attr.do_model_average,
-        attr.need_clip,
+        name=unique_name.generate(attr.name),
+        initializer=attr.initializer,
+        learning_rate=attr.learning_rate,
+        regularizer=attr.regularizer,
+        trainable=attr.trainable,
+        do_model_average=attr.do_model_average,
+        need_clip=attr.need_clip,
     )
     return numbered, attr.name
 
 
 def _counterparts(first: Sequence[_Call], second: Sequence[_Call]) -> list[Optional[_Call]]:
-    """For each call of `second`, the call of `first` whose layer it uses; None for a layer of its own."""
+    """Returns for each call of `second` the call of `first` whose layer it uses; None if it needs a new layer."""
     places = {call.place: number for number, call in enumerate(first)}
     anchors = [places.get(call.place) for call in second]
     found = [None if at is None else first[at] for at in anchors]
-    # Calls at other places are matched between the same calls at equal places.
+    # The calls at places that differ are matched within the gaps between calls at equal places.
     gaps: dict[tuple[int, int], list[int]] = {}
     begin = 0
     for number, at in enumerate(anchors):
@@ -281,8 +292,9 @@ def _counterparts(first: Sequence[_Call], second: Sequence[_Call]) -> list[Optio
             theirs = [call for call in free if call.is_like(like)]
             if theirs and len(mine) != len(theirs):
                 raise PlscError(
-                    f"layers.{like.kind[0]}: one branch of build_network makes {len(mine)} layers of {like.recipe} for training "
-                    f"and another makes {len(theirs)} for tests; which belong together cannot be told: give both calls the same name="
+                    f"layers.{like.kind[0]}: one branch of build_network makes {len(mine)} layers of {like.recipe} for "
+                    f"training and another makes {len(theirs)} for tests, and it is unclear which belong together; "
+                    "give both calls the same name="
                 )
             found = [theirs[mine.index(i)] if theirs and i in mine else twin for i, twin in enumerate(found)]
     return found
@@ -293,13 +305,13 @@ def _refuse_untrained(tested: Sequence[_Call], trained: Sequence[_Call]) -> None
     for call in tested:
         if any(not p.stop_gradient and id(p) not in reached for p in call.layer.parameters()):
             raise PlscError(
-                f"layers.{call.kind[0]}: build_network uses {call.name!r} only where is_train is False, so it would never be "
-                "trained; where both branches mean one layer, give both calls the same name and sizes"
+                f"layers.{call.kind[0]}: build_network uses {call.name!r} only where is_train is False, so it would "
+                "never be trained; if both branches mean one layer, give both calls the same name and sizes"
             )
 
 
 def _changed(kind: str, name: str, made: tuple[Any, ...], asked: tuple[Any, ...]) -> PlscError:
-    return PlscError(f"layers.{kind}: {name!r} was made with {made} and is now asked for with {asked}; {_SAME_CALLS}")
+    return PlscError(f"layers.{kind}: {name!r} was created with {made} and is now called with {asked}; {_SAME_CALLS}")
 
 
 def _described(kind: Kind) -> str:

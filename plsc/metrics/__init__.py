@@ -1,4 +1,4 @@
-"""How good embeddings are: verification of pairs, ROC curves, identification in a gallery. NumPy only."""
+"""Measures how good embeddings are: verification of pairs, ROC curves, identification in a gallery. NumPy only."""
 
 from plsc.metrics.identification import (
     average_templates,

@@ -1,4 +1,7 @@
-"""Who is it? Probes are looked for in a gallery of known identities; and templates, which stand for several images."""
+"""Identification: whose image is it? Searches for probes in a gallery of known identities.
+
+A template stands for several images of one identity.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,21 @@ from plsc.metrics.vectors import unit_rows
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-1, 1e-2, 1e-3)
-_PROBES, _GALLERY = 1024, 8192  # compared at a time
+_PROBES, _GALLERY = 1024, 8192  # Rows that are compared at a time.
 
 
 def average_templates(embeddings: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    """Embeddings of templates: unit vectors of the mean of their images' unit vectors.
+    """Returns the embeddings of templates: the mean of the unit vectors of their images, scaled to length 1.
 
     Args:
-        embeddings: float [N, D].
-        templates: int [N], the template of each image, in [0, T), none of them empty.
+        embeddings: Embeddings of images, float [N, D].
+        templates: Template of each image, int [N] in [0, T); none may be empty.
 
     Returns:
-        float32 [T, D].
+        Embeddings of the templates, float32 [T, D].
+
+    Raises:
+        DataError: The shapes do not fit.
     """
     embeddings, templates = np.asarray(embeddings, dtype=np.float32), np.asarray(templates)
     if len(embeddings) != len(templates) or embeddings.ndim != 2:
@@ -46,24 +52,28 @@ def identification_metrics(
     ranks: Sequence[int] = RANKS,
     fpirs: Sequence[float] = FPIRS,
 ) -> dict[str, Any]:
-    """Look for every probe in the gallery (ISO/IEC 19795-1, closed and open set).
+    """Searches for every probe in the gallery, and measures the answers (ISO/IEC 19795-1, closed and open set).
 
-    A probe is mated when its identity is in the gallery. Its rank is 1 more than the number of other identities at least
-    as similar as its own. An open-set search answers with the most similar identity if its cosine reaches a threshold:
-    FPIR is the share of probes that are not mated and get an answer, TPIR the share of mated ones that get the right one.
+    A probe is mated if the gallery holds its identity. Its rank is 1 plus the number of other identities that are at
+    least as similar to it as its own. An open-set search answers with the most similar identity if the cosine reaches a
+    threshold. FPIR is the share of the probes without a mate that get an answer, and TPIR the share of mated probes
+    that get the right one.
 
     Args:
-        gallery: float [G, D], one row for each identity.
-        gallery_identities: int [G], all different.
-        probes: float [P, D].
-        probe_identities: int [P].
+        gallery: Embeddings of the gallery, float [G, D], one row for each identity.
+        gallery_identities: Identity of each row, int [G], all different.
+        probes: Embeddings of the probes, float [P, D].
+        probe_identities: Identity of each probe, int [P].
+        ranks: Ranks k for `rank@k`.
+        fpirs: Values of FPIR for `at_fpir`.
 
     Returns:
-        `rank@1`, ... (shares of the mated probes), `gallery`, `probes`, `mated`, and `at_fpir`, as `at_far` of
-        `verification_metrics`: `{'1e-2': {'tar', 'low', 'high', 'threshold'}}`, where `tar` is TPIR.
+        `rank@1`, ... (shares of the mated probes with at most that rank), `gallery`, `probes` and `mated` (numbers),
+        and `at_fpir`: `{'1e-2': {'tar', 'low', 'high', 'threshold'}}` as `at_far` of `verification_metrics`, where
+        `tar` is TPIR.
 
     Raises:
-        DataError: shapes that do not fit, an identity twice in the gallery, or no probe that is mated.
+        DataError: The shapes do not fit, an identity is twice in the gallery, or no probe is mated.
     """
     own = mates_of(gallery, gallery_identities, probes, probe_identities)
     return identification_rates(own, *search_gallery(gallery, probes, own), len(gallery), ranks, fpirs)
@@ -72,18 +82,22 @@ def identification_metrics(
 def mates_of(
     gallery: np.ndarray, gallery_identities: np.ndarray, probes: np.ndarray, probe_identities: np.ndarray
 ) -> np.ndarray:
-    """The row of the gallery that is of each probe's identity, int64 [P]; -1 of strangers.
+    """Returns for each probe the row of the gallery with its identity, int64 [P]; -1 if the gallery does not hold it.
 
-    Takes and raises what `identification_metrics` does.
+    Arguments and exceptions are those of `identification_metrics`.
     """
     for name, rows, identities in (("gallery", gallery, gallery_identities), ("probes", probes, probe_identities)):
         if rows.ndim != 2 or len(rows) != len(identities) or len(rows) == 0:
             raise DataError(
-                f"identification: {name} {list(rows.shape)} do not fit identities {list(identities.shape)}; give [N, D] and [N]"
+                f"identification: {name} {list(rows.shape)} do not fit identities {list(identities.shape)}; give [N, "
+                "D] and [N]"
             )
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            raise DataError(f"identification: row {int(bad[0])} of the {name} is not finite; training has diverged")
+            raise DataError(
+                f"identification: row {int(bad[0])} of the {name} is not finite; training has diverged or the "
+                "checkpoint is damaged"
+            )
     order = np.argsort(gallery_identities)
     known = gallery_identities[order]
     if (known[1:] == known[:-1]).any():
@@ -91,16 +105,23 @@ def mates_of(
             "identification: an identity is twice in the gallery; average its images with average_templates"
         )
     place = np.minimum(np.searchsorted(known, probe_identities), len(known) - 1)
-    own = np.where(known[place] == probe_identities, order[place], -1)  # the probe's row of the gallery
+    own = np.where(known[place] == probe_identities, order[place], -1)
     if not (own >= 0).any():
-        raise DataError("identification: no probe is of an identity of the gallery; check the two lists")
+        raise DataError("identification: no probe has an identity of the gallery; check the two lists")
     return own
 
 
 def search_gallery(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank int64 [P] of each probe's `own` row (means nothing without one), and the highest cosine float64 [P] of each.
+    """Compares probes with the gallery. Parts of the probes may be searched for separately.
 
-    Parts of the probes may be looked for apart.
+    Args:
+        gallery: Embeddings of the gallery, float [G, D].
+        probes: Embeddings of the probes, float [P, D].
+        own: Row of the gallery with the identity of each probe, int64 [P]; -1 if there is none.
+
+    Returns:
+        Rank of each probe, int64 [P], which means nothing for a probe without a row of its own; and the highest cosine
+        of each probe, float64 [P].
     """
     gallery, probes = unit_rows(gallery.astype(np.float32)), unit_rows(probes.astype(np.float32))
     rank, best = np.ones(len(probes), np.int64), np.full(len(probes), -np.inf)
@@ -111,7 +132,7 @@ def search_gallery(gallery: np.ndarray, probes: np.ndarray, own: np.ndarray) -> 
             cosines = probes[part] @ gallery[start : start + _GALLERY].T
             inside = np.flatnonzero((own[part] >= start) & (own[part] < start + _GALLERY))
             column = own[part][inside] - start
-            # Two ways of summing differ in the last bits: the own row is compared with nothing.
+            # Two ways of summing differ in the last bits, so the cosine with the own row comes from one way alone.
             cosines[inside, column] = mates[inside]
             best[part] = np.maximum(best[part], cosines.max(axis=1))
             cosines[inside, column] = -np.inf
@@ -127,9 +148,18 @@ def identification_rates(
     ranks: Sequence[int] = RANKS,
     fpirs: Sequence[float] = FPIRS,
 ) -> dict[str, Any]:
-    """What `identification_metrics` returns, of `mates_of` and `search_gallery`, with a gallery of so many identities."""
+    """Returns what `identification_metrics` does.
+
+    Args:
+        own: Result of `mates_of`.
+        rank: First result of `search_gallery`.
+        best: Second result of `search_gallery`.
+        gallery: Number of identities in the gallery.
+        ranks: Ranks k for `rank@k`.
+        fpirs: Values of FPIR for `at_fpir`.
+    """
     mated = own >= 0
-    # A mated probe whose answer is wrong is never answered rightly, however low the threshold.
+    # A mated probe whose nearest identity is wrong gets no right answer at any threshold.
     scores = np.where(mated & (rank > 1), -np.inf, best)
     return {
         **{f"rank@{k}": float((rank[mated] <= k).mean()) for k in ranks},

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """(path, number) of every number in `values` and the mappings in it, such as ('lfw/accuracy', 0.99)."""
+    """Yields (path, number) for every number in `values` and the mappings in it, such as ('lfw/accuracy', 0.99)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from numbers_of(value, f"{path}{key}/")
@@ -17,7 +17,7 @@ def numbers_of(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str,
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that is none, which JSON does not know."""
+    """Returns the value with None for NaN and infinity, which JSON cannot express."""
     if isinstance(value, Mapping):
         return {key: finite(one) for key, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Arithmetic on embeddings that several parts need."""
+"""Arithmetic on embeddings that several modules need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, D] of length 1, in their dtype; a zero row stays zero instead of becoming NaN."""
+    """Scales rows [N, D] to length 1, and keeps their dtype. A zero row stays zero instead of becoming NaN."""
     with np.errstate(invalid="ignore"):
         length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
         return rows / np.where(length > 0, length, 1.0).astype(rows.dtype)[:, None]

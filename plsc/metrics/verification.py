@@ -1,4 +1,4 @@
-"""Are two images of one identity? Accuracy by the LFW protocol, and rates from pairs."""
+"""Verification: are two images of one identity? Accuracy by the LFW protocol, and ROC rates of pairs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from plsc.metrics.vectors import unit_rows
 
 # Squared distances of unit vectors are in [0, 4].
 _THRESHOLDS = np.arange(0, 4, 0.01)
-# Pairs turned to float64 at a time, to keep the copy small.
+# Pairs that are converted to float64 at a time, to keep the copy small.
 _CHUNK = 4096
 _MOST_SAME = 2_000_000
-_ROWS, _COLUMNS = 1024, 8192  # of cosines computed at a time
+_ROWS, _COLUMNS = 1024, 8192  # Cosines that are computed at a time.
 
 
 def verification_metrics(
@@ -36,19 +36,23 @@ def verification_metrics(
     pairs: Optional[np.ndarray] = None,
     fars: Sequence[float] = FARS,
 ) -> dict[str, Any]:
-    """Measure embeddings by the LFW protocol, and by the ROC curve of all pairs.
+    """Measures embeddings by the LFW protocol, and by the ROC curve of all pairs.
 
     Args:
-        embeddings: float [N, D], not normalised.
-        issame: bool [P], whether the two images of a pair are of one identity.
-        folds: how many parts the pairs are cut into, in their order; or int [P], the fold of each.
-        pairs: int [P, 2], rows of the embeddings; by default pair i is in rows 2i and 2i+1.
-        fars: rates of false accepts for `at_far`.
+        embeddings: Embeddings, float [N, D], not normalised.
+        issame: Whether the two images of each pair are of one identity, bool [P].
+        folds: Number of parts into which the pairs are cut, in their order; or the fold of each pair, int [P].
+        pairs: Rows of the embeddings that form each pair, int [P, 2]; by default rows 2i and 2i+1 form pair i.
+        fars: False accept rates for `at_far`.
 
     Returns:
-        `accuracy` and `std` over the folds (a pair is accepted when its squared distance is below the threshold that is
-        best on the other folds), `tar@1e-3`, `xnorm` (the mean norm of the pairs' images), `auc`, `eer`, `eer_threshold`, `pairs`,
-        `different_pairs`, and `at_far`: see `at_rates`, which says what it leaves out. Without both kinds of pairs, NaN.
+        `accuracy` and `std` over the folds, `tar@1e-3`, `xnorm` (the mean norm of the images of the pairs), `auc`,
+        `eer`, `eer_threshold`, `pairs` and `different_pairs` (numbers), and `at_far`; see `at_rates`, which explains
+        the rates that are left out. In each fold, a pair is accepted if its squared distance is below the threshold
+        that is best on the other folds. Measures that need both kinds of pairs are NaN if one is missing.
+
+    Raises:
+        DataError: The shapes do not fit, there are no pairs, or an embedding is not finite.
     """
     embeddings = np.asarray(embeddings)
     issame = np.asarray(issame).astype(bool)
@@ -91,33 +95,51 @@ def _of_curve(
 
 
 def all_pairs_metrics(
-    embeddings: np.ndarray, labels: np.ndarray, different_counts: np.ndarray, fars: Sequence[float] = FARS
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    different_counts: np.ndarray,
+    fars: Sequence[float] = FARS,
+    drawn: Optional[tuple[np.ndarray, np.ndarray]] = None,
 ) -> dict[str, Any]:
-    """Measure embeddings of labelled images on all their pairs: what `verification_metrics` returns.
+    """Measures embeddings of labelled images on all their pairs.
 
-    Accuracy is of up to 6,000 pairs drawn, half of one identity; all else of every pair of two identities, and of up to
-    2,000,000 pairs of one, whose identities the bootstrap draws.
+    The accuracy is that of up to 6,000 random pairs, half of them of one identity. All other measures use every pair of
+    two identities and up to 2,000,000 pairs of one identity, and the bootstrap resamples identities.
 
     Args:
-        embeddings: float [N, D].
-        labels: int [N].
-        different_counts: what `count_different` gives, summed over all its shares.
+        embeddings: Embeddings, float [N, D].
+        labels: Identity of each image, int [N].
+        different_counts: Results of `count_different`, summed over all its shares.
+        fars: False accept rates for `at_far`.
+        drawn: Result of `pairs_of_labels(labels)`, if it is known already.
+
+    Returns:
+        What `verification_metrics` returns.
     """
-    pairs, issame = pairs_of_labels(labels)
+    pairs, issame = pairs_of_labels(labels) if drawn is None else drawn
     each = min(issame.sum(), (~issame).sum())
     kept = np.stack([np.flatnonzero(issame)[:each], np.flatnonzero(~issame)[:each]], axis=1).reshape(-1)
-    drawn = verification_metrics(embeddings, issame[kept], pairs=pairs[kept], fars=())
+    result = verification_metrics(embeddings, issame[kept], pairs=pairs[kept], fars=())
     same = same_pairs(labels, _MOST_SAME)
     scores = _compare(embeddings, same)[1]
     roc = roc_of_counts(scores, different_counts)
-    drawn["xnorm"] = mean_norm(embeddings)
-    return {**drawn, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
+    result["xnorm"] = mean_norm(embeddings)
+    return {**result, **_of_curve(roc, fars, (scores, labels[same[:, 0]]))}
 
 
 def count_different(embeddings: np.ndarray, labels: np.ndarray, share: int = 0, shares: int = 1) -> np.ndarray:
-    """How the cosines of all pairs of two identities are spread, for `all_pairs_metrics`: int64, one count a cell.
+    """Counts the cosines of all pairs of two identities in each cell of [-1, 1], for `all_pairs_metrics`.
 
-    Nothing of the size of the pairs is held. `share` of `shares` does its part of the work; the sum is of all pairs.
+    Memory does not grow with the number of pairs.
+
+    Args:
+        embeddings: Embeddings, float [N, D].
+        labels: Identity of each image, int [N].
+        share: Part of the work to do, in [0, shares); the sum over all parts counts all pairs.
+        shares: Number of parts.
+
+    Returns:
+        Result of `count_scores`.
     """
     unit = unit_rows(np.asarray(embeddings, dtype=np.float32))
     counts = count_scores(np.zeros(0, np.float32))
@@ -129,14 +151,14 @@ def count_different(embeddings: np.ndarray, labels: np.ndarray, share: int = 0, 
         for other in range(first, len(unit), _COLUMNS):
             columns = slice(other, other + _COLUMNS)
             different = labels[rows, None] != labels[None, columns]
-            # Every pair once: the later image is the column.
+            # Each pair counts once, with the later image as the column.
             different &= np.arange(len(unit))[None, columns] > np.arange(len(unit))[rows, None]
             counts += count_scores((unit[rows] @ unit[columns].T)[different])
     return counts
 
 
 def same_pairs(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
-    """All pairs of one label, int64 [S, 2], or `most` of them drawn at random."""
+    """Returns all pairs of one label, int64 [S, 2], or `most` of them, drawn at random."""
     order = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
     return _same(np.random.default_rng(seed), order, sizes, most)
@@ -150,28 +172,37 @@ def _same(rng: np.random.Generator, order: np.ndarray, sizes: np.ndarray, most: 
 
 
 def folds_in_order(count: int, folds: int) -> np.ndarray:
-    """The fold of each of `count` pairs: parts that follow each other, the first ones longer by one if need be."""
+    """Returns the fold of each of `count` pairs, in order. If needed, the first folds are longer by one."""
     sizes = np.full(folds, count // folds)
     sizes[: count % folds] += 1
     return np.repeat(np.arange(folds), sizes)
 
 
 def pairs_of_labels(labels: np.ndarray, most: int = 6000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pairs of labelled samples: int64 [P, 2] and ``issame`` bool [P], P <= ``most``, in random order.
+    """Draws pairs of labelled samples. No pair is drawn twice.
 
-    Half of them are of one class, or as many as there are; no pair is drawn twice. ``labels`` is int [N].
+    Args:
+        labels: Class of each sample, int [N].
+        most: Largest number of pairs. Half of them are of one class, or fewer if there are not so many.
+        seed: Seed of the draw.
+
+    Returns:
+        Pairs int64 [P, 2] in random order, and `issame` bool [P].
+
+    Raises:
+        DataError: There are no pairs of one class, or none of two.
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
     ends = np.cumsum(sizes)
-    # Pairs of one class, and of one sample of a class with one of a later class.
+    # For each class: its pairs, and the pairs of one of its samples with one of a later class.
     same_counts, later = sizes * (sizes - 1) // 2, len(order) - ends
     different_counts = sizes * later
     if not same_counts.any() or not different_counts.any():
         raise DataError(
-            f"verification: {len(order)} images of {len(sizes)} classes give no pairs of both kinds; give two images of "
-            "a class, and two classes"
+            f"verification: {len(order)} images of {len(sizes)} classes do not give pairs of both kinds; give at least "
+            "two images of a class, and two classes"
         )
     same = _same(rng, order, sizes, most // 2)
     group, number = _draw(rng, different_counts, most - most // 2)
@@ -182,7 +213,7 @@ def pairs_of_labels(labels: np.ndarray, most: int = 6000, seed: int = 0) -> tupl
 
 
 def _draw(rng: np.random.Generator, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (group, number in the group) of up to ``most`` different things out of ``counts`` a group."""
+    """Draws up to `most` different items from groups of sizes `counts`; returns (group, number in the group)."""
     ends = np.cumsum(counts)
     chosen = rng.choice(ends[-1], min(most, int(ends[-1])), replace=False)
     group = np.searchsorted(ends, chosen, side="right")
@@ -190,20 +221,25 @@ def _draw(rng: np.random.Generator, counts: np.ndarray, most: int) -> tuple[np.n
 
 
 def _triangle(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (i, j), i < j, of the pair with the number j (j - 1) / 2 + i."""
+    """Returns (i, j), i < j, of the pair with the number j (j - 1) / 2 + i."""
     j = ((1 + np.sqrt(1 + 8 * number.astype(np.float64))) / 2).astype(np.int64)
-    j -= j * (j - 1) // 2 > number  # the root of a large number may be rounded up
+    j -= j * (j - 1) // 2 > number  # The root of a large number may have been rounded up.
     return number - j * (j - 1) // 2, j
 
 
 def pair_similarity(embeddings: np.ndarray, pairs: Optional[np.ndarray] = None) -> np.ndarray:
-    """Return the cosine, float64 [P], of each pair of rows of ``embeddings``; by default rows 2i and 2i+1."""
+    """Returns the cosine of each pair of rows, float64 [P].
+
+    Args:
+        embeddings: Embeddings, float [N, D].
+        pairs: Rows that form each pair, int [P, 2]; by default rows 2i and 2i+1 form pair i.
+    """
     embeddings = np.asarray(embeddings)
     return _compare(embeddings, np.arange(len(embeddings)).reshape(-1, 2) if pairs is None else pairs)[1]
 
 
 def _compare(embeddings: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float64 squared distance [P] and cosine [P]."""
+    """Returns the squared distance and the cosine of each pair of unit vectors, float64 [P] each."""
     distance, similarity = np.empty(len(pairs)), np.empty(len(pairs))
     for first in range(0, len(pairs), _CHUNK):
         part = slice(first, first + _CHUNK)
@@ -226,12 +262,12 @@ def _check(block: np.ndarray, numbers: np.ndarray) -> None:
 
 
 def mean_norm(embeddings: np.ndarray) -> float:
-    """The mean length of embeddings [N, D], in float64."""
+    """Returns the mean length of embeddings [N, D], computed in float64."""
     return float(_norms(embeddings).mean())
 
 
 def _norms(embeddings: np.ndarray) -> np.ndarray:
-    """float64 [N]."""
+    """Returns the length of each embedding, float64 [N]."""
     parts = range(0, len(embeddings), _CHUNK)
     return np.concatenate(
         [np.linalg.norm(embeddings[first : first + _CHUNK].astype(np.float64), axis=1) for first in parts]
@@ -239,10 +275,10 @@ def _norms(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _fold_accuracies(distance: np.ndarray, issame: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return float64 [folds]."""
+    """Returns the accuracy of each fold, float64 [folds]."""
     steps, folds = len(_THRESHOLDS), int(fold.max()) + 1
     sizes = np.bincount(fold, minlength=folds)
-    # A pair is accepted from its bucket's threshold on, so cumulative counts give every threshold at once.
+    # A pair is accepted from the threshold of its bucket on, so cumulative counts give all thresholds at once.
     bucket = np.searchsorted(_THRESHOLDS, distance, side="right")
     cell = fold * (steps + 1) + bucket
     shape = (folds, steps + 1)
@@ -251,7 +287,7 @@ def _fold_accuracies(distance: np.ndarray, issame: np.ndarray, fold: np.ndarray)
     accepted_same = same.cumsum(axis=1)[:, :steps]
     accepted_other = other.cumsum(axis=1)[:, :steps]
     correct = accepted_same + other.sum(axis=1)[:, None] - accepted_other
-    # With a single fold there is nothing else to choose the threshold on.
+    # With a single fold, the threshold can only be chosen on that fold.
     train = correct.sum(axis=0)[None] - correct if folds > 1 else correct
     best = train.argmax(axis=1)
     return correct[np.arange(folds), best] / sizes

@@ -1,4 +1,4 @@
-"""Backbones: images in, embeddings out. They know nothing of ranks or losses."""
+"""Backbones, which turn images into embeddings. They know nothing about ranks or losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ MODEL_NAMES = (*_RESNETS, *_OTHERS)
 
 
 def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> BaseModel:
-    """A fresh model called `name`, one of `MODEL_NAMES`."""
+    """Returns a new model.
+
+    Args:
+        name: One of `MODEL_NAMES`.
+        emb_dim: Size of an embedding, D.
+        image_shape: Shape of one image, (C, H, W).
+
+    Raises:
+        ConfigError: There is no such model, or the images are too small for it.
+    """
     if name in _RESNETS:
         return ResNet(_RESNETS[name], emb_dim, image_shape)
     if name in _OTHERS:

@@ -10,49 +10,58 @@ import paddle
 from plsc.errors import ConfigError
 from plsc.layers.scope import LayerScope
 
-# Paddle's no_grad is of the process: of two that overlap, the last to leave would keep gradients off for good.
+# Paddle's no_grad acts on the whole process: if two overlap in time, the last one to end leaves gradients off for good.
 _one_dry_run = threading.RLock()
 
 
 class BaseModel(paddle.nn.Layer):
-    """A network that turns images into embeddings. Subclasses override `build_network`, and nothing else is needed.
+    """A network that turns images into embeddings. A subclass only needs to override `build_network`.
 
-    Layers may be made in `__init__` and used in `build_network`, as in any Paddle layer; or `build_network` calls the
-    functions of `plsc.layers` (`conv2d`, `batch_norm`, `fc`, ...), whose layers are made by two dry runs, for a test and for
-    training, before anything else.
+    The subclass may create layers in `__init__` and use them in `build_network`, as in any Paddle layer. Or
+    `build_network` calls the functions of `plsc.layers` (`conv2d`, `batch_norm`, `fc`, ...); two dry runs, one for
+    tests and one for training, then create the layers before anything else runs.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Not a sublayer of its own: its layers are registered on the model, under names such as conv2d_0.
+        # The scope is not a sublayer; it registers its layers on the model, under names such as conv2d_0.
         object.__setattr__(self, "_scope", LayerScope(self))
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
-        """Builds the embedding.
+        """Computes the embeddings of a batch.
 
         Args:
-            input: images [B, C, H, W] float32, normalised.
-            label: [B] int64; None when only an embedding is asked for.
-            is_train: training, rather than a test or prediction.
+            input: Normalised images, [B, C, H, W] float32.
+            label: Labels, [B] int64; None in tests and prediction.
+            is_train: Whether the network is in training, rather than in a test or prediction.
 
         Returns:
-            Embeddings [B, D].
+            Embeddings, [B, D].
         """
         raise NotImplementedError(f"{type(self).__name__} must override build_network(self, input, label, is_train)")
 
     def forward(self, input: paddle.Tensor, label: Optional[paddle.Tensor] = None) -> paddle.Tensor:
-        """`build_network` with this model's layers in place: [B, C, H, W] -> [B, D]."""
+        """Runs `build_network` with the layers of this model, [B, C, H, W] -> [B, D]."""
         if not self._scope.made and paddle.in_dynamic_mode():
             self.dry_run(input.shape[1:], input.dtype, label)
         with self._scope.running(self.training):
             return self.build_network(input, label, self.training)
 
     def build(self, image_shape: tuple[int, int, int]) -> int:
-        """Makes the layers of a define-by-run network, as training does: see the function `build`."""
+        """Creates the layers of a define-by-run network, as training does; see the function `build`."""
         return build(self, image_shape)
 
     def dry_run(self, shape: list[int], dtype: Any, label: Optional[paddle.Tensor]) -> Any:
-        """What a test of two zero images gives; makes the layers of `plsc.layers` if they are not there yet."""
+        """Runs the network on two zero images in evaluation mode, and creates the layers of `plsc.layers` if needed.
+
+        Args:
+            shape: Shape of one image, [C, H, W].
+            dtype: Type of the images.
+            label: Labels, whose shape and type the dry run uses; None runs without labels.
+
+        Returns:
+            What `build_network` returned.
+        """
         images = paddle.zeros([2, *shape], dtype)
         labels = None if label is None else paddle.zeros([2, *label.shape[1:]], label.dtype)
 
@@ -62,7 +71,7 @@ class BaseModel(paddle.nn.Layer):
 
         with _one_dry_run, paddle.no_grad():
             modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
-            self.eval()  # the layers draw no random numbers and keep their running statistics
+            self.eval()  # The layers then draw no random numbers, and keep their running statistics.
             try:
                 if not self._scope.made:
                     return self._scope.make(network)
@@ -74,11 +83,18 @@ class BaseModel(paddle.nn.Layer):
 
 
 def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
-    """Makes a model's layers with dry runs on two zero images; returns the embedding size.
+    """Creates the layers of a model with dry runs on two zero images.
+
+    Args:
+        model: A `BaseModel`, or any Paddle layer.
+        image_shape: Shape of one image, (C, H, W).
+
+    Returns:
+        Size of an embedding, D.
 
     Raises:
-        ConfigError: the result is not one embedding for each image.
-        PlscError: the calls of `plsc.layers` for training and tests do not fit together.
+        ConfigError: The model does not return one embedding for each image.
+        PlscError: The calls of `plsc.layers` for training and for tests do not fit together.
     """
     if isinstance(model, BaseModel):
         embedding = model.dry_run(list(image_shape), paddle.get_default_dtype(), paddle.zeros([2], dtype="int64"))
@@ -96,7 +112,7 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
 
 @paddle.no_grad()
 def _tested(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> Any:
-    """What a plain layer gives for two zero images."""
+    """Returns what a plain layer returns for two zero images."""
     was_training = model.training
     model.eval()
     try:
@@ -107,5 +123,5 @@ def _tested(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> Any:
 
 
 def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-    """What the model is called with in training: a plain layer takes no labels."""
+    """Returns the arguments with which to call a model in training. A plain Paddle layer takes no labels."""
     return (images, labels) if isinstance(model, BaseModel) else (images,)

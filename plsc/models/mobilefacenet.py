@@ -1,4 +1,4 @@
-"""MobileFaceNet (Chen et al., 2018, arXiv:1804.07573)."""
+"""MobileFaceNet, a small network for phones (Chen et al., 2018, arXiv:1804.07573)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from paddle import nn
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import check_sides
 
-# Table 1 of the paper: expansion t, channels c, repeats n, stride s of the first.
+# Table 1 of the paper: expansion t, channels c, repeats n, stride s of the first block.
 BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 
 class MobileFaceNet(BaseModel):
-    """About a million parameters; the whole last map is weighed by a global depthwise convolution.
+    """A network of about a million parameters, in which a global depthwise convolution weights the last feature map.
 
     Args:
-        emb_dim: D; 128 in the paper.
-        image_shape: (C, H, W), sides of at least 16.
+        emb_dim: Size of an embedding, D; 128 in the paper.
+        image_shape: Shape of one image, (C, H, W), with sides of at least 16.
     """
 
     def __init__(self, emb_dim: int = 512, image_shape: tuple[int, int, int] = (3, 112, 112)) -> None:
@@ -45,7 +45,7 @@ class MobileFaceNet(BaseModel):
         )
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
-        """[B, C, H, W] -> [B, emb_dim]."""
+        """Computes the embeddings of a batch, [B, C, H, W] -> [B, emb_dim]."""
         return self.tail(self.blocks(self.stem(input))).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""The residual networks of ArcFace for small face crops ("IResNet"), 18 to 200 layers."""
+"""The residual networks of ArcFace for small face crops ("IResNet"), with 18 to 200 layers."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ EPSILON = 2e-5
 
 
 def check_sides(image_shape: tuple[int, int, int]) -> None:
-    """Refuses images too small for four halvings."""
+    """Refuses images that are too small to be halved four times.
+
+    Raises:
+        ConfigError: A side is below 16.
+    """
     if min(image_shape[1:]) < 16:
         raise ConfigError(f"set_image_shape({tuple(image_shape)}): the built-in models need sides of at least 16")
 
 
 class ResNet(BaseModel):
-    """3x3 residual blocks with PReLU (Deng et al., ArcFace, CVPR 2019, section 3.1).
+    """A network of 3x3 residual blocks with PReLU (Deng et al., ArcFace, CVPR 2019, section 3.1).
 
-    Stem 3x3 convolution without stride; four stages that halve the map, of 64, 128, 256 and 512 channels; then batch
-    normalisation, dropout, a fully connected layer and a last batch normalisation whose scale is fixed at 1. The
-    parameter counts at 112x112 and 512 dimensions are those published for the same networks in InsightFace's
-    arcface_torch: 43.59 M for 50 layers, 65.15 M for 101 (named r100 there).
+    The stem is a 3x3 convolution without stride. Four stages of 64, 128, 256 and 512 channels each halve the feature
+    map. Batch normalisation, dropout, a fully connected layer and a last batch normalisation, whose scale is fixed at
+    1, follow. At 112x112 pixels and 512 dimensions the parameter counts are those published for the same networks in
+    InsightFace's arcface_torch: 43.59 M for 50 layers, 65.15 M for 101 (named r100 there).
 
     Args:
-        layers: 18, 34, 50, 101, 152 or 200.
-        emb_dim: D.
-        image_shape: (C, H, W), sides of at least 16.
-        dropout: probability before the fully connected layer.
+        layers: Number of layers: 18, 34, 50, 101, 152 or 200.
+        emb_dim: Size of an embedding, D.
+        image_shape: Shape of one image, (C, H, W), with sides of at least 16.
+        dropout: Probability of dropout before the fully connected layer.
     """
 
     def __init__(
@@ -68,13 +72,13 @@ class ResNet(BaseModel):
         self.fc = nn.Linear(
             previous * height * width, emb_dim, weight_attr=paddle.ParamAttr(initializer=nn.initializer.XavierNormal())
         )
-        # Paddle gives a BatchNorm's bias no gradient when its scale has none, so the bias is a parameter of its own.
+        # Paddle gives the bias of a BatchNorm no gradient if its scale has none, so the bias is a separate parameter.
         fixed = paddle.ParamAttr(trainable=False)
         self.features = nn.BatchNorm1D(emb_dim, epsilon=EPSILON, weight_attr=fixed, bias_attr=False)
         self.features_bias = self.create_parameter([emb_dim], is_bias=True)
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
-        """[B, C, H, W] -> [B, emb_dim]."""
+        """Computes the embeddings of a batch, [B, C, H, W] -> [B, emb_dim]."""
         x = self.norm(self.blocks(self.stem(input)))
         return self.features(self.fc(self.dropout(x.flatten(1)))) + self.features_bias
 

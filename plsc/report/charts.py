@@ -1,4 +1,4 @@
-"""The charts of a report, drawn with matplotlib: each as SVG for the page and as PNG for elsewhere."""
+"""The charts of a report, drawn with matplotlib: as SVG for the page, and as PNG for use elsewhere."""
 
 from __future__ import annotations
 
@@ -20,23 +20,31 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from plsc.metrics import roc_curve
-from plsc.report.run_folder import PairSet, RunFolder
+from plsc.report.pairs_file import PairScores
+from plsc.report.run_folder import RunFolder
 
-SOFTWARE = "plsc report"  # in PNGs, so that they are known again
-# Legible on white and on near black; a run also has a dash, for eyes and printers that know no colours.
+SOFTWARE = "plsc report"  # PNG files hold it, so that they are recognised later.
+# The colours are legible on white and on near black. Each run also has a dash, for readers and printers without
+# colours.
 COLOURS = ("#2f7fd0", "#e07b1f", "#2c9f6b", "#b05fc4", "#d4475c", "#8a8f3c", "#1fa3b5", "#a9744f")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5))
 SAME, DIFFERENT = COLOURS[0], COLOURS[1]
-# In SVG these stand for the page's own colours.
+# In SVG the colours of the page replace these.
 _INK, _GRID = "#010203", "#040506"
-_SIZE = (3.7, 2.5)  # inches: on a phone the text is as large as the page's
-_POINTS = 2400  # of all curves of a chart together
+_SIZE = (3.7, 2.5)  # In inches. On a phone the text is then as large as that of the page.
+_POINTS = 2400  # Most points of all curves of a chart together.
 _CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
 
 
 @dataclass
 class Curve:
-    """How one thing is drawn in every chart."""
+    """The style in which a run, or a kind of pair, is drawn in every chart.
+
+    Attributes:
+        name: What the legend calls it.
+        colour: Colour of the line.
+        dash: Lengths of dashes and gaps; empty for a solid line.
+    """
 
     name: str
     colour: str
@@ -44,7 +52,7 @@ class Curve:
 
     @property
     def style(self) -> dict[str, Any]:
-        """For `Axes.plot`."""
+        """Keyword arguments for `Axes.plot`."""
         return {"color": self.colour, **({"dashes": self.dash} if self.dash else {})}
 
 
@@ -53,10 +61,12 @@ class Chart:
     """One chart.
 
     Attributes:
-        name: of its PNG.
-        title: names all it is about; `caption` what its place on the page does not say.
-        alt: what it shows, in words.
-        legend: when it needs one.
+        name: Name of its PNG file.
+        title: Title that says all the chart is about.
+        caption: Title on the page, without what its place on the page says.
+        alt: What the chart shows, in words.
+        draw: Function that draws it.
+        legend: Curves to explain; empty if the chart needs no legend.
     """
 
     name: str
@@ -67,7 +77,7 @@ class Chart:
     legend: Sequence[Curve] = field(default=())
 
     def svg(self, number: int) -> str:
-        """An `svg` element for a page, the `number`th of it."""
+        """Returns an `svg` element for a page, on which it has the given number."""
         with style.context(_style(_INK, _GRID)):
             figure = Figure(figsize=_SIZE, layout="constrained")
             FigureCanvasSVG(figure)
@@ -77,9 +87,9 @@ class Chart:
         return _for_page(stream.getvalue(), number, self.alt)
 
     def png(self) -> bytes:
-        """A file of its own, with title and legend."""
+        """Returns the content of a PNG file, with title and legend."""
         with style.context(_style("#333333", "#dddddd")), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about characters that no font has
+            warnings.simplefilter("ignore")  # It warns about characters that no font has.
             figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
             FigureCanvasAgg(figure)
             axes = figure.add_subplot()
@@ -96,7 +106,7 @@ class Chart:
 
 
 def _style(ink: str, grid: str) -> list[Any]:
-    """Whatever the user's matplotlibrc says."""
+    """Returns a style that does not depend on the user's matplotlibrc."""
     installed = set(font_manager.get_font_names())
     own: dict[str, Any] = {
         "font.family": ["DejaVu Sans", *(name for name in _CHINESE if name in installed)],
@@ -116,7 +126,7 @@ def _style(ink: str, grid: str) -> list[Any]:
 
 
 def _for_page(text: str, number: int, alt: str) -> str:
-    """Takes from an SVG file what a page needs of it."""
+    """Returns the part of an SVG file that a page needs."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"<[^>]*>", lambda tag: _tag_for_page(tag[0], number), text)
@@ -126,7 +136,7 @@ def _for_page(text: str, number: int, alt: str) -> str:
 
 
 def _tag_for_page(tag: str, number: int) -> str:
-    tag = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>c{number}-", tag)  # a page's ids are all different
+    tag = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>c{number}-", tag)  # The ids of a page must differ.
     tag = re.sub(r"(?<=\d\.\d\d)\d+", "", tag)
     return tag.replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
 
@@ -136,7 +146,7 @@ def _short(name: str, most: int = 40) -> str:
 
 
 def curves_of(names: Sequence[str]) -> list[Curve]:
-    """A colour and a dash for each name."""
+    """Returns a curve for each name, with a colour and a dash."""
     return [
         Curve(name, COLOURS[one % len(COLOURS)], DASHES[one % len(DASHES)] if len(names) > 1 else ())
         for one, name in enumerate(names)
@@ -144,7 +154,7 @@ def curves_of(names: Sequence[str]) -> list[Curve]:
 
 
 def training_charts(runs: Sequence[RunFolder]) -> list[Chart]:
-    """Loss, learning rate, accuracy of the batches, loss scale and speed over the steps: those that are there."""
+    """Returns the charts of loss, learning rate, accuracy, loss scale and speed over the steps, as far as recorded."""
     charts = []
     for column, title, unit in (
         ("loss", "Training loss", "loss"),
@@ -174,7 +184,7 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
             _draw_over_steps(axes, curve, steps, values, max(20, _POINTS // (3 * len(curves))), 0.25 / len(curves))
         everything = np.concatenate([values for _, values in columns])
         positive = everything[np.isfinite(everything)]
-        # One that blew up would leave the others on the axis.
+        # On a linear axis, a run that diverges would press the curves of the others flat.
         wide = len(positive) > 0 and positive.min() > 0 and positive.max() > 30 * np.median(positive)
         if column == "loss_scaling":
             axes.set_yscale("log", base=2)
@@ -193,12 +203,12 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
 
 
 def _draw_over_steps(axes: Axes, curve: Curve, steps: np.ndarray, values: np.ndarray, most: int, band: float) -> None:
-    """A line; where there are too many points, of means, in a band from the least to the greatest, `band` opaque."""
+    """Draws a line. Too many points become means, in a band of opacity `band` from smallest to largest value."""
     values = np.where(np.isfinite(values), values, np.nan)
     if len(values) > most:
         buckets = np.array_split(np.arange(len(values)), most)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of a bucket without a number: a gap
+            warnings.simplefilter("ignore", RuntimeWarning)  # A bucket without a number makes a gap.
             low, mean, high = (
                 np.array([f(values[bucket]) for bucket in buckets]) for f in (np.nanmin, np.nanmean, np.nanmax)
             )
@@ -216,10 +226,10 @@ def _thousands(value: float, position: Optional[int] = None) -> str:
 
 
 def test_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
-    """Accuracy on a set, or how often a probe's identity is found first, over the epochs; None without two tests of a run."""
+    """Returns the chart of the accuracy, or rank-1 rate, on a set over the epochs; None if no run has two tests."""
     curves, series, texts = curves_of([run.name for run in runs]), [], []
-    found_first = any("rank@1" in one.sets.get(name, ()) for run in runs for one in run.tests)
-    measure, word = ("rank@1", "Found first") if found_first else ("accuracy", "Accuracy")
+    is_gallery = any("rank@1" in one.sets.get(name, ()) for run in runs for one in run.tests)
+    measure, word = ("rank@1", "Rank-1 rate") if is_gallery else ("accuracy", "Accuracy")
     for run in runs:
         tests = [(one.epoch, one.sets[name]) for one in run.tests if measure in one.sets.get(name, ())]
         epochs = np.array([epoch for epoch, _ in tests], np.float64)
@@ -248,7 +258,7 @@ def _percent(value: Any) -> float:
 
 
 def roc_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
-    """True accepts over false accepts on a set; None when no run has pairs of both kinds of it."""
+    """Returns the ROC chart of a set; None if no run has pairs of both kinds."""
     curves, shown, texts = curves_of([run.name for run in runs]), [], []
     for run, curve in zip(runs, curves):
         pairs = run.pairs.get(name)
@@ -272,15 +282,18 @@ def roc_chart(runs: Sequence[RunFolder], name: str) -> Optional[Chart]:
         axes.set_ylim(0, 101)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axes.set_xlabel("false accepts (FAR), log scale")
-        axes.set_ylabel("true accepts (TAR), %")
+        axes.set_xlabel("false accept rate (FAR), log scale")
+        axes.set_ylabel("true accept rate (TAR), %")
 
-    alt = f"True accepts over false accepts on {name}; dotted: guessing. True accepts: {'; '.join(texts)}."
+    alt = (
+        f"True accept rate over false accept rate on {name}; a dotted line shows guessing. True accept rate: "
+        f"{'; '.join(texts)}."
+    )
     return Chart(f"roc_{name}", f"ROC on {name}", "ROC", alt, draw, curves if len(runs) > 1 else ())
 
 
 def _thinned(far: np.ndarray, tar: np.ndarray, lowest: float, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The curve at up to `most` rates, evenly on a log axis; what is between them is the step before."""
+    """Returns the curve at up to `most` rates, evenly spaced on a log axis; each keeps the value of the step before."""
     if len(far) <= most:
         return far, tar
     grid = np.geomspace(lowest, 1, most)
@@ -291,8 +304,8 @@ def _thinned(far: np.ndarray, tar: np.ndarray, lowest: float, most: int) -> tupl
 HISTOGRAM_LEGEND = (Curve("same", SAME), Curve("different", DIFFERENT))
 
 
-def histogram_chart(run: RunFolder, name: str, pairs: PairSet) -> Chart:
-    """How alike pairs of the same and of different things are."""
+def histogram_chart(run: RunFolder, name: str, pairs: PairScores) -> Chart:
+    """Returns the histogram of the similarities of pairs of the same and of different identities."""
     low, high = float(pairs.similarity.min()), float(pairs.similarity.max())
     edges = np.linspace(low, high if high > low else low + 1e-3, 61)
     kinds = [(pairs.similarity[pairs.issame], SAME, "same"), (pairs.similarity[~pairs.issame], DIFFERENT, "different")]
@@ -305,7 +318,7 @@ def histogram_chart(run: RunFolder, name: str, pairs: PairSet) -> Chart:
                 axes.stairs(share, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
                 axes.stairs(share, edges, color=colour, linewidth=1.2)
         axes.set_xlabel("cosine similarity")
-        axes.set_ylabel("pairs of the kind, %")
+        axes.set_ylabel("share of the pairs, %")
 
     title = f"Similarity of pairs of {name}, {run.name}"
     return Chart(
@@ -318,8 +331,8 @@ def histogram_chart(run: RunFolder, name: str, pairs: PairSet) -> Chart:
     )
 
 
-def map_chart(run: RunFolder, name: str, pairs: PairSet) -> Chart:
-    """Embeddings in two dimensions: a star for each identity, from its middle to its images."""
+def map_chart(run: RunFolder, name: str, pairs: PairScores) -> Chart:
+    """Returns the map of embeddings in two dimensions: each identity is a star, from its centre to its images."""
     points = _flat(pairs.embeddings)
     groups: dict[str, list[int]] = {}
     for one, identity in enumerate(pairs.identities):
@@ -344,14 +357,14 @@ def map_chart(run: RunFolder, name: str, pairs: PairSet) -> Chart:
         axes.set_axis_off()
 
     title = f"Map of embeddings of {name}, {run.name}"
-    known = f"{len(several)} identities with several" if several else "identities unknown"
+    known = f"{len(several)} identities with several images" if several else "identities unknown"
     return Chart(
         f"map_{name}_{run.name}", title, "Map of embeddings", f"{title}: {len(points):,} images, {known}.", draw
     )
 
 
 def _flat(embeddings: np.ndarray) -> np.ndarray:
-    """[M, 2]: neighbours stay neighbours. The same for the same embeddings."""
+    """Returns places [M, 2] at which neighbours stay neighbours; the same embeddings give the same places."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

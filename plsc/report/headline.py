@@ -1,4 +1,4 @@
-"""The numbers a run is judged by."""
+"""The numbers that a run is judged by."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plsc.report.run_folder import RunFolder
 
 
 def headline(run: RunFolder) -> dict[str, Any]:
-    """What `--json` prints of a run; None for what is not known.
+    """Returns what `--json` prints about a run, with None for what is unknown.
 
     `test` holds every number of the last test by set, such as `{'lfw': {'accuracy': 0.99, 'at_far/1e-4': 0.9}}`.
     """
@@ -37,12 +37,12 @@ def headline(run: RunFolder) -> dict[str, Any]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Optional[float]]:
-    """JSON knows no NaN."""
+    """Returns the numbers with None for NaN, which JSON cannot express."""
     return {name: one if math.isfinite(one) else None for name, one in numbers_of(values)}
 
 
 def headline_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much) for people."""
+    """Returns (title, value) for each headline number, as texts for humans."""
     rows = []
     for name, measures in numbers["test"].items():
         accuracy, std, tar = (measures.get(key) for key in ("accuracy", "std", "tar@1e-3"))
@@ -53,10 +53,10 @@ def headline_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         if tar is not None:
             rows.append((f"{name}: TAR at FAR 1e-3", f"{tar:.2%}"))
         if measures.get("rank@1") is not None:
-            rows.append((f"{name}: found first", f"{measures['rank@1']:.2%}"))
+            rows.append((f"{name}: rank-1 rate", f"{measures['rank@1']:.2%}"))
     rows += [
         ("Loss, last record", _or_dash(numbers["loss"], "{:.4g}")),
-        ("Images a second, median", _or_dash(numbers["images_per_second"], "{:,.1f}")),
+        ("Images per second, median", _or_dash(numbers["images_per_second"], "{:,.1f}")),
         ("Steps", f"{numbers['steps']:,}"),
         ("Epochs tested", _or_dash(numbers["epochs"], "{:,}")),
         ("Start to last record", "\u2013" if numbers["seconds"] is None else duration(numbers["seconds"])),
@@ -68,7 +68,7 @@ def headline_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """2 h 05 min."""
+    """Returns a duration as a text, such as '2 h 05 min'."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"

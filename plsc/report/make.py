@@ -1,4 +1,4 @@
-"""Makes the page and the charts' PNG files."""
+"""Makes the report: the page, and a PNG file of each chart."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from plsc.report.run_folder import file_stem, read_runs
 
 
 def make_report(folders: Sequence[Path], output: Path, png_folder: Optional[Path] = None) -> dict[str, Any]:
-    """Writes one HTML page about runs, and with `png_folder` each of its charts as a PNG there.
+    """Writes one HTML page about runs.
 
     Args:
-        folders: of runs, as `set_model_save_dir` names them.
-        output: replaced if a report is there; anything else stays.
+        folders: Folders of the runs, as set by `set_model_save_dir`.
+        output: The page. An earlier report is replaced; any other file is not.
+        png_folder: Folder in which each chart is also written as a PNG file; None writes none.
 
     Returns:
-        `report` and `png`, the files written, `bytes` of the page, and `runs`: for each run its headline numbers.
+        `report` and `png`, the files written; `bytes`, the size of the page; and `runs`, the headline numbers of each
+        run.
 
     Raises:
-        ConfigError: a package is missing, or something cannot be written.
-        DataError: a folder is none of a run.
+        ConfigError: A package is missing, or a file cannot be written.
+        DataError: A folder is not that of a run.
     """
     for package in ("matplotlib", "sklearn"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"a report needs {package}: pip install '.[report]' in the plsc clone")
-    from plsc.report.page import GENERATOR, Page  # which loads matplotlib
+    from plsc.report.page import GENERATOR, Page  # It loads matplotlib, which takes long.
 
     check_replaceable(output, GENERATOR, "report", "--output")
     runs = read_runs(list(folders))
@@ -49,12 +51,14 @@ def make_report(folders: Sequence[Path], output: Path, png_folder: Optional[Path
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, content)
     except OSError as problem:
-        raise ConfigError(f"{problem.filename or output}: cannot write there ({problem.strerror})") from None
+        raise ConfigError(
+            f"{problem.filename or output}: cannot be written ({problem.strerror}); free space, or name another place"
+        ) from None
     return {"report": str(output), "bytes": len(data), "png": [str(path) for path in charts], "runs": numbers}
 
 
 def report_lines(made: dict[str, Any]) -> list[str]:
-    """What was made, for people."""
+    """Returns lines for humans about what `make_report` made."""
     lines = [f"{made['report']}: {made['bytes'] / 1000:,.0f} kB"]
     if made["png"]:
         lines.append(f"{Path(made['png'][0]).parent}: {len(made['png'])} charts")
@@ -62,7 +66,7 @@ def report_lines(made: dict[str, Any]) -> list[str]:
 
 
 def report_json(made: dict[str, Any]) -> str:
-    """The same for programs."""
+    """Returns what `make_report` made as JSON, for programs."""
     return json.dumps(made, ensure_ascii=False, allow_nan=False)
 
 
@@ -77,7 +81,7 @@ def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
             number += 1
             path = folder / f"{stem}_{number}.png"
         if path.exists() and not _is_chart(path, SOFTWARE):
-            raise ConfigError(f"{path}: there is something already that is no chart of a report; name another folder")
+            raise ConfigError(f"{path}: exists, and is not a chart of a report; name another folder with --png")
         found[path] = chart.png()
     return found
 

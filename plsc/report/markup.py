@@ -1,4 +1,4 @@
-"""HTML that cannot be broken by a text: what is not `Markup` is escaped."""
+"""Builds HTML that no text can break: whatever is not `Markup` is escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ Child = Union[str, Iterable[Any]]
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
-    """An element. `class_` is the attribute `class`; `aria_label` is `aria-label`; None leaves an attribute out."""
+    """Returns an element.
+
+    Args:
+        name: Name of the element.
+        *children: Its content; see `join`.
+        **attributes: Its attributes: `class_` sets `class`, `aria_label` sets `aria-label`. None leaves an attribute
+            out.
+    """
     words = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for key, value in attributes.items()
@@ -29,7 +36,7 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
 
 
 def join(*children: Child) -> Markup:
-    """One after the other; lists are taken apart."""
+    """Returns the children one after the other. The items of an iterable count as children."""
     parts: list[str] = []
     for child in children:
         if isinstance(child, Markup):
@@ -39,3 +46,8 @@ def join(*children: Child) -> Markup:
         else:
             parts.append(join(*child))
     return Markup("".join(parts))
+
+
+def clean(text: str) -> str:
+    """Returns `text` with each character replaced that is not printable and could change how its surroundings look."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)

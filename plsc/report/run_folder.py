@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder; what is missing or damaged becomes a note, not an error."""
+"""Reads what a run left in its folder. A part that is missing or damaged becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
@@ -15,48 +15,21 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.report.markup import clean
+from plsc.report.pairs_file import SUFFIX, PairScores, read_pairs
 
 COLUMNS = ("step", "lr", "loss", "images_per_second", "loss_scaling", "skipped_steps", "acc1", "acc5")
 
 
 @dataclass
-class HardPair:
-    """Two images the model finds hard to tell apart, or to see as one.
-
-    Attributes:
-        images: two uint8 [H, W, C].
-        names: what they are called; may be empty.
-    """
-
-    number: int
-    is_same: bool
-    similarity: float
-    names: tuple[str, str]
-    images: np.ndarray
-
-
-@dataclass
-class PairSet:
-    """`<set>_pairs.npz`.
-
-    Attributes:
-        similarity: float64 [P], all finite.
-        issame: bool [P].
-        hard: hardest first, each kind.
-        embeddings: float32 [M, D]; empty when there is no map.
-        identities: of each embedding; may be ''.
-    """
-
-    similarity: np.ndarray
-    issame: np.ndarray
-    hard: list[HardPair] = field(default_factory=list)
-    embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), "float32"))
-    identities: list[str] = field(default_factory=list)
-
-
-@dataclass
 class TestRecord:
-    """One test: {set name: {measure: number, or a mapping of them}}."""
+    """One test.
+
+    Attributes:
+        step: Step after which the network was tested.
+        epoch: Epoch of that step, counted from 0.
+        sets: For each set its measures, each a number or a mapping of numbers.
+    """
 
     step: int
     epoch: int
@@ -65,14 +38,17 @@ class TestRecord:
 
 @dataclass
 class RunFolder:
-    """One run.
+    """What one run left.
 
     Attributes:
-        train: a column for each of `COLUMNS`, NaN where a record has no such number.
-        record: `run.json`; empty for a run that left none.
-        pairs: by set name.
-        seconds: from its start to its last record; None when the records do not tell.
-        notes: what is missing or odd, a sentence each.
+        name: What the report calls the run.
+        folder: Folder of the run.
+        train: A column for each of `COLUMNS`, NaN where a record has no such number.
+        tests: The tests, oldest first.
+        record: Content of `run.json`; empty if there is none.
+        pairs: Content of each `<set>_pairs.npz`, by set name.
+        seconds: Time from the start of the run to its last record; None if the records do not tell.
+        notes: A sentence for each thing that is missing or odd.
     """
 
     name: str
@@ -80,32 +56,32 @@ class RunFolder:
     train: dict[str, np.ndarray]
     tests: list[TestRecord]
     record: dict[str, Any]
-    pairs: dict[str, PairSet]
+    pairs: dict[str, PairScores]
     seconds: Optional[float]
     notes: list[str]
 
     @property
     def set_names(self) -> list[str]:
-        """Verification sets: those of the last test first."""
+        """Names of the test sets, those of the last test first."""
         tested = [name for test in reversed(self.tests) for name in test.sets]
         return list(dict.fromkeys([*tested, *self.pairs]))
 
     def last(self, column: str) -> Optional[float]:
-        """The last finite number of a column of `train`."""
+        """Returns the last finite number of a column of `train`; None if there is none."""
         finite = self.train[column][np.isfinite(self.train[column])]
         return float(finite[-1]) if len(finite) else None
 
 
 def read_runs(folders: list[Path]) -> list[RunFolder]:
-    """Reads runs and gives each a name of its own.
+    """Reads runs, and gives each a different name.
 
     Raises:
-        DataError: a folder is none of a run.
+        DataError: A folder is not that of a run.
     """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         alike = [one for one in runs if one.name == run.name and one is not run]
-        if alike:  # a/output and b/output
+        if alike:  # Such as a/output and b/output.
             for one in [run, *alike]:
                 one.name = clean("/".join(one.folder.resolve().parts[-2:]))
     names: dict[str, int] = {}
@@ -119,13 +95,13 @@ def read_run(folder: Path) -> RunFolder:
     """Reads one run.
 
     Raises:
-        DataError: the folder is none of a run.
+        DataError: The folder is not that of a run.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder of a run, that of set_model_save_dir")
+        raise DataError(f"{folder}: no such folder; name the folder of a run, which set_model_save_dir sets")
     if not (folder / "metrics.jsonl").is_file():
         raise DataError(
-            f"{folder}: not the folder of a run, there is no metrics.jsonl in it; give that of set_model_save_dir"
+            f"{folder}: not the folder of a run, as it holds no metrics.jsonl; name the folder of set_model_save_dir"
         )
     notes: list[str] = []
     records = _last_run(_records(folder / "metrics.jsonl", notes), notes)
@@ -135,27 +111,30 @@ def read_run(folder: Path) -> RunFolder:
     record = _run_record(folder / "run.json", notes)
     _note_training(train, tests, notes)
     pairs = {}
-    for path in sorted(folder.glob("*_pairs.npz")):
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            pairs[clean(path.name[: -len("_pairs.npz")])] = read_pairs(path, notes)
+            pairs[clean(path.name[: -len(SUFFIX)])] = read_pairs(path, notes)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
-            notes.append(f"{clean(path.name)} cannot be read ({clean(str(problem))}); test again to write it anew.")
-    name = clean(folder.resolve().name) or str(folder)
-    return RunFolder(name, folder, train, tests, record, pairs, _seconds(records, record), notes)
-
-
-def clean(text: str) -> str:
-    """`text` without characters that would change how what is around it looks."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+            notes.append(f"{clean(path.name)} cannot be read ({clean(str(problem))}); test again to replace it.")
+    return RunFolder(
+        name=clean(folder.resolve().name) or str(folder),
+        folder=folder,
+        train=train,
+        tests=tests,
+        record=record,
+        pairs=pairs,
+        seconds=_seconds(records, record),
+        notes=notes,
+    )
 
 
 def number(value: Any) -> float:
-    """`value` if it is a number, else NaN."""
+    """Returns `value` as a float if it is a number, else NaN."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The records of training and tests."""
+    """Yields the records of training and tests."""
     bad, last_is_bad, is_whole = 0, False, True
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -173,7 +152,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
     if last_is_bad and not is_whole:
         bad -= 1
-        notes.append("The last line of metrics.jsonl is half written: the run may still be going on.")
+        notes.append("The last line of metrics.jsonl is half written; the run may still be in progress.")
     if bad:
         notes.append(
             f"{bad} line{'s' * (bad > 1)} of metrics.jsonl cannot be read and {'are' if bad > 1 else 'is'} left out."
@@ -181,7 +160,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _last_run(records: Iterator[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """Those of the last run in the folder: steps that begin anew are another run's."""
+    """Returns the records of the last run in the folder. Where steps start again, another run begins."""
     kept: list[dict[str, Any]] = []
     earlier = 0
     for one in records:
@@ -190,7 +169,7 @@ def _last_run(records: Iterator[dict[str, Any]], notes: list[str]) -> list[dict[
         kept.append(one)
     if earlier:
         runs = "an earlier run" if earlier == 1 else f"{earlier} earlier runs"
-        notes.append(f"The folder holds records of {runs} too, which are not shown.")
+        notes.append(f"The folder also holds records of {runs}, which the report leaves out.")
     return kept
 
 
@@ -202,7 +181,7 @@ def _test(record: Mapping[str, Any]) -> TestRecord:
 
 def _run_record(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
-        notes.append("There is no run.json: the run is of an older plsc, and its settings and machine are not known.")
+        notes.append("There is no run.json: an older plsc made the run, and its settings and machine are unknown.")
         return {}
     try:
         record = json.loads(path.read_bytes())
@@ -211,22 +190,23 @@ def _run_record(path: Path, notes: list[str]) -> dict[str, Any]:
         problem: object = "not an object"
     except (OSError, ValueError) as error:
         problem = error
-    notes.append(f"run.json cannot be read ({clean(str(problem))}): settings and machine are not known.")
+    notes.append(f"run.json cannot be read ({clean(str(problem))}): settings and machine are unknown.")
     return {}
 
 
 def _note_training(train: Mapping[str, np.ndarray], tests: list[TestRecord], notes: list[str]) -> None:
     steps, loss = train["step"], train["loss"]
     if not len(steps):
-        notes.append("No training step is recorded; there is a record every log_period steps.")
+        notes.append("No training step is recorded; a run records a step every log_period steps.")
     bad = np.flatnonzero(~np.isfinite(loss))
     if len(bad):
         some = ", ".join(f"{steps[one]:,.0f}" for one in bad[:5]) + (", ..." if len(bad) > 5 else "")
         notes.append(
-            f"{len(bad)} of {len(loss)} records of training have no finite loss (step {some}): the curve has gaps there."
+            f"{len(bad)} of {len(loss)} records of training {'has' if len(bad) == 1 else 'have'} no finite loss (step {some}): "
+            "the curve has gaps."
         )
     if not tests:
-        notes.append("No test is recorded: set_with_test(False), or the first epoch is not over.")
+        notes.append("No test is recorded: set_with_test(False) was called, or the first epoch has not ended.")
 
 
 def _seconds(records: list[dict[str, Any]], record: Mapping[str, Any]) -> Optional[float]:
@@ -240,57 +220,6 @@ def _seconds(records: list[dict[str, Any]], record: Mapping[str, Any]) -> Option
     return max(0.0, times[-1] - began)
 
 
-def read_pairs(path: Path, notes: list[str]) -> PairSet:
-    """Reads one `<set>_pairs.npz`; a part that does not fit becomes a note."""
-    with np.load(path) as content:
-        similarity, issame = content["similarity"].astype(np.float64), content["issame"].astype(bool)
-        if similarity.ndim != 1 or similarity.shape != issame.shape:
-            raise ValueError(f"similarity {list(similarity.shape)} does not fit issame {list(issame.shape)}")
-        finite = np.isfinite(similarity)
-        pairs = PairSet(similarity[finite], issame[finite])
-        if not finite.all():
-            notes.append(
-                f"{clean(path.name)}: {int((~finite).sum())} pairs have no finite similarity and are left out."
-            )
-        if {"hard_pairs", "hard_images"} <= set(content.files):
-            pairs.hard = _hard_pairs(path, content, similarity, issame, notes)
-        if "map_embeddings" in content.files:
-            _read_map(path, content, pairs, notes)
-    return pairs
-
-
-def _hard_pairs(
-    path: Path, content: Mapping[str, np.ndarray], similarity: np.ndarray, issame: np.ndarray, notes: list[str]
-) -> list[HardPair]:
-    numbers, images = content["hard_pairs"], content["hard_images"]
-    names = content["hard_names"] if "hard_names" in content else np.full((len(numbers), 2), "")
-    fits = (
-        numbers.ndim == 1
-        and images.dtype == np.uint8
-        and images.ndim == 5
-        and images.shape[:2] == (len(numbers), 2)
-        and images.shape[4] in (1, 3)
-        and names.shape == (len(numbers), 2)
-        and (not len(numbers) or (numbers.min() >= 0 and numbers.max() < len(issame)))
-    )
-    if not fits:
-        notes.append(f"{clean(path.name)}: its images of hard pairs do not fit together and are left out.")
-        return []
-    return [
-        HardPair(int(one), bool(issame[one]), float(similarity[one]), (clean(str(name[0])), clean(str(name[1]))), two)
-        for one, name, two in zip(numbers, names, images)
-    ]
-
-
-def _read_map(path: Path, content: Mapping[str, np.ndarray], pairs: PairSet, notes: list[str]) -> None:
-    embeddings = content["map_embeddings"]
-    identities = content["map_identities"] if "map_identities" in content else np.full(len(embeddings), "")
-    if embeddings.ndim != 2 or identities.shape != (len(embeddings),) or not np.isfinite(embeddings).all():
-        notes.append(f"{clean(path.name)}: its embeddings for the map do not fit together and are left out.")
-        return
-    pairs.embeddings, pairs.identities = embeddings.astype("float32"), [clean(str(one)) for one in identities]
-
-
 def file_stem(text: str) -> str:
-    """`text` as a part of a file's name."""
+    """Returns `text` with the characters replaced that a file name should not hold."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._") or "set"

@@ -1,4 +1,9 @@
-"""Embeddings in folders, and finding the nearest identities in them."""
+"""Finds the nearest identities of images. Needs no Paddle.
+
+embeddings    embeddings folders, which `predict` writes
+index         an index of such a folder, and the search in it
+page          an HTML page of the images searched for and what was found
+"""
 
 from plsc.search.index import Hit, SearchIndex, build_index
 

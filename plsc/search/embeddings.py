@@ -1,8 +1,8 @@
-"""Embeddings folders: what `predict` makes and `index` reads. Needs no Paddle.
+"""Embeddings folders, which `predict` writes and `index` reads. Needs no Paddle.
 
 embeddings.npy   float32 [N, D], not normalised
-images.tsv       N lines of an image's name and its identity, which may be empty
-manifest.json    what they were made of; written last
+images.tsv       N lines, each with the name of an image and its identity, which may be empty
+manifest.json    what the embeddings were made from; written last
 """
 
 from __future__ import annotations
@@ -28,13 +28,20 @@ from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
-_SAVE_SECONDS = 10.0  # between two records of the progress
+_SAVE_SECONDS = 10.0  # Time between two records of the progress.
 _PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
 
 
 @dataclass
 class Embeddings:
-    """An embeddings folder: `vectors` [N, D] float32 on disk, image names, identities ('' is none), and its manifest."""
+    """The content of an embeddings folder.
+
+    Attributes:
+        vectors: Embeddings [N, D] float32, mapped from disk.
+        names: Name of each image.
+        identities: Identity of each image; '' if unknown.
+        meta: The manifest.
+    """
 
     vectors: np.ndarray
     names: list[str]
@@ -46,7 +53,7 @@ def open_embeddings(folder: Path) -> Embeddings:
     """Opens a complete embeddings folder.
 
     Raises:
-        DataError: it is missing, not complete, or its files do not belong together.
+        DataError: The folder is missing or incomplete, or its files do not belong together.
     """
     try:
         meta = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -55,28 +62,28 @@ def open_embeddings(folder: Path) -> Embeddings:
         names, identities = read_table(folder / _TABLE)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{folder}: no complete embeddings folder ({reason(problem)}); make it with python -m plsc predict"
+            f"{folder}: not a complete embeddings folder ({reason(problem)}); make one with python -m plsc predict"
         ) from None
     if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
         raise DataError(
-            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has {len(names)} lines, but "
-            f"manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
+            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has {len(names)} lines, "
+            f"but manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
         )
     return Embeddings(vectors, names, identities, meta)
 
 
 class EmbeddingsWriter:
-    """Fills an embeddings folder row by row, and goes on where an interrupted one with the same `meta` ended.
+    """A writer that fills an embeddings folder row by row, and resumes where one with the same `meta` stopped.
 
     Args:
-        folder: made if need be; only files of its own are replaced.
-        meta: what the embeddings are made of; `count` and `emb_dim` are in it.
+        folder: Folder to fill, created if necessary. The writer replaces only files of its own.
+        meta: What the embeddings are made from. It includes `count` and `emb_dim`.
 
     Attributes:
-        rows: how many are there.
+        rows: Number of embeddings in the folder.
 
     Raises:
-        ConfigError: the folder holds something else, or cannot be written, or another process writes it.
+        ConfigError: The folder holds something else or cannot be written, or another process is writing it.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -95,7 +102,7 @@ class EmbeddingsWriter:
             failed.pop_all()
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds embeddings [n, D]."""
+        """Appends embeddings [n, D]."""
         assert self._stream is not None
         with self._writing():
             write_all(self._stream.fileno(), np.ascontiguousarray(rows, dtype="<f4").tobytes())
@@ -104,12 +111,16 @@ class EmbeddingsWriter:
                 self._save()
 
     def finish(self, images: Iterable[tuple[str, str]]) -> None:
-        """Completes the folder: names and identities in the order of the rows. Nothing is done where it is complete."""
+        """Completes the folder, unless it is complete already.
+
+        Args:
+            images: Name and identity of each image, in the order of the rows.
+        """
         if self._complete:
             return
         assert self.rows == self._count
         with self._writing():
-            self._save()  # from here on files of these names are ours
+            self._save()  # From now on a resumed writer may replace files of these names.
             with temporary(self._folder / _TABLE) as table:
                 write_table(table, images)
                 os.replace(table, self._folder / _TABLE)
@@ -122,7 +133,7 @@ class EmbeddingsWriter:
             self._complete = True
 
     def close(self) -> None:
-        """Keeps what is there for a later run."""
+        """Closes the folder, and keeps an incomplete one for a later run."""
         try:
             if not self._complete:
                 with self._writing():
@@ -137,14 +148,14 @@ class EmbeddingsWriter:
         self._lock.close()
 
     def _begin(self) -> None:
-        """Takes over what an interrupted writer left; refuses embeddings of something else, and files of others."""
+        """Takes over what an interrupted writer left; refuses other embeddings, and files that plsc did not write."""
         found, begun = _read(self._folder / _MANIFEST), _read(self._folder / _PROGRESS)
         if begun is None and found == self._meta:
             self.rows, self._complete = self._count, True
             return
         made_of = (found if begun is None else begun.get("meta")) or {}
         if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
-            made_of = self._meta  # nothing was damaged so far
+            made_of = self._meta  # No image was damaged so far, so the option has made no difference.
         if made_of.get("format") == _FORMAT and made_of != self._meta:
             different = ", ".join(key for key in self._meta if made_of.get(key) != self._meta[key])
             raise ConfigError(
@@ -156,8 +167,8 @@ class EmbeddingsWriter:
         others = [name for name in _FILES if not own[name] and os.path.lexists(self._folder / name)]
         if others:
             raise ConfigError(
-                f"{self._folder}: holds {', '.join(others)} that plsc predict did not make; name another folder, or move "
-                "them away"
+                f"{self._folder}: holds {', '.join(others)}, which plsc predict did not write; name another folder, or "
+                "move the files away"
             )
         for name in (_TABLE, _MANIFEST, _PROGRESS):
             remove_leftovers(self._folder / name)
@@ -167,7 +178,7 @@ class EmbeddingsWriter:
     def _open(self, part: bool) -> None:
         place, size = self._folder / _PART, len(self._header()) + 4 * self._emb_dim * self.rows
         if self.rows and (not part or place.stat().st_size < size):
-            raise ConfigError(f"{place}: is missing or cut short; remove it and {_PROGRESS}, and begin again")
+            raise ConfigError(f"{place}: is missing or cut short; remove it and {_PROGRESS}, and start again")
         self._stream = io.FileIO(place, "r+" if part else "w+")
         if not self.rows:
             write_all(self._stream.fileno(), self._header())
@@ -198,21 +209,26 @@ class EmbeddingsWriter:
 
 
 def check_parquet(folder: Path) -> None:
-    """Finds what would stop `write_parquet` before there are embeddings.
+    """Checks, before the images are embedded, that `write_parquet` will be able to write.
 
     Raises:
-        ConfigError: pyarrow is missing, or there is an `embeddings.parquet` that plsc did not make.
+        ConfigError: pyarrow is missing, or the folder holds an `embeddings.parquet` that plsc did not write.
     """
     _, parquet = _pyarrow()
     _parquet_meta(parquet, folder / _PARQUET)
 
 
 def write_parquet(folder: Path) -> Path:
-    """Writes `embeddings.parquet` into a complete folder: columns `name`, `identity`, `embedding`; one that is there stays.
+    """Writes `embeddings.parquet` into a complete folder, with columns `name`, `identity` and `embedding`.
+
+    A file of the same embeddings stays unchanged.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        ConfigError: pyarrow is missing, or the file cannot be written or is not plsc's.
-        DataError: the folder is not complete.
+        ConfigError: pyarrow is missing, or the file cannot be written, or plsc did not write the existing one.
+        DataError: The folder is not complete.
     """
     pyarrow, parquet = _pyarrow()
     place = folder / _PARQUET
@@ -237,7 +253,9 @@ def write_parquet(folder: Path) -> Path:
             os.replace(written, place)
             sync(folder)
     except OSError as problem:
-        raise ConfigError(f"{place}: cannot be written ({problem.strerror or problem}); free space") from None
+        raise ConfigError(
+            f"{place}: cannot be written ({problem.strerror or problem}); free space, or name another folder"
+        ) from None
     return place
 
 
@@ -245,31 +263,48 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ConfigError("Parquet needs pyarrow: pip install '.[parquet]' in the plsc clone") from None
+        raise ConfigError("Parquet needs pyarrow; run pip install '.[parquet]' in the plsc clone") from None
 
 
 def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
-    """The manifest that the file holds a copy of; None if there is no file. Raises ConfigError for a file of others."""
+    """Returns the manifest that the file holds a copy of; None if there is no file.
+
+    Raises:
+        ConfigError: plsc did not write the file.
+    """
     if not os.path.lexists(place):
         return None
     try:
         return json.loads(parquet.read_schema(place).metadata[_PARQUET_META])
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
-        raise ConfigError(f"{place}: is not of plsc predict; name another folder, or move it away") from None
+    except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
+        raise ConfigError(
+            f"{place}: plsc predict did not write this file; name another folder, or move it away"
+        ) from None
 
 
 def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
-    """Writes names and identities, so that they last through a power cut. Raises OSError."""
+    """Writes names and identities so that they survive a power cut.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     with open(path, "w", encoding="utf-8", newline="") as stream:
         plain = csv.writer(stream, csv.excel_tab, lineterminator="\n")
         quoted = csv.writer(stream, csv.excel_tab, lineterminator="\n", quoting=csv.QUOTE_ALL)
         for row in images:
-            (quoted if "\r" in "".join(row) else plain).writerow(row)  # csv quotes \r by itself from Python 3.13 on
+            (quoted if "\r" in "".join(row) else plain).writerow(
+                row
+            )  # Before Python 3.13 csv does not quote \r itself.
     sync(path)
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """Names and identities of an `images.tsv`. Raises OSError, ValueError."""
+    """Reads the names and identities of an `images.tsv`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is damaged.
+    """
     names, identities = [], []
     try:
         with open(path, encoding="utf-8", newline="") as stream:
@@ -286,7 +321,7 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
 
 
 def reason(problem: Exception) -> str:
-    """A problem in a few words."""
+    """Returns a problem in a few words, for error messages."""
     if isinstance(problem, OSError):
         return f"{Path(problem.filename).name}: {problem.strerror}" if problem.filename else str(problem.strerror)
     if isinstance(problem, KeyError):
@@ -316,5 +351,5 @@ def _read(path: Path) -> Optional[dict[str, Any]]:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise ConfigError(f"{path}: is no file of plsc; name another folder, or move it away") from None
+        raise ConfigError(f"{path}: plsc did not write this file; name another folder, or move it away") from None
     return content if isinstance(content, dict) else {}

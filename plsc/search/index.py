@@ -1,4 +1,4 @@
-"""Nearest neighbours of embeddings: makes an index of an embeddings folder with faiss, and searches it. Needs no Paddle."""
+"""Builds an index of an embeddings folder with faiss, and finds nearest neighbours in it. Needs no Paddle."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from plsc.search.embeddings import Embeddings, open_embeddings, read_table, reas
 
 KINDS = ("auto", "flat", "ivf")
 _FORMAT = "plsc index 1"
-_FLAT_UP_TO = 200_000  # vectors: below, an exact search takes a CPU some hundredths of a second
-_BLOCK = 16_384  # rows read, normalised and added at a time
-_TRAIN_ROWS_A_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39
-_SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # of the choice of probes
+_FLAT_UP_TO = 200_000  # Up to so many vectors an exact search takes a CPU some hundredths of a second.
+_BLOCK = 16_384  # Rows that are read, normalised and added at a time.
+_TRAIN_ROWS_PER_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39 rows.
+_SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # They decide the number of probes; see `_lists_and_probes`.
 
 
 class Hit(NamedTuple):
-    """One image of an index, and how near it is."""
+    """One image that a search found.
+
+    Attributes:
+        name: Name of the image.
+        identity: Its identity; '' if unknown.
+        cosine: Cosine between its embedding and that of the query.
+    """
 
     name: str
     identity: str
@@ -36,64 +42,83 @@ class SearchIndex:
     """An index in memory.
 
     Args:
-        file: what `build_index` made.
+        file: Index that `build_index` wrote.
 
     Attributes:
-        meta: what `FILE.json` says.
-        names, identities: of the images in it; identity '' is none.
+        meta: Content of `FILE.json`.
+        names: Name of each image in the index.
+        identities: Identity of each image; '' if unknown.
 
     Raises:
         ConfigError: faiss is missing.
-        DataError: there is no complete index.
+        DataError: The index is missing or incomplete.
     """
 
     def __init__(self, file: Path) -> None:
         faiss = _faiss()
         self.meta = _read_meta(file)
         try:
-            self.names, self.identities = read_table(_beside(file, ".tsv"))
+            self.names, self.identities = read_table(_companion(file, ".tsv"))
             self._index = faiss.read_index(str(file))
         except (OSError, ValueError, RuntimeError) as problem:
             raise DataError(f"{file}: the index cannot be read ({reason(problem)}); make it again") from None
         if not self._index.ntotal == len(self.names) == self.meta["count"] or self._index.d != self.emb_dim:
-            raise DataError(f"{file}: is not the index its .json and .tsv are of; make it again")
+            raise DataError(f"{file}: the index does not belong to its .json and .tsv; make it again")
 
     @property
     def emb_dim(self) -> int:
-        """D of the embeddings in it."""
+        """Size of an embedding, D."""
         return int(self.meta["emb_dim"])
 
     def nearest(
         self, embeddings: np.ndarray, number: int, probes: Optional[int] = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines [B, number] and rows [B, number] of the nearest images, nearest first; row -1 where there are no more.
+        """Finds the images nearest to embeddings.
 
         Args:
-            embeddings: [B, D] of any length.
-            probes: lists an ivf index looks into, instead of the number chosen when it was made.
+            embeddings: Queries [B, D], which need not have unit length.
+            number: Number of images to find for each query.
+            probes: Lists that an ivf index looks into; by default the number chosen when the index was made.
+
+        Returns:
+            Cosines [B, number] and rows [B, number], nearest first. Where there are no more images the row is -1.
 
         Raises:
-            DataError: embeddings of another size, not finite or zero.
+            DataError: The embeddings have another size, or one is zero or not finite.
         """
-        queries = np.asarray(embeddings, dtype="float64")  # squares of very small or large numbers leave float32
+        queries = np.asarray(embeddings, dtype="float64")  # In float32 the squares of extreme numbers would overflow.
         if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
-            raise DataError(f"search: embeddings {list(queries.shape)}, but the index holds [N, {self.emb_dim}]")
+            raise DataError(
+                f"search: embeddings {list(queries.shape)} do not fit the index, which holds [N, {self.emb_dim}]; "
+                "embed the queries with the network of the index"
+            )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         bad = ~(np.isfinite(lengths) & (lengths > 0))
         if bad.any():
-            raise DataError(f"search: the embedding of query {int(bad.argmax())} is zero or not finite")
+            raise DataError(
+                f"search: the embedding of query {int(bad.argmax())} is zero or not finite; leave that image out"
+            )
         if self.meta["kind"] == "ivf":
             self._index.nprobe = min(probes or self.meta["probes"], self._index.nlist)
         unit = np.ascontiguousarray(queries / lengths, dtype="float32")
         return self._index.search(unit, min(number, self._index.ntotal))
 
     def search(self, embeddings: np.ndarray, top: int = 5, probes: Optional[int] = None) -> list[list[Hit]]:
-        """For each of embeddings [B, D] its nearest identities, at most `top`, each by its nearest image.
+        """Finds the identities nearest to embeddings; the nearest image of each identity represents it.
 
-        An image without an identity counts alone. Fewer come only where an ivf index finds no more in the lists it looks into.
+        An image without an identity counts as an identity of its own.
+
+        Args:
+            embeddings: Queries [B, D], which need not have unit length.
+            top: Number of identities to find for each query.
+            probes: Lists that an ivf index looks into; by default the number chosen when the index was made.
+
+        Returns:
+            The hits of each query, nearest first. There are fewer than `top` only if the index, or the lists that an
+            ivf index looks into, hold no more identities.
 
         Raises:
-            DataError: as `nearest`.
+            DataError: As for `nearest`.
         """
         found: list[list[Hit]] = [[] for _ in range(len(embeddings))]
         lacking, number = np.arange(len(embeddings)), 4 * top
@@ -121,23 +146,25 @@ class SearchIndex:
 
 
 def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[int] = None) -> dict[str, Any]:
-    """Makes an index of the unit-length embeddings of a folder: `file`, and beside it `.json` and `.tsv`.
+    """Builds an index of the embeddings of a folder, at unit length, and writes it.
 
-    The embeddings stream through, so that memory holds the index and a block. Zero embeddings are left out, with a warning.
+    The index is `file`, `FILE.json` and `FILE.tsv`. The embeddings are read in blocks, so that memory holds the index
+    and one block. Embeddings that are zero are left out, with a warning.
 
     Args:
-        file: replaced if it is an index; anything else stays.
-        kind: 'flat' compares with every embedding; 'ivf' with those in the lists nearest to the query; 'auto' is flat up to
-            200,000 embeddings.
-        probes: lists a search of an ivf index looks into unless it says otherwise; None takes so many that 95 % of some images
-            of the index find the other image nearest to them.
+        folder: An embeddings folder.
+        file: File to write. An earlier index is replaced; any other file is not.
+        kind: 'flat' compares a query with every embedding, 'ivf' with those in the lists nearest to the query. 'auto'
+            chooses flat up to 200,000 embeddings.
+        probes: Lists that a search in an ivf index looks into by default. With None the number is chosen such that 95 %
+            of a sample of the images find their nearest other image.
 
     Returns:
-        What `FILE.json` says.
+        Content of `FILE.json`.
 
     Raises:
         ConfigError: faiss is missing, or the file cannot be written.
-        DataError: the folder cannot be used, or an embedding is not finite.
+        DataError: The folder cannot be used, or an embedding is not finite.
     """
     faiss = _faiss()
     _check_replaceable(file)
@@ -159,8 +186,8 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
     }
     try:
         _write(faiss, index, file, meta, embeddings, kept)
-    except (OSError, RuntimeError) as problem:  # faiss raises the latter
-        raise ConfigError(f"{file}: cannot write there ({reason(problem)})") from None
+    except (OSError, RuntimeError) as problem:  # faiss raises RuntimeError.
+        raise ConfigError(f"{file}: cannot be written ({reason(problem)}); name another file with --output") from None
     return meta
 
 
@@ -172,13 +199,15 @@ def _usable_rows(folder: Path, embeddings: Embeddings) -> np.ndarray:
         if not finite.all():
             row = first + int(finite.argmin())
             raise DataError(
-                f"{folder}/embeddings.npy: row {row} ({embeddings.names[row]}) is not finite; make the embeddings again, "
-                "without that image or in float32"
+                f"{folder}/embeddings.npy: row {row} ({embeddings.names[row]}) is not finite; make the embeddings "
+                "again, without that image or in float32"
             )
         kept[first : first + _BLOCK] = block.any(axis=1)
     rows = np.flatnonzero(kept)
     if not len(rows):
-        raise DataError(f"{folder}/embeddings.npy: holds no embedding that is not zero, so there is nothing to find")
+        raise DataError(
+            f"{folder}/embeddings.npy: all embeddings are zero, so there is nothing to find; embed other images"
+        )
     if len(rows) < len(kept):
         row = int(kept.argmin())
         logging.getLogger("plsc").warning(
@@ -197,7 +226,7 @@ def _unit_blocks(vectors: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    scale = np.abs(vectors).max(axis=1, keepdims=True)  # as in `nearest`, without float64 for all
+    scale = np.abs(vectors).max(axis=1, keepdims=True)  # It avoids overflow, as float64 does in `nearest`.
     scaled = vectors / scale
     scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
     return np.ascontiguousarray(scaled, dtype="float32")
@@ -205,7 +234,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _flat(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
     index = faiss.IndexFlatIP(vectors.shape[1])
-    index.codes.resize(len(rows) * index.code_size)  # the room it needs at once: growing would hold it twice
+    # Reserving the whole room at once keeps memory from holding the index twice while it grows.
+    index.codes.resize(len(rows) * index.code_size)
     index.codes.resize(0)
     for block in _unit_blocks(vectors, rows):
         index.add(block)
@@ -216,12 +246,12 @@ def _ivf(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
     quantizer = faiss.IndexFlatIP(vectors.shape[1])
     index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], _lists(len(rows)), faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = _TRAIN_ROUNDS
-    index.cp.min_points_per_centroid = 1  # or it warns about small sets
-    sample = min(len(rows), _TRAIN_ROWS_A_LIST * index.nlist)
+    index.cp.min_points_per_centroid = 1  # Otherwise faiss warns about small sets.
+    sample = min(len(rows), _TRAIN_ROWS_PER_LIST * index.nlist)
     chosen = np.sort(np.random.default_rng(0).choice(len(rows), sample, replace=False))
     index.train(_unit(vectors[rows[chosen]]))
     assigned = np.concatenate([quantizer.search(block, 1)[1][:, 0] for block in _unit_blocks(vectors, rows)])
-    for number, count in enumerate(np.bincount(assigned, minlength=index.nlist)):  # as in _flat
+    for number, count in enumerate(np.bincount(assigned, minlength=index.nlist)):  # It reserves room, as in `_flat`.
         index.invlists.resize(number, int(count))
         index.invlists.resize(number, 0)
     first = 0
@@ -233,8 +263,8 @@ def _ivf(faiss: Any, vectors: np.ndarray, rows: np.ndarray) -> Any:
 
 
 def _lists(count: int) -> int:
-    """A power of two near 4 * sqrt(count), which leaves a list enough to learn its centre from."""
-    wanted = min(4 * count**0.5, count / _TRAIN_ROWS_A_LIST)
+    """Returns a power of two near 4 * sqrt(count), but few enough lists that each can learn its centre."""
+    wanted = min(4 * count**0.5, count / _TRAIN_ROWS_PER_LIST)
     return max(1, 2 ** round(np.log2(max(1.0, wanted))))
 
 
@@ -246,59 +276,58 @@ def _lists_and_probes(index: Any, vectors: np.ndarray, rows: np.ndarray, probes:
     exact = _nearest_other(index, sample, index.nlist)
     probes = min(_LEAST_PROBES, index.nlist)
     while True:
-        recall = float(
-            (_nearest_other(index, sample, probes) >= exact - 1e-6).mean()
-        )  # by cosine: images may be there twice
+        # Cosines are compared, not rows, because an image may be in the index twice.
+        recall = float((_nearest_other(index, sample, probes) >= exact - 1e-6).mean())
         if recall >= _RECALL or probes == index.nlist:
             return {"lists": index.nlist, "probes": probes, "recall": round(recall, 4)}
         probes = min(2 * probes, index.nlist)
 
 
 def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
-    """Cosine of each image's nearest; itself, in the nearest of lists, is the first to be found."""
+    """Returns the cosine of the nearest other image of each. The first that a search finds is the image itself."""
     index.nprobe = probes
     return index.search(sample, 2)[0][:, 1]
 
 
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(file) as new_index, temporary(_beside(file, ".tsv")) as new_table:
+    with temporary(file) as new_index, temporary(_companion(file, ".tsv")) as new_table:
         faiss.write_index(index, str(new_index))
         write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
         sync(new_index)
-        # Without a .json it is no index, so an old and a new part never pass for one.
-        _beside(file, ".json").unlink(missing_ok=True)
+        # An index without .json is not valid, so an old and a new part are never taken for one index.
+        _companion(file, ".json").unlink(missing_ok=True)
         os.replace(new_index, file)
-        os.replace(new_table, _beside(file, ".tsv"))
-    replace_file(_beside(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
+        os.replace(new_table, _companion(file, ".tsv"))
+    replace_file(_companion(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def _check_replaceable(file: Path) -> None:
-    there = [one for one in (file, _beside(file, ".json"), _beside(file, ".tsv")) if os.path.lexists(one)]
+    there = [one for one in (file, _companion(file, ".json"), _companion(file, ".tsv")) if os.path.lexists(one)]
     if not there:
         return
     try:
         _read_meta(file)
     except DataError:
         raise ConfigError(
-            f"{there[0]}: there is something already that is no complete index; name another file with --output, or remove it"
+            f"{there[0]}: exists, and is not a complete index; name another file with --output, or remove this one"
         ) from None
 
 
 def _read_meta(file: Path) -> dict[str, Any]:
-    place = _beside(file, ".json")
+    place = _companion(file, ".json")
     try:
         meta = json.loads(place.read_text(encoding="utf-8"))
         if meta["format"] != _FORMAT:
             raise ValueError(f"format {meta['format']!r}")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{file}: no complete index of plsc ({place.name}: {reason(problem)}); make one with python -m plsc index"
+            f"{file}: not a complete index ({place.name}: {reason(problem)}); make one with python -m plsc index"
         ) from None
     return meta
 
 
-def _beside(file: Path, suffix: str) -> Path:
+def _companion(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
 
@@ -306,4 +335,4 @@ def _faiss() -> Any:
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        raise ConfigError("an index needs faiss: pip install '.[search]' in the plsc clone") from None
+        raise ConfigError("an index needs faiss; run pip install '.[search]' in the plsc clone") from None

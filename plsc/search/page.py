@@ -1,4 +1,4 @@
-"""One HTML page of searched images and what was found: everything is in it, nothing is fetched."""
+"""The page of a search: one self-contained HTML file of the images searched for and what was found."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from plsc.report.document import check_replaceable, document, image_url
 from plsc.report.markup import Markup, tag
 from plsc.search.index import Hit
 
-_GENERATOR = "plsc search"  # in pages, so that they are known again
-_SIDE = 96  # pixels of a thumbnail
+_GENERATOR = "plsc search"  # Pages hold it, so that they are recognised later.
+_SIDE = 96  # Side of a thumbnail, in pixels.
 _STYLE = """
 .found { display: grid; grid-template-columns: 114px 1fr; gap: 12px; margin: 12px 0 0; padding: 8px; }
 .found, .found figure { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
-.found ol { list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(114px, 1fr)); gap: 8px; margin: 0; padding: 0; }
+.found ol {
+  list-style: none; display: grid; grid-template-columns: repeat(auto-fill, minmax(114px, 1fr)); gap: 8px;
+  margin: 0; padding: 0;
+}
 .found figure { padding: 7px; font-size: .8rem; line-height: 1.3; }
 .found .query { border-width: 2px; border-color: var(--soft); align-self: start; }
-.found img, .found .gone { display: flex; width: 100%; max-width: 96px; aspect-ratio: 1; object-fit: contain; align-items: center; justify-content: center; text-align: center; margin: 0 auto 4px; }
+.found img, .found .gone {
+  display: flex; width: 100%; max-width: 96px; aspect-ratio: 1; object-fit: contain; align-items: center;
+  justify-content: center; text-align: center; margin: 0 auto 4px;
+}
 .found .gone { border: 1px dashed var(--soft); color: var(--soft); font-size: .75rem; padding: 4px; }
 .found figcaption { display: block; margin: 0; font-weight: normal; font-size: .8rem; }
 .found b { font-variant-numeric: tabular-nums; display: block; }
@@ -37,11 +43,13 @@ def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hit
     """Writes the page.
 
     Args:
-        output: replaced if it is such a page; anything else stays.
-        source: the folder that the names of hits are relative to.
+        output: File to write. An earlier page of a search is replaced; any other file is not.
+        source: Folder that the names of the hits are relative to.
+        queries: The images searched for.
+        hits: What was found for each of them, nearest first.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: The file cannot be written.
     """
     check_page(output)
     parts = [
@@ -53,21 +61,22 @@ def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hit
         )
         for query, found in zip(queries, hits)
     ]
-    intro = tag("p", f"{len(queries)} images; left the image searched, then the nearest identities.", class_="names")
-    header, about = tag("header", tag("h1", "Search results"), intro), "Every image is inside this file."
+    counted = f"{len(queries)} image{'s' * (len(queries) != 1)}"
+    intro = tag("p", f"{counted}. Each row shows the query first, and then its nearest identities.", class_="names")
+    header, about = tag("header", tag("h1", "Search results"), intro), "This file contains every image."
     text = document("Search results", _GENERATOR, header, parts, about=about, style=_STYLE)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, text.encode())
     except OSError as problem:
-        raise ConfigError(f"{output}: cannot write there ({problem.strerror})") from None
+        raise ConfigError(f"{output}: cannot be written ({problem.strerror}); name another file with --page") from None
 
 
 def check_page(output: Path) -> None:
-    """Refuses to replace what is no such page.
+    """Refuses to replace a file that is not the page of a search.
 
     Raises:
-        ConfigError: something else is there.
+        ConfigError: The file is something else.
     """
     check_replaceable(output, _GENERATOR, "page of a search", "--page")
 
@@ -79,17 +88,17 @@ def _hit(source: Optional[str], hit: Hit) -> Markup:
 
 def _figure(path: Path, name: str, *more: Markup, title: Optional[str] = None, class_: Optional[str] = None) -> Markup:
     data = _thumbnail(path)
-    shown = tag("img", src=data, alt=name) if data else tag("div", "image not found or unreadable", class_="gone")
+    shown = tag("img", src=data, alt=name) if data else tag("div", "image missing or unreadable", class_="gone")
     return tag("figure", shown, tag("figcaption", more, name), title=title or str(path), class_=class_)
 
 
 def _thumbnail(path: Path) -> Optional[str]:
-    """A data URI; None where there is no image."""
+    """Returns a thumbnail as a data URL; None if the image is missing or damaged."""
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # large JPEGs are decoded at a fraction
+            image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # Large JPEGs are decoded at a fraction of their size.
             small = image.convert("RGB")
         small.thumbnail((_SIDE, _SIDE))
         return image_url(small)
-    except Exception:  # Pillow's decoders raise many unrelated types for damaged files
+    except Exception:  # For damaged files Pillow's decoders raise many unrelated types.
         return None

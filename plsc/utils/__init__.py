@@ -1,1 +1,1 @@
-"""Readers kept for training scripts that build their own input pipeline."""
+"""Sample readers for training scripts that build their own input pipeline."""

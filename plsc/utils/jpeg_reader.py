@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plsc.data.sources import read_label_file
+from plsc.data.label_file import read_label_file
 from plsc.utils.sample_reader import SampleReader, rank_and_world_size, sample_reader, test
 
 __all__ = ["arc_train", "test"]
@@ -18,10 +18,24 @@ def arc_train(
     image_shape: Sequence[int] = (3, 112, 112),
     num_workers: int = 4,
 ) -> SampleReader:
-    """Return a reader of this rank's samples (image float32 [C, H, W], normalised and randomly mirrored; label int).
+    """Returns a reader of this rank's samples. Each call of the reader is the next epoch, in another order.
 
-    ``data_dir/label.txt`` is shuffled anew, alike on all ranks, for every call of the reader: each is the next epoch.
-    The rank comes from PADDLE_TRAINER_ID and PADDLE_TRAINERS_NUM.
+    The samples are those of `data_dir/label.txt`, which all ranks shuffle in the same way. The rank comes from
+    PADDLE_TRAINER_ID and PADDLE_TRAINERS_NUM.
+
+    Args:
+        data_dir: Folder that holds `label.txt`.
+        class_dim: Number of classes; labels must be in [0, class_dim).
+        seed: Seed of the order and of the mirroring.
+        image_shape: Shape of one image, (C, H, W).
+        num_workers: Number of threads that decode images.
+
+    Returns:
+        A function that returns an iterator over (image, label). The image is float32 [C, H, W], normalised and randomly
+        mirrored; the label is an int.
+
+    Raises:
+        DataError: The label file has a mistake, or an image is missing.
     """
     rank, world_size = rank_and_world_size()
     return sample_reader(read_label_file(data_dir, class_dim), seed, image_shape, num_workers, rank, world_size)

@@ -1,4 +1,4 @@
-"""Samples one by one, for training scripts that batch them themselves: what the reader modules share."""
+"""What the two reader modules share: samples one by one, for training scripts that batch them themselves."""
 
 from __future__ import annotations
 
@@ -17,19 +17,29 @@ from plsc.errors import DataError
 
 SampleReader = Callable[[], Iterator[tuple[np.ndarray, int]]]
 
-# Images a worker prepares at a time; the samples do not depend on it.
+# Number of images that a worker prepares at a time; the samples do not depend on it.
 _CHUNK = 32
 
 
 def sample_reader(
     source: ImageSource, seed: int, image_shape: Sequence[int], num_workers: int, rank: int, world_size: int
 ) -> SampleReader:
-    """Return a reader of a rank's samples, normalised and randomly mirrored; every call of it is the next epoch."""
-    loader = ImageLoader(source, image_shape, _CHUNK, Augmentation(), seed, num_workers, rank, world_size)
+    """Returns a reader of the samples of a rank, normalised and randomly mirrored. Each call is the next epoch."""
+    loader = ImageLoader(
+        source,
+        image_shape,
+        batch_size=_CHUNK,
+        augmentation=Augmentation(),
+        seed=seed,
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+    )
     epochs = itertools.count()
 
     def reader() -> Iterator[tuple[np.ndarray, int]]:
-        # Counted at the call, not at the first sample, so that iterators started in any order keep their epoch.
+        # The call counts the epoch, not the first sample, so that iterators keep their epochs in whatever order they
+        # start.
         return _samples(loader, next(epochs))
 
     return reader
@@ -45,7 +55,11 @@ def _samples(loader: ImageLoader, epoch: int) -> Iterator[tuple[np.ndarray, int]
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return what PADDLE_TRAINER_ID and PADDLE_TRAINERS_NUM say, or 0 and 1."""
+    """Returns the values of PADDLE_TRAINER_ID and PADDLE_TRAINERS_NUM, by default 0 and 1.
+
+    Raises:
+        DataError: They are not a rank and a number of ranks.
+    """
     raw_rank = os.environ.get("PADDLE_TRAINER_ID", "0")
     raw_world = os.environ.get("PADDLE_TRAINERS_NUM", "1")
     if not (raw_rank.isdecimal() and raw_world.isdecimal() and int(raw_rank) < int(raw_world)):
@@ -59,6 +73,18 @@ def rank_and_world_size() -> tuple[int, int]:
 def test(
     data_dir: str, datasets: str, *, image_shape: Sequence[int] = (3, 112, 112)
 ) -> tuple[list[VerificationSet], list[str]]:
-    """Return the verification sets ``data_dir/NAME.bin`` of the comma separated names, and their names."""
+    """Reads verification sets.
+
+    Args:
+        data_dir: Folder that holds the sets `NAME.bin`.
+        datasets: Comma separated names of sets.
+        image_shape: Shape to which images are resized, (C, H, W).
+
+    Returns:
+        The sets, and their names.
+
+    Raises:
+        DataError: A set is missing or damaged.
+    """
     sets = [load_verification(path, image_shape) for path in find_verification_sets(data_dir, datasets)]
     return sets, [one.name for one in sets]

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from plsc.data.base64_index import index_name
-from plsc.data.folder import open_images
 from plsc.data.loader import ImageLoader
+from plsc.data.sources import open_images
 from plsc.data.transforms import Augmentation, augment, decode, normalize
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options

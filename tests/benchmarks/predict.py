@@ -20,8 +20,8 @@ import paddle
 
 from plsc import Entry
 from plsc.data.glyphs import render_glyphs
+from plsc.data.label_file import read_label_file
 from plsc.data.loader import ImageLoader
-from plsc.data.sources import read_label_file
 from plsc.data.transforms import Augmentation
 
 EMB_DIM = 512

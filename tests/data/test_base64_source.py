@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plsc.data import base64_source
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
-from plsc.data.folder import open_images
-from plsc.data.sources import LabelFile
+from plsc.data.label_file import LabelFile
+from plsc.data.sources import open_images
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options

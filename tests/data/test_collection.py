@@ -1,4 +1,4 @@
-"""Images to embed: what they are called, who they show, and what is said of those that cannot be read."""
+"""Collections: names, identities and templates of images, and the errors for images that cannot be read."""
 
 import base64
 import os
@@ -14,24 +14,24 @@ SHAPE = (3, 16, 16)
 
 
 def image(path, grey=0):
-    """A small image of one grey."""
+    """Writes a small image of one shade of grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16), (grey, grey, grey)).save(path)
     return path
 
 
 def said(images):
-    """Name, identity and template of each image."""
+    """Returns name, identity and template of each image."""
     return [(images.name(i), images.identity(i), images.template(i)) for i in range(images.num_images)]
 
 
 def greys(images):
-    """The first pixel of each image."""
+    """Returns the first pixel of each image."""
     return [int(images.pixels(i, SHAPE)[0, 0, 0]) for i in range(images.num_images)]
 
 
 def parts_of(folder, *parts, names=None):
-    """A list of base64 parts with these lines."""
+    """Writes base64 parts with the given lines, and a list of them."""
     names = names or [f"part{number}" for number in range(len(parts))]
     for name, lines in zip(names, parts):
         (folder / name).write_bytes(b"".join(lines))
@@ -40,7 +40,7 @@ def parts_of(folder, *parts, names=None):
 
 
 def line(grey, label, folder):
-    """A line of base64 data."""
+    """Returns a line of base64 data."""
     return base64.b64encode(image(folder / "line.png", grey).read_bytes()) + b"\t%d\n" % label
 
 
@@ -61,7 +61,7 @@ def test_a_folder_names_identities_and_templates_and_is_sorted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["label.txt", "file_list.txt"])
-def test_a_list_in_a_folder_is_followed(name, tmp_path):
+def test_a_folder_with_a_list_holds_the_images_in_the_list(name, tmp_path):
     image(tmp_path / "b.png"), image(tmp_path / "a.png")
     (tmp_path / name).write_text("b.png 7\n")
     assert said(open_collection(tmp_path)) == [("b.png", "7", "")]
@@ -80,7 +80,7 @@ def test_a_list_in_a_folder_is_followed(name, tmp_path):
     ],
     ids=["spaces", "tabs", "paths alone", "the first is missing", "Windows"],
 )  # fmt: skip
-def test_lists(text, expected, tmp_path):
+def test_every_form_of_list_is_read(text, expected, tmp_path):
     image(tmp_path / "b.png", 1), image(tmp_path / "a b.png", 2)
     (tmp_path / "list").write_bytes(text.encode())
     images = open_collection(tmp_path / "list")
@@ -95,8 +95,8 @@ def test_lists(text, expected, tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "list: names nothing"),
-        (b"\n \n", "list: names nothing"),
+        (b"", "list: lists no image"),
+        (b"\n \n", "list: lists no image"),
         (b"\xff\xfea\0", r"list: cannot be read \(not UTF-8\)"),
         ("a.png 1\n".encode("utf-16-le"), r"list: cannot be read \(not UTF-8\)"),
         (b"a.png 1\n\nb.png\n", "list:3: 'b.png' is not 'path identity'"),
@@ -107,14 +107,14 @@ def test_lists(text, expected, tmp_path):
     ],
     ids=["empty", "blank", "bytes", "UTF-16", "no identity", "no identity, tabs", "four words", "long", "a part"],
 )
-def test_lists_that_are_refused(content, words, tmp_path):
+def test_bad_lists_are_refused(content, words, tmp_path):
     (tmp_path / "list").write_bytes(content)
     with pytest.raises(DataError, match=words) as caught:
         open_collection(tmp_path / "list")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_and_damaged_images_are_named(tmp_path):
     with pytest.raises(DataError, match="holds no image"):
         open_collection(tmp_path)
     with pytest.raises(DataError, match=r"nowhere: cannot be read \(No such file"):
@@ -130,14 +130,14 @@ def test_what_is_not_there_is_named(tmp_path):
         images.pixels(0, SHAPE)
 
 
-def test_a_name_that_is_not_utf_8_is_said(tmp_path):
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
         pass
     with pytest.raises(DataError, match="the name is not UTF-8; rename the file"):
         open_collection(tmp_path).fingerprint(missing=True)
 
 
-def test_the_fingerprint_is_of_files_and_list(tmp_path):
+def test_the_fingerprint_depends_on_files_and_list(tmp_path):
     image(tmp_path / "a.png"), image(tmp_path / "b.png")
 
     def now(text="a.png 1\nb.png 2\n", missing=False):
@@ -199,7 +199,7 @@ def test_a_damaged_line_is_named_and_the_others_are_read(place, damage, words, i
     assert images.pixels(2, SHAPE).max() == 7
 
 
-def test_lists_of_parts_that_are_refused(tmp_path):
+def test_bad_lists_of_parts_are_refused(tmp_path):
     path = parts_of(tmp_path, [line(1, 1, tmp_path)])
     path.write_text("part0\ngone\n")
     with pytest.raises(DataError, match="file_list.txt:2: cannot read part 'gone'"):

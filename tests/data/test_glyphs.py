@@ -1,4 +1,4 @@
-"""The rendered glyph data set: its layout, and that the same arguments give the same bytes."""
+"""The rendered glyph data set: its layout, and equal bytes for equal arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the fonts come with matplotlib, of the
 
 from plsc.data import glyphs as module  # noqa: E402
 from plsc.data.glyphs import main, render_glyphs  # noqa: E402
-from plsc.data.sources import read_label_file  # noqa: E402
+from plsc.data.label_file import read_label_file  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
 from plsc.errors import DataError  # noqa: E402
 
@@ -43,7 +43,7 @@ def test_images_and_labels(rendered: Path) -> None:
     for i in range(len(source)):
         image = Image.open(io.BytesIO(source.read(i)[0]))
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIZE, SIZE))
-        # The character can be told from the background.
+        # The character stands out from the background.
         assert np.asarray(image.convert("L"), np.float64).std() > 5
 
 
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(rendered: Path,
 
 
 def test_base64_lines_are_the_image_files(rendered: Path) -> None:
-    # The first word, in case counts follow the names.
+    # Only the first word is compared, in case counts follow the names.
     names = [line.split()[0] for line in (rendered / "file_list.txt").read_text().splitlines()]
     assert names == [f"dataset.part{number}" for number in range(1, PARTS + 1)]
     rows = itertools.chain.from_iterable((rendered / name).read_text().splitlines() for name in names)
@@ -101,7 +101,7 @@ def test_base64_lines_are_the_image_files(rendered: Path) -> None:
     assert sorted(encoded) == sorted(source.read(i) for i in range(len(source)))
 
 
-def test_a_set_already_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_equal_set_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = render(tmp_path / "set")
     marked = folder / "images" / "0" / "0.jpg"
     marked.write_bytes(b"mine")
@@ -114,7 +114,7 @@ def test_a_set_already_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "another folder" in capsys.readouterr().err
 
 
-def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="another folder"):
         render(tmp_path)
@@ -123,7 +123,7 @@ def test_a_folder_of_something_else_is_kept(tmp_path: Path) -> None:
 
 def test_too_many_classes_are_refused(tmp_path: Path) -> None:
     available = len(module.distinct_characters())
-    # The default set has to fit.
+    # There must be enough characters for the default set.
     assert available >= 1250
     with pytest.raises(DataError, match=str(available)):
         render_glyphs(str(tmp_path / "set"), classes=available)

@@ -76,7 +76,7 @@ def test_workers_do_not_change_the_batches(rank: int) -> None:
     assert not np.array_equal(inline[0][1], other[0][1])
 
 
-def test_counts() -> None:
+def test_steps_per_epoch_cover_all_images() -> None:
     one = loader(Source(9), 0, batch_size=2, rank=1, world_size=2)
     assert (one.num_images, one.steps_per_epoch) == (9, 3)
     assert list(one.epoch(0, start_step=3)) == []
@@ -99,7 +99,7 @@ def test_abandoned_iterator_stops_the_workers(close: bool) -> None:
     batches = loader(source, 3).epoch(0)
     next(batches)
     time.sleep(0.2)
-    assert source.opened <= 4 * (3 + 2)  # reads ahead only so far
+    assert source.opened <= 4 * (3 + 2)  # The loader reads ahead no further.
     assert our_threads()
     if close:
         batches.close()  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ def test_results_come_in_order_and_errors_where_they_belong(num_workers: int) ->
         next(results)
 
 
-def test_an_abandoned_iterator_stops_its_threads_and_begins_nothing_more() -> None:
+def test_an_abandoned_iterator_stops_its_threads_and_starts_no_more_calls() -> None:
     begun: list[int] = []
     results = prefetch(begun.append, range(1000), 2, 4)
     next(results)

@@ -161,7 +161,7 @@ def whole(count: int, size: int) -> list[Any]:
         [[paddle.to_tensor(images), paddle.to_tensor(labels).unsqueeze(1)] for images, labels in whole(10, 4)],
         paddle.io.DataLoader(Samples(), batch_size=4),
         Stream(),
-        [samples(10)[:2], samples(10)[2:4], samples(10)[4:]],  # two samples are not (images, labels)
+        [samples(10)[:2], samples(10)[2:4], samples(10)[4:]],  # A batch of two samples is not (images, labels).
     ],
     ids=["arrays", "function", "tensors", "DataLoader", "IterableDataset", "pairs"],
 )
@@ -175,7 +175,7 @@ def test_reader_shapes(reader: Any) -> None:
     assert len(batches) == 3
 
 
-def test_a_dataset_is_shuffled_and_split_as_label_files_are() -> None:
+def test_a_dataset_is_shuffled_and_split_like_a_label_file() -> None:
     ranks = [loader(Samples(), 99, seed=5, rank=rank, world_size=3) for rank in range(3)]
     assert {one.num_images for one in ranks} == {10} and {one.steps_per_epoch for one in ranks} == {1}
     for rank, one in enumerate(ranks):
@@ -189,16 +189,16 @@ def test_a_dataset_is_shuffled_and_split_as_label_files_are() -> None:
         loader(Samples(0))
 
 
-def test_readers_that_know_count_their_batches() -> None:
+def test_readers_with_a_length_count_their_batches() -> None:
     assert loader(whole(10, 4), 1000).steps_per_epoch == 3
     assert loader(paddle.io.DataLoader(Samples(), batch_size=3), 1000).steps_per_epoch == 4
     assert loader(Stream(), 100, world_size=5).steps_per_epoch == 5
     assert loader(Samples(), 100).steps_per_epoch == 3
 
 
-def test_uint8_is_normalised_and_unnormalised_floats_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uint8_is_normalised_and_unnormalised_floats_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("plsc.data.readers.logger.warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr("plsc.data.reader_batches.logger.warning", lambda text, *values: said.append(text % values))
     pixels = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), dtype=np.uint8)
     batches = [[(image, 0) for image in pixels[:4]], [(image, 0) for image in pixels[4:]]]
     got = np.concatenate([images for images, _ in loader(batches).epoch(0)])
@@ -214,8 +214,8 @@ def test_uint8_is_normalised_and_unnormalised_floats_are_told_of(monkeypatch: py
         ({"image": GOOD}, "got dict"),
         (7, "got int"),
         (np.zeros((4, *SHAPE), np.float32), "got float32"),
-        ((np.zeros((4, *SHAPE), np.float32), np.zeros(3, np.int64)), r"labels int64 \[3\] for 4 images"),
-        ((np.zeros((4, *SHAPE), np.float32), np.zeros(4)), r"labels float64 \[4\] for 4 images"),
+        ((np.zeros((4, *SHAPE), np.float32), np.zeros(3, np.int64)), r"labels int64 \[3\] do not fit 4 images"),
+        ((np.zeros((4, *SHAPE), np.float32), np.zeros(4)), r"labels float64 \[4\] do not fit 4 images"),
         (
             (np.zeros((4, 3, 8, 9), np.float32), np.zeros(4, np.int64)),
             r"shape \[3, 8, 9\] but image_shape is \[3, 8, 8\]",
@@ -232,7 +232,7 @@ def test_reader_bad_batch(batch: Any, words: str) -> None:
 @pytest.mark.parametrize(
     "batch", [[GOOD] * 3, [(GOOD,)] * 3, [(GOOD, "a.jpg")] * 3, np.stack([GOOD] * 3), [np.stack([GOOD] * 3)]]
 )
-def test_labels_may_be_left_out_where_nobody_needs_them(batch: Any) -> None:
+def test_labels_may_be_left_out_if_they_are_not_needed(batch: Any) -> None:
     ((images, labels),) = loader([batch], classes=None).epoch(0)
     assert images.shape == (3, *SHAPE) and labels.tolist() == [-1, -1, -1]
 
@@ -246,7 +246,7 @@ def test_what_can_be_read_only_once_is_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 9])
-def test_shard_reader_gives_every_rank_as_many(count: int) -> None:
+def test_shard_reader_gives_every_rank_equally_many_items(count: int) -> None:
     parts = [list(shard_reader(lambda: range(count), rank, 3)()) for rank in range(3)]
     assert {len(part) for part in parts} == {-(-count // 3)}
     seen = sorted(item for part in parts for item in part)

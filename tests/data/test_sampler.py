@@ -12,7 +12,7 @@ from plsc.data.sampler import epoch_indices
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 2**32), st.integers(0, 100))
-def test_every_sample_and_equal_counts(num_samples: int, world_size: int, seed: int, epoch: int) -> None:
+def test_ranks_see_every_sample_and_equally_many(num_samples: int, world_size: int, seed: int, epoch: int) -> None:
     parts = [epoch_indices(num_samples, seed, epoch, rank, world_size) for rank in range(world_size)]
     again = [epoch_indices(num_samples, seed, epoch, rank, world_size) for rank in range(world_size)]
     per_rank = math.ceil(num_samples / world_size)
@@ -21,7 +21,7 @@ def test_every_sample_and_equal_counts(num_samples: int, world_size: int, seed: 
         assert len(part) == per_rank
         assert np.array_equal(part, repeated)
     whole = np.stack(parts, axis=1).reshape(-1)
-    # The first N global positions are the permutation, the rest repeats it.
+    # The first N global positions form the permutation; the rest repeats it.
     assert sorted(whole[:num_samples].tolist()) == list(range(num_samples))
     assert np.array_equal(whole, np.resize(whole[:num_samples], len(whole)))
     counts = np.bincount(whole, minlength=num_samples)

@@ -1,4 +1,4 @@
-"""What a network is tested on, out of folders and lists."""
+"""Test sets from folders and lists."""
 
 import shutil
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.test_sets import GallerySet, IdentitySet, PairSet, find_sets, read_gallery, read_pairs
+from plsc.data.pair_sets import PairSet, read_pairs
+from plsc.data.test_sets import GallerySet, IdentitySet, find_sets, read_gallery
 from plsc.errors import DataError
 
 SHAPE = (3, 16, 16)
@@ -18,7 +19,7 @@ def picture(path, value=0):
 
 
 def lfw(folder, people, images, lines, where="", suffix=".jpg"):
-    """The files of LFW: `pairs.txt` and folders of people."""
+    """Writes files in the layout of LFW: `pairs.txt`, and a folder for each person."""
     for person in people:
         for number in range(1, images + 1):
             picture(folder / where / person / f"{person}_{number:04d}{suffix}", 10 * number)
@@ -43,7 +44,7 @@ def test_lfw_pairs_keep_their_folds(tmp_path, where, suffix):
     assert found.images.pixels(0, SHAPE).shape == (16, 16, 3)
 
 
-def test_lfw_pairs_of_one_number_are_one_fold(tmp_path):
+def test_lfw_pairs_with_one_number_form_one_fold(tmp_path):
     found = read_pairs(lfw(tmp_path, "AB", 2, ["2", "A 1 2", "B 2 1", "A 1 B 1", "B 2 A 2"]))
     assert found.folds.tolist() == [0] * 4 and found.issame.tolist() == [True, True, False, False]
 
@@ -51,14 +52,14 @@ def test_lfw_pairs_of_one_number_are_one_fold(tmp_path):
 @pytest.mark.parametrize(
     "lines, words",
     [
-        (LINES[:-1], "holds 7 pairs, and its first line says 2 folds of 2 and 2"),
+        (LINES[:-1], "holds 7 pairs, but its first line says 2 folds of 2 same and 2 different"),
         ([*LINES[:2], "B\tx\t3", *LINES[3:]], r"pairs.txt:3: .* is not 'name 1 4'"),
         ([*LINES[:3], "A\t1\t2", *LINES[4:]], r"pairs.txt:4: .* is not 'name 1 other 2'"),
         ([*LINES[:3], "A\t1\tD\t1", *LINES[4:]], r"pairs.txt:4: there is no image .*D_0001.jpg"),
-        (["2\t2", "D\t1\t2", *LINES[2:]], "no image D/D_0001.jpg .* nor in images or lfw"),
+        (["2\t2", "D\t1\t2", *LINES[2:]], "no image D/D_0001.jpg .* nor in its subfolders images and lfw"),
     ],
 )
-def test_lfw_pairs_that_are_wrong_are_named(tmp_path, lines, words):
+def test_bad_lfw_pairs_are_named(tmp_path, lines, words):
     with pytest.raises(DataError, match=words):
         read_pairs(lfw(tmp_path, "ABC", 3, lines))
 
@@ -81,12 +82,12 @@ def test_pairs_of_images_and_of_folders(tmp_path):
     [
         ("a.png a.png 1\na.png a.png\n", "p.txt:2: 'a.png a.png' is not 'one other 1'"),
         ("a.png a.png 2\n", "p.txt:1: .* is not 'one other 1' or 'one other 0'"),
-        ("a.png none.png 1\n", "p.txt:1: there is no image and no folder .*none.png"),
+        ("a.png none.png 1\n", "p.txt:1: .*none.png is neither an image nor a folder"),
         ("a.png empty 1\n", "empty: holds no image"),
-        ("\n \n", "names nothing"),
+        ("\n \n", "lists no image"),
     ],
 )
-def test_pairs_that_are_wrong_are_named(tmp_path, text, words):
+def test_bad_pairs_are_named(tmp_path, text, words):
     picture(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "p.txt").write_text(text)
@@ -94,7 +95,7 @@ def test_pairs_that_are_wrong_are_named(tmp_path, text, words):
         read_pairs(tmp_path / "p.txt")
 
 
-def test_a_target_is_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
+def test_a_target_names_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
     shutil.copy(glyphs / "glyphs.bin", tmp_path)
     for name in ("people/x/1.png", "people/x/2.png", "people/y/1.png", "glyphs/z/1.png"):
         picture(tmp_path / name)
@@ -103,7 +104,7 @@ def test_a_target_is_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
     assert [one.name for one in (binary, pairs, folder)] == ["glyphs", "p", "people"]
     assert isinstance(binary, PairSet) and isinstance(pairs, PairSet) and isinstance(folder, IdentitySet)
     assert folder.labels.tolist() == [0, 0, 1]
-    # Each image once, and each pair as it was.
+    # Each image occurs once, and each pair stays.
     assert len(binary.pairs) == len(binary.issame) == 40 and binary.images.num_images < 80
     with pytest.raises(
         DataError, match="none.bin: no such verification set, nor none.txt, nor a folder of images none"
@@ -112,11 +113,11 @@ def test_a_target_is_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
     with pytest.raises(DataError, match="two test sets are called 'p'"):
         find_sets(str(tmp_path), "p,p.txt", SHAPE)
     picture(tmp_path / "people" / "stray.png")
-    with pytest.raises(DataError, match="stray.png: of whom is it"):
+    with pytest.raises(DataError, match="stray.png: the image has no identity"):
         find_sets(str(tmp_path), "people", SHAPE)
 
 
-def test_a_gallery_and_probes(tmp_path):
+def test_gallery_and_probes_have_templates_and_identities(tmp_path):
     for name in ("known/b/1.png", "known/b/2.png", "known/a/1.png", "p/1.png", "p/2.png", "p/3.png", "p/4.png"):
         picture(tmp_path / name)
     (tmp_path / "p.txt").write_text("p/1.png\tb\tfirst\np/2.png\tz\np/3.png\tb\tfirst\np/4.png\ta\n")
@@ -124,9 +125,9 @@ def test_a_gallery_and_probes(tmp_path):
     assert isinstance(found, GallerySet)
     assert found.gallery_templates.tolist() == [0, 1, 1] and found.gallery_identities.tolist() == [0, 1]
     assert found.probe_templates.tolist() == [0, 1, 0, 2] and found.probe_identities.tolist() == [1, -1, 0]
-    with pytest.raises(DataError, match="of whom is it"):
+    with pytest.raises(DataError, match="the image has no identity"):
         read_gallery(tmp_path / "p", tmp_path / "p.txt")
-    # A folder in the folder of an identity is a template of its images.
+    # A subfolder in the folder of an identity is a template.
     for name in ("q/a/one/1.png", "q/a/one/2.png", "q/a/two/1.png", "q/a/3.png", "q/c/4.png"):
         picture(tmp_path / name)
     found = read_gallery(tmp_path / "known", tmp_path / "q")

@@ -62,7 +62,7 @@ def test_from_pixels() -> None:
         from_pixels(np.zeros((4, 4, 3)), (3, 4, 4), "x")
 
 
-def test_mirror_is_half() -> None:
+def test_half_of_the_images_are_mirrored() -> None:
     pixels = noise(4, 4, 3)
     rng = np.random.default_rng(1)
     flipped = 0
@@ -76,7 +76,7 @@ def test_mirror_is_half() -> None:
 
 
 class Fixed:
-    """Stands in for a Generator: the greatest value of every draw."""
+    """A stand-in for a Generator, which returns the largest value of every draw."""
 
     def uniform(self, low: float, high: float) -> float:
         return high
@@ -98,7 +98,7 @@ def test_rotate_turns_about_the_centre() -> None:
     assert result.shape == (9, 9, 1)
     assert {tuple(place) for place in np.argwhere(result[:, :, 0] > 200)} <= {(1, 4), (7, 4)}
     assert (result > 200).sum() == 1
-    assert result.min() >= 30  # no black corners
+    assert result.min() >= 30  # There are no black corners.
 
 
 def test_normalize() -> None:

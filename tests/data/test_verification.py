@@ -69,7 +69,7 @@ def test_old_and_new_numpy_names(tmp_path: Path, core: str) -> None:
 
 def test_python2_strings(tmp_path: Path) -> None:
     _, encoded = pictures(2)
-    # What Python 2 writes in protocol 2: byte strings as BINSTRING.
+    # Python 2 writes byte strings as BINSTRING in protocol 2.
     strings = b"".join(b"T" + len(data).to_bytes(4, "little") + data for data in encoded)
     (tmp_path / "a.bin").write_bytes(b"\x80\x02](" + strings + b"e](\x88e\x86.")
     assert len(load_verification(str(tmp_path / "a.bin"), SHAPE).images) == 2

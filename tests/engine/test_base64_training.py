@@ -7,9 +7,9 @@ import pytest
 from ranks import start
 from safetensors.numpy import load_file
 
-from plsc.data.folder import open_images
+from plsc.data.label_file import read_label_file
 from plsc.data.sampler import epoch_indices
-from plsc.data.sources import read_label_file
+from plsc.data.sources import open_images
 
 OPTIONS = ("augmentation=[true, 10, 0.1]", "log_period=1", "num_workers=2", "resume=true", "calc_acc=true")
 

@@ -1,4 +1,4 @@
-"""Embedding collections into files: on any number of ranks, killed, with damaged images."""
+"""Embedding collections into files: on several ranks, after a kill, and with damaged images."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from plsc.data.collection import open_collection
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation import embedder
 from plsc.evaluation.embedder import Embedder
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 from plsc.search.embeddings import open_embeddings
 
 SCRIPT = "predict_glyphs.py"
@@ -26,7 +26,7 @@ SCRIPT = "predict_glyphs.py"
 
 @pytest.fixture
 def data(once, glyphs):
-    """Images in one place for all workers, and a list of two of them."""
+    """A folder of images that all tests share, and a list of two of them."""
 
     def make(folder):
         shutil.copytree(glyphs, folder, dirs_exist_ok=True)
@@ -37,7 +37,7 @@ def data(once, glyphs):
 
 @pytest.fixture
 def made(once, ranks, trained, data):
-    """`made(number)`: embeddings of a folder, a label file, base64 parts and two images, from so many ranks."""
+    """A function that embeds a folder, a label file, base64 parts and two images on a number of ranks."""
 
     def by(number):
         sources = [data / name for name in ("images", "label.txt", "file_list.txt", "two.txt")]
@@ -63,7 +63,7 @@ def ins(trained):
 
 @pytest.fixture
 def damaged(glyphs, tmp_path):
-    """A folder of images, one of them damaged, one empty."""
+    """A folder of images, one of which is damaged and one empty."""
     folder = shutil.copytree(glyphs / "images", tmp_path / "damaged")
     (folder / "8" / "6.jpg").write_bytes(b"no image")
     (folder / "8" / "7.jpg").write_bytes(b"")
@@ -99,7 +99,7 @@ def _unit(vectors):
 
 @pytest.mark.core
 @pytest.mark.parametrize("number", [2, 3])
-def test_ranks_give_the_embeddings_of_one(number, made):
+def test_several_ranks_give_the_embeddings_of_one(number, made):
     for place in "0123":
         one, many = open_embeddings(made(1) / place), open_embeddings(made(number) / place)
         np.testing.assert_allclose(many.vectors, one.vectors, rtol=1e-5, atol=1e-5)
@@ -109,28 +109,30 @@ def test_ranks_give_the_embeddings_of_one(number, made):
 
 @pytest.mark.core
 @pytest.mark.parametrize("number", [1, 2])
-def test_killed_it_goes_on_where_it_was_and_ends_with_the_same_bits(number, made, data, trained, tmp_path):
+def test_a_killed_predict_resumes_and_gives_the_same_bits(number, made, data, trained, tmp_path):
     arguments = (number, trained / "output" / "0", tmp_path)
-    killed = start(SCRIPT, *arguments, "kill=10", data / "images")
+    killed = start(SCRIPT, *arguments, data / "images", "--kill", 10)
     assert killed.returncode != 0 and (tmp_path / "0" / ".embeddings.progress.json").exists()
     again = start(SCRIPT, *arguments, data / "images")
     assert again.returncode == 0, again.stderr[-2000:]
-    there = 9 * 5 * number  # the last round of two ranks is a small one
-    assert f"{tmp_path / '0'}: {there} of 96 embeddings are there already" in again.stderr
-    assert f"decoded {96 - there if number == 1 else 5}\n" in again.stdout  # by rank 0, whose words are shown
+    there = 9 * 5 * number  # The last round of two ranks is smaller.
+    assert f"{tmp_path / '0'}: {there} of 96 embeddings exist already" in again.stderr
+    assert (
+        f"decoded {96 - there if number == 1 else 5}\n" in again.stdout
+    )  # Rank 0 decoded them; the output is that of rank 0.
     assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["embeddings.npy", "images.tsv", "manifest.json"]
     for name in ("embeddings.npy", "images.tsv", "manifest.json"):
         assert (tmp_path / "0" / name).read_bytes() == (made(number) / "0" / name).read_bytes(), name
 
 
-def test_a_damaged_image_of_one_rank_is_one_line_or_zeros(damaged, made, trained, tmp_path):
+def test_a_damaged_image_on_one_rank_is_reported_or_becomes_zeros(damaged, made, trained, tmp_path):
     arguments = (SCRIPT, 2, trained / "output" / "0", tmp_path, damaged)
     process = start(*arguments)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert f"plsc: error: {damaged}/8/6.jpg: cannot decode the image" in process.stderr
-    process = start(*arguments, "skip_damaged=true")
+    process = start(*arguments, "--skip-damaged")
     assert process.returncode == 0, process.stderr[-2000:]
-    assert re.search(r"0: \d+ of 96 embeddings are there already", process.stderr)
+    assert re.search(r"0: \d+ of 96 embeddings exist already", process.stderr)
     assert (
         process.stderr.count("8/6.jpg: cannot decode the image") == process.stderr.count("8/7.jpg: cannot decode") == 1
     )
@@ -142,12 +144,12 @@ def test_a_damaged_image_of_one_rank_is_one_line_or_zeros(damaged, made, trained
     np.testing.assert_allclose(found.vectors[others], whole.vectors[others], rtol=1e-5, atol=1e-5)
 
 
-def test_ranks_that_find_different_images_say_so(glyphs, trained, tmp_path):
+def test_ranks_that_find_different_images_are_refused(glyphs, trained, tmp_path):
     for rank in range(2):
         (tmp_path / f"list{rank}").write_text(f"{glyphs}/images/0/{rank}.jpg\n")
     process = start(SCRIPT, 2, trained / "output" / "0", tmp_path, tmp_path / "list{rank}")
     assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert "list0: the ranks find different images there" in process.stderr
+    assert "list0: the ranks find different images" in process.stderr
 
 
 def test_skipped_images_are_named_up_to_a_limit(ins, damaged, capsys, monkeypatch):
@@ -186,7 +188,7 @@ def test_flip_averages_and_another_network_or_flip_is_refused(ins, glyphs, tmp_p
         ins.predict(source, tmp_path, flip=True)
 
 
-def test_an_export_embeds_as_its_network_does(trained, data, tmp_path, capsys):
+def test_an_export_embeds_like_its_network(trained, data, tmp_path, capsys):
     source = ["--input", str(data / "label.txt"), "--flip", "--json"]
     network = {"checkpoint": str(trained / "output" / "0"), "model": str(trained / "net")}
     for name, place in network.items():
@@ -200,24 +202,24 @@ def test_an_export_embeds_as_its_network_does(trained, data, tmp_path, capsys):
     assert "inference_meta.json: no exported network there" in capsys.readouterr().err
 
 
-def test_work_without_a_terminal_says_how_far_it_is(ins, data, caplog, monkeypatch):
-    monkeypatch.setattr(embedder, "_SAY_SECONDS", 0)
+def test_without_a_terminal_the_progress_is_logged(ins, data, caplog, monkeypatch):
+    monkeypatch.setattr(embedder, "_LOG_SECONDS", 0)
     ins.set_test_batch_size(40)
     with caplog.at_level("INFO", logger="plsc"):
         ins.predict(data / "images")
     assert re.search(r"40 of 96 images embedded, [\d.]+ images/s", caplog.text)
 
 
-def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_path):
+def test_a_network_with_another_size_or_infinite_embeddings_is_refused(glyphs, tmp_path):
     network = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3 * 32 * 32, 5))
     config = Config(image_shape=(3, 32, 32), emb_dim=4)
     images = open_collection(glyphs / "images" / "0")
-    with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] of 8 images"):
-        Embedder(Backbone(network, config), config, flip=False).keep(images, tmp_path)
+    with pytest.raises(ConfigError, match=r"set_emb_size\(4\): the network gives embeddings \[8, 5\] for 8 images"):
+        Embedder(TrainedNetwork(network, config), config, flip=False).keep(images, tmp_path)
     network[1].weight.set_value(paddle.full([3 * 32 * 32, 5], float("nan")))
     with pytest.raises(DataError, match="0.jpg: its embedding is not finite"):
         config.emb_dim = 5
-        Embedder(Backbone(network, config), config, flip=False).embed(images)
+        Embedder(TrainedNetwork(network, config), config, flip=False).embed(images)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_a_network_of_another_size_or_that_is_not_finite_is_said(glyphs, tmp_pat
         ({"source": ""}, "source='': expected a path"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(arguments, words):
+def test_bad_arguments_are_refused(arguments, words):
     with pytest.raises(ConfigError, match=words):
         Entry().predict(**arguments)
 
@@ -246,7 +248,7 @@ def test_the_command_shares_the_work(data, made, trained, tmp_path):
         assert (tmp_path / name).read_bytes() == (made(2) / "0" / name).read_bytes(), name
 
 
-def test_the_command_says_what_there_is(glyphs, trained, tmp_path, capsys):
+def test_the_command_reports_what_it_wrote(glyphs, trained, tmp_path, capsys):
     output = tmp_path / "e"
     words = ["predict", "--checkpoint", str(trained / "output" / "0"), "--input", str(glyphs), "--output", str(output)]
     assert cli.main(words) == 0
@@ -256,4 +258,4 @@ def test_the_command_says_what_there_is(glyphs, trained, tmp_path, capsys):
     (output / "embeddings.npy").unlink()
     assert cli.main(words) == 1
     said = capsys.readouterr().err
-    assert "no complete embeddings folder (embeddings.npy: No such file" in said and "Traceback" not in said
+    assert "not a complete embeddings folder (embeddings.npy: No such file" in said and "Traceback" not in said

@@ -1,4 +1,4 @@
-"""Tests on sets of every kind, against the same worked out plainly."""
+"""Tests on sets of every kind, compared with a plain computation."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ from ranks import environment
 
 from plsc import cli, metrics
 from plsc.config import Config
-from plsc.data.folder import image_files
+from plsc.data.image_lists import image_files
 from plsc.data.test_sets import find_sets, read_gallery
 from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.evaluator import Evaluator
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 
 pytestmark = pytest.mark.core
 
@@ -26,7 +26,7 @@ SHAPE = (3, 32, 32)
 
 
 class Counting(paddle.nn.Layer):
-    """A network of one product, which counts images."""
+    """A network of one matrix product that counts the images it embeds."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Counting(paddle.nn.Layer):
         return self.product(images.flatten(1))
 
     def embed(self, pixels):
-        """Embeddings of uint8 images, averaged over the mirror images."""
+        """Returns the embeddings of uint8 images, averaged over the mirror images."""
         both = (normalize(pixels), normalize(pixels[:, :, ::-1]))
         return np.mean([self.product(paddle.to_tensor(images).flatten(1)).numpy() for images in both], axis=0)
 
@@ -53,11 +53,11 @@ def result_of(config, net, **options):
     sets = find_sets(config.dataset_dir, config.val_targets, SHAPE)
     if config.identification:
         sets.append(read_gallery(*config.identification))
-    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(Backbone(net, config))
+    return Evaluator(sets, None, config, options.pop("pairs_dir", None), **options)(TrainedNetwork(net, config))
 
 
 def same(found, expected):
-    """Whether results agree but for the rounding of embeddings."""
+    """Checks that results agree up to the rounding of embeddings."""
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         if isinstance(value, dict):
@@ -66,16 +66,16 @@ def same(found, expected):
             assert found[key] == pytest.approx(value, abs=2e-3, nan_ok=True), key
 
 
-def test_an_image_that_is_there_twice_is_embedded_once(glyphs):
+def test_an_image_that_occurs_twice_is_embedded_once(glyphs):
     net = Counting()
     found = result_of(config_of(glyphs, "glyphs"), net)["glyphs"]
     pairs = load_verification(str(glyphs / "glyphs.bin"), SHAPE)
     distinct = len(np.unique(pairs.images.reshape(len(pairs.images), -1), axis=0))
-    assert net.images == 2 * distinct < 2 * len(pairs.images)  # and their mirror images
+    assert net.images == 2 * distinct < 2 * len(pairs.images)  # The factor 2 counts the mirror images.
     same(found, metrics.verification_metrics(net.embed(pairs.images), pairs.issame))
 
 
-def test_a_folder_of_identities_gives_all_pairs(glyphs):
+def test_a_folder_of_identities_is_tested_on_all_pairs(glyphs):
     net = Counting()
     found = result_of(config_of(glyphs, "images", test_fars=(0.2, 1e-2)), net)["images"]
     files = image_files(glyphs / "images")
@@ -86,7 +86,7 @@ def test_a_folder_of_identities_gives_all_pairs(glyphs):
     assert set(found["at_far"]) == {"2e-1", "1e-2"} and found["different_pairs"] == 96 * 95 // 2 - 12 * 8 * 7 // 2
 
 
-def test_pairs_of_templates_and_of_folds(glyphs, tmp_path):
+def test_pairs_of_templates_are_tested(glyphs, tmp_path):
     for number in range(4):
         shutil.copytree(glyphs / "images" / str(number), tmp_path / str(number))
     images = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
@@ -111,7 +111,7 @@ def test_pairs_of_templates_and_of_folds(glyphs, tmp_path):
 
     rows = np.stack([template(name) for line in lines for name in line.split()[:2]])
     expected = metrics.verification_metrics(rows, np.array([line[-1] == "1" for line in lines]))
-    assert found["xnorm"] > 1.5  # of the images, not of templates
+    assert found["xnorm"] > 1.5  # The mean norm is that of images, not of templates.
     same({**found, "xnorm": 1.0}, expected)
     left = np.load(tmp_path / "pairs_pairs.npz")
     assert np.allclose(left["similarity"], (rows[::2] * rows[1::2]).sum(1), atol=1e-5)
@@ -143,7 +143,7 @@ def test_probes_are_found_in_a_gallery(glyphs, tmp_path):
     assert 1 / 7 < found["rank@1"] <= found["rank@5"] <= found["rank@10"] == 1
 
 
-def test_kept_embeddings_are_used_while_images_and_network_are_the_same(glyphs, tmp_path):
+def test_kept_embeddings_are_used_while_images_and_network_stay_the_same(glyphs, tmp_path):
     shutil.copytree(glyphs / "images", tmp_path / "data" / "images")
     shutil.copy(glyphs / "glyphs.bin", tmp_path / "data")
     config, net, kept = config_of(tmp_path / "data", "images,glyphs"), Counting(), tmp_path / "kept"
@@ -157,7 +157,7 @@ def test_kept_embeddings_are_used_while_images_and_network_are_the_same(glyphs, 
     embedded = net.images
     net.product.weight.set_value(net.product.weight + 0.1)
     assert result_of(config, net, kept_dir=kept) != first and net.images > embedded
-    assert len(list(kept.iterdir())) == 5  # both sets, the changed one, and both with the other network
+    assert len(list(kept.iterdir())) == 5  # Both sets, the changed set, and both with the other network.
 
 
 def test_an_embedding_that_is_not_finite_is_named(glyphs):
@@ -167,7 +167,7 @@ def test_an_embedding_that_is_not_finite_is_named(glyphs):
         result_of(config_of(glyphs, "images"), net)
 
 
-def test_pairs_for_the_report_that_cannot_be_written_are_one_line(glyphs, tmp_path):
+def test_pairs_for_the_report_that_cannot_be_written_are_reported(glyphs, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="glyphs_pairs.npz: cannot be written"):
         result_of(config_of(glyphs, "glyphs"), Counting(), pairs_dir=tmp_path / "file")

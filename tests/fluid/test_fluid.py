@@ -1,4 +1,4 @@
-"""Initializers, decays, optimizers and the rest of `plsc.fluid`, against their formulas."""
+"""Initializers, decays, optimizers and the rest of `plsc.fluid`, compared with their formulas."""
 
 import json
 import math
@@ -109,7 +109,7 @@ def test_other_initializers():
         filled(I.Xavier(fan_in=0, fan_out=0), 3, 3)
 
 
-def test_the_last_layer_of_the_documentation_is_not_all_zeros():
+def test_the_last_layer_of_the_documented_model_is_not_all_zeros():
     attr = fluid.param_attr.ParamAttr(initializer=I.Xavier(uniform=False, fan_in=0.0))
     model = Made(lambda x, is_train: fluid.layers.fc(x, 64, param_attr=attr))
     model.build((100,))
@@ -147,7 +147,7 @@ OPTIMIZERS = {
 
 
 def moved(make):
-    """A parameter after three steps down its square."""
+    """Returns a parameter after three steps that minimise its square."""
     parameter = paddle.create_parameter([2, 2], "float32", default_initializer=I.NumpyArrayInitializer(array(2, 2)))
     optimizer = make([parameter])
     for _ in range(3):
@@ -158,7 +158,7 @@ def moved(make):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_move_as_paddles_do(name):
+def test_optimizers_move_like_those_of_paddle(name):
     old, new = OPTIMIZERS[name]
     result = moved(lambda p: old(parameter_list=p, regularization=L2))
     np.testing.assert_allclose(result, moved(new), rtol=1e-6)
@@ -166,14 +166,14 @@ def test_optimizers_move_as_paddles_do(name):
     assert (without != result).any() and (without != array(2, 2).astype("float32")).all()
 
 
-def test_lamb_has_a_decay_of_its_own():
+def test_lamb_refuses_regularization():
     result = moved(lambda p: fluid.optimizer.Lamb(0.1, parameter_list=p))
     np.testing.assert_allclose(result, moved(lambda p: paddle.optimizer.Lamb(0.1, parameters=p)), rtol=1e-6)
     with pytest.raises(ValueError, match="lamb_weight_decay"):
         fluid.optimizer.Lamb(regularization=L2)
 
 
-def test_clips_and_decays_are_paddles():
+def test_clips_and_decays_equal_those_of_paddle():
     assert fluid.clip.GradientClipByGlobalNorm(2.0).clip_norm == 2.0
     assert isinstance(fluid.clip.GradientClipByNorm(2.0), paddle.nn.ClipGradByNorm)
     by_value = fluid.clip.GradientClipByValue(2.0)
@@ -203,7 +203,7 @@ def test_an_old_optimizer_trains_through_entry(tmp_path):
     assert result["loss"] < 0.9 * lines[0]["loss"]
 
 
-def test_tables_of_numbers_of_any_shape():
+def test_embedding_and_one_hot_keep_every_dimension():
     numbers = paddle.to_tensor([[[1], [2]]])
     assert Made(lambda x, is_train: fluid.embedding(x, [5, 3]))(numbers).shape == [1, 2, 1, 3]
     assert fluid.one_hot(numbers, 4).shape == [1, 2, 1, 4]
@@ -231,13 +231,13 @@ MISSING = [
 
 
 @pytest.mark.parametrize("use, words", MISSING)
-def test_what_is_not_here_says_what_to_use(use, words):
+def test_a_missing_name_says_what_to_use(use, words):
     with pytest.raises(PlscError, match=words) as caught:
         use()
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_here_can_be_asked_for_and_imported():
+def test_a_missing_name_can_be_tested_for_and_imported():
     assert not hasattr(fluid, "core") and not hasattr(fluid.layers, "While")
     with pytest.raises(ImportError, match="paddle.nn.GRU"):
         from plsc.fluid.layers import dynamic_gru  # noqa: F401

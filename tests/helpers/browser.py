@@ -1,4 +1,4 @@
-"""A real Chromium without a window. `tests/run.sh` installs it; without it `open_browser` says what is missing."""
+"""Drives a real Chromium without a window. `tests/run.sh` installs it; `open_browser` reports what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-DEBIAN = {"chromium": "chromium", "chromium-driver": "chromedriver"}  # packages, and what they bring
+DEBIAN = {"chromium": "chromium", "chromium-driver": "chromedriver"}  # For each package the program that it installs.
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -24,20 +24,23 @@ _FLAGS = (
 
 
 class UnavailableError(Exception):
-    """No browser can be had on this machine; the text says why."""
+    """The error if this machine has no browser; the text says why."""
 
 
 def missing_packages() -> list[str]:
-    """Packages of `DEBIAN` whose program is not there."""
+    """Returns the packages of `DEBIAN` whose program is missing."""
     return [package for package, program in DEBIAN.items() if not shutil.which(program)]
 
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Any]:
-    """A Selenium driver; it and its profile are gone afterwards.
+    """Opens a browser, and removes it and its profile at the end of the context.
+
+    Yields:
+        A Selenium driver.
 
     Raises:
-        UnavailableError: something is missing.
+        UnavailableError: The browser or Selenium is missing.
     """
     if importlib.util.find_spec("selenium") is None:
         raise UnavailableError("selenium is not installed")
@@ -63,13 +66,13 @@ def open_browser() -> Iterator[Any]:
 
 
 def set_window(driver: Any, width: int, height: int) -> None:
-    """As a phone's below 500 pixels, where a page that is too wide is not hidden by a smaller scale."""
+    """Sets the size of the window; below 500 pixels it emulates a phone, which does not scale a wide page down."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def requests_of(driver: Any) -> list[str]:
-    """Addresses the page asked for since the last call."""
+    """Returns the addresses that the page requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [
         message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"

@@ -1,4 +1,4 @@
-"""Builds the model of demo/custom_model.py with each of its numbers of layers; prints what it is made of, as JSON."""
+"""Builds the model of demo/custom_model.py with each supported number of layers; prints its structure as JSON."""
 
 import json
 import sys

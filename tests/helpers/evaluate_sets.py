@@ -1,4 +1,7 @@
-"""`evaluate_sets.py GLYPHS OUTPUT`: tests an untrained network on sets of every kind; each rank writes its results."""
+"""Tests an untrained network on sets of every kind; each rank writes its results.
+
+Usage: evaluate_sets.py GLYPHS OUTPUT
+"""
 
 import json
 import sys
@@ -9,7 +12,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.engine.build import build_evaluator
-from plsc.inference.networks import Backbone
+from plsc.inference.networks import TrainedNetwork
 
 
 def main(glyphs, output):
@@ -25,7 +28,7 @@ def main(glyphs, output):
         test_batch_size=9,
         model_save_dir="",
     )
-    results = build_evaluator(config)(Backbone(net, config))
+    results = build_evaluator(config)(TrainedNetwork(net, config))
     Path(output).mkdir(parents=True, exist_ok=True)
     (Path(output) / f"rank_{parallel.rank()}.json").write_text(json.dumps(results))
 

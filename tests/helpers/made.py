@@ -1,4 +1,4 @@
-"""A model from one function, and what it gives."""
+"""Makes a model from one function, and tensors to run it on."""
 
 import numpy as np
 import paddle
@@ -7,7 +7,7 @@ from plsc.models.base_model import BaseModel
 
 
 class Made(BaseModel):
-    """`network(input, is_train)` as a model."""
+    """A model whose `build_network` is `network(input, is_train)`."""
 
     def __init__(self, network):
         super().__init__()
@@ -18,12 +18,12 @@ class Made(BaseModel):
 
 
 def array(*shape, seed=0, positive=False):
-    """Normal numbers, or uniform ones in [0.5, 1.5)."""
+    """Returns normal random numbers, or uniform ones in [0.5, 1.5)."""
     rng = np.random.default_rng(seed)
     return rng.random(shape) + 0.5 if positive else rng.normal(size=shape)
 
 
 def given(*numbers):
-    """One float32 tensor for each."""
+    """Returns a float32 tensor for each argument."""
     tensors = [paddle.to_tensor(np.asarray(one, "float32")) for one in numbers]
     return tensors[0] if len(tensors) == 1 else tensors

@@ -1,12 +1,11 @@
-"""`predict_glyphs.py CHECKPOINT OUTPUT [name=value ...] SOURCE...`: embeds source n into OUTPUT/<n>, in batches of 5.
+"""Embeds each source into a folder OUTPUT/<number>, in batches of 5.
 
-flip= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. {rank} in a source is the number
-of the rank. Each rank prints a line that says how many images it decoded, and checks that it was given what the files hold.
+Each rank prints how many images it decoded, and checks that it got what the files hold.
 """
 
+import argparse
 import os
 import signal
-import sys
 
 import numpy as np
 
@@ -20,7 +19,7 @@ BATCH = 5
 
 
 def count_decoded():
-    """A list that grows with every image that is decoded."""
+    """Returns a list that grows with every decoded image."""
     decoded = []
     for kind in (ImageFiles, Base64Parts):
         pixels = kind.pixels
@@ -29,7 +28,7 @@ def count_decoded():
 
 
 def kill_in_batch(number):
-    """Has rank 0 die when it embeds its `number`-th batch."""
+    """Makes rank 0 die when it embeds its `number`-th batch."""
     embed, calls = networks.embed_batch, []
 
     def embed_or_die(*arguments):
@@ -41,12 +40,21 @@ def kill_in_batch(number):
     networks.embed_batch = embed_or_die
 
 
-def main(checkpoint, output, *words):
-    """See above."""
-    options = dict(word.split("=") for word in words if "=" in word)
-    kill = int(options.pop("kill", 0))
-    if kill:
-        kill_in_batch(kill)
+def parse_arguments():
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("output")
+    parser.add_argument("sources", nargs="+", help="{rank} stands for the number of the rank")
+    parser.add_argument("--skip-damaged", action="store_true")
+    parser.add_argument("--kill", type=int, metavar="N", help="kill rank 0 by SIGKILL in its N-th batch")
+    return parser.parse_args()
+
+
+def main(arguments):
+    """Runs the program."""
+    if arguments.kill:
+        kill_in_batch(arguments.kill)
     decoded = count_decoded()
     ins = Entry()
     ins.set_image_shape([3, 32, 32])
@@ -54,15 +62,14 @@ def main(checkpoint, output, *words):
     ins.set_emb_size(32)
     ins.set_class_num(12)
     ins.set_test_batch_size(BATCH)
-    ins.set_checkpoint_dir(checkpoint)
+    ins.set_checkpoint_dir(arguments.checkpoint)
     ins.set_model_save_dir(None)
-    options = {name: value == "true" for name, value in options.items()}
-    for number, source in enumerate(word for word in words if "=" not in word):
-        folder = os.path.join(output, str(number))
-        vectors = ins.predict(source.format(rank=parallel.rank()), folder, **options)
+    for number, source in enumerate(arguments.sources):
+        folder = os.path.join(arguments.output, str(number))
+        vectors = ins.predict(source.format(rank=parallel.rank()), folder, skip_damaged=arguments.skip_damaged)
         assert np.array_equal(vectors, np.load(os.path.join(folder, "embeddings.npy")))
     print(f"decoded {len(decoded)}", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(parse_arguments())

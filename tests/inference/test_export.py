@@ -21,7 +21,7 @@ SHAPE = (3, 32, 32)
 
 
 class Own(BaseModel):
-    """Made as it is run, with other layers in training than in a test."""
+    """A define-by-run model that uses other layers in training than in tests."""
 
     def build_network(self, input, label, is_train):
         from plsc import layers
@@ -32,7 +32,7 @@ class Own(BaseModel):
 
 
 class Plain(paddle.nn.Layer):
-    """A Paddle layer that knows nothing of plsc."""
+    """A Paddle layer that does not use plsc."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Plain(paddle.nn.Layer):
 
 
 def trained(model):
-    """With statistics, scales and shifts that are not those of a fresh network."""
+    """Gives a network statistics, scales and shifts that differ from those of a new one."""
     build(model, SHAPE)
     return exercise(model, SHAPE)
 
@@ -55,7 +55,7 @@ def expected(model, images):
         return model(paddle.to_tensor(images)).numpy()
 
 
-# Deeper networks are more of the same blocks: tests/benchmarks/export.py has them.
+# Deeper networks consist of more of the same blocks; tests/benchmarks/export.py covers them.
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "own", "plain"])
 def test_an_export_gives_the_embeddings_of_the_network(tmp_path, name):
     paddle.seed(0)
@@ -92,7 +92,7 @@ def test_convert_for_prediction_touches_nothing_else(tmp_path):
     ins.train()
     (tmp_path / "mine.txt").write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for _ in range(2):  # a second export replaces the first
+    for _ in range(2):  # The second export replaces the first.
         assert ins.convert_for_prediction() == tmp_path
     assert all(path.read_bytes() == content for path, content in before.items())
     made = {path.name for path in tmp_path.iterdir()} - {"0", "mine.txt", "metrics.jsonl", "run.json"}
@@ -121,7 +121,7 @@ def test_predictor_takes_images_of_every_kind(tmp_path):
     np.testing.assert_allclose(flipped, both / 2, rtol=1e-3, atol=1e-4)
 
 
-def test_what_cannot_be_predicted_with_is_said(tmp_path):
+def test_missing_exports_and_bad_images_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="no exported network there"):
         Predictor(tmp_path)
     model = trained(build_model("MobileFaceNet", 16, SHAPE))
@@ -136,11 +136,11 @@ def test_what_cannot_be_predicted_with_is_said(tmp_path):
     with pytest.raises(ConfigError, match="format 'tflite'"):
         export(model, tmp_path, SHAPE, "tflite")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write there"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         export(model, tmp_path / "file", SHAPE)
 
 
-def test_smaller_exports_say_how_far_their_embeddings_move(tmp_path, glyphs):
+def test_smaller_exports_report_how_far_their_embeddings_move(tmp_path, glyphs):
     paddle.seed(0)
     model = trained(build_model("MobileFaceNet", 16, SHAPE))
     sizes, lowest = {}, {}
@@ -155,14 +155,14 @@ def test_smaller_exports_say_how_far_their_embeddings_move(tmp_path, glyphs):
         sizes[precision], lowest[precision] = (folder / "inference.onnx").stat().st_size, cosine["lowest"]
     assert sizes["float16"] < 0.55 * sizes["float32"] and sizes["int8"] < 0.4 * sizes["float32"]
     assert lowest["float32"] >= 0.999999 > lowest["int8"] and lowest["float16"] > 0.999 and lowest["int8"] > 0.95
-    # What it says is what a user gets.
+    # A user gets the cosine that the manifest reports.
     images = sorted((glyphs / "images").rglob("*.jpg"))
     found, wanted = (Predictor(tmp_path / name).embed(images) for name in ("int8", "float32"))
     each = np.diag(Predictor(tmp_path / "int8").compare(found, wanted))
     assert each.min() == pytest.approx(lowest["int8"], abs=1e-5)
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path, glyphs):
+def test_a_failed_export_is_reported_and_keeps_the_earlier_one(tmp_path, glyphs):
     paddle.seed(0)
     model = trained(Own())
     export(model, tmp_path, SHAPE)
@@ -173,7 +173,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path,
             export(model, tmp_path, SHAPE, *arguments)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    refused(ConfigError, "Paddle's tools make none that runs on a CPU", "paddle", "float16")
+    refused(ConfigError, "Paddle's tools make no such network that runs on a CPU", "paddle", "float16")
     refused(ConfigError, "precision 'int4': expected one of", "onnx", "int4")
     refused(ConfigError, "needs calibration images", "onnx", "int8")
     refused(DataError, "nowhere.txt: cannot be read", "onnx", "int8", glyphs / "nowhere.txt")
@@ -184,7 +184,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_the_earlier_export(tmp_path,
     refused(ConfigError, "embeddings that are not finite", model=infinite)
 
 
-def test_an_export_that_was_killed_is_cleared_away_and_one_under_way_is_not(tmp_path):
+def test_files_of_a_killed_export_are_removed_but_not_of_one_in_progress(tmp_path):
     import fcntl
 
     for name in (".export-killed", ".export-alive"):
@@ -196,12 +196,12 @@ def test_an_export_that_was_killed_is_cleared_away_and_one_under_way_is_not(tmp_
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == [".export-alive"]
 
 
-def test_a_full_disk_or_a_folder_in_the_way_leaves_the_earlier_export(tmp_path, monkeypatch):
+def test_a_full_disk_or_a_folder_in_the_way_keeps_the_earlier_export(tmp_path, monkeypatch):
     model = trained(Own())
     export(model, tmp_path, SHAPE)
     save = paddle.jit.save
 
-    def cut_short(layer, path, **options):  # as Paddle 3 does on a full disk, without a word
+    def cut_short(layer, path, **options):  # Paddle 3 does this on a full disk, without an error.
         save(layer, path, **options)
         with open(f"{path}.pdiparams", "r+b") as stream:
             stream.truncate(100)
@@ -219,9 +219,9 @@ def test_a_full_disk_or_a_folder_in_the_way_leaves_the_earlier_export(tmp_path, 
     np.testing.assert_array_equal(Predictor(tmp_path).embed_batch(np.ones((2, *SHAPE), "float32")), before)
 
 
-def test_a_damaged_export_is_found(tmp_path, monkeypatch):
+def test_a_damaged_export_is_refused(tmp_path, monkeypatch):
     folder = export(trained(Own()), tmp_path, SHAPE)
-    monkeypatch.setattr(paddle, "__version__", "2.6.2")  # which would die of a file of Paddle 3
+    monkeypatch.setattr(paddle, "__version__", "2.6.2")  # Paddle 2 would crash on a file of Paddle 3.
     with pytest.raises(ConfigError, match="inference.json: Paddle 3 wrote it, and this is 2.6.2"):
         Predictor(folder)
     monkeypatch.undo()
@@ -269,7 +269,7 @@ def test_grey_images_of_any_size_decoded_in_threads_keep_their_order(tmp_path):
         Predictor(folder, batch_size=3).embed([*images[:19], b"no image"])
 
 
-def test_the_commands(ranks, glyphs, tmp_path):
+def test_the_commands_train_test_and_export(ranks, glyphs, tmp_path):
     import subprocess
 
     script = tmp_path / "train.py"

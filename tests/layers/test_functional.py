@@ -1,4 +1,4 @@
-"""Every function without parameters, against NumPy in float64 (or, for interpolation, plain loops)."""
+"""Functions without parameters, compared with NumPy in float64 or, for interpolation, with plain loops."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_activations_as_functions_and_as_act(name):
 
 
 def resized(x, size, source):
-    """Bilinear: `source(i, old, new)` is where pixel i of `new` lies among `old`."""
+    """Interpolates bilinearly; `source(i, old, new)` is the place of pixel i of `new` among the pixels of `old`."""
     for axis in (2, 3):
         old, new = x.shape[axis], size[axis - 2]
         at = np.clip([source(i, old, new) for i in range(new)], 0, old - 1)
@@ -63,7 +63,7 @@ def resized(x, size, source):
 
 
 def windows(x, size, stride, reduce):
-    """`reduce` of each window of the map."""
+    """Applies `reduce` to each window of a map."""
     rows, columns = ((n - size) // stride + 1 for n in x.shape[2:])
     cut = [
         [
@@ -239,7 +239,7 @@ def test_losses_of_labels(label):
     assert L.accuracy(given(P), label.clip(0)).shape == [1]
 
 
-def test_losses_of_distributions_and_of_nothing():
+def test_losses_of_distributions_and_of_ignored_labels():
     expected = -(SOFT * np.log(P)).sum(1, keepdims=True)
     for loss in (
         L.cross_entropy(given(P), given(SOFT), soft_label=True),
@@ -270,6 +270,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("call, words", REFUSED)
-def test_what_cannot_be_is_said(call, words):
+def test_bad_arguments_are_refused(call, words):
     with pytest.raises(PlscError, match=words):
         call(given(X))

@@ -1,4 +1,4 @@
-"""Every layer with parameters, against NumPy in float64 with the layer's own weights."""
+"""Layers with parameters, compared with NumPy in float64 and the weights of the layer."""
 
 import numpy as np
 import paddle
@@ -20,7 +20,7 @@ def weights(model):
 
 
 def convolved(x, weight, bias, stride=1, padding=(0, 0, 0, 0), dilation=1, groups=1):
-    """Plain loops over the filter."""
+    """Convolves with plain loops over the filter."""
     top, bottom, left, right = padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     rows, columns = weight.shape[2:]
@@ -38,7 +38,7 @@ def convolved(x, weight, bias, stride=1, padding=(0, 0, 0, 0), dilation=1, group
 
 
 def spread(x, weight, bias, stride=1, cut=0):
-    """Transposed convolution: every pixel adds the filter, times itself."""
+    """Computes a transposed convolution: each pixel adds the filter, times its value."""
     (b, _, h, w), (_, out, rows, columns) = x.shape, weight.shape
     total = np.zeros((b, out, (h - 1) * stride + rows, (w - 1) * stride + columns))
     for i in range(h):
@@ -192,7 +192,7 @@ def test_embedding(padding):
         assert (rows[1] == 0).all() == (padding is not None)
 
 
-def test_first_values_are_those_of_paddle_1():
+def test_initial_values_are_those_of_paddle_1():
     def bound(call, shape):
         model = Made(lambda x, is_train: call(x))
         model(paddle.zeros([1, *shape]))
@@ -237,6 +237,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("call, words", REFUSED)
-def test_what_cannot_be_is_said(call, words):
+def test_bad_arguments_are_refused(call, words):
     with pytest.raises(PlscError, match=words):
         Made(lambda x, is_train: call(x))(given(X))

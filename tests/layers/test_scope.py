@@ -17,7 +17,7 @@ pytestmark = pytest.mark.core
 
 
 class Small(BaseModel):
-    """Written as the old examples are: no arguments to super().__init__(), then plain attributes."""
+    """A model in the style of the old examples: super().__init__() without arguments, then plain attributes."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ def test_names_and_parameters_are_stable_over_builds():
     np.testing.assert_array_equal(first, model(images()).numpy())
     assert list(model.state_dict()) == names
     assert [id(p) for p in model.parameters()] == before
-    # Both dry runs have a label; then come a training step and two tests.
+    # Both dry runs have a label; a training step and two tests follow.
     assert model.seen == [(False, False), (False, True), (False, True), (True, False), (True, False)]
     assert model.layers == 50
 
@@ -94,7 +94,7 @@ def test_a_model_inside_a_model_has_its_own_names():
     assert {n for n in model.state_dict() if "weight" in n} == {"fc_0.weight", "fc_1.weight", "inner.fc_0.weight"}
 
 
-def test_outside_a_model():
+def test_layers_outside_a_model_are_refused():
     for call in (
         lambda: L.conv2d(images(), 4, 3),
         lambda: L.fc(images(), 4),
@@ -115,7 +115,7 @@ def test_the_scope_is_left_after_an_error():
         L.fc(images(), 4)
 
 
-def test_a_later_build_must_ask_for_the_same():
+def test_a_later_run_must_make_the_same_calls():
     size, kind = 4, L.fc
     model = Made(lambda x, is_train: kind(x, size, name="one"))
     model(images())
@@ -129,7 +129,7 @@ def test_a_later_build_must_ask_for_the_same():
         model(images())
 
 
-def test_build_wants_one_embedding_per_image():
+def test_build_expects_one_embedding_per_image():
     for network, got in (
         (lambda x, is_train: x, r"\[2, 3, 8, 8\]"),
         (lambda x, is_train: [x], "list"),
@@ -157,7 +157,7 @@ def test_saved_for_inference_with_any_batch_size(tmp_path):
     model = Small()
     model.build((3, 8, 8))
     for _ in range(3):
-        model(images())  # running statistics other than the first
+        model(images())  # The running statistics then differ from their initial values.
     model.eval()
     expected = model(images(5)).numpy()
     spec = paddle.static.InputSpec([None, 3, 8, 8], "float32", "image")
@@ -169,7 +169,7 @@ def test_saved_for_inference_with_any_batch_size(tmp_path):
 
 
 def used_names(model, is_train):
-    """The layers a pass uses, in order."""
+    """Returns the layers that a pass uses, in order."""
     names = []
     for name, layer in model._sub_layers.items():
         layer.register_forward_post_hook(lambda layer, inputs, output, name=name: names.append(name))
@@ -179,7 +179,7 @@ def used_names(model, is_train):
 
 
 LINE = "x = x + L.fc(x, 4)"
-# What a statement of a network does, how many layers tests use, and how many only training does.
+# For each network how many layers tests use, and how many only training uses.
 STATEMENTS = {
     "plain": ("{line}", 1, 0),
     "loop": ("for _ in range(3):\n    {line}", 3, 0),
@@ -223,7 +223,7 @@ def test_names_and_weights_do_not_depend_on_what_runs_first(statements, runs):
     assert [name for name in names if int(name[3:]) < tested] == [f"fc_{number}" for number in range(tested)]
 
 
-def test_a_branch_for_training_leaves_the_layers_of_the_test_alone():
+def test_a_training_branch_does_not_change_the_layers_of_the_test():
     def network(x, is_train):
         if is_train:
             x = x + L.fc(x, 4)
@@ -235,7 +235,7 @@ def test_a_branch_for_training_leaves_the_layers_of_the_test_alone():
     assert used_names(model, is_train=False) == ["fc_0"]
 
 
-def test_the_old_way_of_two_branches_for_one_batch_norm():
+def test_two_branches_can_share_one_batch_norm():
     def network(x, is_train):
         x = L.fc(x, 4)
         if is_train:
@@ -265,18 +265,18 @@ def test_branches_that_do_not_fit_together(network, words):
         Made(network).build((4,))
 
 
-def test_names_given_tell_branches_apart():
+def test_explicit_names_distinguish_branches():
     model = Made(lambda x, t: L.fc(L.fc(x, 4, name="extra"), 4, name="last") if t else L.fc(x, 4, name="last"))
     model.build((4,))
     assert set(model._sub_layers) == {"last", "extra"}
 
 
-def test_calls_that_come_and_go():
+def test_calls_that_only_some_runs_make():
     skipped = False
     model = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4), 4))
     model.build((4,))
     skipped = True
-    with pytest.raises(PlscError, match="2 fc layers without a name were made, and 1 were asked for"):
+    with pytest.raises(PlscError, match="2 fc layers without a name were created, and 1 were called"):
         model(paddle.ones([2, 4]))
     named = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4, name="optional"), 4))
     skipped = False
@@ -285,7 +285,7 @@ def test_calls_that_come_and_go():
     assert named(paddle.ones([2, 4])).shape == [2, 4]
 
 
-def test_a_dry_run_draws_and_averages_nothing_and_leaves_the_modes():
+def test_a_dry_run_changes_no_random_state_statistics_or_modes():
     def network(x, is_train):
         x = L.batch_norm(L.dropout(L.fc(x, 4), 0.5, is_test=not is_train), is_test=not is_train)
         return model.own(x)
@@ -300,7 +300,7 @@ def test_a_dry_run_draws_and_averages_nothing_and_leaves_the_modes():
             assert (tensor.numpy() == 0).all(), name
 
 
-def test_a_name_given_twice_is_two_layers_and_a_parameters_name_is_one_parameter():
+def test_a_repeated_layer_name_gives_two_layers_and_a_parameter_name_one_parameter():
     twice = Made(lambda x, t: L.fc(L.fc(x, 5, name="res.a"), 5, name="res.a"))
     twice.build((5,))
     assert {name.split(".")[0] for name in twice.state_dict()} == {"res_a", "res_a_1"}
@@ -314,7 +314,7 @@ def test_a_name_given_twice_is_two_layers_and_a_parameters_name_is_one_parameter
     assert statistics.batch_norm_0._mean is statistics.batch_norm_1._mean
 
 
-def test_a_name_the_model_has_already_is_left_to_it():
+def test_a_name_that_the_model_uses_already_is_avoided():
     model = Made(lambda x, t: L.fc(model.fc_0(x), 5, name="network"))
     model.fc_0 = paddle.nn.Linear(5, 5)
     model.build((5,))
@@ -352,7 +352,7 @@ def test_models_in_threads_do_not_mix():
     assert results == [[2, 3]] * 4
 
 
-def test_a_copy_is_a_model_of_its_own():
+def test_a_copy_is_an_independent_model():
     model = Small()
     model.build((3, 8, 8))
     model.eval()
@@ -366,14 +366,14 @@ def test_a_copy_is_a_model_of_its_own():
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
 
 
-def test_saved_before_its_layers_are_made(tmp_path):
+def test_saving_before_the_layers_exist_is_refused(tmp_path):
     spec = paddle.static.InputSpec([None, 3, 8, 8], "float32", "image")
     with pytest.raises(Exception, match=r"build\(image_shape\)"):
         paddle.jit.save(Small(), str(tmp_path / "model"), input_spec=[spec])
 
 
 @pytest.mark.parametrize("full_graph", [True, False])
-def test_as_a_static_graph(full_graph):
+def test_it_runs_as_a_static_graph(full_graph):
     model = Made(lambda x, t: L.fc(x if t else L.scale(x, 2.0), 5))
     model.build((4,))
     model.eval()

@@ -12,18 +12,18 @@ pytestmark = pytest.mark.core
 
 
 def weights(model):
-    """Weights as published listings count them: without running statistics."""
+    """Counts weights as published listings do, without running statistics."""
     return sum(
         int(np.prod(p.shape)) for n, p in model.named_parameters() if n.split(".")[-1] not in ("_mean", "_variance")
     )
 
 
 def small(name, emb_dim, shape):
-    """The model of that name; of a ViT two blocks, for speed."""
+    """Builds a model by name; a ViT gets only two blocks, for speed."""
     return ViT(emb_dim, shape, blocks=2) if name == "ViT" else build_model(name, emb_dim, shape)
 
 
-# Millions, insightface arcface_torch model zoo.
+# In millions, from the model zoo of insightface's arcface_torch.
 @pytest.mark.parametrize("layers, millions", [(18, 24.03), (34, 34.14), (50, 43.59), (101, 65.15)])
 def test_resnet_has_the_published_number_of_weights(layers, millions):
     assert weights(ResNet(layers)) == pytest.approx(millions * 1e6, rel=0.002)
@@ -34,12 +34,13 @@ def test_mobilefacenet_has_the_published_number_of_weights():
 
 
 def test_vit_has_the_published_number_of_weights():
-    # DeiT-S, table 1 of arXiv:2012.12877: 22 M at 224x224 with 1,000 outputs; ours has a weight a place and channel more.
+    # DeiT-S has 22 M at 224x224 with 1,000 outputs (arXiv:2012.12877, table 1); here a weight per place and channel is
+    # added.
     assert weights(ViT(1000, (3, 224, 224))) == pytest.approx(22.05e6 + 14 * 14 * 384, rel=0.001)
 
 
 @pytest.mark.parametrize("shape, grid", [((3, 112, 112), (14, 14)), ((3, 32, 32), (11, 11)), ((1, 17, 23), (9, 12))])
-def test_vit_sees_every_pixel_in_at_most_14_patches_a_side(shape, grid):
+def test_vit_sees_every_pixel_in_at_most_14_patches_per_side(shape, grid):
     model = ViT(8, shape, blocks=0)
     patches = model.patches(paddle.zeros([1, *shape]))
     assert tuple(patches.shape[2:]) == grid
@@ -50,7 +51,7 @@ def test_vit_sees_every_pixel_in_at_most_14_patches_a_side(shape, grid):
 
 
 @pytest.mark.parametrize("name", ["ResNet152", "ResNet200"])
-def test_the_deepest(name):
+def test_the_deepest_models_can_be_built(name):
     model = build_model(name, 8, (3, 16, 16))
     assert model.build((3, 16, 16)) == 8
     convolutions = [m for m in model.sublayers() if isinstance(m, paddle.nn.Conv2D) and m.weight.shape[-1] == 3]
@@ -84,7 +85,7 @@ def test_the_scale_of_the_embedding_stays_at_one():
 
 
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
-def test_it_learns_four_images_by_heart(name):
+def test_it_overfits_four_images(name):
     paddle.seed(3)
     model = small(name, 16, (3, 16, 16))
     x = paddle.rand([8, 3, 16, 16])

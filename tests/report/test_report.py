@@ -1,4 +1,4 @@
-"""The page and the charts: what is in them, that nothing a user named breaks them, and the command."""
+"""The page and the charts: their content, names that try to break them, and the command."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from PIL import Image
 from plsc.cli import main
 from plsc.report import make_report
 
-EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # markup, broken TeX, a character that turns text around
+EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # Markup, broken TeX, a character that reverses text.
 
 
 class Checked(HTMLParser):
-    """Every element ends where it must; collects what is to be looked at."""
+    """A parser that checks that elements nest, and collects what the tests look at."""
 
     EMPTY = ("meta", "img", "link", "wbr")
 
@@ -59,7 +59,7 @@ class Checked(HTMLParser):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """(page, folder of charts, what was returned) of two runs with names that try to break it."""
+    """(page, folder of charts, result) for two runs whose names try to break the page."""
     folder = tmp_path_factory.mktemp("compared")
     one = make_run(folder / f"one {EVIL.replace('/', '')}", set_name=EVIL, scale=8.0)
     two = make_run(folder / "two", set_name=EVIL, lr=0.2, seed=1, bad_loss_at=(5,))
@@ -71,23 +71,23 @@ def compared(tmp_path_factory):
     return (folder / "report.html").read_text(encoding="utf-8"), folder / "png", made
 
 
-def test_a_page_of_two_runs_is_sound_and_holds_everything(compared):
+def test_a_page_of_two_runs_is_valid_and_complete(compared):
     text, _, made = compared
     page = Checked(text)
     assert page.tags.isdisjoint({"b onclick", "i", "script", "iframe", "object"}) and "onclick" in page.text
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert len(page.images) == 32 and all(page.images)
     for title in (
-        "Summary", "What to know", "Training loss", "Learning rate", "Loss scale", "Speed", "Accuracy", "ROC",
-        "Similarity of pairs, two", "Map of embeddings, two", "The same, but found least alike",
-        "Different, but found most alike", "What differs between the runs", "Machine", "A processor",
+        "Summary", "Notes", "Training loss", "Learning rate", "Loss scale", "Speed", "Accuracy", "ROC",
+        "Similarity of pairs, two", "Map of embeddings, two", "Same identity, lowest similarity",
+        "Different identities, highest similarity", "Settings that differ between the runs", "Machine", "A processor",
     ):  # fmt: skip
         assert title in page.text, title
     assert "\u202e" not in text and "prefers-color-scheme: dark" in text and '<html lang="en">' in text
     assert made["bytes"] == len(text.encode()) < 400_000
 
 
-def test_the_charts_are_files_that_say_who_made_them(compared):
+def test_the_chart_files_name_their_maker(compared):
     _, folder, made = compared
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) == 10 == len(made["png"]) and all(re.fullmatch(r"[\w.-]+\.png", name) for name in names)
@@ -97,31 +97,31 @@ def test_the_charts_are_files_that_say_who_made_them(compared):
             assert len(image.convert("RGB").getcolors(100_000)) > 10, "not blank"
 
 
-def test_a_run_without_tests_says_so_and_draws_no_empty_chart(tmp_path):
+def test_a_run_without_tests_is_noted_and_has_no_empty_chart(tmp_path):
     run = make_run(tmp_path / "run", tests=0, run_json=False)
     made = make_report([run], tmp_path / "report.html", tmp_path / "png")
     page = Checked((tmp_path / "report.html").read_text())
     assert [path.split("/")[-1] for path in made["png"]] == ["loss.png", "lr.png", "images_per_second.png"]
     assert "No test is recorded" in page.text and "Test on" not in page.text
-    assert page.text.count("Not known, as there is no run.json.") == 2
+    assert page.text.count("Unknown, as there is no run.json.") == 2
     (run / "metrics.jsonl").write_text('{"event": "tra')
     assert make_report([run], tmp_path / "report.html", tmp_path / "none")["png"] == []
     assert "No training step is recorded, so there are no curves." in (tmp_path / "report.html").read_text()
 
 
-def test_pairs_without_images_or_of_one_kind_are_said(tmp_path):
+def test_pairs_without_images_or_of_one_kind_are_noted(tmp_path):
     run = make_run(tmp_path / "run", images=False)
     np.savez(run / "one_pairs.npz", similarity=np.ones(3), issame=np.ones(3, bool))
     np.savez(run / "none_pairs.npz", similarity=np.ones(0), issame=np.ones(0, bool))
     make_report([run], tmp_path / "report.html")
     text = Checked((tmp_path / "report.html").read_text()).text
     assert "lfw_pairs.npz: no images of its hardest pairs; no embeddings for a map." in text
-    assert "one_pairs.npz: no ROC, as all its pairs are of the same things;" in text
+    assert "one_pairs.npz: no ROC, as all its pairs are of the same identity;" in text
     assert "none_pairs.npz holds no pairs." in text
-    assert "No test of it is recorded in metrics.jsonl." in text
+    assert "metrics.jsonl holds no test on this set." in text
 
 
-def test_a_gallery_has_shares_found_and_no_pairs(tmp_path):
+def test_a_gallery_has_rank_rates_and_no_pairs(tmp_path):
     run = make_run(tmp_path / "run")
     with open(run / "metrics.jsonl", "a") as stream:
         for epoch, share in enumerate((0.25, 0.875)):
@@ -139,9 +139,9 @@ def test_a_gallery_has_shares_found_and_no_pairs(tmp_path):
             )
     made = make_report([run], tmp_path / "report.html", tmp_path / "png")
     text = Checked((tmp_path / "report.html").read_text()).text
-    assert "identification: found first 87.50%" in re.sub(r"\s+", " ", text)
+    assert "identification: rank-1 rate 87.50%" in re.sub(r"\s+", " ", text)
     assert (
-        "Found first on identification after each epoch. run: 87.50 % after epoch 1."
+        "Rank-1 rate on identification after each epoch. run: 87.50 % after epoch 1."
         in (tmp_path / "report.html").read_text()
     )
     assert [one for one in made["png"] if "identification" in one] and "no identification_pairs.npz" not in text
@@ -158,9 +158,12 @@ def test_a_long_run_gives_a_small_page(tmp_path):
     assert make_report([run], tmp_path / "report.html")["bytes"] < 1_000_000, "though its images are noise"
 
 
-def test_the_command_prints_what_it_made_and_loads_no_paddle(tmp_path):
+def test_the_command_prints_its_result_and_does_not_load_paddle(tmp_path):
     run = make_run(tmp_path / "run", steps=4, tests=0)
-    program = "import sys; from plsc.cli import main; status = main(sys.argv[1:]); assert 'paddle' not in sys.modules; sys.exit(status)"
+    program = (
+        "import sys; from plsc.cli import main; status = main(sys.argv[1:]); assert 'paddle' not in sys.modules; "
+        "sys.exit(status)"
+    )
     command = [sys.executable, "-c", program, "report", run, "--output", tmp_path / "new" / "page.html", "--json"]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     made = json.loads(process.stdout)
@@ -168,7 +171,7 @@ def test_the_command_prints_what_it_made_and_loads_no_paddle(tmp_path):
     assert made["runs"][0]["name"] == "run" and made["runs"][0]["steps"] == 4
 
 
-def test_mistakes_are_one_line_and_foreign_files_stay(tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line_and_foreign_files_stay(tmp_path, capsys):
     run = make_run(tmp_path / "run", steps=4, tests=0)
     page = tmp_path / "page.html"
     assert main(["report", str(tmp_path), "--output", str(page)]) == 1
@@ -180,6 +183,6 @@ def test_mistakes_are_one_line_and_foreign_files_stay(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and page.read_text() == "<p>mine" and not (tmp_path / "new.html").exists()
     assert "not the folder of a run" in lines[0] and "name another file with --output" in lines[1]
-    assert "loss.png: there is something already that is no chart" in lines[2]
+    assert "loss.png: exists, and is not a chart" in lines[2]
     for _ in range(2):
         assert main(["report", str(run), "--output", str(tmp_path / "own.html"), "--png", str(tmp_path / "own")]) == 0

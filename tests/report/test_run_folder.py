@@ -1,4 +1,4 @@
-"""What a report reads, and what it says of what is not there."""
+"""What a report reads, and its notes on what is missing."""
 
 import json
 
@@ -11,7 +11,7 @@ from plsc.report.headline import duration, headline
 from plsc.report.run_folder import read_run, read_runs
 
 
-def test_a_whole_run_is_read_without_a_note(tmp_path):
+def test_a_complete_run_is_read_without_a_note(tmp_path):
     run = read_run(make_run(tmp_path / "run", scale=8.0))
     assert run.notes == [] and run.set_names == ["lfw"] and run.seconds == 40
     assert run.train["step"].tolist() == list(range(1, 41)) and run.train["loss_scaling"][-1] == 8
@@ -55,35 +55,35 @@ def test_what_is_missing_or_damaged_becomes_a_note(tmp_path):
         "3 lines of metrics.jsonl cannot be read and are left out",
         "run.json cannot be read",
         "1 pairs have no finite similarity",
-        "images of hard pairs do not fit together",
-        "embeddings for the map do not fit together",
+        "arrays of hard pairs do not fit together",
+        "arrays of the map do not fit together",
         "other_pairs.npz cannot be read",
     ):
         assert text in notes
     assert len(run.notes) == 7
 
 
-def test_of_several_runs_in_one_folder_the_last_counts(tmp_path):
+def test_the_last_of_several_runs_in_one_folder_counts(tmp_path):
     folder = make_run(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(lines + json.dumps({"event": "train", "step": 1, "loss": 5}) + "\n")
     run = read_run(folder)
     assert run.train["loss"].tolist() == [5] and run.tests == []
-    assert "The folder holds records of an earlier run too, which are not shown." in run.notes
+    assert "The folder also holds records of an earlier run, which the report leaves out." in run.notes
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_with_the_same_name_get_different_names(tmp_path):
     folders = [make_run(tmp_path / place / "output", steps=2, tests=0) for place in "ab"]
     assert [run.name for run in read_runs(folders)] == ["a/output", "b/output"]
     assert [run.name for run in read_runs([folders[0]] * 2)] == ["a/output", "a/output (2)"]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such folder"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="not the folder of a run, there is no metrics.jsonl"):
+    with pytest.raises(DataError, match="not the folder of a run, as it holds no metrics.jsonl"):
         read_run(tmp_path)
 
 
-def test_durations_are_for_people():
+def test_durations_are_written_for_humans():
     assert [duration(one) for one in (5.2, 125, 3900, 200000)] == ["5 s", "2 min 05 s", "1 h 05 min", "2 d 7 h"]

@@ -1,4 +1,4 @@
-"""Embeddings folders: how they are written, taken up again, read, and kept apart."""
+"""Embeddings folders: how they are written, resumed, read, and kept apart."""
 
 import fcntl
 import importlib
@@ -28,11 +28,11 @@ FILES = ["embeddings.npy", "images.tsv", "manifest.json"]
 
 
 class Stopped(BaseException):
-    """A process that dies: nothing catches it."""
+    """A stand-in for the death of the process, which no code catches."""
 
 
 def write(folder, first=0, meta=META):
-    """Writes all that is lacking, two rows at a time."""
+    """Writes all missing rows, two at a time."""
     writer = EmbeddingsWriter(folder, meta)
     assert writer.rows >= first
     for start in range(writer.rows, 7, 2):
@@ -43,17 +43,17 @@ def write(folder, first=0, meta=META):
 
 
 def contents(folder):
-    """The bytes of each file."""
+    """Returns the bytes of each file."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def die(writer):
-    """What the end of a process does: closes its files, and nothing else."""
+    """Does what the end of a process does: closes its files, and nothing else."""
     writer._release()
 
 
 def interrupted(folder, rows=4, meta=META):
-    """What a process that died leaves, with 4 rows recorded and one that is not."""
+    """Leaves what a process leaves that dies with 4 rows recorded and one more written."""
     writer = EmbeddingsWriter(folder, meta)
     writer.append(VECTORS[:rows])
     writer._save()
@@ -76,20 +76,20 @@ def test_names_of_any_kind_survive_the_table(tmp_path):
     assert list(zip(*read_table(tmp_path / "t"))) == rows
 
 
-def test_a_writer_goes_on_where_another_ended(tmp_path):
+def test_a_writer_resumes_where_another_stopped(tmp_path):
     straight = contents(write(tmp_path / "straight"))
     interrupted(tmp_path / "e")
     assert sorted(contents(tmp_path / "e")) == [".embeddings.npy.part", ".embeddings.progress.json"]
-    with pytest.raises(DataError, match="no complete embeddings folder"):
+    with pytest.raises(DataError, match="not a complete embeddings folder"):
         open_embeddings(tmp_path / "e")
     write(tmp_path / "e", first=4)
     assert contents(tmp_path / "e") == straight
     inodes = {path.name: path.stat().st_ino for path in (tmp_path / "e").iterdir()}
-    write(tmp_path / "e", first=7)  # complete: nothing is done
+    write(tmp_path / "e", first=7)  # The folder is complete, so nothing changes.
     assert {path.name: path.stat().st_ino for path in (tmp_path / "e").iterdir()} == inodes
 
 
-def test_what_is_recorded_from_time_to_time_is_enough(tmp_path, monkeypatch):
+def test_a_killed_writer_resumes_from_the_last_record(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "_SAVE_SECONDS", 0)
     writer = EmbeddingsWriter(tmp_path, META)
     writer.append(VECTORS[:3])
@@ -98,7 +98,7 @@ def test_what_is_recorded_from_time_to_time_is_enough(tmp_path, monkeypatch):
 
 
 def stop_after(number, patch):
-    """Has the process end at the call after `number` that change the disk."""
+    """Makes the process end at the call after `number` calls that change the disk."""
     calls = iter(range(number))
 
     def counted(real):
@@ -113,7 +113,7 @@ def stop_after(number, patch):
         patch.setattr(os, name, counted(getattr(os, name)))
 
 
-def test_a_stop_at_any_step_of_the_end_loses_nothing(tmp_path, monkeypatch):
+def test_a_stop_at_any_step_of_finishing_loses_nothing(tmp_path, monkeypatch):
     straight = contents(write(tmp_path / "straight"))
     for number in range(99):
         folder = tmp_path / str(number)
@@ -140,7 +140,7 @@ def test_a_stop_at_any_step_of_the_end_loses_nothing(tmp_path, monkeypatch):
      ({"images": "x"}, "differ in images")],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [write, interrupted])
-def test_other_embeddings_are_refused_and_stay(make, change, words, tmp_path):
+def test_other_embeddings_are_refused_and_kept(make, change, words, tmp_path):
     make(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match=f"holds embeddings that {words}; name another folder"):
@@ -148,7 +148,7 @@ def test_other_embeddings_are_refused_and_stay(make, change, words, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_damaged_images_may_be_skipped_from_where_the_first_stopped_the_work(tmp_path):
+def test_skip_damaged_resumes_where_a_damaged_image_stopped_the_work(tmp_path):
     interrupted(tmp_path / "begun")
     made = open_embeddings(write(tmp_path / "begun", 4, {**META, "skip_damaged": True}))
     assert made.meta["skip_damaged"] is True
@@ -160,27 +160,27 @@ def test_damaged_images_may_be_skipped_from_where_the_first_stopped_the_work(tmp
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("begun", [False, True])
-def test_files_of_others_are_refused_and_stay(begun, name, tmp_path):
+def test_foreign_files_are_refused_and_kept(begun, name, tmp_path):
     if begun:
         interrupted(tmp_path)
     (tmp_path / name).write_text("{}")
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=f"holds {name} that plsc predict did not make; name another folder"):
+    with pytest.raises(ConfigError, match=f"holds {name}, which plsc predict did not write; name another folder"):
         EmbeddingsWriter(tmp_path, META)
     assert contents(tmp_path) == before
 
 
-def test_what_cannot_be_taken_up_is_said(tmp_path):
+def test_progress_that_cannot_be_resumed_is_reported(tmp_path):
     interrupted(tmp_path)
     os.truncate(tmp_path / ".embeddings.npy.part", 140)
     with pytest.raises(ConfigError, match=r"\.embeddings\.npy\.part: is missing or cut short"):
         EmbeddingsWriter(tmp_path, META)
     (tmp_path / ".embeddings.progress.json").write_text("?")
-    with pytest.raises(ConfigError, match=r"progress\.json: is no file of plsc"):
+    with pytest.raises(ConfigError, match=r"progress\.json: plsc did not write this file"):
         EmbeddingsWriter(tmp_path, META)
 
 
-def test_only_one_writes_at_a_time(tmp_path, monkeypatch):
+def test_only_one_process_writes_at_a_time(tmp_path, monkeypatch):
     first = EmbeddingsWriter(tmp_path, META)
     with pytest.raises(ConfigError, match="another process is writing embeddings there"):
         EmbeddingsWriter(tmp_path, META)
@@ -198,7 +198,7 @@ def test_only_one_writes_at_a_time(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB."""
+    """A mounted file system of 1 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
@@ -208,8 +208,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_is_one_line_and_with_room_it_goes_on(small_disk):
-    meta = {**META, "count": 4, "emb_dim": 50_000}  # 0.2 MB a row
+def test_a_full_disk_is_reported_and_with_space_the_writer_resumes(small_disk):
+    meta = {**META, "count": 4, "emb_dim": 50_000}  # 0.2 MB per row.
     row = np.ones((1, 50_000), "float32")
     (small_disk / "of others").write_bytes(bytes(500_000))
     writer = EmbeddingsWriter(small_disk / "e", meta)
@@ -229,24 +229,24 @@ def test_a_full_disk_is_one_line_and_with_room_it_goes_on(small_disk):
 
 
 @pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
-def test_a_folder_that_cannot_be_made_is_said(place, tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(place, tmp_path):
     (tmp_path / "a file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         EmbeddingsWriter(tmp_path / place, META)
 
 
-def test_folders_that_cannot_be_read_are_said(tmp_path):
+def test_folders_that_cannot_be_read_are_reported(tmp_path):
     folder = write(tmp_path / "e")
     for name, content in (("embeddings.npy", b""), ("images.tsv", b'"a\t\n'), ("manifest.json", b"[]")):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
-        with pytest.raises(DataError, match="no complete embeddings folder"):
+        with pytest.raises(DataError, match="not a complete embeddings folder"):
             open_embeddings(folder)
         (folder / name).write_bytes(kept)
     open_embeddings(folder)
 
 
-def test_parquet_holds_the_same(tmp_path, monkeypatch):
+def test_parquet_holds_the_same_embeddings(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(embeddings, "_PARQUET_ROWS", 3)
     folder = write(tmp_path / "e")
@@ -263,7 +263,7 @@ def test_parquet_holds_the_same(tmp_path, monkeypatch):
     assert json.loads(other.metadata[b"plsc"])["model"] == "n"
 
 
-def test_parquet_of_others_stays(tmp_path):
+def test_a_foreign_parquet_file_is_kept(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
@@ -272,7 +272,7 @@ def test_parquet_of_others_stays(tmp_path):
     for _ in range(2):
         kept = place.read_bytes()
         for use in (check_parquet, write_parquet):
-            with pytest.raises(ConfigError, match="embeddings.parquet: is not of plsc predict"):
+            with pytest.raises(ConfigError, match="embeddings.parquet: plsc predict did not write this file"):
                 use(tmp_path / "e")
         assert place.read_bytes() == kept
         parquet.write_table(pyarrow.table({"a": [1]}), place)

@@ -1,4 +1,4 @@
-"""Making an index of embeddings and searching it."""
+"""Building an index of embeddings, and searching it."""
 
 import base64
 import csv
@@ -23,7 +23,7 @@ pytest.importorskip("faiss")
 
 
 def write_folder(folder, vectors, names=None, identities=None, **meta):
-    """A folder of embeddings, names and identities."""
+    """Writes an embeddings folder."""
     folder.mkdir(exist_ok=True)
     count, dim = vectors.shape
     names = names or [f"{row}.jpg" for row in range(count)]
@@ -41,13 +41,13 @@ def unit(vectors):
 
 
 def clustered(identities, images, dim, rng):
-    """Rows [identities * images, dim] near centres, in a random order, and the identity of each."""
+    """Returns rows [identities * images, dim] near centres, in random order, and the identity of each."""
     centres = unit(rng.standard_normal((identities, dim)))
     numbers = rng.permutation(np.repeat(np.arange(identities), images))
     return centres[numbers] + rng.standard_normal((len(numbers), dim)) / dim**0.5, numbers
 
 
-def test_exact_search_is_what_numpy_finds(tmp_path):
+def test_exact_search_finds_what_numpy_finds(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((3000, 24)) * rng.uniform(1e-3, 1e3, (3000, 1))
     queries = 7 * rng.standard_normal((50, 24))
@@ -59,7 +59,7 @@ def test_exact_search_is_what_numpy_finds(tmp_path):
     assert np.abs(cosines - np.take_along_axis(expected, order, 1)).max() < 1e-5
 
 
-def test_lists_find_most_of_the_nearest_and_all_when_all_are_looked_into(tmp_path):
+def test_lists_find_most_neighbours_and_with_all_probes_every_one(tmp_path):
     rng = np.random.default_rng(1)
     vectors, _ = clustered(500, 10, 32, rng)
     folder = write_folder(tmp_path / "e", vectors)
@@ -82,11 +82,11 @@ def test_many_embeddings_get_lists(tmp_path, monkeypatch):
     assert build_index(folder, tmp_path / "x", probes=9)["kind"] == "ivf"
     assert (
         len(SearchIndex(tmp_path / "x").search(np.eye(8), 100)[0]) == 100
-    )  # few embeddings, few lists: all looked into
+    )  # Few embeddings give few lists, and a search looks into all.
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
-def test_each_identity_comes_once_by_its_nearest_image_and_images_without_one_alone(kind, tmp_path):
+def test_each_identity_is_found_once_and_images_without_one_count_alone(kind, tmp_path):
     angles = np.radians([1, 2, 3, 4, 5, *np.linspace(6, 20, 40), 30])
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
     identities = ["a", "", "", "a", "b", *["b"] * 40, "c"]
@@ -100,7 +100,7 @@ def test_each_identity_comes_once_by_its_nearest_image_and_images_without_one_al
     assert all_there_is == hits
 
 
-def test_an_index_keeps_names_settings_and_nothing_temporary_and_is_replaced_by_another(tmp_path):
+def test_an_index_keeps_names_and_settings_and_can_be_replaced(tmp_path):
     names = ['tab\tquote".jpg', "new\nline.jpg", "人/一.jpg"]
     folder = write_folder(tmp_path / "e", np.eye(3), names, ["x", "", "人"], model="abc", flip=True)
     place = tmp_path / "there" / "faces.index"
@@ -118,7 +118,7 @@ def test_an_index_keeps_names_settings_and_nothing_temporary_and_is_replaced_by_
     ]
 
 
-def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_path, caplog, monkeypatch):
+def test_zero_embeddings_are_left_out_and_infinite_ones_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
     vectors = np.eye(6)
     vectors[2] = 0
@@ -129,16 +129,16 @@ def test_zero_embeddings_are_left_out_and_those_that_are_not_finite_named(tmp_pa
     vectors[4, 1] = np.nan
     with pytest.raises(DataError, match=r"row 4 \(4.jpg\) is not finite"):
         build_index(write_folder(folder, vectors), tmp_path / "x")
-    with pytest.raises(DataError, match="no embedding that is not zero"):
+    with pytest.raises(DataError, match="all embeddings are zero"):
         build_index(write_folder(folder, np.zeros((2, 3))), tmp_path / "x")
 
 
-def test_embeddings_folders_that_cannot_be_used_are_refused(tmp_path):
+def test_damaged_embeddings_folders_are_refused(tmp_path):
     folder = write_folder(tmp_path / "e", np.eye(3))
     for break_it, said in (
         (lambda: (folder / "images.tsv").write_text("a\tb\n"), "images.tsv has 1 lines, but manifest.json says 3"),
         (lambda: (folder / "images.tsv").write_text("a\n"), "images.tsv, line 1"),
-        (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "no complete embeddings folder"),
+        (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "not a complete embeddings folder"),
         (lambda: (folder / "manifest.json").unlink(), "manifest.json: No such file"),
     ):
         break_it()
@@ -148,25 +148,25 @@ def test_embeddings_folders_that_cannot_be_used_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x", "x.json", "x.tsv"])
-def test_what_is_no_index_is_not_replaced(name, tmp_path):
+def test_a_file_that_is_not_an_index_is_not_replaced(name, tmp_path):
     folder = write_folder(tmp_path / "e", np.eye(3))
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match=f"{name}: there is something already that is no complete index"):
+    with pytest.raises(ConfigError, match=f"{name}: exists, and is not a complete index"):
         build_index(folder, tmp_path / "x")
     assert (tmp_path / name).read_text() == "{}" and len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_is_no_index_is_not_searched(tmp_path):
-    with pytest.raises(DataError, match="no complete index of plsc"):
+def test_a_file_that_is_not_an_index_is_not_searched(tmp_path):
+    with pytest.raises(DataError, match="not a complete index"):
         SearchIndex(tmp_path / "x")
     folder = write_folder(tmp_path / "e", np.eye(3))
     build_index(folder, tmp_path / "x")
-    with pytest.raises(DataError, match=r"embeddings \[1, 4\], but the index holds \[N, 3\]"):
+    with pytest.raises(DataError, match=r"embeddings \[1, 4\] do not fit the index, which holds \[N, 3\]"):
         SearchIndex(tmp_path / "x").nearest(np.ones((1, 4)), 1)
     with pytest.raises(DataError, match="query 1 is zero or not finite"):
         SearchIndex(tmp_path / "x").nearest(np.eye(3)[:2] * [[1], [0]], 1)
     (tmp_path / "x.tsv").write_text("a\t\n")
-    with pytest.raises(DataError, match="is not the index its .json and .tsv are of"):
+    with pytest.raises(DataError, match="the index does not belong to its .json and .tsv"):
         SearchIndex(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"nothing")
     with pytest.raises(DataError, match="the index cannot be read"):
@@ -182,27 +182,27 @@ def test_without_faiss_the_extra_is_named(tmp_path, monkeypatch, capsys):
     assert "pip install '.[search]'" in capsys.readouterr().err
 
 
-def test_a_page_holds_small_thumbnails_escapes_names_and_says_what_is_missing(tmp_path):
+def test_a_page_holds_thumbnails_escapes_names_and_marks_missing_images(tmp_path):
     Image.new("RGB", (400, 200), "red").save(tmp_path / "a.png")
     Image.new("L", (20, 30)).save(tmp_path / "<b>&.jpg")
     hits = [search.Hit("a.png", "<i>one</i>", 0.91234), search.Hit("gone.jpg", "", 0.5)]
     page = tmp_path / "page.html"
-    for _ in range(2):  # its own page it replaces
+    for _ in range(2):  # The second page replaces the first.
         write_page(page, str(tmp_path), [tmp_path / "<b>&.jpg"], [hits])
     text = page.read_text()
     images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
     sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in images]
     assert sizes == [(20, 30), (96, 48)]
     assert "&lt;i&gt;one&lt;/i&gt;" in text and "<i>one" not in text and "&lt;b&gt;&amp;.jpg" in text
-    assert "0.912" in text and "gone.jpg" in text and text.count("image not found or unreadable") == 1
+    assert "0.912" in text and "gone.jpg" in text and text.count("image missing or unreadable") == 1
     assert "http" not in text and 'name="viewport"' in text
     page.write_text("mine")
-    with pytest.raises(ConfigError, match="no page of a search"):
+    with pytest.raises(ConfigError, match="not a page of a search"):
         write_page(page, None, [], [])
     assert page.read_text() == "mine"
 
 
-def test_commands_find_the_images_an_index_was_made_of(trained, glyphs, tmp_path, capsys):
+def test_commands_find_the_images_of_an_index(trained, glyphs, tmp_path, capsys):
     checkpoint, source, folder = str(trained / "output" / "0"), glyphs / "images", tmp_path / "e"
     images = sorted(source.rglob("*.jpg"))
     file, page = str(tmp_path / "x"), tmp_path / "page.html"
@@ -242,7 +242,9 @@ def test_a_search_with_another_network_is_refused(trained, glyphs, tmp_path, cap
     build_index(
         write_folder(tmp_path / "other", embeddings.vectors, **{**embeddings.meta, "model": None}), tmp_path / "x"
     )
-    assert cli.main(["search", file, "--checkpoint", checkpoint, image]) == 0  # made by a script: nothing to compare
+    assert (
+        cli.main(["search", file, "--checkpoint", checkpoint, image]) == 0
+    )  # A script made the index, so there is no network to compare.
 
 
 def test_a_folder_without_images_is_named(tmp_path, capsys):

@@ -42,7 +42,7 @@ def test_samples_are_the_images(dataset: str) -> None:
         assert np.array_equal(image, plain) or np.array_equal(image, plain[:, :, ::-1])
         seen.append(label)
     assert sorted(seen) == list(range(11))
-    assert [label for _, label in reader()] != seen  # the next epoch
+    assert [label for _, label in reader()] != seen  # It is the next epoch.
     again = jpeg_reader.arc_train(dataset, 11, image_shape=SHAPE, num_workers=0)
     assert [label for _, label in again()] == seen
     other = jpeg_reader.arc_train(dataset, 11, image_shape=SHAPE, num_workers=0, seed=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plsc.data.sources import read_label_file
+from plsc.data.label_file import read_label_file
 from plsc.errors import DataError
 
 
@@ -33,8 +33,8 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", ["label.txt", "names no images"]),
-        (b"\n \n", ["names no images"]),
+        (b"", ["label.txt", "lists no images"]),
+        (b"\n \n", ["lists no images"]),
         (b"1.jpg 0\n1.jpg\n", ["label.txt:2", "no label"]),
         (b"1.jpg 0\n1.jpg x\n", ["label.txt:2", "'x'", "not an integer"]),
         (b"1.jpg 1.0\n", ["label.txt:1", "not an integer"]),
@@ -59,12 +59,12 @@ def test_bad_files_are_named(tmp_path: Path, text: bytes, words: list[str]) -> N
         assert word in message
 
 
-def test_no_label_file(tmp_path: Path) -> None:
+def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt"):
         read_label_file(str(tmp_path), 2, name="train.txt")
 
 
-def test_file_lost_after_the_check(tmp_path: Path) -> None:
+def test_a_file_lost_after_the_check_is_named(tmp_path: Path) -> None:
     source = read_label_file(make(tmp_path, b"1.jpg 0\n", ("1.jpg",)), 1)
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"label\.txt:1.*1\.jpg"):

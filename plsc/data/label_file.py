@@ -1,0 +1,159 @@
+"""The samples of a `label.txt`, which lists image files and their labels."""
+
+from __future__ import annotations
+
+import os
+from array import array
+
+import numpy as np
+
+from plsc.data.sampler import epoch_indices
+from plsc.errors import DataError
+
+
+class LabelFile:
+    """An `ImageSource` of the image files that a label file lists.
+
+    Attributes:
+        dataset_dir: Folder that holds the label file.
+        file_name: Name of the label file.
+        paths: Paths of the N images, relative to `dataset_dir`.
+        labels: Label of each image, int64 [N].
+        num_images: N.
+    """
+
+    def __init__(self, dataset_dir: str, file_name: str, paths: list[str], labels: np.ndarray, lines: np.ndarray):
+        self.dataset_dir = dataset_dir
+        self.file_name = file_name
+        self.paths = paths
+        self.labels = labels
+        self.num_images = len(paths)
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        """Returns this rank's share of one permutation of all samples."""
+        return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+
+    def where(self, i: int) -> str:
+        """Returns `DIR/label.txt:LINE` of sample `i`."""
+        return f"{os.path.join(self.dataset_dir, self.file_name)}:{self._lines[i]}"
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        try:
+            with open(os.path.join(self.dataset_dir, self.paths[i]), "rb") as file:
+                return file.read(), int(self.labels[i])
+        except OSError as error:
+            raise DataError(
+                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); "
+                "restore the file or remove the line"
+            ) from error
+
+
+def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt") -> LabelFile:
+    """Reads and checks a label file.
+
+    Args:
+        dataset_dir: Folder that holds the label file; paths in the file are relative to it.
+        num_classes: Number of classes; labels must be in [0, num_classes).
+        name: Name of the label file. Each of its lines is `path label`.
+
+    Raises:
+        DataError: A line is wrong, or an image file is missing. The message names the first such line.
+    """
+    file_path = os.path.join(dataset_dir, name)
+    paths: list[str] = []
+    labels = array("q")
+    lines = array("q")
+    try:
+        # The lines are decoded one by one, so that the error for a bad byte can name its line.
+        with open(file_path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                    raw = raw[3:]
+                parsed = _parse_line(raw, f"{file_path}:{number}", num_classes)
+                if parsed is not None:
+                    paths.append(parsed[0])
+                    labels.append(parsed[1])
+                    lines.append(number)
+    except OSError as error:
+        raise DataError(
+            f"{file_path}: cannot read the label file ({error.strerror or error}); check the data set directory"
+        ) from error
+    if not paths:
+        raise DataError(f"{file_path}: the label file lists no images; write one 'path label' per line")
+    source = LabelFile(dataset_dir, name, paths, np.array(labels, np.int64), np.array(lines, np.int64))
+    _check_files(source)
+    return source
+
+
+def _parse_line(raw: bytes, where: str, num_classes: int) -> tuple[str, int] | None:
+    """Returns (path, label), or None for a blank line."""
+    try:
+        line = raw.decode("utf-8").rstrip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: the line is not UTF-8; save the label file as UTF-8") from error
+    if not line:
+        return None
+    parts = line.rsplit(None, 1)
+    if len(parts) != 2:
+        raise DataError(f"{where}: {line!r} has no label; each line must be 'path label'")
+    path, text = parts
+    # int() alone would also accept '1_000' and the digits of other scripts.
+    if not (text.isascii() and text.lstrip("+-").isdecimal()):
+        raise DataError(f"{where}: label {text!r} is not an integer; each line must be 'path label'")
+    try:
+        label = int(text)
+    except ValueError as error:
+        raise DataError(f"{where}: label {text[:40]!r} is not an integer; each line must be 'path label'") from error
+    if not 0 <= label < num_classes:
+        raise DataError(
+            f"{where}: label {label} is outside [0, {num_classes}); correct the label or check set_class_num"
+        )
+    return path, label
+
+
+def _check_files(source: LabelFile) -> None:
+    """Raises DataError if image files are missing.
+
+    Each directory is listed once, because a stat per file takes minutes for millions of files on network storage.
+    """
+    directory_ids: dict[str, int] = {}
+    ids = np.empty(len(source), np.int64)
+    for i, path in enumerate(source.paths):
+        ids[i] = directory_ids.setdefault(os.path.split(path)[0], len(directory_ids))
+    order = np.argsort(ids, kind="stable")
+    ends = np.cumsum(np.bincount(ids, minlength=len(directory_ids)))
+    start, first, total = 0, -1, 0
+    # The ids count up in order of appearance, which is also the order of the dict.
+    for directory, end in zip(directory_ids, ends):
+        present = _list_files(os.path.join(source.dataset_dir, directory), source, int(order[start]))
+        for i in order[start:end].tolist():
+            if os.path.split(source.paths[i])[1] not in present:
+                total += 1
+                first = i if first < 0 else min(first, i)
+        start = end
+    if total:
+        raise DataError(
+            f"{source.where(first)}: image file {source.paths[first]!r} is missing ({total} missing in all); "
+            f"paths are relative to {source.dataset_dir}"
+        )
+
+
+def _list_files(directory: str, source: LabelFile, i: int) -> set[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return set()
+    except OSError as error:
+        raise DataError(
+            f"{source.where(i)}: cannot list directory {directory} ({error.strerror or error}); check its permissions"
+        ) from error
