@@ -27,7 +27,7 @@ def running(*arguments, ranks=2):
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "pass 0, batch 4" in line:
+        if "epoch 0, step 4" in line:
             return process, lines
     raise AssertionError("".join(lines))
 
@@ -43,7 +43,9 @@ def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs,
     process.terminate()
     lines += process.stderr.readlines()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert any("stopped by SIGTERM after step" in line and "set_resume(True) goes on" in line for line in lines)
+    assert any(
+        "stopped by SIGTERM after step" in line and "set_resume(True) resumes from there" in line for line in lines
+    )
     assert "Traceback" not in "".join(lines)
     assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
     resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
@@ -134,7 +136,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(glyphs, small_dis
     options = ("class_num=20000", "with_test=false", "train_epochs=1", "keep_checkpoints=1", "resume=true")
     resumed = start("train_glyphs.py", 2, glyphs, small_disk, *options)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "step_2: step 2" in resumed.stderr and [path.parent.name for path in small_disk.glob("*/meta.json")] == ["0"]
+    assert "step_2: epoch 0, step 2; 2 steps" in resumed.stderr and [
+        path.parent.name for path in small_disk.glob("*/meta.json")
+    ] == ["0"]
 
 
 @pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
@@ -151,5 +155,5 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(glyphs, t
     )
     run = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(script)]
     process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=120)
-    assert process.returncode == 1 and "pass 0" not in process.stderr and "Traceback" not in process.stderr
+    assert process.returncode == 1 and "epoch 0" not in process.stderr and "Traceback" not in process.stderr
     assert "cannot write there" in process.stderr.splitlines()[-1]

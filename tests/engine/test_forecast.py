@@ -8,15 +8,29 @@ import paddle
 import pytest
 from ranks import environment
 
-from plsc.engine.forecast import BackboneSize, advice, backbone_size, forecast, parse_size, size_text
+from plsc.config import Config
+from plsc.engine.forecast import (
+    BackboneSize,
+    Workload,
+    advice,
+    backbone_size,
+    forecast,
+    parse_size,
+    size_text,
+    workload_of,
+)
 from plsc.errors import ConfigError
 from plsc.models import build_model
 
 SMALL = BackboneSize(parameters=1000, statistics=10, activations=100)
 
 
-def make(classes=1000, emb_dim=16, ranks=4, batch=8, **options):
-    return forecast(classes, emb_dim, ranks, batch, SMALL, (3, 8, 8), **options)
+def workload(classes=1000, emb_dim=16, ranks=4, batch=8, **options):
+    return Workload(classes, emb_dim, ranks, batch, SMALL, image_shape=(3, 8, 8), **options)
+
+
+def make(*arguments, **options):
+    return forecast(workload(*arguments, **options))
 
 
 def test_what_the_head_holds():
@@ -28,7 +42,7 @@ def test_what_the_head_holds():
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
     assert make(optimizer="SGD").head["momentum"] == 0
-    with pytest.raises(ConfigError, match="optimizer 'Foo': its state is not known"):
+    with pytest.raises(ConfigError, match="optimizer 'Foo': the size of its state is not known; choose from SGD"):
         make(optimizer="Foo")
 
 
@@ -63,15 +77,25 @@ def test_bytes_on_the_wire():
     assert "head gradient" in make(sharded=False).wire
 
 
-def test_advice():
+def test_advice_names_a_smaller_batch_or_more_ranks():
     def large(ranks, batch):
-        return make(10**6, 16, ranks, batch, on_cpu=False, chunk=64)
+        return workload(10**6, 16, ranks, batch, on_cpu=False, chunk=64)
 
-    needed = large(ranks=8, batch=8).total
-    assert advice(large, 4, 8, needed, False) == ["it does not fit; it would on 8 ranks"]
-    needed = large(ranks=4, batch=2).total
-    assert "batch of 2 per rank" in advice(large, 4, 8, needed, False)[0]
-    assert "whatever the batch" in advice(large, 4, 8, 1000, True)[0]
+    asked = large(ranks=4, batch=8)
+    needed = forecast(large(ranks=8, batch=8)).total
+    assert advice(asked, needed, one_machine=False) == ["it does not fit; it would on 8 ranks"]
+    needed = forecast(large(ranks=4, batch=2)).total
+    assert "batch of 2 per rank" in advice(asked, needed, one_machine=False)[0]
+    assert "whatever the batch" in advice(asked, 1000, one_machine=True)[0]
+
+
+def test_a_workload_takes_its_numbers_from_the_settings():
+    config = Config(loss_type="softmax", num_classes=7, emb_dim=16, train_batch_size=4, gradient_accumulation=3)
+    made = workload_of(config, SMALL, optimizer="Adam", ranks=2, process=5, on_cpu=False)
+    assert (made.rows, made.head_batch, made.has_bias, made.sharded, made.process) == (7, 12, True, False, 5)
+    config = Config(loss_type="dist_softmax", bias_attr=False, num_classes=7, model_save_dir="")
+    made = workload_of(config, SMALL, optimizer="SGD", ranks=2, process=0, on_cpu=True)
+    assert (made.rows, made.head_batch, made.has_bias, made.saves_in_background) == (4, 256, False, False)
 
 
 def test_activations_of_a_network_worked_by_hand():

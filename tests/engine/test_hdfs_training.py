@@ -109,7 +109,7 @@ def act_in_the_middle(arguments, act):
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "pass 0, batch 2" in line:
+        if "epoch 0, step 2" in line:
             act(process)
     return process.wait(timeout=120), lines
 
@@ -121,7 +121,7 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
     status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
-    assert any("pass 1, batch 6" in line for line in lines) and "Traceback" not in "".join(lines)
+    assert any("epoch 1, step 6" in line for line in lines) and "Traceback" not in "".join(lines)
     assert re.search(r"disk_([01])/1, \S+disk_\1/0, which are whole on disk.*Connection refused.*set_resume", said[-1])
     assert any("trying again in" in line for line in lines)
     for disk in (tmp_path / "disk_0", tmp_path / "disk_1"):  # the head is whole on every rank

@@ -87,7 +87,7 @@ def test_a_finished_run_has_nothing_left_to_do(ranks, glyphs, tmp_path):
     assert "all 2 epochs are done" in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
     more = ranks("train_glyphs.py", 1, glyphs, tmp_path, "resume=true", "with_test=false", "train_epochs=3")
-    assert "epoch 2, batch 0" in more.stderr and (tmp_path / "2" / "meta.json").exists()
+    assert "epoch 2, step 0" in more.stderr and (tmp_path / "2" / "meta.json").exists()
     assert [record["step"] for record in records_of(tmp_path)] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
 
 
@@ -97,7 +97,10 @@ def test_the_newest_is_the_one_written_last(ranks, glyphs, tmp_path):
     ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "save_period=4")
     ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=1", "seed=5")
     process = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=2", "seed=5", "resume=true")
-    assert f"resumed from {tmp_path / '0'}: step 6, epoch 1" in process.stderr and "last bit" not in process.stderr
+    assert (
+        f"resumed from {tmp_path / '0'}: epoch 1, step 0; 6 steps" in process.stderr
+        and "last bit" not in process.stderr
+    )
 
 
 @pytest.mark.parametrize("file", ["meta.json", "dist@head@rank@00001.safetensors"])

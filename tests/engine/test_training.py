@@ -151,7 +151,7 @@ def test_a_warm_start_with_other_classes_is_asked_for_by_name(ranks, glyphs, tmp
     assert "set_head_init" in refused.stderr.splitlines()[-1]
     for init, words in (
         ("keep-common", "classes 0 to 11 loaded; head weight: classes 12 to 14 are fresh"),
-        ("fresh", "head is fresh, 15 classes; the checkpoint's ignored"),
+        ("fresh", "head is fresh, 15 classes; the head of the checkpoint is ignored"),
     ):
         process = ranks("train_glyphs.py", 2, glyphs, tmp_path / init, *options, f"head_init={init}")
         assert f"weights from {source}: backbone loaded; " in process.stderr and words in process.stderr
@@ -261,7 +261,7 @@ def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
     process = ranks(
         "train_glyphs.py", world, glyphs, tmp_path, "sample_ratio=0.5", "loss_type=dist_magface", "head_chunk=2"
     )
-    assert "0.5 of them in a step" in process.stderr and "rows moved in chunks" in process.stderr
+    assert "0.5 of them in each step" in process.stderr and "updates its rows in chunks" in process.stderr
     rows = [load_file(tmp_path / "1" / head_file(rank)) for rank in range(world)]
     assert all(np.isfinite(value).all() for part in rows for value in part.values())
     assert all(np.abs(part["weight/velocity"]).max() > 0 for part in rows)
