@@ -118,8 +118,8 @@ class Run(Protocol):
 class Callback:
     """An object that takes part in training.
 
-    Override the hooks you need, and give an instance to `Entry.add_callback`. Every rank calls every hook, in the order in
-    which the callbacks were added. An exception ends the run on all ranks.
+    Override the hooks you need, and give an instance to `Entry.add_callback`. Every rank calls every hook, in the order
+    in which the callbacks were added. An exception ends the run on all ranks.
     """
 
     def on_train_begin(self, run: Run) -> None:
@@ -135,10 +135,10 @@ class Callback:
         """Is called after a test; `results` is what `Entry.test` returns."""
 
     def on_record(self, run: Run, event: str, values: Mapping[str, Any]) -> None:
-        """Is called after each `run.record`, such as 'train' every `log_period` steps; must not record anything itself."""
+        """Is called after each `run.record`, such as 'train' every `log_period` steps; it must not record anything."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """Is called after an epoch and its test, before it is saved; `run.progress.epoch` counts the finished epochs."""
+        """Is called after an epoch and its test, before it is saved; `run.progress.epoch` counts finished epochs."""
 
     def on_save(self, run: Run, folder: Path) -> None:
         """Is called when a checkpoint is complete on every rank; writing it began some steps ago."""
@@ -150,7 +150,7 @@ class Callback:
         """Releases what the callback holds; is called however training ends."""
 
     def state(self) -> Any:
-        """Returns what a checkpoint keeps of the callback, as numbers, texts, lists and dicts; that of rank 0 is kept."""
+        """Returns what a checkpoint keeps of the callback on rank 0, as numbers, texts, lists and dicts."""
         return None
 
     def load_state(self, state: Any) -> None:
@@ -204,8 +204,8 @@ def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> Non
             callback.load_state(states[name])
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(
-                f"{name}.load_state: does not accept the state in the checkpoint ({type(problem).__name__}: {problem}); "
-                "another version of the class has saved it"
+                f"{name}.load_state: does not accept the state in the checkpoint ({type(problem).__name__}: "
+                f"{problem}); another version of the class has saved it"
             ) from None
 
 

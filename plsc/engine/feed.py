@@ -34,6 +34,12 @@ def steps_of(loader: Loader, epoch: int, start: int, size: int) -> Iterator[list
         yield group
 
 
+def steps_per_epoch(loader: Loader, size: int) -> Optional[int]:
+    """Returns the number of steps in an epoch with `size` batches each, the same on every rank; None when unknown."""
+    batches = max(parallel.all_gather_object(loader.steps_per_epoch or 0))
+    return -(-batches // size) if batches else None
+
+
 def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
     """Yields this rank's batches from number `start` on; a rank that runs out of batches repeats its first one."""
     if loader.splits or parallel.world_size() == 1:
@@ -60,9 +66,9 @@ def _warn_of_same(first: Optional[Batch]) -> None:
     prints = [one for one in prints if one]
     if any(_alike(one, other) for one, other in itertools.combinations(prints, 2)):
         logger.warning(
-            "train_reader gives the same first batch on several ranks, so they all learn from the same images; split the "
-            "samples with plsc.shard_reader(reader) before paddle.batch, assign the paddle.io.Dataset itself, or use a "
-            "paddle.io.DistributedBatchSampler"
+            "train_reader gives the same first batch on several ranks, so they all learn from the same images; split "
+            "the samples with plsc.shard_reader(reader) before paddle.batch, assign the paddle.io.Dataset itself, or "
+            "use a paddle.io.DistributedBatchSampler"
         )
 
 

@@ -226,8 +226,8 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> 
 def forecast(workload: Workload) -> Forecast:
     """Returns the forecast of a training.
 
-    With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global batch
-    B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
+    With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
+    batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
     4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes.
 
     Raises:

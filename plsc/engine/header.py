@@ -1,4 +1,4 @@
-"""What training logs before its first step: versions, device, model, head, data, and a forecast of the memory it needs."""
+"""The header of a training log: versions, device, model, head, data, and a forecast of the memory."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
     times = f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else ""
     return (
         f"data {source}, {images} images, batch {config.train_batch_size} per rank{times} "
-        f"({config.batch_per_rank * parallel.world_size()} in all), {state.steps_per_epoch or 'unknown'} steps per epoch, "
-        f"{config.train_epochs} epochs"
+        f"({config.batch_per_rank * parallel.world_size()} in all), {state.steps_per_epoch or 'unknown'} steps per "
+        f"epoch, {config.train_epochs} epochs"
     )

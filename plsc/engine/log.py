@@ -31,8 +31,8 @@ class MetricsFile:
 
     Args:
         save_dir: Folder of the run, or None.
-        resumed_size: `size` at the checkpoint that a resumed run starts from. What was written later is cut off, because
-            the run will do it again.
+        resumed_size: `size` at the checkpoint that a resumed run starts from. What was written later is cut off,
+            because the run will do it again.
     """
 
     def __init__(self, save_dir: Optional[Path], resumed_size: Optional[int] = None) -> None:
@@ -58,7 +58,8 @@ class MetricsFile:
             self._stream.flush()
         except OSError as problem:
             raise TrainingError(
-                f"{self._path}: cannot be written ({problem.strerror}); free some space and resume with set_resume(True)"
+                f"{self._path}: cannot be written ({problem.strerror}); free some space and resume with "
+                "set_resume(True)"
             ) from None
 
     @property

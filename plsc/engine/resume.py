@@ -130,7 +130,7 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
 
 
 def _candidates(save_dir: Path, since: float) -> list[tuple[float, str]]:
-    """Returns the times at which checkpoints were written, and their names; of damaged ones, when the folder changed."""
+    """Returns when checkpoints were written, and their names; for damaged ones, when their folder changed."""
     if parallel.rank() != 0:
         return []
     found = []

@@ -19,7 +19,7 @@ from plsc.config import Config
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
 from plsc.engine.download import fetch_checkpoint, open_store
-from plsc.engine.feed import Batch, steps_of
+from plsc.engine.feed import Batch, steps_of, steps_per_epoch
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
 from plsc.engine.progress import Progress
@@ -93,8 +93,7 @@ class Trainer:
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
         # Optimizer, clipping and loss scaling.
-        batches = max(parallel.all_gather_object(self.loader.steps_per_epoch or 0))
-        self.steps_per_epoch = -(-batches // config.gradient_accumulation) if batches else None
+        self.steps_per_epoch = steps_per_epoch(self.loader, config.gradient_accumulation)
         self.updates = Updates(config, self.backbone, self.head, self.steps_per_epoch)
         self.optimizer = self.updates.optimizer
         self.scaler = amp.DynamicLossScaler(config.mixed_precision)
@@ -177,8 +176,8 @@ class Trainer:
     def step(self, micro_batches: Sequence[Batch]) -> list[Note]:
         """Trains one step, and returns the notes of all ranks.
 
-        A step counts on every rank or on none: when the loss, an embedding or a gradient of any rank is not finite, every
-        rank keeps its weights, momentum and statistics, and only the schedule and the loss scale move.
+        A step counts on every rank or on none: when the loss, an embedding or a gradient of any rank is not finite,
+        every rank keeps its weights, momentum and statistics, and only the schedule and the loss scale move.
         """
         config, progress, scaler = self.config, self.progress, self.scaler
         random_state.seed_step(config.seed, progress.step, parallel.rank())
@@ -195,7 +194,7 @@ class Trainer:
                 if outputs[-1].problem is not None:
                     break
                 if not embedding.stop_gradient:
-                    # Paddle averages the ranks' gradients. The head's are those of the global mean, so they must add up.
+                    # Paddle averages the ranks' gradients; those of the head are of the global mean and must add up.
                     embedding.backward(outputs[-1].embedding_grad * (parallel.world_size() * scale))
 
         problem = outputs[-1].problem
@@ -231,7 +230,7 @@ class Trainer:
         return embedding.astype("float32")
 
     def save(self, name: str) -> None:
-        """Begins the checkpoint `name`, which is written while training continues; does nothing without a save folder."""
+        """Starts to write the checkpoint `name` while training continues; does nothing without a save folder."""
         if self.writer is None:
             return
         with self.clock.paused():

@@ -15,8 +15,8 @@ from plsc.heads import ClassifierHead
 class Updates:
     """The updates of a backbone and a head, by one optimizer.
 
-    SGD and Momentum move the rows of the head in chunks, while their gradient is in cache; the optimizer itself then moves
-    the backbone alone. Every other optimizer is given the whole gradient of the head.
+    SGD and Momentum move the rows of the head in chunks, while their gradient is in cache; the optimizer itself then
+    moves the backbone alone. Every other optimizer is given the whole gradient of the head.
 
     Attributes:
         optimizer: The user's optimizer or the default one; it holds the schedule.

@@ -58,6 +58,6 @@ def report_skipped_step(progress: Progress, problem: str, most: int) -> None:
     logger.warning("step %d was skipped and updated nothing: %s", progress.step, problem)
     if progress.skipped_in_a_row >= most:
         raise TrainingError(
-            f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. Lower set_lr, add "
-            "set_warmup_epochs, or check the images; set_max_skipped_steps allows more skipped steps"
+            f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. Lower set_lr, "
+            "add set_warmup_epochs, or check the images; set_max_skipped_steps allows more skipped steps"
         )

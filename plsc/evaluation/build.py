@@ -34,7 +34,8 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     if config.identification is not None:
         if reader is not None:
             raise ConfigError(
-                "set_identification and test_reader are both set, but test_reader gives the images of the test; leave one out"
+                "set_identification and test_reader are both set, but test_reader gives the images of the test; leave "
+                "one out"
             )
         sets.append(read_gallery(*map(Path, config.identification)))
     if not sets and reader is None:

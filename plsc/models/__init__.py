@@ -37,6 +37,7 @@ def build_backbone(config: Config) -> paddle.nn.Layer:
     emb_dim = build(model, config.image_shape)
     if emb_dim != config.emb_dim:
         raise ConfigError(
-            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of size {emb_dim}; make them agree"
+            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of size {emb_dim}; make "
+            "them agree"
         )
     return model

@@ -86,7 +86,7 @@ def test_machines_upload_their_parts_and_new_ones_go_on_from_there(hdfs, glyphs,
     process = start("train_glyphs.py", 3, glyphs, tmp_path / "b", *options, "save_period=3", 'hdfs_upload=["step"]')
     assert process.returncode == 0, process.stderr[-3000:]
     assert re.search(r"uploaded \S+/step_", process.stderr)
-    assert "downloaded, checksums are right" in process.stderr and "resumed from" in process.stderr
+    assert "downloaded; the checksums are right" in process.stderr and "resumed from" in process.stderr
     assert client.list(place) == ["1", "7"], "the one before was removed, what plsc did not write stays"
     assert client.list(f"{place}/7") == ["mine.txt"]
     got = open_hdfs(hdfs.web, "name,")
@@ -122,7 +122,9 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
     assert any("epoch 1, step 6" in line for line in lines) and "Traceback" not in "".join(lines)
-    assert re.search(r"disk_([01])/1, \S+disk_\1/0, which are whole on disk.*Connection refused.*set_resume", said[-1])
+    assert re.search(
+        r"disk_([01])/1, \S+disk_\1/0, which are complete on disk.*Connection refused.*set_resume", said[-1]
+    )
     assert any("trying again in" in line for line in lines)
     for disk in (tmp_path / "disk_0", tmp_path / "disk_1"):  # the head is whole on every rank
         assert files_of_run(disk) == ["0", "1"] and checkpoint.open_checkpoint(disk / "1")
