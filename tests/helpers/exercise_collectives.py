@@ -48,8 +48,8 @@ def sums_tensors_in_place_and_numbers_in_float64():
     tensor = paddle.to_tensor(rows_of(RANK, 2))
     assert parallel.all_reduce_sum(tensor) is tensor
     np.testing.assert_array_equal(tensor.numpy(), sum(rows_of(rank, 2) for rank in range(RANKS)))
-    # float32 would lose the small part.
-    assert parallel.sum_number(1e9 + 1e-3 * RANK) == sum(1e9 + 1e-3 * rank for rank in range(RANKS))
+    # float32 would lose the small part; every sum is exact in float64.
+    assert parallel.sum_number(2.0**30 + RANK / 1024) == sum(2.0**30 + rank / 1024 for rank in range(RANKS))
 
 
 def starts_collectives_and_waits_for_them():
