@@ -41,7 +41,7 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
 def open_save_dir(
     state: TrainingState, store: Optional[Retrying], resources: contextlib.ExitStack
 ) -> tuple[Optional[checkpoint.Writer], bool]:
-    """Takes the save folder, puts it in order, and resumes from its newest good checkpoint where that is asked for.
+    """Locks the save folder, cleans it up, and resumes from its newest good checkpoint where that is asked for.
 
     Args:
         state: The training, before its first step.
