@@ -14,7 +14,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc import amp, parallel
+from plsc import amp, optim, parallel
 from plsc.config import Config
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
@@ -206,7 +206,8 @@ class Trainer:
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
-        self.updates.finish_step()
+        optim.clear_grad(self.optimizer)
+        optim.step_schedule(self.optimizer)
         scaler.update(problem is None)
 
         self.last = step_of(outputs, rate, scale if config.mixed_precision.scales_loss else None, problem)

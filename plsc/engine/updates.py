@@ -1,4 +1,4 @@
-"""How the gradients of a step move the weights: unscale, clip, update, schedule."""
+"""How the gradients of a step move the weights: unscale, clip, update."""
 
 from __future__ import annotations
 
@@ -50,11 +50,6 @@ class Updates:
             optim.scale_gradients(self._head_parameters, factor)
         optim.scale_gradients(self._backbone_parameters, factor)
         optim.step(self.optimizer)
-
-    def finish_step(self) -> None:
-        """Clears the gradients and moves the schedule, whether or not the step was used."""
-        optim.clear_grad(self.optimizer)
-        optim.step_schedule(self.optimizer)
 
     def _clip_factor(self, square_sum_of_head: Callable[[], float]) -> float:
         """Returns the factor that clips all gradients together to the global norm; 1 without clipping."""
