@@ -1,4 +1,4 @@
-"""Mixed precision: the lists of operators, loss scaling, and rounding on a CPU where a GPU would round."""
+"""Mixed precision: lists of operators, loss scaling, and a simulation on CPUs that rounds where a GPU would."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LARGEST_SCALE = float(np.finfo("float32").max)
 
 
 class AutoMixedPrecisionLists:
-    """Operators to compute in the low precision, or never, besides those Paddle chooses.
+    """Lists of operators that change which ones Paddle computes in the low precision.
 
     Args:
-        custom_white_list: names of operators to compute in the low precision, such as 'softmax'.
-        custom_black_list: names of operators to compute in float32, such as 'conv2d'.
+        custom_white_list: Names of operators to compute in the low precision too, such as 'softmax'.
+        custom_black_list: Names of operators to compute in float32, such as 'conv2d'.
 
     Raises:
-        ConfigError: a name Paddle does not know, or one in both lists.
+        ConfigError: Paddle does not know a name, or a name is in both lists.
 
     Example:
         >>> from plsc.amp import AutoMixedPrecisionLists
@@ -47,7 +47,14 @@ class AutoMixedPrecisionLists:
 
 
 def as_lists(amp_lists: Any) -> AutoMixedPrecisionLists:
-    """What `set_mixed_precision(amp_lists=...)` takes: None, this class, or Paddle's class of its name."""
+    """Returns the lists that were given to `set_mixed_precision`.
+
+    Args:
+        amp_lists: None, an `AutoMixedPrecisionLists`, or Paddle's class of the same name.
+
+    Raises:
+        ConfigError: It is something else.
+    """
     if amp_lists is None:
         return AutoMixedPrecisionLists()
     if isinstance(amp_lists, AutoMixedPrecisionLists):
@@ -55,21 +62,24 @@ def as_lists(amp_lists: Any) -> AutoMixedPrecisionLists:
     if type(amp_lists).__name__ == "AutoMixedPrecisionLists" and hasattr(amp_lists, "_custom_white_list"):
         return AutoMixedPrecisionLists(amp_lists._custom_white_list, amp_lists._custom_black_list)
     raise ConfigError(
-        f"set_mixed_precision: amp_lists={amp_lists!r}: expected None or an AutoMixedPrecisionLists of plsc.amp or Paddle"
+        f"set_mixed_precision: amp_lists={amp_lists!r}: expected None or an AutoMixedPrecisionLists of plsc.amp or "
+        "Paddle"
     )
 
 
 class DynamicLossScaler:
-    """The factor on the gradients, so that the small ones are not lost in float16 (Micikevicius et al., Mixed Precision
-    Training, ICLR 2018, section 3.2).
+    """A factor on the gradients that keeps small ones from being lost in float16.
 
-    After `incr_every_n_steps` finite steps in a row it grows `incr_ratio` times; after `decr_every_n_nan_or_inf` steps in a
-    row that overflowed it shrinks `decr_ratio` times. It never grows beyond float32 and never falls below 1 (or below
-    `init_loss_scaling`, where that is less): a step that overflows without a scale is not the scale's doing.
+    See Micikevicius et al., Mixed Precision Training, ICLR 2018, section 3.2. The scale is multiplied with `incr_ratio`
+    after `incr_every_n_steps` finite steps in a row, and with `decr_ratio` after `decr_every_n_nan_or_inf` steps in a
+    row that overflowed. It never grows beyond float32. It never falls below 1 (or below `init_loss_scaling`, where that
+    is less), because the scale cannot be the reason why a step overflows without one.
 
     Attributes:
-        scale: of the next step.
-        good_steps, bad_steps: in a row, since the scale last changed.
+        scale: Scale of the next step.
+        floor: The least scale.
+        good_steps: Finite steps in a row since the scale last changed.
+        bad_steps: Overflowing steps in a row since the scale last changed.
     """
 
     def __init__(self, settings: MixedPrecision) -> None:
@@ -80,11 +90,15 @@ class DynamicLossScaler:
 
     @property
     def can_shrink(self) -> bool:
-        """Whether an overflow may be cured by a smaller scale."""
+        """Whether a smaller scale may cure an overflow."""
         return self._settings.scales_loss and self._settings.use_dynamic_loss_scaling and self.scale > self.floor
 
     def update(self, finite: bool) -> None:
-        """Takes in whether the step was finite on all ranks."""
+        """Adapts the scale after a step.
+
+        Args:
+            finite: Whether the loss and all gradients were finite on all ranks.
+        """
         settings = self._settings
         if not settings.scales_loss or not settings.use_dynamic_loss_scaling:
             return
@@ -101,24 +115,26 @@ class DynamicLossScaler:
             self.scale = max(shrunk, self.floor)
             if shrunk < self.floor:
                 logger.warning(
-                    "loss scaling stays at its floor of %g: steps overflow although the gradients are not scaled up; the "
-                    "loss itself grows too large: lower set_lr, or add set_warmup_epochs",
+                    "the loss scale stays at its floor of %g: steps overflow although gradients are not scaled up, so "
+                    "the loss itself grows too large; lower set_lr, or add set_warmup_epochs",
                     self.floor,
                 )
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps of the scaler."""
         return {"scale": self.scale, "good_steps": self.good_steps, "bad_steps": self.bad_steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's state."""
+        """Takes over the state in a checkpoint."""
         self.scale = float(state["scale"])
         self.good_steps, self.bad_steps = int(state["good_steps"]), int(state["bad_steps"])
 
 
 def autocast(settings: MixedPrecision) -> contextlib.AbstractContextManager:
-    """The surroundings of the backbone's forward: Paddle's automatic mixed precision on a GPU; on a CPU nothing, or its
-    simulation."""
+    """Returns the context in which the backbone's forward pass runs.
+
+    On a GPU that is Paddle's automatic mixed precision; on a CPU it is a simulation of it, or nothing.
+    """
     if not settings.use_fp16:
         return contextlib.nullcontext()
     lists = as_lists(settings.amp_lists)
@@ -132,7 +148,7 @@ def autocast(settings: MixedPrecision) -> contextlib.AbstractContextManager:
 
 
 class _Rounded(paddle.autograd.PyLayer):
-    """Rounds a value to the low precision, and its gradient on the way back."""
+    """A function that rounds a value to the low precision, and its gradient in the backward pass."""
 
     @staticmethod
     def forward(context: Any, value: paddle.Tensor, dtype: str) -> paddle.Tensor:
@@ -146,9 +162,9 @@ class _Rounded(paddle.autograd.PyLayer):
 
 @contextlib.contextmanager
 def _simulated(dtype: str, operators: set[str]) -> Iterator[None]:
-    """Rounds what goes into and comes out of `operators`, and the gradients there.
+    """Rounds the inputs and outputs of `operators`, and their gradients.
 
-    Paddle's functions look their operators up in `paddle._C_ops` at each call (2.6 to 3.3); they are replaced there.
+    Paddle's functions look up their operators in `paddle._C_ops` at each call (2.6 to 3.3), so they are replaced there.
     """
     names = {name for name in operators if hasattr(paddle._C_ops, name)}
     originals = {name: getattr(paddle._C_ops, name) for name in names}
@@ -173,7 +189,7 @@ def _rounding(operator: Callable[..., Any], dtype: str) -> Callable[..., Any]:
 
 
 def _with_aliases(names: set[str]) -> set[str]:
-    """With the names the same operators have below Paddle's functions."""
+    """Returns `names`, with the names that the same operators have in `paddle._C_ops`."""
     matmul = {"matmul", "matmul_v2", "linear", "linear_v2"}
     aliases = {"conv2d": {"depthwise_conv2d"}, "matmul": matmul, "matmul_v2": matmul}
     return names.union(*(aliases.get(name, set()) for name in names))
@@ -196,7 +212,7 @@ def _known(argument: str, names: Optional[Iterable[str]]) -> set[str]:
 
 
 def describe(settings: MixedPrecision) -> str:
-    """One line for the log."""
+    """Describes the precision in one line, for the log."""
     if not settings.use_fp16:
         return "float32"
     scaling = "no loss scaling"

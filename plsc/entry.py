@@ -35,18 +35,19 @@ from plsc.data.base64_source import SHUFFLES
 from plsc.data.readers import check_reader
 from plsc.data.sources import DATA_FORMATS
 from plsc.data.transforms import Augmentation
-from plsc.engine.build import build_backbone, build_evaluator, reader_loader
 from plsc.engine.callbacks import Callback
 from plsc.engine.download import fetch_checkpoint
-from plsc.engine.log import log_test, set_up_logging
 from plsc.engine.scalars import KINDS, check_package
-from plsc.engine.trainer import Trainer
+from plsc.engine.trainer import train
 from plsc.errors import ConfigError, PlscError
+from plsc.evaluation.build import build_evaluator, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
+from plsc.evaluation.log import log_test
 from plsc.heads import Margin
 from plsc.inference.export import export
 from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
-from plsc.models import MODEL_NAMES
+from plsc.machine.logs import set_up_logging
+from plsc.models import MODEL_NAMES, build_backbone
 from plsc.optim import OptimizerOrFactory
 from plsc.search.embeddings import check_parquet, write_parquet
 from plsc.storage.address import check_hdfs_address
@@ -544,9 +545,7 @@ class Entry:
             PlscError: settings, data or a checkpoint that cannot be used; uncaught, it ends the program with its one
                 line and exit status 1.
         """
-        trainer = Trainer(self._prepare())
-        result = trainer.run()
-        self._backbone = trainer.backbone
+        result, self._backbone = train(self._prepare())
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -674,7 +673,7 @@ class Entry:
     def _prepare(self) -> Config:
         """A checked copy of the settings, with logging set up."""
         _word_errors()
-        set_up_logging()
+        set_up_logging(parallel.rank())
         self._config.check_combination()
         parallel.initialise()
         return dataclasses.replace(self._config)

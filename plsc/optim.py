@@ -1,4 +1,4 @@
-"""The default optimizer and schedule, and how a user's optimizer receives its parameters."""
+"""Optimizers: the default one and its schedule, those of users, and what training does with their gradients."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from plsc.errors import ConfigError
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-REFERENCE_BATCH = 1024  # global batch the setting `lr` is meant for
+REFERENCE_BATCH = 1024  # the setting `lr` is the learning rate for a global batch of this size
 
 OptimizerOrFactory = Union["paddle.optimizer.Optimizer", Callable[[Sequence[Any]], "paddle.optimizer.Optimizer"]]
 
 
 def deferred() -> list[paddle.Tensor]:
-    """Stands for the parameters the engine will hand over: `Adam(1e-3, parameters=plsc.optim.deferred())`.
+    """Returns a placeholder for parameters that do not exist yet: `Adam(1e-3, parameters=plsc.optim.deferred())`.
 
-    Paddle refuses to build an optimizer without parameters; `Entry.set_optimizer` replaces this one.
+    Paddle refuses to build an optimizer without parameters; `Entry.train` replaces them with those it trains.
     """
     return [paddle.create_parameter([1], "float32")]
 
 
 def learning_rate_at(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Rate of step `step` (from 0): linear warm-up to lr * global batch / 1024, then times lr_decay_factor per boundary."""
+    """Returns the learning rate of step `step`, from 0.
+
+    It grows linearly to lr * global batch / 1024 during warm-up, and is multiplied with lr_decay_factor at each
+    boundary.
+    """
     rate = config.lr * config.batch_per_rank * parallel.world_size() / REFERENCE_BATCH
     rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
     warmup_steps = config.warmup_epochs * steps_per_epoch
@@ -39,7 +43,11 @@ def learning_rate_at(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: int) -> paddle.optimizer.Optimizer:
-    """The user's optimizer over `parameters`, or Momentum 0.9 with L2 decay 5e-4 and the default schedule."""
+    """Returns the user's optimizer over `parameters`, or Momentum 0.9 with L2 decay 5e-4 and the default schedule.
+
+    Raises:
+        ConfigError: The function given to `set_optimizer` returns something else.
+    """
     chosen = config.optimizer
     if chosen is None:
         schedule = paddle.optimizer.lr.LambdaDecay(1.0, lambda step: learning_rate_at(config, step, steps_per_epoch))
@@ -64,14 +72,15 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
 class RowUpdate:
     """SGD or Momentum on one matrix of the head, applied to a chunk of rows as soon as its gradient is known.
 
-    The numbers are those of Paddle's optimizer of that name, with its learning rate, L2 decay and Nesterov momentum; no
-    gradient of the whole matrix is made. Rows that are not handed over keep their values and their momentum.
+    The numbers are those of Paddle's optimizer of that name, with its learning rate, L2 decay and Nesterov momentum,
+    but the gradient of the whole matrix is never made. Rows that are not handed over keep their values and their
+    momentum.
 
     Attributes:
-        momentum: 0 for SGD.
+        momentum: Factor on the momentum; 0 for SGD.
         decay: L2 coefficient.
-        buffer: the momentum (Paddle's `velocity`), like the matrix; None for SGD.
-        in_place: a chunk's gradient may be added to `momentum * buffer` at once.
+        buffer: The momentum (Paddle's `velocity`), in the shape of the matrix; None for SGD.
+        in_place: Whether the gradient of a chunk may be added to `momentum * buffer` directly.
     """
 
     moves_rows = True
@@ -96,10 +105,10 @@ class RowUpdate:
         """Moves rows in place.
 
         Args:
-            rows: [C, D].
-            gradient: [C, D], with decay; may be overwritten.
-            buffer: [C, D], the rows' momentum; where it is `gradient` itself, it has been updated already.
-            scratch: at least C rows; overwritten.
+            rows: The rows, [C, D].
+            gradient: Their gradient including decay, [C, D]; may be overwritten.
+            buffer: Their momentum, [C, D]; where it is `gradient` itself, it has been updated already.
+            scratch: Memory of at least C rows; is overwritten.
         """
         if buffer is not None and gradient is not buffer:
             buffer.scale_(self.momentum).add_(gradient)
@@ -110,10 +119,10 @@ class RowUpdate:
 
 
 def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> Optional[RowUpdate]:
-    """What does to the rows of `parameter` what `optimizer` would; None where only the optimizer itself can.
+    """Returns what moves the rows of `parameter` as `optimizer` would; None where only the optimizer itself can.
 
-    That is so for every optimizer but Momentum and SGD, for other decays than L2, and for clipping by the norm of single
-    gradients or by value.
+    Only the optimizer can with every kind but Momentum and SGD, with a decay other than L2, and with clipping by value
+    or by the norm of single gradients.
     """
     if optimizer._grad_clip is not None:
         return None
@@ -138,10 +147,14 @@ def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) 
 
 
 def take_rows(optimizer: paddle.optimizer.Optimizer, head: dict[str, paddle.Tensor]) -> dict[str, RowUpdate]:
-    """Takes the head's parameters, by name, away from `optimizer` if a `RowUpdate` can move each of them.
+    """Takes the parameters of the head away from `optimizer` if a `RowUpdate` can move each of them.
+
+    Args:
+        optimizer: The optimizer of the backbone and the head.
+        head: The parameters of the head, by name.
 
     Returns:
-        {name: update}; empty when the optimizer has to see their whole gradients.
+        {name: update}; empty when the optimizer needs their whole gradients.
     """
     updates = {name: row_update(optimizer, parameter) for name, parameter in head.items()}
     if not all(updates.values()):
@@ -153,19 +166,19 @@ def take_rows(optimizer: paddle.optimizer.Optimizer, head: dict[str, paddle.Tens
 
 
 def step(optimizer: paddle.optimizer.Optimizer) -> None:
-    """Moves the parameters the optimizer still has; Paddle fails where all are frozen or taken."""
+    """Moves the parameters that the optimizer still has; Paddle itself fails when it has none."""
     if optimizer._parameter_list:
         optimizer.step()
 
 
 def clear_grad(optimizer: paddle.optimizer.Optimizer) -> None:
-    """Clears the gradients of the parameters the optimizer still has."""
+    """Clears the gradients of the parameters that the optimizer still has."""
     if optimizer._parameter_list:
         optimizer.clear_grad()
 
 
 def first_not_finite(parameters: Iterable[tuple[str, Any]]) -> Optional[str]:
-    """Name of the first parameter whose gradient is not finite; one transfer from the device when there is none."""
+    """Returns the name of the first parameter whose gradient is not finite, or None; it reads the device once."""
     gradients = [(name, p.grad) for name, p in parameters if p.grad is not None]
     if not gradients:
         return None
@@ -174,36 +187,40 @@ def first_not_finite(parameters: Iterable[tuple[str, Any]]) -> Optional[str]:
 
 
 def step_schedule(optimizer: paddle.optimizer.Optimizer) -> None:
-    """Moves the optimizer's schedule, where it has one, to the next training step."""
+    """Moves the schedule of the optimizer, if it has one, to the next training step."""
     if isinstance(optimizer._learning_rate, paddle.optimizer.lr.LRScheduler):
         optimizer._learning_rate.step()
 
 
 def clip_norm_of(config: Config, optimizer: paddle.optimizer.Optimizer) -> Optional[float]:
-    """The global norm gradients are clipped to: `set_gradient_clip`'s, or the optimizer's ClipGradByGlobalNorm's.
+    """Returns the global norm to which gradients are clipped, or None.
+
+    It is that of `set_gradient_clip`, or that of the optimizer's ClipGradByGlobalNorm, which is taken off the
+    optimizer.
 
     Raises:
-        ConfigError: both are set.
+        ConfigError: Both are set.
     """
     clip = optimizer._grad_clip
     if config.gradient_clip and clip is not None:
         raise ConfigError(
-            f"set_gradient_clip({config.gradient_clip}), but set_optimizer's optimizer has a grad_clip too; leave one out"
+            f"set_gradient_clip({config.gradient_clip}), but set_optimizer's optimizer has a grad_clip too; leave one "
+            "out"
         )
     if isinstance(clip, paddle.nn.ClipGradByGlobalNorm):
-        # Paddle's own sees one rank's shard only, and would scale each rank differently.
+        # Paddle's own clipping sees the shard of one rank only, and would scale each rank differently.
         optimizer._grad_clip = None
         return float(clip.clip_norm)
     return config.gradient_clip or None
 
 
 def clip_factor(norm: float, square_sum: float) -> float:
-    """What gradients of that square sum are multiplied with to have at most `norm`."""
+    """Returns the factor that clips gradients with this sum of squares to a norm of at most `norm`."""
     return norm / max(norm, math.sqrt(square_sum))
 
 
 def square_sum(parameters: Sequence[Any]) -> float:
-    """Sum of the squares of the gradients."""
+    """Returns the sum of the squares of the gradients."""
     parts = [(p.grad.astype("float32") ** 2).sum() for p in parameters if p.grad is not None]
     return math.fsum(paddle.stack(parts).tolist()) if parts else 0.0
 
@@ -219,9 +236,9 @@ def scale_gradients(parameters: Iterable[Any], factor: float) -> None:
 
 
 def create_state(optimizer: paddle.optimizer.Optimizer, parameters: Iterable[Any]) -> None:
-    """Makes the accumulators of `parameters`, which an optimizer otherwise makes at its first step."""
+    """Creates the accumulators of `parameters`, which an optimizer otherwise creates at its first step."""
     wanted = {id(parameter) for parameter in parameters}
-    # As the optimizer's own first step does (2.6 and 3.3 alike); there is no public way.
+    # This is what the first step of an optimizer does (2.6 and 3.3 alike); there is no public way.
     optimizer.helper = LayerHelper(type(optimizer).__name__)
     block = paddle.static.default_main_program().global_block()
     for group in optimizer._param_groups:
@@ -233,10 +250,10 @@ def create_state(optimizer: paddle.optimizer.Optimizer, parameters: Iterable[Any
 
 
 def schedule_state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
-    """State of the optimizer's schedule, for JSON; empty without one.
+    """Returns the state of the optimizer's schedule, for JSON; it is empty without a schedule.
 
     Raises:
-        ConfigError: the schedule keeps something JSON cannot hold.
+        ConfigError: The schedule keeps something that JSON cannot hold.
     """
     schedule = optimizer._learning_rate
     if not isinstance(schedule, paddle.optimizer.lr.LRScheduler):
@@ -246,14 +263,20 @@ def schedule_state(optimizer: paddle.optimizer.Optimizer) -> dict[str, Any]:
         return json.loads(json.dumps(state, default=float))
     except (TypeError, ValueError) as problem:
         raise ConfigError(
-            f"set_optimizer: the state of {type(schedule).__name__} cannot be saved ({problem}); keep numbers in its state_dict"
+            f"set_optimizer: the state of {type(schedule).__name__} cannot be saved ({problem}); keep numbers in its "
+            "state_dict"
         ) from None
 
 
 def optimizer_state(
     optimizer: paddle.optimizer.Optimizer, names: dict[str, str]
 ) -> dict[str, dict[str, paddle.Tensor]]:
-    """{structured parameter name: {accumulator name: tensor}}; `names` maps Paddle's names to structured ones."""
+    """Returns the accumulators of an optimizer: {structured parameter name: {accumulator name: tensor}}.
+
+    Args:
+        optimizer: The optimizer.
+        names: Structured names of the parameters, by Paddle's names; others are left out.
+    """
     state: dict[str, dict[str, paddle.Tensor]] = {}
     for accumulator, tensors in optimizer._accumulators.items():
         for name, tensor in tensors.items():

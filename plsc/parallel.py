@@ -1,4 +1,4 @@
-"""Ranks and collectives: the only module that speaks to paddle.distributed. With one rank every call is local."""
+"""Ranks and collectives. No other module calls paddle.distributed; with one rank every function works locally."""
 
 from __future__ import annotations
 
@@ -17,52 +17,61 @@ from plsc.errors import ConfigError, PlscError
 T = TypeVar("T")
 
 _initialised = False
-# Paddle's wrappers stay as long as the process: the hooks they leave on the parameters outlive them and would crash.
+# Paddle's wrappers are kept until the process ends: the hooks they leave on the parameters would crash without them.
 _wrapped: weakref.WeakKeyDictionary[paddle.nn.Layer, tuple[paddle.nn.Layer, tuple[str, ...]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def rank() -> int:
-    """This process's rank in [0, world_size())."""
+    """Returns the rank of this process, in [0, world_size())."""
     return int(os.environ.get("PADDLE_TRAINER_ID", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Number of ranks the launcher started; 1 without a launcher."""
+    """Returns the number of ranks that the launcher has started; 1 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
 def restarted() -> Optional[float]:
-    """When `plsc run --restarts` first started this run (seconds since 1970), if it has started it again after a failure."""
+    """Returns when `plsc run --restarts` first started this run, in seconds since 1970.
+
+    It is None unless the run has failed and been started again.
+    """
     first = os.environ.get("PLSC_RESTART")
     return None if first is None else float(first)
 
 
 def on_cpu() -> bool:
-    """Whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
+    """Returns whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
     return str(paddle.get_device()) == "cpu"
 
 
 def initialise() -> None:
-    """Joins the ranks of this run (once per process)."""
+    """Joins the ranks of this run; further calls in a process do nothing."""
     global _initialised
     if _initialised:
         return
     if not paddle.is_compiled_with_cuda():
         os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
     if world_size() > 1:
-        # Not fleet.init: it adds groups for pipelines and the like, which plsc does not use, and on gloo their making
-        # fails at random with "Connection refused" (3 of 5 starts of 4 ranks, Paddle 3.3.1; 0 of 5 this way).
+        # fleet.init would add groups for pipelines and the like, which plsc does not use. On gloo, making them fails at
+        # random with "Connection refused" (3 of 5 starts of 4 ranks, Paddle 3.3.1; 0 of 5 this way).
         distributed.init_parallel_env()
     _initialised = True
 
 
 def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> paddle.nn.Layer:
-    """Wraps `model` so that its gradients are averaged over the ranks while backward runs, and begins with rank 0's weights.
+    """Returns a wrapper of `model` that averages its gradients over the ranks during the backward pass.
+
+    Every rank then holds the weights of rank 0. With one rank the model itself is returned.
+
+    Args:
+        model: The model; wrapping it again returns the same wrapper.
+        find_unused_parameters: Whether the model may hold parameters that a forward pass does not use.
 
     Raises:
-        ConfigError: it was wrapped before, and other parameters are trained now.
+        ConfigError: The model was wrapped before, and other parameters are trained now.
     """
     if world_size() == 1:
         return model
@@ -74,57 +83,61 @@ def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> p
     wrapper, trained_then = _wrapped[model]
     if trained != trained_then:
         raise ConfigError(
-            f"{type(model).__name__}: other parameters are frozen than when it was first trained on several ranks in this "
-            "process, which Paddle cannot do; train a copy.deepcopy of it, or start again"
+            f"{type(model).__name__}: other parameters are frozen than when this process first trained it on several "
+            "ranks, which Paddle does not support; train a copy.deepcopy of it, or start a new process"
         )
     return wrapper
 
 
 def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextManager:
-    """While it lasts, backward adds to this rank's gradients only; the first backward after it averages their sum."""
+    """Returns a context in which a backward pass adds to this rank's gradients alone.
+
+    The first backward pass after it averages the sums over the ranks.
+    """
     return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
 
 
 def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
-    """Sum over the ranks, in place; the same bits on every rank."""
+    """Replaces `tensor` with its sum over the ranks and returns it; every rank gets the same bits."""
     if world_size() > 1:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
     return tensor
 
 
 def sum_number(value: float) -> float:
-    """Sum of a number over the ranks, in float64."""
+    """Returns the sum of a number over the ranks, in float64."""
     return all_reduce_sum(paddle.to_tensor([value], dtype="float64")).item()
 
 
 class Pending:
-    """The result of a collective that may still run: on nccl it overlaps what is computed until `wait`; gloo ends it
-    before it returns.
+    """The result of a collective that may still be running.
+
+    With nccl it runs while this process computes something else, until `wait`; with gloo it is complete when it starts.
 
     Args:
-        result: what `wait` gives: a tensor, or a list of tensors to be stacked.
-        task: the running collective, or None.
+        result: What `wait` returns: a tensor, or a list of tensors that it stacks.
+        task: The running collective, or None.
     """
 
     def __init__(self, result: Union[paddle.Tensor, list[paddle.Tensor]], task: Any = None) -> None:
         self._result, self._task = result, task
 
     def wait(self) -> paddle.Tensor:
-        """The result, complete."""
+        """Waits for the collective and returns its result."""
         if self._task is not None:
             self._task.wait()
         return paddle.stack(self._result) if isinstance(self._result, list) else self._result
 
 
 def start_all_reduce_sum(tensor: paddle.Tensor) -> Pending:
-    """`all_reduce_sum` without waiting."""
+    """Starts `all_reduce_sum` and returns without waiting for it."""
     if world_size() == 1:
         return Pending(tensor)
     return Pending(tensor, distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM, sync_op=False))
 
 
 def start_all_gather(tensor: paddle.Tensor) -> Pending:
-    """Tensors of one shape from every rank, in rank order: [...] -> [world_size, ...], without waiting."""
+    """Starts to gather tensors of one shape from all ranks, in rank order: [...] -> [world_size, ...]."""
     if world_size() == 1:
         return Pending(tensor.unsqueeze(0))
     parts: list[paddle.Tensor] = []
@@ -132,7 +145,12 @@ def start_all_gather(tensor: paddle.Tensor) -> Pending:
 
 
 def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
-    """Rows of every rank, one rank after the other: [n_r, ...] -> [sum(n_r), ...]. `counts` holds every n_r."""
+    """Returns the rows of all ranks, in rank order: [n_r, ...] -> [sum of all n_r, ...].
+
+    Args:
+        tensor: Rows of this rank.
+        counts: Number of rows of every rank, n_r; it may be 0.
+    """
     if world_size() == 1:
         return tensor
     most = max(counts)
@@ -147,7 +165,7 @@ def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """`value` of every rank, in rank order."""
+    """Returns the `value` of every rank, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = []
@@ -156,7 +174,11 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def together(action: Callable[[], T]) -> T:
-    """What `action` gives on this rank. Where it raises a PlscError all ranks raise the first one, so none waits in vain."""
+    """Calls `action` on every rank and returns its result on this rank.
+
+    Raises:
+        PlscError: The first one that `action` raised on any rank; all ranks raise it, so that none is left waiting.
+    """
     result, error = None, None
     try:
         result = action()
@@ -168,19 +190,23 @@ def together(action: Callable[[], T]) -> T:
 
 
 def from_rank_0(action: Callable[[], T]) -> T:
-    """What `action` gives on rank 0, which alone does it; all raise its PlscError."""
+    """Calls `action` on rank 0 alone and returns its result on every rank.
+
+    Raises:
+        PlscError: The one that `action` raised; on every rank.
+    """
     return all_gather_object(together(lambda: action() if rank() == 0 else None))[0]
 
 
 def any_rank(flag: bool) -> bool:
-    """True on all ranks when `flag` is true on at least one."""
+    """Returns whether `flag` is true on at least one rank."""
     if world_size() == 1:
         return flag
     return all_reduce_sum(paddle.to_tensor([int(flag)], dtype="int64")).item() > 0
 
 
 def broadcast_statistics(model: paddle.nn.Layer) -> None:
-    """Gives every rank rank 0's untrained state (BatchNorm's running mean and variance)."""
+    """Gives every rank the untrained state of rank 0, such as BatchNorm's running mean and variance."""
     if world_size() == 1:
         return
     state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
@@ -191,5 +217,5 @@ def broadcast_statistics(model: paddle.nn.Layer) -> None:
 def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:
-        # A sum every rank must read, rather than distributed.barrier(), behaves the same on gloo and nccl.
+        # Unlike distributed.barrier(), a sum that every rank must read behaves the same on gloo and nccl.
         np.asarray(all_reduce_sum(paddle.zeros([1], dtype="int64")))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.core
 
 
 def simulated_table(finite_steps, init, incr_every, decr_every, incr_ratio, decr_ratio, dynamic):
-    """The scale before each step, written from the specification's table: it counts steps back from each change."""
+    """Returns the scale before each step, from the table in the specification: it counts steps since each change."""
     scale, since, scales = init, [], []
     for finite in finite_steps:
         scales.append(scale)
@@ -56,7 +56,7 @@ def test_the_scaler_does_what_the_table_says(finite, init, incr_every, decr_ever
     assert all(0 < scale < np.inf for scale in scales)
 
 
-def test_the_floor_is_said_with_its_reason(caplog):
+def test_a_scale_at_its_floor_is_reported_with_the_reason(caplog):
     scaler = amp.DynamicLossScaler(MixedPrecision(True, 2.0, decr_every_n_nan_or_inf=1))
     with caplog.at_level(logging.WARNING, "plsc"):
         logging.getLogger("plsc").propagate = True
@@ -67,7 +67,7 @@ def test_the_floor_is_said_with_its_reason(caplog):
 
 
 @pytest.mark.parametrize("chosen", [MixedPrecision(False, 8.0), MixedPrecision(True, 8.0, dtype="bfloat16")])
-def test_what_needs_no_scaling_has_none(chosen):
+def test_precisions_that_need_no_scaling_have_none(chosen):
     scaler = amp.DynamicLossScaler(chosen)
     for _ in range(3000):
         scaler.update(False)
@@ -108,7 +108,7 @@ class Net(paddle.nn.Layer):
 
 
 def run(settings, image, scale=1.0):
-    """Output and gradients of a small net, the same for every call."""
+    """Returns the output and the gradients of a small network, which is the same for every call."""
     paddle.seed(1)
     net = Net()
     original = paddle._C_ops.conv2d

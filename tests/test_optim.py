@@ -36,21 +36,21 @@ def test_optimizers_that_need_the_whole_gradient_keep_the_parameter(make):
     assert optimizer._parameter_list
 
 
-def test_a_parameters_own_decay_decides():
+def test_the_decay_of_a_parameter_wins():
     optimizer = paddle.optimizer.Momentum(0.1, parameters=[parameter()], weight_decay=0.5)
     assert optim.row_update(optimizer, parameter()).decay == 0.5
     assert optim.row_update(optimizer, parameter(regularizer=L2)).decay == pytest.approx(0.1)
     assert optim.row_update(optimizer, parameter(regularizer=L1)) is None
 
 
-def test_taken_rows_leave_the_optimizer_only_the_rest():
+def test_the_optimizer_keeps_what_row_updates_do_not_take():
     kept, taken = parameter(), parameter()
     optimizer = paddle.optimizer.SGD(0.1, parameters=[kept, taken])
     assert set(optim.take_rows(optimizer, {"weight": taken})) == {"weight"}
     assert len(optimizer._parameter_list) == 1 and optimizer._parameter_list[0] is kept
 
 
-def test_one_clipping_is_enough():
+def test_clipping_is_set_in_one_place():
     config = Config(gradient_clip=2.0)
     plain = paddle.optimizer.SGD(0.1, parameters=[parameter()])
     assert optim.clip_norm_of(config, plain) == 2.0 and optim.clip_norm_of(Config(), plain) is None

@@ -70,3 +70,37 @@ def test_imports_point_one_way():
         for module in modules:
             if module.startswith("plsc.") and room_of(module) in floor:
                 assert floor[own] <= floor[room_of(module)], f"{name} imports {module}, which stands above it"
+
+
+MOST_POSITIONAL = 6
+LOGGING = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+
+
+def long_calls_of(source):
+    """Yields the line and the function of each call with more than six positional arguments.
+
+    Calls that log and calls with `*arguments` do not count.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or len(node.args) <= MOST_POSITIONAL:
+            continue
+        logs = isinstance(node.func, ast.Attribute) and node.func.attr in LOGGING
+        if not logs and not any(isinstance(one, ast.Starred) for one in node.args):
+            yield node.lineno, ast.unparse(node.func)
+
+
+def test_the_guard_against_long_calls_finds_them():
+    source = (
+        "f(1, 2, 3, 4, 5, 6, a=7)\nf(*x, 2, 3, 4, 5, 6, 7)\nlogger.info('', 1, 2, 3, 4, 5, 6)\na.B(1, 2, 3, 4, 5, 6, 7)"
+    )
+    assert list(long_calls_of(source)) == [(4, "a.B")]
+
+
+def test_no_call_has_more_than_six_positional_arguments():
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {function}"
+        for folder in ("plsc", "tools", "demo")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, function in long_calls_of(path.read_text())
+    ]
+    assert not found, "pass these arguments by keyword, or as a record: " + ", ".join(found)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plsc import settings
 from plsc.arguments import add_command, at_least
-from plsc.config import Config, check_choice, check_float, check_image_shape, kind_of
+from plsc.config import Config, check_choice, check_float, check_image_shape
+
+if TYPE_CHECKING:
+    from plsc.engine.forecast import Workload
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -54,11 +56,10 @@ def run(options: argparse.Namespace) -> int:
 
     config = _config(chosen)
     memory = None if options.device_memory is None else forecast.parse_size(options.device_memory)
-    make = _forecast(config, options.optimizer, on_cpu=memory is None)
-    ranks, batch = options.ranks, config.train_batch_size
-    made = make(ranks=ranks, batch=batch)
+    workload = _workload(config, options.ranks, options.optimizer, on_cpu=memory is None)
+    made = forecast.forecast(workload)
     known = forecast.host_memory() if memory is None else memory
-    shared = ranks if memory is None else 1  # ranks on CPUs share a machine
+    shared = options.ranks if memory is None else 1  # ranks on CPUs share a machine
     most = None if known is None else made.max_classes(known // shared)
     if options.json:
         print(json.dumps({**made.to_json(), "max_classes": most}))
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         owner = "of this machine" if memory is None else "a rank"
         print(f"largest class count for {forecast.size_text(known)} {owner}: {most:,}")
         if most < config.num_classes:
-            print("\n".join(forecast.advice(make, ranks, batch, known, memory is None)))
+            print("\n".join(forecast.advice(workload, known, one_machine=memory is None)))
     return 0
 
 
@@ -105,29 +106,13 @@ def _config(chosen: dict[str, Any]) -> Config:
     return Entry()._config
 
 
-def _forecast(config: Config, optimizer: str, on_cpu: bool) -> functools.partial:
-    """A function of ranks and batch, as a training with these settings makes it."""
+def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:
+    """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
-    from plsc.heads.workers import walking_threads
     from plsc.machine.memory import resident_memory
     from plsc.models import build_model
 
-    process, shape = resident_memory(), config.image_shape
-    return functools.partial(
-        forecast.forecast,
-        config.num_classes,
-        config.emb_dim,
-        backbone=forecast.backbone_size(build_model(config.model_name, config.emb_dim, shape), shape),
-        image_shape=shape,
-        sharded=config.loss_type.startswith("dist_"),
-        has_bias=kind_of(config.loss_type) == "softmax",
-        sample_ratio=config.sample_ratio,
-        optimizer=optimizer,
-        micro_batches=config.gradient_accumulation,
-        num_workers=config.num_workers,
-        threads=walking_threads(),
-        chunk=config.head_chunk,
-        saves_in_background=config.background_save and bool(config.model_save_dir),
-        process=process,
-        on_cpu=on_cpu,
-    )
+    process = resident_memory()
+    model = build_model(config.model_name, config.emb_dim, config.image_shape)
+    size = forecast.backbone_size(model, config.image_shape)
+    return forecast.workload_of(config, size, optimizer=optimizer, ranks=ranks, process=process, on_cpu=on_cpu)

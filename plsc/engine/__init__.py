@@ -1,1 +1,1 @@
-"""The training loop, the tests on verification sets, and what they report."""
+"""Training: the loop, its state, its callbacks, and what it logs, records and uploads."""

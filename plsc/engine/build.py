@@ -1,114 +1,53 @@
-"""Makes from the settings what a training or a test works with."""
+"""Builds from the settings what training works with: data, head, callbacks."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from typing import Any, Optional, Union
-
-import paddle
+from typing import Optional, Union
 
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.loader import ImageLoader
-from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
 from plsc.data.sources import open_images
-from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
-from plsc.data.verification import VerificationSet
-from plsc.errors import ConfigError
-from plsc.evaluation.evaluator import Evaluator
+from plsc.engine.callbacks import Callback, CheckpointSaver
+from plsc.engine.log import ProgressLog
+from plsc.engine.scalars import ScalarFiles
+from plsc.engine.upload import Uploader
 from plsc.heads import ClassifierHead, build_head
-from plsc.models import build_model
-from plsc.models.base_model import build
+from plsc.storage import Retrying
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
-    """The user's reader, or the images of the data set folder."""
+    """Returns a loader of the user's reader or, without one, of the images of the data set."""
+    rank, world_size = parallel.rank(), parallel.world_size()
     if config.train_reader is not None:
         return ReaderLoader(
-            "train_reader",
-            config.train_reader,
-            config.image_shape,
-            config.num_classes,
-            config.train_image_num,
-            config.train_batch_size,
-            config.seed,
-            parallel.rank(),
-            parallel.world_size(),
+            name="train_reader",
+            reader=config.train_reader,
+            image_shape=config.image_shape,
+            num_classes=config.num_classes,
+            num_images=config.train_image_num,
+            batch_size=config.train_batch_size,
+            seed=config.seed,
+            rank=rank,
+            world_size=world_size,
         )
-    rank, world_size = parallel.rank(), parallel.world_size()
     return ImageLoader(
         open_images(config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle),
-        config.image_shape,
-        config.train_batch_size,
-        config.augmentation,
-        config.seed,
-        config.num_workers,
-        rank,
-        world_size,
+        image_shape=config.image_shape,
+        batch_size=config.train_batch_size,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        rank=rank,
+        world_size=world_size,
     )
-
-
-def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluator:
-    """On `test_reader`, or else on the sets named by `val_targets`; and on the gallery and probes of `set_identification`.
-
-    Args:
-        kept_dir: see `Evaluator`.
-    """
-    sets, reader = [], None
-    if config.test_reader is None:
-        sets = find_sets(config.dataset_dir, config.val_targets, config.image_shape)
-    else:
-        sets, reader = given_test(config)
-    if config.identification is not None:
-        if reader is not None:
-            raise ConfigError("set_identification, but test_reader gives the images of the test; leave one of them out")
-        sets.append(read_gallery(*map(Path, config.identification)))
-    if not sets and reader is None:
-        raise ConfigError(
-            "set_val_targets(''), so there is nothing to test on; name a set, or call set_with_test(False)"
-        )
-    pairs_dir = Path(config.model_save_dir) if config.model_save_dir else None
-    return Evaluator(sets, reader, config, pairs_dir, kept_dir)
-
-
-def given_test(config: Config) -> tuple[list[EvaluationSet], Optional[ReaderLoader]]:
-    """`test_reader`: the sets that `plsc.utils.jpeg_reader.test` returns, or a reader of labelled images."""
-    given = config.test_reader
-    if isinstance(given, (list, tuple)) and given and isinstance(given[0], (list, tuple)):
-        sets = list(given[0])
-        if sets and all(isinstance(one, VerificationSet) for one in sets):
-            return [of_verification(one) for one in sets], None
-    return [], reader_loader("test_reader", given, config, num_classes=1 << 62)
-
-
-def reader_loader(name: str, reader: Any, config: Config, num_classes: Optional[int]) -> ReaderLoader:
-    """A reader that is passed over once, in its own order."""
-    return ReaderLoader(
-        name,
-        reader,
-        config.image_shape,
-        num_classes,
-        None,
-        config.test_batch_size,
-        rank=parallel.rank(),
-        world_size=parallel.world_size(),
-    )
-
-
-def build_backbone(config: Config) -> paddle.nn.Layer:
-    """The user's model or the named one, with all its layers made and its embedding size checked."""
-    model = config.model or build_model(config.model_name, config.emb_dim, config.image_shape)
-    emb_dim = build(model, config.image_shape)
-    if emb_dim != config.emb_dim:
-        raise ConfigError(
-            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of {emb_dim}; make them agree"
-        )
-    return model
 
 
 def build_classifier(config: Config) -> ClassifierHead:
-    """This rank's class centres, fresh."""
+    """Returns this rank's class centres, with fresh weights."""
     return build_head(
         config.loss_type,
         config.num_classes,
@@ -123,3 +62,27 @@ def build_classifier(config: Config) -> ClassifierHead:
         compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
         simulate=config.mixed_precision.simulate,
     )
+
+
+def build_uploader(config: Config, store: Optional[Retrying], stop: threading.Event) -> Optional[Uploader]:
+    """Returns the callback that uploads checkpoints to `fs_dir_for_save`; None without that setting.
+
+    Args:
+        config: The settings.
+        store: The storage that `open_store` has opened.
+        stop: Set when training ends, so that transfers end too.
+    """
+    if store is None or config.hdfs is None or config.hdfs.fs_dir_for_save is None:
+        return None
+    return Uploader(store, config.hdfs.fs_dir_for_save, config.hdfs_upload.when, stop)
+
+
+def build_callbacks(config: Config, uploader: Optional[Uploader]) -> list[Callback]:
+    """Returns all callbacks in the order in which they are called: logging first, saving after those of the user."""
+    callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+    if config.scalars is not None:
+        folder = config.scalars.directory or Path(config.model_save_dir, "scalars")
+        callbacks.append(ScalarFiles(config.scalars.kind, Path(folder)))
+    if uploader is not None:
+        callbacks.append(uploader)
+    return callbacks

@@ -1,4 +1,4 @@
-"""What takes part in training besides the loop: the hooks, what they see, and the saving of checkpoints."""
+"""Callbacks: their hooks, what the hooks see of a run, and the callback that saves checkpoints."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from plsc.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class Step:
-    """The last step; the same on every rank.
+    """What is known of the last step, the same on every rank.
 
     Attributes:
-        loss: the mean over the global batch.
-        lr: the learning rate it used.
-        scale: the loss scale it used; None where the loss is not scaled.
-        samples: size of the global batch.
-        correct: (top-1, top-5) counts over the global batch, with `set_calc_acc`.
-        problem: why nothing was updated by it; None when all is well.
+        loss: Mean over the global batch.
+        lr: Learning rate of the step.
+        scale: Loss scale of the step; None where the loss is not scaled.
+        samples: Size of the global batch.
+        correct: (top-1, top-5) counts over the global batch, with `set_calc_acc`; None without.
+        problem: Why the step was skipped and updated nothing; None when all is well.
     """
 
     loss: float
@@ -40,19 +40,19 @@ class Step:
 
 
 class Clock:
-    """Seconds spent in training: tests and saves are left out."""
+    """A clock that measures the time spent on training, without tests and saves."""
 
     def __init__(self) -> None:
         self._began, self._pauses = time.perf_counter(), 0
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """Seconds since the clock was made, without its pauses."""
         return time.perf_counter() - self._began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out what happens inside."""
+        """Stops the clock while the block runs; pauses may be nested."""
         began = time.perf_counter()
         self._pauses += 1
         try:
@@ -67,15 +67,14 @@ class Run(Protocol):
     """What a hook sees of the training it takes part in.
 
     Attributes:
-        config: the settings; not to be changed.
-        backbone: the model, as the user gave it.
-        head: this rank's class centres.
-        optimizer: of both; `optimizer.get_lr()` is the rate of the next step.
-        progress: epochs and steps done, the last epoch's mean loss, the last test's result.
-        last: the last step; None before the first.
-        steps_per_epoch: None when a reader cannot tell.
-        save_dir: None when nothing is saved.
-        clock: seconds of training.
+        config: The settings; a hook must not change them.
+        backbone: The model, as the user gave it.
+        head: This rank's class centres.
+        optimizer: The optimizer of both; `optimizer.get_lr()` is the learning rate of the next step.
+        last: The last step; None before the first.
+        steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
+        save_dir: Folder of the run; None when nothing is saved.
+        clock: Seconds spent on training.
     """
 
     config: Config
@@ -89,88 +88,94 @@ class Run(Protocol):
 
     @property
     def progress(self) -> Progress:
-        """See above."""
+        """Epochs and steps done, the mean loss of the last epoch, and the results of the last test."""
 
     @property
     def checkpoints(self) -> Sequence[Path]:
         """The complete checkpoints of this run that are kept, oldest first."""
 
     def record(self, event: str, **values: Any) -> None:
-        """Adds one line to metrics.jsonl and tells the callbacks; numbers, texts and dicts of them are allowed.
+        """Adds a line to metrics.jsonl, which rank 0 writes, and tells the callbacks.
 
-        Rank 0 writes the line. Values that are None are left out.
+        Args:
+            event: What the line is about, such as 'train'.
+            **values: Numbers, texts, and dicts of them; values that are None are left out.
         """
 
     def save(self, name: str) -> None:
-        """Saves to `<save_dir>/<name>`, if anything is saved; every rank must call it after the same step."""
+        """Saves a checkpoint to `<save_dir>/<name>`; does nothing without a save folder.
+
+        Every rank must call it after the same step.
+        """
 
     def stop(self, reason: str) -> None:
-        """Ends training in order: after this epoch when called at its end, otherwise after the next step.
+        """Ends training in an orderly way on all ranks, even when only one of them calls it.
 
-        One rank is enough: all stop.
+        Training ends after this epoch when it is called at the end of the epoch, and after the next step otherwise.
         """
 
 
 class Callback:
-    """Takes part in training: override the hooks that are of use, and give an object to `Entry.add_callback`.
+    """An object that takes part in training.
 
-    Every rank calls every hook, in the order the callbacks were added. An exception ends the run on all ranks.
+    Override the hooks you need, and give an instance to `Entry.add_callback`. Every rank calls every hook, in the order
+    in which the callbacks were added. An exception ends the run on all ranks.
     """
 
     def on_train_begin(self, run: Run) -> None:
-        """Before the first step, when the weights are there and a resumed run is where it was."""
+        """Is called before the first step, when all weights are loaded and a resumed run is where it stopped."""
 
     def on_epoch_begin(self, run: Run) -> None:
-        """Before the first step of an epoch (in a resumed run, before the first that is left)."""
+        """Is called before the first step of an epoch; in a resumed run, before its first remaining step."""
 
     def on_step_end(self, run: Run) -> None:
-        """After a step: `run.last`, `run.progress`."""
+        """Is called after each step; `run.last` and `run.progress` describe it."""
 
     def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
-        """After a test: what `Entry.test` returns."""
+        """Is called after a test; `results` is what `Entry.test` returns."""
 
     def on_record(self, run: Run, event: str, values: Mapping[str, Any]) -> None:
-        """After a record of `run.record`, such as 'train' every `log_period` steps; it must not record anything itself."""
+        """Is called after each `run.record`, such as 'train' every `log_period` steps; it must not record anything."""
 
     def on_epoch_end(self, run: Run) -> None:
-        """After an epoch and its test, before it is saved; `run.progress.epoch` is the number of epochs done."""
+        """Is called after an epoch and its test, before it is saved; `run.progress.epoch` counts finished epochs."""
 
     def on_save(self, run: Run, folder: Path) -> None:
-        """A checkpoint is in its place, on every rank; it was begun some steps ago."""
+        """Is called when a checkpoint is complete on every rank; writing it began some steps ago."""
 
     def on_train_end(self, run: Run) -> None:
-        """When the last epoch is saved, or `run.stop` has ended training."""
+        """Is called when the last epoch is saved, or when `run.stop` has ended training."""
 
     def close(self) -> None:
-        """However training ends: frees what the callback holds."""
+        """Releases what the callback holds; is called however training ends."""
 
     def state(self) -> Any:
-        """What a checkpoint keeps of it, as numbers, texts, lists and dicts; rank 0's counts."""
+        """Returns what a checkpoint keeps of the callback on rank 0, as numbers, texts, lists and dicts."""
         return None
 
     def load_state(self, state: Any) -> None:
-        """Takes back what `state` gave, before `on_train_begin` of a resumed run, on every rank."""
+        """Takes back what `state` returned; is called on every rank of a resumed run, before `on_train_begin`."""
 
 
 class CheckpointSaver(Callback):
-    """Saves after each epoch, and every `save_period` steps."""
+    """The callback that saves a checkpoint after each epoch and every `save_period` steps."""
 
     def on_step_end(self, run: Run) -> None:
-        """Saves `step_<n>`."""
+        """Saves the checkpoint `step_<n>`."""
         step, period = run.progress.step, run.config.save_period
         if period and step % period == 0:
             run.save(f"step_{step}")
 
     def on_epoch_end(self, run: Run) -> None:
-        """Saves the epoch by its number, from 0."""
+        """Saves the checkpoint of the epoch, whose name is its number, from 0."""
         run.save(str(run.progress.epoch - 1))
 
 
 def states_of(callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """`state` of each that has one, by class name and, for the second of a class and on, its number.
+    """Returns the states of the callbacks that have one, by class name; a second one of a class is `<name>_2`.
 
     Raises:
-        ConfigError: one is not made of what JSON knows.
+        ConfigError: A state cannot be written as JSON.
     """
     states = {}
     for name, callback in _named(callbacks):
@@ -190,7 +195,7 @@ def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> Non
     """Gives each callback the state it had.
 
     Raises:
-        CheckpointError: one does not take it.
+        CheckpointError: A callback does not accept its state.
     """
     for name, callback in _named(callbacks):
         if name not in states:
@@ -199,12 +204,13 @@ def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> Non
             callback.load_state(states[name])
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(
-                f"{name}.load_state: does not take what the checkpoint holds of it ({type(problem).__name__}: {problem}); "
-                "it was saved by another version of the class"
+                f"{name}.load_state: does not accept the state in the checkpoint ({type(problem).__name__}: "
+                f"{problem}); another version of the class has saved it"
             ) from None
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """Yields the callbacks with their names in a checkpoint."""
     seen: Counter[str] = Counter()
     for callback in callbacks:
         kind = type(callback).__name__

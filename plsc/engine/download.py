@@ -1,4 +1,4 @@
-"""Brings checkpoints from HDFS before training, to each folder what its ranks need."""
+"""Downloads checkpoints from HDFS before training; each folder receives the files that its ranks need."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ logger = logging.getLogger("plsc")
 
 
 def open_store(config: Config, stop: Optional[threading.Event] = None) -> Optional[Retrying]:
-    """The HDFS of `set_hdfs_info`, known to answer, and to take files where some will be written; None without one.
+    """Opens the HDFS of `set_hdfs_info`, after checking that it answers and that files can be written there.
 
-    Every rank calls it, and speaks to the servers itself: machines may see different networks.
+    Every rank calls it and connects to the servers itself, because machines may see different networks.
+
+    Args:
+        config: The settings.
+        stop: Ends the repeated attempts of a transfer when it is set.
+
+    Returns:
+        The storage, or None without `set_hdfs_info`.
 
     Raises:
-        StorageError: it does not answer within seconds, or refuses; the same on every rank.
+        StorageError: The servers do not answer within seconds, or refuse; the same on every rank.
     """
     hdfs = config.hdfs
     if hdfs is None:
@@ -52,12 +59,14 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
 
 
 def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
-    """Downloads `fs_checkpoint_dir` to the folder of `set_checkpoint_dir`.
+    """Downloads the checkpoint in `fs_checkpoint_dir`, or the newest of several, to the folder of `set_checkpoint_dir`.
+
+    All ranks raise the same error.
 
     Raises:
-        StorageError: it cannot be had.
-        CheckpointError: none is there, or it is damaged.
-        ConfigError: the folder holds another checkpoint. All of them on every rank.
+        StorageError: The checkpoint cannot be read.
+        CheckpointError: There is no complete checkpoint, or it is damaged.
+        ConfigError: The folder holds another checkpoint.
     """
     if config.hdfs is None or config.hdfs.fs_checkpoint_dir is None:
         return
@@ -69,7 +78,8 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
         found = remote.open_remote(store, source) or remote.newest(store, source)
         if found is None:
             raise CheckpointError(
-                f"{store.name}: {source}: no complete checkpoint there; name its folder, or that of several, as fs_checkpoint_dir"
+                f"{store.name}: {source}: no complete checkpoint there; set fs_checkpoint_dir to its folder, or to "
+                "that of several"
             )
         return found
 
@@ -77,10 +87,14 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
 
 
 def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> None:
-    """Downloads the newest checkpoint of `fs_dir_for_save` into the save folder, unless every machine has it or a newer one.
+    """Downloads the newest checkpoint in `fs_dir_for_save` to the save folder, if the run is to be resumed.
+
+    Nothing is downloaded when every machine has that checkpoint or a newer one. All ranks raise the same error.
 
     Raises:
-        StorageError, CheckpointError, ConfigError: as `fetch_checkpoint`.
+        StorageError: The checkpoint cannot be read.
+        CheckpointError: The checkpoint is damaged.
+        ConfigError: The folder holds another checkpoint of that name.
     """
     if store is None or config.hdfs is None or config.hdfs.fs_dir_for_save is None or not config.resume:
         return
@@ -95,7 +109,7 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> N
     def check() -> None:
         meta = folder / "meta.json"
         if folder.exists() and not (meta.is_file() and meta.read_bytes() == found.meta_text):
-            raise ConfigError(f"{folder}: holds another checkpoint than {found.path} of {store.name}; move it away")
+            raise ConfigError(f"{folder}: holds another checkpoint than {found.path} in {store.name}; move it away")
 
     parallel.together(check)
     is_there = folder.exists()
@@ -106,7 +120,7 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> N
 
 
 def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
-    """Whether this rank lacks files of a remote checkpoint it needs, and has no newer one."""
+    """Returns whether this rank lacks files that it needs of a remote checkpoint, and has no newer checkpoint."""
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
             own = checkpoint.open_checkpoint(folder, partial=True)
@@ -119,7 +133,11 @@ def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
 
 
 def _fetch(config: Config, store: Retrying, found: remote.Remote, folder: Path, setter: str) -> bool:
-    """Ranks that see the same folder share the files their machine needs; whether this one is the first of them."""
+    """Downloads what the ranks of this machine need; ranks that see the same folder share the work.
+
+    Returns:
+        Whether this rank is the first of those that see the folder.
+    """
     leader = checkpoint.leader_of(folder, setter)
     group = [rank for rank, one in enumerate(parallel.all_gather_object(leader)) if one == leader]
     needed = _needed(config, found.checkpoint, group)
@@ -129,12 +147,12 @@ def _fetch(config: Config, store: Retrying, found: remote.Remote, folder: Path, 
     parallel.together(lambda: remote.download(store, found, folder, own))
     leads = leader == parallel.rank()
     parallel.together(lambda: remote.finish_download(found, folder) if leads else None)
-    logger.info("downloaded, checksums are right; %.1f s", time.perf_counter() - began)
+    logger.info("downloaded; the checksums are right; %.1f s", time.perf_counter() - began)
     return leads
 
 
 def _needed(config: Config, found: checkpoint.Checkpoint, ranks: list[int]) -> list[str]:
-    """The files of a checkpoint these ranks read."""
+    """Lists the files of a checkpoint that these ranks read."""
     heads = [checkpoint.head_file(number) for number in range(len(found.head_rows))]
     shared = sorted(set(found.files) - set(heads))
     if found.meta["num_classes"] != config.num_classes or not config.loss_type.startswith("dist_"):
@@ -145,4 +163,4 @@ def _needed(config: Config, found: checkpoint.Checkpoint, ranks: list[int]) -> l
         begin, end = end, end + rows
         if any(begin < upper and lower < end for lower, upper in bounds):
             needed.append(name)
-    return [*shared, *(needed or heads[:1])]  # for its names and shapes
+    return [*shared, *(needed or heads[:1])]  # a rank without rows reads one for its names and shapes

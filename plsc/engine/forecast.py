@@ -1,23 +1,24 @@
-"""What a training will take of memory and of the wire, by arithmetic, before anything is allocated."""
+"""Forecasts the memory and the traffic of a training by arithmetic, before anything is allocated."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import paddle
 
+from plsc.config import Config, kind_of
 from plsc.errors import ConfigError
 from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows
+from plsc.heads.workers import walking_threads
 from plsc.models.base_model import inputs_of
 
 _FLOAT = 4
-# Measured on CPUs (tests/benchmarks/plan.py): what backward needs at a time beside what forward has kept.
+# Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
 _BACKWARD = 1.10
 _LIBRARIES = 80_000_000  # of Paddle's libraries, once they compute
 _OPTIMIZER_COPIES = {"SGD": 0, "Momentum": 1, "Adagrad": 1, "RMSProp": 3, "Adam": 2, "AdamW": 2, "Lamb": 2, "Adamax": 2}
@@ -26,12 +27,12 @@ _MOVED_IN_CHUNKS = ("SGD", "Momentum")
 
 @dataclass(frozen=True)
 class BackboneSize:
-    """Bytes a backbone takes.
+    """The sizes of a backbone, in bytes.
 
     Attributes:
-        parameters: of its trained parameters.
-        statistics: of all else it holds.
-        activations: kept by a forward pass for the backward pass, per image.
+        parameters: Trained parameters.
+        statistics: Everything else the backbone holds.
+        activations: What a forward pass keeps for the backward pass, per image.
     """
 
     parameters: int
@@ -40,20 +41,118 @@ class BackboneSize:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Bytes per rank while training.
+class Workload:
+    """A training, as far as it decides about memory and traffic.
 
     Attributes:
-        head: by part: `weights`, `momentum` (all optimizer state), `gradient` (of optimizers that need it whole),
+        num_classes: Classes over all ranks.
+        emb_dim: Size of the embedding.
+        ranks: Number of ranks.
+        batch: Images of a rank in one forward pass; `micro_batches` of them make a step.
+        backbone: Sizes of the backbone.
+        image_shape: Channels, height and width of an image.
+        sharded: Whether each rank holds its own share of the classes, rather than all of them.
+        has_bias: Whether the head has a bias.
+        sample_ratio: Share of the classes that take part in a step.
+        optimizer: Paddle's name; SGD and Momentum move the rows in chunks, others need their whole gradient.
+        micro_batches: Batches that are accumulated in a step.
+        num_workers: Threads that load images.
+        threads: Threads that walk over the rows of the head.
+        chunk: Rows of the head that are computed at a time; 0 chooses them as the head does.
+        saves_in_background: Whether checkpoints are written from a copy of the state while training continues.
+        process: Memory of the process before the training is set up, in bytes.
+        on_cpu: Whether the ranks compute on CPUs.
+    """
+
+    num_classes: int
+    emb_dim: int
+    ranks: int
+    batch: int
+    backbone: BackboneSize
+    image_shape: tuple[int, int, int] = (3, 112, 112)
+    sharded: bool = True
+    has_bias: bool = False
+    sample_ratio: float = 1.0
+    optimizer: str = "Momentum"
+    micro_batches: int = 1
+    num_workers: int = 2
+    threads: int = 1
+    chunk: int = 0
+    saves_in_background: bool = True
+    process: int = 0
+    on_cpu: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Classes that rank 0 holds, the most of any rank."""
+        lower, upper = shard_bounds(self.num_classes, self.ranks, 0) if self.sharded else (0, self.num_classes)
+        return upper - lower
+
+    @property
+    def head_batch(self) -> int:
+        """Samples of a step that a rank computes logits for."""
+        return self.batch * self.micro_batches * (self.ranks if self.sharded else 1)
+
+    @property
+    def moved_in_chunks(self) -> bool:
+        """Whether the optimizer never needs the whole gradient of the head."""
+        return self.optimizer in _MOVED_IN_CHUNKS
+
+    @property
+    def optimizer_copies(self) -> int:
+        """How many times the size of the parameters the optimizer keeps as its state.
+
+        Raises:
+            ConfigError: The state of the optimizer is not known.
+        """
+        if self.optimizer not in _OPTIMIZER_COPIES:
+            known = ", ".join(_OPTIMIZER_COPIES)
+            raise ConfigError(f"optimizer {self.optimizer!r}: the size of its state is not known; choose from {known}")
+        return _OPTIMIZER_COPIES[self.optimizer]
+
+
+def workload_of(
+    config: Config, backbone: BackboneSize, *, optimizer: str, ranks: int, process: int, on_cpu: bool
+) -> Workload:
+    """Returns the workload of a training with these settings; see `Workload` for the arguments."""
+    return Workload(
+        num_classes=config.num_classes,
+        emb_dim=config.emb_dim,
+        ranks=ranks,
+        batch=config.train_batch_size,
+        backbone=backbone,
+        image_shape=config.image_shape,
+        sharded=config.loss_type.startswith("dist_"),
+        has_bias=kind_of(config.loss_type) == "softmax" and config.bias_attr is not False,
+        sample_ratio=config.sample_ratio,
+        optimizer=optimizer,
+        micro_batches=config.gradient_accumulation,
+        num_workers=config.num_workers,
+        threads=walking_threads(),
+        chunk=config.head_chunk,
+        saves_in_background=config.background_save and bool(config.model_save_dir),
+        process=process,
+        on_cpu=on_cpu,
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The memory and the traffic of each rank while training, in bytes.
+
+    Attributes:
+        head: By part: `weights`, `momentum` (all optimizer state), `gradient` (of optimizers that need it whole),
             `workspace`.
-        backbone: by part: `weights`, `momentum`, `gradients`, `buckets` (in which the ranks' gradients meet),
+        backbone: By part: `weights`, `momentum`, `gradients`, `buckets` (in which the ranks' gradients meet),
             `activations`.
-        images: batches decoded ahead.
-        process: of Python, Paddle and plsc themselves, once they compute.
-        snapshot: of the state, in host memory, while a checkpoint is written in the background.
-        wire: sent by a rank in a step, by part.
-        bytes_per_class: how `total` grows with this rank's classes.
-        ranks: that share the classes: 1 when every rank holds them all.
+        images: Batches that are decoded ahead.
+        process: Python, Paddle and plsc themselves, once they compute.
+        snapshot: Copy of the state, in host memory, while a checkpoint is written in the background.
+        wire: What a rank sends in a step, by part.
+        bytes_per_class: How much `total` grows with each class of this rank.
+        ranks: Ranks that share the classes; 1 when every rank holds them all.
+        num_classes: Classes over all ranks.
+        on_cpu: Whether the ranks compute on CPUs.
     """
 
     head: dict[str, int]
@@ -69,27 +168,27 @@ class Forecast:
 
     @property
     def head_bytes(self) -> int:
-        """Of the head."""
+        """Size of the head."""
         return sum(self.head.values())
 
     @property
     def total(self) -> int:
-        """On the device: all, where the device is a CPU; without images, process and snapshot elsewhere."""
+        """Memory of the device; on a CPU that includes images, process and snapshot."""
         device = self.head_bytes + sum(self.backbone.values())
         return device + self.images + self.process + self.snapshot if self.on_cpu else device
 
     def max_classes(self, memory: int) -> int:
-        """Classes that fit when a rank's device has `memory` bytes."""
+        """Returns how many classes fit when the device of a rank has `memory` bytes."""
         rest = self.total - self.bytes_per_class * self.num_classes / self.ranks
         return max(0, int((memory - rest) / self.bytes_per_class) * self.ranks)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, and the sums."""
+        """Returns every part and the sums, for JSON."""
         parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "bytes_per_class"}
         return {**parts, "head_bytes_per_rank": self.head_bytes, "total_bytes_per_rank": self.total}
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Returns the forecast as lines of text."""
         head, backbone = (
             ", ".join(f"{name} {size_text(size)}" for name, size in part.items() if size)
             for part in (self.head, self.backbone)
@@ -108,9 +207,9 @@ class Forecast:
 
 
 def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> BackboneSize:
-    """Measures a model whose layers are made, by two forward passes of two and of three images.
+    """Measures a model whose layers have been made, by two forward passes, of two and of three images.
 
-    They are passes of a test, which leave a model as it is; what one of training keeps besides is a mask of dropout.
+    They run in evaluation mode and leave the model unchanged; a pass in training mode also keeps the masks of dropout.
     """
     was_training = model.training
     model.eval()
@@ -124,105 +223,72 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> 
     return BackboneSize(parameters, everything - parameters, kept[1] - kept[0])
 
 
-def forecast(
-    num_classes: int,
-    emb_dim: int,
-    ranks: int,
-    batch: int,
-    backbone: BackboneSize,
-    image_shape: tuple[int, int, int] = (3, 112, 112),
-    sharded: bool = True,
-    has_bias: bool = False,
-    sample_ratio: float = 1.0,
-    optimizer: str = "Momentum",
-    micro_batches: int = 1,
-    num_workers: int = 2,
-    threads: int = 1,
-    chunk: int = 0,
-    saves_in_background: bool = True,
-    process: int = 0,
-    on_cpu: bool = True,
-) -> Forecast:
-    """The forecast of one training.
+def forecast(workload: Workload) -> Forecast:
+    """Returns the forecast of a training.
 
-    With q = num_classes / ranks rows on a rank (all of them when not sharded), D the embedding, B the batch of all ranks,
-    C the chunk and T the threads: the head holds 4 q D bytes of weights, as much of momentum, and a workspace of about
-    4 T C (3 D + 4 B) + 4 B D (6 + 2 T).
-
-    Args:
-        batch: images of a rank in one forward pass; `micro_batches` of them make a step.
-        optimizer: Paddle's name; SGD and Momentum move the rows in chunks, others need their whole gradient.
-        process: bytes the process takes before anything is made.
+    With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
+    batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
+    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes.
 
     Raises:
-        ConfigError: an optimizer whose state is not known.
+        ConfigError: The state of the optimizer is not known.
     """
-    if optimizer not in _OPTIMIZER_COPIES:
-        raise ConfigError(
-            f"optimizer {optimizer!r}: its state is not known; choose from {', '.join(_OPTIMIZER_COPIES)}"
-        )
-    copies, in_chunks = _OPTIMIZER_COPIES[optimizer], optimizer in _MOVED_IN_CHUNKS
-    lower, upper = shard_bounds(num_classes, ranks, 0) if sharded else (0, num_classes)
-    rows, everyone = upper - lower, batch * ranks if sharded else batch
-    of_row = _FLOAT * (emb_dim + has_bias)
-    chunk = min(chunk or chunk_rows(everyone * micro_batches, emb_dim, on_cpu=on_cpu), max(rows, 1))
-    own_rows = rows if sample_ratio >= 1 else math.ceil(sample_ratio * rows)
-    workspace = _FLOAT * threads * chunk * (3 * emb_dim + 4 * everyone * micro_batches)
-    workspace += _FLOAT * everyone * micro_batches * emb_dim * (6 + 2 * threads)
-    workspace += _FLOAT * own_rows + (0 if sample_ratio >= 1 else 24 * own_rows)  # inverse norms; row numbers
+    copies = workload.optimizer_copies
+    row_bytes = _FLOAT * (workload.emb_dim + workload.has_bias)
+    weights, size = workload.rows * row_bytes, workload.backbone.parameters
     head = {
-        "weights": rows * of_row,
-        "momentum": rows * of_row * copies,
-        "gradient": 0 if in_chunks else 2 * rows * of_row,  # as it is summed, and as Paddle's optimizer is given it
-        "workspace": workspace,
+        "weights": weights,
+        "momentum": weights * copies,
+        # as it is summed, and as it is given to Paddle's optimizer
+        "gradient": 0 if workload.moved_in_chunks else 2 * weights,
+        "workspace": _workspace(workload),
     }
-    size = backbone.parameters
-    parts = {
-        "weights": size + backbone.statistics,
+    backbone = {
+        "weights": size + workload.backbone.statistics,
         "momentum": size * copies,
         "gradients": size,
-        "buckets": size if ranks > 1 else 0,
-        "activations": int(backbone.activations * batch * _BACKWARD),
+        "buckets": size if workload.ranks > 1 else 0,
+        "activations": int(workload.backbone.activations * workload.batch * _BACKWARD),
     }
-    copied = saves_in_background and on_cpu
-    per_class: float = of_row * ((1 + copies) * (1 + copied) + 2 * (not in_chunks))
-    per_class += _FLOAT * (1.0 if sample_ratio >= 1 else 7 * sample_ratio)
-    state = head["weights"] + head["momentum"] + parts["weights"] + parts["momentum"]
+    state = head["weights"] + head["momentum"] + backbone["weights"] + backbone["momentum"]
+    images_ahead = (workload.num_workers + 2) * workload.batch
     return Forecast(
-        head,
-        parts,
-        images=(num_workers + 2) * batch * math.prod(image_shape) * _FLOAT,
-        process=process + _LIBRARIES,
-        snapshot=state if saves_in_background else 0,
-        wire=_wire(ranks, sharded, everyone * micro_batches, emb_dim, rows * of_row, size),
-        bytes_per_class=per_class,
-        ranks=ranks if sharded else 1,
-        num_classes=num_classes,
-        on_cpu=on_cpu,
+        head=head,
+        backbone=backbone,
+        images=images_ahead * math.prod(workload.image_shape) * _FLOAT,
+        process=workload.process + _LIBRARIES,
+        snapshot=state if workload.saves_in_background else 0,
+        wire=_wire(workload, weights),
+        bytes_per_class=_bytes_per_class(workload, row_bytes),
+        ranks=workload.ranks if workload.sharded else 1,
+        num_classes=workload.num_classes,
+        on_cpu=workload.on_cpu,
     )
 
 
-def advice(make: Callable[..., Forecast], ranks: int, batch: int, memory: int, one_machine: bool) -> list[str]:
-    """What to change so that it fits.
+def advice(workload: Workload, memory: int, one_machine: bool) -> list[str]:
+    """Returns what to change so that a training that does not fit does.
 
     Args:
-        make: (ranks, batch) -> the forecast.
-        memory: bytes of a rank's device, or of the one machine all ranks are on.
+        workload: The training.
+        memory: Memory of a rank's device, or of the one machine that runs all ranks, in bytes.
+        one_machine: Whether the ranks share one machine.
     """
 
     def fits(ranks: int, batch: int) -> bool:
-        return make(ranks=ranks, batch=batch).total * (ranks if one_machine else 1) <= memory
+        total = forecast(dataclasses.replace(workload, ranks=ranks, batch=batch)).total
+        return total * (ranks if one_machine else 1) <= memory
 
     lines = []
-    smaller = batch // 2
-    while smaller and not fits(ranks, smaller):
+    smaller = workload.batch // 2
+    while smaller and not fits(workload.ranks, smaller):
         smaller //= 2
     if smaller:
         lines.append(
             f"it does not fit; it would with a batch of {smaller} per rank (set_gradient_accumulation keeps the step)"
         )
-    more = ranks * 2
-    while not one_machine and more <= 1 << 16 and not fits(more, batch):
+    more = workload.ranks * 2
+    while not one_machine and more <= 1 << 16 and not fits(more, workload.batch):
         more *= 2
     if not one_machine and more <= 1 << 16:
         lines.append(f"it {'also would' if lines else 'does not fit; it would'} on {more} ranks")
@@ -232,28 +298,53 @@ def advice(make: Callable[..., Forecast], ranks: int, batch: int, memory: int, o
     ]
 
 
-def _wire(ranks: int, sharded: bool, everyone: int, emb_dim: int, head: int, backbone: int) -> dict[str, int]:
-    """Bytes a rank sends, where a gather passes each part on to the next rank and a sum is a ring of two rounds."""
+def _workspace(workload: Workload) -> int:
+    """Returns what the head needs for a step besides its weights and their momentum, in bytes."""
+    rows, emb_dim, batch, threads = workload.rows, workload.emb_dim, workload.head_batch, workload.threads
+    chunk = min(workload.chunk or chunk_rows(batch, emb_dim, on_cpu=workload.on_cpu), max(rows, 1))
+    is_sampled = workload.sample_ratio < 1
+    sampled_rows = math.ceil(workload.sample_ratio * rows) if is_sampled else rows
+    size = _FLOAT * threads * chunk * (3 * emb_dim + 4 * batch)
+    size += _FLOAT * batch * emb_dim * (6 + 2 * threads)
+    return size + _FLOAT * sampled_rows + (24 * sampled_rows if is_sampled else 0)  # inverse norms; row numbers
+
+
+def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
+    """Returns how much the total grows with each class of a rank."""
+    is_copied = workload.saves_in_background and workload.on_cpu
+    size: float = row_bytes * (1 + workload.optimizer_copies) * (1 + is_copied)
+    size += row_bytes * 2 * (not workload.moved_in_chunks)
+    return size + _FLOAT * (7 * workload.sample_ratio if workload.sample_ratio < 1 else 1.0)
+
+
+def _wire(workload: Workload, head: int) -> dict[str, int]:
+    """Returns what a rank sends: a gather passes each part on to the next rank, a sum is a ring of two rounds.
+
+    Args:
+        workload: The training.
+        head: Size of the head's weights on a rank, in bytes.
+    """
+    ranks, batch, emb_dim = workload.ranks, workload.head_batch, workload.emb_dim
     if ranks == 1:
         return {}
     around, twice = (ranks - 1) / ranks, 2 * (ranks - 1) / ranks
-    parts: dict[str, float] = {"backbone gradients": twice * backbone}
-    if sharded:
-        parts["embeddings"] = around * _FLOAT * everyone * emb_dim
-        parts["embedding gradients"] = twice * _FLOAT * everyone * emb_dim
-        parts["labels and sums"] = around * 8 * everyone + twice * _FLOAT * 2 * everyone
+    parts: dict[str, float] = {"backbone gradients": twice * workload.backbone.parameters}
+    if workload.sharded:
+        parts["embeddings"] = around * _FLOAT * batch * emb_dim
+        parts["embedding gradients"] = twice * _FLOAT * batch * emb_dim
+        parts["labels and sums"] = around * 8 * batch + twice * _FLOAT * 2 * batch
     else:
         parts["head gradient"] = twice * head
     return {name: int(size) for name, size in parts.items()}
 
 
 def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], images: int) -> int:
-    """Bytes a forward pass keeps for backward, each tensor once."""
+    """Returns how many bytes a forward pass keeps for the backward pass, counting each tensor once."""
     kept: dict[int, Any] = {}
 
     def pack(tensor: paddle.Tensor) -> int:
         kept[tensor.data_ptr()] = tensor
-        return 0  # Paddle never lets go of what is returned here
+        return 0  # Paddle never frees what is returned here
 
     with paddle.autograd.saved_tensors_hooks(pack, lambda number: None):
         output = model(*inputs_of(model, paddle.zeros([images, *image_shape]), paddle.zeros([images], dtype="int64")))
@@ -268,7 +359,7 @@ def _bytes(tensor: paddle.Tensor) -> int:
 
 
 def host_memory() -> Optional[int]:
-    """Of this machine; None where the system does not tell."""
+    """Returns the memory of this machine, in bytes; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -276,7 +367,7 @@ def host_memory() -> Optional[int]:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: 1.2 GB."""
+    """Returns a size in bytes as a short text, such as '1.2 GB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -285,10 +376,10 @@ def size_text(size: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a text such as 80G, 24GB or 1.5e9.
+    """Returns the bytes of a text such as 80G, 24GB or 1.5e9.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: The text is not a size.
     """
     number, factor = text.strip().upper().rstrip("B"), 1.0
     if number and number[-1] in "KMGT":

@@ -1,4 +1,4 @@
-"""What a run shows and records: progress on the screen, metrics.jsonl. Rank 0 speaks for all."""
+"""What a run shows and records: its progress on the screen, and metrics.jsonl. Rank 0 speaks for all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional
@@ -16,38 +16,23 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from plsc import parallel
-from plsc.engine.callbacks import Callback, Run
+from plsc.engine.callbacks import Callback, Run, Step
 from plsc.errors import ConfigError, TrainingError
-from plsc.metrics.identification import FPIRS
+from plsc.evaluation.log import log_test
 from plsc.metrics.records import finite
-from plsc.metrics.roc import LEAST_ACCEPTS, can_tell
 
 logger = logging.getLogger("plsc")
 
 
-def set_up_logging() -> None:
-    """Gives the `plsc` logger a plain handler, unless the program gave it one."""
-    if logger.handlers:
-        return
-    handler = _AboveTheBar()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {parallel.rank()}] %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if parallel.rank() == 0 else logging.WARNING)
-    logger.propagate = False
-
-
-class _AboveTheBar(logging.StreamHandler):
-    """Writes log lines to stderr without tearing a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
 class MetricsFile:
-    """`<model_save_dir>/metrics.jsonl`, one flushed object a line, written by rank 0; nothing without a folder.
+    """The file `<model_save_dir>/metrics.jsonl`, to which rank 0 writes one JSON object a line.
+
+    Every line is flushed at once. Without a folder nothing is written.
 
     Args:
-        resumed_size: `size` when the checkpoint was made a resumed run goes on from: what came later will be done again.
+        save_dir: Folder of the run, or None.
+        resumed_size: `size` at the checkpoint that a resumed run starts from. What was written later is cut off,
+            because the run will do it again.
     """
 
     def __init__(self, save_dir: Optional[Path], resumed_size: Optional[int] = None) -> None:
@@ -66,56 +51,61 @@ class MetricsFile:
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Appends one record."""
-        if self._stream is not None:
-            try:
-                self._stream.write(json.dumps({"event": event, **finite(values)}, allow_nan=False) + "\n")
-                self._stream.flush()
-            except OSError as problem:
-                raise TrainingError(
-                    f"{self._path}: cannot be written ({problem.strerror}); free space and go on with set_resume(True)"
-                ) from None
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(json.dumps({"event": event, **finite(values)}, allow_nan=False) + "\n")
+            self._stream.flush()
+        except OSError as problem:
+            raise TrainingError(
+                f"{self._path}: cannot be written ({problem.strerror}); free some space and resume with "
+                "set_resume(True)"
+            ) from None
 
     @property
     def size(self) -> int:
-        """Bytes, all of them written."""
+        """Size of the file, in bytes; everything written so far is in it."""
         return 0 if self._stream is None else os.fstat(self._stream.fileno()).st_size
 
     def close(self) -> None:
         """Closes the file."""
         if self._stream is not None:
-            with contextlib.suppress(OSError):  # what could not be written has been said
+            with contextlib.suppress(OSError):  # `write` has already reported what could not be written
                 self._stream.close()
 
 
 class ProgressLog(Callback):
-    """Loss, speed, ETA, accuracy and tests: a bar on a terminal, plain lines elsewhere, and `metrics.jsonl` always."""
+    """The log of a training: loss, speed, remaining time, accuracy and tests.
+
+    It shows a progress bar on a terminal and plain lines elsewhere, and always writes to `metrics.jsonl`.
+    """
 
     def __init__(self) -> None:
         self._bar: Optional[tqdm] = None
-        # Of the steps since the last record that were not skipped:
+        # Sums over the steps since the last record that were not skipped.
         self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
         self._steps, self._samples, self._began = 0, 0, 0.0
-        self._epoch, self._batch = 0, 0  # of the last step
+        self._epoch, self._step_of_epoch = 0, 0  # of the last step
 
     def state(self) -> dict[str, float]:
-        """What is not recorded yet."""
+        """Returns the sums that are not recorded yet."""
         return self._sums
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Takes back what was not recorded."""
+        """Takes back the sums that were not recorded yet."""
         self._sums = {name: state[name] for name in self._sums}
 
     def on_train_begin(self, run: Run) -> None:
-        """Shows the bar."""
+        """Shows the progress bar on a terminal."""
         if parallel.rank() == 0 and sys.stderr.isatty():
             total = _total_steps(run)
             self._bar = tqdm(total=total, initial=run.progress.step, unit="step", dynamic_ncols=True)
         self._began = run.clock.seconds
 
     def on_step_end(self, run: Run) -> None:
-        """Takes in one step; shows and records every `log_period` steps."""
+        """Adds one step; shows and records the sums every `log_period` steps."""
         assert run.last is not None
-        self._epoch, self._batch = run.progress.epoch, run.progress.batch
+        self._epoch, self._step_of_epoch = run.progress.epoch, run.progress.batch
         self._steps += 1
         self._samples += run.last.samples
         if run.last.problem is None:
@@ -128,7 +118,7 @@ class ProgressLog(Callback):
             self._flush(run)
 
     def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Shows and records a test."""
+        """Shows and records the results of a test."""
         if run.progress.epoch + 1 == run.config.train_epochs:
             self._flush(run)
         log_test(results)
@@ -140,11 +130,11 @@ class ProgressLog(Callback):
             self._flush(run)
 
     def on_train_end(self, run: Run) -> None:
-        """Shows and records the last steps of a run that was ended early."""
+        """Shows and records the last steps of a run that ends early."""
         self._flush(run)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the progress bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -153,96 +143,53 @@ class ProgressLog(Callback):
         """Shows and records the steps since the last record, if there are any."""
         if self._steps == 0 or run.last is None:
             return
-        progress, last, sums = run.progress, run.last, self._sums
+        sums, last = self._sums, run.last
         elapsed = max(run.clock.seconds - self._began, 1e-9)
+        means: dict[str, float] = {"loss": sums["loss"] / sums["steps"]} if sums["steps"] else {}
+        if last.correct is not None and sums["samples"] > 0:
+            means.update(acc1=sums["top1"] / sums["samples"], acc5=sums["top5"] / sums["samples"])
         speed = self._samples / elapsed
-        loss = sums["loss"] / sums["steps"] if sums["steps"] else None
-        with_accuracy = last.correct is not None and sums["samples"] > 0
-        acc1 = sums["top1"] / sums["samples"] if with_accuracy else None
-        acc5 = sums["top5"] / sums["samples"] if with_accuracy else None
         run.record(
             "train",
-            step=progress.step,
+            step=run.progress.step,
             epoch=self._epoch,
             time=_now(),
             lr=last.lr,
-            loss=loss,
+            loss=means.get("loss"),
             images_per_second=speed,
             loss_scaling=last.scale,
-            skipped_steps=progress.skipped,
-            acc1=acc1,
-            acc5=acc5,
+            skipped_steps=run.progress.skipped,
+            acc1=means.get("acc1"),
+            acc5=means.get("acc5"),
         )
-        shown = "loss -" if loss is None else f"loss {loss:.4f}"
-        shown += f", acc1 {acc1:.4f}, acc5 {acc5:.4f}" if with_accuracy else ""
-        shown += f", scale {last.scale:g}" if last.scale is not None else ""
-        shown += f", {progress.skipped} skipped" if progress.skipped else ""
-        shown += f", {speed:.1f} images/s"
+        text = _text_of(means, last, run.progress.skipped) + f", {speed:.1f} images/s"
         if self._bar is not None:
-            self._bar.set_description_str(f"pass {self._epoch}")
-            self._bar.set_postfix_str(f"lr {last.lr:.4g}, {shown}")
+            self._bar.set_description_str(f"epoch {self._epoch}")
+            self._bar.set_postfix_str(f"lr {last.lr:.4g}, {text}")
         else:
-            of_pass = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
-            line = f"pass {self._epoch}, batch {self._batch}{of_pass}, lr {last.lr:.6g}, {shown}"
+            of_epoch = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
+            line = f"epoch {self._epoch}, step {self._step_of_epoch}{of_epoch}, lr {last.lr:.6g}, {text}"
             total = _total_steps(run)
             if total is not None:
-                seconds = max(0, total - progress.step) * elapsed / self._steps
+                seconds = max(0, total - run.progress.step) * elapsed / self._steps
                 line += f", ETA {timedelta(seconds=round(seconds))}"
             logger.info(line)
         self._sums = dict.fromkeys(self._sums, 0)
         self._steps, self._samples, self._began = 0, 0, run.clock.seconds
 
 
+def _text_of(means: Mapping[str, float], last: Step, skipped: int) -> str:
+    """Returns the loss, the accuracies, the loss scale and the skipped steps, for a log line."""
+    text = f"loss {means['loss']:.4f}" if "loss" in means else "loss -"
+    text += "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")
+    text += "" if last.scale is None else f", scale {last.scale:g}"
+    return text + (f", {skipped} skipped" if skipped else "")
+
+
 def _now() -> float:
-    """Seconds since 1970."""
+    """Returns the seconds since 1970."""
     return round(time.time(), 3)
 
 
 def _total_steps(run: Run) -> Optional[int]:
     return run.steps_per_epoch * run.config.train_epochs if run.steps_per_epoch else None
-
-
-def log_test(results: Mapping[str, Mapping[str, Any]], fars: Sequence[float] = ()) -> None:
-    """One line for each set; with the rates that were asked for also what is accepted at each."""
-    for name, values in results.items():
-        if "accuracy" not in values:
-            _log_identification(name, values, bool(fars))
-            continue
-        logger.info(
-            "test %s: accuracy %.4f +- %.4f, TAR@FAR=1e-3 %.4f, XNorm %.3f",
-            name,
-            values["accuracy"],
-            values["std"],
-            values["tar@1e-3"],
-            values["xnorm"],
-        )
-        if not fars:
-            continue
-        logger.info("test %s: AUC %.5f, EER %.4f at %.3f", name, values["auc"], values["eer"], values["eer_threshold"])
-        _log_rates(name, "TAR@FAR", values["at_far"])
-        if not can_tell(values["different_pairs"], min(fars)):
-            logger.info(
-                "test %s: %s different pairs; a FAR takes %d / FAR of them to be told",
-                name,
-                f"{values['different_pairs']:,}",
-                LEAST_ACCEPTS,
-            )
-
-
-def _log_identification(name: str, values: Mapping[str, Any], with_rates: bool) -> None:
-    ranks = ", ".join(f"{key} {share:.4f}" for key, share in values.items() if key.startswith("rank@"))
-    counts = tuple(f"{values[key]:,}" for key in ("mated", "probes", "gallery"))
-    logger.info("test %s: %s over the %s of %s probes that are in the gallery of %s", name, ranks, *counts)
-    if not with_rates:
-        return
-    _log_rates(name, "TPIR@FPIR", values["at_fpir"])
-    strangers = values["probes"] - values["mated"]
-    if not can_tell(strangers, min(FPIRS)):
-        text = "test %s: %s strangers among the probes; an FPIR takes %d / FPIR of them to be told"
-        logger.info(text, name, f"{strangers:,}", LEAST_ACCEPTS)
-
-
-def _log_rates(name: str, what: str, rates: Mapping[str, Mapping[str, float]]) -> None:
-    for rate, found in rates.items():
-        bounds = f"[{found['low']:.4f}, {found['high']:.4f}]"
-        logger.info("test %s: %s=%s %.4f %s from %.3f on", name, what, rate, found["tar"], bounds, found["threshold"])

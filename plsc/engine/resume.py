@@ -1,4 +1,4 @@
-"""How a run begins: from fresh weights, from those of a checkpoint, or where its newest good checkpoint left it."""
+"""Where a run begins: at fresh weights, at the weights of a checkpoint, or where its newest good checkpoint ends."""
 
 from __future__ import annotations
 
@@ -12,29 +12,17 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.config import Config
+from plsc.engine.download import fetch_newest
 from plsc.engine.state import TrainingState
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
+from plsc.storage import Retrying
 
 logger = logging.getLogger("plsc")
 
 
-def hold_save_dir(stack: contextlib.ExitStack, save_dir: Path) -> bool:
-    """Keeps other runs out of the folder, until `stack` is closed.
-
-    Returns:
-        Whether this rank is the first of those that see the folder.
-
-    Raises:
-        ConfigError: nothing can be written there, or another run does; on every rank.
-    """
-    leads = checkpoint.leader_of(save_dir, "set_model_save_dir") == parallel.rank()
-    parallel.together(lambda: stack.enter_context(checkpoint.locked(save_dir)) if leads else None)
-    return leads
-
-
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
-    """Takes weights from `checkpoint_dir`, as `head_init` says, and lists what was taken."""
+    """Loads weights from `checkpoint_dir`, as `head_init` says, and logs what was loaded; does nothing without one."""
     if not config.checkpoint_dir:
         return
     source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
@@ -46,45 +34,74 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
     elif config.head_init == "keep-common":
         done += checkpoint.load_common_head(source, head)
     else:
-        done.append(f"head is fresh, {config.num_classes} classes; the checkpoint's ignored")
+        done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
 
 
-def resume(state: TrainingState, save_dir: Path, leads: bool) -> tuple[checkpoint.Writer, bool]:
-    """Puts the folder in order, and goes on from its newest good checkpoint when that is asked for.
+def open_save_dir(
+    state: TrainingState, store: Optional[Retrying], resources: contextlib.ExitStack
+) -> tuple[Optional[checkpoint.Writer], bool]:
+    """Locks the save folder, cleans it up, and resumes from its newest good checkpoint where that is asked for.
 
     Args:
-        leads: whether this rank is the first of those that see the folder.
+        state: The training, before its first step.
+        store: The storage of `set_hdfs_info`, which may hold a newer checkpoint.
+        resources: Closes the writer and gives up the folder when training ends.
 
     Returns:
-        What writes the run's checkpoints, and whether it goes on from one.
+        The writer of the run's checkpoints, None without a save folder; and whether the run was resumed.
+
+    Raises:
+        ConfigError: The folder cannot be written, or another run writes there; on every rank.
+        CheckpointError: The newest checkpoint does not fit the settings, or all are damaged; on every rank.
     """
+    config = state.config
+    if not config.model_save_dir:
+        return None, False
+    save_dir = Path(config.model_save_dir)
+    leads = checkpoint.leader_of(save_dir, "set_model_save_dir") == parallel.rank()
+    parallel.together(lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None)
+    fetch_newest(config, store, save_dir)
     if leads:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
     parallel.barrier()
-    config, restarted = state.config, parallel.restarted()
-    wanted = config.resume or restarted is not None
-    # A restart alone goes on with its own run, not with what an earlier one left in the folder.
-    since = 0.0 if config.resume or restarted is None else restarted
-    source = resume_from_newest(state, save_dir, since) if wanted else None
+    source = _resume_if_wanted(state, save_dir)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.written)
-    if wanted and source is None:
-        logger.info("nothing to resume in %s; starting from the beginning", save_dir)
     writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
+    resources.callback(writer.close)
     return writer, source is not None
 
 
-def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0) -> Optional[Checkpoint]:
-    """Puts `state` where the newest good checkpoint in `save_dir` has it, on every rank; None when there is none at all.
+def _resume_if_wanted(state: TrainingState, save_dir: Path) -> Optional[Checkpoint]:
+    """Resumes the run if the settings or a restart ask for it; returns the checkpoint, or None at a fresh start."""
+    restarted = parallel.restarted()
+    if not state.config.resume and restarted is None:
+        return None
+    # A restart by itself resumes its own run, and no earlier one that used the same folder.
+    since = 0.0 if state.config.resume or restarted is None else restarted
+    source = resume_from_newest(state, save_dir, since)
+    if source is None:
+        logger.info("nothing to resume in %s; starting from the beginning", save_dir)
+    return source
 
-    The newest is the one written last: an earlier run in the same folder may have come further.
+
+def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0) -> Optional[Checkpoint]:
+    """Loads the newest good checkpoint in `save_dir` into `state`, the same one on every rank.
+
+    The newest is the one written last, not the one with the most steps: an earlier run in the same folder may have come
+    further.
 
     Args:
-        since: older ones do not count (seconds since 1970).
+        state: The training, before its first step.
+        save_dir: Folder of the checkpoints.
+        since: Time before which checkpoints do not count, in seconds since 1970.
+
+    Returns:
+        The checkpoint, or None when the folder has none.
 
     Raises:
-        CheckpointError: the newest one that is whole does not fit the settings, or every one is damaged.
+        CheckpointError: The newest complete checkpoint does not fit the settings, or all are damaged.
     """
     found = sorted(parallel.all_gather_object(_candidates(save_dir, since))[0], reverse=True)
     first_error = None
@@ -93,7 +110,7 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
         try:
             source = checkpoint.open_checkpoint(save_dir / name, partial=True)
             if source.written != written:
-                raise DamagedError(f"{source.folder}: another checkpoint than that of rank 0; move it away")
+                raise DamagedError(f"{source.folder}: this is not the checkpoint that rank 0 has there; move it away")
             state.load(source)
         except CheckpointError as problem:
             error, is_damage = str(problem), isinstance(problem, DamagedError)
@@ -105,15 +122,15 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
             assert source is not None
             _log_resumed(state, source)
             return source
-        logger.warning("%s; trying the checkpoint before", problems[0][0])
+        logger.warning("%s; trying the checkpoint before it", problems[0][0])
         first_error = first_error or problems[0][0]
     if first_error is not None:
-        raise CheckpointError(f"{save_dir}: no checkpoint can be resumed; the newest: {first_error}")
+        raise CheckpointError(f"{save_dir}: no checkpoint can be resumed; the newest one: {first_error}")
     return None
 
 
 def _candidates(save_dir: Path, since: float) -> list[tuple[float, str]]:
-    """When checkpoints were written, and their names; for the damaged, when their folder was changed."""
+    """Returns when checkpoints were written, and their names; for damaged ones, when their folder changed."""
     if parallel.rank() != 0:
         return []
     found = []
@@ -128,9 +145,8 @@ def _candidates(save_dir: Path, since: float) -> list[tuple[float, str]]:
 
 def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
     progress = state.progress
-    logger.info(
-        "resumed from %s: step %d, epoch %d, batch %d", source.folder, progress.step, progress.epoch, progress.batch
-    )
+    text = "resumed from %s: epoch %d, step %d; %d steps done in all"
+    logger.info(text, source.folder, progress.epoch, progress.batch, progress.step)
     differences = state.differences(source)
     if differences:
-        logger.warning("the run will not be the stopped one to the last bit: %s", "; ".join(differences))
+        logger.warning("the run will not repeat the stopped one to the last bit: %s", "; ".join(differences))

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was made with: settings, ranks, machine."""
+"""The file `run.json`, which records the settings, the ranks and the machine of a run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ NAME = "run.json"
 def write_run_record(
     save_dir: Optional[Path], config: Config, run: str, resumed: bool, steps_per_epoch: Optional[int]
 ) -> None:
-    """Writes `<save_dir>/run.json`, on rank 0; nothing without a folder.
+    """Writes `<save_dir>/run.json` on rank 0; does nothing without a save folder.
 
     Args:
-        run: names the run. What an earlier start of the same run wrote is counted on, not lost.
-        resumed: it goes on from a checkpoint.
+        save_dir: Folder of the run, or None.
+        config: The settings.
+        run: Identifies the run; the record of an earlier start of the same run is continued.
+        resumed: Whether the run was resumed from a checkpoint.
+        steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: The file cannot be written.
     """
     if save_dir is None or parallel.rank() != 0:
         return
@@ -57,7 +60,7 @@ def write_run_record(
 
 
 def objects_of(config: Config) -> dict[str, Any]:
-    """The names of the classes of what the user handed over."""
+    """Returns the class names of the objects that the user has handed over, by setting."""
     values = {name: getattr(config, name) for name in Config.OBJECTS if name != "callbacks"}
     names: dict[str, Any] = {name: type(value).__name__ for name, value in values.items() if value is not None}
     if config.callbacks:
@@ -66,7 +69,7 @@ def objects_of(config: Config) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What this process runs on; None for what the system does not tell."""
+    """Describes what this process runs on; a value that the system does not tell is None."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -80,7 +83,7 @@ def machine() -> dict[str, Any]:
 
 
 def _earlier(path: Path, run: str) -> dict[str, Any]:
-    """What the same run wrote before; nothing on a machine where it did not."""
+    """Returns what the same run recorded before; it is empty on a machine where the run has not been before."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):

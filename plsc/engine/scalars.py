@@ -1,4 +1,4 @@
-"""The numbers of a run for TensorBoard or VisualDL: the same that `metrics.jsonl` records."""
+"""Files for TensorBoard or VisualDL, with the numbers that `metrics.jsonl` records."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from plsc.engine.callbacks import Callback, Run
 from plsc.errors import ConfigError, TrainingError
 from plsc.metrics.records import numbers_of
 
-KINDS = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}  # and the package each needs
+KINDS = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}  # and the package that each needs
 _NO_SCALARS = ("step", "epoch", "time")
 
 
 def check_package(kind: str) -> None:
-    """Raises ConfigError when the package for `kind` is not installed."""
+    """Checks that the package for `kind` is installed.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     if importlib.util.find_spec(KINDS[kind]) is None:
         raise ConfigError(
             f"set_scalars({kind!r}) needs the package {KINDS[kind]}: pip install '.[{kind}]' in the plsc clone"
@@ -28,13 +32,13 @@ def check_package(kind: str) -> None:
 
 
 class ScalarFiles(Callback):
-    """Writes every number of every record, at its step, for a viewer; rank 0 does.
+    """The callback that writes every number of every record for a viewer, on rank 0.
 
-    A checkpoint keeps how long the files were, so that what a resumed run does again is not in them twice.
+    A checkpoint keeps the sizes of the files, so that they do not show twice what a resumed run does again.
 
     Args:
-        kind: one of `KINDS`.
-        folder: made when training begins.
+        kind: One of `KINDS`.
+        folder: Folder of the files; it is created when training begins.
     """
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -45,15 +49,15 @@ class ScalarFiles(Callback):
         self._writer: Optional[_Writer] = None
 
     def state(self) -> dict[str, Any]:
-        """The files, and how long they are."""
+        """Returns the files and their sizes."""
         return {"run": self._run, "files": {path.name: path.stat().st_size for path in self._files()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on with the files of the run that is resumed."""
+        """Continues the files of the run that is resumed."""
         self._run, self._kept = str(state["run"]), {str(name): int(size) for name, size in state["files"].items()}
 
     def on_train_begin(self, run: Run) -> None:
-        """Opens a file; takes out what a resumed run will do again."""
+        """Opens a file, and cuts off what a resumed run will do again."""
         if parallel.rank() != 0:
             return
         try:
@@ -82,7 +86,8 @@ class ScalarFiles(Callback):
             self._writer.write(values["step"], values.get("time", time.time()), numbers)
         except OSError as problem:
             raise TrainingError(
-                f"{self._folder}: scalars cannot be written ({problem.strerror}); free space and go on with set_resume(True)"
+                f"{self._folder}: scalars cannot be written ({problem.strerror}); free some space and resume with "
+                "set_resume(True)"
             ) from None
 
     def close(self) -> None:
@@ -92,21 +97,23 @@ class ScalarFiles(Callback):
             self._writer = None
 
     def _files(self) -> list[Path]:
-        """Of this run."""
+        """Lists the files of this run."""
         return sorted(self._folder.glob(f"*.{self._run}")) if self._folder.is_dir() else []
 
 
 class _Writer(Protocol):
     def write(self, step: int, seconds: float, numbers: list[tuple[str, float]]) -> None:
-        """Numbers by their tags; all are in the file when it returns."""
+        """Writes numbers by their tags; all of them are in the file when it returns."""
 
     def close(self) -> None:
         """Closes the file."""
 
 
 class _TensorBoard:
-    """A file of events. tensorboardX's own writer hands them to a thread, so that neither its errors nor the size of its
-    file would be known here; its records are written directly.
+    """A file of TensorBoard events.
+
+    It uses the records of tensorboardX, but not its writer, which hands events to a thread: neither its errors nor the
+    size of its file would be known here.
     """
 
     def __init__(self, folder: Path, run: str, first_step: int) -> None:
@@ -115,7 +122,7 @@ class _TensorBoard:
 
         self._protocol, self._summary = event_pb2, summary_pb2.Summary
         self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{run}"))
-        # A viewer drops what it has from there on: what an open one read before it was taken out, or an earlier run's.
+        # A viewer drops its events from this step on: those it read before they were cut off, or of an earlier run.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(file_version="brain.Event:2")
         self._add(step=first_step, session_log=start)
@@ -135,14 +142,14 @@ class _TensorBoard:
 
 
 class _VisualDL:
-    """A file of records. VisualDL shows one file a folder, the last by name, and appends to one that is there."""
+    """A file of VisualDL records; VisualDL shows the last file of a folder, by name, and appends to an existing one."""
 
     def __init__(self, folder: Path, run: str) -> None:
         from visualdl import LogWriter
 
         earlier = sorted(path.name for path in folder.glob(f"vdlrecords.*.{run}"))
         name = earlier[-1] if earlier else f"vdlrecords.{time.time():.6f}.{run}"
-        (folder / name).touch()  # its thread would not say that it cannot
+        (folder / name).touch()  # VisualDL's thread would not report that it cannot write
         self._log = LogWriter(logdir=str(folder), file_name=name)
         self._log.flush()
 

@@ -1,4 +1,4 @@
-"""All that a run must keep to go on as if it had never stopped: what is saved, and how it is put back."""
+"""What a run must save to resume as if it had never stopped, and how it is loaded again."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ from plsc.version import __version__
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds.
+    """The state of a training, which its checkpoints hold.
 
     Attributes:
-        optimizer: moves `backbone`, and the parameters of `head` that `row_updates` does not.
-        callbacks: whose states are kept too.
-        run: names the run; it stays the same when a run is resumed.
-        progress: how far it is.
+        config: The settings.
+        backbone: The model.
+        head: This rank's class centres.
+        optimizer: Moves `backbone`, and the parameters of `head` that `row_updates` does not move.
+        row_updates: Move the parameters of `head` in chunks, by name; empty where the optimizer moves them.
+        scaler: The loss scale.
+        steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
+        callbacks: The callbacks whose states are saved too.
+        run: Identifies the run; a resumed run keeps it.
+        progress: How far the run has come.
+        rng: Random state of this rank at the beginning of the epoch.
     """
 
     config: Config
@@ -47,14 +54,14 @@ class TrainingState:
     rng: dict[str, Any] = field(default_factory=random_state.capture)
 
     def begin_epoch(self) -> None:
-        """A reader of the user's own draws its random numbers from here on."""
+        """Remembers the random state that a reader of the user finds in this epoch."""
         self.rng = random_state.capture()
 
     def files(self, leads: Optional[bool] = None) -> dict[str, dict[str, np.ndarray]]:
-        """What this rank writes: {file: {tensor: array}}, on a CPU the tensors' own memory.
+        """Returns what this rank writes: {file: {tensor: array}}; on a CPU the arrays share the memory of the tensors.
 
         Args:
-            leads: whether it writes what is the same on every rank too; None for rank 0 alone.
+            leads: Whether this rank also writes what is the same on every rank; None lets rank 0 alone do so.
         """
         leads = parallel.rank() == 0 if leads is None else leads
         files = {}
@@ -80,7 +87,7 @@ class TrainingState:
         return files
 
     def meta(self) -> dict[str, Any]:
-        """What `meta.json` records."""
+        """Returns what `meta.json` records."""
         config, head, progress = self.config, self.head, self.progress
         parameters = dict(head.named_parameters())
         by_rows, accumulators = list(parameters), self._accumulators()
@@ -95,7 +102,7 @@ class TrainingState:
             "plsc": __version__,
             "paddle": paddle.__version__,
             "run": self.run,
-            # of the last step
+            # the epoch of the last step
             "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
             "step": progress.step,
             "num_classes": head.num_classes,
@@ -125,15 +132,19 @@ class TrainingState:
         }
 
     def rank_rng(self) -> dict[str, Any]:
-        """This rank's random state. A reader is run again from the start of its epoch, so it needs that of then."""
+        """Returns the random state of this rank that a checkpoint keeps.
+
+        With a reader it is that at the beginning of the epoch, because a resumed run reads the epoch from its
+        beginning.
+        """
         return self.rng if self.config.train_reader is not None else random_state.capture()
 
     def load(self, source: Checkpoint) -> None:
-        """Goes on from a checkpoint.
+        """Resumes from a checkpoint.
 
         Raises:
-            DamagedError: a file is damaged.
-            CheckpointError: it does not fit the settings.
+            DamagedError: A file is damaged.
+            CheckpointError: The checkpoint does not fit the settings.
         """
         checkpoint.load_backbone(source, self.backbone)
         checkpoint.load_head(source, self.head)
@@ -156,19 +167,19 @@ class TrainingState:
             states = dict(meta["callbacks"])
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise CheckpointError(
-                f"{source.folder}: cannot be resumed ({type(problem).__name__}: {problem}); start from its weights with "
-                "set_checkpoint_dir"
+                f"{source.folder}: this checkpoint cannot be resumed ({type(problem).__name__}: {problem}); start from "
+                "its weights with set_checkpoint_dir"
             ) from None
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)
 
     def differences(self, source: Checkpoint) -> list[str]:
-        """Why the run will not be, to the bit, the one that was stopped."""
+        """Returns the differences that keep the run from repeating, to the last bit, the one that was stopped."""
         now = self.meta()
         names = ("ranks", "seed", "batch_per_rank", "model", "optimizer", "loss_type", "plsc", "paddle")
         return [
-            f"{name} {source.meta.get(name)} then, {now[name]} now"
+            f"{name} was {source.meta.get(name)}, is {now[name]} now"
             for name in names
             if source.meta.get(name) != now[name]
         ]
@@ -177,7 +188,7 @@ class TrainingState:
         return optim.optimizer_state(self.optimizer, self._names())
 
     def _names(self) -> dict[str, str]:
-        """Paddle's names of the parameters: the backbone's own, and those of the head with `head.` before them."""
+        """Returns the structured names of all parameters by Paddle's names; those of the head begin with `head.`."""
         names = {p.name: name for name, p in self.backbone.named_parameters()}
         return {**names, **{p.name: f"head.{name}" for name, p in self.head.named_parameters()}}
 
@@ -190,7 +201,7 @@ class TrainingState:
         return state
 
     def _create_accumulators(self, source: Checkpoint) -> None:
-        """Those the checkpoint has, for the parameters that had a gradient before it was written."""
+        """Creates the accumulators that the checkpoint has: those of parameters that had a gradient by then."""
         saved = source.meta["accumulators"]
         by_name = {p.name: p for layer in (self.backbone, self.head) for p in layer.parameters()}
         optim.create_state(self.optimizer, [by_name[name] for name, own in self._names().items() if own in saved])

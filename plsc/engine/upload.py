@@ -1,4 +1,7 @@
-"""Uploads checkpoints to HDFS beside training: every rank what is on its machine, seen when all of it is there."""
+"""Uploads checkpoints to HDFS while training continues.
+
+Every rank uploads what is on its machine; the checkpoint becomes visible when all of it is there.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,20 @@ from plsc.storage.transfer import OpenFile
 
 logger = logging.getLogger("plsc")
 
-_MOST_WAITING = 2  # uploads: one under way, and one after it
+_MOST_WAITING = 2  # one upload that runs, and one that waits for it
 
 
 @dataclass
 class _Upload:
-    """One checkpoint on its way.
+    """The upload of one checkpoint.
 
     Attributes:
-        files: this rank's part, open, so that it can be read when the checkpoint is removed here.
-        kept: names of the checkpoints that are to stay in the store; None keeps all.
+        folder: Folder of the checkpoint on this machine.
+        meta_text: Content of its `meta.json`.
+        files: This rank's part, open, so that it can still be read after the checkpoint has been removed here.
+        kept: Names of the checkpoints that stay in the store; None keeps all.
+        error: Why the upload failed; None when it has not.
+        done: Set when the upload has ended.
     """
 
     folder: Path
@@ -42,21 +49,22 @@ class _Upload:
 
 
 class Uploader(Callback):
-    """Takes checkpoints to a folder of a store.
+    """The callback that uploads checkpoints to a folder of a store.
 
     Args:
-        store: tries again by itself until `stop` is set.
-        place: the folder there.
-        when: as in `Entry.set_hdfs_upload`.
+        store: The store; it repeats failed attempts until `stop` is set.
+        place: The folder in the store.
+        when: When to upload, as in `Entry.set_hdfs_upload`.
+        stop: Set when training ends.
     """
 
     def __init__(self, store: Retrying, place: str, when: str, stop: threading.Event) -> None:
         self._store, self._place, self._when, self._stop = store, place, when, stop
         self._uploads: list[_Upload] = []
-        self._published: dict[str, remote.Remote] = {}  # of this run; rank 0 knows
+        self._published: dict[str, remote.Remote] = {}  # checkpoints of this run, known to rank 0
 
     def on_train_begin(self, run: Run) -> None:
-        """Learns what an earlier process of this run has uploaded, and puts in order what it left."""
+        """Finds out what an earlier process of this run has uploaded, and cleans up what it left unfinished."""
         if not run.checkpoints:
             return
 
@@ -71,18 +79,18 @@ class Uploader(Callback):
         parallel.from_rank_0(learn)
 
     def on_save(self, run: Run, folder: Path) -> None:
-        """Starts the upload of what is wanted before the end."""
+        """Starts to upload the checkpoint, if it is not to be uploaded at the end only."""
         if self._when == "step" or (self._when == "epoch" and folder.name.isdigit()):
             if parallel.any_rank(sum(not one.done.is_set() for one in self._uploads) >= _MOST_WAITING):
-                logger.warning("%s is not uploaded yet: the uploads before it are still under way", folder)
+                logger.warning("%s is not uploaded yet: the uploads before it are still running", folder)
             else:
                 self._start(run, folder)
 
     def on_train_end(self, run: Run) -> None:
-        """Finishes what is under way, and uploads what is wanted and not there.
+        """Waits for the running uploads, and uploads every checkpoint that is wanted and missing.
 
         Raises:
-            StorageError: some checkpoint could not be uploaded; on every rank.
+            StorageError: Some checkpoint could not be uploaded; on every rank.
         """
         newest_first = list(reversed(run.checkpoints))
         wanted = [one for one in newest_first if self._when != "epoch" or one.name.isdigit() or one is newest_first[0]]
@@ -91,7 +99,7 @@ class Uploader(Callback):
         for folder in wanted:
             if self._is_published(folder):
                 continue
-            if not isinstance(problem, StorageUnavailableError):  # else the next one would wait in vain, too
+            if not isinstance(problem, StorageUnavailableError):  # otherwise the next upload would wait in vain too
                 self._start(run, folder)
                 self._wait(None)
                 errors = [one.error for one in self._uploads if one.folder == folder]
@@ -100,12 +108,12 @@ class Uploader(Callback):
                 left.append(folder)
         if left:
             raise StorageError(
-                f"NOT UPLOADED to {self._store.name}: {', '.join(map(str, left))}, which are whole on disk. {problem}. Upload "
-                "them by a run with set_resume(True), or with `python -m plsc hdfs put`"
+                f"NOT UPLOADED to {self._store.name}: {', '.join(map(str, left))}, which are complete on disk. "
+                f"{problem}. Upload them with `plsc hdfs put`, or by running the script again with set_resume(True)"
             )
 
     def hurry(self, run: Run, seconds: float) -> None:
-        """Has the newest checkpoint uploaded within some seconds, if it can be: the machine is about to go."""
+        """Tries to upload the newest checkpoint within some seconds, because the machine is about to be taken away."""
         folder = run.checkpoints[-1]
         if not any(one.folder == folder for one in self._uploads):
             self._start(run, folder)
@@ -116,14 +124,14 @@ class Uploader(Callback):
             logger.warning("NOT UPLOADED to %s in time: %s", self._store.name, folder)
 
     def close(self) -> None:
-        """Gives up what is under way."""
+        """Gives up the running uploads."""
         self._stop.set()
         for one in self._uploads:
             if not one.done.is_set():
-                logger.warning("NOT UPLOADED to %s: %s, training ended before", self._store.name, one.folder)
+                logger.warning("NOT UPLOADED to %s: %s, because training ended first", self._store.name, one.folder)
 
     def _start(self, run: Run, folder: Path) -> None:
-        """Begins an upload in the background; every rank calls it."""
+        """Starts an upload in the background; every rank calls it."""
         meta_text = parallel.from_rank_0(lambda: _meta_text(folder))
         names = checkpoint.parse_meta(folder, meta_text).files
         holders = parallel.all_gather_object([name for name in names if (folder / name).exists()])
@@ -143,7 +151,7 @@ class Uploader(Callback):
         self._uploads = [*(one for one in self._uploads if not one.done.is_set()), upload]
 
     def _run(self, upload: _Upload, before: Sequence[_Upload]) -> None:
-        """One upload, after those before it. Nothing here speaks to other ranks but through the store."""
+        """Runs an upload after those before it, in a thread; it must not talk to other ranks but through the store."""
         for one in before:
             one.done.wait()
         try:
@@ -180,13 +188,13 @@ class Uploader(Callback):
             one.done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _is_published(self, folder: Path) -> bool:
-        """Whether the store has the checkpoint that is in `folder` now."""
+        """Returns whether the store has the checkpoint that is in `folder` now."""
         known = self._published.get(folder.name)
         return parallel.from_rank_0(lambda: known is not None and known.meta_text == _meta_text(folder))
 
 
 def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:
-    """Which rank uploads a file: of those whose machine has it the one that wrote it, if that one runs."""
+    """Returns which rank uploads a file: the one that wrote it, or else the first whose machine has it."""
     ranks = [rank for rank, names in enumerate(holders) if name in names]
     return next((rank for rank in ranks if name == checkpoint.head_file(rank)), ranks[0] if ranks else None)
 

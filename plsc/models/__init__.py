@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import paddle
+
+from plsc.config import Config
 from plsc.errors import ConfigError
-from plsc.models.base_model import BaseModel
+from plsc.models.base_model import BaseModel, build
 from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
-__all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "ViT", "build_model"]
+__all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "ViT", "build_backbone", "build_model"]
 
 _RESNETS = {f"ResNet{layers}": layers for layers in DEPTHS}
 _OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT}
@@ -31,3 +34,19 @@ def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> B
     if name in _OTHERS:
         return _OTHERS[name](emb_dim, image_shape)
     raise ConfigError(f"set_model_name({name!r}): expected one of {', '.join(MODEL_NAMES)}")
+
+
+def build_backbone(config: Config) -> paddle.nn.Layer:
+    """Returns the user's model or the one that `model_name` names, with all its layers made.
+
+    Raises:
+        ConfigError: The size of its embeddings is not the one that is set.
+    """
+    model = config.model or build_model(config.model_name, config.emb_dim, config.image_shape)
+    emb_dim = build(model, config.image_shape)
+    if emb_dim != config.emb_dim:
+        raise ConfigError(
+            f"set_emb_size({config.emb_dim}), but {type(model).__name__} returns embeddings of size {emb_dim}; make "
+            "them agree"
+        )
+    return model

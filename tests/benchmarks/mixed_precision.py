@@ -4,6 +4,7 @@ python tests/benchmarks/mixed_precision.py --epochs 8
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -25,7 +26,7 @@ from plsc.errors import TrainingError  # noqa: E402
 CLASSES = 300
 
 
-def trainer_of(data, epochs, chosen):
+def trainer_of(data, epochs, chosen, resources):
     """A trainer of the demo's network on fewer classes."""
     import paddle
 
@@ -40,14 +41,15 @@ def trainer_of(data, epochs, chosen):
     ins.set_with_test(True)
     ins.set_model_save_dir(None)
     ins._config.mixed_precision = chosen
-    return Trainer(ins._prepare())
+    return Trainer(ins._prepare(), resources)
 
 
 def lost_gradients(trainer, scale):
     """Share of the backbone's gradient elements that float16 turns into 0, of those that are not 0 in float32."""
     import paddle
 
-    images, labels = next(trainer.batches(0))
+    images, labels = next(trainer.loader.epoch(0))
+    trained = [p for p in trainer.backbone.parameters() if not p.stop_gradient]
     gradients = {}
     for name, chosen, factor in (
         ("float32", MixedPrecision(), 1.0),
@@ -58,7 +60,7 @@ def lost_gradients(trainer, scale):
             embedding = trainer.model(paddle.to_tensor(images), paddle.to_tensor(labels))
         output = trainer.head(embedding.detach(), labels)
         embedding.backward(output.embedding_grad * factor)
-        gradients[name] = np.concatenate([p.grad.numpy().ravel() for p in trainer.backbone_parameters])
+        gradients[name] = np.concatenate([p.grad.numpy().ravel() for p in trained])
         trainer.backbone.clear_gradients()
     present = gradients["float32"] != 0
     return float((gradients["float16"][present] == 0).mean())
@@ -86,10 +88,11 @@ def main():
         for name, chosen in runs.items():
             if options.only and name != options.only:
                 continue
-            trainer = trainer_of(folder, options.epochs, chosen)
             began = time.perf_counter()
             try:
-                trained = trainer.run()
+                with contextlib.ExitStack() as resources:
+                    trainer = trainer_of(folder, options.epochs, chosen, resources)
+                    trained = trainer.run()
             except TrainingError as problem:
                 result["runs"][name] = {"error": str(problem)}
                 continue

@@ -15,7 +15,7 @@ OPTIONS = ("augmentation=[true, 10, 0.1]", "log_period=1", "num_workers=2", "res
 
 
 def order_images(glyphs, split, jpegs, ranks, epoch, shuffle):
-    """Writes a label.txt that makes each rank read in `epoch` the images in the order in which it reads the lines."""
+    """Writes a label.txt whose order makes each rank read the images of `epoch` as it reads the lines of base64."""
     images = read_label_file(str(glyphs), 12)
     names = {images.read(i): f"{images.paths[i]} {images.labels[i]}" for i in range(len(images))}
     rows = [""] * len(images)
@@ -57,14 +57,14 @@ def test_losses_are_those_of_the_same_images_in_the_same_order(
             np.testing.assert_array_equal(other[name], tensor, err_msg=f"{path.name}: {name}")
 
 
-def test_every_rank_ends_with_one_line_when_its_number_does_not_fit(base64_glyphs, tmp_path):
+def test_a_split_for_another_number_of_ranks_ends_every_rank_with_one_line(base64_glyphs, tmp_path):
     process = start("train_glyphs.py", 3, base64_glyphs, tmp_path)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert "split for 2 ranks and cannot be shared by 3; run python tools/process_base64_files.py" in process.stderr
     assert "--nranks=3" in process.stderr
 
 
-def test_a_damaged_line_ends_the_training_and_is_named(base64_glyphs, tmp_path):
+def test_a_damaged_line_ends_training_with_an_error_that_names_it(base64_glyphs, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for path in base64_glyphs.iterdir():

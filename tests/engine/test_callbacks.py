@@ -16,11 +16,11 @@ EPOCH = ["epoch begin", "step end", "step end", "step end", "test", "epoch end",
 
 
 def test_hooks_are_called_in_order_on_every_rank_and_state_survives_a_stop(ranks, glyphs, tmp_path):
-    """12 x 8 images on 2 ranks of 16: 3 steps an epoch. Rank 1 alone asks to stop after step 4."""
+    """12 x 8 images in batches of 16 on 2 ranks make 3 steps an epoch. Rank 1 alone asks to stop after step 4."""
     ranks("train_callbacks.py", 2, glyphs, tmp_path, 1, 4)
     for rank in (0, 1):
         notes, hooks = notes_of(tmp_path, rank)
-        # The wish travels with the labels of the next step.
+        # The request to stop travels with the labels of the next step.
         stopped = ["epoch begin", "step end", "step end", "save", "train end", "close"]
         assert hooks == ["train begin", *EPOCH, *stopped]
         assert notes["result"]["stopped"] == "enough is enough"
@@ -39,7 +39,7 @@ def test_hooks_are_called_in_order_on_every_rank_and_state_survives_a_stop(ranks
     assert notes["steps_seen"] == 6 and notes["result"]["stopped"] is None and notes["result"]["epochs"] == 2
 
 
-def test_a_callback_that_is_none_and_a_state_that_cannot_be_saved_are_refused():
+def test_what_is_not_a_callback_and_a_state_that_cannot_be_saved_are_refused():
     with pytest.raises(ConfigError, match="subclass of plsc.Callback"):
         Entry().add_callback(print)
 
@@ -51,7 +51,7 @@ def test_a_callback_that_is_none_and_a_state_that_cannot_be_saved_are_refused():
         states_of([Bad()])
 
 
-def test_states_keep_two_of_a_class_apart():
+def test_two_callbacks_of_one_class_keep_separate_states():
     class Counting(Callback):
         def __init__(self, number):
             self.number = number
@@ -71,7 +71,7 @@ def test_states_keep_two_of_a_class_apart():
         load_states(fresh, {"Counting": 5})
 
 
-def test_the_clock_leaves_pauses_out_also_nested_ones(monkeypatch):
+def test_the_clock_does_not_count_pauses_even_nested_ones(monkeypatch):
     now = [10.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock = Clock()

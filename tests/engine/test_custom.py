@@ -1,4 +1,4 @@
-"""Models and readers of the user's own."""
+"""Custom models and custom readers."""
 
 import numpy as np
 import paddle
@@ -66,7 +66,7 @@ def test_a_plain_layer_trains_and_keeps_its_names(tmp_path):
     np.testing.assert_allclose(again.predict(), model(paddle.ones([2, 3, 32, 32])).numpy(), rtol=1e-5)
 
 
-def test_a_network_of_paddle_vision_is_a_backbone(tmp_path):
+def test_a_network_of_paddle_vision_works_as_a_backbone(tmp_path):
     result = entry(paddle.vision.models.mobilenet_v3_small(scale=0.35, num_classes=8), tmp_path).train()
     assert np.isfinite(result["loss"]) and "classifier.3.weight" in load_file(tmp_path / "0" / BACKBONE)
 
@@ -100,12 +100,12 @@ def test_frozen_parts_stay_and_parameter_groups_move_at_their_own_rate():
         (plain(16), r"set_emb_size\(8\), but Sequential returns embeddings of 16"),
     ],
 )
-def test_an_embedding_that_does_not_fit_is_said_before_step_1(model, words):
+def test_an_embedding_of_the_wrong_shape_is_refused_before_the_first_step(model, words):
     with pytest.raises(ConfigError, match=words):
         entry(model).train()
 
 
-def test_what_is_no_model_is_refused():
+def test_what_is_not_a_model_is_refused():
     for value, words in ((paddle.nn.Linear, "the class Linear"), (print, "builtin_function")):
         with pytest.raises(ConfigError, match=words):
             Entry().set_model(value)
@@ -121,7 +121,7 @@ def test_test_reader_takes_what_the_jpeg_reader_gives(glyphs):
     assert ins.test() == expected and set(expected) == {"glyphs"}
 
 
-def test_nothing_to_predict_and_a_label_out_of_range_are_said():
+def test_nothing_to_predict_and_a_label_out_of_range_are_reported():
     ins = entry(plain())
     with pytest.raises(ConfigError, match=r"predict\(\): there is no trained model"):
         ins.predict()

@@ -1,4 +1,4 @@
-"""How runs end that do not end by themselves: signals, full disks, folders that cannot be written, restarts."""
+"""Runs that are interrupted: by signals, full disks, folders that cannot be written, and restarts."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from ranks import HELPERS, ROOT, command, environment, start
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
-    """tests/benchmarks/kill.py does it fifty times."""
+    """One round; tests/benchmarks/kill.py does fifty."""
     for killed, good in kill_rounds(glyphs, tmp_path, rounds=1, seed=3):
         assert good, killed
 
 
 def running(*arguments, ranks=2):
-    """A training that is under way, and its first lines."""
+    """Returns a training that is running, and its first lines."""
     process = subprocess.Popen(
         command("train_glyphs.py", ranks, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
     )
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "pass 0, batch 4" in line:
+        if "epoch 0, step 4" in line:
             return process, lines
     raise AssertionError("".join(lines))
 
@@ -35,7 +35,7 @@ def running(*arguments, ranks=2):
 SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "pause=0.1", "train_batch_size=4", "resume=true")
 
 
-def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs, tmp_path):
+def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(glyphs, tmp_path):
     straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0", "dropout=0.2")
     assert straight.returncode == 0
     output = tmp_path / "stopped"
@@ -43,7 +43,9 @@ def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs,
     process.terminate()
     lines += process.stderr.readlines()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert any("stopped by SIGTERM after step" in line and "set_resume(True) goes on" in line for line in lines)
+    assert any(
+        "stopped by SIGTERM after step" in line and "set_resume(True) resumes from there" in line for line in lines
+    )
     assert "Traceback" not in "".join(lines)
     assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
     resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
@@ -72,11 +74,11 @@ def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
     assert not list(tmp_path.glob("*/meta.json"))
 
 
-def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
+def test_restarts_resume_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
     options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
-    # Not set_resume: a restart is one by itself.
-    # An earlier run in the folder had come further: it is none of this run's business.
+    # set_resume is not needed: a restart resumes by itself.
+    # It ignores an earlier run in the same folder, which had come further.
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "train_epochs=3", "save_period=7", "seed=9")
     process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", "fresh=1", restarts=2)
     assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
@@ -84,14 +86,14 @@ def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
     assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")
 
 
-def test_restarts_are_not_endless(glyphs, tmp_path):
+def test_restarts_end_after_the_given_number(glyphs, tmp_path):
     process = start("train_glyphs.py", 2, glyphs, tmp_path, "fail_rank=1", "with_test=false", restarts=1)
     assert process.returncode == 1 and process.stderr.count("plsc: restart") == 1
     assert "the reader broke here" in process.stderr.splitlines()[-1]
 
 
-def test_the_launcher_of_paddle_can_run_a_script_again(glyphs, tmp_path):
-    """What a cluster does after a failure: the same command once more."""
+def test_a_script_resumes_when_paddles_launcher_runs_it_again(glyphs, tmp_path):
+    """After a failure a cluster starts the same command again."""
     arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true", "kill=1,4"]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     launcher += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), *arguments]
@@ -107,7 +109,7 @@ def test_the_launcher_of_paddle_can_run_a_script_again(glyphs, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 6 MB."""
+    """Mounts a file system of 6 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = shutil.which("mount")
@@ -120,7 +122,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(glyphs, small_disk):
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(glyphs, small_disk):
     # W and its momentum: 2.5 MB a checkpoint, so the third does not fit
     options = ("class_num=20000", "save_period=1", "with_test=false", "train_epochs=3")
     process = start("train_glyphs.py", 2, glyphs, small_disk, *options)
@@ -129,16 +131,18 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(glyphs, small_dis
     assert "could not be written: No space left on device; free space or" in last
     assert sorted(path.name for path in small_disk.glob("*step*")) == ["step_1", "step_2"]
     assert not list(small_disk.glob(".*"))
-    # with room the run goes on from there
+    # Once there is room the run resumes from there.
     shutil.rmtree(small_disk / "step_1")
     options = ("class_num=20000", "with_test=false", "train_epochs=1", "keep_checkpoints=1", "resume=true")
     resumed = start("train_glyphs.py", 2, glyphs, small_disk, *options)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "step_2: step 2" in resumed.stderr and [path.parent.name for path in small_disk.glob("*/meta.json")] == ["0"]
+    assert "step_2: epoch 0, step 2; 2 steps" in resumed.stderr and [
+        path.parent.name for path in small_disk.glob("*/meta.json")
+    ] == ["0"]
 
 
 @pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
-def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(glyphs, tmp_path, place):
+def test_a_folder_that_cannot_be_written_is_reported_before_the_first_step(glyphs, tmp_path, place):
     (tmp_path / "a file").write_text("")
     ranks = 2
     script = tmp_path / "script.py"
@@ -151,5 +155,5 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(glyphs, t
     )
     run = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(script)]
     process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=120)
-    assert process.returncode == 1 and "pass 0" not in process.stderr and "Traceback" not in process.stderr
+    assert process.returncode == 1 and "epoch 0" not in process.stderr and "Traceback" not in process.stderr
     assert "cannot write there" in process.stderr.splitlines()[-1]

@@ -8,18 +8,32 @@ import paddle
 import pytest
 from ranks import environment
 
-from plsc.engine.forecast import BackboneSize, advice, backbone_size, forecast, parse_size, size_text
+from plsc.config import Config
+from plsc.engine.forecast import (
+    BackboneSize,
+    Workload,
+    advice,
+    backbone_size,
+    forecast,
+    parse_size,
+    size_text,
+    workload_of,
+)
 from plsc.errors import ConfigError
 from plsc.models import build_model
 
 SMALL = BackboneSize(parameters=1000, statistics=10, activations=100)
 
 
-def make(classes=1000, emb_dim=16, ranks=4, batch=8, **options):
-    return forecast(classes, emb_dim, ranks, batch, SMALL, (3, 8, 8), **options)
+def workload(classes=1000, emb_dim=16, ranks=4, batch=8, **options):
+    return Workload(classes, emb_dim, ranks, batch, SMALL, image_shape=(3, 8, 8), **options)
 
 
-def test_what_the_head_holds():
+def make(*arguments, **options):
+    return forecast(workload(*arguments, **options))
+
+
+def test_the_memory_of_the_head():
     made = make(1001)
     assert made.head["weights"] == 251 * 16 * 4 == made.head["momentum"] and made.head["gradient"] == 0
     adam = make(1001, optimizer="Adam")
@@ -28,11 +42,11 @@ def test_what_the_head_holds():
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
     assert make(optimizer="SGD").head["momentum"] == 0
-    with pytest.raises(ConfigError, match="optimizer 'Foo': its state is not known"):
+    with pytest.raises(ConfigError, match="optimizer 'Foo': the size of its state is not known; choose from SGD"):
         make(optimizer="Foo")
 
 
-def test_what_the_backbone_holds_and_what_is_left_out_on_a_gpu():
+def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
     made, alone = make(process=7), make(ranks=1, process=7)
     assert made.backbone["buckets"] == 1000 and alone.backbone["buckets"] == 0
     assert made.backbone["weights"] == 1010 and made.backbone["activations"] == pytest.approx(100 * 8 * 1.1)
@@ -63,18 +77,28 @@ def test_bytes_on_the_wire():
     assert "head gradient" in make(sharded=False).wire
 
 
-def test_advice():
+def test_advice_names_a_smaller_batch_or_more_ranks():
     def large(ranks, batch):
-        return make(10**6, 16, ranks, batch, on_cpu=False, chunk=64)
+        return workload(10**6, 16, ranks, batch, on_cpu=False, chunk=64)
 
-    needed = large(ranks=8, batch=8).total
-    assert advice(large, 4, 8, needed, False) == ["it does not fit; it would on 8 ranks"]
-    needed = large(ranks=4, batch=2).total
-    assert "batch of 2 per rank" in advice(large, 4, 8, needed, False)[0]
-    assert "whatever the batch" in advice(large, 4, 8, 1000, True)[0]
+    asked = large(ranks=4, batch=8)
+    needed = forecast(large(ranks=8, batch=8)).total
+    assert advice(asked, needed, one_machine=False) == ["it does not fit; it would on 8 ranks"]
+    needed = forecast(large(ranks=4, batch=2)).total
+    assert "batch of 2 per rank" in advice(asked, needed, one_machine=False)[0]
+    assert "whatever the batch" in advice(asked, 1000, one_machine=True)[0]
 
 
-def test_activations_of_a_network_worked_by_hand():
+def test_a_workload_takes_its_numbers_from_the_settings():
+    config = Config(loss_type="softmax", num_classes=7, emb_dim=16, train_batch_size=4, gradient_accumulation=3)
+    made = workload_of(config, SMALL, optimizer="Adam", ranks=2, process=5, on_cpu=False)
+    assert (made.rows, made.head_batch, made.has_bias, made.sharded, made.process) == (7, 12, True, False, 5)
+    config = Config(loss_type="dist_softmax", bias_attr=False, num_classes=7, model_save_dir="")
+    made = workload_of(config, SMALL, optimizer="SGD", ranks=2, process=0, on_cpu=True)
+    assert (made.rows, made.head_batch, made.has_bias, made.saves_in_background) == (4, 256, False, False)
+
+
+def test_activations_agree_with_a_calculation_by_hand():
     model = paddle.nn.Sequential(
         paddle.nn.Flatten(), paddle.nn.Linear(48, 10), paddle.nn.Sigmoid(), paddle.nn.Linear(10, 4)
     )
@@ -84,7 +108,7 @@ def test_activations_of_a_network_worked_by_hand():
     assert size.activations == 4 * (48 + 10)
 
 
-def test_measuring_leaves_a_model_as_it_was():
+def test_measuring_does_not_change_a_model():
     model = build_model("MobileFaceNet", 8, (3, 32, 32))
     model.train()
     before = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -94,7 +118,7 @@ def test_measuring_leaves_a_model_as_it_was():
         np.testing.assert_array_equal(value.numpy(), before[name])
 
 
-def test_sizes_of_text():
+def test_sizes_are_parsed_and_shown():
     assert [parse_size(text) for text in ("80G", "24GB", "1500m", "1.5e9", " 2T ")] == [80e9, 24e9, 1.5e9, 1.5e9, 2e12]
     for text in ("", "G", "-1G", "many", "nan"):
         with pytest.raises(ConfigError, match="is not a size"):
@@ -113,7 +137,7 @@ def run(*arguments):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
-def test_the_command():
+def test_the_plan_command():
     small = ("--model", "MobileFaceNet", "--image-shape", "3,32,32", "--emb", "64")
     process = run("--classes", "1000000", "--ranks", "8", "--batch", "32", "--device-memory", "1G", "--json", *small)
     values = json.loads(process.stdout)
@@ -132,12 +156,12 @@ def test_the_command():
         (["--classes", "10", "--device-memory", "much"], "is not a size"),
     ],
 )
-def test_bad_arguments_of_the_command(arguments, words):
+def test_bad_arguments_of_the_plan_command(arguments, words):
     process = run(*arguments)
     assert process.returncode == 1 and words in process.stderr and "Traceback" not in process.stderr
 
 
-def test_a_file_of_settings_serves_as_the_options_do_and_options_win(tmp_path):
+def test_the_plan_command_reads_a_settings_file_and_options_override_it(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(
         "num_classes: 1000000\nemb_dim: 64\nmodel_name: MobileFaceNet\nimage_shape: [3, 32, 32]\nresume: true\n"

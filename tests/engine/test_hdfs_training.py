@@ -1,4 +1,4 @@
-"""Training with HDFS: what reaches it, what comes from it, and what a user sees when it does not work."""
+"""Training with HDFS: uploads, downloads, and what a user sees when they fail."""
 
 import json
 import re
@@ -23,7 +23,7 @@ BASE = ("with_test=false", "log_period=1", "train_epochs=2")
 
 @pytest.fixture
 def place(hdfs, tmp_path):
-    """A folder that everybody may write to; its path has a space and Chinese letters."""
+    """Makes a folder that everybody may write to; its path has a space and Chinese letters."""
     path = f"/训练 {tmp_path.name}"
     hdfs.client().makedirs(path, permission="777")
     return path
@@ -42,7 +42,7 @@ OWN_DISKS = ("disks=0,0,1", "train_batch_size=8", "sample_ratio=0.5")
 
 @pytest.fixture(scope="module")
 def straight(once, glyphs):
-    """Three ranks on one disk, left alone."""
+    """Returns the folder of an uninterrupted run of three ranks on one disk."""
 
     def make(folder):
         process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "disks=0,0,0", *OWN_DISKS[1:])
@@ -52,7 +52,7 @@ def straight(once, glyphs):
 
 
 def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, straight):
-    """Two ranks share a disk, the third has its own; the run is killed, and goes on to the bit."""
+    """Two ranks share a disk and the third has its own; the run is killed and resumes to the last bit."""
     options = (*BASE, *OWN_DISKS, "save_period=1", "keep_checkpoints=2", "resume=true")
     killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "kill=2,7")
     assert killed.returncode == 1
@@ -70,8 +70,8 @@ def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, 
             assert (folder / "1" / name).read_bytes() == (straight / "1" / name).read_bytes(), name
 
 
-def test_machines_upload_their_parts_and_new_ones_go_on_from_there(hdfs, glyphs, tmp_path, place, straight):
-    """The whole way: three ranks on two disks upload each epoch; both disks are lost; the run goes on elsewhere."""
+def test_machines_upload_their_parts_and_new_machines_resume_from_them(hdfs, glyphs, tmp_path, place, straight):
+    """Three ranks on two disks upload each epoch; both disks are lost; the run resumes on other disks."""
     options = (*BASE, *OWN_DISKS, info(hdfs, place), 'hdfs_upload=["epoch"]', "keep_checkpoints=1", "resume=true")
     hdfs.client("name").write(f"{place}/7/mine.txt", b"not of plsc")
     first = start("train_glyphs.py", 3, glyphs, tmp_path / "a", *options, "train_epochs=1")
@@ -86,7 +86,7 @@ def test_machines_upload_their_parts_and_new_ones_go_on_from_there(hdfs, glyphs,
     process = start("train_glyphs.py", 3, glyphs, tmp_path / "b", *options, "save_period=3", 'hdfs_upload=["step"]')
     assert process.returncode == 0, process.stderr[-3000:]
     assert re.search(r"uploaded \S+/step_", process.stderr)
-    assert "downloaded, checksums are right" in process.stderr and "resumed from" in process.stderr
+    assert "downloaded; the checksums are right" in process.stderr and "resumed from" in process.stderr
     assert client.list(place) == ["1", "7"], "the one before was removed, what plsc did not write stays"
     assert client.list(f"{place}/7") == ["mine.txt"]
     got = open_hdfs(hdfs.web, "name,")
@@ -109,20 +109,22 @@ def act_in_the_middle(arguments, act):
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "pass 0, batch 2" in line:
+        if "epoch 0, step 2" in line:
             act(process)
     return process.wait(timeout=120), lines
 
 
 def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
-    """Training goes on to its end, which says loudly what is missing; a later run brings it."""
+    """Training continues to its end and reports what is missing; a later run uploads it."""
     options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "disks=0,1", "loss_type=softmax")
     slow = (*options, "pause=0.2", 'hdfs_upload=["epoch", 2]')
     status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
-    assert any("pass 1, batch 6" in line for line in lines) and "Traceback" not in "".join(lines)
-    assert re.search(r"disk_([01])/1, \S+disk_\1/0, which are whole on disk.*Connection refused.*set_resume", said[-1])
+    assert any("epoch 1, step 6" in line for line in lines) and "Traceback" not in "".join(lines)
+    assert re.search(
+        r"disk_([01])/1, \S+disk_\1/0, which are complete on disk.*Connection refused.*set_resume", said[-1]
+    )
     assert any("trying again in" in line for line in lines)
     for disk in (tmp_path / "disk_0", tmp_path / "disk_1"):  # the head is whole on every rank
         assert files_of_run(disk) == ["0", "1"] and checkpoint.open_checkpoint(disk / "1")
@@ -132,7 +134,7 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
     assert hdfs.client().list(place) == ["0", "1"]
 
 
-def test_sigterm_has_the_last_checkpoint_uploaded(hdfs, glyphs, tmp_path, place):
+def test_the_last_checkpoint_is_uploaded_after_sigterm(hdfs, glyphs, tmp_path, place):
     options = (*BASE, info(hdfs, place), "pause=0.2", "train_epochs=9")
     status, lines = act_in_the_middle((glyphs, tmp_path, *options), lambda process: process.terminate())
     assert status == 128 + signal.SIGTERM
@@ -147,14 +149,14 @@ def prepared(hdfs, *folders, ugi="name,passwd"):
     return ins
 
 
-def test_a_namenode_that_is_down_at_the_start(hdfs, monkeypatch):
+def test_a_namenode_that_is_down_is_reported_at_the_start(hdfs, monkeypatch):
     monkeypatch.setattr("plsc.storage.CONNECT_SECONDS", 1.0)
     hdfs.kill_namenode()
     with pytest.raises(StorageError, match="no WebHDFS answers .*Connection refused.*is the NameNode up"):
         prepared(hdfs, "some_dir").train()
 
 
-def test_folders_that_take_nothing_are_said_at_the_start(hdfs, monkeypatch, place):
+def test_folders_that_cannot_be_written_are_reported_at_the_start(hdfs, monkeypatch, place):
     monkeypatch.setattr("plsc.storage.CONNECT_SECONDS", 1.0)
     client = hdfs.client()
     client.makedirs(f"{place}/root's", permission="755")
@@ -176,7 +178,7 @@ def test_folders_that_take_nothing_are_said_at_the_start(hdfs, monkeypatch, plac
     assert sorted(client.list(place)) == ["file", "full", "root's"]
 
 
-def test_a_client_of_the_users_own(hdfs, place):
+def test_a_custom_client(hdfs, place):
     hdfs.client().makedirs(f"{place}/root's", permission="755")
     ins = prepared(hdfs, f"{place}/root's", ugi=None)
     ins.set_hdfs_client(InsecureClient(hdfs.web, user="dora"))
@@ -185,7 +187,7 @@ def test_a_client_of_the_users_own(hdfs, place):
 
 
 def test_weights_from_hdfs(hdfs, glyphs, tmp_path, place, straight):
-    """A checkpoint, or the newest of several; changed ones are refused, and so is a folder that holds another."""
+    """Takes a checkpoint, or the newest of several; refuses changed ones, and a folder that holds another one."""
     client = hdfs.client()
     for name in ("0", "1"):
         client.upload(f"{place}/runs/{name}", str(straight / name), n_threads=4)
@@ -219,8 +221,8 @@ def test_weights_from_hdfs(hdfs, glyphs, tmp_path, place, straight):
     fetch_checkpoint(config("runs", "first"))  # now the newest that is complete
 
 
-def test_the_password_is_nowhere(hdfs, glyphs, tmp_path, place):
-    """Not in what is printed or written, nor in the command lines and environments of the processes."""
+def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
+    """It is not in what is printed or written, nor in the command lines and environments of the processes."""
     password, script = "pa55-w0rd", tmp_path / "script.py"
     (tmp_path / "secret").write_text(password)
     script.write_text(

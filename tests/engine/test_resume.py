@@ -33,7 +33,7 @@ def records_of(output):
 
 
 def assert_same_run(output, expected):
-    """The last checkpoints are the same to the bit, and so is what was logged."""
+    """Checks that the last checkpoints are the same to the bit, and so is what was logged."""
     for name in ("2",):
         wanted, found = tensors_of(expected / name), tensors_of(output / name)
         assert wanted.keys() == found.keys()
@@ -41,7 +41,7 @@ def assert_same_run(output, expected):
             assert tensors.keys() == found[file].keys()
             for key, value in tensors.items():
                 np.testing.assert_array_equal(found[file][key], value, err_msg=f"{file}: {key}")
-    # The file of metrics holds speeds.
+    # The metrics file holds speeds, so its size differs.
     metas = [json.loads((folder / "2" / "meta.json").read_text()) for folder in (output, expected)]
     assert all(meta["progress"].pop("metrics_size") > 0 for meta in metas)
     for key in (
@@ -60,7 +60,7 @@ def assert_same_run(output, expected):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_goes_on_to_the_bit(glyphs, base64_glyphs, tmp_path, case):
+def test_a_killed_run_resumes_to_the_last_bit(glyphs, base64_glyphs, tmp_path, case):
     ranks, step, options = CASES[case]
     data = base64_glyphs if "base64" in case else glyphs
     straight = start("train_glyphs.py", ranks, data, tmp_path / "straight", *BASE, *options)
@@ -87,21 +87,24 @@ def test_a_finished_run_has_nothing_left_to_do(ranks, glyphs, tmp_path):
     assert "all 2 epochs are done" in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
     more = ranks("train_glyphs.py", 1, glyphs, tmp_path, "resume=true", "with_test=false", "train_epochs=3")
-    assert "epoch 2, batch 0" in more.stderr and (tmp_path / "2" / "meta.json").exists()
+    assert "epoch 2, step 0" in more.stderr and (tmp_path / "2" / "meta.json").exists()
     assert [record["step"] for record in records_of(tmp_path)] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
 
 
 def test_the_newest_is_the_one_written_last(ranks, glyphs, tmp_path):
-    """A second run in the same folder that has not come as far as the first."""
+    """The second run in the folder has not come as far as the first."""
     options = ("with_test=false", "num_workers=0")
     ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "save_period=4")
     ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=1", "seed=5")
     process = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=2", "seed=5", "resume=true")
-    assert f"resumed from {tmp_path / '0'}: step 6, epoch 1" in process.stderr and "last bit" not in process.stderr
+    assert (
+        f"resumed from {tmp_path / '0'}: epoch 1, step 0; 6 steps" in process.stderr
+        and "last bit" not in process.stderr
+    )
 
 
 @pytest.mark.parametrize("file", ["meta.json", "dist@head@rank@00001.safetensors"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(ranks, glyphs, tmp_path, file):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(ranks, glyphs, tmp_path, file):
     options = ("train_epochs=2", "with_test=false", "save_period=1")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "run", *options)
     expected = tensors_of(tmp_path / "run" / "1")
@@ -117,7 +120,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(ranks, glyphs, tmp_p
             np.testing.assert_array_equal(tensors_of(tmp_path / "run" / "1")[name][key], value)
 
 
-def test_when_all_are_damaged_it_says_so_and_touches_nothing(glyphs, tmp_path):
+def test_when_all_checkpoints_are_damaged_the_run_ends_and_changes_nothing(glyphs, tmp_path):
     start("train_glyphs.py", 1, glyphs, tmp_path, "with_test=false")
     for epoch in ("0", "1"):
         (tmp_path / epoch / "optimizer.safetensors").unlink()

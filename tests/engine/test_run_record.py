@@ -1,4 +1,4 @@
-"""`run.json`: what a run was made with."""
+"""The file `run.json`, which records the settings and the machine of a run."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def record_of(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_leaves_its_settings_and_machine_and_counts_how_often_it_was_resumed(glyphs, tmp_path):
+def test_a_run_records_its_settings_its_machine_and_how_often_it_was_resumed(glyphs, tmp_path):
     def train(epochs, resume):
         ins = small_entry(str(glyphs), str(tmp_path))
         ins.set_model(TinyNet())
@@ -44,7 +44,7 @@ def test_a_run_leaves_its_settings_and_machine_and_counts_how_often_it_was_resum
     assert afresh["resumed"] == 0 and afresh["run"] != first["run"]
 
 
-def test_credentials_are_not_in_it(tmp_path):
+def test_credentials_are_not_recorded(tmp_path):
     ins = Entry()
     ins.set_hdfs_info("hdfs://namenode:9000", "somebody,secret", "checkpoints")
     write_run_record(tmp_path, ins._config, "abc", True, None)

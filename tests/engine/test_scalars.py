@@ -31,7 +31,7 @@ def train(data, output, kind, directory=None, resume=False):
 
 
 def tensorboard_points(folder):
-    """{tag: [(step, value)]} of all files as they follow each other, without what a viewer would drop."""
+    """Returns {tag: [(step, value)]} of all files in order, without what a viewer would drop."""
     from tensorboardX.proto.event_pb2 import Event
 
     points = defaultdict(list)
@@ -56,7 +56,7 @@ def visualdl_points(folder):
 
 
 def recorded(output):
-    """The same of metrics.jsonl."""
+    """Returns the same of metrics.jsonl."""
     points = defaultdict(list)
 
     def add(path, step, values):
@@ -76,7 +76,7 @@ def recorded(output):
     [("tensorboard", tensorboard_points), ("visualdl", visualdl_points)],
     ids=["tensorboard", "visualdl"],
 )
-def test_every_number_is_there_once_also_after_a_resume(kind, points_of, glyphs, tmp_path):
+def test_every_number_is_there_once_even_after_a_resume(kind, points_of, glyphs, tmp_path):
     output = tmp_path / "output"
     train(glyphs, output, kind)
     found = points_of(output / "scalars")
@@ -94,7 +94,7 @@ def test_every_number_is_there_once_also_after_a_resume(kind, points_of, glyphs,
     assert [step for step, _ in points_of(output / "scalars")["test/glyphs/accuracy"]] == [6, 12]
 
 
-def test_a_run_that_starts_afresh_is_the_one_a_viewer_shows(glyphs, tmp_path):
+def test_a_viewer_shows_the_run_that_started_last(glyphs, tmp_path):
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     for _ in range(2):
@@ -107,7 +107,7 @@ def test_a_run_that_starts_afresh_is_the_one_a_viewer_shows(glyphs, tmp_path):
     assert earlier.stat().st_size > 0
 
 
-def test_what_cannot_work_is_said_before_the_first_step(glyphs, tmp_path, monkeypatch):
+def test_what_cannot_work_is_reported_before_the_first_step(glyphs, tmp_path, monkeypatch):
     ins = small_entry(str(glyphs), "")
     with pytest.raises(ConfigError, match="expected one of tensorboard, visualdl"):
         ins.set_scalars("wandb")

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_two_ranks_starts_one_and_three(ranks, glyphs, tmp_path)
     assert before == {path.name: path.read_bytes() for path in source.iterdir()}
 
 
-def test_a_warm_start_with_other_classes_is_asked_for_by_name(ranks, glyphs, tmp_path):
+def test_a_warm_start_with_other_classes_needs_set_head_init(ranks, glyphs, tmp_path):
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "first", "with_test=false", "train_epochs=1")
     source = tmp_path / "first" / "0"
     options = (f"checkpoint_dir={source}", "class_num=15", "lr=1e-30", "with_test=false", "train_epochs=1")
@@ -151,7 +151,7 @@ def test_a_warm_start_with_other_classes_is_asked_for_by_name(ranks, glyphs, tmp
     assert "set_head_init" in refused.stderr.splitlines()[-1]
     for init, words in (
         ("keep-common", "classes 0 to 11 loaded; head weight: classes 12 to 14 are fresh"),
-        ("fresh", "head is fresh, 15 classes; the checkpoint's ignored"),
+        ("fresh", "head is fresh, 15 classes; the head of the checkpoint is ignored"),
     ):
         process = ranks("train_glyphs.py", 2, glyphs, tmp_path / init, *options, f"head_init={init}")
         assert f"weights from {source}: backbone loaded; " in process.stderr and words in process.stderr
@@ -246,7 +246,7 @@ def test_an_overflow_on_one_rank_is_skipped_on_all_and_the_scale_recovers(ranks,
 
 
 @pytest.mark.parametrize("scale", [1.0, 4096.0])
-def test_a_scale_that_is_a_power_of_two_changes_not_a_bit(ranks, glyphs, tmp_path, scale):
+def test_a_loss_scale_that_is_a_power_of_two_changes_no_bit(ranks, glyphs, tmp_path, scale):
     saved = []
     for name, options in (("plain", []), ("scaled", [f"mixed_precision=[true, {scale}]"])):
         ranks("train_glyphs.py", 2, glyphs, tmp_path / name, "with_test=false", "train_epochs=1", *options)
@@ -261,7 +261,7 @@ def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
     process = ranks(
         "train_glyphs.py", world, glyphs, tmp_path, "sample_ratio=0.5", "loss_type=dist_magface", "head_chunk=2"
     )
-    assert "0.5 of them in a step" in process.stderr and "rows moved in chunks" in process.stderr
+    assert "0.5 of them in each step" in process.stderr and "updates its rows in chunks" in process.stderr
     rows = [load_file(tmp_path / "1" / head_file(rank)) for rank in range(world)]
     assert all(np.isfinite(value).all() for part in rows for value in part.values())
     assert all(np.abs(part["weight/velocity"]).max() > 0 for part in rows)
@@ -283,7 +283,7 @@ def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):
     assert "Traceback" not in process.stderr
 
 
-def test_the_launcher_of_paddle_works(glyphs, tmp_path):
+def test_paddles_launcher_works(glyphs, tmp_path):
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     command += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), str(glyphs), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -294,7 +294,7 @@ def test_the_launcher_of_paddle_works(glyphs, tmp_path):
 
 
 class NormFree(BaseModel):
-    """A network without BatchNorm, with the same weights each time."""
+    """A network without BatchNorm that has the same weights each time."""
 
     def __init__(self):
         super().__init__()
@@ -319,7 +319,7 @@ def small_entry(glyphs):
     return ins
 
 
-def test_a_margin_of_the_users_own(glyphs):
+def test_a_custom_margin(glyphs):
     class Squared(Margin):
         def target(self, cosine, norm, state):
             gap = 1.0 - cosine
@@ -349,12 +349,12 @@ def test_an_optimizer_that_needs_whole_gradients_gets_them(glyphs):
         ins.set_train_epochs(2)
         ins.set_optimizer(optimizer)
         losses[name] = ins.train()["loss"]
-    # Norms that clip nothing take other paths to the same numbers.
+    # Norms that clip nothing reach the same numbers in other ways.
     assert losses["clipped"] == pytest.approx(losses["sgd"], rel=1e-5)
     assert losses["clipped one by one"] == pytest.approx(losses["sgd"], rel=1e-5) and losses["adam"] != losses["sgd"]
 
 
-def test_a_frozen_head_or_backbone_stays_as_it_is(glyphs, tmp_path):
+def test_a_frozen_head_does_not_change(glyphs, tmp_path):
     ins = small_entry(glyphs)
     ins.set_model_save_dir(str(tmp_path))
     ins.set_distfc_attr(paddle.ParamAttr(trainable=False, initializer=paddle.nn.initializer.Constant(0.5)))
@@ -391,7 +391,7 @@ def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
     ins.set_model_save_dir(str(tmp_path))
     ins.set_val_targets("glyphs")
     first, second = ins.train(), ins.train()
-    assert first["loss"] == second["loss"], "a second run starts afresh"
+    assert first["loss"] == second["loss"], "a second run starts from the beginning"
     tested = ins.test()
     assert tested == second["test"]
     other = Entry()

@@ -11,7 +11,7 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.engine.build import build_evaluator
+from plsc.evaluation.build import build_evaluator
 from plsc.inference.networks import TrainedNetwork
 
 

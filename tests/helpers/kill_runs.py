@@ -1,4 +1,4 @@
-"""Kills a training on three ranks at random moments, lets it go on, and compares it with one that was left alone."""
+"""Kills a training on three ranks at random moments, resumes it, and compares it with an uninterrupted one."""
 
 import os
 import random
@@ -19,7 +19,7 @@ OPTIONS = (
 
 
 def children_of(pid):
-    """Process ids of its children; none once it has ended."""
+    """Returns the ids of the child processes of a process; there are none once it has ended."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         return [int(child) for task in tasks for child in (task / "children").read_text().split()]
@@ -28,7 +28,7 @@ def children_of(pid):
 
 
 def kill_at_a_random_moment(arguments, output, rng):
-    """Runs it until the moment comes; returns what was killed and when, or None if the run was faster."""
+    """Runs a training until the moment comes; returns what was killed and when, or None if the run was faster."""
     process = subprocess.Popen(
         command("train_glyphs.py", RANKS, *arguments),
         env=environment(),
@@ -60,7 +60,7 @@ def kill_at_a_random_moment(arguments, output, rng):
 
 
 def same_tensors(folder, other):
-    """Whether two checkpoints hold the same files, tensors and bits."""
+    """Returns whether two checkpoints hold the same files, tensors and bits."""
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names or names != sorted(path.name for path in other.glob("*.safetensors")):
         return False
@@ -72,7 +72,7 @@ def same_tensors(folder, other):
 
 
 def kill_rounds(data, folder, rounds, seed):
-    """Runs `rounds` trainings that are killed; yields (what was killed, whether it ended as the undisturbed one did)."""
+    """Runs trainings that are killed; yields (what was killed, whether they ended like an uninterrupted one)."""
     straight = Path(folder, "straight")
     assert start("train_glyphs.py", RANKS, data, straight, *OPTIONS).returncode == 0
     rng = random.Random(seed)

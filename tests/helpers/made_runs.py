@@ -1,4 +1,4 @@
-"""Folders as runs leave them, made without training."""
+"""Makes the folders that runs leave behind, without training."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 def make_run(
     folder, steps=40, tests=3, set_name="lfw", lr=0.1, images=True, run_json=True, seed=0, bad_loss_at=(), scale=None
 ):
-    """A run that learnt: metrics.jsonl, run.json, <set>_pairs.npz."""
+    """Makes the folder of a run that has learnt: metrics.jsonl, run.json, <set>_pairs.npz."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     lines = []
@@ -42,7 +42,7 @@ def make_run(
 
 
 def pairs(rng, images=True, number=300):
-    """What `<set>_pairs.npz` holds; the first pairs of each kind are the hard ones."""
+    """Returns the content of `<set>_pairs.npz`; the first pairs of each kind are the hard ones."""
     issame = np.arange(number) % 2 == 0
     similarity = np.clip(np.where(issame, rng.normal(0.6, 0.2, number), rng.normal(0, 0.2, number)), -1, 1)
     content = {"similarity": similarity, "issame": issame}

@@ -1,7 +1,7 @@
 """Trains two steps on this number of ranks and saves, or loads what other numbers of ranks saved and checks every row.
 
-`reshard.py OUTPUT save` writes `<OUTPUT>/<ranks>/<case>/0`; `reshard.py OUTPUT load N...` loads each case of N ranks and
-writes `<OUTPUT>/<ranks>_<rank>.json` with the bytes read.
+`reshard.py OUTPUT save` writes `<OUTPUT>/<ranks>/<case>/0`; `reshard.py OUTPUT load N...` loads each case of N ranks
+and writes `<OUTPUT>/<ranks>_<rank>.json` with the bytes read.
 """
 
 import json
@@ -90,7 +90,7 @@ def load(output, sources):
             wanted = dict(found.meta, ranks=0, head_rows=0)
             if parallel.rank() == 0:  # whose meta.json it is
                 assert dict(state.meta(), ranks=0, head_rows=0, test=None) == {key: wanted[key] for key in state.meta()}
-            step(state, 7)  # it can go on
+            step(state, 7)  # training can continue
             read[f"{source} {number}"] = checkpoint.load_head(found, build_head(*case[:2], DIM))
     Path(output, f"{parallel.world_size()}_{parallel.rank()}.json").write_text(json.dumps(read))
 

@@ -1,4 +1,4 @@
-"""`train_callbacks.py DATA OUTPUT STOP_RANK STOP_STEP`: notes what its hooks are called with; one rank asks to stop.
+"""`train_callbacks.py DATA OUTPUT STOP_RANK STOP_STEP` records the calls of its hooks; one rank asks to stop.
 
 Writes the calls to `<OUTPUT>/calls_<rank>.json`.
 """

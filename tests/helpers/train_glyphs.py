@@ -1,14 +1,15 @@
 """A user's script: trains on a folder. `train_glyphs.py DATA OUTPUT [name=value ...]` calls `ins.set_<name>(value)`.
 
 Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
-the user's own that gives rank r 2 + r batches, the last of them smaller; `nan=RANK,FIRST,LAST` uses one that gives every
-rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on, or hold `poison=VALUE`
-instead; with `poison=gradient` its images are good and the gradient of its embeddings is infinite. `norm=0` leaves
-BatchNorm out, which sees one rank's batch only. `dropout=SHARE` adds dropout; `optimizer=NAME` is Paddle's of that name;
-`reader=random` uses a reader that draws from Python's and NumPy's own generators. `kill=RANK,STEP[,SIGNAL]` makes rank RANK
-(or every one, -1) send itself a signal, KILL by default, in the forward pass of its step STEP, from 1, if nothing was
-resumed (with `fresh=1`: unless the launcher started it again); `pause=SECONDS` makes each step that much longer.
-`disks=0,0,1` saves to `<OUTPUT>/disk_<n>`, n for each rank, as machines do whose disks are their own.
+the user's own that gives rank r 2 + r batches, the last of them smaller; `nan=RANK,FIRST,LAST` uses one that gives
+every rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on, or hold
+`poison=VALUE` instead; with `poison=gradient` its images are good and the gradient of its embeddings is infinite.
+`norm=0` leaves BatchNorm out, which sees one rank's batch only. `dropout=SHARE` adds dropout; `optimizer=NAME` is
+Paddle's of that name; `reader=random` uses a reader that draws from Python's and NumPy's own generators.
+`kill=RANK,STEP[,SIGNAL]` makes rank RANK (or every one, -1) send itself a signal, KILL by default, in the forward pass
+of its step STEP, from 1, if nothing was resumed (with `fresh=1`: unless the launcher started it again); `pause=SECONDS`
+makes each step that much longer. `disks=0,0,1` saves to `<OUTPUT>/disk_<n>`, n for each rank, as machines do whose
+disks are their own.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`train_readers.py OUTPUT`: trains on three readers of the user's own, then embeds and tests with them on every rank.
+"""`train_readers.py OUTPUT` trains on three custom readers, then embeds and tests with them on every rank.
 
 Then freezes a parameter and trains once more. Writes `<OUTPUT>/rank_<rank>.npz`: the embeddings by reader, and what a
 single process gets.

@@ -1,0 +1,74 @@
+"""The header of a training log: versions, device, model, head, data, and a forecast of the memory."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from typing import Optional
+
+import numpy as np
+import paddle
+
+from plsc import amp, parallel
+from plsc.engine.forecast import backbone_size, forecast, workload_of
+from plsc.engine.state import TrainingState
+from plsc.version import __version__
+
+logger = logging.getLogger("plsc")
+
+
+def log_header(state: TrainingState, num_images: Optional[int], process_bytes: int) -> None:
+    """Logs what is about to be trained, and on what.
+
+    Args:
+        state: The training, before its first step.
+        num_images: Images of an epoch, over all ranks; None when a reader cannot tell.
+        process_bytes: Memory of the process before the training was set up.
+    """
+    config, ranks = state.config, parallel.world_size()
+    logger.info("plsc %s, paddle %s, python %s", __version__, paddle.__version__, platform.python_version())
+    logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
+    logger.info("%s", _model_line(state))
+    logger.info("%s", _head_line(state))
+    logger.info("precision %s", amp.describe(config.mixed_precision))
+    logger.info("%s", _data_line(state, num_images))
+    if parallel.rank() == 0:  # only rank 0 shows it, and it costs two forward passes
+        workload = workload_of(
+            config,
+            backbone_size(state.backbone, config.image_shape),
+            optimizer=type(state.optimizer).__name__,
+            ranks=ranks,
+            process=process_bytes,
+            on_cpu=parallel.on_cpu(),
+        )
+        for line in forecast(workload).lines():
+            logger.info("%s", line)
+
+
+def _model_line(state: TrainingState) -> str:
+    config = state.config
+    model = config.model_name if config.model is None else type(config.model).__name__
+    parameters = sum(int(np.prod(p.shape)) for p in state.backbone.parameters() if not p.stop_gradient)
+    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}"
+
+
+def _head_line(state: TrainingState) -> str:
+    config, rows = state.config, state.head.upper - state.head.lower
+    sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
+    moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
+    return (
+        f"head {config.loss_type}, {config.num_classes:,} classes, {rows:,} on this rank{sampled}; "
+        f"{type(state.optimizer).__name__} {moved}"
+    )
+
+
+def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
+    config = state.config
+    source = config.dataset_dir if config.train_reader is None else "train_reader"
+    images = f"{num_images:,}" if num_images else "an unknown number of"
+    times = f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else ""
+    return (
+        f"data {source}, {images} images, batch {config.train_batch_size} per rank{times} "
+        f"({config.batch_per_rank * parallel.world_size()} in all), {state.steps_per_epoch or 'unknown'} steps per "
+        f"epoch, {config.train_epochs} epochs"
+    )

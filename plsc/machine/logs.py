@@ -1,0 +1,31 @@
+"""Where the log lines of plsc go."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+
+def set_up_logging(rank: int) -> None:
+    """Gives the `plsc` logger a plain handler, unless the program has given it one.
+
+    Args:
+        rank: Rank of this process, shown in each line. Rank 0 logs everything, the other ranks log warnings.
+    """
+    logger = logging.getLogger("plsc")
+    if logger.handlers:
+        return
+    handler = _AboveTheBar()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s [rank {rank}] %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+class _AboveTheBar(logging.StreamHandler):
+    """A handler that writes log lines to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)

@@ -1,0 +1,202 @@
+"""Calls every function of `plsc.parallel` on real ranks and checks what it returns.
+
+`exercise_collectives.py OUTPUT` writes `<OUTPUT>/<rank>.json` with the names of the checks that passed on this rank.
+A check that fails ends the rank with its traceback.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from plsc import parallel
+from plsc.errors import ConfigError, DataError
+
+RANK, RANKS = parallel.rank(), parallel.world_size()
+
+
+def raised_by(action):
+    """Returns the exception that `action` raises, or None."""
+    try:
+        action()
+    except Exception as problem:
+        return problem
+    return None
+
+
+def rows_of(rank, count):
+    """Rows that differ between ranks: [count, 2] float32."""
+    return (np.arange(2 * count, dtype="float32") + 100 * rank).reshape(count, 2)
+
+
+def gathers_rows_also_uneven_and_empty_ones():
+    for counts in ([2] * RANKS, [3, 1, 2][:RANKS], [0, 2, 1][:RANKS], [1, 0, 0][:RANKS], [0] * RANKS):
+        gathered = parallel.all_gather_rows(paddle.to_tensor(rows_of(RANK, counts[RANK])), counts)
+        expected = np.concatenate([rows_of(rank, count) for rank, count in enumerate(counts)])
+        np.testing.assert_array_equal(gathered.numpy(), expected, err_msg=str(counts))
+
+
+def gathers_objects_in_rank_order():
+    values = parallel.all_gather_object({"rank": RANK, "text": "ä" * RANK})
+    assert values == [{"rank": rank, "text": "ä" * rank} for rank in range(RANKS)]
+    assert parallel.all_gather_object(None) == [None] * RANKS
+
+
+def sums_tensors_in_place_and_numbers_in_float64():
+    tensor = paddle.to_tensor(rows_of(RANK, 2))
+    assert parallel.all_reduce_sum(tensor) is tensor
+    np.testing.assert_array_equal(tensor.numpy(), sum(rows_of(rank, 2) for rank in range(RANKS)))
+    # float32 would lose the small part; every sum is exact in float64.
+    assert parallel.sum_number(2.0**30 + RANK / 1024) == sum(2.0**30 + rank / 1024 for rank in range(RANKS))
+
+
+def starts_collectives_and_waits_for_them():
+    own = rows_of(RANK, 2)
+    summed, gathered = (
+        parallel.start_all_reduce_sum(paddle.to_tensor(own)),
+        parallel.start_all_gather(paddle.to_tensor(own)),
+    )
+    every = np.stack([rows_of(rank, 2) for rank in range(RANKS)])
+    assert isinstance(summed, parallel.Pending) and isinstance(gathered, parallel.Pending)
+    np.testing.assert_array_equal(summed.wait().numpy(), every.sum(axis=0))
+    np.testing.assert_array_equal(gathered.wait().numpy(), every)
+    turned = parallel.start_all_gather(paddle.to_tensor(own).T)  # its memory is not contiguous
+    np.testing.assert_array_equal(turned.wait().numpy(), every.transpose(0, 2, 1))
+
+
+def tells_all_ranks_when_one_of_them_is_affected():
+    last = RANKS - 1
+    assert parallel.any_rank(last == RANK) is True
+    assert parallel.any_rank(False) is False and parallel.any_rank(True) is True
+
+
+def raises_the_error_of_one_rank_on_all():
+    def act():
+        if RANK == RANKS - 1:
+            raise DataError(f"label.txt:3: rank {RANK} cannot read it")
+        return RANK
+
+    problem = raised_by(lambda: parallel.together(act))
+    assert type(problem) is DataError and str(problem) == f"label.txt:3: rank {RANKS - 1} cannot read it"
+    assert parallel.together(lambda: RANK) == RANK
+
+    def refuse():
+        raise ConfigError(f"rank {RANK}")
+
+    assert str(raised_by(lambda: parallel.together(refuse))) == "rank 0"  # the first of several
+
+
+def acts_on_rank_0_alone():
+    done = []
+    assert parallel.from_rank_0(lambda: done.append(RANK) or f"by {RANK}") == "by 0"
+    assert done == ([0] if RANK == 0 else [])
+
+    def refuse():
+        raise ConfigError("rank 0 has no such folder")
+
+    problem = raised_by(lambda: parallel.from_rank_0(refuse))
+    assert type(problem) is ConfigError and str(problem) == "rank 0 has no such folder"
+
+
+def waits_for_all_ranks_at_a_barrier(output):
+    (output / f"arrived_{RANK}").touch()
+    parallel.barrier()
+    assert len(list(output.glob("arrived_*"))) == RANKS
+
+
+def gives_every_rank_the_statistics_of_rank_0():
+    norm = paddle.nn.BatchNorm1D(3)
+    norm._mean.set_value(paddle.full([3], 1.0 + RANK))
+    norm.weight.set_value(paddle.full([3], 5.0 + RANK))
+    parallel.broadcast_statistics(norm)
+    assert norm._mean.numpy().tolist() == [1.0] * 3
+    assert norm.weight.numpy().tolist() == [5.0 + RANK] * 3, "trained parameters stay as they are"
+
+
+def gradients_of(model, wrapper, images, without_sync=False):
+    """The gradients after a backward pass that leaves those of earlier passes in place."""
+    if without_sync:
+        with parallel.without_gradient_sync(wrapper):
+            wrapper(images).sum().backward()
+    else:
+        wrapper(images).sum().backward()
+    return model.weight.grad.numpy()[:, 0]
+
+
+def averages_gradients_over_the_ranks():
+    model = paddle.nn.Linear(2, 1)
+    model.weight.set_value(paddle.full([2, 1], 7.0 + RANK))
+    wrapper = parallel.distributed_model(model, find_unused_parameters=False)
+    assert (wrapper is model) == (RANKS == 1)
+    assert model.weight.numpy().tolist() == [[7.0], [7.0]], "every rank begins with the weights of rank 0"
+    images = [paddle.full([1, 2], 1.0 + rank) for rank in range(RANKS)]
+    mean = float(np.mean([1.0 + rank for rank in range(RANKS)]))
+    np.testing.assert_allclose(gradients_of(model, wrapper, images[RANK]), [mean, mean], rtol=1e-6)
+    model.clear_gradients()
+    # Accumulation: the first batch adds to this rank's gradients only, the second one averages their sum.
+    own = gradients_of(model, wrapper, images[RANK], without_sync=True)
+    np.testing.assert_allclose(own, [1.0 + RANK] * 2, rtol=1e-6)
+    np.testing.assert_allclose(gradients_of(model, wrapper, images[RANK]), [2 * mean] * 2, rtol=1e-6)
+    model.clear_gradients()
+
+
+def wraps_a_model_once_and_refuses_other_frozen_parameters():
+    model = paddle.nn.Linear(2, 1)
+    wrapper = parallel.distributed_model(model, find_unused_parameters=False)
+    model.weight.set_value(paddle.full([2, 1], 3.0 + RANK))
+    assert parallel.distributed_model(model, find_unused_parameters=False) is wrapper
+    expected = [[3.0], [3.0]] if RANKS > 1 else [[3.0 + RANK]] * 2
+    assert model.weight.numpy().tolist() == expected, "a second training begins with the weights of rank 0 too"
+    model.bias.stop_gradient = True
+    problem = raised_by(lambda: parallel.distributed_model(model, find_unused_parameters=False))
+    if RANKS == 1:
+        assert problem is None
+    else:
+        assert type(problem) is ConfigError and "Linear" in str(problem) and "copy.deepcopy" in str(problem)
+
+
+def waits_for_no_gradient_of_unused_layers():
+    class HalfUsed(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = paddle.nn.Linear(2, 1), paddle.nn.Linear(2, 1)
+
+        def forward(self, images):
+            return self.used(images)
+
+    model = HalfUsed()
+    wrapper = parallel.distributed_model(model, find_unused_parameters=True)
+    wrapper(paddle.full([1, 2], 1.0 + RANK)).sum().backward()
+    mean = float(np.mean([1.0 + rank for rank in range(RANKS)]))
+    np.testing.assert_allclose(model.used.weight.grad.numpy()[:, 0], [mean, mean], rtol=1e-6)
+
+
+CHECKS = (
+    gathers_rows_also_uneven_and_empty_ones,
+    gathers_objects_in_rank_order,
+    sums_tensors_in_place_and_numbers_in_float64,
+    starts_collectives_and_waits_for_them,
+    tells_all_ranks_when_one_of_them_is_affected,
+    raises_the_error_of_one_rank_on_all,
+    acts_on_rank_0_alone,
+    gives_every_rank_the_statistics_of_rank_0,
+    averages_gradients_over_the_ranks,
+    wraps_a_model_once_and_refuses_other_frozen_parameters,
+    waits_for_no_gradient_of_unused_layers,
+)
+
+
+def main(output):
+    parallel.initialise()
+    parallel.initialise()  # joining a second time changes nothing
+    waits_for_all_ranks_at_a_barrier(output)
+    for check in CHECKS:
+        check()
+    found = {"rank": RANK, "ranks": RANKS, "passed": [check.__name__ for check in CHECKS]}
+    (output / f"{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
