@@ -19,10 +19,13 @@ A margin of your own overrides `target`, and nothing else is needed:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import paddle
+
+from plsc.config import DEFAULT_MARGINS, kind_of
 
 
 class Target(NamedTuple):
@@ -227,6 +230,28 @@ class CurricularFace(Margin):
         hard = (cosine > target).astype(cosine.dtype)
         excess = hard * (cosine + (state.astype(cosine.dtype) - 1.0))
         return cosine * (excess + 1.0), hard * cosine + excess + 1.0
+
+
+def build_margin(loss_type: str, margin: Any = None) -> Optional[Margin]:
+    """Builds the margin of a loss type; None for softmax, which has none.
+
+    Args:
+        loss_type: One of `plsc.config.LOSS_TYPES`.
+        margin: What `Entry.set_margin` takes; None for the default of the loss.
+    """
+    kind = kind_of(loss_type)
+    margin = DEFAULT_MARGINS[kind] if margin is None else margin
+    makers: dict[str, Callable[[], Optional[Margin]]] = {
+        "softmax": lambda: None,
+        "arcface": lambda: AngularMargin(m2=margin),
+        "cosface": lambda: AngularMargin(m3=margin),
+        "sphereface": lambda: AngularMargin(m1=margin),
+        "combined": lambda: AngularMargin(*margin),
+        "adaface": lambda: AdaFace(m=margin),
+        "magface": MagFace,
+        "curricularface": lambda: CurricularFace(m=margin),
+    }
+    return makers[kind]()
 
 
 def _added_angle(cosine: paddle.Tensor, margin: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

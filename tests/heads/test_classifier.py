@@ -261,11 +261,11 @@ def test_float32_follows_float64_wherever_embeddings_and_centres_are(kind, seed,
 
 
 def test_initial_rows_do_not_depend_on_the_sharding():
-    from plsc.heads.classifier import _initialise_rows
+    from plsc.heads.shard import initialise_rows
 
     def rows(lower, upper):
         weight = paddle.create_parameter([upper - lower, 3], "float32")
-        _initialise_rows(weight, lower, seed=5)
+        initialise_rows(weight, lower, seed=5)
         return weight.numpy()
 
     whole = rows(0, 10000)

@@ -101,7 +101,8 @@ def main(output, dtype):
         rows = own_rows(counts, world, rank)
         out = head(paddle.to_tensor(full["embedding"][rows].astype(dtype)), full["label"][rows], True)
         assert out.problem is None
-        taken = head._plan.rows
+        rows_walked = head._step.rows
+        taken = None if rows_walked is None else rows_walked.selected
         taken = np.arange(head.upper - head.lower) if taken is None else taken
         head.backward()
         if not (margin := head.margin) or not margin.initial_state:  # running statistics see each micro-batch
