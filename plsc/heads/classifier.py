@@ -15,13 +15,14 @@ from plsc import parallel
 from plsc.heads import step
 from plsc.heads.labels import GatheredLabels, LabelGatherer
 from plsc.heads.margins import Margin, build_margin
+from plsc.heads.records import HeadOutput, Kept, Step
 from plsc.heads.sampling import sample_rows
 from plsc.heads.shard import Shard, initialise_rows, shard_bounds
 from plsc.heads.sinks import RowSink, SquareSum
 from plsc.heads.workers import Workers
 
-# float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest row's
-# norm, 1e-9 = e^-20.7.
+# float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest
+# row's norm, 1e-9 = e^-20.7.
 _LARGEST_SUM, _LARGEST_SCALE = 84.0, 66.0
 
 
@@ -43,13 +44,13 @@ def build_head(loss_type: str, num_classes: int, emb_dim: int, margin: Any = Non
 class ClassifierHead(paddle.nn.Layer):
     """Class centres W, the loss over all classes, and its exact gradients, without autograd.
 
-    If the head is sharded, rank r holds the rows `shard_bounds(num_classes, world_size, r)` of W, and every rank computes
-    its classes for the global batch. Otherwise every rank holds all of W and computes its own batch. Both give the same
-    numbers. A zero embedding or a zero row has cosine 0 to everything and receives no gradient.
+    If the head is sharded, rank r holds the rows `shard_bounds(num_classes, world_size, r)` of W, and every rank
+    computes its classes for the global batch. Otherwise every rank holds all of W and computes its own batch. Both give
+    the same numbers. A zero embedding or a zero row has cosine 0 to everything and receives no gradient.
 
-    A step is `forward`, once for each micro-batch, and then, if the whole step is known to be good, `backward`. Micro-batches
-    give the loss and the gradients of one batch of all their samples, over the same sampled rows. Only the running
-    statistics of a margin change with each micro-batch.
+    A step is `forward`, once for each micro-batch, and then, if the whole step is known to be good, `backward`.
+    Micro-batches give the loss and the gradients of one batch of all their samples, over the same sampled rows. Only
+    the running statistics of a margin change with each micro-batch.
 
     Args:
         num_classes: Classes over all ranks.
@@ -58,7 +59,8 @@ class ClassifierHead(paddle.nn.Layer):
         scale: s, the factor on the cosines (softmax does not use it).
         sharded: Whether each rank holds a part of W.
         sample_ratio: The fraction of this rank's rows that take part in a step: the labelled ones, and others drawn at
-            random by (seed, step, rank). The other rows and their momentum are neither read nor written, and do not decay.
+            random by (seed, step, rank). The other rows and their momentum are neither read nor written, and do not
+            decay.
         seed: Decides the initial weights, which do not depend on the number of ranks, and the sampling.
         param_attr: A `paddle.ParamAttr` with the initializer, learning rate and regularizer of W.
         bias_attr: The same for the bias; False leaves the bias out.
@@ -98,8 +100,8 @@ class ClassifierHead(paddle.nn.Layer):
         self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
         self.next_step = 0
         self._labels = LabelGatherer(num_classes)
-        self._step: Optional[step.Step] = None
-        self._kept: list[step.Kept] = []  # of the micro-batches since the last `backward`
+        self._step: Optional[Step] = None
+        self._kept: list[Kept] = []  # of the micro-batches since the last `backward`
         self.lower, self.upper = (
             shard_bounds(num_classes, parallel.world_size(), parallel.rank()) if sharded else (0, num_classes)
         )
@@ -140,7 +142,7 @@ class ClassifierHead(paddle.nn.Layer):
         label: Union[np.ndarray, GatheredLabels],
         with_accuracy: bool = False,
         part: int = 0,
-    ) -> step.HeadOutput:
+    ) -> HeadOutput:
         """Computes the loss and the gradient of the embeddings, for a global batch or the next micro-batch of it.
 
         Args:
@@ -161,7 +163,7 @@ class ClassifierHead(paddle.nn.Layer):
         assert self._step is not None
         labels = micro_batches[part]
         if not sum(labels.counts):
-            return step.HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
+            return HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
         statistics = self._kept[-1].statistics if self._kept else self.margin_state
         output, kept = step.forward(self._shard, self._step, embedding, labels, statistics, with_accuracy)
         self._kept = [*self._kept, kept] if output.problem is None else []
@@ -171,7 +173,7 @@ class ClassifierHead(paddle.nn.Layer):
     def backward(
         self, weight_sink: Optional[RowSink] = None, bias_sink: Optional[RowSink] = None, factor: float = 1.0
     ) -> None:
-        """Finishes the step `forward` began: computes the gradients of W and the bias, and keeps the margin's statistics.
+        """Finishes the step that `forward` began: computes the gradients of W and the bias, and stores the statistics.
 
         The gradients of all micro-batches are computed in one walk over the rows.
 
@@ -209,7 +211,7 @@ class ClassifierHead(paddle.nn.Layer):
         return self._labels.start(labels, note)
 
     def _differentiate(
-        self, kept: list[step.Kept], weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float
+        self, kept: list[Kept], weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float
     ) -> None:
         """Walks over the rows for the second time, unless this rank has none or they are frozen."""
         if any(not parameter.stop_gradient for parameter in self.parameters()):

@@ -1,11 +1,11 @@
 """The two walks of a step over the rows of a shard, in chunks that stay in cache.
 
-`sweep` is the first walk: it gives each sample's softmax sum, and the pull of all rows on its embedding. `update` is the
-second: once the step is known to be good, it computes the logits again and hands the gradient of each chunk to a sink,
-which moves the rows. Only one chunk of the logits, of the normalised rows and of their gradient exists at a time.
+`sweep` is the first walk: it gives each sample's softmax sum, and the pull of all rows on its embedding. `update` is
+the second: once the step is known to be good, it computes the logits again and hands the gradient of each chunk to a
+sink, which moves the rows. Only one chunk of the logits, of the normalised rows and of their gradient exists at a time.
 
-A walk brings two sides together: `Rows` says what is walked over, `Queries` what each row is multiplied with. Nothing here
-knows of ranks.
+A walk brings two sides together: `Rows` says what is walked over, `Queries` what each row is multiplied with. Nothing
+here knows of ranks.
 
 Shapes: B samples, D embedding, N rows walked over, C rows of a chunk, n samples whose class is among the rows.
 """
@@ -21,9 +21,9 @@ import numpy as np
 import paddle
 
 from plsc import parallel
-from plsc.heads.margins import Margin
 from plsc.heads.products import Products
-from plsc.heads.shard import Shard
+from plsc.heads.queries import Queries, join_queries
+from plsc.heads.rows import Rows, copied
 from plsc.heads.sinks import RowSink
 
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
@@ -43,135 +43,6 @@ def chunk_rows(batch: int, emb_dim: int, on_cpu: Optional[bool] = None) -> int:
     a_row = 4 * (3 * emb_dim + 2 * batch)
     rows = (4 * _L2_BYTES if (parallel.on_cpu() if on_cpu is None else on_cpu) else _GPU_BYTES) // a_row
     return 1 << max(7, min(16, rows.bit_length() - 1))
-
-
-class Rows:
-    """The rows of a shard that take part in a step, cut into chunks.
-
-    With a margin they count as unit vectors. A row shorter than 1e-9 counts as a zero row: its cosines are 0, and it has no
-    gradient.
-
-    Args:
-        shard: What this rank holds; it has at least one row.
-        selected: [N] Positions in the shard of the rows that take part, ascending; None for all rows.
-        chunk: C, the number of rows in a chunk (the last may have fewer).
-
-    Attributes:
-        count: N.
-        chunks: The number of chunks.
-    """
-
-    def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int) -> None:
-        assert shard.weight is not None
-        self.shard, self.selected, self.chunk = shard, selected, chunk
-        self.weight, self.bias = shard.weight, shard.bias
-        self.count = int(self.weight.shape[0]) if selected is None else len(selected)
-        self.chunks = -(-self.count // chunk)
-        self._index = None if selected is None else paddle.to_tensor(selected)
-        self._inverse_norms: list[Optional[paddle.Tensor]] = [None] * self.chunks
-
-    def places(self, shard_rows: np.ndarray) -> np.ndarray:
-        """Returns where these rows of the shard are in the walk; all of them take part."""
-        return shard_rows if self.selected is None else np.searchsorted(self.selected, shard_rows)
-
-    def classes(self, number: int) -> np.ndarray:
-        """Returns the classes of a chunk's rows."""
-        first, last = self._bounds(number)
-        return self.shard.lower + (np.arange(first, last) if self.selected is None else self.selected[first:last])
-
-    def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
-        """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""
-        first, last = self._bounds(number)
-        return matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
-
-    def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor) -> None:
-        """Writes what `of` copied back into the matrix; a view needs no writing back."""
-        if self._index is not None:
-            first, last = self._bounds(number)
-            matrix.scatter_(self._index[first:last], values)
-
-    def all_of(self, vector: paddle.Tensor) -> paddle.Tensor:
-        """Returns the entries of a vector of the shard that take part [N]: a view, or a copy of the selected ones."""
-        return vector[:] if self._index is None else paddle.gather(vector, self._index)
-
-    def put_all_back(self, vector: paddle.Tensor, values: paddle.Tensor) -> None:
-        """Writes what `all_of` copied back into the vector."""
-        if self._index is not None:
-            vector.scatter_(self._index, values)
-
-    def inverse_norms(self, number: int, weight_CD: paddle.Tensor, scratch: paddle.Tensor) -> Optional[paddle.Tensor]:
-        """Returns 1 / |row| of a chunk [C, 1], computed once a step; None where rows are not normalised."""
-        if self.shard.margin is not None and self._inverse_norms[number] is None:
-            self._inverse_norms[number] = _inverse_norms(weight_CD, scratch)
-        return self._inverse_norms[number]
-
-    def scratch(self) -> paddle.Tensor:
-        """Returns memory of the size of a chunk; new memory for each result would cost more than the arithmetic."""
-        return paddle.empty([self.chunk, self.weight.shape[1]], self.weight.dtype)
-
-    def _bounds(self, number: int) -> tuple[int, int]:
-        return number * self.chunk, min((number + 1) * self.chunk, self.count)
-
-
-@dataclass(frozen=True)
-class OtherLogits:
-    """What a margin makes of the logits of the classes that are not the label (`Margin.others`).
-
-    Attributes:
-        margin: The margin.
-        scale: The factor on the cosines.
-        target_1B: [1, B] The labels' cosines after the margin.
-        statistics: The margin's running statistics in this micro-batch.
-    """
-
-    margin: Margin
-    scale: float
-    target_1B: paddle.Tensor
-    statistics: paddle.Tensor
-
-    def of(self, product_CB: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Returns the logits, and their derivative with respect to the scaled cosines in `product_CB`."""
-        value, slope = self.margin.others(product_CB * (1.0 / self.scale), self.target_1B, self.statistics)
-        return value * self.scale, slope
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The samples' side of a walk: what each row is multiplied with, and which of the products belong to labels.
-
-    Attributes:
-        query_BD: Unit embeddings times the scale; plain embeddings for softmax.
-        place: [n] Where the labelled rows are in the walk.
-        sample: [n] Which sample each of them belongs to; a sample occurs at most once.
-        others: What changes the logits of the other classes, for each micro-batch; empty where nothing does.
-    """
-
-    query_BD: paddle.Tensor
-    place: np.ndarray
-    sample: np.ndarray
-    others: tuple[OtherLogits, ...] = ()
-
-    def other_logits(self, product_CB: paddle.Tensor) -> tuple[paddle.Tensor, Optional[paddle.Tensor]]:
-        """Returns the logits and their derivative; where nothing changes them, the products themselves and None."""
-        if len(self.others) < 2:
-            return self.others[0].of(product_CB) if self.others else (product_CB, None)
-        sizes = [int(others.target_1B.shape[1]) for others in self.others]
-        changed = [others.of(part) for others, part in zip(self.others, paddle.split(product_CB, sizes, axis=1))]
-        values, slopes = zip(*changed)
-        return paddle.concat(values, axis=1), paddle.concat(slopes, axis=1)
-
-
-def join_queries(micro_batches: Sequence[Queries]) -> Queries:
-    """Puts the queries of several micro-batches one after the other."""
-    if len(micro_batches) == 1:
-        return micro_batches[0]
-    first_sample = np.cumsum([0, *(int(one.query_BD.shape[0]) for one in micro_batches[:-1])])
-    return Queries(
-        query_BD=paddle.concat([one.query_BD for one in micro_batches]),
-        place=np.concatenate([one.place for one in micro_batches]),
-        sample=np.concatenate([one.sample + first for one, first in zip(micro_batches, first_sample)]),
-        others=tuple(others for one in micro_batches for others in one.others),
-    )
 
 
 @dataclass(frozen=True)
@@ -379,12 +250,12 @@ def _update_chunk(
     # Along the rows themselves: less the radial part, plus the decay, which must not be summed over the ranks.
     decay_now = sink.decay if reduce_sum is None else 0.0
     if inverse_C1 is not None:
-        gradient_CD.add_(_copied(weight_CD, scratch).multiply_(decay_now - radial_C1 * inverse_C1))
+        gradient_CD.add_(copied(weight_CD, scratch).multiply_(decay_now - radial_C1 * inverse_C1))
     elif decay_now:
-        gradient_CD.add_(_copied(weight_CD, scratch).scale_(decay_now))
+        gradient_CD.add_(copied(weight_CD, scratch).scale_(decay_now))
     if reduce_sum is not None:
         reduce_sum(gradient_CD)
-        gradient_CD.add_(_copied(weight_CD, scratch).scale_(sink.decay))
+        gradient_CD.add_(copied(weight_CD, scratch).scale_(sink.decay))
     sink.apply(weight_CD, gradient_CD, buffer_CD, scratch)
     if sink.moves_rows:
         rows.put_back(rows.weight, number, weight_CD)
@@ -449,8 +320,8 @@ class _Walk:
     def without_labels(self, number: int, matrix_CB: paddle.Tensor, value: float) -> paddle.Tensor:
         """Overwrites the entries of the labels with `value`.
 
-        That the label's logit is very low is not enough: on a CPU Paddle's exponential never gets below 2.9e-39, which is
-        much where all sums are tiny, because the embeddings are opposite to all rows.
+        That the label's logit is very low is not enough: on a CPU Paddle's exponential never gets below 2.9e-39, which
+        is much where all sums are tiny, because the embeddings are opposite to all rows.
         """
         labels = self._labels_of(number)
         if labels.start < labels.stop:
@@ -486,23 +357,3 @@ class _Walk:
 
     def _labels_of(self, number: int) -> slice:
         return slice(self._first_label[number], self._first_label[number + 1])
-
-
-def inverse_norms(rows_CD: paddle.Tensor) -> paddle.Tensor:
-    """Returns 1 / |row| [C, 1]; 0 for rows shorter than 1e-9 (1e-100 in float64) or whose square is infinite."""
-    return _inverse_norms(rows_CD, paddle.empty_like(rows_CD))
-
-
-def _inverse_norms(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
-    smallest = 1e-18 if rows_CD.dtype == paddle.float32 else 1e-200
-    squares_CD = _copied(rows_CD, scratch)
-    squares_CD.multiply_(squares_CD)
-    square_C1 = paddle.matmul(squares_CD, paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
-    return paddle.rsqrt(paddle.clip(square_C1, min=smallest)) * (square_C1 >= smallest).astype(rows_CD.dtype)
-
-
-def _copied(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
-    """Copies rows into scratch memory and returns the copy."""
-    copy_CD = scratch[: rows_CD.shape[0]]
-    paddle.assign(rows_CD, copy_CD)
-    return copy_CD
