@@ -141,7 +141,7 @@ class ClassifierHead(paddle.nn.Layer):
         embedding: paddle.Tensor,
         label: Union[np.ndarray, GatheredLabels],
         with_accuracy: bool = False,
-        part: int = 0,
+        micro_batch: int = 0,
     ) -> HeadOutput:
         """Computes the loss and the gradient of the embeddings, for a global batch or the next micro-batch of it.
 
@@ -150,18 +150,18 @@ class ClassifierHead(paddle.nn.Layer):
             label: [b] Integers in [0, num_classes), or what `gather_labels` made of the labels of all micro-batches.
             with_accuracy: Whether to count the samples whose class has the largest, or one of the 5 largest, logits
                 (without margin) of all classes that take part.
-            part: The number of the micro-batch. They come in order, from 0.
+            micro_batch: The number of the micro-batch. They come in order, from 0.
 
         Raises:
             DataError: A label of some rank is out of range.
         """
         gathered = label if isinstance(label, GatheredLabels) else self.gather_labels(label)
         micro_batches = gathered.wait()
-        if part == 0:
+        if micro_batch == 0:
             selected = self._select_rows(np.concatenate([one.labels for one in micro_batches]))
             self._step, self._kept = step.begin(self._shard, micro_batches, selected), []
         assert self._step is not None
-        labels = micro_batches[part]
+        labels = micro_batches[micro_batch]
         if not sum(labels.counts):
             return HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
         statistics = self._kept[-1].statistics if self._kept else self.margin_state

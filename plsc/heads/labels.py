@@ -43,7 +43,7 @@ class LabelGatherer:
 
         Args:
             labels: [b] of each micro-batch. Every rank gives the same number of micro-batches.
-            note: A number for the other ranks, which costs no message of its own.
+            note: A number for the other ranks, which travels with the labels at no extra cost.
         """
         return GatheredLabels(self, [np.asarray(label).reshape(-1).astype("int64") for label in labels], note)
 

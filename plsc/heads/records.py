@@ -53,8 +53,7 @@ class Step:
 class Batch:
     """The samples of one micro-batch whose logits this rank computes.
 
-    A rank without samples of its own computes one sample of zeros with no weight, so that it takes part in what all
-    ranks do together.
+    A rank without samples computes one of zeros with weight 0, so that it takes part in what all ranks do together.
 
     Attributes:
         own_embedding: [b, D] This rank's embeddings, as the backbone gave them.
@@ -160,7 +159,7 @@ class Kept:
         held: Those whose class this rank holds; None without any.
         push: What the loss asks of these.
         queries: What the rows were multiplied with.
-        log_total_B: See `Losses`.
+        log_total_B: log of the sum of exp(logit) over all classes.
         statistics: The margin's running statistics after this micro-batch; None without any.
     """
 
