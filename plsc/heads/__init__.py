@@ -1,9 +1,14 @@
-"""The last layer: class centres sharded over the ranks, margins, loss and exact gradients."""
+"""The last layer: class centres sharded over the ranks, margins, loss and exact gradients.
 
-from plsc.heads.classifier import ClassifierHead, build_head, build_margin, shard_bounds
+`plsc.heads.reference` computes one step in the plainest way, and is the place to start reading; docs/head.md explains
+how the other modules get the same numbers without holding the logits.
+"""
+
+from plsc.heads.classifier import ClassifierHead, build_head
 from plsc.heads.labels import GatheredLabels
-from plsc.heads.margins import Margin, Target
-from plsc.heads.step import HeadOutput
+from plsc.heads.margins import Margin, Target, build_margin
+from plsc.heads.records import HeadOutput
+from plsc.heads.shard import shard_bounds
 
 __all__ = [
     "ClassifierHead",

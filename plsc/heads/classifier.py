@@ -1,4 +1,4 @@
-"""The classifier head: this rank's class centres, and the two halves of a step.
+"""The classifier head: this rank's class centres, and the two halves of a training step.
 
 Shapes: B global batch, b this rank's batch, D embedding.
 """
@@ -6,92 +6,77 @@ Shapes: B global batch, b this rank's batch, D embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
 
 from plsc import parallel
-from plsc.config import DEFAULT_MARGINS, kind_of
+from plsc.heads import step
 from plsc.heads.labels import GatheredLabels, LabelGatherer
-from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
+from plsc.heads.margins import Margin, build_margin
+from plsc.heads.records import HeadOutput, Kept, Step
 from plsc.heads.sampling import sample_rows
-from plsc.heads.step import HeadOutput, HeadStep, Plan, Shard, plan_step, update_rows
-from plsc.heads.walk import RowSink, SquareSum
+from plsc.heads.shard import Shard, initialise_rows, shard_bounds
+from plsc.heads.sinks import RowSink, SquareSum
 from plsc.heads.workers import Workers
 
-_ROWS_PER_DRAW = 4096
-# float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest row's
-# norm, 1e-9 = e^-20.7.
+# float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest
+# row's norm, 1e-9 = e^-20.7.
 _LARGEST_SUM, _LARGEST_SCALE = 84.0, 66.0
 
 
-def shard_bounds(num_classes: int, num_ranks: int, rank: int) -> tuple[int, int]:
-    """Half-open range of classes `rank` of `num_ranks` holds; empty where there are fewer classes than ranks."""
-    quotient, remainder = divmod(num_classes, num_ranks)
-    start = rank * quotient + min(rank, remainder)
-    return start, start + quotient + (rank < remainder)
-
-
-def build_margin(loss_type: str, margin: Any = None) -> Optional[Margin]:
-    """The margin of a loss type of `plsc.config.LOSS_TYPES`; None for softmax.
-
-    Args:
-        loss_type: with or without `dist_`.
-        margin: what `Entry.set_margin` takes; None for the default of the loss.
-    """
-    kind = kind_of(loss_type)
-    margin = DEFAULT_MARGINS[kind] if margin is None else margin
-    makers: dict[str, Callable[[], Optional[Margin]]] = {
-        "softmax": lambda: None,
-        "arcface": lambda: AngularMargin(m2=margin),
-        "cosface": lambda: AngularMargin(m3=margin),
-        "sphereface": lambda: AngularMargin(m1=margin),
-        "combined": lambda: AngularMargin(*margin),
-        "adaface": lambda: AdaFace(m=margin),
-        "magface": MagFace,
-        "curricularface": lambda: CurricularFace(m=margin),
-    }
-    return makers[kind]()
-
-
 def build_head(loss_type: str, num_classes: int, emb_dim: int, margin: Any = None, **options: Any) -> ClassifierHead:
-    """The head of `loss_type`, sharded when that begins with `dist_`.
+    """Builds the head of a loss type; it is sharded if the name begins with `dist_`.
 
     Args:
-        margin: a number (or three for combined) as `build_margin` takes, or a `Margin` of your own.
-        options: of `ClassifierHead`.
+        loss_type: One of `plsc.config.LOSS_TYPES`.
+        num_classes: Classes over all ranks.
+        emb_dim: D.
+        margin: What `build_margin` takes, or a custom `Margin`.
+        options: Further arguments of `ClassifierHead`.
     """
-    own = margin if isinstance(margin, Margin) else build_margin(loss_type, margin)
-    return ClassifierHead(num_classes, emb_dim, own, sharded=loss_type.startswith("dist_"), **options)
+    if not isinstance(margin, Margin):
+        margin = build_margin(loss_type, margin)
+    return ClassifierHead(num_classes, emb_dim, margin, sharded=loss_type.startswith("dist_"), **options)
 
 
 class ClassifierHead(paddle.nn.Layer):
     """Class centres W, the loss over all classes, and its exact gradients, without autograd.
 
-    With `sharded`, rank r holds the rows `shard_bounds(num_classes, world_size, r)` of W and every rank computes its
-    classes for the global batch; otherwise every rank holds all of W and computes its own batch. Both give the same
-    numbers. A zero embedding or a zero row has cosine 0 to everything and receives no gradient.
+    If the head is sharded, rank r holds the rows `shard_bounds(num_classes, world_size, r)` of W, and every rank
+    computes its classes for the global batch. Otherwise every rank holds all of W and computes its own batch. Both give
+    the same numbers. A zero embedding or a zero row has cosine 0 to everything and receives no gradient.
 
-    A step is `forward`, once for each micro-batch, then, when the whole step is known to be good, `backward`. Micro-batches
-    give the loss and gradients of one batch of all their samples, over the same sampled rows; only running statistics of a
-    margin move with each of them.
+    A step is `forward`, once for each micro-batch, and then, if the whole step is known to be good, `backward`.
+    Micro-batches give the loss and the gradients of one batch of all their samples, over the same sampled rows. Only
+    the running statistics of a margin change with each micro-batch.
 
     Args:
-        num_classes: classes over all ranks.
+        num_classes: Classes over all ranks.
         emb_dim: D.
-        margin: of the labelled class's cosine; None for plain softmax on X W^T + bias.
-        scale: s, the factor on the cosines (unused by softmax).
-        sample_ratio: share of this rank's rows that take part in a step: the labelled ones, and others drawn at random
-            by (seed, step, rank). The other rows and their momentum are neither read nor written: they do not decay.
-        seed: of the initial weights, which do not depend on the number of ranks, and of the sampling.
-        param_attr, bias_attr: `paddle.ParamAttr`: initializer, learning rate, regularizer of W and of the bias.
-            `bias_attr=False` leaves the bias out.
-        chunk: rows of W computed at a time; 0 chooses by batch, embedding and cache. It changes nothing but rounding.
-        compute_dtype: of the products on a GPU: 'float32', 'bfloat16' or 'float16'; everything else stays float32.
-            A CPU computes in float32.
-        simulate: on a CPU, round the products as `compute_dtype` would.
+        margin: Acts on the cosine of the label; None for plain softmax on X W^T + bias.
+        scale: s, the factor on the cosines (softmax does not use it).
+        sharded: Whether each rank holds a part of W.
+        sample_ratio: The fraction of this rank's rows that take part in a step: the labelled ones, and others drawn at
+            random by (seed, step, rank). The other rows and their momentum are neither read nor written, and do not
+            decay.
+        seed: Decides the initial weights, which do not depend on the number of ranks, and the sampling.
+        param_attr: A `paddle.ParamAttr` with the initializer, learning rate and regularizer of W.
+        bias_attr: The same for the bias; False leaves the bias out.
+        dtype: 'float32' or 'float64'.
+        chunk: Rows of W computed at a time; 0 chooses by batch, embedding and cache. It changes nothing but rounding.
+        compute_dtype: The dtype of the products on a GPU: 'float32', 'bfloat16' or 'float16'; everything else stays
+            float32. A CPU computes in float32.
+        simulate: Whether a CPU rounds the products as `compute_dtype` would.
+
+    Attributes:
+        weight: This rank's rows of W; None if it has none.
+        bias: This rank's entries of the bias; None without one.
+        lower: The first class of this rank.
+        upper: One past the last class of this rank.
+        next_step: The number of the next step; with seed and rank it decides which rows are drawn.
+        margin_state: The margin's running statistics; None without any.
     """
 
     def __init__(
@@ -113,10 +98,10 @@ class ClassifierHead(paddle.nn.Layer):
         super().__init__(dtype=dtype)
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
         self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
-        self.next_step = 0  # with seed and rank it decides which rows are drawn
+        self.next_step = 0
         self._labels = LabelGatherer(num_classes)
-        self._plan: Optional[Plan] = None
-        self._steps: list[HeadStep] = []  # what `backward` works on
+        self._step: Optional[Step] = None
+        self._kept: list[Kept] = []  # of the micro-batches since the last `backward`
         self.lower, self.upper = (
             shard_bounds(num_classes, parallel.world_size(), parallel.rank()) if sharded else (0, num_classes)
         )
@@ -126,7 +111,7 @@ class ClassifierHead(paddle.nn.Layer):
         if rows:  # Paddle has no parameter of zero rows
             self.weight = self.create_parameter([rows, emb_dim], attr=param_attr, dtype=dtype)
             if getattr(param_attr, "initializer", None) is None:
-                _initialise_rows(self.weight, self.lower, seed)
+                initialise_rows(self.weight, self.lower, seed)
             if margin is None and bias_attr is not False:
                 self.bias = self.create_parameter([rows], attr=bias_attr, dtype=dtype, is_bias=True)
         statistics = () if margin is None else margin.initial_state
@@ -143,12 +128,7 @@ class ClassifierHead(paddle.nn.Layer):
             margin=margin,
             scale=1.0 if margin is None else scale,
             sharded=sharded,
-            # The logits of the other classes are within the scale, unless the margin changes them.
-            bounded=margin is not None
-            and not margin.changes_others
-            and precision in ("float32", "float64")
-            and scale <= _LARGEST_SCALE
-            and scale + math.log(num_classes) <= _LARGEST_SUM,
+            bounded=precision in ("float32", "float64") and _is_bounded(margin, scale, num_classes),
             chunk=chunk,
             precision=precision,
             simulate=simulate,
@@ -161,96 +141,99 @@ class ClassifierHead(paddle.nn.Layer):
         embedding: paddle.Tensor,
         label: Union[np.ndarray, GatheredLabels],
         with_accuracy: bool = False,
-        part: int = 0,
+        micro_batch: int = 0,
     ) -> HeadOutput:
-        """Loss of one global batch and the gradient of the embeddings; or of the next micro-batch of it.
+        """Computes the loss and the gradient of the embeddings, for a global batch or the next micro-batch of it.
 
         Args:
             embedding: [b, D] float32; b may differ between ranks, and may be 0.
-            label: [b] integers in [0, num_classes), or what `gather_labels` made of those of all micro-batches.
-            with_accuracy: also count the samples whose class has the largest, or one of the 5 largest, logits
+            label: [b] Integers in [0, num_classes), or what `gather_labels` made of the labels of all micro-batches.
+            with_accuracy: Whether to count the samples whose class has the largest, or one of the 5 largest, logits
                 (without margin) of all classes that take part.
-            part: which micro-batch this is; they come in order, from 0.
+            micro_batch: The number of the micro-batch. They come in order, from 0.
 
         Raises:
-            DataError: a label is out of range, on any rank.
+            DataError: A label of some rank is out of range.
         """
         gathered = label if isinstance(label, GatheredLabels) else self.gather_labels(label)
-        parts = gathered.wait()
-        if part == 0:
-            rows = self._next_rows(np.concatenate([labels for _, labels in parts]))
-            self._plan, self._steps = plan_step(self._shard, [counts for counts, _ in parts], rows), []
-        assert self._plan is not None
-        counts, labels = parts[part]
-        if not sum(counts):
+        micro_batches = gathered.wait()
+        if micro_batch == 0:
+            selected = self._select_rows(np.concatenate([one.labels for one in micro_batches]))
+            self._step, self._kept = step.begin(self._shard, micro_batches, selected), []
+        assert self._step is not None
+        labels = micro_batches[micro_batch]
+        if not sum(labels.counts):
             return HeadOutput(0.0, embedding, (0, 0) if with_accuracy else None, 0)
-        state = self._steps[-1].state if self._steps else self.margin_state
-        step = HeadStep(self._shard, self._plan, embedding, counts, labels, state)
-        output = step.run(with_accuracy)
-        self._steps = [*self._steps, step] if output.problem is None else []
+        statistics = self._kept[-1].statistics if self._kept else self.margin_state
+        output, kept = step.forward(self._shard, self._step, embedding, labels, statistics, with_accuracy)
+        self._kept = [*self._kept, kept] if output.problem is None else []
         return output
 
     @paddle.no_grad()
     def backward(
         self, weight_sink: Optional[RowSink] = None, bias_sink: Optional[RowSink] = None, factor: float = 1.0
     ) -> None:
-        """The rest of the step `forward` began: the gradients of W and of the bias, and the margin's statistics.
+        """Finishes the step that `forward` began: computes the gradients of W and the bias, and stores the statistics.
 
-        The gradients of all micro-batches are made in one walk over the rows.
+        The gradients of all micro-batches are computed in one walk over the rows.
 
         Args:
-            weight_sink, bias_sink: move the rows chunk by chunk; without them the gradients are left in `.grad`.
-            factor: on the gradients, such as a clipping's.
+            weight_sink: Moves the rows chunk by chunk; None leaves the gradient in `weight.grad`.
+            bias_sink: Moves the bias; None leaves the gradient in `bias.grad`.
+            factor: The factor on the gradients, such as that of clipping.
         """
-        steps, self._steps = self._steps, []
-        if not steps:
+        kept, self._kept = self._kept, []
+        if not kept:
             return
         if self.margin_state is not None:
-            self.margin_state.set_value(steps[-1].state)
-        if self._trains():
-            update_rows(self._shard, steps, weight_sink, bias_sink, factor)
+            self.margin_state.set_value(kept[-1].statistics)
+        self._differentiate(kept, weight_sink, bias_sink, factor)
 
     @paddle.no_grad()
     def gradient_square_sum(self) -> float:
-        """Sum of the squares of the gradients `backward` will give, over all shards; changes nothing.
+        """Returns the sum of the squares of the gradients `backward` will give, over all shards; changes nothing.
 
-        It walks over the rows once more: two products, and nothing held.
+        It walks over the rows once more, which costs two products of the four of a step, and no memory.
         """
         sums = [SquareSum() for parameter in (self.weight, self.bias) if parameter is not None]
-        if self._steps and self._trains():
-            update_rows(self._shard, self._steps, sums[0], sums[-1], 1.0)
+        if self._kept and sums:
+            self._differentiate(self._kept, sums[0], sums[-1], 1.0)
         own = sum(one.total() for one in sums)
         return parallel.sum_number(own) if self.sharded else own
 
     def gather_labels(self, *labels: np.ndarray, note: int = 0) -> GatheredLabels:
-        """Starts to gather the labels of all ranks, of every micro-batch of a step, so that the backbone can run meanwhile.
+        """Starts to gather the labels of all ranks, so that the backbone can run meanwhile.
 
-        A `note` travels with them.
+        Args:
+            labels: [b] of each micro-batch of the step.
+            note: A number for the other ranks that travels with the labels.
         """
         return self._labels.start(labels, note)
 
-    def _trains(self) -> bool:
-        """Whether this rank holds rows or biases that are not frozen."""
-        return any(not parameter.stop_gradient for parameter in self.parameters())
+    def _differentiate(
+        self, kept: list[Kept], weight_sink: Optional[RowSink], bias_sink: Optional[RowSink], factor: float
+    ) -> None:
+        """Walks over the rows for the second time, unless this rank has none or they are frozen."""
+        if any(not parameter.stop_gradient for parameter in self.parameters()):
+            assert self._step is not None
+            step.backward(self._shard, self._step, kept, weight_sink, bias_sink, factor)
 
-    def _next_rows(self, labels: np.ndarray) -> Optional[np.ndarray]:
-        """The rows of this rank that take part in the next step, ascending; None when all do."""
-        step, self.next_step = self.next_step, self.next_step + 1
+    def _select_rows(self, labels: np.ndarray) -> Optional[np.ndarray]:
+        """Draws the rows of this rank that take part in the next step, ascending; None if all do."""
+        number, self.next_step = self.next_step, self.next_step + 1
         if self.sample_ratio >= 1.0 or self.weight is None:
             return None
         positives = np.unique(labels[(labels >= self.lower) & (labels < self.upper)]) - self.lower
         # Ranks that hold the same rows must draw the same ones.
-        key = (self.seed, step, parallel.rank() if self.sharded else 0)
+        key = (self.seed, number, parallel.rank() if self.sharded else 0)
         return sample_rows(self.upper - self.lower, positives, self.sample_ratio, key)
 
 
-def _initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:
-    """Fills W with normal(0, 0.01), drawn in fixed blocks of the whole W so that sharding changes nothing."""
-    rows, emb_dim = (int(side) for side in weight.shape)
-    for block in range(lower // _ROWS_PER_DRAW, (lower + rows - 1) // _ROWS_PER_DRAW + 1):
-        first = block * _ROWS_PER_DRAW
-        drawn = np.random.default_rng((seed, block)).standard_normal((_ROWS_PER_DRAW, emb_dim), dtype="float32")
-        begin, end = max(lower, first), min(lower + rows, first + _ROWS_PER_DRAW)
-        values = paddle.to_tensor(drawn[begin - first : end - first] * np.float32(0.01), dtype=weight.dtype)
-        with paddle.no_grad():
-            weight[begin - lower : end - lower] = values
+def _is_bounded(margin: Optional[Margin], scale: float, num_classes: int) -> bool:
+    """Whether exp(logit) and its sum over the classes fit in float32: the logits are cosines times a moderate scale."""
+    return (
+        margin is not None
+        and not margin.changes_others
+        and scale <= _LARGEST_SCALE
+        and scale + math.log(num_classes) <= _LARGEST_SUM
+    )

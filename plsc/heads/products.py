@@ -1,4 +1,7 @@
-"""Matrix products of the head, in float32 or in a low precision with the values scaled into its range."""
+"""The matrix products of the head, in float32 or in a low precision whose range the values are scaled into.
+
+Shapes: B samples, C rows of a chunk, D embedding.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,28 @@ import paddle
 
 
 class Products:
-    """Products of float32 matrices that give float32, computed in `dtype`.
+    """The products of float32 matrices, computed in `dtype` and returned in float32.
 
-    In float16 and bfloat16 the operands are rounded and a GPU accumulates in float32. float16 reaches from 6e-8 to 65504:
-    probabilities are multiplied by a power of two first, the largest that cannot overflow, and the product divided by it.
+    In float16 and bfloat16 the operands are rounded, and a GPU accumulates in float32. float16 reaches from 6e-8 to
+    65504, so probabilities are first multiplied by the largest power of two that cannot overflow, and the product is
+    divided by it.
 
     Args:
-        dtype: 'float32', 'float16' or 'bfloat16'.
-        terms: largest number of terms of a sum.
-        simulate: round the operands and the product to `dtype`, and compute in float32, where the device has no such
-            arithmetic.
+        dtype: 'float32', 'float16' or 'bfloat16' (or 'float64', in which all operands then are).
+        terms: The largest number of terms in a sum.
+        simulate: Whether to round the operands and the product to `dtype` but compute in float32, on devices without
+            such arithmetic.
     """
 
     def __init__(self, dtype: str, terms: int, simulate: bool = False) -> None:
-        self._dtype = dtype
         self.low: Optional[str] = None if dtype in ("float32", "float64") else dtype
         self._simulate = simulate
         self._boost = 2.0 ** max(0, 14 - math.ceil(math.log2(max(terms, 1)))) if dtype == "float16" else 1.0
 
-    def of_terms(self, terms: int) -> Products:
-        """The same for sums of up to `terms`."""
-        return Products(self._dtype, terms, self._simulate)
-
     def logits(
         self, weight_CD: paddle.Tensor, query_BD: paddle.Tensor, inverse_C1: Optional[paddle.Tensor]
     ) -> paddle.Tensor:
-        """row . query for every row and query: [C, B], where a row is `inverse * weight`."""
+        """Returns row . query for every row and query [C, B], where a row is `inverse * weight`."""
         if self.low is not None:
             return self._rounded_product(_times(weight_CD, inverse_C1), query_BD, transpose_y=True)
         product_CB = paddle.matmul(weight_CD, query_BD, transpose_y=True)
@@ -44,35 +43,42 @@ class Products:
     def add_pull(
         self,
         pull_BD: paddle.Tensor,
-        share_CB: paddle.Tensor,
+        softmax_CB: paddle.Tensor,
         weight_CD: paddle.Tensor,
         inverse_C1: Optional[paddle.Tensor],
     ) -> None:
-        """pull += share^T rows; `share_CB`, in [0, 1] in a low precision, may be overwritten."""
+        """Adds softmax^T rows to `pull_BD`.
+
+        The softmax need not be divided by its denominator, but in a low precision it must be in [0, 1]. It may be
+        overwritten.
+        """
         if self.low is None:
             if inverse_C1 is not None:
-                share_CB.multiply_(inverse_C1)
-            pull_BD.add_(paddle.matmul(share_CB, weight_CD, transpose_x=True))
+                softmax_CB.multiply_(inverse_C1)
+            pull_BD.add_(paddle.matmul(softmax_CB, weight_CD, transpose_x=True))
             return
         rows_CD = _times(weight_CD, inverse_C1)
-        pull_BD.add_(self._rounded_product(share_CB * self._boost, rows_CD, transpose_x=True) * (1.0 / self._boost))
+        pull_BD.add_(self._rounded_product(softmax_CB * self._boost, rows_CD, transpose_x=True) * (1.0 / self._boost))
 
     def add_gradient(
         self,
         gradient_CD: paddle.Tensor,
         momentum: float,
-        share_CB: paddle.Tensor,
+        softmax_CB: paddle.Tensor,
         query_BD: paddle.Tensor,
         inverse_C1: Optional[paddle.Tensor],
     ) -> None:
-        """gradient = momentum * gradient + inverse * (share query); `share_CB` as in `add_pull`."""
+        """Computes momentum * gradient + inverse * (softmax query) into `gradient_CD`.
+
+        The softmax is as in `add_pull`.
+        """
         if self.low is None:
             if inverse_C1 is not None:
-                share_CB.multiply_(inverse_C1)
-            gradient_CD.addmm_(share_CB, query_BD, beta=momentum, alpha=1.0)
+                softmax_CB.multiply_(inverse_C1)
+            gradient_CD.addmm_(softmax_CB, query_BD, beta=momentum, alpha=1.0)
             return
         largest = paddle.clip(query_BD.abs().max(), min=1e-30)
-        product_CD = self._rounded_product(share_CB * self._boost, query_BD / largest) * (largest / self._boost)
+        product_CD = self._rounded_product(softmax_CB * self._boost, query_BD / largest) * (largest / self._boost)
         gradient_CD.scale_(momentum).add_(_times(product_CD, inverse_C1))
 
     def _rounded_product(self, left: paddle.Tensor, right: paddle.Tensor, **transposes: bool) -> paddle.Tensor:

@@ -1,5 +1,7 @@
-"""Which class centres a step looks at: the labelled ones and a random choice of the others (An et al., Partial FC,
-ICCV Workshops 2021, section 3.3)."""
+"""The choice of class centres that take part in a step: the labelled ones, and others drawn at random.
+
+An et al., Partial FC, ICCV Workshops 2021, section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,16 @@ import numpy as np
 
 
 def sample_rows(rows: int, positives: np.ndarray, ratio: float, key: tuple[int, ...]) -> np.ndarray:
-    """The rows of a shard that take part in a step.
+    """Draws the rows of a shard that take part in a step.
 
-    All positives, and as many others as fill up `ratio * rows`, every subset of that size equally likely. The work grows
-    with the number of rows chosen, not with the shard, for ratios up to a half.
+    They are all positives, and as many others as make up `ratio * rows`, where every subset of that size is equally
+    likely. For ratios up to a half the work grows with the number of rows drawn, not with the shard.
 
     Args:
-        rows: of the shard.
-        positives: distinct rows that must be in, ascending. When there are more than `ratio * rows`, only they are.
-        ratio: in (0, 1).
-        key: seeds the choice, such as (seed, step, rank).
+        rows: The number of rows in the shard.
+        positives: Distinct rows that must take part, ascending. If there are more than `ratio * rows`, only they do.
+        ratio: The fraction of the rows, in (0, 1).
+        key: The seed of the draw, such as (seed, step, rank).
 
     Returns:
         Distinct rows, ascending, int64.
@@ -38,13 +40,13 @@ def sample_rows(rows: int, positives: np.ndarray, ratio: float, key: tuple[int, 
 
 
 def _distinct(rng: np.random.Generator, limit: int, count: int) -> np.ndarray:
-    """`count` distinct integers in [0, limit), ascending; `count` is at most half of `limit`."""
+    """Draws `count` distinct integers in [0, limit), ascending; `count` is at most half of `limit`."""
     drawn = np.empty(0, dtype="int64")
     while len(drawn) < count:
-        # The draws that are expected to fill up the missing values, repetitions counted, and a few more.
+        # As many draws as are expected to give the missing values in spite of repetitions, and a few more.
         draws = limit * math.log((limit - len(drawn)) / (limit - count))
         extra = int(draws + 4.0 * math.sqrt(draws)) + 16
         drawn = np.unique(np.concatenate([drawn, rng.integers(limit, size=extra)]))
-    # Too many: leave some out at random, so that no value is preferred.
+    # If there are too many, some are left out at random, so that no value is preferred.
     surplus = len(drawn) - count
     return np.delete(drawn, rng.choice(len(drawn), surplus, replace=False)) if surplus else drawn

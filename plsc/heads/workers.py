@@ -1,4 +1,4 @@
-"""Threads that share a walk over the rows."""
+"""The threads that walk over the rows."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ Result = TypeVar("Result")
 
 
 def walking_threads() -> int:
-    """Threads that walk over the rows of this process: as many as it computes with; one on a GPU."""
+    """Returns how many threads walk over the rows of this process: as many as it computes with; one on a GPU."""
     return int(os.environ.get("OMP_NUM_THREADS", 1)) if parallel.on_cpu() else 1
 
 
 class Workers:
-    """The threads of `walking_threads`.
+    """A pool of `walking_threads()` threads.
 
-    Paddle computes most element-wise operations on a CPU with one thread, whatever OMP_NUM_THREADS says, and lets go of
-    Python's lock while it does: with a thread for each part of the rows all cores are busy.
+    On a CPU Paddle computes most element-wise operations with one thread, whatever OMP_NUM_THREADS says, and releases
+    Python's lock meanwhile. With one thread for each stretch of the rows, all cores are busy.
     """
 
     def __init__(self) -> None:
         self.count = walking_threads()
-        # The number set is the thread's own: the products of these threads use one each.
+        # Each thread sets its own number of threads for products to one.
         self._pool = ThreadPoolExecutor(self.count, "plsc-head", core.set_num_threads, (1,))
 
     def map(self, function: Callable[[Sequence[int]], Result], count: int) -> list[Result]:
-        """`function` of each thread's share of range(count): contiguous, in order, at least one."""
+        """Cuts range(count) into one stretch for each thread, and returns what `function` returns for each, in order.
+
+        There is at least one stretch, which is empty if `count` is 0.
+        """
         threads = max(1, min(self.count, count))
-        shares = [range(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
+        stretches = [range(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
         if threads == 1:
-            return [function(shares[0])]
-        return list(self._pool.map(function, shares))
+            return [function(stretches[0])]
+        return list(self._pool.map(function, stretches))

@@ -1,11 +1,11 @@
-"""The head against dense heads in PyTorch and Paddle, in one run: seconds a step and peak memory, as JSON.
+"""Compares the head with dense heads in PyTorch and Paddle, and prints seconds per step and peak memory as JSON.
 
     python tests/benchmarks/head.py                  # everything: about a quarter of an hour, 20 GiB
-    python tests/benchmarks/head.py --only table     # the comparison; also: profile, scaling
+    python tests/benchmarks/head.py --only table     # only the comparison; or: profile, scaling
 
-Every figure comes from a process of its own (or from two ranks on gloo with one thread each). Rivals take turns, and the
-best of all their steps counts: others use the machine too. Memory is the peak of resident memory above what the process
-held before the head was made. PyTorch has to be installed for its baselines; without it they are null.
+Every figure comes from a separate process (or from two ranks on gloo with one thread each). The heads take turns, and
+the fastest of all their steps counts, since other programs use the machine too. Memory is the peak of resident memory
+above what the process held before the head was made. Without PyTorch its figures are null.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CASES = [  # name, classes, sample ratio, ranks, rivals
 
 
 def memory(field):
-    """Bytes of VmRSS or VmHWM of this process."""
+    """Returns VmRSS or VmHWM of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -38,7 +38,7 @@ def memory(field):
 
 
 class PlscHead:
-    """The head of this repository behind the baselines' interface."""
+    """The head of this repository, with the interface of the baselines."""
 
     def __init__(self, classes, emb_dim, ratio, loss_type="dist_arcface"):
         import paddle
@@ -52,7 +52,7 @@ class PlscHead:
         self.updates = take_rows(optimizer, dict(self.head.named_parameters()))
 
     def step(self, embedding, label):
-        """One step on this rank's batch."""
+        """Runs one step on this rank's batch; returns the loss."""
         output = self.head(self.paddle.to_tensor(embedding), label)
         assert output.problem is None
         self.head.backward(self.updates["weight"], self.updates.get("bias"))
@@ -110,12 +110,11 @@ def worker(options):
 
 
 def profile(head, embedding, label):
-    """Shares of one step, by wrapping what does the work. One thread, so that the parts add up."""
+    """Returns the fraction of a step that each kind of work takes, on one thread so that the fractions add up."""
     import paddle
 
     from plsc import optim, parallel
-    from plsc.heads import products
-    from plsc.heads import walk as stream
+    from plsc.heads import products, rows
 
     spent = {}
 
@@ -135,7 +134,7 @@ def profile(head, embedding, label):
         timed(products.Products, name, "products")
     timed(paddle, "exp", "exponentials")
     timed(paddle.Tensor, "exp_", "exponentials")
-    timed(stream, "_inverse_norms", "row norms")
+    timed(rows, "inverse_norms", "row norms")
     timed(optim.RowUpdate, "apply", "row updates")
     for name in ("all_gather", "all_reduce"):
         timed(parallel.distributed, name, "collectives")
@@ -147,7 +146,7 @@ def profile(head, embedding, label):
 
 
 def product_rate(threads):
-    """Floating point operations a second of one large float32 product in Paddle."""
+    """Returns how many floating-point operations per second one large float32 product in Paddle reaches."""
     code = (
         "import os,time,paddle\n"
         f"a,b=paddle.rand([512,{EMB_DIM}]),paddle.rand([{EMB_DIM},{BATCH}])\n"
@@ -162,7 +161,7 @@ def product_rate(threads):
 
 
 def measure(head, classes, ratio, ranks, batch=BATCH, emb=EMB_DIM, steps=4, profiled=False, loss="dist_arcface"):
-    """Runs one worker and returns what it printed; None where the process ended without (no memory, no PyTorch)."""
+    """Runs one worker and returns its result; None if it ended without one (no memory, no PyTorch)."""
     if head == "torch" and importlib.util.find_spec("torch") is None:
         return None
     command = [str(Path(__file__)), "--head", head, "--classes", str(classes), "--ratio", str(ratio), "--loss", loss]
@@ -183,7 +182,7 @@ def measure(head, classes, ratio, ranks, batch=BATCH, emb=EMB_DIM, steps=4, prof
 
 
 def compare(rounds):
-    """The table: every case against its rivals, in turns."""
+    """Measures every case and its rivals in turns; returns the table."""
     rates = {threads: product_rate(threads) for threads in {1, os.cpu_count() or 1}}
     full_rate = max(rate / threads for threads, rate in rates.items()) * (os.cpu_count() or 1)
     table = []
@@ -214,7 +213,7 @@ def compare(rounds):
 
 
 def scaling():
-    """Cost against classes, batch and embedding size, one process."""
+    """Measures how the cost follows classes, batch, embedding size and loss, in one process."""
 
     def one(classes, batch=BATCH, emb=EMB_DIM, loss="dist_arcface"):
         seconds = measure("plsc", classes, 1.0, 1, batch, emb, steps=6, loss=loss)["seconds"]

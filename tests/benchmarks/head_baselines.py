@@ -1,7 +1,8 @@
-"""Dense sharded arcface heads of the usual kind, in PyTorch and in Paddle: what the head is measured against.
+"""Dense sharded arcface heads of the usual kind, in PyTorch and in Paddle, which the head is measured against.
 
-Normalise W, multiply, clamp, margin, softmax over the ranks with the largest logit taken off, autograd, SGD with momentum
-and weight decay. Sampled: random numbers for all rows, the largest of them chosen, W indexed, a dense gradient of W.
+They normalise W, multiply, clamp, apply the margin, subtract the largest logit and take the softmax over the ranks, and
+then use autograd and SGD with momentum and weight decay. The sampled one draws random numbers for all rows, chooses the
+largest of them, indexes W, and makes a dense gradient of W.
 """
 
 import math
@@ -11,7 +12,7 @@ COS_M, SIN_M = math.cos(MARGIN), math.sin(MARGIN)
 
 
 class TorchHead:
-    """`rows` rows of W on this rank, beginning with class `lower`."""
+    """A dense head in PyTorch with `rows` rows of W on this rank, from class `lower` on."""
 
     def __init__(self, rows, emb_dim, lower, ratio, world):
         import torch
@@ -22,7 +23,7 @@ class TorchHead:
         self.loss_function = _torch_softmax(torch, world)
 
     def step(self, embedding, label):
-        """One step on this rank's batch [b, D], [b] (NumPy); returns the loss."""
+        """Runs one step on this rank's batch [b, D], [b] (NumPy arrays); returns the loss."""
         torch = self.torch
         own = torch.from_numpy(embedding).requires_grad_()
         label = torch.from_numpy(label)
@@ -91,7 +92,7 @@ def _torch_softmax(torch, world):
 
 
 class PaddleHead:
-    """The same in Paddle."""
+    """The same head in Paddle; it cannot sample."""
 
     def __init__(self, rows, emb_dim, lower, ratio, world):
         import paddle
@@ -104,7 +105,7 @@ class PaddleHead:
         self.loss_function = _paddle_softmax(paddle, world)
 
     def step(self, embedding, label):
-        """One step on this rank's batch [b, D], [b] (NumPy); returns the loss."""
+        """Runs one step on this rank's batch [b, D], [b] (NumPy arrays); returns the loss."""
         paddle = self.paddle
         everything, label = paddle.to_tensor(embedding), paddle.to_tensor(label)
         if self.world > 1:
@@ -143,17 +144,17 @@ def _paddle_softmax(paddle, world):
         def forward(context, logits, at):
             operations = paddle.distributed.ReduceOp
             largest = reduce(logits.max(axis=1, keepdim=True), operations.MAX)
-            share = paddle.exp(logits - largest)
-            share = share / reduce(share.sum(axis=1, keepdim=True), operations.SUM)
+            softmax = paddle.exp(logits - largest)
+            softmax = softmax / reduce(softmax.sum(axis=1, keepdim=True), operations.SUM)
             probability = paddle.zeros([logits.shape[0]])
-            probability = paddle.scatter(probability, at[:, 0], paddle.gather_nd(share, at))
-            context.save_for_backward(share, at)
+            probability = paddle.scatter(probability, at[:, 0], paddle.gather_nd(softmax, at))
+            context.save_for_backward(softmax, at)
             return -paddle.log(paddle.clip(reduce(probability, operations.SUM), min=1e-30)).mean()
 
         @staticmethod
         def backward(context, by_loss):
-            share, at = context.saved_tensor()
-            share = paddle.scatter_nd_add(share, at, -paddle.ones([at.shape[0]]))
-            return share * (by_loss / share.shape[0]), None
+            softmax, at = context.saved_tensor()
+            softmax = paddle.scatter_nd_add(softmax, at, -paddle.ones([at.shape[0]]))
+            return softmax * (by_loss / softmax.shape[0]), None
 
     return DistributedSoftmax.apply

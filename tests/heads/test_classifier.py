@@ -3,13 +3,12 @@ import json
 import numpy as np
 import paddle
 import pytest
-from head_cases import CASES, DIM, KINDS, SCALE, data, margin_of
+from head_cases import CASES, DIM, KINDS, SCALE, data, expected_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference_head import loss_of, numeric_gradient, statistics_of
 
 from plsc.errors import DataError
-from plsc.heads import ClassifierHead, build_head, shard_bounds
+from plsc.heads import ClassifierHead, build_head
 from plsc.heads.margins import AdaFace, CurricularFace
 
 pytestmark = pytest.mark.core
@@ -20,7 +19,7 @@ def kind_of(loss_type):
 
 
 def gathered(folder, world, case):
-    """What all ranks computed, put together: loss, and gradients of the whole batch and the whole head."""
+    """Returns what all ranks computed together: the loss, and gradients of the whole batch and the whole head."""
     parts = [np.load(folder / f"{world}_{rank}.npz") for rank in range(world)]
     sharded = CASES[case][0].startswith("dist_")
     losses = [float(part[f"{case}/loss"]) for part in parts]
@@ -49,39 +48,15 @@ def computed(request, once):
     return request.param, once(request.param, make)
 
 
-@given(st.integers(1, 200), st.integers(1, 40))
-def test_shards_cover_every_class_once(classes, ranks):
-    bounds = [shard_bounds(classes, ranks, rank) for rank in range(ranks)]
-    assert bounds[0][0] == 0 and bounds[-1][1] == classes
-    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:]))
-    assert max(b - a for a, b in bounds) - min(b - a for a, b in bounds) <= 1
-
-
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_any_number_of_ranks_agrees_with_the_float64_reference(computed, case):
     dtype, folder = computed
-    full, loss_type = data(case), CASES[case][0]
-    kind = kind_of(loss_type)
-    frozen = statistics_of(kind, full["embedding"], full["weight"], full["label"])
-    zero = np.flatnonzero(~full["embedding"].any(axis=1)) if kind != "softmax" else []
     tolerance = {"float64": 1e-7, "float32": 2e-5}[dtype]
     expected = {}
     for world in (1, 2, 3, 4):
         result = gathered(folder, world, case)
         if world == 1 or CASES[case][3] < 1:  # sampling depends on the ranks
-
-            def reference(classes=result["taken"]):
-                arguments = (full["embedding"], full["weight"], full["bias"], full["label"])
-                return loss_of(kind, *arguments, margin_of(loss_type), SCALE, classes, frozen)
-
-            expected = {"loss": reference()}
-            for name in ("embedding", "weight", "bias") if kind == "softmax" else ("embedding", "weight"):
-                expected[name] = numeric_gradient(reference, full[name])
-            expected["embedding"][zero] = 0.0  # by definition: the exact gradient does not exist there
-            if kind == "adaface":
-                expected["state"] = [frozen["mean"], frozen["std"]]
-            if kind == "curricularface":
-                expected["state"] = [frozen["t"]]
+            expected = expected_of(case, result["taken"])
         for name, value in expected.items():
             np.testing.assert_allclose(
                 result[name],
@@ -127,7 +102,7 @@ def test_micro_batches_give_what_one_batch_gives(computed, case):
 
 @pytest.mark.parametrize("margin", [AdaFace(momentum=1.0), CurricularFace(momentum=1.0)])
 def test_micro_batches_of_a_margin_with_statistics(margin):
-    """With statistics that stand still the micro-batches agree with one batch; each of them is seen otherwise."""
+    """With statistics that stand still, micro-batches agree with one batch; otherwise each micro-batch moves them."""
     rng = np.random.default_rng(3)
     embedding, label = rng.normal(size=(9, DIM)) * 20, rng.integers(0, 5, 9)
     results = []
@@ -169,9 +144,9 @@ def test_a_step_takes_two_gathers_and_two_reductions(ranks, tmp_path):
     assert counted[0] == counted[1]
     for ratio in (1.0, 0.3):
         for loss in ("dist_arcface", "dist_magface", "dist_adaface"):
-            # embeddings and labels; row sums and the embeddings' gradient
+            # The gathers are of embeddings and labels, the reductions of row sums and the gradient of the embeddings.
             assert counted[0][f"{loss} {ratio}"] == {"all_gather": 2, "all_reduce": 2}
-        # Without a bound on the logits each rank's largest travels with its sums: a gather in place of a reduction.
+        # Where logits are not bounded, each rank's largest travels with its sums: a gather replaces a reduction.
         assert counted[0][f"dist_softmax {ratio}"] == {"all_gather": 3, "all_reduce": 1}
         # CurricularFace compares every class with the label's cosine, which has to be known first.
         assert counted[0][f"dist_curricularface {ratio}"] == {"all_gather": 3, "all_reduce": 2}
@@ -235,8 +210,10 @@ def test_nothing_is_ever_infinite_at_the_edges(kind, seed, scale):
     st.sampled_from([-1.0, 0.0, 1.0]),
 )
 def test_float32_follows_float64_wherever_embeddings_and_centres_are(kind, seed, scale, spread, side):
-    """All centres close to one direction and the embeddings close to it, opposite to it, or on both sides: so collapsed a
-    network may be early in training, and sums of exponentials are then as small or as large as they get."""
+    """A collapsed network, as may occur early in training, gives the smallest and the largest sums of exponentials.
+
+    All centres point in nearly one direction, and the embeddings in the same direction, the opposite one, or both.
+    """
     rng = np.random.default_rng(seed)
     classes, batch, dim = 40, 24, 16
     common = rng.normal(size=dim)
@@ -258,19 +235,6 @@ def test_float32_follows_float64_wherever_embeddings_and_centres_are(kind, seed,
         rows = found["float32"]["rows"]
         along = np.abs(np.sum(rows * weight, axis=1)) / np.linalg.norm(weight, axis=1)
         assert along.max() <= 1e-4 * np.linalg.norm(rows, axis=1).max() + 1e-12
-
-
-def test_initial_rows_do_not_depend_on_the_sharding():
-    from plsc.heads.classifier import _initialise_rows
-
-    def rows(lower, upper):
-        weight = paddle.create_parameter([upper - lower, 3], "float32")
-        _initialise_rows(weight, lower, seed=5)
-        return weight.numpy()
-
-    whole = rows(0, 10000)
-    np.testing.assert_array_equal(whole, np.concatenate([rows(*shard_bounds(10000, 3, rank)) for rank in range(3)]))
-    assert whole.std() == pytest.approx(0.01, rel=0.05) and len(np.unique(whole)) > 29000
 
 
 def test_attributes_of_the_head_are_honoured():

@@ -4,24 +4,23 @@ import math
 import numpy as np
 import paddle
 import pytest
-from reference_head import target_of
 
-from plsc.heads import margins
+from plsc.heads import margins, reference
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin, Target
 
 pytestmark = pytest.mark.core
 
 NORM_STATE = (25.0, 12.0)
-CASES = {
-    "arcface": [(AngularMargin(m2=m), m) for m in (0.1, 0.5, 1.2)],
-    "cosface": [(AngularMargin(m3=0.35), 0.35)],
-    "sphereface": [(AngularMargin(m1=m), m) for m in (0.9, 1.35, 4.0)],
-    "combined": [(AngularMargin(1.1, 0.3, 0.2), (1.1, 0.3, 0.2)), (AngularMargin(0.9, 0.4, 0.15), (0.9, 0.4, 0.15))],
-    "adaface": [(AdaFace(), 0.4)],
-    "magface": [(MagFace(), None)],
-    "curricularface": [(CurricularFace(), 0.5)],
-}
-MARGINS = [(kind, *one) for kind, several in CASES.items() for one in several]
+MARGINS = [
+    *(AngularMargin(m2=m) for m in (0.1, 0.5, 1.2)),
+    AngularMargin(m3=0.35),
+    *(AngularMargin(m1=m) for m in (0.9, 1.35, 4.0)),
+    AngularMargin(1.1, 0.3, 0.2),
+    AngularMargin(0.9, 0.4, 0.15),
+    AdaFace(),
+    MagFace(),
+    CurricularFace(),
+]
 
 
 def tensor(values, dtype="float64"):
@@ -33,18 +32,18 @@ def computed(margin, cosine, norm):
     return margin.target(tensor(cosine), tensor(norm), state)
 
 
-@pytest.mark.parametrize("kind, margin, number", MARGINS)
-def test_the_target_agrees_with_float64(kind, margin, number):
+@pytest.mark.parametrize("margin", MARGINS, ids=str)
+def test_the_target_agrees_with_float64(margin):
     cosine = np.linspace(-0.999, 0.999, 997)
     for norm in (0.5, 10.0, 30.0, 57.3, 110.0, 500.0):
-        frozen = {"norm": np.clip(norm, 1e-3, 100), "mean": NORM_STATE[0], "std": NORM_STATE[1]}
-        expected = target_of(kind, cosine, number, norm, frozen)
+        norms = np.full(997, norm)
+        expected, *_ = reference.target_of(margin, cosine, norms, NORM_STATE)
         # Paddle 2.6 rounds a Python number to float32 before it meets a float64 tensor.
-        np.testing.assert_allclose(computed(margin, cosine, np.full(997, norm)).value.numpy(), expected, atol=3e-7)
+        np.testing.assert_allclose(computed(margin, cosine, norms).value.numpy(), expected, atol=3e-7)
 
 
-@pytest.mark.parametrize("kind, margin, number", MARGINS)
-def test_the_derivatives_agree_with_finite_differences(kind, margin, number):
+@pytest.mark.parametrize("margin", MARGINS, ids=str)
+def test_the_derivatives_agree_with_finite_differences(margin):
     cosine, step = np.linspace(-0.998, 0.998, 701), 1e-6
     for norm in (5.0, 33.0, 57.3, 400.0):
         norms = np.full_like(cosine, norm)
@@ -62,16 +61,16 @@ def test_the_derivatives_agree_with_finite_differences(kind, margin, number):
         np.testing.assert_allclose(target.by_norm.numpy()[smooth], numeric[smooth], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, margin, number", MARGINS)
-def test_the_target_never_rises_with_the_angle(kind, margin, number):
+@pytest.mark.parametrize("margin", MARGINS, ids=str)
+def test_the_target_never_rises_with_the_angle(margin):
     cosine = np.cos(np.linspace(0.001, math.pi - 0.001, 2000))
     value = computed(margin, cosine, np.full_like(cosine, 40.0)).value.numpy()
     assert (np.diff(value) <= 1e-7).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind, margin, number", MARGINS)
-def test_the_ends_are_finite(kind, margin, number, dtype):
+@pytest.mark.parametrize("margin", MARGINS, ids=str)
+def test_the_ends_are_finite(margin, dtype):
     cosine = tensor([-1.0, 1.0, 0.0, math.cos(math.pi - 0.5)], dtype)
     for norm in (0.0, 1e-30, 1e30, 1e38):
         target = margin.target(cosine, paddle.full_like(cosine, norm), tensor(NORM_STATE))

@@ -1,4 +1,4 @@
-"""The walk in chunks: the same numbers for any chunk, any number of threads, and the ordinary optimizer."""
+"""The walk in chunks gives the same numbers for any chunk and any number of threads, and those of the optimizer."""
 
 import numpy as np
 import paddle
@@ -19,7 +19,7 @@ def batches(steps=4):
 
 
 def trained(loss_type, make_optimizer, fused, dtype="float32", **options):
-    """Weights, bias and momentum after a few steps, by row updates or by the optimizer itself."""
+    """Returns weights, bias and momentum after a few steps, by row updates or by the optimizer itself."""
     head = build_head(loss_type, CLASSES, DIM, scale=8.0, dtype=dtype, seed=3, **options)
     if head.bias is not None:
         head.bias.set_value(np.linspace(-1, 1, CLASSES).astype(dtype))
@@ -110,7 +110,7 @@ def test_rows_that_take_no_part_are_left_alone(loss_type):
     for embedding, label in batches(3):
         before = {name: (p.numpy(), updates[name].buffer.numpy()) for name, p in head.named_parameters()}
         head(paddle.to_tensor(embedding), label)
-        rows = head._plan.rows
+        rows = head._step.rows.selected
         assert len(rows) == 40 and set(label) <= set(rows)
         taken.add(tuple(rows))
         head.backward(updates["weight"], updates.get("bias"))
@@ -130,7 +130,7 @@ def test_a_sample_ratio_of_one_is_the_full_head():
 
 
 def test_all_rows_sampled_give_the_full_heads_numbers():
-    # 0.999 of 37 rows is all of them, but through the gathering path.
+    # 0.999 of 37 rows are all of them, but they are gathered and put back.
     full = trained("arcface", OPTIMIZERS["decay"], True, "float64")
     sampled = trained("arcface", OPTIMIZERS["decay"], True, "float64", sample_ratio=0.999)
     for key, value in full.items():

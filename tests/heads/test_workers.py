@@ -14,7 +14,7 @@ def workers(monkeypatch):
     return Workers()
 
 
-def test_shares_are_contiguous_and_in_order(workers):
+def test_stretches_are_contiguous_and_in_order(workers):
     assert workers.map(list, 7) == [[0, 1], [2, 3], [4, 5, 6]]
     assert workers.map(list, 2) == [[0], [1]]
     assert workers.map(list, 0) == [[]]
@@ -22,14 +22,14 @@ def test_shares_are_contiguous_and_in_order(workers):
 
 def test_an_error_in_a_thread_surfaces(workers):
     with pytest.raises(ZeroDivisionError):
-        workers.map(lambda share: 1 // (1 - share[0]), 2)
+        workers.map(lambda stretch: 1 // (1 - stretch[0]), 2)
 
 
-def test_shares_run_at_the_same_time(workers):
+def test_stretches_run_at_the_same_time(workers):
     met = []
 
-    def meet(share):
-        met.append(share[0])
+    def meet(stretch):
+        met.append(stretch[0])
         deadline = time.monotonic() + 20
         while len(met) < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -38,7 +38,7 @@ def test_shares_run_at_the_same_time(workers):
     assert workers.map(meet, 3) == [3, 3, 3]
 
 
-def test_no_gradient_mode_of_the_caller_is_not_the_threads(workers):
-    # Why the walk sets it in each thread itself.
+def test_threads_do_not_inherit_no_grad_from_the_caller(workers):
+    # This is why the walk sets it in each thread itself.
     with paddle.no_grad():
-        assert all(workers.map(lambda share: paddle.is_grad_enabled(), 3))
+        assert all(workers.map(lambda stretch: paddle.is_grad_enabled(), 3))

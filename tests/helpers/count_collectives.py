@@ -1,4 +1,7 @@
-"""Counts the collectives of one step of the head on this rank. `count_collectives.py OUTPUT_DIR` writes one JSON a rank."""
+"""Counts the collectives of one step of the head on this rank.
+
+`count_collectives.py OUTPUT_DIR` writes one JSON file per rank.
+"""
 
 import collections
 import json
@@ -40,7 +43,7 @@ def main(output):
             head(paddle.rand([rows, 8]), np.arange(rows))
             head.backward(updates["weight"], updates.get("bias"))
             results[f"{loss_type} {ratio}"] = dict(calls)
-    # A batch larger than any before is gathered twice, once.
+    # The first batch larger than any before is gathered twice; the next one is not.
     head = build_head("dist_arcface", 50, 8)
     for name in ("first large batch", "second large batch"):
         calls.clear()

@@ -1,4 +1,7 @@
-"""Cases for the head on any number of ranks. As a script: `head_cases.py OUTPUT_DIR DTYPE` computes them on this rank."""
+"""Cases for the head on any number of ranks.
+
+As a script, `head_cases.py OUTPUT_DIR DTYPE` computes them on this rank.
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +26,7 @@ def margin_of(loss_type):
 
 
 def data(case):
-    """The global batch and the full head of a case, float64."""
+    """Returns the global batch and the full head of a case in float64."""
     loss_type, classes, counts, _ = CASES[case]
     rng = np.random.default_rng(case)
     embedding = rng.normal(size=(sum(counts), DIM))
@@ -39,15 +42,38 @@ def data(case):
     }
 
 
+def expected_of(case, taken):
+    """Returns what the dense reference gives for a case over the classes `taken`."""
+    from plsc.heads import build_margin, reference
+
+    full, margin = data(case), build_margin(CASES[case][0], margin_of(CASES[case][0]))
+    label, weight = np.searchsorted(taken, full["label"]), full["weight"][taken]
+    if margin is None:
+        result = reference.softmax_step(full["embedding"], weight, full["bias"][taken], label)
+    else:
+        statistics = margin.initial_state
+        result = reference.margin_step(
+            full["embedding"], weight, label, margin=margin, scale=SCALE, statistics=statistics
+        )
+    expected = {"loss": result.loss, "embedding": result.embedding, "weight": np.zeros_like(full["weight"])}
+    expected["weight"][taken] = result.weight
+    if result.bias is not None:
+        expected["bias"] = np.zeros_like(full["bias"])
+        expected["bias"][taken] = result.bias
+    if result.statistics:
+        expected["state"] = result.statistics
+    return expected
+
+
 def own_rows(counts, world, rank):
-    """Slice of the global batch `rank` holds: the three parts are dealt to fewer ranks in order."""
+    """Returns the slice of the global batch that `rank` holds; fewer ranks than three get the three parts in order."""
     owner = [min(part, world - 1) for part in range(3)]
     first = sum(count for part, count in enumerate(counts) if owner[part] < rank)
     return slice(first, first + sum(count for part, count in enumerate(counts) if owner[part] == rank))
 
 
 def accumulate(results, case, head, embedding, label):
-    """The same batch again, in three micro-batches; the last is empty on some ranks, or on all."""
+    """Computes the same batch again in three micro-batches, the last of which is empty on some ranks or on all."""
     import paddle
 
     from plsc import parallel
@@ -101,7 +127,8 @@ def main(output, dtype):
         rows = own_rows(counts, world, rank)
         out = head(paddle.to_tensor(full["embedding"][rows].astype(dtype)), full["label"][rows], True)
         assert out.problem is None
-        taken = head._plan.rows
+        rows_walked = head._step.rows
+        taken = None if rows_walked is None else rows_walked.selected
         taken = np.arange(head.upper - head.lower) if taken is None else taken
         head.backward()
         if not (margin := head.margin) or not margin.initial_state:  # running statistics see each micro-batch

@@ -1,0 +1,100 @@
+"""The rows' side of a walk: which rows of a shard take part in a step, and how they are cut into chunks.
+
+Shapes: N rows walked over, C rows of a chunk, D embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+import paddle
+
+from plsc.heads.shard import Shard
+
+
+class Rows:
+    """The rows of a shard that take part in a step, cut into chunks.
+
+    With a margin they count as unit vectors. A row shorter than 1e-9 counts as a zero row: its cosines are 0, and it
+    has no gradient.
+
+    Args:
+        shard: What this rank holds; it has at least one row.
+        selected: [N] Positions in the shard of the rows that take part, ascending; None for all rows.
+        chunk: C, the number of rows in a chunk (the last may have fewer).
+
+    Attributes:
+        count: N.
+        chunks: The number of chunks.
+    """
+
+    def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int) -> None:
+        assert shard.weight is not None
+        self.shard, self.selected, self.chunk = shard, selected, chunk
+        self.weight, self.bias = shard.weight, shard.bias
+        self.count = int(self.weight.shape[0]) if selected is None else len(selected)
+        self.chunks = -(-self.count // chunk)
+        self._index = None if selected is None else paddle.to_tensor(selected)
+        self._inverse_norms: list[Optional[paddle.Tensor]] = [None] * self.chunks
+
+    def places(self, shard_rows: np.ndarray) -> np.ndarray:
+        """Returns where these rows of the shard are in the walk; all of them take part."""
+        return shard_rows if self.selected is None else np.searchsorted(self.selected, shard_rows)
+
+    def classes(self, number: int) -> np.ndarray:
+        """Returns the classes of a chunk's rows."""
+        first, last = self._bounds(number)
+        return self.shard.lower + (np.arange(first, last) if self.selected is None else self.selected[first:last])
+
+    def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
+        """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""
+        first, last = self._bounds(number)
+        return matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
+
+    def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor) -> None:
+        """Writes what `of` copied back into the matrix; a view needs no writing back."""
+        if self._index is not None:
+            first, last = self._bounds(number)
+            matrix.scatter_(self._index[first:last], values)
+
+    def all_of(self, vector: paddle.Tensor) -> paddle.Tensor:
+        """Returns the entries of a vector of the shard that take part [N]: a view, or a copy of the selected ones."""
+        return vector[:] if self._index is None else paddle.gather(vector, self._index)
+
+    def put_all_back(self, vector: paddle.Tensor, values: paddle.Tensor) -> None:
+        """Writes what `all_of` copied back into the vector."""
+        if self._index is not None:
+            vector.scatter_(self._index, values)
+
+    def inverse_norms(self, number: int, weight_CD: paddle.Tensor, scratch: paddle.Tensor) -> Optional[paddle.Tensor]:
+        """Returns 1 / |row| of a chunk [C, 1], computed once a step; None where rows are not normalised."""
+        if self.shard.margin is not None and self._inverse_norms[number] is None:
+            self._inverse_norms[number] = inverse_norms(weight_CD, scratch)
+        return self._inverse_norms[number]
+
+    def scratch(self) -> paddle.Tensor:
+        """Returns memory of the size of a chunk; new memory for each result would cost more than the arithmetic."""
+        return paddle.empty([self.chunk, self.weight.shape[1]], self.weight.dtype)
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        return number * self.chunk, min((number + 1) * self.chunk, self.count)
+
+
+def inverse_norms(rows_CD: paddle.Tensor, scratch: Optional[paddle.Tensor] = None) -> paddle.Tensor:
+    """Returns 1 / |row| [C, 1]; 0 for rows shorter than 1e-9 (1e-100 in float64) or whose square is infinite.
+
+    `scratch` is memory for C rows that may be overwritten.
+    """
+    smallest = 1e-18 if rows_CD.dtype == paddle.float32 else 1e-200
+    squares_CD = copied(rows_CD, paddle.empty_like(rows_CD) if scratch is None else scratch)
+    squares_CD.multiply_(squares_CD)
+    square_C1 = paddle.matmul(squares_CD, paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
+    return paddle.rsqrt(paddle.clip(square_C1, min=smallest)) * (square_C1 >= smallest).astype(rows_CD.dtype)
+
+
+def copied(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
+    """Copies rows into scratch memory and returns the copy."""
+    copy_CD = scratch[: rows_CD.shape[0]]
+    paddle.assign(rows_CD, copy_CD)
+    return copy_CD
