@@ -8,7 +8,7 @@ import paddle
 import pytest
 from ranks import environment
 
-from plsc.engine.forecast import BackboneSize, advice, backbone_size, forecast, parse_size, size_text
+from plsc.engine.forecast import BackboneSize, advice, backbone_size, forecast, size_text
 from plsc.errors import ConfigError
 from plsc.models import build_model
 
@@ -95,10 +95,6 @@ def test_measuring_leaves_a_model_as_it_was():
 
 
 def test_sizes_of_text():
-    assert [parse_size(text) for text in ("80G", "24GB", "1500m", "1.5e9", " 2T ")] == [80e9, 24e9, 1.5e9, 1.5e9, 2e12]
-    for text in ("", "G", "-1G", "many", "nan"):
-        with pytest.raises(ConfigError, match="is not a size"):
-            parse_size(text)
     assert [size_text(size) for size in (0, 999, 12_345, 2.5e9, 3e15)] == [
         "0 B",
         "999 B",
@@ -129,7 +125,6 @@ def test_the_command():
     [
         (["--classes", "10", "--image-shape", "3"], "--image-shape"),
         (["--classes", "10", "--model", "VGG"], "--model"),
-        (["--classes", "10", "--device-memory", "much"], "is not a size"),
     ],
 )
 def test_bad_arguments_of_the_command(arguments, words):
