@@ -263,7 +263,7 @@ class Entry:
         self._set("lr_steps", boundaries)
 
     def set_lr_decay_factor(self, f: float) -> None:
-        """Sets the factor on the learning rate at each of these steps."""
+        """Sets the factor on the learning rate at each step boundary."""
         self._set("lr_decay_factor", f)
 
     def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
@@ -454,7 +454,7 @@ class Entry:
         self._set("checkpoint_dir", directory)
 
     def set_head_init(self, init: str) -> None:
-        """Sets which class centres training takes from that checkpoint.
+        """Sets which class centres training takes from the checkpoint of `set_checkpoint_dir`.
 
         Args:
             init: 'checkpoint' takes the head, and refuses another number of classes or another loss. 'keep-common'

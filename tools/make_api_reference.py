@@ -85,9 +85,9 @@ def settings_row(setting: Any) -> tuple[str, str, str]:
 
 def _settings(title: str, settings: Iterable[Any]) -> str:
     """One heading of docs/settings.md and its table."""
-    lines = [f"### {title}\n", "| setter | name | default | sets |", "|---|---|---|---|"]
+    lines = [f"### {title}\n", "| setter | name | default | meaning |", "|---|---|---|---|"]
     for setting in settings:
-        meaning = setting.help + (f"; {setting.more}" if setting.more else "")
+        meaning = ". ".join(text[0].upper() + text[1:] for text in (setting.help, setting.more) if text)
         lines.append(f"| {' | '.join((*settings_row(setting), meaning))} |")
     return "\n".join(lines) + "\n"
 

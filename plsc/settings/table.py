@@ -122,13 +122,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "image_shape",
             config.check_image_shape,
             "the shape of the images, (channels, height, width)",
-            "1 or 3 channels, sides of at least 16",
+            "images have 1 or 3 channels, and sides of at least 16",
         ),
         Setting(
             "augmentation",
             checks.augmentation,
             "how training images are changed at random",
-            "angles in degrees, shifts as a fraction of the side. `mirror` also averages test embeddings over the "
+            "angles are in degrees, shifts are fractions of the side. `mirror` also averages test embeddings over the "
             "mirror image",
         ),
         Setting("train_batch_size", _integer(1), "the number of images that a rank takes in each batch"),
@@ -198,7 +198,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             has_text=False,
         ),
     ),
-    "Optimization": (
+    "Optimisation": (
         Setting("train_epochs", _integer(1), "the number of epochs"),
         Setting(
             "lr",
@@ -216,7 +216,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting(
             "lr_decay_factor",
             _number(0, 1, above=True),
-            "the factor on the learning rate at each of these steps",
+            "the factor on the learning rate at each step boundary",
         ),
         Setting(
             "optimizer",
@@ -235,7 +235,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "gradient_clip",
             _number(0),
             "the largest norm of a step's gradients",
-            "over the backbone and all shards of the head; 0 does not clip",
+            "the norm is that over the backbone and all shards of the head; 0 does not clip",
         ),
         Setting(
             "mixed_precision",
@@ -256,7 +256,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "val_targets",
             _string(allow_empty=True),
             "the test sets in the data set folder",
-            "names separated by commas; `a` is `a.bin`, pairs `a.txt`, or a folder `a`: see [testing](use.md#test-it)",
+            "their names, separated by commas. `a` is `a.bin`, pairs `a.txt`, or a folder `a`: see [testing](use.md#test-it)",
         ),
         Setting("with_test", config.check_bool, "whether to test after each epoch"),
         Setting("test_fars", config.check_rates, "the false accept rates (FAR) that tests report", "each at most 0.5"),
@@ -311,7 +311,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "background_save",
             config.check_bool,
             "whether training continues while a checkpoint is written",
-            "from a copy in host memory",
+            "it is written from a copy in host memory",
         ),
         Setting(
             "resume",
@@ -328,7 +328,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting(
             "head_init",
             lambda setter, init: config.check_choice(setter, init, ("checkpoint", "keep-common", "fresh")),
-            "which class centres training takes from that checkpoint",
+            "which class centres training takes from the checkpoint of `set_checkpoint_dir`",
             "`checkpoint` takes the whole head, `keep-common` the classes that both have, `fresh` the backbone only",
         ),
         Setting(
