@@ -1,4 +1,4 @@
-"""Packaging of plsc: `pip install '.[cpu]'` or `pip install '.[gpu]'`."""
+"""The packaging of plsc: `pip install '.[cpu]'` or `pip install '.[gpu]'`."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9,<3.14",
+    entry_points={"console_scripts": ["plsc=plsc.cli:main"]},
     packages=find_packages(include=["plsc", "plsc.*"]),
     package_data={"plsc": ["py.typed", "machine/site/sitecustomize.py"]},
     install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "requests>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],

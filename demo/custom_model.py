@@ -1,7 +1,7 @@
-"""The custom model of the documentation, a script of Paddle 1.x: python -m plsc run demo/custom_model.py
+"""Trains the custom model of the documentation, a script of Paddle 1.x: python -m plsc run demo/custom_model.py.
 
-The text leaves out `conv_bn_layer`, `bottleneck_block` and what they need; they follow its names, its pre-activation blocks and
-its 2e-05. On the glyphs of the quick start:
+The documentation leaves out `conv_bn_layer`, `bottleneck_block` and what they need. Here they follow its names, its
+pre-activation blocks and its 2e-05. To train on the glyphs of the quick start:
 
     python -m plsc run --ranks 2 --config demo/glyphs.yaml demo/custom_model.py
 """
@@ -78,9 +78,9 @@ class ResNet(BaseModel):
                                       is_test=False if is_train else True)
         return emb
 
-    # From here on the text has "... ...".
+    # The documentation leaves out what follows.
     def conv_bn_layer(self, input, num_filters, filter_size, stride=1, pad=0, act=None, is_train=False):
-        """Convolution, batch normalisation, activation; PReLU has one slope."""
+        """Applies a convolution, batch normalisation and the activation. PReLU has one slope."""
         conv = fluid.layers.conv2d(
             input=input,
             num_filters=num_filters,
@@ -93,7 +93,7 @@ class ResNet(BaseModel):
         return fluid.layers.prelu(bn, mode='all') if act == 'prelu' else bn
 
     def bottleneck_block(self, input, num_filters, stride, is_train):
-        """Batch normalisation and convolutions, added to the input: two of 3x3, or 1x1, 3x3, 1x1 from 101 layers on."""
+        """Adds to the input two 3x3 convolutions of it, or from 101 layers on a 1x1, a 3x3 and a 1x1 convolution."""
         bn = self.batch_norm(input, is_train)
         if self.layers == 50:
             conv = self.conv_bn_layer(bn, num_filters, 3, pad=1, act='prelu', is_train=is_train)
@@ -105,7 +105,7 @@ class ResNet(BaseModel):
         return fluid.layers.elementwise_add(x=self.shortcut(input, num_filters, stride, is_train), y=conv)
 
     def shortcut(self, input, num_filters, stride, is_train):
-        """The input, through a 1x1 convolution where its shape changes."""
+        """Returns the input, after a 1x1 convolution where the block changes its shape."""
         if stride == 1 and input.shape[1] == num_filters:
             return input
         return self.conv_bn_layer(input, num_filters, 1, stride, is_train=is_train)

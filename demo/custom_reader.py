@@ -1,4 +1,4 @@
-"""Trains on data of the user's own: the script of the specification's chapter on custom training data."""
+"""Trains on custom data: the script of the documentation's chapter on custom training data."""
 
 import argparse
 

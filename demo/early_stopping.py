@@ -1,4 +1,4 @@
-"""Ends training when a verification set gets no better: a callback. `early_stopping.py DATA`."""
+"""Stops training early with a callback, when the accuracy on a test set stops growing: `early_stopping.py DATA`."""
 
 import sys
 
@@ -8,14 +8,14 @@ from plsc import Callback, Entry
 
 
 class StopWhenItWorsens(Callback):
-    """Ends training when the accuracy on a set has not grown for `patience` epochs."""
+    """A callback that stops training when the accuracy on a test set has not grown for `patience` epochs."""
 
     def __init__(self, name, patience=2):
         self.name, self.patience = name, patience
         self.best, self.since = 0.0, 0
 
     def on_test(self, run, results):
-        """Compares with the best so far."""
+        """Compares the accuracy with the best one so far."""
         accuracy = results[self.name]["accuracy"]
         self.since = 0 if accuracy > self.best else self.since + 1
         self.best = max(self.best, accuracy)
@@ -27,11 +27,11 @@ class StopWhenItWorsens(Callback):
             run.stop(f"{self.name}: no better than {self.best:.4f} for {self.since} epochs")
 
     def state(self):
-        """Kept in checkpoints, so that a resumed run goes on counting."""
+        """Returns what checkpoints keep, so that a resumed run continues to count."""
         return [self.best, self.since]
 
     def load_state(self, state):
-        """Goes on counting."""
+        """Restores the counts of a checkpoint."""
         self.best, self.since = state
 
 

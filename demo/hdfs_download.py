@@ -1,4 +1,4 @@
-"""Trains from weights that lie on HDFS: the second script of the specification, with the address as argument."""
+"""Trains from weights on HDFS: `hdfs_download.py ADDRESS`, such as hdfs://namenode:9000."""
 
 import sys
 

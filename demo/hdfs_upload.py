@@ -1,4 +1,4 @@
-"""Uploads what was saved to HDFS when training ends: the first script of the specification, with the address as argument."""
+"""Uploads checkpoints to HDFS when training ends: `hdfs_upload.py ADDRESS`, such as hdfs://namenode:9000."""
 
 import sys
 

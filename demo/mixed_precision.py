@@ -1,4 +1,4 @@
-"""Trains in mixed precision: the script of the specification's chapter on it."""
+"""Trains in mixed precision."""
 
 from plsc import Entry
 

@@ -1,4 +1,4 @@
-"""Draw what a glyph training run learnt as one picture.
+"""Draws one picture of what a training on glyphs learnt.
 
     python demo/plot.py --run OUTPUT_DIR --dataset DATA_DIR --output picture.png
 
@@ -40,7 +40,7 @@ PAIRS_PER_ROW = 5
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """Return the events of ``run/metrics.jsonl``."""
+    """Returns the events of ``run/metrics.jsonl``."""
     path = os.path.join(run, "metrics.jsonl")
     events = []
     try:
@@ -51,12 +51,14 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
                 except ValueError:
                     continue  # the last line of a run that is still writing
     except OSError as error:
-        raise DataError(f"{path}: cannot read ({error.strerror or error}); give the output folder of a run") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); name the output folder of a run"
+        ) from error
     return events
 
 
 def read_pairs(run: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return similarity float [P] and issame bool [P] of ``run/glyphs_pairs.npz``, or None when there is none."""
+    """Returns similarity float [P] and issame bool [P] of ``run/glyphs_pairs.npz``, or None without that file."""
     path = os.path.join(run, "glyphs_pairs.npz")
     if not os.path.exists(path):
         return None
@@ -64,14 +66,14 @@ def read_pairs(run: str) -> tuple[np.ndarray, np.ndarray] | None:
         with np.load(path) as content:
             return content["similarity"].astype(np.float64), content["issame"].astype(bool)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a file of pairs ({error}); test again to write it anew") from error
+        raise DataError(f"{path}: not a file of pairs ({error}); test the run again to replace it") from error
 
 
 def best_threshold(similarity: np.ndarray, issame: np.ndarray) -> float:
-    """Return the similarity that decides most pairs rightly when accepted from it on."""
+    """Returns the threshold of the similarity that decides most pairs correctly."""
     order = np.argsort(-similarity, kind="stable")
     ordered, same = similarity[order], issame[order]
-    # Right decisions when the first k pairs are accepted, k = 0..P.
+    # The number of correct decisions when the first k pairs are accepted, k = 0..P.
     right = np.concatenate([[0], np.cumsum(same)]) + (~same).sum() - np.concatenate([[0], np.cumsum(~same)])
     # Pairs of equal similarity cannot be told apart, so a cut never runs between them.
     right[1:-1][ordered[1:] == ordered[:-1]] = -1
@@ -82,7 +84,7 @@ def best_threshold(similarity: np.ndarray, issame: np.ndarray) -> float:
 
 
 def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
-    """Draw the loss, and lightly the learning rate, over the steps."""
+    """Draws the loss, and the learning rate as a dotted line, over the steps."""
     train = [event for event in events if event.get("event") == "train" and event.get("loss") is not None]
     axes.set_title("1. Training loss", loc="left", fontweight="bold")
     axes.set_xlabel("training step")
@@ -108,11 +110,11 @@ def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
 
 
 def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
-    """Draw the ROC curve over a logarithmic rate of false accepts, with TAR at FAR 1e-3 marked."""
+    """Draws the ROC curve over a logarithmic false accept rate, with a mark at FAR 1e-3."""
     far, tar = roc_curve(similarity, issame)
     at = tar_at_far(similarity, issame, FAR)
     lowest = 1.0 / max(1, int((~issame).sum()))
-    # Zero has no place on a log axis; one accept is the least that can be seen.
+    # A logarithmic axis has no zero. The smallest rate above it is one accepted pair.
     x = np.maximum(far, lowest)
     axes.step(x, tar, where="post", color=BLUE, linewidth=2, label="this run")
     chance = np.geomspace(lowest, 1, 100)
@@ -129,8 +131,8 @@ def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
             va="top" if at > 0.35 else "bottom", fontsize=9,
         )  # fmt: skip
     axes.set_title("2. Pairs of never-seen characters", loc="left", fontweight="bold")
-    axes.set_xlabel("different pairs wrongly accepted (FAR, log scale)")
-    axes.set_ylabel("same pairs rightly accepted (TAR)")
+    axes.set_xlabel("different pairs accepted (FAR, log scale)")
+    axes.set_ylabel("same pairs accepted (TAR)")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", frameon=False)
 
@@ -138,7 +140,7 @@ def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
 def draw_pairs(
     figure: SubFigure, similarity: np.ndarray, issame: np.ndarray, images: np.ndarray, threshold: float
 ) -> None:
-    """Draw four rows of pairs: rightly decided ones, and the hardest of each kind."""
+    """Draws four rows of pairs: correctly decided ones, and the hardest of each kind."""
     accepted = similarity >= threshold
     rng = np.random.default_rng(0)
     same, other = np.flatnonzero(issame), np.flatnonzero(~issame)
@@ -159,7 +161,7 @@ def draw_pairs(
         0.02, 0.945, "3. Some of the pairs, and how similar the network finds them", fontweight="bold", fontsize="large"
     )
     figure.text(
-        0.02, 0.905, f"\u201csame\u201d from {threshold:.2f} on; green frame: decided rightly, red: wrongly",
+        0.02, 0.905, f"\u201csame\u201d from {threshold:.2f} on; green frame: decided correctly, red: wrongly",
         fontsize=9, color=GREY,
     )  # fmt: skip
     top, height = 0.875, 0.225
@@ -176,7 +178,7 @@ def draw_pairs(
 
 
 def draw_pair(axes: Axes, left: np.ndarray, right: np.ndarray, similarity: float, colour: str) -> None:
-    """Draw two images side by side in a frame, with their similarity below."""
+    """Draws two images side by side in a frame, with their similarity below."""
     gap = np.full((left.shape[0], max(1, left.shape[1] // 16), left.shape[2]), 255, np.uint8)
     axes.imshow(np.concatenate([left, gap, right], axis=1), interpolation="nearest")
     axes.set_xticks([])
@@ -187,7 +189,7 @@ def draw_pair(axes: Axes, left: np.ndarray, right: np.ndarray, similarity: float
 
 
 def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
-    """Return the title, with the accuracy of the last test."""
+    """Returns the title, with the accuracy of the last test."""
     tests = [event["glyphs"] for event in events if event.get("event") == "test" and "glyphs" in event]
     if tests:
         accuracy = f"{tests[-1]['accuracy']:.2%} \u00b1 {tests[-1]['std']:.2%}"
@@ -195,11 +197,11 @@ def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
         accuracy = f"{decided_right:.2%}"
     else:
         return "Training run (not tested yet)"
-    return f"Same character or not? {accuracy} of the pairs decided rightly (characters held out of training)"
+    return f"Same character or not? {accuracy} of the pairs decided correctly (characters not seen in training)"
 
 
 def plot(run: str, dataset: str, output: str) -> None:
-    """Draw the run in folder ``run``, tested on ``dataset/glyphs.bin``, to the picture ``output``."""
+    """Draws the run in the folder ``run``, tested on ``dataset/glyphs.bin``, into the picture ``output``."""
     events = read_metrics(run)
     pairs = read_pairs(run)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
@@ -207,13 +209,16 @@ def plot(run: str, dataset: str, output: str) -> None:
         figure: Figure = plt.figure(figsize=(8.5, 4.8), dpi=120, layout="constrained")
         draw_loss(figure.add_subplot(), events)
         figure.suptitle(headline(events, None), fontsize=10)
-        print(f"plot: no glyphs_pairs.npz in {run}, drawing the loss only; test the run to get it", file=sys.stderr)
+        print(f"plot: no glyphs_pairs.npz in {run}, so only the loss is drawn; test the run first", file=sys.stderr)
     else:
         similarity, issame = pairs
         # The images are shown large, so one size suits data sets of any size.
         verification = load_verification(os.path.join(dataset, "glyphs.bin"), (3, 32, 32))
         if similarity.shape != issame.shape or not np.array_equal(verification.issame, issame):
-            raise DataError(f"{run}/glyphs_pairs.npz: not of the pairs in {dataset}/glyphs.bin; give the set it tested")
+            raise DataError(
+                f"{run}/glyphs_pairs.npz: does not hold the pairs of {dataset}/glyphs.bin; name the data set that the "
+                f"run was tested on"
+            )
         threshold = best_threshold(similarity, issame)
         decided_right = float(np.mean((similarity >= threshold) == issame))
         figure = plt.figure(figsize=(18, 6), dpi=100)
@@ -227,7 +232,7 @@ def plot(run: str, dataset: str, output: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Runs the command line and returns its exit status."""
     parser = argparse.ArgumentParser(description="Draw the loss, ROC curve and pairs of a glyph training run.")
     parser.add_argument("--run", required=True, metavar="OUTPUT_DIR", help="output folder of the run")
     parser.add_argument("--dataset", required=True, metavar="DATA_DIR", help="data set folder, with glyphs.bin")

@@ -1,4 +1,4 @@
-"""The sample generator of the specification's chapter on custom training data."""
+"""The reader that demo/custom_reader.py trains on."""
 
 import os
 import random
@@ -8,14 +8,14 @@ from PIL import Image
 
 
 def get_train_image_list(data_dir):
-    """[(path, label), ...] of `label.txt`."""
+    """Returns the lines of `label.txt` as [(path, label), ...]."""
     with open(os.path.join(data_dir, "label.txt"), encoding="utf-8") as f:
         lines = [line.rsplit(maxsplit=1) for line in f if line.strip()]
     return [(path, int(label)) for path, label in lines]
 
 
 def arc_train(data_dir):
-    """A reader of (image float32 [C, H, W], label), mirrored at random."""
+    """Returns a reader of (image float32 [C, H, W], label). Images are mirrored at random."""
     train_image_list = get_train_image_list(data_dir)
 
     def reader():

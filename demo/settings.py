@@ -1,4 +1,4 @@
-"""What demo/train.py and demo/test.py share: the network, and the settings that suit small glyph images."""
+"""The network and the settings that demo/train.py and demo/test.py share. They suit small images of glyphs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ IMAGE_SHAPE, EMB_DIM, EPOCHS = (3, 32, 32), 128, 9
 
 
 class GlyphNet(BaseModel):
-    """Six 3x3 convolutions in three residual stages: 32x32 images to 128 dimensions."""
+    """A network of three residual stages that turns 32x32 images into embeddings of 128 dimensions."""
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
-        """[B, 3, 32, 32] -> [B, 128]."""
+        """Returns the embeddings [B, 128] of images [B, 3, 32, 32]."""
         x = input
         for filters in (32, 64, 128):
             x = self.conv(x, filters, is_train, stride=2)
@@ -26,13 +26,13 @@ class GlyphNet(BaseModel):
         return layers.batch_norm(x, is_test=not is_train)
 
     def conv(self, x: paddle.Tensor, filters: int, is_train: bool, stride: int = 1) -> paddle.Tensor:
-        """Convolution, batch normalisation, PReLU."""
+        """Applies a 3x3 convolution, batch normalisation and PReLU."""
         x = layers.conv2d(x, filters, 3, stride=stride, padding=1, bias_attr=False)
         return layers.batch_norm(x, act="prelu", is_test=not is_train)
 
 
 def apply(ins: Entry, dataset_dir: str) -> None:
-    """Settings of the demo."""
+    """Calls the setters of the demo."""
     ins.set_model(GlyphNet())
     ins.set_image_shape(IMAGE_SHAPE)
     ins.set_emb_size(EMB_DIM)
@@ -46,7 +46,7 @@ def apply(ins: Entry, dataset_dir: str) -> None:
     ins.set_loss_type("dist_arcface")
     ins.set_margin(0.3)
     ins.set_scale(32.0)
-    ins.set_lr(0.2)  # at a higher one some seeds get stuck where all embeddings are alike
+    ins.set_lr(0.2)  # with a larger one some seeds get stuck where all embeddings are alike
     ins.set_step_boundaries([1050, 1450])
     ins.set_log_period(20)
-    ins.set_with_test(False)  # demo/test.py does it once, at the end
+    ins.set_with_test(False)  # demo/test.py tests once, at the end

@@ -1,4 +1,4 @@
-"""Tests the newest checkpoint of a run on pairs of characters it never saw: demo/test.py DATA RUN_DIR."""
+"""Tests the last checkpoint of a run on pairs of characters it never saw: `test.py DATA RUN_DIR`."""
 
 import sys
 

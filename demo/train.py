@@ -1,4 +1,4 @@
-"""Trains on 1,000 characters, the class centres sharded over the ranks: demo/train.py DATA RUN_DIR."""
+"""Trains on 1,000 characters, with the class centres sharded over the ranks: `train.py DATA RUN_DIR`."""
 
 import sys
 

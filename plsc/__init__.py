@@ -1,4 +1,4 @@
-"""plsc trains classifiers with very many classes on PaddlePaddle; the last layer is sharded over the ranks."""
+"""plsc trains classifiers with very many classes on PaddlePaddle. The last layer is sharded over the ranks."""
 
 import importlib
 import importlib.util
@@ -18,10 +18,11 @@ __all__ = ["Entry", "BaseModel", "Callback", "Predictor", "shard_reader", "__ver
 
 if importlib.util.find_spec("paddle") is None:
     raise ImportError(
-        "plsc needs PaddlePaddle: run pip install '.[cpu]' in the plsc clone for a CPU, or pip install '.[gpu]' for a GPU"
+        "plsc needs PaddlePaddle: run pip install '.[cpu]' in the plsc clone for a CPU, or pip install '.[gpu]' for a "
+        "GPU"
     )
 
-# The number of threads is read once, when paddle loads its math libraries.
+# Paddle reads the number of threads once, when it loads its math libraries.
 set_threads_per_rank()
 
 _HOMES = {
@@ -34,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for: paddle takes seconds and 200 MB, which the data tools do without."""
+    """Imports a name when it is first used: paddle takes seconds and 200 MB, which the data tools do not need."""
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif not name.startswith("_") and importlib.util.find_spec(f"plsc.{name}") is not None:

@@ -1,4 +1,4 @@
-"""`python -m plsc`."""
+"""Runs `python -m plsc`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The manners of command lines: help with examples, suggestions for what is misspelt, and how a command ends."""
+"""What all command lines share: types of arguments, help pages, suggestions for misspelt words, exit statuses."""
 
 from __future__ import annotations
 
@@ -11,35 +11,62 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
-_INTERRUPTED, _NOBODY_READS = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as shells count
+_INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
+_SIZE = re.compile(r"(\d+(?:\.\d*)?(?:E\d+)?) ?([KMGT]I?)?(B?)", re.ASCII)
+_LARGEST_SIZE = 10**18
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """An `argparse` type: a whole number of at least `least`."""
+    """Returns an `argparse` type: an integer of at least `least`."""
 
     def number(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
         if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
+            raise argparse.ArgumentTypeError(f"{text} is too small; it must be at least {least}")
         return value
 
     return number
 
 
+def size(text: str) -> int:
+    """Returns the bytes of a text such as `80G`, `512MB`, `1.5 GiB` or `1000B`; an `argparse` type.
+
+    K, M, G and T are powers of 1000, Ki, Mi, Gi and Ti powers of 1024.
+    """
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for instance 80G, 512MB or 1.5GiB")
+    number, prefix, unit = match.groups()
+    if not prefix and not unit:
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {number}G for gigabytes, or {number}B for bytes")
+    factor = (1024 if prefix.endswith("I") else 1000) ** ("KMGT".index(prefix[0]) + 1) if prefix else 1
+    value = int(float(number) * factor)
+    if not 0 < value < _LARGEST_SIZE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of a memory or a file")
+    return value
+
+
+def program() -> str:
+    """Returns how the user calls plsc: `plsc`, or `python -m plsc`."""
+    return "plsc" if Path(sys.argv[0]).stem == "plsc" else "python -m plsc"
+
+
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that takes options by their whole name only, and says which one may have been meant.
+    """An `ArgumentParser` that takes options by their whole name only, and suggests the name that was probably meant.
 
     Args:
-        examples: command lines, shown below the options.
-        description: paragraphs, separated by an empty line; they are filled to the width of the terminal.
+        examples: Command lines, shown below the options.
+        description: Paragraphs, separated by an empty line. They are filled to the width of the terminal.
+        options: Arguments of `ArgumentParser`.
     """
 
     def __init__(self, *, examples: Sequence[str] = (), description: str = "", **options: Any) -> None:
@@ -54,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self._given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses what it does not know: left to the parser above, the error would show that one's usage."""
+        """Refuses unknown arguments, because the parser above would show its own usage with the error."""
         self._given = list(sys.argv[1:] if args is None else args)
         if not self._given and self._subparsers is not None:
             self.print_help(sys.stderr)
@@ -65,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Shows the usage, the mistake and what may have been meant; exits with 2."""
+        """Shows the usage, the mistake and the word that was probably meant; exits with 2."""
         super().error(f"{message}{self._hint(message)}")
 
     def _hint(self, message: str) -> str:
@@ -77,7 +104,7 @@ class Parser(argparse.ArgumentParser):
         return ""
 
     def _words(self, message: str) -> tuple[list[str], list[str]]:
-        """What could stand where the message found a mistake, and what stood there."""
+        """Returns the words that are allowed where the message found a mistake, and the words that stood there."""
         choice = re.search(r"invalid choice: '(.*)' \(", message)
         if choice is not None:
             return [str(one) for action in self._actions for one in action.choices or ()], [choice[1]]
@@ -95,23 +122,40 @@ def add_command(
     examples: Sequence[str],
     details: Optional[str] = None,
 ) -> Parser:
-    """A parser for one more command.
+    """Adds the parser of a command.
 
     Args:
-        commands: what `add_subparsers` gave.
-        about: one line for the list of commands.
-        examples: whole command lines.
-        details: more paragraphs for the command's own page.
+        commands: The result of `add_subparsers`.
+        name: The name of the command.
+        about: One line for the list of commands.
+        examples: Whole command lines that begin with `plsc`.
+        details: More paragraphs for the command's own page.
     """
     description = about[0].upper() + about[1:] + "." + (f"\n\n{details}" if details else "")
-    return commands.add_parser(name, help=about, description=description, examples=examples)
+    return commands.add_parser(name, help=about, description=description, examples=as_called(examples))
+
+
+def as_called(examples: Sequence[str]) -> list[str]:
+    """Returns examples that begin with `plsc` the way the user calls it."""
+    return [program() + line.removeprefix("plsc") for line in examples]
+
+
+def add_json(parser: argparse.ArgumentParser, about: str = "print a JSON object") -> None:
+    """Adds `--json` to a command."""
+    parser.add_argument("--json", action="store_true", help=about)
+
+
+def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> None:
+    """Adds `--ranks` to a command; its default is 1 unless `options` say otherwise."""
+    options = {"default": 1, **options}
+    parser.add_argument("--ranks", type=at_least(1), metavar="N", help=about, **options)
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Runs a command; returns its exit status.
+    """Runs a command and returns its exit status.
 
-    A `PlscError` is said in one line and gives 1. Ctrl-C ends with 130, and a reader of the output that has had enough
-    (`| head`) with 141, both without a word.
+    A `PlscError` is printed as one line and gives 1. Ctrl-C gives 130, and a closed standard output (as with `| head`)
+    141; both print nothing.
     """
     try:
         try:
@@ -124,5 +168,5 @@ def exit_status(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
-        return _NOBODY_READS
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes the rest at its exit
+        return _NO_READER

@@ -1,4 +1,4 @@
-"""`python -m plsc <command>`: trains, tests, uses and plans classifiers with very many classes."""
+"""The program `plsc <command>`, also `python -m plsc <command>`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from plsc.arguments import Parser, exit_status
+from plsc.arguments import Parser, as_called, exit_status, program
 from plsc.commands import convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
 from plsc.version import __version__
 
@@ -24,31 +24,39 @@ _COMMANDS = {
 }
 _ABOUT = """\
 plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
-commands start it on several ranks, and work with what it leaves in its output folder.
+commands start it on several ranks, and work with the files that it leaves in its output folder.
 
-The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), 2 for a wrong command line."""
+The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), or 2 for a wrong command \
+line."""
+_EXAMPLES = (
+    "plsc run --ranks 2 train.py                                   # train",
+    "plsc test --checkpoint output/19 --dataset ./train_data       # measure the accuracy",
+    "plsc report output                                            # show the run as a page",
+    "plsc export --checkpoint output/19 --output net --format onnx # use the network elsewhere",
+    "plsc predict --checkpoint output/19 --input images --output e # embed images",
+    "plsc plan --classes 10000000 --ranks 8 --device-memory 80G    # forecast the memory",
+    "plsc plan --help                                              # show all options of a command",
+)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs one command; returns 0, 1 for a failure that was said in one line, or exits with 2 for a wrong command line."""
+    """Runs one command.
+
+    Args:
+        arguments: The words of the command line; those of this process by default.
+
+    Returns:
+        The exit status: 0, or 1 for a failure, which one line explains.
+
+    Raises:
+        SystemExit: The command line is wrong (status 2), or asks for help (status 0).
+    """
     return exit_status(lambda: _run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def make_parser() -> Parser:
-    """The parser of all commands."""
-    parser = Parser(
-        prog="python -m plsc",
-        description=_ABOUT,
-        examples=[
-            "python -m plsc run --ranks 2 train.py                                   # train",
-            "python -m plsc test --checkpoint output/19 --dataset ./train_data       # how good is it?",
-            "python -m plsc report output                                            # what happened, as a page",
-            "python -m plsc export --checkpoint output/19 --output net --format onnx # use it elsewhere",
-            "python -m plsc predict --checkpoint output/19 --input images --output e # embed images",
-            "python -m plsc plan --classes 10000000 --ranks 8 --device-memory 80G    # will it fit?",
-            "python -m plsc plan --help                                              # all about one command",
-        ],
-    )
+    """Returns the parser of all commands."""
+    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES))
     parser.add_argument("--version", action="version", version=f"plsc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="<command>", title="commands")
     for command in _COMMANDS.values():

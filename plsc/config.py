@@ -1,4 +1,7 @@
-"""Every setting and its default, in one place, and the checks of single values."""
+"""`Config`, which holds every setting and its default, and the checks of values and of their combinations.
+
+What else there is to know about a setting (its name, setter, check and help) stands in `plsc.settings.table`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
 from plsc.metrics.roc import FARS
 
-# What set_margin sets, and its default, for each loss: None where there is nothing to set.
+# The default margin of each loss. None means that the loss has no margin to set.
 DEFAULT_MARGINS: dict[str, Any] = {
     "softmax": None,
     "arcface": 0.5,
@@ -30,7 +33,7 @@ LOSS_TYPES = (*DEFAULT_MARGINS, *(f"dist_{kind}" for kind in DEFAULT_MARGINS))
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """Arguments of `set_mixed_precision`."""
+    """The arguments of `set_mixed_precision`."""
 
     use_fp16: bool = False
     init_loss_scaling: float = 1.0
@@ -45,13 +48,13 @@ class MixedPrecision:
 
     @property
     def scales_loss(self) -> bool:
-        """Whether gradients are scaled: bfloat16 reaches as far as float32 and needs it not."""
+        """Whether the loss is scaled. bfloat16 has the range of float32 and needs no loss scaling."""
         return self.use_fp16 and self.dtype == "float16"
 
 
 @dataclass(frozen=True)
 class Hdfs:
-    """Arguments of `set_hdfs_info`; the credentials stay out of every repr."""
+    """The arguments of `set_hdfs_info`. The credentials stay out of every repr."""
 
     fs_name: Optional[str]
     fs_ugi: Optional[str] = field(repr=False)
@@ -61,7 +64,7 @@ class Hdfs:
 
 @dataclass(frozen=True)
 class HdfsUpload:
-    """Arguments of `set_hdfs_upload`."""
+    """The arguments of `set_hdfs_upload`."""
 
     when: str = "end"
     retry_seconds: float = 300.0
@@ -69,7 +72,7 @@ class HdfsUpload:
 
 @dataclass(frozen=True)
 class Scalars:
-    """Arguments of `set_scalars`."""
+    """The arguments of `set_scalars`."""
 
     kind: str
     directory: Optional[str] = None
@@ -77,7 +80,7 @@ class Scalars:
 
 @dataclass
 class Config:
-    """What one `Entry` trains, tests and saves. `Entry`'s setters fill it; see docs/settings.md for the meanings."""
+    """The settings of one `Entry`, which its setters fill. docs/settings.md says what each of them means."""
 
     train_batch_size: int = 128
     test_batch_size: int = 120
@@ -124,7 +127,7 @@ class Config:
     hdfs: Optional[Hdfs] = None
     hdfs_upload: HdfsUpload = field(default_factory=HdfsUpload)
     scalars: Optional[Scalars] = None
-    # Objects the user hands over: `OBJECTS`.
+    # Objects of the user, whose names `OBJECTS` lists.
     margin_object: Any = None
     model: Any = None
     optimizer: Any = None
@@ -135,8 +138,8 @@ class Config:
     predict_reader: Any = None
     callbacks: tuple[Any, ...] = ()
     hdfs_client: Any = None
-    # Fields that keep their value whatever a setter says.
-    locked: frozenset[str] = frozenset()
+    # The settings that win over the setters of a script, by name, as the user wrote them: {"lr": "--set lr=0.05"}.
+    overrides: dict[str, str] = field(default_factory=dict)
 
     OBJECTS: ClassVar = (
         "margin_object",
@@ -151,92 +154,114 @@ class Config:
         "hdfs_client",
     )
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in getattr(self, "locked", ()):
-            super().__setattr__(name, value)
-
     @property
     def batch_per_rank(self) -> int:
-        """Samples of a rank in one step of the optimizer."""
+        """The number of samples that a rank contributes to one step of the optimizer."""
         return self.train_batch_size * self.gradient_accumulation
 
     def check_combination(self) -> None:
-        """Checks what no single setter can know; called before the first step."""
+        """Checks what no single setter can know. Every action calls it before it does anything.
+
+        Raises:
+            ConfigError: Two settings contradict each other.
+        """
         self._check_hdfs()
         if self.resume and not self.model_save_dir:
-            raise ConfigError(
-                "set_resume(True), but set_model_save_dir is empty; name the folder of the run to go on with"
-            )
+            resume = self._said("resume", "set_resume(True)")
+            raise ConfigError(f"{resume}, but set_model_save_dir is empty; name the folder of the run to resume")
         if self.save_period and not self.model_save_dir:
-            raise ConfigError(
-                f"set_save_period({self.save_period}), but set_model_save_dir is empty; name a folder to save to"
-            )
+            period = self._said("save_period", f"set_save_period({self.save_period})")
+            raise ConfigError(f"{period}, but set_model_save_dir is empty; name a folder to save to")
         if self.scalars is not None and self.scalars.directory is None and not self.model_save_dir:
-            raise ConfigError(
-                f"set_scalars({self.scalars.kind!r}), but set_model_save_dir is empty; name a directory for the scalars"
-            )
+            scalars = self._said("scalars", f"set_scalars({self.scalars.kind!r})")
+            raise ConfigError(f"{scalars}, but set_model_save_dir is empty; name a directory for the scalars")
         if self.bias_attr is not None and not self.loss_type.endswith("softmax"):
             raise ConfigError(
-                f"set_distfc_attr(bias_attr=...): the head of set_loss_type({self.loss_type!r}) has no bias; "
-                "leave bias_attr out, or choose 'softmax' or 'dist_softmax'"
+                f"set_distfc_attr(bias_attr=...), but the head of {self._loss()} has no bias; leave bias_attr out, or "
+                "choose 'softmax' or 'dist_softmax'"
             )
         self._check_margin()
-        if self.warmup_epochs > self.train_epochs:
-            raise ConfigError(
-                f"set_warmup_epochs({self.warmup_epochs}) is more than set_train_epochs({self.train_epochs}): "
-                "the learning rate would never be reached; warm up for fewer epochs"
-            )
+        self._check_schedule()
+
+    def _said(self, name: str, call: str) -> str:
+        """Returns how the user gave a setting: on the command line, or else by a `call` in the script."""
+        return self.overrides.get(name, call)
+
+    def _loss(self) -> str:
+        return self._said("loss_type", f"set_loss_type({self.loss_type!r})")
 
     def _check_hdfs(self) -> None:
-        hdfs, upload = self.hdfs, self.hdfs_upload
+        hdfs = self.hdfs
         save_dir = hdfs.fs_dir_for_save if hdfs is not None else None
-        if upload != HdfsUpload() and save_dir is None:
-            raise ConfigError(f"set_hdfs_upload({upload.when!r}), but set_hdfs_info names no fs_dir_for_save; name it")
-        if upload.when == "step" and not self.save_period:
-            raise ConfigError(
-                "set_hdfs_upload('step'), but only epochs are saved; call set_save_period, or say 'epoch'"
-            )
+        upload = self._said("hdfs_upload", f"set_hdfs_upload({self.hdfs_upload.when!r})")
+        if self.hdfs_upload != HdfsUpload() and save_dir is None:
+            raise ConfigError(f"{upload}, but set_hdfs_info names no fs_dir_for_save; name it")
+        if self.hdfs_upload.when == "step" and not self.save_period:
+            raise ConfigError(f"{upload}, but only epochs are saved; call set_save_period, or choose 'epoch'")
         if hdfs is None:
             if self.hdfs_client is not None:
-                raise ConfigError("set_hdfs_client, but set_hdfs_info names no folder; call it as well")
+                raise ConfigError("set_hdfs_client was called, but set_hdfs_info names no folder; call it as well")
             return
         if self.hdfs_client is not None and hdfs.fs_ugi is not None:
-            raise ConfigError("set_hdfs_client says who connects to HDFS; give set_hdfs_info None as fs_ugi")
+            raise ConfigError(
+                "set_hdfs_client and the fs_ugi of set_hdfs_info both say who connects to HDFS; give None as fs_ugi"
+            )
         if self.hdfs_client is None and hdfs.fs_name is None:
-            raise ConfigError("set_hdfs_info: fs_name is None; give the address, or a client with set_hdfs_client")
+            raise ConfigError(
+                "set_hdfs_info: fs_name is None; give the address of HDFS, or a client with set_hdfs_client"
+            )
         if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None:
             raise ConfigError("set_hdfs_info names no folder; give fs_dir_for_save or fs_checkpoint_dir")
         if hdfs.fs_dir_for_save is not None and not self.model_save_dir:
             raise ConfigError(
-                "set_hdfs_info: fs_dir_for_save, but set_model_save_dir is empty: nothing would be uploaded"
+                "set_hdfs_info names fs_dir_for_save, but set_model_save_dir is empty, so nothing would be uploaded; "
+                "name a folder to save to"
             )
         if hdfs.fs_checkpoint_dir is not None and not self.checkpoint_dir:
             raise ConfigError(
-                "set_hdfs_info: fs_checkpoint_dir, but set_checkpoint_dir names no folder to download it to; name one"
+                "set_hdfs_info names fs_checkpoint_dir, but set_checkpoint_dir names no folder to download it to; name "
+                "one"
             )
 
     def _check_margin(self) -> None:
         if self.margin is None:
             return
         default = None if self.margin_object is not None else DEFAULT_MARGINS[kind_of(self.loss_type)]
-        call, loss = f"set_margin({self.margin!r})", f"set_loss_type({self.loss_type!r})"
+        margin, loss = self._said("margin", f"set_margin({self.margin!r})"), self._loss()
         if default is None:
-            raise ConfigError(f"{call}: the loss of {loss} has no such margin; remove the call")
+            instead = "leave it out" if "margin" in self.overrides else "remove the call, or add --set margin=null"
+            raise ConfigError(f"{margin}: the loss of {loss} has no such margin; {instead}")
         if isinstance(self.margin, tuple) != isinstance(default, tuple):
             wanted = "three numbers (m1, m2, m3)" if isinstance(default, tuple) else "one number"
-            raise ConfigError(f"{call}: the margin of {loss} is {wanted}, such as {default!r}")
+            raise ConfigError(f"{margin}: the margin of {loss} is {wanted}, such as {default!r}")
         if kind_of(self.loss_type) == "sphereface" and not self.margin:
-            raise ConfigError(f"{call}: the margin of {loss} is a factor on the angle; it must be above 0")
+            raise ConfigError(f"{margin}: the margin of {loss} is a factor on the angle; it must be above 0")
+
+    def _check_schedule(self) -> None:
+        if self.warmup_epochs > self.train_epochs:
+            warmup = self._said("warmup_epochs", f"set_warmup_epochs({self.warmup_epochs})")
+            epochs = self._said("train_epochs", f"set_train_epochs({self.train_epochs})")
+            raise ConfigError(
+                f"{warmup} is more than {epochs}, so the learning rate would never be reached; warm up for fewer epochs"
+            )
+        if self.optimizer is None:
+            return
+        for name in ("lr", "lr_steps", "lr_decay_factor", "warmup_epochs"):
+            if name in self.overrides:
+                raise ConfigError(
+                    f"{self.overrides[name]} would change nothing, because the optimizer of set_optimizer has its own "
+                    "learning rate and schedule; leave it out, or change the optimizer in the script"
+                )
 
     def margin_of_loss(self) -> Any:
-        """The margin set, or the default of the loss type: see `DEFAULT_MARGINS`."""
+        """Returns the margin that was set, or else the default of the loss, as `DEFAULT_MARGINS` has it."""
         return DEFAULT_MARGINS[kind_of(self.loss_type)] if self.margin is None else self.margin
 
 
 def plain_settings(config: Config) -> dict[str, Any]:
-    """The settings that are numbers and texts, or made of them. What no repr shows, such as credentials, is left out."""
+    """Returns the settings that JSON can hold, by name. Leaves out the objects of the user and the credentials."""
     plain = _plain(config)
-    return {name: value for name, value in plain.items() if name not in Config.OBJECTS and name != "locked"}
+    return {name: value for name, value in plain.items() if name not in Config.OBJECTS and name != "overrides"}
 
 
 def _plain(value: Any) -> Any:
@@ -250,19 +275,19 @@ def _plain(value: Any) -> Any:
 
 
 def kind_of(loss_type: str) -> str:
-    """A loss type without its `dist_`."""
+    """Returns a loss type without the prefix `dist_`."""
     return loss_type[len("dist_") :] if loss_type.startswith("dist_") else loss_type
 
 
 def check_int(setter: str, value: Any, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; bools and floats are refused."""
+    """Returns `value` as an int of at least `minimum`. Refuses bools and floats."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ConfigError(f"{setter}({value!r}): expected an integer of at least {minimum}")
     return int(value)
 
 
 def check_float(setter: str, value: Any, low: float, high: float = math.inf, above: bool = False) -> float:
-    """`value` as a finite float in [low, high], or in (low, high] when `above` is set."""
+    """Returns `value` as a finite float in [low, high], or in (low, high] when `above` is set."""
     fits = (
         isinstance(value, (int, float, np.number))
         and not isinstance(value, bool)
@@ -279,28 +304,28 @@ def check_float(setter: str, value: Any, low: float, high: float = math.inf, abo
 
 
 def check_bool(setter: str, value: Any) -> bool:
-    """`value`, which must be True or False."""
+    """Returns `value`, which must be True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{setter}({value!r}): expected True or False")
     return value
 
 
 def check_str(setter: str, value: Any, allow_empty: bool = False) -> str:
-    """`value` as a string that is not empty, unless `allow_empty`."""
+    """Returns `value`, which must be a string, and not an empty one unless `allow_empty` is set."""
     if not isinstance(value, str) or not (value or allow_empty):
         raise ConfigError(f"{setter}({value!r}): expected a {'' if allow_empty else 'non-empty '}string")
     return value
 
 
 def check_choice(setter: str, value: Any, choices: Sequence[str]) -> str:
-    """`value`, which must be one of `choices`."""
+    """Returns `value`, which must be one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{setter}({value!r}): expected one of {', '.join(choices)}")
     return value
 
 
 def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
-    """`value` as (channels, height, width): 1 or 3 channels, sides of at least 16."""
+    """Returns `value` as (channels, height, width), with 1 or 3 channels and sides of at least 16."""
     fits = (
         isinstance(value, (list, tuple))
         and len(value) == 3
@@ -316,14 +341,14 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
 
 
 def check_rates(setter: str, value: Any) -> tuple[float, ...]:
-    """`value` as rates in (0, 0.5], the largest first."""
+    """Returns `value` as different rates in (0, 0.5], the largest first."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise ConfigError(f"{setter}({value!r}): expected a list of rates, such as [1e-3, 1e-4]")
     return tuple(sorted({check_float(setter, rate, 0, 0.5, above=True) for rate in value}, reverse=True))
 
 
 def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:
-    """`value` as strictly increasing positive step numbers; may be empty."""
+    """Returns `value` as strictly increasing positive step numbers. There may be none."""
     fits = isinstance(value, (list, tuple)) and all(
         isinstance(step, (int, np.integer)) and not isinstance(step, bool) and step > 0 for step in value
     )

@@ -1,11 +1,10 @@
-"""`Entry`, the facade: setters fill a Config, actions hand it to the engine."""
+"""`Entry`, the facade: its setters fill a `Config`, its actions hand the config to the engine."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -13,51 +12,28 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
-from plsc import checkpoint, parallel, settings
-from plsc.amp import as_lists
-from plsc.config import (
-    LOSS_TYPES,
-    Config,
-    Hdfs,
-    HdfsUpload,
-    MixedPrecision,
-    Scalars,
-    check_bool,
-    check_choice,
-    check_float,
-    check_image_shape,
-    check_int,
-    check_rates,
-    check_step_boundaries,
-    check_str,
-)
-from plsc.data.base64_source import SHUFFLES
+from plsc import settings as all_settings
+from plsc.config import Config
 from plsc.data.readers import check_reader
-from plsc.data.sources import DATA_FORMATS
-from plsc.data.transforms import Augmentation
 from plsc.engine.callbacks import Callback
-from plsc.engine.download import fetch_checkpoint
-from plsc.engine.scalars import KINDS, check_package
 from plsc.engine.trainer import train
 from plsc.errors import ConfigError, PlscError
-from plsc.evaluation.build import build_evaluator, reader_loader
-from plsc.evaluation.embedder import Embedder, open_together
-from plsc.evaluation.log import log_test
+from plsc.evaluation import trained
 from plsc.heads import Margin
-from plsc.inference.export import export
-from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
-from plsc.machine.logs import set_up_logging
-from plsc.models import MODEL_NAMES, build_backbone
 from plsc.optim import OptimizerOrFactory
-from plsc.search.embeddings import check_parquet, write_parquet
-from plsc.storage.address import check_hdfs_address
 
 
 class Entry:
-    """Trains and tests a classifier with very many classes.
+    """A classifier with very many classes, to be trained, tested and used.
 
     Setters check their argument at once, return None, and may be called in any order before an action. A setting that
     cannot work raises `ConfigError`, with one line that names the setter, the value and what is allowed.
+
+    Args:
+        settings: Settings that win over the setters, by the names of docs/settings.md, as `--set` and `--config` do.
+
+    Raises:
+        ConfigError: One of the settings cannot work.
 
     Example:
         >>> from plsc import Entry
@@ -67,15 +43,18 @@ class Entry:
         >>> entry.train()  # doctest: +SKIP
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, settings: Optional[Mapping[str, Any]] = None) -> None:
+        _shorten_errors()
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
-        _word_errors()
-        self._config.locked = frozenset(settings.apply(self))  # of the command line
+        self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
+        for source, given in all_settings.from_environment().items():
+            all_settings.override_all(self._config, given, source)
+        all_settings.override_all(self._config, settings or {}, "settings")
 
     @property
     def train_batch_size(self) -> int:
-        """Images a step, per rank."""
+        """The number of images that a rank takes in each batch."""
         return self._config.train_batch_size
 
     @train_batch_size.setter
@@ -84,7 +63,7 @@ class Entry:
 
     @property
     def test_batch_size(self) -> int:
-        """Images a forward pass of the test, per rank."""
+        """The number of images that a rank embeds at a time in tests and in `predict`."""
         return self._config.test_batch_size
 
     @test_batch_size.setter
@@ -93,7 +72,7 @@ class Entry:
 
     @property
     def train_reader(self) -> Any:
-        """Batches of `(image, label)` instead of a data set folder: see docs/custom.md for what is taken."""
+        """Batches of `(image, label)` that replace the data set folder: see docs/custom.md for what is accepted."""
         return self._config.train_reader
 
     @train_reader.setter
@@ -102,7 +81,7 @@ class Entry:
 
     @property
     def test_reader(self) -> Any:
-        """Batches of `(image, label)` to test on, or what `plsc.utils.jpeg_reader.test` returns, instead of `.bin` sets."""
+        """Batches of `(image, label)`, or the result of `plsc.utils.jpeg_reader.test`, that replace the test sets."""
         return self._config.test_reader
 
     @test_reader.setter
@@ -122,68 +101,206 @@ class Entry:
         # A misspelt reader would otherwise be kept and never read.
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
             raise ConfigError(
-                f"Entry.{name} cannot be assigned; assign train_reader, test_reader, predict_reader, train_batch_size or "
-                "test_batch_size, or call a setter"
+                f"Entry.{name} cannot be assigned; assign train_reader, test_reader, predict_reader, train_batch_size "
+                "or test_batch_size, or call a setter"
             )
         super().__setattr__(name, value)
 
-    def set_val_targets(self, targets: str) -> None:
-        """Test sets in the data set folder: comma separated names, '' for none.
+    def set_dataset_dir(self, directory: str) -> None:
+        """Sets the folder of the training images and the test sets.
 
-        Each is `<name>.bin`, or a pairs file `<name>.txt`, or a folder `<name>` of `<identity>/<image>`: see docs/use.md.
+        It holds `label.txt` and the images, or split base64 data.
         """
-        self._config.val_targets = check_str("set_val_targets", targets, allow_empty=True)
+        self._set("dataset_dir", directory)
 
-    def set_test_fars(self, fars: Sequence[float]) -> None:
-        """Rates of false accepts that tests report: at_far of their results; those the pairs cannot tell are left out."""
-        self._config.test_fars = check_rates("set_test_fars", fars)
-
-    def set_identification(self, gallery: Optional[str], probes: Optional[str] = None) -> None:
-        """Test also how often images are found in a gallery; None does not.
+    def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
+        """Sets how the data set folder holds its training images.
 
         Args:
-            gallery: a folder `<identity>/<image>`, or a list of images and identities; all of an identity are averaged.
-            probes: the same, of the images to find; those of identities that are not in the gallery are strangers.
+            data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py.
+                'auto', the default, is base64 if the folder holds the manifest of that tool.
+            shuffle: How base64 data is shuffled. 'window', the default, reads blocks of 4 MB and mixes the lines of 16
+                blocks; 'full' draws lines from all files of the rank.
         """
-        if gallery is None:
-            self._config.identification = None
-            return
-        self._config.identification = (
-            check_str("set_identification: gallery", gallery),
-            check_str("set_identification: probes", probes),
-        )
+        self._set("data_format", data_format, shuffle=shuffle)
 
-    def set_test_embeddings_dir(self, directory: str) -> None:
-        """Folder where `test()` keeps embeddings, and finds them again if images and network are the same; '' keeps none."""
-        self._config.test_embeddings_dir = check_str("set_test_embeddings_dir", directory, allow_empty=True)
+    def set_class_num(self, n: int) -> None:
+        """Sets the number of classes.
+
+        Labels are in [0, n).
+        """
+        self._set("num_classes", n)
+
+    def set_train_image_num(self, n: int) -> None:
+        """Sets the number of training images, for readers that cannot tell it.
+
+        The built-in readers count their images.
+        """
+        self._set("train_image_num", n)
+
+    def set_image_shape(self, shape: Sequence[int]) -> None:
+        """Sets the shape of the images, (channels, height, width).
+
+        Images have 1 or 3 channels and sides of at least 16.
+        """
+        self._set("image_shape", shape)
+
+    def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
+        """Sets how training images are changed at random.
+
+        Args:
+            mirror: Whether to mirror half of the images, and to average embeddings over the mirror image in tests.
+            rotate: The largest angle, in degrees.
+            translate: The largest shift, as a fraction of the side.
+        """
+        self._set("augmentation", mirror, rotate=rotate, translate=translate)
 
     def set_train_batch_size(self, n: int) -> None:
-        """Images a step, per rank."""
-        self._config.train_batch_size = check_int("set_train_batch_size", n, 1)
+        """Sets the number of images that a rank takes in each batch."""
+        self._set("train_batch_size", n)
 
     def set_test_batch_size(self, n: int) -> None:
-        """Images a forward pass of the test, per rank."""
-        self._config.test_batch_size = check_int("set_test_batch_size", n, 1)
+        """Sets the number of images that a rank embeds at a time in tests and in `predict`."""
+        self._set("test_batch_size", n)
 
-    def set_log_period(self, n: int) -> None:
-        """Steps between two log lines."""
-        self._config.log_period = check_int("set_log_period", n, 1)
+    def set_num_workers(self, n: int) -> None:
+        """Sets the number of threads per rank that decode images.
+
+        0 decodes in the training thread.
+        """
+        self._set("num_workers", n)
+
+    def set_model_name(self, name: str) -> None:
+        """Sets the built-in model to train.
+
+        It replaces a model of `set_model`.
+        """
+        self._set("model_name", name)
+
+    def set_model(self, model: paddle.nn.Layer) -> None:
+        """Sets a custom model, which is trained in place.
+
+        A second `train` starts from the weights of the first.
+
+        Args:
+            model: A `BaseModel`, or any Paddle layer that turns images [B, C, H, W] into embeddings [B, D]. Parameters
+                with `stop_gradient` are not trained.
+        """
+        self._set("model", model)
+
+    def set_emb_size(self, n: int) -> None:
+        """Sets the size of the embedding."""
+        self._set("emb_dim", n)
+
+    def set_loss_type(self, loss: Union[str, Margin]) -> None:
+        """Sets the loss, by its name or as a margin object.
+
+        Args:
+            loss: 'softmax', 'arcface', 'cosface', 'sphereface', 'combined', 'adaface', 'magface' or 'curricularface'.
+                The prefix 'dist_' shards the class centres over the ranks. A margin object, such as `MagFace(l_m=0.4)`
+                or a custom `plsc.heads.Margin`, is sharded.
+        """
+        self._set("loss_type", loss)
+
+    def set_margin(self, m: Union[float, Sequence[float], None]) -> None:
+        """Sets the margin of the labelled class.
+
+        Args:
+            m: Radians for arcface (default 0.5) and curricularface (0.5), a cosine for cosface (0.35) and adaface
+                (0.4), a factor on the angle for sphereface (1.35), and (m1, m2, m3) for combined (1, 0.3, 0.2). None,
+                the default, is the default of the loss.
+        """
+        self._set("margin", m)
+
+    def set_scale(self, s: float) -> None:
+        """Sets the factor on the cosines."""
+        self._set("scale", s)
+
+    def set_sample_ratio(self, r: float) -> None:
+        """Sets the share of a rank's class centres that take part in a step.
+
+        The classes of the batch always take part; the others are drawn at random. Class centres that do not take part
+        are neither read nor written: with Momentum and SGD they do not decay, and their momentum does not change.
+
+        Args:
+            r: A number above 0; 1, the default, takes all class centres.
+        """
+        self._set("sample_ratio", r)
+
+    def set_head_chunk(self, rows: int) -> None:
+        """Sets the number of class centres that the head computes at a time.
+
+        It changes only the speed. 0, the default, chooses the number by the batch, the embedding and the cache.
+        """
+        self._set("head_chunk", rows)
+
+    def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
+        """Sets the `paddle.ParamAttr` of the class centres and of the bias of softmax.
+
+        Args:
+            param_attr: Initializer, learning rate and regularizer of the class centres.
+            bias_attr: The same of the bias of softmax; other losses have no bias.
+        """
+        self._set("distfc_attr", param_attr=param_attr, bias_attr=bias_attr)
+
+    def set_train_epochs(self, n: int) -> None:
+        """Sets the number of epochs."""
+        self._set("train_epochs", n)
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate for a global batch of 1024; scaled by global batch / 1024."""
-        self._config.lr = check_float("set_lr", lr, 0, above=True)
+        """Sets the learning rate for a global batch of 1024.
 
-    def set_lr_decay_factor(self, f: float) -> None:
-        """Factor on the learning rate at each step boundary."""
-        self._config.lr_decay_factor = check_float("set_lr_decay_factor", f, 0, 1, above=True)
-
-    def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
-        """Steps at which the learning rate decays."""
-        self._config.lr_steps = check_step_boundaries("set_step_boundaries", boundaries)
+        It is scaled by global batch / 1024.
+        """
+        self._set("lr", lr)
 
     def set_warmup_epochs(self, n: int) -> None:
-        """Epochs of linear warm-up to the learning rate."""
-        self._config.warmup_epochs = check_int("set_warmup_epochs", n, 0)
+        """Sets the number of epochs over which the learning rate warms up linearly."""
+        self._set("warmup_epochs", n)
+
+    def set_step_boundaries(self, boundaries: Sequence[int]) -> None:
+        """Sets the steps at which the learning rate decays."""
+        self._set("lr_steps", boundaries)
+
+    def set_lr_decay_factor(self, f: float) -> None:
+        """Sets the factor on the learning rate at each step boundary."""
+        self._set("lr_decay_factor", f)
+
+    def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
+        """Sets a custom optimizer.
+
+        It replaces Momentum, and its learning rate and schedule are used as they are; a schedule advances by one per
+        step. Paddle builds no optimizer without parameters, which only the engine knows. Give either a function of the
+        parameters, or an optimizer whose parameters are the placeholder `plsc.optim.deferred()`.
+
+        Example:
+            >>> import paddle
+            >>> from plsc import Entry, optim
+            >>> entry = Entry()
+            >>> entry.set_optimizer(lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters))
+            >>> entry.set_optimizer(paddle.optimizer.AdamW(1e-3, parameters=optim.deferred(), weight_decay=0.01))
+        """
+        self._set("optimizer", optimizer)
+
+    def set_gradient_accumulation(self, n: int) -> None:
+        """Sets the number of batches in a step.
+
+        A step gets the gradients of one batch `n` times as large, in the memory of a small one. Learning rates are
+        scaled by the larger batch, and a step is one update. BatchNorm normalises with each small batch, and running
+        statistics move with each.
+        """
+        self._set("gradient_accumulation", n)
+
+    def set_gradient_clip(self, norm: float) -> None:
+        """Sets the largest norm of a step's gradients.
+
+        Gradients whose norm over the backbone and all shards of the head is larger are scaled down to it. To know the
+        norm before a row moves, the head is walked once more, which costs two more matrix products of its size.
+
+        Args:
+            norm: The largest norm; 0, the default, does not clip.
+        """
+        self._set("gradient_clip", norm)
 
     def set_mixed_precision(
         self,
@@ -198,49 +315,160 @@ class Entry:
         dtype: str = "float16",
         simulate: bool = False,
     ) -> None:
-        """Mixed precision with loss scaling.
+        """Sets whether to train in mixed precision, and how the loss is scaled.
 
         Args:
-            use_fp16: train in mixed precision.
-            init_loss_scaling: first factor on the gradients.
-            incr_every_n_steps: finite steps in a row after which it grows `incr_ratio` times.
-            decr_every_n_nan_or_inf: steps in a row that overflowed after which it shrinks `decr_ratio` times.
-            incr_ratio: above 1.
-            decr_ratio: below 1.
-            use_dynamic_loss_scaling: False keeps the factor at `init_loss_scaling`; the four above have no use then.
-            amp_lists: a `plsc.amp.AutoMixedPrecisionLists` (or Paddle's) with operators to add or to leave out.
+            use_fp16: Whether to train in mixed precision.
+            init_loss_scaling: The first factor on the gradients.
+            incr_every_n_steps: After how many finite steps in a row the factor is multiplied by `incr_ratio`.
+            decr_every_n_nan_or_inf: After how many overflowing steps in a row it is multiplied by `decr_ratio`.
+            incr_ratio: A number above 1.
+            decr_ratio: A number below 1.
+            use_dynamic_loss_scaling: False keeps the factor at `init_loss_scaling`; the four arguments above are unused
+                then.
+            amp_lists: A `plsc.amp.AutoMixedPrecisionLists` (or Paddle's) with operators to add or to leave out.
             dtype: 'float16', or 'bfloat16', which needs no loss scaling.
-            simulate: on a CPU, where Paddle computes in float32 only, round where a GPU would.
+            simulate: Whether to round where a GPU would, on a CPU, where Paddle computes in float32 only.
         """
-        name = "set_mixed_precision"
-        as_lists(amp_lists)
-        self._config.mixed_precision = MixedPrecision(
-            check_bool(f"{name}: use_fp16", use_fp16),
-            check_float(f"{name}: init_loss_scaling", init_loss_scaling, 0, above=True),
-            check_int(f"{name}: incr_every_n_steps", incr_every_n_steps, 1),
-            check_int(f"{name}: decr_every_n_nan_or_inf", decr_every_n_nan_or_inf, 1),
-            check_float(f"{name}: incr_ratio", incr_ratio, 1, above=True),
-            check_float(f"{name}: decr_ratio", decr_ratio, 0, 1, above=True),
-            check_bool(f"{name}: use_dynamic_loss_scaling", use_dynamic_loss_scaling),
-            amp_lists,
-            check_choice(f"{name}: dtype", dtype, ("float16", "bfloat16")),
-            check_bool(f"{name}: simulate", simulate),
+        self._set(
+            "mixed_precision",
+            use_fp16,
+            init_loss_scaling=init_loss_scaling,
+            incr_every_n_steps=incr_every_n_steps,
+            decr_every_n_nan_or_inf=decr_every_n_nan_or_inf,
+            incr_ratio=incr_ratio,
+            decr_ratio=decr_ratio,
+            use_dynamic_loss_scaling=use_dynamic_loss_scaling,
+            amp_lists=amp_lists,
+            dtype=dtype,
+            simulate=simulate,
         )
 
-    def set_gradient_clip(self, norm: float) -> None:
-        """Shrink a step's gradients to this norm over the backbone and all shards of the head, when theirs is larger; 0 never.
+    def set_max_skipped_steps(self, n: int) -> None:
+        """Sets after how many skipped steps in a row training stops.
 
-        The head's rows are walked once more to know their norm before they move: two more products of four.
+        A step is skipped when its loss or its embeddings are not finite.
         """
-        self._config.gradient_clip = check_float("set_gradient_clip", norm, 0)
+        self._set("max_skipped_steps", n)
 
-    def set_gradient_accumulation(self, n: int) -> None:
-        """Take `n` batches a step: the gradients of one batch `n` times as large, in the memory of a small one.
+    def set_seed(self, n: int) -> None:
+        """Sets the seed of the weights, the shuffling, the augmentation and dropout."""
+        self._set("seed", n)
 
-        Rates are scaled by the larger batch, and a step is one update. BatchNorm normalises, and running statistics move,
-        with each small batch.
+    def set_val_targets(self, targets: str) -> None:
+        """Sets the test sets in the data set folder.
+
+        Args:
+            targets: Names separated by commas; '' names none. Each is `<name>.bin`, a pairs file `<name>.txt`, or a
+                folder `<name>` of `<identity>/<image>`: see docs/use.md.
         """
-        self._config.gradient_accumulation = check_int("set_gradient_accumulation", n, 1)
+        self._set("val_targets", targets)
+
+    def set_with_test(self, with_test: bool) -> None:
+        """Sets whether to test after each epoch."""
+        self._set("with_test", with_test)
+
+    def set_test_fars(self, fars: Sequence[float]) -> None:
+        """Sets the false accept rates (FAR) that tests report.
+
+        They are `at_far` of the results. Rates that the number of pairs is too small for are left out.
+        """
+        self._set("test_fars", fars)
+
+    def set_identification(self, gallery: Optional[str], probes: Optional[str] = None) -> None:
+        """Sets a gallery, and the probes that tests look up in it.
+
+        Args:
+            gallery: A folder `<identity>/<image>`, or a list of images and identities. The embeddings of an identity
+                are averaged. None, the default, looks nothing up.
+            probes: The same, of the images to look up. Probes whose identity is not in the gallery are strangers.
+        """
+        self._set("identification", gallery, probes=probes)
+
+    def set_test_embeddings_dir(self, directory: str) -> None:
+        """Sets the folder where `test()` keeps its embeddings.
+
+        A later test of the same images and network uses them again. '' keeps none.
+        """
+        self._set("test_embeddings_dir", directory)
+
+    def set_log_period(self, n: int) -> None:
+        """Sets the number of steps between two log lines."""
+        self._set("log_period", n)
+
+    def set_calc_acc(self, calc_acc: bool) -> None:
+        """Sets whether to report acc1 and acc5 of the training batches, over all classes."""
+        self._set("calc_acc", calc_acc)
+
+    def set_scalars(self, kind: Optional[str], directory: Optional[str] = None) -> None:
+        """Sets a viewer that the numbers of `metrics.jsonl` are also written for.
+
+        Args:
+            kind: 'tensorboard' (needs tensorboardX) or 'visualdl'; None for no viewer.
+            directory: The folder that receives them; None for `scalars` in the model save folder.
+        """
+        self._set("scalars", kind, directory=directory)
+
+    def set_model_save_dir(self, directory: Optional[str]) -> None:
+        """Sets the folder that receives one checkpoint per epoch.
+
+        None or '' saves nothing.
+        """
+        self._set("model_save_dir", directory)
+
+    def set_save_period(self, steps: int) -> None:
+        """Sets after how many steps to save to `step_<n>` as well.
+
+        0 saves at the end of each epoch only.
+        """
+        self._set("save_period", steps)
+
+    def set_keep_checkpoints(self, n: int) -> None:
+        """Sets how many of the newest checkpoints of a run to keep.
+
+        The one with the best test is kept as well; the others of the run are removed. 0 keeps all.
+        """
+        self._set("keep_checkpoints", n)
+
+    def set_background_save(self, background: bool) -> None:
+        """Sets whether training continues while a checkpoint is written.
+
+        The checkpoint is then written from a copy in host memory. False pauses training and copies nothing.
+        """
+        self._set("background_save", background)
+
+    def set_resume(self, resume: bool) -> None:
+        """Sets whether to resume from the newest good checkpoint in the model save folder.
+
+        Training resumes exactly, or starts from the beginning when there is no checkpoint. With
+        `set_hdfs_info(..., fs_dir_for_save)` a newer one is downloaded from there first, for instance on a new machine.
+        With the same number of ranks, a run on CPUs ends with the weights, to the bit, of one that was never stopped.
+        """
+        self._set("resume", resume)
+
+    def set_checkpoint_dir(self, directory: str) -> None:
+        """Sets the checkpoint that is loaded before training or testing.
+
+        An example is `./output/0`; '' loads none.
+        """
+        self._set("checkpoint_dir", directory)
+
+    def set_head_init(self, init: str) -> None:
+        """Sets which class centres training takes from the checkpoint of `set_checkpoint_dir`.
+
+        Args:
+            init: 'checkpoint' takes the head, and refuses another number of classes or another loss. 'keep-common'
+                takes the classes that both have, by their number, whatever the loss, and initialises the others.
+                'fresh' takes the backbone only.
+        """
+        self._set("head_init", init)
+
+    def set_export_dir(self, directory: str) -> None:
+        """Sets the folder of an export that `test` and `predict` use instead of a trained model.
+
+        '' uses the trained model.
+        """
+        self._set("export_dir", directory)
 
     def set_hdfs_info(
         self,
@@ -249,321 +477,80 @@ class Entry:
         fs_dir_for_save: Optional[str] = None,
         fs_checkpoint_dir: Optional[str] = None,
     ) -> None:
-        """Where the run's checkpoints are uploaded to, and where its first weights come from; see docs/hdfs.md.
+        """Sets the HDFS folders that checkpoints are uploaded to and downloaded from.
+
+        See docs/hdfs.md.
 
         Args:
-            fs_name: `hdfs://namenode:port`, `webhdfs://...`, `http(s)://...`; several NameNodes separated by `;` or `,`.
-                Without `fs_ugi` also an alias of HdfsCLI's configuration file.
-            fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or this process's user. The password is given to gateways
-                that ask for it over https only, and is shown nowhere.
-            fs_dir_for_save: HDFS folder that receives the checkpoints of `set_model_save_dir`.
-            fs_checkpoint_dir: HDFS folder of one checkpoint, or of several, of which the newest is taken; it is downloaded
-                to the folder of `set_checkpoint_dir` before training or testing.
+            fs_name: `hdfs://namenode:port`, `webhdfs://...` or `http(s)://...`; several NameNodes are separated by `;`
+                or `,`. Without `fs_ugi` also an alias of HdfsCLI's configuration file.
+            fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or the user of this process. The password is sent only
+                to gateways that ask for it over https, and is shown nowhere.
+            fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`.
+            fs_checkpoint_dir: An HDFS folder with one checkpoint, or with several, of which the newest is used. It is
+                downloaded to the folder of `set_checkpoint_dir` before training or testing.
         """
-        for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
-            if value is not None:
-                check_str(f"set_hdfs_info: {name}", value)
-                if "://" in value:
-                    raise ConfigError(f"set_hdfs_info: {name}={value!r}: give the folder alone; its address is fs_name")
-        if fs_ugi is not None and (not isinstance(fs_ugi, str) or not fs_ugi.split(",", 1)[0] or "," not in fs_ugi):
-            # The value holds a password: it is not shown.
-            raise ConfigError("set_hdfs_info: fs_ugi must be a string of the form 'name,password', or None")
-        if fs_name is not None:
-            check_hdfs_address(fs_name, is_alias=fs_ugi is None)
-        self._config.hdfs = Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir)
+        self._set("hdfs_info", fs_name, fs_ugi, fs_dir_for_save=fs_dir_for_save, fs_checkpoint_dir=fs_checkpoint_dir)
+
+    def set_hdfs_upload(self, when: str, retry_seconds: float = 300) -> None:
+        """Sets when checkpoints are uploaded to HDFS.
+
+        They go to `fs_dir_for_save` in the background.
+
+        Args:
+            when: 'end' uploads the checkpoints that are kept when training ends, 'epoch' also that of each epoch as
+                soon as it is saved, 'step' also those of `set_save_period`.
+            retry_seconds: How long a transfer that makes no progress is tried again.
+        """
+        self._set("hdfs_upload", when, retry_seconds=retry_seconds)
 
     def set_hdfs_client(self, client: Any) -> None:
-        """A client of the `hdfs` package to use instead of one made from the address: for Kerberos or a token.
+        """Sets a client of the `hdfs` package to connect with.
 
-        `set_hdfs_info` still names the folders; its `fs_ugi` must be None, and its `fs_name` is just what messages say.
+        It replaces the client made from the address, for instance for Kerberos or a token. `set_hdfs_info` still names
+        the folders; its `fs_ugi` must be None, and its `fs_name` appears only in messages.
 
         Example:
             >>> from hdfs.ext.kerberos import KerberosClient  # doctest: +SKIP
             >>> entry.set_hdfs_client(KerberosClient("https://namenode:9871"))  # doctest: +SKIP
             >>> entry.set_hdfs_info(None, None, "checkpoints")  # doctest: +SKIP
         """
-        if not all(callable(getattr(client, name, None)) for name in ("status", "list", "read", "write", "rename")):
-            raise ConfigError(
-                f"set_hdfs_client({type(client).__name__}): expected a client of the hdfs package, such as hdfs.TokenClient(...)"
-            )
-        self._config.hdfs_client = client
-
-    def set_hdfs_upload(self, when: str, retry_seconds: float = 300) -> None:
-        """When checkpoints go to `fs_dir_for_save`, in the background.
-
-        Args:
-            when: 'end' uploads those that are kept when training ends, 'epoch' also each epoch's as soon as it is saved,
-                'step' those of `set_save_period` too.
-            retry_seconds: how long a transfer that does not come on is tried again.
-        """
-        self._config.hdfs_upload = HdfsUpload(
-            check_choice("set_hdfs_upload", when, ("end", "epoch", "step")),
-            check_float("set_hdfs_upload: retry_seconds", retry_seconds, 0),
-        )
-
-    def set_model_save_dir(self, directory: Optional[str]) -> None:
-        """Folder that receives one checkpoint an epoch; None or '' saves nothing."""
-        self._config.model_save_dir = (
-            "" if directory is None else check_str("set_model_save_dir", directory, allow_empty=True)
-        )
-
-    def set_checkpoint_dir(self, directory: str) -> None:
-        """Checkpoint loaded before training or testing, such as `./output/0`; '' loads none."""
-        self._config.checkpoint_dir = check_str("set_checkpoint_dir", directory, allow_empty=True)
-
-    def set_export_dir(self, directory: str) -> None:
-        """Folder of an export that `test` and `predict` use instead of a trained model; '' uses that."""
-        self._config.export_dir = check_str("set_export_dir", directory, allow_empty=True)
-
-    def set_calc_acc(self, calc_acc: bool) -> None:
-        """Reports acc1 and acc5 of the training batches, over all classes."""
-        self._config.calc_acc = check_bool("set_calc_acc", calc_acc)
-
-    def set_dataset_dir(self, directory: str) -> None:
-        """Folder with label.txt and the images, or base64 data, and the verification sets."""
-        self._config.dataset_dir = check_str("set_dataset_dir", directory)
-
-    def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
-        """How the data set folder holds its training images.
-
-        Args:
-            data_format: 'jpeg' is `label.txt` and image files, 'base64' what tools/process_base64_files.py makes, 'auto'
-                (the default) that if its manifest is there.
-            shuffle: of base64 data. 'window', the default, reads blocks of 4 MB and mixes the lines of 16; 'full' draws
-                lines from all over the rank's files.
-        """
-        check_choice("set_data_format", data_format, DATA_FORMATS)
-        if shuffle is not None:
-            check_choice("set_data_format: shuffle", shuffle, SHUFFLES)
-            if data_format == "jpeg":
-                raise ConfigError(
-                    f"set_data_format('jpeg', shuffle={shuffle!r}): shuffle is for base64 data; leave it out, image files "
-                    "are shuffled in full"
-                )
-        self._config.data_format, self._config.shuffle = data_format, shuffle
-
-    def set_train_image_num(self, n: int) -> None:
-        """Images in the training set, for readers that cannot tell; the built-in ones count by themselves."""
-        self._config.train_image_num = check_int("set_train_image_num", n, 1)
-
-    def set_class_num(self, n: int) -> None:
-        """Number of classes; labels are in [0, n)."""
-        self._config.num_classes = check_int("set_class_num", n, 1)
-
-    def set_emb_size(self, n: int) -> None:
-        """Size of the embedding."""
-        self._config.emb_dim = check_int("set_emb_size", n, 1)
-
-    def set_model(self, model: paddle.nn.Layer) -> None:
-        """A model of the user's own; it is trained in place. A second `train` goes on from its weights.
-
-        Args:
-            model: a `BaseModel`, or any Paddle layer that turns images [B, C, H, W] into embeddings [B, D]. Parameters with
-                `stop_gradient` stay as they are.
-        """
-        if not isinstance(model, paddle.nn.Layer):
-            shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-            raise ConfigError(
-                f"set_model({shown}): expected an instance of a subclass of plsc.BaseModel, or of paddle.nn.Layer"
-            )
-        self._config.model = model
-
-    def set_model_name(self, name: str) -> None:
-        """One of the built-in models."""
-        self._config.model_name = check_choice("set_model_name", name, MODEL_NAMES)
-        self._config.model = None
-
-    def set_train_epochs(self, n: int) -> None:
-        """Passes over the training set."""
-        self._config.train_epochs = check_int("set_train_epochs", n, 1)
-
-    def set_loss_type(self, loss: Union[str, Margin]) -> None:
-        """The loss: softmax, arcface, cosface, sphereface, combined, adaface, magface, curricularface, or a margin object.
-
-        With the prefix `dist_` the class centres are sharded over the ranks. An object, such as `MagFace(l_m=0.4)` or a
-        margin of your own (see `plsc.heads.margins`), is sharded.
-        """
-        if isinstance(loss, Margin):
-            self._config.loss_type, self._config.margin_object = f"dist_{type(loss).__name__.lower()}", loss
-        else:
-            self._config.loss_type = check_choice("set_loss_type", loss, LOSS_TYPES)
-            self._config.margin_object = None
-
-    def set_margin(self, m: Union[float, Sequence[float]]) -> None:
-        """Margin of the labelled class.
-
-        Args:
-            m: radians for arcface (default 0.5) and curricularface (0.5), cosine for cosface (0.35) and adaface (0.4), a
-                factor on the angle for sphereface (1.35), and (m1, m2, m3) for combined (1, 0.3, 0.2).
-        """
-        if isinstance(m, (list, tuple)):
-            if len(m) != 3:
-                raise ConfigError(f"set_margin({m!r}): expected one number, or three for the combined margin")
-            m1, m2, m3 = m
-            self._config.margin = (
-                check_float("set_margin: m1", m1, 0, 10, above=True),
-                check_float("set_margin: m2", m2, 0, 3.14),
-                check_float("set_margin: m3", m3, 0, 3.14),
-            )
-        else:
-            self._config.margin = check_float("set_margin", m, 0, 3.14)
-
-    def set_scale(self, s: float) -> None:
-        """Factor on the cosines."""
-        self._config.scale = check_float("set_scale", s, 0, above=True)
-
-    def set_image_shape(self, shape: Sequence[int]) -> None:
-        """(channels, height, width) of the training images."""
-        self._config.image_shape = check_image_shape("set_image_shape", shape)
-
-    def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
-        """An optimizer of the user's own instead of Momentum; its learning rate and schedule are used as they are.
-
-        Paddle builds no optimizer without parameters, and only the engine knows them. Give either a function of the
-        parameters, or an optimizer that holds the place with `plsc.optim.deferred()`; a schedule advances by one a step.
-
-        Example:
-            >>> import paddle
-            >>> from plsc import Entry, optim
-            >>> entry = Entry()
-            >>> entry.set_optimizer(lambda parameters: paddle.optimizer.Adam(1e-3, parameters=parameters))
-            >>> entry.set_optimizer(paddle.optimizer.AdamW(1e-3, parameters=optim.deferred(), weight_decay=0.01))
-        """
-        if not isinstance(optimizer, paddle.optimizer.Optimizer) and not callable(optimizer):
-            raise ConfigError(
-                f"set_optimizer({optimizer!r}): expected a paddle.optimizer.Optimizer, or a function that makes one from the parameters"
-            )
-        self._config.optimizer = optimizer
-
-    def set_with_test(self, with_test: bool) -> None:
-        """Test on the verification sets after each epoch."""
-        self._config.with_test = check_bool("set_with_test", with_test)
-
-    def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
-        """`paddle.ParamAttr` (initializer, learning rate, regularizer) of the class centres and of softmax's bias."""
-        for name, attr in (("param_attr", param_attr), ("bias_attr", bias_attr)):
-            if attr is not None and not isinstance(attr, paddle.ParamAttr):
-                raise ConfigError(f"set_distfc_attr: {name}={attr!r}: expected a paddle.ParamAttr")
-        self._config.param_attr, self._config.bias_attr = param_attr, bias_attr
-
-    def set_seed(self, n: int) -> None:
-        """Seed of the weights, the shuffling, the augmentation and dropout."""
-        self._config.seed = check_int("set_seed", n, 0)
-
-    def set_num_workers(self, n: int) -> None:
-        """Threads that decode images, per rank; 0 decodes in the training thread."""
-        self._config.num_workers = check_int("set_num_workers", n, 0)
-
-    def set_scalars(self, kind: Optional[str], directory: Optional[str] = None) -> None:
-        """Also write the numbers of `metrics.jsonl` for a viewer; None does not.
-
-        Args:
-            kind: 'tensorboard' (needs tensorboardX) or 'visualdl'.
-            directory: folder that receives them; None for `scalars` in the model save folder.
-        """
-        if kind is not None:
-            check_package(check_choice("set_scalars", kind, tuple(KINDS)))
-        if directory is not None and "://" in check_str("set_scalars: directory", directory):
-            raise ConfigError(f"set_scalars: directory={directory!r}: expected a folder of this machine")
-        self._config.scalars = None if kind is None else Scalars(kind, directory)
-
-    def set_save_period(self, steps: int) -> None:
-        """Also save to `step_<n>` every `steps` steps; 0 saves at the end of epochs only."""
-        self._config.save_period = check_int("set_save_period", steps, 0)
-
-    def set_keep_checkpoints(self, n: int) -> None:
-        """Keep the newest n checkpoints of a run and the one with the best test; remove its others; 0 keeps all."""
-        self._config.keep_checkpoints = check_int("set_keep_checkpoints", n, 0)
-
-    def set_background_save(self, background: bool) -> None:
-        """Write checkpoints while training goes on, from a copy in host memory; False stops for it and copies nothing."""
-        self._config.background_save = check_bool("set_background_save", background)
-
-    def set_head_init(self, init: str) -> None:
-        """What becomes of the head when training starts from `set_checkpoint_dir`.
-
-        Args:
-            init: 'checkpoint' takes it, and refuses another class count or loss; 'keep-common' takes the classes both have, by
-                their number, whatever the loss, and starts the others afresh; 'fresh' takes the backbone only.
-        """
-        self._config.head_init = check_choice("set_head_init", init, ("checkpoint", "keep-common", "fresh"))
-
-    def set_sample_ratio(self, r: float) -> None:
-        """Share of this rank's class centres that take part in a step; 1 takes all.
-
-        The classes of the batch always take part, the rest is drawn at random. The other centres are neither read nor
-        written: with Momentum and SGD they do not decay and their momentum stands still.
-        """
-        self._config.sample_ratio = check_float("set_sample_ratio", r, 0, 1, above=True)
-
-    def set_head_chunk(self, rows: int) -> None:
-        """Class centres the head computes at a time; 0 chooses by batch, embedding and cache. Only speed depends on it."""
-        self._config.head_chunk = check_int("set_head_chunk", rows, 0)
-
-    def set_max_skipped_steps(self, n: int) -> None:
-        """Stop after n steps in a row that were skipped because their loss or their embeddings were not finite."""
-        self._config.max_skipped_steps = check_int("set_max_skipped_steps", n, 1)
-
-    def set_resume(self, resume: bool) -> None:
-        """Go on from the newest good checkpoint in the model save folder, exactly; from the beginning when there is none.
-
-        With `set_hdfs_info(..., fs_dir_for_save)` a newer one is downloaded from there first, as on a machine that is new.
-
-        With the same number of ranks a run on CPUs gives the weights, to the bit, of one that was never stopped.
-        """
-        self._config.resume = check_bool("set_resume", resume)
-
-    def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
-        """Random changes of the training images.
-
-        Args:
-            mirror: mirror half of the images, and average embeddings over the mirror image in tests.
-            rotate: largest angle, degrees.
-            translate: largest shift, as a fraction of the side.
-        """
-        self._config.augmentation = Augmentation(
-            check_bool("set_augmentation: mirror", mirror),
-            check_float("set_augmentation: rotate", rotate, 0, 180),
-            check_float("set_augmentation: translate", translate, 0, 1),
-        )
+        self._set("hdfs_client", client)
 
     def add_callback(self, callback: Callback) -> None:
-        """Has an object take part in training: see `plsc.Callback`, and docs/custom.md for an example."""
+        """Adds an object that takes part in training: see `plsc.Callback`, and docs/custom.md for an example."""
         if not isinstance(callback, Callback):
             raise ConfigError(f"add_callback({callback!r}): expected an instance of a subclass of plsc.Callback")
         self._config.callbacks += (callback,)
 
     def train(self) -> dict[str, Any]:
-        """Trains all epochs; every rank calls it.
+        """Trains all epochs. Every rank calls it.
 
         Returns:
-            `steps`, `epochs`, `loss` (mean of the last epoch), `images_per_second` (over all ranks, with loading),
-            `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or None),
-            `stopped` (why a callback ended it early, or None). The same on every rank but for rounding of the rate.
+            `steps`, `epochs`, `loss` (the mean of the last epoch), `images_per_second` (over all ranks, loading
+            included), `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or
+            None), `stopped` (why a callback ended training early, or None). It is the same on every rank, except for
+            rounding of the rate.
 
         Raises:
-            PlscError: settings, data or a checkpoint that cannot be used; uncaught, it ends the program with its one
-                line and exit status 1.
+            PlscError: Settings, data or a checkpoint cannot be used. Uncaught, it ends the program with its one line
+                and exit status 1.
         """
         result, self._backbone = train(self._prepare())
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
-        """Tests the export, or the model of the last `train`, or else of the checkpoint folder, on the test sets.
+        """Tests the export, or the model of the last `train`, or else that of the checkpoint folder, on the test sets.
 
         Returns:
-            `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm', 'auc', 'eer', 'at_far', ...}}`, the same on every rank: see
-            `plsc.metrics.verification_metrics`; and of `set_identification` `{'identification': {'rank@1', ...}}`: see
-            `plsc.metrics.identification_metrics`.
+            `{set name: {'accuracy', 'std', 'tar@1e-3', 'xnorm', 'auc', 'eer', 'at_far', ...}}`, the same on every rank:
+            see `plsc.metrics.verification_metrics`. With `set_identification` also `{'identification': {'rank@1',
+            ...}}`: see `plsc.metrics.identification_metrics`.
 
         Raises:
-            PlscError: there is nothing to test, or the data or the checkpoint cannot be used.
+            PlscError: There is nothing to test, or the data or the checkpoint cannot be used.
         """
-        network, config = self._network("test")
-        kept = Path(config.test_embeddings_dir) if config.test_embeddings_dir else None
-        results = build_evaluator(config, kept)(network)
-        log_test(results, config.test_fars)
-        return results
+        return trained.evaluate(self._prepare(), self._backbone)
 
     def predict(
         self,
@@ -573,114 +560,78 @@ class Entry:
         parquet: bool = False,
         skip_damaged: bool = False,
     ) -> np.ndarray:
-        """Embeds images with the export, or the model of the last `train`, or else of the checkpoint folder.
+        """Embeds images with the export, or the model of the last `train`, or else that of the checkpoint folder.
 
         Args:
-            source: a folder of images, a label file, or a list of base64 parts (or a folder with one): see docs/use.md. None
-                embeds what `predict_reader` gives.
-            output: folder that receives `embeddings.npy`, `images.tsv` and `manifest.json`, written by rank 0. Called again
-                after an interruption it goes on where it was; with all done it does nothing.
-            flip: average the embeddings of an image and its mirror image.
-            parquet: also write `embeddings.parquet`.
-            skip_damaged: an image of the source that cannot be read or decoded gets zeros and a warning, instead of ending
-                the work.
+            source: A folder of images, a label file, or a list of base64 parts (or a folder with one): see docs/use.md.
+                None embeds the images of `predict_reader`.
+            output: The folder that receives `embeddings.npy`, `images.tsv` and `manifest.json`, written by rank 0. An
+                interrupted call resumes where it stopped when it is repeated; a complete one does nothing.
+            flip: Whether to average the embeddings of an image and its mirror image.
+            parquet: Whether to write `embeddings.parquet` as well.
+            skip_damaged: Whether an image of the source that cannot be read or decoded gets zeros and a warning,
+                instead of ending the work.
 
         Returns:
-            [N, D] float32, the same on every rank, in the order of the source (folders: sorted by path) or of the reader;
-            when every rank's reader gives images of its own, those of rank 0 come first. With `output` it is mapped from
-            the file.
+            [N, D] float32, the same on every rank, in the order of the source (folders: sorted by path) or of the
+            reader. When the readers of the ranks give different images, those of rank 0 come first. With `output` the
+            array is mapped from the file.
 
         Raises:
-            PlscError: there is nothing to embed or no model, or one of them cannot be used.
+            PlscError: There is nothing to embed or no model, or one of them cannot be used.
         """
-        for name, value in (("source", source), ("output", output)):
-            if not isinstance(value, (str, Path, type(None))) or value == "":
-                raise ConfigError(f"predict: {name}={value!r}: expected a path")
-        for name, flag in (("flip", flip), ("parquet", parquet), ("skip_damaged", skip_damaged)):
-            check_bool(f"predict: {name}", flag)
-        for name, given, needed, there in (
-            ("parquet", parquet, "output", output),
-            ("output", output is not None, "source", source),
-            ("skip_damaged", skip_damaged, "source", source),
-        ):
-            if given and there is None:
-                raise ConfigError(f"predict: {name} is of use with {needed} only; name it, or leave {name} out")
-        network, config = self._network("predict")
-        embedder = Embedder(network, config, flip, progress=True, skip_damaged=skip_damaged)
-        if source is None:
-            if config.predict_reader is None:
-                raise ConfigError("predict(): nothing to embed; name a source, or assign predict_reader")
-            loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
-            return embedder.embed_reader(loader)[0]
-        images = open_together(Path(source))
-        if output is None:
-            return embedder.embed(images)
-        if parquet:
-            parallel.from_rank_0(lambda: check_parquet(Path(output)))
-        vectors = embedder.keep(images, Path(output))
-        if parquet:
-            parallel.from_rank_0(lambda: write_parquet(Path(output)))
-        return vectors
-
-    def _network(self, action: str) -> tuple[Network, Config]:
-        """The export or the trained model, and a checked copy of the settings with its sizes; `action` is named in errors."""
-        config = self._prepare()
-        if not config.export_dir:
-            return TrainedNetwork(self._trained_backbone(action, config), config), config
-        network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)))
-        return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
+        wanted = trained.Prediction(source, output, flip=flip, parquet=parquet, skip_damaged=skip_damaged)
+        return trained.predict(wanted, self._prepare(), self._backbone)
 
     def convert_for_prediction(
         self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None
     ) -> Path:
-        """Exports the model of the last `train`, or else of the checkpoint folder, into the model save folder.
+        """Exports the model of the last `train`, or else that of the checkpoint folder, into the model save folder.
 
         Args:
-            format: 'paddle' for Paddle's inference library, or 'onnx'; the batch may have any size in both.
-            precision: 'float32'; or 'float16' or 'int8', of ONNX. The log says how far embeddings move.
-            calibration: images like those to embed, as `predict` takes them; int8 needs them, and the export is compared
-                with the model on up to 256 of them, or else on noise.
+            format: 'paddle' for Paddle's inference library, or 'onnx'. The batch may have any size in both.
+            precision: 'float32', or for ONNX also 'float16' or 'int8'. The log reports how far embeddings move.
+            calibration: Images like those to embed, in a form that `predict` takes. int8 needs them. The export is
+                compared with the model on up to 256 of them, or else on noise.
 
         Returns:
-            The folder, for `plsc.Predictor`; files it did not write stay as they are.
+            The folder, for `plsc.Predictor`. Its other files are left alone.
 
         Raises:
-            PlscError: there is no model, the format does not come in that precision, or the folder cannot be written.
+            PlscError: There is no model, the format does not support that precision, or the folder cannot be written.
         """
-        config = self._prepare()
-        backbone = self._trained_backbone("convert_for_prediction", config)
-        if not config.model_save_dir:
-            raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
-        if not isinstance(calibration, (str, Path, type(None))):
-            raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
-        images = None if calibration is None else Path(calibration)
-        folder = export(backbone, Path(config.model_save_dir), config.image_shape, format, precision, images)
-        logging.getLogger("plsc").info("exported to %s", folder)
-        return folder
+        return trained.convert(self._prepare(), self._backbone, format, precision, calibration)
 
-    def _trained_backbone(self, action: str, config: Config) -> paddle.nn.Layer:
-        if self._backbone is not None:
-            return self._backbone
-        if not config.checkpoint_dir:
-            raise ConfigError(
-                f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
-            )
-        fetch_checkpoint(config)
-        backbone = build_backbone(config)
-        checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True), backbone)
-        return backbone
+    def _set(self, name: str, *arguments: Any, **named: Any) -> None:
+        """Does the work of every setter."""
+        winner = all_settings.change(self._config, name, *arguments, **named)
+        if winner is not None:
+            setter = all_settings.SETTINGS[name].setter
+            self._overridden.setdefault(f"{winner} overrides {_call(setter, arguments, named)} in the script", False)
 
     def _prepare(self) -> Config:
-        """A checked copy of the settings, with logging set up."""
-        _word_errors()
-        set_up_logging(parallel.rank())
-        self._config.check_combination()
-        parallel.initialise()
-        return dataclasses.replace(self._config)
+        """Returns a checked copy of the settings. Logs once what won over the script."""
+        _shorten_errors()
+        news = [line for line, is_logged in self._overridden.items() if not is_logged]
+        self._overridden = dict.fromkeys(self._overridden, True)
+        return trained.prepare(self._config, news)
 
 
-def _word_errors() -> None:
-    """Makes an uncaught PlscError end the program with its one line; every other error keeps its traceback."""
+def _call(setter: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    """Returns a call of a setter as the script may have written it: without what is the default."""
+    parameters = inspect.signature(getattr(Entry, setter)).parameters
+    given = [_shown(value) for value in arguments]
+    given += [f"{name}={_shown(value)}" for name, value in named.items() if value != parameters[name].default]
+    return f"{setter}({', '.join(given)})"
+
+
+def _shown(value: Any) -> str:
+    plain = isinstance(value, (bool, int, float, str, list, tuple, type(None), np.number))
+    return repr(value) if plain else f"{type(value).__name__}(...)"
+
+
+def _shorten_errors() -> None:
+    """Makes an uncaught PlscError end the program with its one line. Every other error keeps its traceback."""
     if getattr(sys.excepthook, "plsc", False):
         return
     previous = sys.excepthook

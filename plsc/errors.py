@@ -1,8 +1,8 @@
-"""Errors made for people: each says what is wrong, where, and what to do, in one line."""
+"""The errors that plsc raises for its users. Each says what is wrong, where, and what to do, in one line."""
 
 
 class PlscError(Exception):
-    """Base of every error plsc raises for a user's mistake or a machine's failure."""
+    """The base of all errors that plsc raises for a user's mistake or a machine's failure."""
 
 
 class ConfigError(PlscError):
@@ -18,4 +18,4 @@ class CheckpointError(PlscError):
 
 
 class TrainingError(PlscError):
-    """Training cannot go on (a loss that is not finite, a rank that failed)."""
+    """A training that cannot continue, for instance because a rank failed."""

@@ -1,3 +1,3 @@
-"""The version, apart so that setup.py and the engine can read it without loading Paddle."""
+"""The version of plsc. This module stands alone, so that setup.py can read it without loading Paddle."""
 
 __version__ = "0.1.0"

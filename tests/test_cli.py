@@ -1,22 +1,26 @@
-"""The manners of all command lines, whichever commands there are."""
+"""What holds for all command lines, whichever commands there are."""
 
 import argparse
+import importlib
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from ranks import environment
+from ranks import ROOT, environment
 
-from plsc import cli
+from plsc import arguments, cli
 from plsc.commands import convert_checkpoint
 from plsc.data import glyphs
 from plsc.shuffle import command as base64_command
 
 
 def pages(parser, words=()):
-    """Each parser of a command line, with the words that lead to it."""
+    """Yields each parser of a command line, with the words that lead to it."""
     yield [*words], parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -31,7 +35,7 @@ COMMANDS = [words for name, words in PAGES if name == "python -m plsc"]
 
 
 def refused(maker, words, capsys):
-    """What is said about a wrong command line."""
+    """Returns the message about a wrong command line."""
     with pytest.raises(SystemExit) as end:
         maker().parse_args(words)
     assert end.value.code == 2
@@ -65,6 +69,86 @@ def test_a_misspelt_option_gets_a_suggestion_though_others_are_missing(program, 
     assert f"did you mean {option} instead of" in said
 
 
+def test_the_installed_program_is_the_main_function_and_calls_itself_plsc(monkeypatch, capsys):
+    """As the console script that pip makes from setup.py does."""
+    (target,) = re.findall(r'"console_scripts": \["plsc=([\w.:]+)"\]', (ROOT / "setup.py").read_text())
+    module, _, name = target.partition(":")
+    main = getattr(importlib.import_module(module), name)
+    assert main is cli.main
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/plsc", "plan", "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    page = capsys.readouterr().out
+    assert end.value.code == 0 and page.startswith("usage: plsc plan ") and "\n  plsc plan --classes" in page
+    assert "python -m plsc" not in page
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/plsc", "convert-checkpoint", "none", "new", "--ranks", "2"])
+    assert main() == 1
+
+
+def test_run_without_a_script_says_so(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "--set", "lr=1"])
+    assert end.value.code == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("error: the script is missing; name it, as in python -m plsc run train.py")
+    )
+
+
+@pytest.mark.parametrize(
+    "text, name", [("class_num=300", "num_classes"), ("set_lr=1", "lr"), ("train_batchsize=3", "train_batch_size")]
+)
+def test_run_suggests_the_name_of_a_setting_in_one_line(text, name, capsys):
+    assert cli.main(["run", "--set", text, "train.py"]) == 1
+    said = capsys.readouterr().err
+    assert f"did you mean '{name}'?" in said and said.count("\n") == 1
+
+
+def test_a_size_is_a_number_with_a_unit():
+    sizes = {
+        "80G": 80e9,
+        "24GB": 24e9,
+        "1500m": 1.5e9,
+        " 2T ": 2e12,
+        "1.5 GiB": 1.5 * 2**30,
+        "3ki": 3072,
+        "1000B": 1000,
+    }
+    assert {text: arguments.size(text) for text in sizes} == sizes
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0G", "many", "nan", "1e30G", "80 X", "80GG"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
+        arguments.size(text)
+
+
+@pytest.mark.parametrize(
+    "maker, words",
+    [
+        (cli.make_parser, ["plan", "--classes", "10", "--device-memory", "80"]),
+        (base64_command.make_parser, ["--data_dir=.", "--file_list=a", "--nranks=2", "--memory", "80"]),
+        (base64_command.make_parser, ["--data_dir=.", "--file_list=a", "--nranks=2", "--max_line", "80"]),
+    ],
+)
+def test_a_size_without_a_unit_is_refused_by_every_command(maker, words, capsys):
+    assert "'80' has no unit; write 80G for gigabytes, or 80B for bytes" in refused(maker, words, capsys)
+
+
+@pytest.mark.parametrize(
+    "maker, words",
+    [
+        (cli.make_parser, ["run", "--ranks", "0", "train.py"]),
+        (cli.make_parser, ["plan", "--classes", "10", "--ranks", "two"]),
+        (cli.make_parser, ["convert-checkpoint", "a", "b", "--ranks", "-1"]),
+        (base64_command.make_parser, ["--data_dir=.", "--file_list=a", "--nranks=0"]),
+    ],
+)
+def test_a_number_of_ranks_is_at_least_1(maker, words, capsys):
+    assert re.search("must be at least 1|is not an integer", refused(maker, words, capsys))
+
+
 def test_a_misspelt_command_or_choice_gets_a_suggestion(capsys):
     assert "did you mean convert-checkpoint instead of convert-chekpoint?" in refused(
         cli.make_parser, ["convert-chekpoint", "a", "b"], capsys
@@ -91,10 +175,10 @@ def test_the_width_of_the_terminal_is_used_up_to_a_limit(monkeypatch):
 
 
 def test_help_loads_no_paddle():
-    """One process for all pages: Paddle takes seconds."""
+    """One process asks for all pages, because Paddle takes seconds to load."""
     code = f"""
 import sys
-from plsc import cli
+from plsc import arguments, cli
 for words in {COMMANDS}:
     try:
         cli.main([*words, "--help"])
@@ -119,9 +203,10 @@ def test_ctrl_c_ends_with_130_and_without_a_word(monkeypatch, capsys):
 
 
 def test_a_reader_that_has_had_enough_ends_it_quietly():
-    """As `| head` does."""
+    """`| head` closes the pipe in this way."""
     buffered = {**environment(), "PYTHONUNBUFFERED": ""}
-    code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read); sys.exit(cli.main(['--help']))"
+    code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read)\n"
+    code += "sys.exit(cli.main(['--help']))"
     process = subprocess.run([sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=60)
     assert (process.returncode, process.stderr) == (141, "")
 
@@ -130,6 +215,59 @@ def test_a_failure_is_one_line_and_status_1(tmp_path, capsys):
     assert cli.main(["convert-checkpoint", str(tmp_path / "none"), str(tmp_path / "new"), "--ranks", "2"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("plsc: error: ") and said.count("\n") == 1
+
+
+def test_a_command_takes_its_settings_from_the_checkpoint_the_options_and_the_file_in_that_order(tmp_path, monkeypatch):
+    """And leaves the environment alone."""
+    from plsc.commands import trained
+
+    meta = {"model": "ViT", "image_shape": [3, 32, 32], "emb_dim": 16, "num_classes": 5}
+    monkeypatch.setattr("plsc.checkpoint.open_checkpoint", lambda folder: SimpleNamespace(meta=meta))
+    (tmp_path / "train.yaml").write_text("emb_dim: 32\nmodel_save_dir: ./output\ncheckpoint_dir: other\nlr: 0.5\n")
+    words = [
+        "export",
+        "--checkpoint",
+        "output/3",
+        "--output",
+        "net",
+        "--config",
+        str(tmp_path / "train.yaml"),
+        "--set",
+        "lr=1",
+    ]
+    before = dict(os.environ)
+    entry = trained.entry_of(cli.make_parser().parse_args(words), {"model_save_dir": "net", "dataset_dir": None})
+    assert dict(os.environ) == before
+    config = entry._config
+    assert (config.model_name, config.image_shape, config.num_classes) == ("ViT", (3, 32, 32), 5)
+    assert (config.emb_dim, config.lr) == (32, 1.0)
+    assert (config.checkpoint_dir, config.model_save_dir, config.dataset_dir) == ("output/3", "net", "./train_data")
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--dataset", "faces"], ("faces", "lfw", None)),
+        (["--dataset", "faces", "--targets", "a,b", "--set", "val_targets=c"], ("faces", "a,b", None)),
+        (["--dataset", "faces", "--set", "val_targets=c", "--set", "dataset_dir=other"], ("faces", "c", None)),
+        (["--gallery", "known", "--probes", "new"], ("./train_data", "", ("known", "new"))),
+    ],
+)
+def test_the_options_of_test_win_over_settings(words, expected, monkeypatch):
+    from plsc.entry import Entry
+
+    seen = []
+    monkeypatch.setattr(Entry, "test", lambda self: seen.append(self._config) or {})
+    assert cli.main(["test", "--model", "net", *words]) == 0
+    (config,) = seen
+    assert (config.dataset_dir, config.val_targets, config.identification) == expected
+    assert config.export_dir == "net" and config.model_save_dir == ""
+
+
+def test_commands_touch_no_private_of_an_entry_and_no_environment():
+    for path in (ROOT / "plsc" / "commands").glob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"[Ee]ntry\w*(\([^()]*\))?\._(?!_)|os\.environ(\.update|\[[^]]*\] =)", text), path.name
 
 
 def test_convert_checkpoint_prints_json(monkeypatch, capsys):

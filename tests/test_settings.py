@@ -1,14 +1,29 @@
+"""The table of settings, what is derived from it, and what wins: the command line or the script."""
+
 import argparse
+import dataclasses
+import inspect
 import json
+import logging
+import re
+import runpy
 import subprocess
 import sys
 
+import paddle
 import pytest
-from ranks import environment
+from ranks import ROOT, environment
 
 from plsc import Entry, settings
-from plsc.config import Config
+from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
+from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
+from plsc.heads.margins import MagFace
+from plsc.models.base_model import BaseModel
+
+REFERENCE = runpy.run_path(str(ROOT / "tools" / "make_api_reference.py"))
+PAGES = {language: ROOT / "docs" / folder / "settings.md" for language, folder in (("en", "."), ("zh", "zh"))}
+TEXTS = [one.name for one in settings.SETTINGS.values() if one.has_text]
 
 
 def read(*arguments):
@@ -17,9 +32,238 @@ def read(*arguments):
     return settings.read_options(parser.parse_args(arguments))
 
 
-def test_every_setting_has_a_setter_that_sets_it_and_a_field():
-    for name, setter in settings.SETTERS.items():
-        assert callable(getattr(Entry, setter)) and hasattr(Config(), name), name
+def entry_with(monkeypatch, **chosen):
+    """An entry of a script that was started with `--set`."""
+    monkeypatch.setenv("PLSC_SETTINGS", json.dumps(chosen))
+    return Entry()
+
+
+def overridden(ins):
+    """The lines that the next action will log."""
+    return list(ins._overridden)
+
+
+class Custom(BaseModel):
+    """A model of a script."""
+
+
+# What a script asks for, and what the command line asks for instead, of every setting.
+ASKED = {
+    "dataset_dir": (("script",), "line", "line"),
+    "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
+    "num_classes": ((5,), 7, 7),
+    "train_image_num": ((5,), 7, 7),
+    "image_shape": (((3, 32, 32),), [3, 64, 64], (3, 64, 64)),
+    "augmentation": ((False, 5, 0.1), {"rotate": 9}, Augmentation(True, 9.0, 0.0)),
+    "train_batch_size": ((5,), 7, 7),
+    "test_batch_size": ((5,), 7, 7),
+    "num_workers": ((5,), 7, 7),
+    "model_name": (("ResNet18",), "ViT", ("ViT", None)),
+    "emb_dim": ((5,), 7, 7),
+    "loss_type": (("cosface",), "softmax", ("softmax", None)),
+    "margin": ((0.1,), [1.0, 0.3, 0.2], (1.0, 0.3, 0.2)),
+    "scale": ((5,), 7, 7.0),
+    "sample_ratio": ((0.5,), 0.7, 0.7),
+    "head_chunk": ((5,), 7, 7),
+    "train_epochs": ((5,), 7, 7),
+    "lr": ((0.5,), 0.7, 0.7),
+    "warmup_epochs": ((5,), 7, 7),
+    "lr_steps": (([5],), [7, 8], (7, 8)),
+    "lr_decay_factor": ((0.5,), 0.7, 0.7),
+    "gradient_accumulation": ((5,), 7, 7),
+    "gradient_clip": ((5,), 7, 7.0),
+    "mixed_precision": ((True, 8.0), {"use_fp16": True, "dtype": "bfloat16"}, MixedPrecision(True, dtype="bfloat16")),
+    "max_skipped_steps": ((5,), 7, 7),
+    "seed": ((5,), 7, 7),
+    "val_targets": (("script",), "line", "line"),
+    "with_test": ((True,), False, False),
+    "test_fars": (([0.1],), [0.01], (0.01,)),
+    "identification": (("a", "b"), ["c", "d"], ("c", "d")),
+    "test_embeddings_dir": (("script",), "line", "line"),
+    "log_period": ((5,), 7, 7),
+    "calc_acc": ((False,), True, True),
+    "scalars": ((None,), ["tensorboard", "line"], Scalars("tensorboard", "line")),
+    "model_save_dir": (("script",), None, ""),
+    "save_period": ((5,), 7, 7),
+    "keep_checkpoints": ((5,), 7, 7),
+    "background_save": ((True,), False, False),
+    "resume": ((False,), True, True),
+    "checkpoint_dir": (("script",), "line", "line"),
+    "head_init": (("fresh",), "keep-common", "keep-common"),
+    "export_dir": (("script",), "line", "line"),
+    "hdfs_upload": (("epoch",), ["step", 5], HdfsUpload("step", 5.0)),
+}
+
+
+def test_the_table_has_every_field_of_the_config_and_every_setter():
+    fields = {one.name for one in dataclasses.fields(Config)}
+    filled = {field for one in settings.SETTINGS.values() for field in one.fields}
+    assert filled <= fields
+    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", "overrides"}
+    setters = {name for name in vars(Entry) if name.startswith("set_")}
+    assert setters == {one.setter for one in settings.SETTINGS.values()}
+
+
+@pytest.mark.parametrize("setting", settings.SETTINGS.values(), ids=lambda one: one.name)
+def test_a_setter_takes_the_arguments_of_the_check_and_says_what_the_table_says(setting):
+    setter = getattr(Entry, setting.setter)
+    assert inspect.getdoc(setter).splitlines()[0] == f"Sets {setting.help}."
+    of_setter, of_check = (list(inspect.signature(one).parameters.values())[1:] for one in (setter, setting.check))
+    assert [one.default for one in of_setter] == [one.default for one in of_check]
+    if len(of_check) > 1:  # those that --set can name
+        assert [one.name for one in of_setter] == [one.name for one in of_check]
+
+
+def test_the_table_of_the_page_is_made_from_the_table():
+    assert PAGES["en"].read_text() == REFERENCE["settings_page"](), "run python tools/make_api_reference.py"
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_pages_name_every_setting_its_setter_and_its_default(language):
+    rows = re.findall(r"^\| (`set_.*?) \| (.*?) ?\| (.*?) \| \S", PAGES[language].read_text(), re.M)
+    assert rows == [REFERENCE["settings_row"](setting) for setting in settings.SETTINGS.values()]
+
+
+def test_an_example_of_every_setting_is_below():
+    assert list(ASKED) == TEXTS
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_the_command_line_sets_no_setter_of_the_script_changes(name, monkeypatch):
+    setting, (script, line, result) = settings.SETTINGS[name], ASKED[name]
+    ins = Entry()
+    getattr(ins, setting.setter)(*script)
+    assert overridden(ins) == []
+    ins = entry_with(monkeypatch, **{name: line})
+    getattr(ins, setting.setter)(*script)
+    found = tuple(getattr(ins._config, field) for field in setting.fields)
+    assert found == (result if len(setting.fields) > 1 else (result,))
+    (said,) = overridden(ins)
+    assert said.startswith(f"--set {name}=") and f" overrides {setting.setter}({script[0]!r}" in said
+
+
+@pytest.mark.parametrize(
+    "name, line, script, words",
+    [
+        ("model_name", "ResNet18", lambda ins: ins.set_model(Custom()), "set_model(Custom(...))"),
+        ("loss_type", "softmax", lambda ins: ins.set_loss_type(MagFace()), "set_loss_type(MagFace(...))"),
+        ("loss_type", "dist_magface", lambda ins: ins.set_loss_type(MagFace()), "set_loss_type(MagFace(...))"),
+        ("data_format", "jpeg", lambda ins: ins.set_data_format("jpeg"), None),
+        ("data_format", "auto", lambda ins: ins.set_data_format("auto", "full"),
+         "set_data_format('auto', shuffle='full')"),
+        ("train_batch_size", 64, lambda ins: setattr(ins, "train_batch_size", 8), "set_train_batch_size(8)"),
+        ("test_batch_size", 64, lambda ins: setattr(ins, "test_batch_size", 8), "set_test_batch_size(8)"),
+        ("mixed_precision", True, lambda ins: ins.set_mixed_precision(True, dtype="bfloat16"),
+         "set_mixed_precision(True, dtype='bfloat16')"),
+        ("lr", 0.05, lambda ins: ins.set_lr(0.1), "set_lr(0.1)"),
+        ("lr", 0.05, lambda ins: ins.set_lr(0.05), None),
+        ("scale", 16, lambda ins: (ins.set_loss_type(MagFace()), ins.set_scale(32)), "set_scale(32)"),
+    ],
+)  # fmt: skip
+def test_a_setting_wins_over_every_setter_that_would_change_it(name, line, script, words, monkeypatch):
+    ins = entry_with(monkeypatch, **{name: line})
+    before = {field: getattr(ins._config, field) for field in settings.SETTINGS[name].fields}
+    script(ins)
+    script(ins)
+    assert {field: getattr(ins._config, field) for field in before} == before
+    expected = (
+        []
+        if words is None
+        else [f"--set {name}={line if name != 'mixed_precision' else 'true'} overrides {words} in the script"]
+    )
+    assert overridden(ins) == expected
+
+
+def test_a_setter_leaves_alone_what_the_command_line_did_not_set(monkeypatch):
+    ins = entry_with(monkeypatch, lr=0.05)
+    ins.set_model(Custom())
+    ins.set_loss_type(MagFace())
+    assert isinstance(ins._config.model, Custom) and isinstance(ins._config.margin_object, MagFace)
+    ins.set_model_name("ResNet18")
+    ins.set_loss_type("softmax")
+    assert ins._config.model is None and ins._config.margin_object is None
+    assert overridden(ins) == []
+
+
+def test_a_value_that_cannot_work_is_refused_even_where_the_command_line_wins(monkeypatch):
+    with pytest.raises(ConfigError, match="set_lr"):
+        entry_with(monkeypatch, lr=0.05).set_lr(-1)
+
+
+@pytest.mark.parametrize(
+    "chosen, script, words",
+    [
+        ({"lr": 0.05}, lambda ins: ins.set_optimizer(paddle.optimizer.Adam), "--set lr=0.05 would change nothing"),
+        ({"lr_steps": [5]}, lambda ins: ins.set_optimizer(paddle.optimizer.Adam), r"--set lr_steps=\[5\] would"),
+        ({"margin": 0.3}, lambda ins: ins.set_loss_type(MagFace()), "--set margin=0.3: the loss of set_loss_type"),
+        ({"loss_type": "softmax"}, lambda ins: ins.set_margin(0.3),
+         r"set_margin\(0.3\): the loss of --set loss_type=softmax has no such margin; .*--set margin=null"),
+        ({"train_epochs": 2}, lambda ins: ins.set_warmup_epochs(5),
+         r"set_warmup_epochs\(5\) is more than --set train_epochs=2"),
+        ({"resume": True}, lambda ins: ins.set_model_save_dir(None), "--set resume=true, but set_model_save_dir"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused_and_named_as_it_was_given(chosen, script, words, monkeypatch):
+    ins = entry_with(monkeypatch, **chosen)
+    script(ins)
+    with pytest.raises(ConfigError, match=words):
+        ins.train()
+
+
+def test_the_default_margin_of_the_loss_can_be_asked_for_again(monkeypatch):
+    ins = entry_with(monkeypatch, loss_type="softmax", margin=None)
+    ins.set_margin(0.3)
+    ins._config.check_combination()
+    assert overridden(ins) == ["--set margin=null overrides set_margin(0.3) in the script"]
+
+
+def test_what_the_command_line_overrode_is_logged_once(monkeypatch):
+    ins = entry_with(monkeypatch, lr=0.05)
+    logger, lines = logging.getLogger("plsc"), []
+    monkeypatch.setattr(logger, "info", lines.append)
+    for _ in range(2):
+        ins.set_lr(0.1)
+        ins.set_lr(0.1)
+        ins._prepare()
+    assert lines == ["--set lr=0.05 overrides set_lr(0.1) in the script"]
+
+
+def test_the_log_of_the_ranks_says_what_was_overridden_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from plsc import Entry\nins = Entry()\nins.set_seed(7)\nins._prepare()\n")
+    (tmp_path / "small.yaml").write_text("seed: 3\n")
+    command = [
+        sys.executable,
+        "-m",
+        "plsc",
+        "run",
+        "--ranks",
+        "2",
+        "--config",
+        str(tmp_path / "small.yaml"),
+        str(script),
+    ]
+    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("--config seed=3 overrides set_seed(7) in the script\n") == 1
+
+
+def test_settings_of_an_entry_win_as_those_of_the_command_line_do(monkeypatch):
+    monkeypatch.setenv("PLSC_SETTINGS", json.dumps({"lr": 0.05, "seed": 3}))
+    ins = Entry(settings={"lr": 0.1, "image_shape": [3, 32, 32]})
+    ins.set_lr(0.2)
+    config = ins._prepare()
+    assert (config.lr, config.seed, config.image_shape) == (0.1, 3, (3, 32, 32))
+    assert overridden(ins) == ["settings lr=0.1 overrides set_lr(0.2) in the script"]
+    with pytest.raises(ConfigError, match=r"settings: 'class_num' is not a setting; did you mean 'num_classes'\?"):
+        Entry(settings={"class_num": 3})
+    with pytest.raises(ConfigError, match=r"settings lr=-1: set_lr\(-1\)"):
+        Entry(settings={"lr": -1})
+
+
+def test_overrides_are_not_among_the_settings_that_a_run_records():
+    config = settings.make_config({"lr": 0.05})
+    assert plain_settings(config)["lr"] == 0.05 and "overrides" not in plain_settings(config)
 
 
 def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
@@ -27,9 +271,12 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
     file.write_text(
         "train_batch_size: 8\nimage_shape: [3, 32, 32]\nmixed_precision: {use_fp16: true, simulate: true}\n"
     )
-    chosen = read("--config", str(file), "--set", "train_batch_size=16", "--set", "model_save_dir=", "--set", "lr=1e-3")
+    arguments = ["--config", str(file), "--set", "train_batch_size=16", "--set", "model_save_dir=", "--set", "lr=1e-3"]
+    chosen = read(*arguments)
     assert chosen["train_batch_size"] == 16 and chosen["lr"] == 1e-3
-    for name, value in settings.to_environment(chosen).items():
+    parser = argparse.ArgumentParser()
+    settings.add_options(parser)
+    for name, value in settings.to_environment(parser.parse_args(arguments)).items():
         monkeypatch.setenv(name, value)
     ins = Entry()
     ins.set_train_batch_size(128)
@@ -45,7 +292,13 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
     [
         (["--set", "batch"], "expected NAME=VALUE"),
         (["--set", "train_batchsize=3"], "did you mean 'train_batch_size'"),
-        (["--set", "colour=3"], "the settings are train_batch_size, "),
+        (["--set", "class_num=300"], "'class_num' is not a setting; did you mean 'num_classes'"),
+        (["--set", "set_lr=1"], "did you mean 'lr'"),
+        (["--set", "set_step_boundaries=[1]"], "did you mean 'lr_steps'"),
+        (["--set", "emb_size=3"], "did you mean 'emb_dim'"),
+        (["--set", "model=3"], "'model' is set in the script only, by set_model"),
+        (["--set", "hdfs_info=[a, 'me,secret']"], "set_hdfs_info"),
+        (["--set", "colour=3"], "the settings are dataset_dir, "),
         (["--set", "image_shape=[3"], "not YAML"),
         (["--config", "nowhere.yaml"], "cannot be read"),
     ],
@@ -53,6 +306,12 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
 def test_what_is_no_setting_is_said(arguments, words):
     with pytest.raises(ConfigError, match=words):
         read(*arguments)
+
+
+def test_a_password_in_a_setting_is_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        settings.make_config({"hdfs_info": ["hdfs://nn", "me,secret"]})
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +328,13 @@ def test_a_refused_value_ends_a_script_with_one_line(tmp_path):
     script.write_text("from plsc import Entry\nEntry()\n")
     command = [sys.executable, "-m", "plsc", "run", "--set", "num_classes=-3", str(script)]
     process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert process.returncode == 1 and "set_class_num(-3): expected an integer" in process.stderr
+    assert process.returncode == 1
+    assert "--set num_classes=-3: set_class_num(-3): expected an integer" in process.stderr
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("value", [{"use": True}, [True, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
+@pytest.mark.parametrize("value", [{"use": True}, [True, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], {"init_loss_scaling": 2}])
 def test_arguments_a_setter_does_not_have_are_said(monkeypatch, value):
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps({"mixed_precision": value}))
-    with pytest.raises(ConfigError, match="mixed_precision="):
+    with pytest.raises(ConfigError, match="mixed_precision=.*set_mixed_precision: .*argument.*use_fp16, init_loss"):
         Entry()

@@ -1,19 +1,26 @@
-"""Writes docs/api.md from the signatures and docstrings of what users import: python tools/make_api_reference.py"""
+"""Writes docs/api.md and the tables of docs/settings.md from the source: python tools/make_api_reference.py."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "api.md"
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+# The tables of docs/settings.md lie between these lines.
+BEGIN, END = (
+    "<!-- made by tools/make_api_reference.py from plsc/settings/table.py -->\n",
+    "<!-- end of the tables -->\n",
+)
 MODULE = "*"  # all public functions of a module
 SECTIONS = {
     "Entry": ["plsc.Entry"],
@@ -41,14 +48,15 @@ SECTIONS = {
 HEADER = """\
 # API reference
 
-What users import, from the signatures and docstrings of the source. Made by `python tools/make_api_reference.py`; change the
-docstrings, not this page. Settings by subject: [settings](settings.md). [中文](zh/api.md)
+Look up the arguments, results and errors of everything that users import. [Settings](settings.md) lists the setters by
+subject. `python tools/make_api_reference.py` makes this page from the docstrings of the source, which are the place for
+changes. [中文](zh/api.md)
 """
 LISTS = ("Args", "Attributes", "Raises")
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the text of docs/api.md."""
     parts = [HEADER]
     for title, names in SECTIONS.items():
         parts.append(f"## {title}\n")
@@ -57,6 +65,46 @@ def page() -> str:
                 parts += _class(path, thing) if inspect.isclass(thing) else _callable(f"### {path}", path, thing)
     parts += ["## Layers\n", _layers(), "## Errors\n", _errors()]
     return "\n".join(parts)
+
+
+def settings_page() -> str:
+    """Returns the text of docs/settings.md with tables made from the table of settings."""
+    before, _, rest = SETTINGS_PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    groups = importlib.import_module("plsc.settings").GROUPS
+    return before + BEGIN + "\n" + "\n".join(_settings(*group) for group in groups.items()) + "\n" + END + after
+
+
+def settings_row(setting: Any) -> tuple[str, str, str]:
+    """Returns the first cells of the row of a setting: the setter, the name for `--set`, and the default."""
+    entry = importlib.import_module("plsc").Entry
+    names = list(inspect.signature(getattr(entry, setting.setter)).parameters)[1:]
+    shown = names if len(names) <= 4 else [names[0], "..."]
+    return f"`{setting.setter}({', '.join(shown)})`", f"`{setting.name}`" if setting.has_text else "", _default(setting)
+
+
+def _settings(title: str, settings: Iterable[Any]) -> str:
+    """One heading of docs/settings.md and its table."""
+    lines = [f"### {title}\n", "| setter | name | default | meaning |", "|---|---|---|---|"]
+    for setting in settings:
+        meaning = ". ".join(text[0].upper() + text[1:] for text in (setting.help, setting.more) if text)
+        lines.append(f"| {' | '.join((*settings_row(setting), meaning))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(setting: Any) -> str:
+    """A default as a reader would write it."""
+    value = setting.default
+    if dataclasses.is_dataclass(value):
+        values = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return ", ".join(map(_plain, values if len(values) <= 4 else values[:1]))
+    return ", ".join(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return f"`{value}`" if value else "''"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _find(name: str) -> Iterator[tuple[str, Any]]:
@@ -119,7 +167,7 @@ def _type(annotation: Any) -> str:
 
 
 def _markdown(text: str) -> str:
-    """A docstring as Markdown: its sections become lists, its examples blocks."""
+    """Returns a docstring as Markdown: its sections become lists, its examples code blocks."""
     text = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", text)
     parts = re.split(r"^(Args|Attributes|Raises|Returns|Yields|Example):\n", text, flags=re.M)
     shown = [parts[0].strip() + "\n"] if parts[0].strip() else []
@@ -141,7 +189,7 @@ def _names(text: str) -> str:
 
 
 def _table(about: str, column: str) -> list[str]:
-    """The first lines of a table of two columns; the second has no name."""
+    """Returns the first lines of a table of two columns, of which the second has no name."""
     return [f"{about}\n", f"| {column} | |", "|---|---|"]
 
 
@@ -167,4 +215,5 @@ def _errors() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE} written")
+    SETTINGS_PAGE.write_text(settings_page(), encoding="utf-8")
+    print(f"{PAGE} and the tables of {SETTINGS_PAGE} written")

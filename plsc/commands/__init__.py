@@ -1,4 +1,4 @@
-"""The commands of `python -m plsc`, one a module: `add_parser` describes it, `run` does it.
+"""The commands of `plsc`, one per module: `add_parser` describes the command, `run` runs it.
 
 Paddle takes seconds to load, so only `run` imports what needs it.
 """

@@ -1,4 +1,4 @@
-"""`python -m plsc export --checkpoint DIR --output DIR --format paddle|onnx --precision ... --calibration ...`."""
+"""`plsc export --checkpoint DIR --output DIR --format paddle|onnx --precision ... --calibration ...`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from plsc.commands import trained
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `python -m plsc`."""
+    """Adds the command to the parser of `plsc`."""
     parser = add_command(
         commands,
         "export",
         "export a checkpoint for Paddle's inference library or as ONNX",
         [
-            "python -m plsc export --checkpoint output/19 --output net --format onnx",
-            "python -m plsc export --checkpoint output/19 --output small --format onnx --precision int8 --calibration images",
+            "plsc export --checkpoint output/19 --output net --format onnx",
+            "plsc export --checkpoint output/19 --output small --format onnx --precision int8 --calibration images",
         ],
     )
     trained.add_options(parser)
@@ -26,18 +26,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--precision",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="the last two for onnx; default float32",
+        help="float16 and int8 are for onnx only; default float32",
     )
     parser.add_argument(
         "--calibration",
         metavar="FOLDER_OR_LIST",
-        help="images like those to embed: int8 needs them, and every export is compared with the network on them",
+        help="images like those to embed; int8 needs them, and every export is compared with the network on them",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs it; returns the exit status."""
-    entry = trained.entry_of(options)
-    entry.set_model_save_dir(options.output)
+    """Runs the command and returns its exit status."""
+    entry = trained.entry_of(options, {"model_save_dir": options.output})
     entry.convert_for_prediction(options.format, options.precision, options.calibration)
     return 0

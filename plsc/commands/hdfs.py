@@ -1,4 +1,4 @@
-"""`python -m plsc hdfs ls|get|put`: files and checkpoints of HDFS, for people."""
+"""`plsc hdfs ls|get|put`: files and checkpoints of HDFS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from plsc.arguments import add_command, at_least
+from plsc.arguments import add_command, add_json, at_least
 from plsc.errors import ConfigError
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
@@ -24,14 +24,14 @@ _PASSWORD = "PLSC_HDFS_PASSWORD"
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `python -m plsc`."""
-    ls = "python -m plsc hdfs ls --fs hdfs://namenode:9000 --user me checkpoints"
-    get = "python -m plsc hdfs get --fs hdfs://namenode:9000 --user me checkpoints/19 output/19"
-    put = "python -m plsc hdfs put --fs https://gateway:8443 --user me --ask-password output/19 checkpoints/19"
+    """Adds the command to the parser of `plsc`."""
+    ls = "plsc hdfs ls --fs hdfs://namenode:9000 --user me checkpoints"
+    get = "plsc hdfs get --fs hdfs://namenode:9000 --user me checkpoints/19 output/19"
+    put = "plsc hdfs put --fs https://gateway:8443 --user me --ask-password output/19 checkpoints/19"
     about = "list, download and upload files, folders and checkpoints of HDFS"
     details = (
-        f"The password of a gateway is read from {_PASSWORD} or asked for; no option takes it, as everybody can see command "
-        "lines. No training is started here, so there is no --set or --config."
+        f"The password of a gateway is read from {_PASSWORD} or asked for. No option takes it, because every user of a "
+        "machine can see command lines. The command starts no training, so it has no --set or --config."
     )
     group = add_command(commands, "hdfs", about, [ls, get, put], details)
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
@@ -40,15 +40,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         (
             "get",
             _get,
-            "download; a checkpoint is checked, and goes on where it was interrupted",
-            {"source": "file, folder or checkpoint of HDFS", "target": "new name here, or a folder to put it into"},
+            "download; a checkpoint is verified, and an interrupted download resumes",
+            {
+                "source": "file, folder or checkpoint of HDFS",
+                "target": "new local name, or a local folder to put it into",
+            },
             get,
         ),
         (
             "put",
             _put,
-            "upload; seen there when it is complete",
-            {"source": "file or folder here", "target": "new name in HDFS, or a folder to put it into"},
+            "upload; it appears in HDFS when it is complete",
+            {"source": "local file or folder", "target": "new name in HDFS, or a folder to put it into"},
             put,
         ),
     ):
@@ -59,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             metavar="ADDRESS",
             help="hdfs://host:port, http(s)://host:port, or an HdfsCLI alias",
         )
-        action.add_argument("--user", metavar="NAME", help="HDFS user (default: HADOOP_USER_NAME, or who runs this)")
+        action.add_argument("--user", metavar="NAME", help="HDFS user (default: HADOOP_USER_NAME, or your user name)")
         action.add_argument(
             "--ask-password",
             action="store_true",
@@ -70,21 +73,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             type=at_least(0),
             default=300,
             metavar="N",
-            help="how long to try again what fails (default 300)",
+            help="how long to retry after failures (default 300)",
         )
-        action.add_argument("--json", action="store_true", help="print JSON")
+        add_json(action, "print JSON")
         for argument, meaning in arguments.items():
             action.add_argument(argument, help=meaning)
         action.set_defaults(run=function)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs it; returns the exit status."""
-    password = os.environ.pop(_PASSWORD, "")  # not for child processes
+    """Runs the command and returns its exit status."""
+    password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
     if options.ask_password:
         password = getpass.getpass(f"Password of {options.user} for {options.fs}: ")
     if password and not options.user:
-        raise ConfigError("a password, but no name: give --user")
+        raise ConfigError("there is a password, but no name; give --user")
     check_hdfs_address(options.fs, is_alias=options.user is None)
     ugi = f"{options.user},{password}" if options.user else None
     options.run(options, open_hdfs(options.fs, ugi).with_patience(options.retry_seconds))
@@ -121,14 +124,14 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
 
 
 def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) -> None:
-    from plsc.checkpoint import remote  # which loads Paddle
+    from plsc.checkpoint import remote  # loads Paddle
 
     found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
     if found is None:
-        raise StorageError(f"{store.name}: {options.source}: it went away")
+        raise StorageError(f"{store.name}: {options.source}: the checkpoint is no longer there")
     target = target / name if target.is_dir() else target
     if target.exists():
-        raise ConfigError(f"{target}: there is something already; name another place")
+        raise ConfigError(f"{target}: already exists; name another place")
     files = found.checkpoint.files
     total = sum(one.size for one in files.values())
     hidden = target.with_name(f".{target.name}.fetching")
@@ -150,7 +153,7 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
 
 @contextmanager
 def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance]:
-    """Bytes and rate on stderr."""
+    """Shows a progress bar of bytes on stderr, unless the output is JSON."""
     disable = True if options.json else None  # None: only on a terminal
     with tqdm(total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, disable=disable) as bar:
 

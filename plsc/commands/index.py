@@ -1,4 +1,4 @@
-"""`python -m plsc index EMBEDDINGS --output FILE`."""
+"""`plsc index EMBEDDINGS --output FILE`."""
 
 from __future__ import annotations
 
@@ -6,49 +6,52 @@ import argparse
 import json
 from pathlib import Path
 
-from plsc.arguments import add_command, at_least
+from plsc.arguments import add_command, add_json, at_least
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `python -m plsc`."""
+    """Adds the command to the parser of `plsc`."""
     parser = add_command(
         commands,
         "index",
-        "make an index of embeddings, to search them",
-        ["python -m plsc index embeddings --output faces.index"],
+        "build an index of embeddings, to search them",
+        ["plsc index embeddings --output faces.index"],
         "Writes FILE, FILE.json and FILE.tsv. Needs pip install '.[search]'.",
     )
     parser.add_argument(
         "embeddings", type=Path, metavar="EMBEDDINGS", help="folder of embeddings.npy, images.tsv and manifest.json"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="replaced if it is an index")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the index; an older index there is replaced"
+    )
     parser.add_argument(
         "--kind",
         choices=("auto", "flat", "ivf"),
         default="auto",
-        help="flat is exact, ivf is quick with many images; auto (the default) is flat up to 200,000",
+        help="flat is exact, ivf is fast with many images; auto (the default) is flat up to 200,000 images",
     )
     parser.add_argument(
         "--probes",
         type=at_least(1),
         metavar="N",
-        help="lists an ivf search looks into, unless it says otherwise; chosen for 95%% of the nearest images by default",
+        help="lists that a search of an ivf index reads by default (chosen to find 95%% of the nearest images)",
     )
-    parser.add_argument("--json", action="store_true", help="print an object")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs it; returns the exit status."""
+    """Runs the command and returns its exit status."""
     from plsc.search.index import build_index
 
     meta = build_index(options.embeddings, options.output, options.kind, options.probes)
     if options.json:
         print(json.dumps({"index": str(options.output), **meta}, ensure_ascii=False))
         return 0
-    lists = f", a search looks into {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
+    lists = f", a search reads {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
     lists += f" and finds {meta['recall']:.1%} of the nearest images" if "recall" in meta else ""
     left_out = f"; {meta['left_out']} zero embeddings left out" if meta["left_out"] else ""
     print(
-        f"{options.output}: {meta['count']:,} images of {meta['identities']:,} identities, {meta['kind']}{lists}{left_out}"
+        f"{options.output}: {meta['count']:,} images of {meta['identities']:,} identities, "
+        f"{meta['kind']}{lists}{left_out}"
     )
     return 0

@@ -1,49 +1,50 @@
-"""`python -m plsc predict --checkpoint DIR --input FOLDER_OR_LIST --output DIR`."""
+"""`plsc predict --checkpoint DIR --input FOLDER_OR_LIST --output DIR`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from plsc.arguments import add_command
+from plsc.arguments import add_command, add_json
 from plsc.commands import trained
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `python -m plsc`."""
+    """Adds the command to the parser of `plsc`."""
     parser = add_command(
         commands,
         "predict",
         "embed images into files",
         [
-            "python -m plsc predict --checkpoint output/19 --input images --output embeddings",
-            "python -m plsc predict --checkpoint output/19 --input faces/label.txt --output embeddings --flip --ranks 2",
+            "plsc predict --checkpoint output/19 --input images --output embeddings",
+            "plsc predict --checkpoint output/19 --input faces/label.txt --output embeddings --flip --ranks 2",
         ],
-        "Writes embeddings.npy, images.tsv and manifest.json. Interrupted and called again it goes on where it was.",
+        "Writes embeddings.npy, images.tsv and manifest.json. An interrupted command resumes where it stopped when it "
+        "is run again.",
     )
     trained.add_options(parser, exports=True)
     parser.add_argument(
         "--input",
         required=True,
         metavar="FOLDER_OR_LIST",
-        help="a folder of images, a list of them ('path' or 'path identity' lines), or a list of base64 parts",
+        help="a folder of images, a list of images (lines of 'path' or 'path identity'), or a list of base64 parts",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
-    parser.add_argument("--flip", action="store_true", help="average with the embedding of the mirror image")
+    parser.add_argument("--flip", action="store_true", help="average the embeddings of an image and its mirror image")
     parser.add_argument(
         "--parquet", action="store_true", help="also write embeddings.parquet; needs pip install '.[parquet]'"
     )
     parser.add_argument(
         "--skip-damaged",
         action="store_true",
-        help="give zeros, and a warning, to an image that cannot be read or decoded, instead of ending there",
+        help="give zeros and a warning to an image that cannot be read or decoded, instead of stopping",
     )
     trained.add_ranks(parser)
-    parser.add_argument("--json", action="store_true", help="print an object")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs it; returns the exit status."""
+    """Runs the command and returns its exit status."""
     return trained.on_ranks(options, lambda: _predict(options))
 
 

@@ -1,4 +1,4 @@
-"""`python -m plsc search FILE --checkpoint DIR image...`."""
+"""`plsc search FILE --checkpoint DIR image...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plsc.arguments import add_command, at_least
+from plsc import settings
+from plsc.arguments import add_command, add_json, at_least
 from plsc.commands import trained
 from plsc.errors import ConfigError
 
@@ -21,36 +22,36 @@ _BATCH = 64
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the parser of `python -m plsc`."""
+    """Adds the command to the parser of `plsc`."""
     parser = add_command(
         commands,
         "search",
         "find the nearest identities of images in an index",
         [
-            "python -m plsc search faces.index --checkpoint output/19 a.jpg b.jpg",
-            "python -m plsc search faces.index --model net new_images --top 3 --page found.html",
+            "plsc search faces.index --checkpoint output/19 a.jpg b.jpg",
+            "plsc search faces.index --model net new_images --top 3 --page found.html",
         ],
-        "Each identity is shown by its nearest image; an image without an identity counts alone. Needs pip install "
-        "'.[search]'.",
+        "Each identity is shown by its nearest image. An image without an identity is one of its own. Needs pip "
+        "install '.[search]'.",
     )
-    parser.add_argument("index", type=Path, metavar="FILE", help="what plsc index made")
+    parser.add_argument("index", type=Path, metavar="FILE", help="an index that `plsc index` wrote")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
     trained.add_options(parser, exports=True)
     parser.add_argument(
-        "--top", type=at_least(1), default=5, metavar="N", help="identities shown of each image (default 5)"
+        "--top", type=at_least(1), default=5, metavar="N", help="identities to show for each image (default 5)"
     )
     parser.add_argument(
         "--probes",
         type=at_least(1),
         metavar="N",
-        help="lists looked into, of an ivf index: more find more, and take longer",
+        help="lists of an ivf index to read; more lists find more and take longer",
     )
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also writes an HTML page of thumbnails")
-    parser.add_argument("--json", action="store_true", help="print an object")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page of thumbnails")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs it; returns the exit status."""
+    """Runs the command and returns its exit status."""
     from plsc.data.image_lists import image_files
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
@@ -86,13 +87,15 @@ def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[P
     from plsc.data.collection import ImageFiles
     from plsc.data.image_lists import Listed
     from plsc.evaluation.embedder import Embedder
+    from plsc.evaluation.trained import open_network, prepare
 
-    network, config = trained.entry_of(options)._network("search")
+    config = prepare(settings.make_config(trained.settings_of(options)))
+    network, config = open_network("search", config)
     _check_network(options, index, network.emb_dim, network.image_shape)
     if index.meta["model"] not in (None, network.model):
         raise ConfigError(
-            f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be compared with "
-            "this one's; name that checkpoint, or embed the images again and make a new index"
+            f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be "
+            "compared with those of this one; name that checkpoint, or embed the images again and make a new index"
         )
     return Embedder(network, config, flip=bool(index.meta["flip"])).embed(
         ImageFiles(Path(), [Listed(str(image)) for image in images])
@@ -103,11 +106,11 @@ def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int
     named = options.model or options.checkpoint
     if emb_dim != index.emb_dim:
         raise ConfigError(
-            f"{named}: its embeddings have {emb_dim} numbers, those of {options.index} have {index.emb_dim}; name the network "
-            "the index was made with"
+            f"{named}: its embeddings have {emb_dim} numbers, those of {options.index} have {index.emb_dim}; name the "
+            "network that the index was made with"
         )
     if list(image_shape) != list(index.meta["image_shape"] or image_shape):
         raise ConfigError(
-            f"{named}: takes images {list(image_shape)}, {options.index} was made of {index.meta['image_shape']}; name the "
-            "network the index was made with"
+            f"{named}: takes images {list(image_shape)}, but {options.index} was made from "
+            f"{index.meta['image_shape']}; name the network that the index was made with"
         )

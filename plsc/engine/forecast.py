@@ -373,22 +373,3 @@ def size_text(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-def parse_size(text: str) -> int:
-    """Returns the bytes of a text such as 80G, 24GB or 1.5e9.
-
-    Raises:
-        ConfigError: The text is not a size.
-    """
-    number, factor = text.strip().upper().rstrip("B"), 1.0
-    if number and number[-1] in "KMGT":
-        factor = 1000.0 ** ("KMGT".index(number[-1]) + 1)
-        number = number[:-1]
-    try:
-        size = float(number) * factor
-    except ValueError:
-        size = -1
-    if not 0 < size < 1e18:
-        raise ConfigError(f"{text!r} is not a size; write 80G, 24GB or 1500M")
-    return int(size)

@@ -11,8 +11,8 @@ import paddle
 
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
+from plsc.checkpoint.download import fetch_newest
 from plsc.config import Config
-from plsc.engine.download import fetch_newest
 from plsc.engine.state import TrainingState
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead

@@ -15,10 +15,10 @@ import numpy as np
 import paddle
 
 from plsc import amp, optim, parallel
+from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.config import Config
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
-from plsc.engine.download import fetch_checkpoint, open_store
 from plsc.engine.feed import Batch, steps_of, steps_per_epoch
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger

@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine, shows rank 0, and ends all when one fails."""
+"""Starts the ranks of one machine, shows the output of rank 0, and ends all ranks when one fails."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from typing import Optional
 
 from plsc.machine import threads
 
-_SITE = Path(__file__).parent / "site"  # what every Python below runs first: `import paddle.fluid` means plsc.fluid
+# Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid.
+_SITE = Path(__file__).parent / "site"
 _SECONDS_AFTER_FAILURE = 5.0
-_SECONDS_TO_SAVE = 60.0  # after SIGTERM: a step, and a checkpoint
+_SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 
 
 def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Optional[Mapping[str, str]] = None) -> int:
-    """Runs `command` as `ranks` processes; returns 0, 1 when one of them failed, or 128 + the signal that ended all.
+    """Runs `command` as `ranks` processes.
 
-    A single rank's own status is returned instead of 1.
-
-    When a rank fails all are ended, and started again up to `restarts` times; training then goes on from its newest
-    checkpoint. After SIGTERM or SIGINT (Ctrl-C) the ranks get SIGTERM, and a minute to save; the second one ends them at once.
-    Rank 0 writes straight to this terminal. What the other ranks write to stderr is kept, and the last lines of the
-    first one to fail are the last thing shown.
+    When a rank fails, all ranks are ended, and restarted up to `restarts` times; training then resumes from its newest
+    checkpoint. After SIGTERM or SIGINT (Ctrl-C) the ranks get SIGTERM and have a minute to save. A second signal kills
+    them at once. Rank 0 writes directly to this terminal. The stderr of the other ranks is kept, and the last lines of
+    the first rank that fails are shown at the end.
 
     Args:
-        variables: of the environment, besides this process's own.
+        command: The words of the command line.
+        ranks: The number of processes.
+        restarts: How many times to restart after a failure.
+        variables: Environment variables of the ranks, in addition to those of this process.
+
+    Returns:
+        0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks.
     """
     signals: list[int] = []
     began = time.time()
@@ -58,14 +63,18 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
 def _run_once(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
 ) -> int:
-    """Status of the run, whose ranks have all ended. `restart_of` is when it was first started, if it was."""
+    """Runs the ranks once, until all have ended, and returns the status of `run`.
+
+    Args:
+        restart_of: When the ranks were first started, if this is a restart.
+    """
     ports = _free_ports(ranks)
-    # A terminal sends Ctrl-C to all of them at once; the ranks leave it to this process, which asks them to save and end.
+    # A terminal sends Ctrl-C to all processes at once. The ranks ignore it; this process asks them to save and end.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes = [_start(command, rank, ports, variables, restart_of) for rank in range(ranks)]
     signal.signal(signal.SIGINT, handler)
     tails = [collections.deque[str](maxlen=40) for _ in processes]
-    ended: list[int] = []  # ranks in the order they ended: those that lose a peer end after it
+    ended: list[int] = []  # ranks in the order in which they ended; a rank that loses a peer ends after it
     readers = [
         threading.Thread(target=_collect, args=(process, tail, rank, ended), daemon=True)
         for rank, (process, tail) in enumerate(zip(processes, tails))
@@ -83,7 +92,7 @@ def _run_once(
         return 0
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. Its last words:\n")
+    sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. The last lines of rank {failed}:\n")
     sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
     return max(1, code) if ranks == 1 else 1
@@ -100,7 +109,7 @@ def _start(
     environment = {**os.environ, **variables}
     if not threads.user_chose:
         environment["OMP_NUM_THREADS"] = str(threads.threads_per_rank(len(ports)))
-    environment.setdefault("GLOG_minloglevel", "1")  # ports and addresses of every rank help nobody
+    environment.setdefault("GLOG_minloglevel", "1")  # the ports and addresses of every rank are noise
     environment.update(
         PADDLE_TRAINER_ID=str(rank),
         PADDLE_LOCAL_RANK=str(rank),
@@ -132,7 +141,7 @@ def _collect(process: subprocess.Popen, tail: collections.deque[str], rank: int,
 
 
 def _wait(processes: Sequence[subprocess.Popen], ended: list[int], signals: Sequence[int]) -> Optional[int]:
-    """The first rank that failed, or None when all succeeded or a signal came."""
+    """Returns the first rank that failed, or None when all succeeded or a signal came."""
     while not signals:
         failed = [rank for rank in list(ended) if processes[rank].returncode]
         if failed:
@@ -144,7 +153,7 @@ def _wait(processes: Sequence[subprocess.Popen], ended: list[int], signals: Sequ
 
 
 def _end(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> None:
-    """Ends those that still run: asked to, and killed when they take too long or a second signal comes."""
+    """Asks the running processes to end, and kills them when they take too long or a second signal comes."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

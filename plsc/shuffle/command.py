@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import signal
 import sys
 import time
@@ -13,12 +12,11 @@ from typing import Any, Optional
 
 from tqdm import tqdm
 
-from plsc.arguments import Parser, at_least, exit_status
+from plsc.arguments import Parser, at_least, exit_status, size
 from plsc.errors import ConfigError, PlscError
 from plsc.shuffle.local import Result, shuffle_base64
 from plsc.shuffle.plan import Options
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _NOT_FOR_SPARK = {
     "memory": "set spark.executor.memory and spark.python.worker.memory",
     "workers": "set the master, for instance local[4], or spark.executor.instances",
@@ -113,7 +111,7 @@ def make_parser() -> Parser:
         (
             "memory",
             {
-                "type": _size,
+                "type": size,
                 "metavar": "SIZE",
                 "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
             },
@@ -140,7 +138,7 @@ def make_parser() -> Parser:
         ),
         (
             "max_line",
-            {"type": _size, "default": "8MB", "metavar": "SIZE", "help": "longest line taken for good (default 8MB)"},
+            {"type": size, "default": "8MB", "metavar": "SIZE", "help": "longest line taken for good (default 8MB)"},
         ),
         (
             "engine",
@@ -155,14 +153,6 @@ def make_parser() -> Parser:
         spellings = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
         parser.add_argument(*spellings, dest=name, **settings)  # type: ignore[arg-type]
     return parser
-
-
-def _size(text: str) -> int:
-    """Bytes of `512MB`, `1.5 GiB` or `1000`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper(), re.ASCII)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for instance 512MB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 @contextlib.contextmanager

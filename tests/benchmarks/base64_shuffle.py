@@ -266,7 +266,7 @@ def memory(root, limit, factors):
     for factor in factors:
         size = make_data(root / "data", limit * factor, 8000)
         output = root / "out"
-        run = run_tool(root / "data", output, "--memory", str(limit), "--max_line", "2MB", "--workers", "1")
+        run = run_tool(root / "data", output, "--memory", f"{limit}B", "--max_line", "2MB", "--workers", "1")
         entry = {"times_memory": factor, "memory_bytes": limit, "bytes": size, "seconds": round(run.seconds, 1)}
         entry.update(peak_rss_bytes=run.peak_rss, peak_pss_bytes=run.peak_pss, tool_says=run.says)
         entry["megabytes_per_second"] = round(size / 1e6 / run.seconds)

@@ -13,8 +13,8 @@ from ranks import ROOT, command, environment, start
 
 from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
+from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, Hdfs
-from plsc.engine.download import fetch_checkpoint
 from plsc.errors import CheckpointError, ConfigError
 from plsc.storage import StorageError, open_hdfs
 

@@ -225,10 +225,10 @@ def test_a_network_with_another_size_or_infinite_embeddings_is_refused(glyphs, t
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"output": "x"}, "output is of use with source only"),
-        ({"source": "x", "parquet": True}, "parquet is of use with output only"),
-        ({"output": "x", "parquet": True}, "output is of use with source only"),
-        ({"skip_damaged": True}, "skip_damaged is of use with source only"),
+        ({"output": "x"}, "output works only with source"),
+        ({"source": "x", "parquet": True}, "parquet works only with output"),
+        ({"output": "x", "parquet": True}, "output works only with source"),
+        ({"skip_damaged": True}, "skip_damaged works only with source"),
         ({"source": "x", "flip": 1}, r"predict: flip\(1\): expected True or False"),
         ({"source": ""}, "source='': expected a path"),
     ],

@@ -57,7 +57,7 @@ def test_stopping_the_launcher_stops_its_ranks(tmp_path):
 
 
 def test_ctrl_c_in_a_terminal_asks_the_ranks_to_end_and_interrupts_none(tmp_path):
-    """It goes to the launcher and its ranks alike."""
+    """A terminal sends the signal to the launcher and to its ranks."""
     path = script(
         tmp_path,
         "import signal\n"

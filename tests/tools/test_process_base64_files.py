@@ -298,18 +298,3 @@ def test_plain_lines_elsewhere(monkeypatch, capsys):
     time.sleep(0.01)
     progress.show("reading", 10**9, 4 * 10**9)
     assert re.search(r"^reading: 25% of 4\.00 GB, \d+ MB/s, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "text, size",
-    [
-        ("512MB", 512_000_000),
-        ("1.5 GB", 1_500_000_000),
-        ("256MiB", 256 << 20),
-        ("2g", 2 * 10**9),
-        ("1000", 1000),
-        ("1kb", 1000),
-    ],
-)
-def test_sizes(text, size):
-    assert base64_command._size(text) == size

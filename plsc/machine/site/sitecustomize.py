@@ -1,7 +1,8 @@
-"""Python runs this at the start of a script of `python -m plsc run`, and of the processes that script starts.
+"""Makes `import paddle.fluid` mean plsc.fluid in the scripts of `plsc run`, where Paddle has no such module itself.
 
-The folder of this file is in PYTHONPATH for that; nothing else is in it. It makes `import paddle.fluid` mean plsc.fluid where
-Paddle has no such module of its own, loads nothing, and hands on to the machine's own sitecustomize.
+Python runs this file at the start of the script and of the processes that the script starts, because `plsc run` adds
+its folder, which holds nothing else, to PYTHONPATH. The file imports neither Paddle nor plsc, and then runs the
+machine's own sitecustomize.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ OLD, NEW = "paddle.fluid", "plsc.fluid"
 
 
 class FluidFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The last to be asked for a module, so only for what is not there."""
+    """An importer that finds `paddle.fluid` as plsc.fluid.
+
+    It is the last one in `sys.meta_path`, so Python asks it only for modules that do not exist.
+    """
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Finds paddle.fluid; of its modules that are not there, says what to use instead."""
+        """Finds paddle.fluid. For a module that plsc.fluid lacks, raises an error that says what to use instead."""
         if fullname == OLD:
             return importlib.util.spec_from_loader(fullname, self)
         if fullname.startswith(OLD + ".") and OLD in sys.modules and sys.modules[OLD].__name__ == NEW:
@@ -35,21 +39,21 @@ class FluidFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        """plsc.fluid itself."""
+        """Returns plsc.fluid itself."""
         module = importlib.import_module(NEW)
         self._spec = module.__spec__
-        # Python would load submodules a second time under their old names.
+        # Otherwise Python would load the submodules a second time under their old names.
         for found in pkgutil.iter_modules(module.__path__):
             sys.modules[f"{OLD}.{found.name}"] = importlib.import_module(f"{NEW}.{found.name}")
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """It has run already."""
-        module.__spec__ = self._spec  # which the import has just replaced
+        """Does nothing more than restore the spec, because the module has run already."""
+        module.__spec__ = self._spec  # the import has just replaced it
 
 
-def _hand_on() -> None:
-    """Leaves the path and this module's name as if the folder had never been there."""
+def _run_own_sitecustomize() -> None:
+    """Restores the path and the name of this module, and imports the machine's own sitecustomize."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
     own = sys.modules.pop("sitecustomize", None)
@@ -63,4 +67,4 @@ def _hand_on() -> None:
 
 
 sys.meta_path.append(FluidFinder())
-_hand_on()
+_run_own_sitecustomize()

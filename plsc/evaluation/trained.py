@@ -1,0 +1,169 @@
+"""What is done with a trained network: it is found, tested, used to embed images, and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+import paddle
+
+from plsc import checkpoint, parallel
+from plsc.checkpoint.download import fetch_checkpoint
+from plsc.config import Config, check_bool
+from plsc.errors import ConfigError
+from plsc.evaluation.build import build_evaluator, reader_loader
+from plsc.evaluation.embedder import Embedder, open_together
+from plsc.evaluation.log import log_test
+from plsc.inference.export import export
+from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
+from plsc.machine.logs import set_up_logging
+from plsc.models import build_backbone
+from plsc.search.embeddings import check_parquet, write_parquet
+
+logger = logging.getLogger("plsc")
+
+
+def prepare(config: Config, news: Sequence[str] = ()) -> Config:
+    """Sets up logging and the ranks.
+
+    Args:
+        config: The settings.
+        news: Lines for the log of rank 0.
+
+    Returns:
+        A checked copy of the settings, which later calls of setters do not change.
+
+    Raises:
+        ConfigError: Two settings contradict each other.
+    """
+    set_up_logging(parallel.rank())
+    if parallel.rank() == 0:
+        for line in news:
+            logger.info(line)
+    config.check_combination()
+    parallel.initialise()
+    return dataclasses.replace(config)
+
+
+def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer] = None) -> tuple[Network, Config]:
+    """Opens the export of the settings, or else `backbone`, or else the network of the checkpoint.
+
+    Args:
+        action: What the network is for; errors name it.
+        config: Prepared settings.
+        backbone: The network of the last training of this process.
+
+    Returns:
+        The network, and the settings with its sizes.
+
+    Raises:
+        ConfigError: There is no network, or it does not fit the settings.
+        CheckpointError: The checkpoint cannot be used.
+    """
+    if not config.export_dir:
+        return TrainedNetwork(_find_backbone(action, config, backbone), config), config
+    network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)))
+    return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
+
+
+def evaluate(config: Config, backbone: Optional[paddle.nn.Layer] = None) -> dict[str, dict[str, Any]]:
+    """Does what `Entry.test` documents, with prepared settings."""
+    network, config = open_network("test", config, backbone)
+    kept = Path(config.test_embeddings_dir) if config.test_embeddings_dir else None
+    results = build_evaluator(config, kept)(network)
+    log_test(results, config.test_fars)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The arguments of `Entry.predict`.
+
+    Raises:
+        ConfigError: One of them cannot work, or is useless without another.
+    """
+
+    source: Union[str, Path, None] = None
+    output: Union[str, Path, None] = None
+    flip: bool = False
+    parquet: bool = False
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("source", "output"):
+            value = getattr(self, name)
+            if not isinstance(value, (str, Path, type(None))) or value == "":
+                raise ConfigError(f"predict: {name}={value!r}: expected a path")
+        for name in ("flip", "parquet", "skip_damaged"):
+            check_bool(f"predict: {name}", getattr(self, name))
+        for name, given, needed in (
+            ("parquet", self.parquet, "output"),
+            ("output", self.output is not None, "source"),
+            ("skip_damaged", self.skip_damaged, "source"),
+        ):
+            if given and getattr(self, needed) is None:
+                raise ConfigError(f"predict: {name} works only with {needed}; name {needed}, or leave {name} out")
+
+
+def predict(wanted: Prediction, config: Config, backbone: Optional[paddle.nn.Layer] = None) -> np.ndarray:
+    """Does what `Entry.predict` documents, with prepared settings."""
+    network, config = open_network("predict", config, backbone)
+    embedder = Embedder(network, config, wanted.flip, progress=True, skip_damaged=wanted.skip_damaged)
+    if wanted.source is None:
+        if config.predict_reader is None:
+            raise ConfigError("predict(): there is nothing to embed; name a source, or assign predict_reader")
+        loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
+        return embedder.embed_reader(loader)[0]
+    images = open_together(Path(wanted.source))
+    if wanted.output is None:
+        return embedder.embed(images)
+    output = Path(wanted.output)
+    if wanted.parquet:
+        parallel.from_rank_0(lambda: check_parquet(output))
+    vectors = embedder.keep(images, output)
+    if wanted.parquet:
+        parallel.from_rank_0(lambda: write_parquet(output))
+    return vectors
+
+
+def convert(
+    config: Config,
+    backbone: Optional[paddle.nn.Layer],
+    format: str,
+    precision: str,
+    calibration: Union[str, Path, None],
+) -> Path:
+    """Does what `Entry.convert_for_prediction` documents, with prepared settings."""
+    found = _find_backbone("convert_for_prediction", config, backbone)
+    if not config.model_save_dir:
+        raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
+    if not isinstance(calibration, (str, Path, type(None))):
+        raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
+    folder = export(
+        found,
+        Path(config.model_save_dir),
+        config.image_shape,
+        format,
+        precision,
+        None if calibration is None else Path(calibration),
+    )
+    logger.info("exported to %s", folder)
+    return folder
+
+
+def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> paddle.nn.Layer:
+    """Returns `backbone`, or else the network of the checkpoint."""
+    if backbone is not None:
+        return backbone
+    if not config.checkpoint_dir:
+        raise ConfigError(
+            f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
+        )
+    fetch_checkpoint(config)
+    backbone = build_backbone(config)
+    checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True), backbone)
+    return backbone

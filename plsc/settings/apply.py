@@ -1,0 +1,106 @@
+"""Fills a `Config`: what a setter of the script changes, and what the user's settings override."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from plsc.config import Config
+from plsc.errors import ConfigError
+from plsc.settings.table import SETTINGS
+
+
+def change(config: Config, name: str, *arguments: Any, **named: Any) -> Optional[str]:
+    """Does what the setter of a setting does, unless an override has set one of the fields it would change.
+
+    The arguments are checked in both cases.
+
+    Returns:
+        The override that won, as the user wrote it, when the setter would have changed anything; otherwise None.
+
+    Raises:
+        ConfigError: An argument cannot work.
+    """
+    values = SETTINGS[name].values(*arguments, **named)
+    locks = {field: words for key, words in config.overrides.items() for field in SETTINGS[key].fields}
+    won = next((locks[field] for field in values if field in locks), None)
+    if won is not None:
+        return None if all(_same(getattr(config, field), value) for field, value in values.items()) else won
+    for field, value in values.items():
+        setattr(config, field, value)
+    return None
+
+
+def override(config: Config, name: str, value: Any, words: str) -> None:
+    """Sets what wins over the setters of a script, and over earlier overrides.
+
+    Args:
+        config: The settings to change.
+        name: A name of the table.
+        value: The value, as YAML spells it.
+        words: How the user wrote both, such as `--set lr=0.05`. Messages show it.
+
+    Raises:
+        ConfigError: There is no such setting, or the value cannot work.
+    """
+    check_name(name, words.partition("=")[0].removesuffix(name).strip())  # the value may be a password
+    try:
+        values = SETTINGS[name].spread(value)
+    except ConfigError as problem:
+        raise ConfigError(f"{words}: {problem}") from None
+    for field, one in values.items():
+        setattr(config, field, one)
+    config.overrides[name] = words
+
+
+def override_all(config: Config, settings: Mapping[str, Any], source: str = "") -> None:
+    """Overrides several settings, by name, that come from `source`, such as `--set`.
+
+    Raises:
+        ConfigError: There is no such setting, or a value cannot work.
+    """
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        override(config, name, value, f"{source} {name}={text}".strip())
+
+
+def check_name(name: str, where: str) -> None:
+    """Checks that a setting of this name can be given as text.
+
+    Raises:
+        ConfigError: It cannot. The message begins with `where` and suggests the name that was probably meant.
+    """
+    known = {one.name: one.name for one in SETTINGS.values() if one.has_text}
+    if name in known:
+        return
+    where = f"{where}: " if where else ""
+    if name in SETTINGS:
+        raise ConfigError(f"{where}{name!r} is set in the script only, by {SETTINGS[name].setter}")
+    for one in SETTINGS.values():
+        if one.has_text:  # users know some settings by the name of the setter
+            known[one.setter] = known[one.setter.removeprefix("set_")] = one.name
+    alike = difflib.get_close_matches(name, known, 1)
+    hint = (
+        f"did you mean {known[alike[0]]!r}?"
+        if alike
+        else f"the settings are {', '.join(dict.fromkeys(known.values()))}"
+    )
+    raise ConfigError(f"{where}{name!r} is not a setting; {hint}")
+
+
+def make_config(settings: Mapping[str, Any]) -> Config:
+    """Returns the defaults with the given settings, without an `Entry`.
+
+    Raises:
+        ConfigError: There is no such setting, or a value cannot work.
+    """
+    config = Config()
+    override_all(config, settings)
+    return config
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Tells whether two values are the same, without comparing the contents of objects such as models."""
+    return old is new or (type(old) is type(new) and type(old).__eq__ is not object.__eq__ and bool(old == new))

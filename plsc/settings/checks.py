@@ -1,0 +1,206 @@
+"""Checks of the settings that take an object, several arguments, or a name that another module lists.
+
+Each takes the name of the setter, for its messages, and then the setter's arguments. Paddle takes seconds to load, so
+it is imported only where a check needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from plsc.config import (
+    LOSS_TYPES,
+    Hdfs,
+    HdfsUpload,
+    MixedPrecision,
+    Scalars,
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_str,
+)
+from plsc.data.transforms import Augmentation
+from plsc.errors import ConfigError
+
+
+def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
+    """Returns the format and the way base64 data is shuffled."""
+    from plsc.data.base64_source import SHUFFLES
+    from plsc.data.sources import DATA_FORMATS
+
+    check_choice(setter, data_format, DATA_FORMATS)
+    if shuffle is not None:
+        check_choice(f"{setter}: shuffle", shuffle, SHUFFLES)
+        if data_format == "jpeg":
+            raise ConfigError(
+                f"{setter}('jpeg', shuffle={shuffle!r}): shuffle is for base64 data; leave it out, image files are "
+                "shuffled in full"
+            )
+    return data_format, shuffle
+
+
+def augmentation(setter: str, mirror: bool = True, rotate: float = 0, translate: float = 0) -> Augmentation:
+    """Returns how training images are changed."""
+    return Augmentation(
+        mirror=check_bool(f"{setter}: mirror", mirror),
+        rotate=check_float(f"{setter}: rotate", rotate, 0, 180),
+        translate=check_float(f"{setter}: translate", translate, 0, 1),
+    )
+
+
+def model_name(setter: str, name: str) -> tuple[str, None]:
+    """Returns the name of a built-in model, which replaces a custom model."""
+    from plsc.models import MODEL_NAMES
+
+    return check_choice(setter, name, MODEL_NAMES), None
+
+
+def model(setter: str, model: Any) -> Any:
+    """Returns `model`, which must be a layer of Paddle."""
+    from paddle.nn import Layer
+
+    if not isinstance(model, Layer):
+        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ConfigError(
+            f"{setter}({shown}): expected an instance of a subclass of plsc.BaseModel, or of paddle.nn.Layer"
+        )
+    return model
+
+
+def loss_type(setter: str, loss: Any) -> tuple[str, Any]:
+    """Returns the name of the loss, and its margin object or None."""
+    if not isinstance(loss, str):
+        from plsc.heads import Margin
+
+        if isinstance(loss, Margin):
+            return f"dist_{type(loss).__name__.lower()}", loss
+    return check_choice(setter, loss, LOSS_TYPES), None
+
+
+def margin(setter: str, m: Any) -> Any:
+    """Returns one number, three numbers, or None for the default of the loss."""
+    if m is None:
+        return None
+    if not isinstance(m, (list, tuple)):
+        return check_float(setter, m, 0, 3.14)
+    if len(m) != 3:
+        raise ConfigError(f"{setter}({m!r}): expected one number, or three for the combined margin")
+    m1, m2, m3 = m
+    return (
+        check_float(f"{setter}: m1", m1, 0, 10, above=True),
+        check_float(f"{setter}: m2", m2, 0, 3.14),
+        check_float(f"{setter}: m3", m3, 0, 3.14),
+    )
+
+
+def distfc_attr(setter: str, param_attr: Any = None, bias_attr: Any = None) -> tuple[Any, Any]:
+    """Returns both attributes, which must be a `paddle.ParamAttr` or None."""
+    import paddle
+
+    for name, attr in (("param_attr", param_attr), ("bias_attr", bias_attr)):
+        if attr is not None and not isinstance(attr, paddle.ParamAttr):
+            raise ConfigError(f"{setter}: {name}={attr!r}: expected a paddle.ParamAttr")
+    return param_attr, bias_attr
+
+
+def optimizer(setter: str, optimizer: Any) -> Any:
+    """Returns `optimizer`, which must be an optimizer of Paddle or a function."""
+    import paddle
+
+    if not isinstance(optimizer, paddle.optimizer.Optimizer) and not callable(optimizer):
+        raise ConfigError(
+            f"{setter}({optimizer!r}): expected a paddle.optimizer.Optimizer, or a function that makes one from the "
+            "parameters"
+        )
+    return optimizer
+
+
+def mixed_precision(
+    setter: str,
+    use_fp16: bool,
+    init_loss_scaling: float = 1.0,
+    incr_every_n_steps: int = 2000,
+    decr_every_n_nan_or_inf: int = 2,
+    incr_ratio: float = 2.0,
+    decr_ratio: float = 0.5,
+    use_dynamic_loss_scaling: bool = True,
+    amp_lists: Any = None,
+    dtype: str = "float16",
+    simulate: bool = False,
+) -> MixedPrecision:
+    """Returns how mixed precision works."""
+    if amp_lists is not None:
+        from plsc.amp import as_lists
+
+        as_lists(amp_lists)
+    return MixedPrecision(
+        use_fp16=check_bool(f"{setter}: use_fp16", use_fp16),
+        init_loss_scaling=check_float(f"{setter}: init_loss_scaling", init_loss_scaling, 0, above=True),
+        incr_every_n_steps=check_int(f"{setter}: incr_every_n_steps", incr_every_n_steps, 1),
+        decr_every_n_nan_or_inf=check_int(f"{setter}: decr_every_n_nan_or_inf", decr_every_n_nan_or_inf, 1),
+        incr_ratio=check_float(f"{setter}: incr_ratio", incr_ratio, 1, above=True),
+        decr_ratio=check_float(f"{setter}: decr_ratio", decr_ratio, 0, 1, above=True),
+        use_dynamic_loss_scaling=check_bool(f"{setter}: use_dynamic_loss_scaling", use_dynamic_loss_scaling),
+        amp_lists=amp_lists,
+        dtype=check_choice(f"{setter}: dtype", dtype, ("float16", "bfloat16")),
+        simulate=check_bool(f"{setter}: simulate", simulate),
+    )
+
+
+def identification(setter: str, gallery: Optional[str], probes: Optional[str] = None) -> Optional[tuple[str, str]]:
+    """Returns the gallery and the probes, or None."""
+    if gallery is None:
+        return None
+    return check_str(f"{setter}: gallery", gallery), check_str(f"{setter}: probes", probes)
+
+
+def scalars(setter: str, kind: Optional[str], directory: Optional[str] = None) -> Optional[Scalars]:
+    """Returns the viewer and its folder, or None."""
+    if kind is not None:
+        from plsc.engine.scalars import KINDS, check_package
+
+        check_package(check_choice(setter, kind, tuple(KINDS)))
+    if directory is not None and "://" in check_str(f"{setter}: directory", directory):
+        raise ConfigError(f"{setter}: directory={directory!r}: expected a folder of this machine")
+    return None if kind is None else Scalars(kind, directory)
+
+
+def hdfs_info(
+    setter: str,
+    fs_name: Optional[str],
+    fs_ugi: Optional[str],
+    fs_dir_for_save: Optional[str] = None,
+    fs_checkpoint_dir: Optional[str] = None,
+) -> Hdfs:
+    """Returns the address, the credentials and the folders."""
+    from plsc.storage.address import check_hdfs_address
+
+    for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
+        if value is not None and "://" in check_str(f"{setter}: {name}", value):
+            raise ConfigError(f"{setter}: {name}={value!r}: give the folder alone; its address is fs_name")
+    if fs_ugi is not None and (not isinstance(fs_ugi, str) or not fs_ugi.split(",", 1)[0] or "," not in fs_ugi):
+        # The value holds a password, so the message does not show it.
+        raise ConfigError(f"{setter}: fs_ugi must be a string of the form 'name,password', or None")
+    if fs_name is not None:
+        check_hdfs_address(fs_name, is_alias=fs_ugi is None)
+    return Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir)
+
+
+def hdfs_client(setter: str, client: Any) -> Any:
+    """Returns `client`, which must have the methods of a client of the `hdfs` package."""
+    needed: Sequence[str] = ("status", "list", "read", "write", "rename")
+    if not all(callable(getattr(client, name, None)) for name in needed):
+        raise ConfigError(
+            f"{setter}({type(client).__name__}): expected a client of the hdfs package, such as hdfs.TokenClient(...)"
+        )
+    return client
+
+
+def hdfs_upload(setter: str, when: str, retry_seconds: float = 300) -> HdfsUpload:
+    """Returns when to upload and how long to retry."""
+    return HdfsUpload(
+        when=check_choice(setter, when, ("end", "epoch", "step")),
+        retry_seconds=check_float(f"{setter}: retry_seconds", retry_seconds, 0),
+    )

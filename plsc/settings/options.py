@@ -1,0 +1,96 @@
+"""`--set name=value` and `--config settings.yaml`, and how `plsc run` hands them to its ranks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plsc.errors import ConfigError
+from plsc.settings.apply import check_name
+
+# The environment variables that carry the settings to the ranks, as JSON, in the order in which they apply.
+_VARIABLES = {"--config": "PLSC_CONFIG", "--set": "PLSC_SETTINGS"}
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set` and `--config` to a command."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, such as train_batch_size=64 or image_shape=[3,32,32]; may be repeated "
+        "(docs/settings.md lists the names)",
+    )
+    parser.add_argument("--config", metavar="FILE", help="read settings from a YAML file; --set wins over it")
+
+
+def read_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of `--config` and `--set` together.
+
+    Raises:
+        ConfigError: The file cannot be read, a name is not a setting, or a value is not YAML.
+    """
+    return {name: value for given in _read(options).values() for name, value in given.items()}
+
+
+def to_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the environment variables that give the settings of a command line to every `Entry` of a process.
+
+    Raises:
+        ConfigError: As `read_options`.
+    """
+    return {_VARIABLES[source]: json.dumps(given) for source, given in _read(options).items() if given}
+
+
+def from_environment() -> dict[str, Mapping[str, Any]]:
+    """Returns the settings of this process's environment by their source, in the order in which they apply."""
+    return {source: json.loads(os.environ.get(name, "{}")) for source, name in _VARIABLES.items()}
+
+
+def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    chosen = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: expected NAME=VALUE")
+        check_name(name, "--set")  # the value may be a password
+        chosen[name] = _parse(value, f"--set {text}")
+    return {"--config": {} if options.config is None else _read_file(Path(options.config)), "--set": chosen}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"--config {path}: cannot be read ({problem})") from None
+    content = _parse(text, f"--config {path}") or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected lines of 'name: value'")
+    for name in content:
+        check_name(str(name), f"--config {path}")
+    return content
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError as problem:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(problem).split())}") from None
+
+
+def _numbers(value: Any) -> Any:
+    """Turns 1e-3 into a number. YAML 1.1 takes it for a string, because it has no dot."""
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value

@@ -1,0 +1,364 @@
+"""The table of all settings: the name, setter, check and help of each. Its field in `Config` has its default."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from plsc import config
+from plsc.config import Config
+from plsc.errors import ConfigError
+from plsc.settings import checks
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a training.
+
+    Attributes:
+        name: The name that `--set` and YAML files use. A field of `Config` has the same name unless `fields` says
+            otherwise.
+        check: Takes the name of the setter and its arguments. Returns the value of the field, or a tuple of one value
+            per field. Raises ConfigError for what cannot work.
+        help: What the setting is, as the end of a sentence that begins with "Sets".
+        more: What docs/settings.md adds to that, in Markdown.
+        setter: The method of `Entry`; `set_<name>` when empty.
+        fields: The fields of `Config` that the setter fills; the one called `name` when empty.
+        has_text: Whether `--set` and YAML files can give the setting, because it is made of numbers and strings.
+    """
+
+    name: str
+    check: Callable[..., Any]
+    help: str
+    more: str = ""
+    setter: str = ""
+    fields: tuple[str, ...] = ()
+    has_text: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "setter", self.setter or f"set_{self.name}")
+        object.__setattr__(self, "fields", self.fields or (self.name,))
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the setter's parameters."""
+        return list(inspect.signature(self.check).parameters)[1:]
+
+    @property
+    def default(self) -> Any:
+        """The default of the first of the fields."""
+        return getattr(Config(), self.fields[0])
+
+    def values(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """Checks the arguments of the setter.
+
+        Returns:
+            The value of each field, by its name.
+
+        Raises:
+            ConfigError: A value cannot work.
+        """
+        found = self.check(self.setter, *arguments, **named)
+        return dict(zip(self.fields, found)) if len(self.fields) > 1 else {self.fields[0]: found}
+
+    def spread(self, value: Any) -> dict[str, Any]:
+        """Checks one value of a text: the only argument, a list of the arguments, or a mapping of them by name.
+
+        Returns:
+            The value of each field, by its name.
+
+        Raises:
+            ConfigError: The value cannot work, or the setter has no such arguments.
+        """
+        several = len(self.parameters) > 1
+        named = value if several and isinstance(value, dict) else {}
+        given = value if several and isinstance(value, list) else [] if named is value else [value]
+        try:
+            inspect.signature(self.check).bind(self.setter, *given, **named)
+        except TypeError as problem:
+            raise ConfigError(f"{self.setter}: {problem}; its arguments are {', '.join(self.parameters)}") from None
+        return self.values(*given, **named)
+
+
+def _integer(minimum: int) -> Callable[[str, Any], int]:
+    return lambda setter, n: config.check_int(setter, n, minimum)
+
+
+def _number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str, Any], float]:
+    return lambda setter, x: config.check_float(setter, x, low, high, above)
+
+
+def _string(allow_empty: bool = False) -> Callable[[str, Any], str]:
+    return lambda setter, text: config.check_str(setter, text, allow_empty)
+
+
+GROUPS: dict[str, tuple[Setting, ...]] = {
+    "Data": (
+        Setting(
+            "dataset_dir",
+            _string(),
+            "the folder of the training images and the test sets",
+            "`label.txt` and images, or split base64 data; test sets lie next to them",
+        ),
+        Setting(
+            "data_format",
+            checks.data_format,
+            "how the data set folder holds its training images",
+            "`jpeg`, `base64`, or `auto`, which is base64 if its manifest is in the folder. `shuffle` of "
+            "[base64 data](base64.md#training): `window` or `full`",
+            fields=("data_format", "shuffle"),
+        ),
+        Setting("num_classes", _integer(1), "the number of classes", "labels are in `[0, n)`", setter="set_class_num"),
+        Setting(
+            "train_image_num",
+            _integer(1),
+            "the number of training images, for readers that cannot tell it",
+            "the built-in readers count their images",
+        ),
+        Setting(
+            "image_shape",
+            config.check_image_shape,
+            "the shape of the images, (channels, height, width)",
+            "images have 1 or 3 channels, and sides of at least 16",
+        ),
+        Setting(
+            "augmentation",
+            checks.augmentation,
+            "how training images are changed at random",
+            "angles are in degrees, shifts are fractions of the side. `mirror` also averages test embeddings over the "
+            "mirror image",
+        ),
+        Setting("train_batch_size", _integer(1), "the number of images that a rank takes in each batch"),
+        Setting(
+            "test_batch_size",
+            _integer(1),
+            "the number of images that a rank embeds at a time in tests and in `predict`",
+        ),
+        Setting(
+            "num_workers",
+            _integer(0),
+            "the number of threads per rank that decode images",
+            "0 decodes in the training thread",
+        ),
+    ),
+    "Model and head": (
+        Setting(
+            "model_name",
+            checks.model_name,
+            "the built-in model to train",
+            "ResNet18, 34, 50, 101, 152 or 200, MobileFaceNet, or ViT (the size of ViT-Small; train it with AdamW: "
+            "[optimizer](#an-optimizer-of-your-own))",
+            fields=("model_name", "model"),
+        ),
+        Setting(
+            "model",
+            checks.model,
+            "a custom model, which is trained in place",
+            "a `BaseModel` or any `paddle.nn.Layer`: see [custom models](custom.md#models) and "
+            "[scripts of Paddle 1.x](fluid.md)",
+            has_text=False,
+        ),
+        Setting("emb_dim", _integer(1), "the size of the embedding", setter="set_emb_size"),
+        Setting(
+            "loss_type",
+            checks.loss_type,
+            "the loss, by its name or as a margin object",
+            "softmax, arcface, cosface, sphereface, combined, adaface, magface, curricularface. The prefix `dist_` "
+            "shards the class centres over the ranks: see [the head](head.md)",
+            fields=("loss_type", "margin_object"),
+        ),
+        Setting(
+            "margin",
+            checks.margin,
+            "the margin of the labelled class",
+            "None is the default of the loss: 0.5 rad for arcface and curricularface, cosine 0.35 for cosface and 0.4 "
+            "for adaface, factor 1.35 for sphereface, (1, 0.3, 0.2) for combined",
+        ),
+        Setting("scale", _number(0, above=True), "the factor on the cosines"),
+        Setting(
+            "sample_ratio",
+            _number(0, 1, above=True),
+            "the share of a rank's class centres that take part in a step",
+            "see [the head](head.md#sampling-classes)",
+        ),
+        Setting(
+            "head_chunk",
+            _integer(0),
+            "the number of class centres that the head computes at a time",
+            "0 chooses it. It changes only the speed",
+        ),
+        Setting(
+            "distfc_attr",
+            checks.distfc_attr,
+            "the `paddle.ParamAttr` of the class centres and of the bias of softmax",
+            fields=("param_attr", "bias_attr"),
+            has_text=False,
+        ),
+    ),
+    "Optimisation": (
+        Setting("train_epochs", _integer(1), "the number of epochs"),
+        Setting(
+            "lr",
+            _number(0, above=True),
+            "the learning rate for a global batch of 1024",
+            "it is scaled by global batch / 1024",
+        ),
+        Setting("warmup_epochs", _integer(0), "the number of epochs over which the learning rate warms up linearly"),
+        Setting(
+            "lr_steps",
+            config.check_step_boundaries,
+            "the steps at which the learning rate decays",
+            setter="set_step_boundaries",
+        ),
+        Setting(
+            "lr_decay_factor",
+            _number(0, 1, above=True),
+            "the factor on the learning rate at each step boundary",
+        ),
+        Setting(
+            "optimizer",
+            checks.optimizer,
+            "a custom optimizer",
+            "None is Momentum 0.9 with L2 decay 5e-4: see [below](#an-optimizer-of-your-own)",
+            has_text=False,
+        ),
+        Setting(
+            "gradient_accumulation",
+            _integer(1),
+            "the number of batches in a step",
+            "see [below](#gradient-accumulation)",
+        ),
+        Setting(
+            "gradient_clip",
+            _number(0),
+            "the largest norm of a step's gradients",
+            "the norm is that over the backbone and all shards of the head; 0 does not clip",
+        ),
+        Setting(
+            "mixed_precision",
+            checks.mixed_precision,
+            "whether to train in mixed precision, and how the loss is scaled",
+            "see [mixed precision](mixed_precision.md)",
+        ),
+        Setting(
+            "max_skipped_steps",
+            _integer(1),
+            "after how many skipped steps in a row training stops",
+            "a step is skipped when its loss or its embeddings are not finite",
+        ),
+        Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
+    ),
+    "Tests": (
+        Setting(
+            "val_targets",
+            _string(allow_empty=True),
+            "the test sets in the data set folder",
+            "their names, separated by commas. `a` is `a.bin`, pairs `a.txt`, or a folder `a`: see [testing](use.md#test-it)",
+        ),
+        Setting("with_test", config.check_bool, "whether to test after each epoch"),
+        Setting("test_fars", config.check_rates, "the false accept rates (FAR) that tests report", "each at most 0.5"),
+        Setting(
+            "identification",
+            checks.identification,
+            "a gallery, and the probes that tests look up in it",
+            "None looks nothing up",
+        ),
+        Setting(
+            "test_embeddings_dir",
+            _string(allow_empty=True),
+            "the folder where `test()` keeps its embeddings",
+            "a later test of the same images and network uses them again",
+        ),
+    ),
+    "Logs": (
+        Setting("log_period", _integer(1), "the number of steps between two log lines"),
+        Setting(
+            "calc_acc", config.check_bool, "whether to report acc1 and acc5 of the training batches, over all classes"
+        ),
+        Setting(
+            "scalars",
+            checks.scalars,
+            "a viewer that the numbers of `metrics.jsonl` are also written for",
+            "`tensorboard` or `visualdl`; to `<model_save_dir>/scalars` by default: see "
+            "[viewers](report.md#in-tensorboard-or-visualdl)",
+        ),
+    ),
+    "Checkpoints": (
+        Setting(
+            "model_save_dir",
+            lambda setter, directory: (
+                "" if directory is None else config.check_str(setter, directory, allow_empty=True)
+            ),
+            "the folder that receives one checkpoint per epoch",
+            "None or '' saves nothing",
+        ),
+        Setting(
+            "save_period",
+            _integer(0),
+            "after how many steps to save to `step_<n>` as well",
+            "0 saves at the end of each epoch only",
+        ),
+        Setting(
+            "keep_checkpoints",
+            _integer(0),
+            "how many of the newest checkpoints of a run to keep",
+            "the one with the best test is kept as well; 0 keeps all",
+        ),
+        Setting(
+            "background_save",
+            config.check_bool,
+            "whether training continues while a checkpoint is written",
+            "it is written from a copy in host memory",
+        ),
+        Setting(
+            "resume",
+            config.check_bool,
+            "whether to resume from the newest good checkpoint in the model save folder",
+            "see [checkpoints](checkpoints.md)",
+        ),
+        Setting(
+            "checkpoint_dir",
+            _string(allow_empty=True),
+            "the checkpoint that is loaded before training or testing",
+            "such as `./output/0`; '' loads none",
+        ),
+        Setting(
+            "head_init",
+            lambda setter, init: config.check_choice(setter, init, ("checkpoint", "keep-common", "fresh")),
+            "which class centres training takes from the checkpoint of `set_checkpoint_dir`",
+            "`checkpoint` takes the whole head, `keep-common` the classes that both have, `fresh` the backbone only",
+        ),
+        Setting(
+            "export_dir",
+            _string(allow_empty=True),
+            "the folder of an export that `test` and `predict` use instead of a trained model",
+        ),
+    ),
+    "HDFS": (
+        Setting(
+            "hdfs_info",
+            checks.hdfs_info,
+            "the HDFS folders that checkpoints are uploaded to and downloaded from",
+            "see [HDFS](hdfs.md)",
+            fields=("hdfs",),
+            has_text=False,
+        ),
+        Setting(
+            "hdfs_upload",
+            checks.hdfs_upload,
+            "when checkpoints are uploaded to HDFS",
+            "`end`, `epoch` or `step`; a failed transfer is tried again for `retry_seconds`",
+        ),
+        Setting(
+            "hdfs_client",
+            checks.hdfs_client,
+            "a client of the `hdfs` package to connect with",
+            "for Kerberos or a token",
+            has_text=False,
+        ),
+    ),
+}
+SETTINGS: dict[str, Setting] = {setting.name: setting for group in GROUPS.values() for setting in group}
