@@ -6,23 +6,19 @@ A checkpoint is written to `.<name>.writing` beside its place and renamed when i
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from plsc.checkpoint.sharing import cannot_write
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError
 from plsc.machine.files import sync, write_synced
+from plsc.machine.locks import lock_folder
 
 FORMAT = 1
 META = "meta.json"
@@ -31,7 +27,7 @@ OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 
 
 def head_file(rank: int) -> str:
@@ -241,41 +237,13 @@ def list_checkpoints(save_dir: Path) -> list[Path]:
         return []
 
 
-@contextlib.contextmanager
-def locked(save_dir: Path) -> Iterator[None]:
-    """Holds the folder for one run; the lock goes with the process, however that ends.
+def locked(save_dir: Path) -> AbstractContextManager[bool]:
+    """Holds the lock on a run's folder, and makes the folder if it is missing; see `lock_folder`.
 
     Raises:
-        ConfigError: another run writes to the folder, or it cannot be made.
+        ConfigError: Another run writes to the folder, or it cannot be made or written.
     """
-    try:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(save_dir, os.O_RDONLY)
-    except OSError as problem:
-        raise cannot_write(save_dir, "set_model_save_dir", problem) from None
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS  # a run that was killed may still be ending
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"set_model_save_dir('{save_dir}'): another run is writing there; end it or choose another folder"
-                )
-            time.sleep(0.1)
-        if not os.access(save_dir, os.W_OK | os.X_OK):
-            raise cannot_write(save_dir, "set_model_save_dir", OSError(errno.EACCES, os.strerror(errno.EACCES)))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
+    return lock_folder(save_dir, "choose another folder with set_model_save_dir", _LOCK_SECONDS)
 
 
 def _remove_tree(folder: Path) -> bool:

@@ -187,7 +187,7 @@ def test_one_run_at_a_time(tmp_path, monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", words, str(tmp_path / "o")], stdout=subprocess.PIPE)
     try:
         other.stdout.readline()
-        with pytest.raises(ConfigError, match="another run"), checkpoint.locked(tmp_path / "o"):
+        with pytest.raises(ConfigError, match="is writing there"), checkpoint.locked(tmp_path / "o"):
             pass
     finally:
         other.kill()  # the lock goes with the process
