@@ -38,7 +38,7 @@ def test_put_list_and_get(hdfs, tmp_path):
     assert json.loads(process.stdout) == {"path": str(target), "bytes": 100_000} and process.stderr == ""
     assert target.read_bytes() == (tmp_path / "源" / "a b").read_bytes()
     for arguments, words in (
-        (("get", *fs, f"{place}/a b", target), "there is something already; name another place"),
+        (("get", *fs, f"{place}/a b", target), "already exists; name another place"),
         (("ls", *fs, f"{place}/absent"), "nothing there"),
         (("ls", "--fs", "s3://bucket", "x"), "does not know s3://"),
         (("put", *fs, tmp_path / "absent", place), "no such file or folder"),

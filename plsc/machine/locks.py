@@ -30,9 +30,9 @@ class FolderInUseError(ConfigError):
 def lock_folder(folder: Union[str, Path], advice: str, patience: float = 0.0) -> Iterator[bool]:
     """Holds the lock on a folder, and makes the folder if it is missing.
 
-    The lock belongs to a file in the folder, `.plsc.lock`, which names its holder and is removed on release. It ends with
-    the process that took it, however that process ends: a file that a killed process left behind does not count, and
-    forked children do not inherit the lock. A file system without locks protects nothing; a warning says so.
+    The lock belongs to a file in the folder, `.plsc.lock`, which names its holder and is removed on release. It ends
+    with the process that took it, however that process ends: a file that a killed process left behind does not count,
+    and forked children do not inherit the lock. A file system without locks protects nothing; a warning says so.
 
     Args:
         folder: The folder to lock.
