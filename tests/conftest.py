@@ -1,8 +1,10 @@
 """Fixtures every test may use."""
 
 import fcntl
+import importlib.util
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -102,3 +104,37 @@ def hdfs(hdfs_session):
     """A real HDFS, all up, on which everybody may write to the root folder."""
     hdfs_session.reset()
     return hdfs_session
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """A Spark with two workers that cannot import plsc, as on a cluster without it.
+
+    Tests that use it are in the group of pytest-xdist named "spark", so that one session serves all of them.
+    """
+    if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
+        pytest.skip("needs PySpark and Java")
+    from pyspark.sql import SparkSession
+
+    from plsc.shuffle.spark import restore_interrupt
+
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    before, folder = os.getcwd(), tmp_path_factory.mktemp("spark")
+    path = os.environ.pop("PYTHONPATH", None)
+    os.chdir(folder)
+    try:
+        builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+        builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.local.dir", str(folder))
+        java = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a quick start
+        builder = builder.config("spark.driver.extraJavaOptions", java).config("spark.driver.memory", "512m")
+        session = builder.getOrCreate()
+    finally:
+        os.chdir(before)
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+    session.sparkContext.setLogLevel("OFF")
+    session.sparkContext.pythonExec = sys.executable
+    yield session
+    session.stop()
+    restore_interrupt(on_interrupt)

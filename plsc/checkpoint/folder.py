@@ -1,28 +1,25 @@
-"""The folder of a checkpoint: its names, `meta.json`, how it appears whole or not at all, and what a killed run left.
+"""The folder of a checkpoint: its file names, `meta.json`, how it is put in place, and what is done after a killed run.
 
-A checkpoint is written to `.<name>.writing` beside its place and renamed when it is complete; one that is replaced is
-`.<name>.replaced` meanwhile, one that is removed `.<name>.removed`. Nothing else is ever removed.
+A checkpoint is written to `.<name>.writing` in the same folder and renamed when it is complete. Meanwhile a checkpoint
+that it replaces is `.<name>.replaced`; one that is removed is first renamed to `.<name>.removed`. Nothing else is ever
+removed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from plsc.checkpoint.sharing import cannot_write
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError
 from plsc.machine.files import sync, write_synced
+from plsc.machine.locks import lock_folder
 
 FORMAT = 1
 META = "meta.json"
@@ -31,27 +28,27 @@ OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 
 
 def head_file(rank: int) -> str:
-    """Name of the head shard of `rank`."""
+    """Returns the name of the file with the head shard of a rank."""
     return f"dist@head@rank@{rank:05d}.safetensors"
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a checkpoint may hold a file of that name."""
+    """Returns whether a checkpoint may contain a file of that name."""
     return name in (META, BACKBONE, OPTIMIZER) or _HEAD_FILE.fullmatch(name) is not None
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint's folder and its `meta.json`.
+    """A folder that holds one checkpoint.
 
     Attributes:
-        folder: where it is.
-        meta: what `meta.json` says.
-        files: what each file must be.
+        folder: The folder.
+        meta: The content of `meta.json`.
+        files: The size and the checksums of each file, by its name.
     """
 
     folder: Path
@@ -60,37 +57,42 @@ class Checkpoint:
 
     @property
     def head_rows(self) -> list[int]:
-        """Rows of each head file."""
+        """The number of rows in each head file."""
         return self.meta["head_rows"]
 
     @property
     def written(self) -> float:
-        """When it was put in its place: seconds since 1970."""
+        """When the checkpoint was put in place, in seconds since 1970."""
         return float(self.meta["written"])
 
 
 def score_of(meta: dict[str, Any]) -> Optional[float]:
-    """The mean over the sets of the test `meta.json` records, of accuracy or rank-1 rate; None without one."""
+    """Returns the mean accuracy, or rank-1 rate, over the test sets that `meta.json` records.
+
+    Returns None if it records no test.
+    """
     test = meta.get("test")
     return sum(one.get("accuracy", one.get("rank@1")) for one in test.values()) / len(test) if test else None
 
 
 def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
-    """Reads `meta.json`, and checks that the files it names are there, whole by their size, and no others of the kind.
+    """Reads `meta.json`, and checks that the files it names exist and have the right size, with no others.
 
     Args:
-        partial: head files may be missing, as on a machine that holds those of its own ranks; who needs one finds out.
+        folder: The folder of the checkpoint.
+        partial: Whether head files may be missing, as on a machine that holds only those of its own ranks. To read such
+            a file is an error.
 
     Raises:
-        DamagedError: there is no checkpoint, or a file of it is missing, short or of another one.
-        CheckpointError: it is of another format.
+        DamagedError: There is no checkpoint, or one of its files is missing, short, or from another checkpoint.
+        CheckpointError: It has another format.
     """
     path = folder / META
     try:
         checkpoint = parse_meta(folder, path.read_bytes())
     except FileNotFoundError:
         raise DamagedError(
-            f"{folder}: no checkpoint there ({META} is missing); give the folder of one epoch, such as output/0"
+            f"{folder}: is not a checkpoint ({META} is missing); give the folder of one epoch, such as output/0"
         ) from None
     except OSError as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
@@ -99,16 +101,18 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
             _check_file(folder / name, expected)
     for name in sorted(os.listdir(folder)):
         if name.endswith(".safetensors") and name not in checkpoint.files:
-            raise DamagedError(f"{folder / name}: not of this checkpoint, {META} does not name it; move it away")
+            raise DamagedError(
+                f"{folder / name}: is not of this checkpoint, since {META} does not name it; move it away"
+            )
     return checkpoint
 
 
 def parse_meta(folder: Path, text: bytes) -> Checkpoint:
-    """The checkpoint of which `text` is the `meta.json`.
+    """Returns the checkpoint whose `meta.json` is `text`.
 
     Raises:
-        DamagedError: it cannot be read.
-        CheckpointError: it is of another format.
+        DamagedError: The text cannot be read.
+        CheckpointError: It has another format.
     """
     try:
         return _read_meta(folder, json.loads(text.decode("utf-8")))
@@ -119,15 +123,15 @@ def parse_meta(folder: Path, text: bytes) -> Checkpoint:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a run gives a checkpoint that name."""
+    """Returns whether runs give such a name to a checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
 def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
-    """Raises what Python raises where `meta` is not what `write_meta` wrote."""
+    """Raises the errors of Python where `meta` is not what `write_meta` wrote."""
     if meta["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder / META}: format {meta['format']!r}, this plsc reads format {FORMAT}; update plsc"
+            f"{folder / META}: has format {meta['format']!r}, but this plsc reads format {FORMAT}; update plsc"
         )
     if meta["block_bytes"] != BLOCK_BYTES:
         raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
@@ -150,12 +154,13 @@ def _check_file(path: Path, expected: FileSum) -> None:
         raise missing(path) from None
     if size != expected.size:
         raise DamagedError(
-            f"{path}: {size:,} bytes, {META} says {expected.size:,}: the file is damaged; use another checkpoint"
+            f"{path}: has {size:,} bytes, but {META} says {expected.size:,}; the file is damaged, "
+            "use another checkpoint"
         )
 
 
 def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) -> None:
-    """Writes `meta.json`, the last file of a checkpoint."""
+    """Writes `meta.json`, which is the last file of a checkpoint."""
     content = {
         "format": FORMAT,
         **meta,
@@ -169,15 +174,15 @@ def write_meta(folder: Path, meta: dict[str, Any], files: dict[str, FileSum]) ->
 
 
 def temporary_of(folder: Path) -> Path:
-    """Where the checkpoint `folder` is written before it is complete."""
+    """Returns where the checkpoint `folder` is written until it is complete."""
     return folder.with_name(f".{folder.name}.writing")
 
 
 def publish(folder: Path) -> None:
-    """Renames the complete temporary of `folder` to its place; a checkpoint that stands there goes when it is done.
+    """Puts a complete checkpoint in place by renaming it. A checkpoint of that name is removed afterwards.
 
     Raises:
-        OSError: it could not be put in place.
+        OSError: It could not be put in place.
     """
     if folder.exists():
         _check_replaceable(folder)
@@ -195,11 +200,11 @@ def publish(folder: Path) -> None:
 def _check_replaceable(folder: Path) -> None:
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
     if not all(map(is_own_file, names)):
-        raise OSError("something that is not a checkpoint stands there; move it away")
+        raise OSError("something that is not a checkpoint has that name; move it away")
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint: hidden first, so that it is whole or gone. What is no checkpoint stays."""
+    """Removes a checkpoint, after it has hidden it: it is whole or gone. A folder that is no checkpoint stays."""
     if (folder / META).is_file():
         _check_replaceable(folder)
         hidden = folder.with_name(f".{folder.name}.removed")
@@ -209,15 +214,15 @@ def remove(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes the unfinished temporary of `folder`."""
+    """Removes what was written of the checkpoint `folder`."""
     _remove_tree(temporary_of(folder))
 
 
 def recover(save_dir: Path) -> list[str]:
-    """Puts in order what a killed run left: a checkpoint that was being replaced comes back, the unfinished goes.
+    """Repairs what a killed run left: restores a checkpoint that was being replaced, and removes incomplete ones.
 
     Returns:
-        What was done, for the log.
+        What it did, for the log.
     """
     done = []
     names = os.listdir(save_dir) if save_dir.is_dir() else []
@@ -227,59 +232,31 @@ def recover(save_dir: Path) -> list[str]:
             continue
         if match[2] == "replaced" and not place.exists():
             os.rename(leftover, place)
-            done.append(f"{place}: put back, a run ended while it was being replaced")
+            done.append(f"{place}: restored, since a run ended while it was being replaced")
         elif _remove_tree(leftover):
-            done.append(f"{leftover}: removed, a run ended while it was being written or removed")
+            done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
     return done
 
 
 def list_checkpoints(save_dir: Path) -> list[Path]:
-    """Folders of a run that are named like checkpoints, in no order."""
+    """Returns the folders of a run that are named like checkpoints, in no order."""
     try:
         return [save_dir / name for name in os.listdir(save_dir) if is_checkpoint_name(name)]
     except FileNotFoundError:
         return []
 
 
-@contextlib.contextmanager
-def locked(save_dir: Path) -> Iterator[None]:
-    """Holds the folder for one run; the lock goes with the process, however that ends.
+def locked(save_dir: Path) -> AbstractContextManager[bool]:
+    """Holds the lock on a run's folder, and makes the folder if it is missing; see `lock_folder`.
 
     Raises:
-        ConfigError: another run writes to the folder, or it cannot be made.
+        ConfigError: Another run writes to the folder, or it cannot be made or written.
     """
-    try:
-        save_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(save_dir, os.O_RDONLY)
-    except OSError as problem:
-        raise cannot_write(save_dir, "set_model_save_dir", problem) from None
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS  # a run that was killed may still be ending
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"set_model_save_dir('{save_dir}'): another run is writing there; end it or choose another folder"
-                )
-            time.sleep(0.1)
-        if not os.access(save_dir, os.W_OK | os.X_OK):
-            raise cannot_write(save_dir, "set_model_save_dir", OSError(errno.EACCES, os.strerror(errno.EACCES)))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
+    return lock_folder(save_dir, "choose another folder with set_model_save_dir", _LOCK_SECONDS)
 
 
 def _remove_tree(folder: Path) -> bool:
-    """Removes a folder this module made, which its name and all names in it say; whether it was there."""
+    """Removes a folder if its name and all names in it are those that this module gives. Returns whether it did."""
     if not _LEFTOVER.fullmatch(folder.name) or not folder.is_dir() or not all(map(is_own_file, os.listdir(folder))):
         return False
     shutil.rmtree(folder)

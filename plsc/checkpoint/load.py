@@ -1,4 +1,4 @@
-"""Sets networks, heads and optimizers from a checkpoint of any number of ranks. Nothing here speaks to other ranks."""
+"""Loads networks, heads and optimizers from a checkpoint of any number of ranks, without talking to other ranks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from plsc.heads import ClassifierHead
 
 _OTHER_MODEL = ": it was saved from another model; check set_model"
 _OTHER_OPTIMIZER = (
-    "; set_resume(True) goes on with the same set_optimizer only; start from weights with set_checkpoint_dir"
+    "; set_resume(True) needs the same set_optimizer; to start from the weights alone use set_checkpoint_dir"
 )
 
 OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
 
 
 def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
-    """Sets every parameter and statistic of `backbone`.
+    """Loads every parameter and statistic of a backbone.
 
     Raises:
-        DamagedError: the file is damaged.
-        CheckpointError: names or shapes differ from the model's.
+        DamagedError: The file is damaged.
+        CheckpointError: Names or shapes differ from those of the model.
     """
     path, state = checkpoint.folder / BACKBONE, backbone.state_dict()
     with TensorFile(path, checkpoint.files[BACKBONE]) as file:
@@ -37,7 +37,7 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
         for name, tensor in state.items():
             if file.shape(name) != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{path}: {name} has shape {list(file.shape(name))}, the model has {list(tensor.shape)}; "
+                    f"{path}: {name} has shape {list(file.shape(name))}, but the model has {list(tensor.shape)}; "
                     "check set_emb_size, set_image_shape and set_model"
                 )
         for name, tensor in state.items():
@@ -45,28 +45,28 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
 
 
 def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
-    """Sets this rank's rows, reading just those; returns the bytes read.
+    """Loads the rows of this rank, and reads only those. Returns the number of bytes read.
 
     Raises:
-        DamagedError: a file is damaged.
-        CheckpointError: the checkpoint is of another class count, embedding size or kind of head.
+        DamagedError: A file is damaged.
+        CheckpointError: The checkpoint has another class count, embedding size or kind of head.
     """
     for name, setter in (("num_classes", "set_class_num"), ("emb_dim", "set_emb_size")):
         if checkpoint.meta[name] != getattr(head, name):
             raise CheckpointError(
                 f"{checkpoint.folder}: the checkpoint has {name} {checkpoint.meta[name]}, {setter} says "
-                f"{getattr(head, name)}; make them agree, or say with set_head_init what is to become of the head"
+                f"{getattr(head, name)}; make them agree, or choose with set_head_init how to start the head"
             )
     with HeadFiles(checkpoint) as files:
         for name, tensor in head.state_dict().items():
             if name not in files:
                 raise CheckpointError(
-                    f"{files.path}: no {name} in it: it was saved with another loss; check set_loss_type, or say with "
-                    "set_head_init what is to become of the head"
+                    f"{files.path}: no {name} in it: it was saved with another loss; check set_loss_type, or "
+                    "choose with set_head_init how to start the head"
                 )
             if name == "margin_state":
                 if files.shape(name) != tuple(tensor.shape):
-                    raise CheckpointError(f"{files.path}: {name} is of another loss; check set_loss_type")
+                    raise CheckpointError(f"{files.path}: {name} belongs to another loss; check set_loss_type")
                 _assign(tensor, files.read(name))
             else:
                 files.fill(tensor, name, head.lower)
@@ -74,11 +74,14 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
 
 
 def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
-    """Sets the rows of the classes that the checkpoint and `head` have both, by their number; returns what was done.
+    """Loads the rows of the classes that both the checkpoint and `head` have, by their number.
+
+    Returns:
+        What was loaded, for the log.
 
     Raises:
-        DamagedError: a file is damaged.
-        CheckpointError: the embedding sizes differ.
+        DamagedError: A file is damaged.
+        CheckpointError: The embedding sizes differ.
     """
     done, classes = [], min(checkpoint.meta["num_classes"], head.num_classes)
     with HeadFiles(checkpoint) as files:
@@ -94,8 +97,8 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
                     done.append(f"head {name} is fresh: the checkpoint's is of another loss")
             elif files.shape(name)[1:] != tuple(tensor.shape[1:]):
                 raise CheckpointError(
-                    f"{checkpoint.folder}: class centres of size {files.shape(name)[1]}, set_emb_size says {head.emb_dim}; "
-                    "make them agree, or call set_head_init('fresh')"
+                    f"{checkpoint.folder}: has class centers of size {files.shape(name)[1]}, but set_emb_size says "
+                    f"{head.emb_dim}; make them agree, or call set_head_init('fresh')"
                 )
             else:
                 files.fill(tensor, name, head.lower, classes)
@@ -109,11 +112,11 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
 
 
 def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
-    """Sets the optimizer's tensors of the backbone's parameters.
+    """Loads the optimizer's tensors for the parameters of the backbone.
 
     Raises:
-        DamagedError: the file is damaged.
-        CheckpointError: it was saved with another optimizer.
+        DamagedError: The file is damaged.
+        CheckpointError: The checkpoint was saved with another optimizer.
     """
     path = checkpoint.folder / OPTIMIZER
     wanted = _by_key(state)
@@ -122,22 +125,23 @@ def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
         for key, tensor in wanted.items():
             if file.shape(key) != tuple(tensor.shape):
                 raise CheckpointError(
-                    f"{path}: {key} has shape {list(file.shape(key))}, the optimizer {list(tensor.shape)}{_OTHER_OPTIMIZER}"
+                    f"{path}: {key} has shape {list(file.shape(key))}, but the optimizer has {list(tensor.shape)}"
+                    f"{_OTHER_OPTIMIZER}"
                 )
             _assign(tensor, file.read(key))
 
 
 def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: OptimizerState) -> None:
-    """Sets the optimizer's tensors of the head's parameters: this rank's rows of those that have rows.
+    """Loads the optimizer's tensors for the parameters of the head: of those with rows, the rows of this rank.
 
     Raises:
-        DamagedError: a file is damaged.
-        CheckpointError: it was saved with another optimizer.
+        DamagedError: A file is damaged.
+        CheckpointError: The checkpoint was saved with another optimizer.
     """
     parameters = dict(head.named_parameters())
     wanted = _by_key(state)
     with HeadFiles(checkpoint) as files:
-        if wanted:  # a rank without rows has none
+        if wanted:  # a rank without rows has no such tensors
             saved = {key for key in files if "/" in key}
             _check_names(files.path, saved, set(wanted), "the optimizer of this run", _OTHER_OPTIMIZER)
         for key, tensor in wanted.items():
@@ -153,9 +157,10 @@ def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: Opt
 
 
 def row_axis(shape: Any, parameter_shape: Any) -> int | None:
-    """Along which axis an accumulator has the rows of its parameter; None when it has none, such as a power of beta.
+    """Returns the axis along which an accumulator has the rows of its parameter, or None if it has none.
 
-    ASGD keeps the last n gradients as [n, *parameter]: files hold them with the rows first.
+    A power of beta has no rows. ASGD keeps the last n gradients as [n, *parameter]; files hold them with the rows
+    first.
     """
     if list(shape) == list(parameter_shape):
         return 0
@@ -163,10 +168,10 @@ def row_axis(shape: Any, parameter_shape: Any) -> int | None:
 
 
 class HeadFiles:
-    """The head's files of a checkpoint, as if they were one. Those that are missing matter when rows of them are read.
+    """The head files of a checkpoint, as if they were one. A missing file is an error once rows of it are read.
 
     Attributes:
-        path: of one of them, for messages.
+        path: The path of one of them, for messages.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -191,14 +196,14 @@ class HeadFiles:
         self.close()
 
     def close(self) -> None:
-        """Closes them."""
+        """Closes the files."""
         for file in self._files:
             if file is not None:
                 file.close()
 
     @property
     def bytes_read(self) -> int:
-        """Of all files."""
+        """The number of bytes read so far from all files."""
         return sum(file.bytes_read for file in self._present)
 
     def __contains__(self, name: object) -> bool:
@@ -208,19 +213,19 @@ class HeadFiles:
         return iter({name: None for file in self._present for name in file})
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the tensor in the first file that has it."""
+        """Returns the shape of a tensor in the first file that has it."""
         return self._first(name).shape(name)
 
     def dtype(self, name: str) -> np.dtype:
-        """The same of its type."""
+        """Returns the type of a tensor in the first file that has it."""
         return self._first(name).dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor without rows, which is the same in every file."""
+        """Returns a tensor without rows, which is the same in every file."""
         return self._first(name).read(name)
 
     def rows(self, name: str, lower: int, upper: int) -> Iterator[np.ndarray]:
-        """Rows [lower, upper) of the whole matrix, in parts."""
+        """Yields the rows [lower, upper) of the whole matrix in parts."""
         first = 0
         for path, file, count in zip(self._paths, self._files, self._rows):
             begin, end = max(lower, first), min(upper, first + count)
@@ -228,19 +233,19 @@ class HeadFiles:
                 raise missing(path)
             if begin < end and file is not None:
                 if name not in file or file.shape(name)[0] != count:
-                    raise DamagedError(f"{file.path}: not {count} rows of {name} in it; use another checkpoint")
+                    raise DamagedError(f"{file.path}: does not hold {count} rows of {name}; use another checkpoint")
                 yield from file.rows(name, begin - first, end - first)
             first += count
 
     def fill(self, tensor: paddle.Tensor, name: str, lower: int, limit: float = math.inf) -> None:
-        """Sets a tensor to the rows from `lower` on, part by part; rows from `limit` on stay as they are."""
+        """Fills a tensor with the rows from `lower` on, part by part. Rows from `limit` on keep their values."""
         upper = int(min(lower + tensor.shape[0], limit))
         done = 0
         with paddle.no_grad():
             for part in self.rows(name, lower, upper):
                 if part.shape[1:] != tuple(tensor.shape[1:]):
                     raise CheckpointError(
-                        f"{self.path}: {name} has rows of {list(part.shape[1:])}, {list(tensor.shape[1:])} expected"
+                        f"{self.path}: {name} has rows of {list(part.shape[1:])} instead of {list(tensor.shape[1:])}"
                     )
                 paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
@@ -254,11 +259,11 @@ def _assign(tensor: paddle.Tensor, value: np.ndarray) -> None:
 
 
 def _by_key(state: OptimizerState) -> dict[str, paddle.Tensor]:
-    """The tensors by their names in a file."""
+    """Returns the tensors by their names in a file."""
     return {f"{parameter}/{name}": tensor for parameter, names in state.items() for name, tensor in names.items()}
 
 
 def _check_names(path: Path, saved: set[str], wanted: set[str], holder: str, advice: str) -> None:
-    """Raises CheckpointError unless both are the same."""
+    """Raises CheckpointError unless both sets of names are the same."""
     for name in sorted(saved ^ wanted):
         raise CheckpointError(f"{path}: {name} is only in {'the checkpoint' if name in saved else holder}{advice}")

@@ -1,7 +1,8 @@
-"""Checkpoints in a store: the same folders as on a disk, hidden until they are complete, checked when they come back.
+"""Checkpoints in a store: the same folders as on a disk, hidden until they are complete, and checked when downloaded.
 
-All ranks put their files into `.<name>.<run>.<sum>.writing`, where `<sum>` is that of `meta.json`, so that files of two
-checkpoints never meet. One rank sees there that all have come, adds `meta.json`, and renames the folder.
+All ranks upload their files to `.<name>.<run>.<sum>.writing`, where `<sum>` is the checksum of `meta.json`, so that the
+files of two checkpoints never mix. One rank waits until all files have arrived, adds `meta.json`, and renames the
+folder.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import sync, write_synced
 from plsc.storage import Retrying, StorageError
+from plsc.storage.base import write_bytes
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
 _LEFTOVER = re.compile(r"\.(\d+|step_\d+)\.([0-9a-z]{1,12})\.[0-9a-f]{12}\.(writing|replaced|removed)")
 _POLL_SECONDS = 0.5
-_THREADS = 4  # each holds a block
+_THREADS = 4  # each holds a block in memory
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A complete checkpoint of a store.
+    """A complete checkpoint in a store.
 
     Attributes:
-        path: its folder.
-        meta_text: its `meta.json`.
-        checkpoint: what that says.
+        path: Its folder.
+        meta_text: The text of its `meta.json`.
+        checkpoint: The content of `meta.json`.
     """
 
     path: str
@@ -47,7 +49,7 @@ class Remote:
 
 
 def hidden_of(path: str, meta_text: bytes, kind: str = "writing") -> str:
-    """Where the checkpoint that will be at `path` is put together."""
+    """Returns the hidden folder in which the checkpoint for `path` is put together."""
     folder, name = posixpath.split(path)
     run = re.sub("[^0-9a-z]", "", str(json.loads(meta_text).get("run", "")))[:12] or "0"
     return posixpath.join(folder, f".{name}.{run}.{hashlib.sha256(meta_text).hexdigest()[:12]}.{kind}")
@@ -56,36 +58,40 @@ def hidden_of(path: str, meta_text: bytes, kind: str = "writing") -> str:
 def upload_files(
     storage: Retrying, path: str, meta_text: bytes, files: Mapping[str, OpenFile], stop: threading.Event
 ) -> None:
-    """One rank's part of the checkpoint that will be at `path`; what has come already is not sent again.
+    """Uploads one rank's files of the checkpoint for `path`, except those that the store has already.
 
     Raises:
-        StorageError: the store could not take it, or `stop` was set.
+        StorageError: The store could not take them, or `stop` was set.
     """
 
-    def go_on(count: int) -> None:
+    def check_stop(count: int) -> None:
         if stop.is_set():
             raise StorageError(f"{path}: stopped")
 
     hidden = hidden_of(path, meta_text)
     storage.mkdirs(hidden)
-    there = storage.list(hidden)
+    uploaded = storage.list(hidden)
     for name, file in files.items():
-        if name not in there or there[name].size != file.size:
-            write_file(storage, posixpath.join(hidden, name), file, go_on)
+        if name not in uploaded or uploaded[name].size != file.size:
+            write_file(storage, posixpath.join(hidden, name), file, check_stop)
 
 
 def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, stop: threading.Event) -> None:
-    """Waits for the files of all ranks and makes the checkpoint appear, in the place of one that stands there.
+    """Waits for the files of all ranks and makes the checkpoint appear. It replaces an earlier one at that path.
 
     Args:
-        patience: seconds without any new file after which the other ranks' are given up.
+        storage: The store.
+        path: The folder of the checkpoint.
+        meta_text: The text of its `meta.json`.
+        patience: Seconds without a new file after which it gives up.
+        stop: Ends the waiting once it is set.
 
     Raises:
-        StorageError: they did not come, or something else stands there.
+        StorageError: Files did not arrive, or the path has something else than a checkpoint.
     """
     checkpoint, hidden = layout.parse_meta(Path(path), meta_text), hidden_of(path, meta_text)
     _wait_for(storage, hidden, {name: one.size for name, one in checkpoint.files.items()}, patience, stop)
-    storage.write(posixpath.join(hidden, META), lambda: [meta_text], len(meta_text))
+    write_bytes(storage, posixpath.join(hidden, META), meta_text)
     if storage.status(path) is None:
         storage.rename(hidden, path)
         return
@@ -107,18 +113,18 @@ def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience
         if found != seen:
             seen, deadline = found, time.monotonic() + patience
         if time.monotonic() > deadline or stop.wait(_POLL_SECONDS):
-            raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not come from other ranks")
+            raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not arrive from other ranks")
 
 
 def _check_own(storage: Retrying, path: str) -> None:
     status = storage.status(path)
     names = storage.list(path) if status is not None and status.is_folder else {path: status}
     if not all(map(layout.is_own_file, names)):
-        raise StorageError(f"{storage.name}: {path}: something that is not a checkpoint stands there; move it away")
+        raise StorageError(f"{storage.name}: {path}: something that is not a checkpoint has that name; move it away")
 
 
 def remove(storage: Retrying, remote: Remote) -> None:
-    """Removes a checkpoint: hidden first, so that it is whole or gone. One that holds other files stays."""
+    """Removes a checkpoint, after it has hidden it: it is whole or gone. One that contains other files stays."""
     _check_own(storage, remote.path)
     hidden = hidden_of(remote.path, remote.meta_text, "removed")
     storage.delete(hidden)
@@ -127,10 +133,10 @@ def remove(storage: Retrying, remote: Remote) -> None:
 
 
 def recover(storage: Retrying, folder: str, run: str) -> list[str]:
-    """Puts in order what a killed process of this run left: what was being replaced comes back, the unfinished goes.
+    """Repairs what a killed process of this run left: restores what was being replaced, and removes what is incomplete.
 
     Returns:
-        What was done, for the log.
+        What it did, for the log.
     """
     done = []
     names = storage.list(folder)
@@ -140,18 +146,18 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
             continue
         if match[3] == "replaced" and match[1] not in names:
             storage.rename(leftover, place)
-            done.append(f"{place}: put back, a run ended while it was being replaced")
+            done.append(f"{place}: restored, since a run ended while it was being replaced")
         else:
             storage.delete(leftover)
-            done.append(f"{leftover}: removed, a run ended while it was being written or removed")
+            done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
     return done
 
 
 def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
-    """The complete checkpoint at `path`; None when there is none.
+    """Returns the complete checkpoint at `path`, or None if there is none.
 
     Raises:
-        CheckpointError: it is damaged, or of another format.
+        CheckpointError: It is damaged, or has another format.
     """
     status = storage.status(path)
     names = storage.list(path) if status is not None and status.is_folder else {}
@@ -166,7 +172,7 @@ def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
 
 
 def list_remote(storage: Retrying, folder: str) -> list[Remote]:
-    """The complete checkpoints in a folder, oldest first; what is damaged is left out."""
+    """Returns the complete checkpoints in a folder, the oldest first. Damaged ones are left out."""
     status = storage.status(folder)
     if status is None or not status.is_folder:
         return []
@@ -182,26 +188,26 @@ def list_remote(storage: Retrying, folder: str) -> list[Remote]:
 
 
 def newest(storage: Retrying, folder: str) -> Optional[Remote]:
-    """The complete checkpoint in a folder that was written last; None when there is none."""
+    """Returns the complete checkpoint in a folder that was written last, or None if there is none."""
     return next(reversed(list_remote(storage, folder)), None)
 
 
 def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[str], advance: Advance = ignore) -> None:
-    """Brings files of a checkpoint into a folder, each hidden until it is whole and has its checksums.
+    """Downloads files of a checkpoint into a folder. Each is hidden until it is complete and has the right checksums.
 
-    What is there already is checked instead; a download that was interrupted goes on where it was. `finish_download`
-    follows when all files a machine needs are there.
+    Files that exist already are only checked, and an interrupted download is resumed. Call `finish_download` once all
+    files that the machine needs are there.
 
     Raises:
-        ConfigError: the folder holds another checkpoint, or cannot be written.
-        DamagedError: the store's file is not what `meta.json` says.
+        ConfigError: The folder holds another checkpoint, or cannot be written.
+        DamagedError: A file of the store is not what `meta.json` says.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / META
         if meta.exists() and meta.read_bytes() != remote.meta_text:
             raise ConfigError(
-                f"{folder}: holds another checkpoint than {remote.path}; move it away or name another folder"
+                f"{folder}: holds another checkpoint than {remote.path}; move it away, or name another folder"
             )
         files = remote.checkpoint.files
         each(
@@ -214,7 +220,7 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
 
 
 def finish_download(remote: Remote, folder: Path) -> None:
-    """Puts `meta.json` there, the mark of a checkpoint."""
+    """Writes `meta.json`, which makes the folder a checkpoint."""
     meta = folder / META
     if not meta.exists():
         part = _part_of(meta, remote.meta_text)
@@ -232,7 +238,9 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
         with open(place, "rb") as stream:
             same = place.stat().st_size == expected.size and _good_blocks(stream, expected) == len(expected.blocks)
         if not same and not (place.parent / META).exists():
-            raise ConfigError(f"{place}: another file than that of {remote.path}; move it away or name another folder")
+            raise ConfigError(
+                f"{place}: is another file than that of {remote.path}; move it away, or name another folder"
+            )
         if same:
             advance(expected.size)
             return
@@ -248,10 +256,10 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             stream.seek(block * BLOCK_BYTES)
             block = _stream_blocks(storage, source, stream, expected, block, advance)
             if block < len(expected.blocks):
-                if failed == block:  # twice the same: it was not the way here
+                if failed == block:  # the same block failed twice, which rules out an error of the transfer
                     raise DamagedError(
-                        f"{storage.name}: {source}: its sha256 differs from {META}: the file on the server is damaged; use "
-                        "another checkpoint"
+                        f"{storage.name}: {source}: its sha256 differs from {META}; the file on the server is damaged, "
+                        "use another checkpoint"
                     )
                 failed = block
         stream.truncate(expected.size)
@@ -261,7 +269,7 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
 
 
 def _good_blocks(stream: BinaryIO, expected: FileSum) -> int:
-    """How many blocks from the start on are what they must be."""
+    """Returns how many blocks from the start on have the right checksum."""
     for number, digest in enumerate(expected.blocks):
         size = min(BLOCK_BYTES, expected.size - number * BLOCK_BYTES)
         if hashlib.sha256(stream.read(size)).hexdigest() != digest:
@@ -272,7 +280,7 @@ def _good_blocks(stream: BinaryIO, expected: FileSum) -> int:
 def _stream_blocks(
     storage: Retrying, source: str, stream: BinaryIO, expected: FileSum, block: int, advance: Advance
 ) -> int:
-    """Writes blocks from `block` on, until one has a wrong checksum; returns the number of good ones."""
+    """Writes blocks from `block` on until one has a wrong checksum. Returns the number of good blocks of the file."""
     digest, filled = hashlib.sha256(), 0
     begin = block * BLOCK_BYTES
     for chunk in storage.read(source, begin, expected.size - begin):

@@ -1,4 +1,4 @@
-"""Which ranks see the same folder: the disks of machines may be their own, and a folder's name does not tell."""
+"""Finds out which ranks share a folder. Its name does not tell, since machines may have disks of their own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from plsc.errors import ConfigError
 
 
 def leader_of(folder: Path, setter: str) -> int:
-    """The first rank that sees this rank's `folder`, which is made where it is missing. Every rank calls it.
+    """Returns the first rank that sees the `folder` of this rank. Every rank must call it.
 
-    Each rank makes a file of a new name there: a network file system that remembers what it has seen has not seen that.
+    Each rank makes a file with a name that was never used, which no cache of a network file system can know.
 
     Args:
-        setter: for the message.
+        folder: The folder, which is made if it is missing.
+        setter: The setter that named it, for messages.
 
     Raises:
-        ConfigError: some rank cannot write there; on every rank.
+        ConfigError: Some rank cannot write there. It is raised on every rank.
     """
     if parallel.world_size() == 1:
         return 0
@@ -30,17 +31,12 @@ def leader_of(folder: Path, setter: str) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             own.touch()
         except OSError as problem:
-            raise cannot_write(folder, setter, problem) from None
+            raise ConfigError(
+                f"{folder}: cannot write there ({problem.strerror or problem}); choose another folder with {setter}"
+            ) from None
 
     parallel.together(leave_token)
     leader = next(rank for rank in range(parallel.rank() + 1) if (folder / f".rank_{rank}.{token}").exists())
     parallel.barrier()
     own.unlink(missing_ok=True)
     return leader
-
-
-def cannot_write(folder: Path, setter: str, problem: OSError) -> ConfigError:
-    """What is said of a folder that takes no files."""
-    return ConfigError(
-        f"{setter}('{folder}'): cannot write there ({problem.strerror or problem}); choose another folder"
-    )

@@ -1,4 +1,4 @@
-"""Copies of tensors in host memory, so that they can be written while training goes on."""
+"""Copies of tensors in host memory, so that they can be written while training continues."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from plsc import parallel
 
 
 class Snapshot:
-    """Memory for copies, used again each time: fresh memory would cost several times what copying does."""
+    """Memory for copies, which is reused each time: to allocate it costs several times as much as to copy."""
 
     def __init__(self) -> None:
         self._copies: dict[str, np.ndarray] = {}
 
     def take(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copies of all, contiguous; they hold until the next call."""
+        """Returns contiguous copies of all arrays, which are valid until the next call."""
         copies = {}
         for name, array in arrays.items():
             kept = self._copies.get(name)
@@ -31,7 +31,10 @@ class Snapshot:
 
 
 def host_array(tensor: paddle.Tensor) -> np.ndarray:
-    """The tensor's own memory on a CPU, a copy from elsewhere; bfloat16, which NumPy has not, as float32."""
+    """Returns a tensor as an array: its own memory on a CPU, and a copy from another device.
+
+    bfloat16, which NumPy does not have, becomes float32.
+    """
     if tensor.dtype == paddle.bfloat16:
         tensor = tensor.astype("float32")
     if not tensor.place.is_cpu_place():
@@ -40,14 +43,14 @@ def host_array(tensor: paddle.Tensor) -> np.ndarray:
 
 
 def as_tensor(array: np.ndarray) -> paddle.Tensor:
-    """The array as a tensor, on a CPU in the same memory."""
-    if not parallel.on_cpu() or array.dtype == bool:  # which the exchange format knows only since 2022
+    """Returns an array as a tensor, which on a CPU shares its memory."""
+    if not parallel.on_cpu() or array.dtype == bool:  # the exchange format has booleans only since 2022
         return paddle.to_tensor(array)
     return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
 
 
 class _ForNumpy:
-    """What NumPy asks of an array it may share; Paddle 2.6 has only the function behind it."""
+    """A tensor with the methods through which NumPy shares memory. Paddle 2.6 has only the function behind them."""
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self._tensor = tensor

@@ -1,8 +1,8 @@
-"""safetensors files, written and read in blocks with a checksum each: nothing of a file's size is ever held.
+"""safetensors files, written and read in blocks with a checksum each, so that no whole file is ever held in memory.
 
-The format is that of the safetensors library (8 bytes of length, a JSON header, the bytes). Its own writer copies all
-tensors first, and its reader can check only whole files; a rank that needs a few rows of a large one checks just their
-blocks.
+The format is that of the safetensors library (8 bytes of length, a JSON header, the bytes). That library copies all
+tensors before it writes them, and can check only whole files. Here a rank that needs a few rows of a large file checks
+only their blocks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from plsc.errors import CheckpointError
 from plsc.machine.files import write_all
 
 BLOCK_BYTES = 8 << 20
-_LARGEST_HEADER = 100 << 20  # as the safetensors library allows
+_LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
 _HASHING_THREADS, _READING_THREADS = 2, 2
-_flush = getattr(os, "fdatasync", os.fsync)  # macOS has just the latter
+_flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -36,21 +36,21 @@ _CODES = {np.dtype(text): code for code, text in _DTYPES.items()}
 
 
 class DamagedError(CheckpointError):
-    """A file of a checkpoint that is missing, short, changed, or of another checkpoint."""
+    """A file of a checkpoint is missing, short, changed, or from another checkpoint."""
 
 
 def missing(path: Path) -> DamagedError:
-    """What is said of a file that is not there."""
-    return DamagedError(f"{path}: missing from the checkpoint; copy it whole or use another one")
+    """Returns the error for a missing file of a checkpoint."""
+    return DamagedError(f"{path}: missing from the checkpoint; copy the whole checkpoint, or use another one")
 
 
 @dataclass(frozen=True)
 class FileSum:
-    """What a file must be.
+    """The size and the checksums of a file.
 
     Attributes:
-        size: bytes.
-        blocks: sha256 of each `BLOCK_BYTES`, hex.
+        size: The size in bytes.
+        blocks: The SHA-256 of each block of `BLOCK_BYTES`, in hexadecimal.
     """
 
     size: int
@@ -58,7 +58,7 @@ class FileSum:
 
     @property
     def sha256(self) -> str:
-        """Of the file where it fits in one block, else of its blocks' digests one after the other; hex."""
+        """The SHA-256 of a file of one block, or of the joined digests of several blocks, in hexadecimal."""
         if len(self.blocks) == 1:
             return self.blocks[0]
         return hashlib.sha256(b"".join(map(bytes.fromhex, self.blocks))).hexdigest()
@@ -66,7 +66,13 @@ class FileSum:
 
 @dataclass
 class Stream:
-    """A tensor that is never held whole: C-contiguous parts along its first axis, in order."""
+    """A tensor that is never held in memory as a whole.
+
+    Attributes:
+        dtype: Its type.
+        shape: Its shape.
+        parts: Its C-contiguous parts along the first axis, in order.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -76,13 +82,21 @@ class Stream:
 def write_tensors(
     path: Path, tensors: Mapping[str, Union[np.ndarray, Stream]], metadata: Optional[dict[str, str]] = None
 ) -> FileSum:
-    """Writes one safetensors file and fsyncs it.
+    """Writes a safetensors file so that its bytes outlast a power cut.
+
+    Args:
+        path: The file.
+        tensors: The tensors by their names.
+        metadata: Texts for the header.
+
+    Returns:
+        Its size and checksums.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    # Wider types first, so that every tensor is aligned.
+    # Wider types come first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     end = 0
     for name in names:
@@ -101,7 +115,7 @@ def write_tensors(
             digests.append(pool.submit(_digest, block))
             write_all(stream.fileno(), block)
             size += len(block)
-            if flushed.done():  # the disk works from the start on, not only when all is in the cache
+            if flushed.done():  # the disk writes from the start, and not only once everything is in the cache
                 flushed.result()
                 flushed = pool.submit(_flush, stream.fileno())
         os.fsync(stream.fileno())
@@ -119,9 +133,9 @@ def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterat
 def _blocks(
     pieces: Iterable[memoryview], buffers: Sequence[bytearray], digests: Sequence[Future[str]]
 ) -> Iterator[memoryview]:
-    """The pieces cut into blocks, in buffers that are used again once their block's digest is there.
+    """Yields the pieces as blocks, in buffers that are reused once the digest of their block is known.
 
-    `digests` grows by one for each block that was yielded.
+    The caller adds a digest to `digests` for each block.
     """
     number, filled = 0, 0
     for piece in pieces:
@@ -144,22 +158,24 @@ def _digest(block: Union[bytes, memoryview]) -> str:
 
 
 class TensorFile:
-    """A safetensors file, read by rows, each block checked before its bytes are used.
+    """A safetensors file that is read by rows. Each block is checked before its bytes are used.
 
     Args:
-        expected: what the file must be.
+        path: The file.
+        expected: The size and the checksums that it must have.
 
     Attributes:
-        bytes_read: so far.
+        path: The file.
+        bytes_read: The number of bytes read so far.
 
     Raises:
-        DamagedError: it is not what is expected; so do the methods.
+        DamagedError: The file is not as expected. All methods raise it too.
     """
 
     def __init__(self, path: Path, expected: FileSum) -> None:
         self.path, self._expected = path, expected
         self.bytes_read = 0
-        # Blocks in memory that is used again: fresh memory costs as much as reading.
+        # Blocks are read into memory that is reused, since to allocate it costs as much as to read.
         self._free: list[bytearray] = []
         self._held: tuple[int, memoryview] = (-1, memoryview(bytearray()))
         self._ahead: dict[int, Future[memoryview]] = {}
@@ -174,10 +190,11 @@ class TensorFile:
         try:
             if size != expected.size:
                 raise DamagedError(
-                    f"{path}: {size:,} bytes, meta.json says {expected.size:,}: the file is damaged; use another checkpoint"
+                    f"{path}: has {size:,} bytes, but meta.json says {expected.size:,}; the file is damaged, "
+                    "use another checkpoint"
                 )
             if len(expected.blocks) != -(-size // BLOCK_BYTES):
-                raise DamagedError(f"{path}: meta.json has not a checksum for each block of it; use another checkpoint")
+                raise DamagedError(f"{path}: meta.json lacks checksums for some of its blocks; use another checkpoint")
             self._pool = ThreadPoolExecutor(_READING_THREADS, "plsc-checksum")
             self._read_header()
         except BaseException:
@@ -196,11 +213,11 @@ class TensorFile:
         self._stream.close()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
+        """Returns the shape of a tensor."""
         return self._tensors[name][1]
 
     def dtype(self, name: str) -> np.dtype:
-        """Type of a tensor."""
+        """Returns the type of a tensor."""
         return self._tensors[name][0]
 
     def __contains__(self, name: object) -> bool:
@@ -210,12 +227,12 @@ class TensorFile:
         return iter(self._tensors)
 
     def read(self, name: str) -> np.ndarray:
-        """A whole tensor."""
+        """Returns a whole tensor."""
         dtype, shape, begin = self._tensors[name]
         return self._bytes(begin, dtype.itemsize * math.prod(shape)).view(dtype).reshape(shape)
 
     def rows(self, name: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """The rows [first, last) of a tensor along its first axis, in parts of about a block; each holds until the next."""
+        """Yields the rows [first, last) of a tensor in parts of about a block. Each is valid until the next one."""
         dtype, shape, begin = self._tensors[name]
         a_row = dtype.itemsize * math.prod(shape[1:])
         self._last_wanted = (begin + last * a_row - 1) // BLOCK_BYTES
@@ -246,7 +263,7 @@ class TensorFile:
         return dtype, shape, data + begin
 
     def _bytes(self, begin: int, count: int, memory: Optional[np.ndarray] = None) -> np.ndarray:
-        """`count` bytes from `begin`, of blocks that were checked."""
+        """Returns `count` bytes from `begin` on, out of blocks that were checked."""
         result = np.empty(count, np.uint8) if memory is None else memory[:count]
         done = 0
         while done < count:
@@ -288,5 +305,6 @@ class TensorFile:
 
     def _changed(self) -> DamagedError:
         return DamagedError(
-            f"{self.path}: its sha256 differs from meta.json: the file is damaged, or of another checkpoint; use another one"
+            f"{self.path}: its sha256 differs from meta.json; the file is damaged, or from another checkpoint; "
+            "use another one"
         )

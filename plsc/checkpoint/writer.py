@@ -1,4 +1,4 @@
-"""Writes checkpoints from all ranks, beside training: one at a time, whole or not at all."""
+"""Writes the checkpoints of all ranks while training continues: one at a time, and whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,16 +26,24 @@ Files = Mapping[str, Mapping[str, np.ndarray]]  # {file name: {tensor name: arra
 
 @dataclass
 class Saved:
-    """A complete checkpoint of this run; `score` is its validation figure, None without a test."""
+    """A complete checkpoint of this run.
+
+    Attributes:
+        folder: Its folder.
+        score: Its mean accuracy or rank-1 rate in the test; None without a test.
+    """
 
     folder: Path
     score: Optional[float]
 
 
 def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
-    """The complete checkpoints of a run that were written until then (seconds since 1970), oldest first.
+    """Returns the complete checkpoints of a run, the oldest first. Every rank must call it, and gets what rank 0 sees.
 
-    Every rank calls it: those rank 0 sees count.
+    Args:
+        save_dir: The folder that holds them.
+        run: The name of the run.
+        until: The latest time at which they were written, in seconds since 1970.
     """
     found: list[Checkpoint] = []
     for folder in layout.list_checkpoints(save_dir):
@@ -52,7 +60,7 @@ def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
 
 @dataclass
 class _Task:
-    """One checkpoint on its way."""
+    """A checkpoint that is being written."""
 
     folder: Path
     meta: dict[str, Any]
@@ -61,19 +69,26 @@ class _Task:
 
 
 class Writer:
-    """Every rank has one and calls it alike.
+    """The writer of checkpoints. Every rank has one, and all ranks make the same calls.
 
-    `start` takes a copy of the state and returns; a thread writes it. `written` tells that this rank's part is on disk;
-    once it is on every rank, `finish` puts the checkpoint in its place. Where ranks save to disks of their own, each disk
-    gets the files of its ranks and a `meta.json` that names those of all.
+    `start` copies the state and returns, and a thread writes the copy. `written` says that the part of this rank is on
+    disk; once it is on disk on every rank, `finish` puts the checkpoint in place. If ranks save to different disks,
+    each disk gets the files of its ranks, and a `meta.json` that names those of all ranks.
 
     Args:
-        save_dir: holds the folders of all checkpoints; a path, which may be another folder on another machine.
-        keep: how many of the newest stay, besides the one with the best score; 0 keeps all.
-        background: without it, `start` writes from the tensors' own memory and returns when the checkpoint is in place.
-        saved: complete checkpoints this run has already, oldest first.
-        leads: whether this rank is the one, of those that see `save_dir`, that puts checkpoints in place and removes them;
-            it also writes the files that are not of one rank.
+        save_dir: The folder for all checkpoints; on another machine the path may lead to another folder.
+        keep: The number of newest checkpoints to keep, in addition to the one with the best score; 0 keeps all.
+        background: Whether a thread writes. Without it, `start` writes from the memory of the tensors, and returns when
+            the checkpoint is in place.
+        saved: The complete checkpoints that this run has already, the oldest first.
+        leads: Whether this rank, among those that see `save_dir`, puts checkpoints in place and removes them. It also
+            writes the files that belong to no single rank. By default rank 0 does.
+
+    Attributes:
+        save_dir: The folder for all checkpoints.
+        leads: Whether this rank puts checkpoints in place.
+        saved: The complete checkpoints of this run.
+        on_saved: A function that is called with the folder of each checkpoint once it is in place.
     """
 
     def __init__(
@@ -87,29 +102,30 @@ class Writer:
         self.save_dir, self._keep, self._background = save_dir, keep, background
         self.leads = parallel.rank() == 0 if leads is None else leads
         self.saved = list(saved)
-        self.on_saved: Callable[[Path], None] = lambda folder: None  # called when a checkpoint is in its place
+        self.on_saved: Callable[[Path], None] = lambda folder: None
         self._snapshot = Snapshot()
         self._pool = ThreadPoolExecutor(1, "plsc-checkpoint")
         self._task: Optional[_Task] = None
 
     @property
     def written(self) -> bool:
-        """Whether a checkpoint is under way, and this rank has written its part or failed to."""
+        """Whether a checkpoint is under way of which this rank has written its part, or failed to."""
         return self._task is not None and self._task.files.done()
 
     def start(self, name: str, files: Files, meta: dict[str, Any], rng: dict[str, Any]) -> Path:
-        """Begins the checkpoint `name`, when the one before is in place.
+        """Finishes the previous checkpoint, and begins another one.
 
         Args:
-            files: what this rank writes.
-            meta: what `meta.json` records, besides the files; rank 0's counts.
-            rng: this rank's random state, for `meta.json`.
+            name: The name of its folder.
+            files: The tensors that this rank writes, by file.
+            meta: The other entries of `meta.json`. Those of rank 0 are recorded.
+            rng: The random state of this rank, for `meta.json`.
 
         Returns:
-            The folder it will have.
+            The folder that it will have.
 
         Raises:
-            CheckpointError: a checkpoint could not be written; the same on every rank.
+            CheckpointError: A checkpoint could not be written. It is raised on every rank.
         """
         self.finish()
         folder = self.save_dir / name
@@ -123,10 +139,10 @@ class Writer:
         return folder
 
     def finish(self) -> None:
-        """Waits for the checkpoint under way, puts it in its place, and removes what is not to be kept.
+        """Waits for the checkpoint under way, puts it in place, and removes those that are not to be kept.
 
         Raises:
-            CheckpointError: it could not be written; the same on every rank.
+            CheckpointError: It could not be written. It is raised on every rank.
         """
         task, self._task = self._task, None
         if task is None:
@@ -141,7 +157,7 @@ class Writer:
         errors = [part[0] for part in parts if part[0]]
         if not errors and self.leads:
             try:
-                # Of a file that several ranks wrote, the sums of the one that lies here.
+                # If several ranks wrote a file, the checksums of the one on this disk count.
                 every = {name: one for _, sums, _, _ in reversed(parts) for name, one in sums.items()} | files
                 meta = {**parts[0][3], "rng": [rng for _, _, rng, _ in parts]}
                 layout.write_meta(layout.temporary_of(task.folder), meta, every)
@@ -163,7 +179,7 @@ class Writer:
         self.on_saved(task.folder)
 
     def close(self) -> None:
-        """Waits for the thread and lets it go; what was not finished is not put in its place."""
+        """Waits for the thread and ends it. A checkpoint that is not finished is not put in place."""
         self._pool.shutdown(wait=True)
 
     def _prune(self) -> None:
@@ -181,7 +197,7 @@ class Writer:
         self.saved = [one for one in self.saved if one is best or one in newest]
 
 
-_FREE_SPACE = "free space or choose another folder with set_model_save_dir"
+_FREE_SPACE = "free some space, or choose another folder with set_model_save_dir"
 
 
 def _write(folder: Path, files: Files) -> dict[str, FileSum]:

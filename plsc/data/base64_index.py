@@ -1,7 +1,7 @@
 """The index of a file of lines: the length of each, so that any line is found without reading those before it.
 
-It is a NumPy array of uint32 that the tool writes beside each file of a split. It is derived: where it is missing, the
-file is read once instead.
+It is a NumPy array of uint32, which the tool writes for each file of a split. If it is missing, the file is read once
+instead.
 """
 
 from __future__ import annotations
@@ -18,36 +18,49 @@ _CHUNK = 1 << 22
 
 
 def index_name(rank: int) -> str:
-    """The name of the index of one rank's file."""
+    """Returns the name of the index of the file of one rank."""
     return f"base64_index_{rank}.npy"
 
 
 def begin_index(file: BinaryIO, lines: int) -> None:
-    """Writes what stands before the lengths of so many lines."""
+    """Writes the header of the index of a file with `lines` lines. The lengths follow it."""
     header = {"descr": LENGTH.str, "fortran_order": False, "shape": (lines,)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarray:
-    """Where the lines of a file begin, and where the last ends: int64 [lines + 1].
+    """Returns where the lines of a file begin, and where the last one ends: int64 [lines + 1].
 
-    Raises DataError when the file, or its index, is not one of `lines` lines in `size` bytes.
+    Args:
+        path: The file.
+        index_path: Its index.
+        lines: The number of lines it must have.
+        size: The number of bytes it must have.
+
+    Raises:
+        DataError: The file, or its index, does not have `lines` lines and `size` bytes.
     """
     try:
         lengths = np.load(index_path, allow_pickle=False)
     except FileNotFoundError:
         return _scan(path, lines, size)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{index_path}: not an index ({error}); remove it, the data is read without it") from error
+        raise DataError(
+            f"{index_path}: is not an index ({error}); remove it, since the data can be read without it"
+        ) from error
     if lengths.dtype != LENGTH or lengths.shape != (lines,) or int(lengths.sum(dtype=np.int64)) != size:
-        raise DataError(f"{index_path}: not the index of {path}; remove it, the data is read without it")
+        raise DataError(f"{index_path}: is not the index of {path}; remove it, since the data can be read without it")
     offsets = np.zeros(lines + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def offsets_of_lines(path: str) -> np.ndarray:
-    """Where the lines of a file begin, and where the last newline ends: int64 [lines + 1]. Reads the file. Raises OSError."""
+    """Reads a file, and returns where its lines begin and where the last newline ends: int64 [lines + 1].
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     found, position = [np.zeros(1, np.int64)], 0
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
@@ -60,7 +73,7 @@ def _scan(path: str, lines: int, size: int) -> np.ndarray:
     offsets = offsets_of_lines(path)
     if len(offsets) != lines + 1 or offsets[-1] != size:
         raise DataError(
-            f"{path}: holds {len(offsets) - 1} lines in {offsets[-1]} bytes, and the manifest says {lines} in {size}; copy the "
-            "folder again, or split the data again"
+            f"{path}: holds {len(offsets) - 1} lines in {offsets[-1]} bytes, but the manifest says {lines} in {size}; "
+            "copy the folder again, or split the data again"
         )
     return offsets

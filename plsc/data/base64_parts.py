@@ -1,6 +1,6 @@
 """The format of base64 data: parts of `base64<TAB>label` lines, the file that lists them, and the manifest.
 
-A folder that holds `base64_manifest.json` holds a complete data set, split for a number of ranks.
+A folder with a `base64_manifest.json` holds a complete data set, split for a number of ranks.
 """
 
 from __future__ import annotations
@@ -15,62 +15,72 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import DataError
-from plsc.storage.local_files import LOCAL, Files, Status
+from plsc.storage.base import Status, Storage, StorageError, read_bytes
+from plsc.storage.local import LOCAL
 
 MANIFEST_NAME = "base64_manifest.json"
 FILE_LIST_NAME = "base64_file_list.txt"
 SKIPPED_NAME = "base64_skipped.txt"
 FORMAT = "plsc-base64"
 VERSION = 1
-LONGEST_LABEL = 18  # digits: such a label fits an int64
+LONGEST_LABEL = 18  # digits, so that a label fits an int64
 
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NEWLINE, _TAB, _ZERO, _NINE, _PADDING = b"\n\t09="
 
 
 def rank_file_name(rank: int) -> str:
-    """The name of the lines of one rank."""
+    """Returns the name of the file with the lines of one rank."""
     return f"base64_rank_{rank}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One input file: its name in the list, its path, and what it was like when the list was read (bytes, ns)."""
+    """One input file.
+
+    Attributes:
+        name: Its name in the list.
+        path: Its path.
+        size: Its size in bytes when the list was read.
+        modified: Seconds since 1970 of its last change when the list was read.
+    """
 
     name: str
     path: str
     size: int
-    modified: int
+    modified: float
 
 
-def read_file_list(data_dir: str, file_list: str, files: Files = LOCAL) -> list[Part]:
-    """Reads and checks `data_dir/file_list`, one part a line, relative to `data_dir`.
+def read_file_list(data_dir: str, file_list: str, storage: Storage = LOCAL) -> list[Part]:
+    """Reads and checks `data_dir/file_list`, which names one part a line, relative to `data_dir`.
 
-    Raises DataError for the first line that is blank, ends the Windows way, is absolute or leaves the folder, or names
-    a part twice, one that cannot be read, or one without lines.
+    Raises:
+        DataError: A line is blank, has a Windows line end, is an absolute path or leaves the folder; or a part is named
+            twice, cannot be read or is empty. The error names the first such line.
     """
     list_path = os.path.join(data_dir, file_list)
-    if not files.is_folder(data_dir):
+    found = storage.status(data_dir)
+    if found is None or not found.is_folder:
         raise DataError(f"{data_dir}: no such folder; give the folder of {file_list} with --data_dir")
     try:
-        lines = files.read(list_path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
+        lines = read_bytes(storage, list_path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except StorageError as error:
         raise DataError(
-            f"{list_path}: cannot read the list of parts ({error.strerror}); check --data_dir and --file_list"
+            f"{list_path}: cannot read the list of parts ({error.reason}); check --data_dir and --file_list"
         ) from error
     if not lines[-1]:
         lines.pop()
     if not lines:
-        raise DataError(f"{list_path}: names no parts; write one file name a line")
+        raise DataError(f"{list_path}: names no parts; write one file name per line")
     parts: list[Part] = []
     seen: dict[Hashable, int] = {}
     for number, line in enumerate(lines, 1):
         where = f"{list_path}:{number}"
         name = _part_name(line, where)
-        status = _part_status(files, os.path.join(data_dir, name), name, where)
+        status = _part_status(storage, os.path.join(data_dir, name), name, where)
         first = seen.setdefault(status.identity, number)
         if first != number:
-            raise DataError(f"{where}: {name!r} is the part line {first} names; remove one of them")
+            raise DataError(f"{where}: {name!r} is the same file as the part in line {first}; remove one of the lines")
         parts.append(Part(name, os.path.join(data_dir, name), status.size, status.modified))
     return parts
 
@@ -79,7 +89,7 @@ def _part_name(line: bytes, where: str) -> str:
     if not line.strip():
         raise DataError(f"{where}: blank line; remove it")
     if line.endswith(b"\r"):
-        raise DataError(f"{where}: Windows line end; convert the list, for instance with sed -i 's/\\r$//'")
+        raise DataError(f"{where}: Windows line end; convert the list, for example with sed -i 's/\\r$//'")
     try:
         name = line.decode("utf-8")
     except UnicodeDecodeError:
@@ -91,12 +101,15 @@ def _part_name(line: bytes, where: str) -> str:
     return name
 
 
-def _part_status(files: Files, path: str, name: str, where: str) -> Status:
+def _part_status(storage: Storage, path: str, name: str, where: str) -> Status:
+    advice = "restore it or remove the line"
     try:
-        status = files.status(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{where}: cannot read part {name!r} ({reason}); restore it or remove the line") from error
+        status = storage.status(path)
+    except (StorageError, ValueError) as error:  # a ValueError for a name with a null byte
+        reason = getattr(error, "reason", error)
+        raise DataError(f"{where}: cannot read part {name!r} ({reason}); {advice}") from error
+    if status is None:
+        raise DataError(f"{where}: cannot read part {name!r} (no such file); {advice}")
     if not status.is_file:
         raise DataError(f"{where}: {name!r} is not a file; name files only")
     if status.size == 0:
@@ -105,25 +118,25 @@ def _part_status(files: Files, path: str, name: str, where: str) -> Status:
 
 
 def open_part(part: Part) -> Any:
-    """Opens a part, unbuffered. Raises DataError when it cannot be read or has changed since the list was read."""
+    """Opens a part, unbuffered. Raises DataError if it cannot be read, or has changed since the list was read."""
     try:
         file = open(part.path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise DataError(f"{part.path}: cannot read the part ({error.strerror}); restore it and run again") from error
     status = os.fstat(file.fileno())
-    if (status.st_size, status.st_mtime_ns) != (part.size, part.modified):
+    if (status.st_size, status.st_mtime) != (part.size, part.modified):
         file.close()
         raise changed(part)
     return file
 
 
 def changed(part: Part) -> DataError:
-    """The error for a part that was written to meanwhile."""
-    return DataError(f"{part.path}: the part changed while it was being read; run again when nothing writes to it")
+    """Returns the error for a part that something wrote to in the meantime."""
+    return DataError(f"{part.path}: the part changed while it was being read; run again once nothing writes to it")
 
 
 class Fault(enum.IntEnum):
-    """What can be wrong with a line."""
+    """A reason why a line is bad."""
 
     BLANK = 1
     WINDOWS = 2
@@ -139,23 +152,27 @@ class Fault(enum.IntEnum):
 
 ADVICE = {
     Fault.BLANK: "blank line; remove it",
-    Fault.WINDOWS: "Windows line end; convert the part, for instance with sed -i 's/\\r$//'",
+    Fault.WINDOWS: "Windows line end; convert the part, for example with sed -i 's/\\r$//'",
     Fault.NO_TAB: "no tab; write base64<TAB>label",
-    Fault.NEGATIVE: "the label is negative; labels count from 0",
+    Fault.NEGATIVE: "the label is negative; labels start at 0",
     Fault.LABEL: f"the label is not a number of 1 to {LONGEST_LABEL} digits; write base64<TAB>label",
     Fault.NO_IMAGE: "nothing before the tab; write base64<TAB>label",
     Fault.ALPHABET: "a character that is not base64 (A-Z a-z 0-9 + / and = at the end); encode the image again",
-    Fault.LENGTH: "the base64 has a wrong length or padding, cut off perhaps; encode the image again",
+    Fault.LENGTH: "the base64 has a wrong length or padding, and may be cut off; encode the image again",
     Fault.LONG: "the line is longer than {max_line} bytes; raise --max_line or remove the line",
     Fault.IMAGE: "Pillow cannot decode the image; replace it or remove the line",
 }
 
 
 class Lines(NamedTuple):
-    """The lines of a block, all arrays of one length.
+    """The lines of a block, as arrays of one length. Of a bad line only the start, the end and the fault are valid.
 
-    `starts` and `ends` (of the newline) are positions in the block, `tabs` those of the last tab; `labels` int64;
-    `faults` is 0 for a good line. What is said of a bad line, apart from its place and fault, means nothing.
+    Attributes:
+        starts: Where each line begins in the block.
+        ends: Where its newline is.
+        tabs: Where its last tab is.
+        labels: Its label, int64.
+        faults: Its `Fault`, or 0 for a good line.
     """
 
     starts: np.ndarray
@@ -171,7 +188,7 @@ def find_lines(block: bytes, max_line: int) -> Lines:
 
 
 def _all_good(block: bytes, max_line: int) -> Optional[Lines]:
-    """Checks all lines at once; None when any is bad. `check_line` says what is good."""
+    """Checks all lines at once by the rules of `check_line`. Returns None if any line is bad."""
     if not block:
         return None
     characters = np.frombuffer(block, np.uint8)
@@ -186,8 +203,8 @@ def _all_good(block: bytes, max_line: int) -> Optional[Lines]:
     labels = _labels(characters, tabs, ends)
     if labels is None:
         return None
-    # With the letters gone only tabs, newlines and '=' may be left, and each '=' must be one of the last two before
-    # the tab: labels are digits, as was seen above.
+    # Without the letters and digits only tabs, newlines and '=' may remain, and each '=' must be one of the last two
+    # characters before the tab. That labels are digits is checked above.
     rest = block.translate(None, _ALPHABET)
     paddings = rest.count(b"=")
     last = characters[tabs - 1] == _PADDING
@@ -235,7 +252,7 @@ def _one_by_one(block: bytes, max_line: int) -> Lines:
 
 
 def check_line(line: bytes, max_line: int) -> Optional[Fault]:
-    """Says what is wrong with one line, given without its newline; None for a good one."""
+    """Returns what is wrong with a line, given without its newline, or None if it is good."""
     if len(line) > max_line:
         return Fault.LONG
     if not line.strip():
@@ -261,7 +278,15 @@ def check_line(line: bytes, max_line: int) -> Optional[Fault]:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file of a split data set: `samples` lines, the last `padding` of which are copies; sizes in bytes."""
+    """One file of a split data set.
+
+    Attributes:
+        name: Its name.
+        samples: How many lines it has.
+        padding: How many of them, at the end, are copies.
+        bytes: Its size.
+        sha256: The SHA-256 of its bytes, in hexadecimal.
+    """
 
     name: str
     samples: int
@@ -272,9 +297,20 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of split base64 data holds.
+    """The description of a folder of split base64 data.
 
-    `samples` are the distinct ones; `padding` of them stand a second time, so that each file has `samples_per_file`.
+    Attributes:
+        nranks: The number of files.
+        seed: The seed of the order.
+        samples: The number of distinct samples.
+        padding: The number of copies that make all files equally long.
+        skipped: The number of bad lines that were left out.
+        samples_per_file: The number of lines of each file, copies included.
+        largest_label: The largest label.
+        files: The files, in the order of ranks.
+        source_list: The name of the list of parts.
+        sources: The name, the bytes and the lines of each part.
+        file_list: The name of the list of files.
     """
 
     nranks: int
@@ -290,33 +326,34 @@ class Manifest:
     file_list: str = FILE_LIST_NAME
 
     def to_json(self) -> str:
-        """The text of `base64_manifest.json`."""
+        """Returns the text of `base64_manifest.json`."""
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def load_manifest(folder: str, files: Files = LOCAL) -> Optional[Manifest]:
-    """Reads the manifest of a folder; None when it holds none.
+def load_manifest(folder: str, storage: Storage = LOCAL) -> Optional[Manifest]:
+    """Reads the manifest of a folder. Returns None if there is none.
 
-    Raises DataError when the file is no manifest of base64 data, or of a newer version.
+    Raises:
+        DataError: The file is not a manifest of base64 data, or of a newer version.
     """
     path = os.path.join(folder, MANIFEST_NAME)
     try:
-        values = json.loads(files.read(path).decode("utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the manifest ({error.strerror}); check its permissions") from error
+        if storage.status(path) is None:
+            return None
+        values = json.loads(read_bytes(storage, path).decode("utf-8"))
+    except StorageError as error:
+        raise DataError(f"{path}: cannot read the manifest ({error.reason}); check its permissions") from error
     except ValueError as error:
         raise DataError(f"{path}: not a manifest of base64 data ({error}); move it away") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise DataError(f"{path}: not a manifest of base64 data; move it away")
     version = values.pop("version", None)
     if version != VERSION:
-        raise DataError(f"{path}: version {version!r}, and this plsc reads version {VERSION}; use a newer plsc")
+        raise DataError(f"{path}: is of version {version!r}, but this plsc reads version {VERSION}; use a newer plsc")
     try:
         manifest = Manifest(**{**values, "files": [OutputFile(**file) for file in values["files"]]})
         if any(os.path.basename(file.name) != file.name for file in manifest.files):
-            raise TypeError("a file name with a folder")
+            raise TypeError("a file name with a folder in it")
         return manifest
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: a damaged manifest ({error}); move it away and run the tool again") from error
+        raise DataError(f"{path}: the manifest is damaged ({error}); move it away and run the tool again") from error

@@ -1,4 +1,4 @@
-"""Training images out of the files that `tools/process_base64_files.py` writes."""
+"""Training images from the files that `tools/process_base64_files.py` writes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifes
 from plsc.errors import ConfigError, DataError
 
 SHUFFLES = ("window", "full")
-_BLOCK_BYTES = 4_000_000  # lines that are neighbours in a file are read together, about so many bytes
-_WINDOW_BLOCKS = 16  # and come among the lines of so many blocks
-_SLOTS = 4096  # many more than blocks in use, so that hardly two of those share one
+_BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
+_WINDOW_BLOCKS = 16  # the number of blocks whose lines are mixed
+_SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
 class _Lines(NamedTuple):
-    """One open file; line i is the bytes [offsets[i], offsets[i + 1])."""
+    """An open file. Line i is the bytes [offsets[i], offsets[i + 1])."""
 
     path: str
     descriptor: int
@@ -29,23 +29,24 @@ class _Lines(NamedTuple):
 
 
 class Base64Files:
-    """The samples of one rank in a split folder: an `ImageSource`.
+    """The `ImageSource` of the samples of one rank in a split folder.
 
-    A rank takes whole files: of F files and W ranks, those numbered rank, rank + W, ... The copies that made the files
-    equal are left out but for the one that a rank needs to be as long as the others. Sample i is line
+    A rank takes whole files: those numbered rank, rank + world_size, and so on. The copies that make all files equally
+    long are left out, except for the one that a rank may need to have as many samples as the others. Sample i is line
     `i % samples_per_file` of file `i // samples_per_file`.
 
     Args:
-        folder: holds the files and their manifest.
-        manifest: what it says.
-        num_classes: labels must be below it.
-        rank, world_size: which files to open; `world_size` must divide their number.
+        folder: The folder with the files and their manifest.
+        manifest: The manifest.
+        num_classes: The number of classes; labels must be below it.
+        rank: The rank whose files to open.
+        world_size: The number of ranks, which must divide the number of files.
         shuffle: 'window' reads the files in blocks of about 4 MB, in an order drawn for each epoch, and mixes the lines
-            of 16 of them; 'full' draws lines from all over the files, at the price of one small read for each.
+            of 16 blocks. 'full' draws lines from all over the files, at the price of a small read for each.
 
     Raises:
-        ConfigError: no such shuffle.
-        DataError: the number of ranks does not fit, a label is too large, or a file is not as the manifest says.
+        ConfigError: There is no such shuffle.
+        DataError: The number of ranks does not fit, a label is too large, or a file differs from the manifest.
     """
 
     def __init__(
@@ -75,23 +76,23 @@ class Base64Files:
         self._begun = [-1] * _SLOTS
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """This rank's samples in the order of an epoch: int64 [ceil(num_images / world_size)]."""
+        """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         samples = self._share(world_size)
         rng = np.random.default_rng((seed, epoch, rank))
         if self._shuffle == "full":
             return rng.permutation(samples)
-        # A line comes after its block, by up to a window: the blocks are begun one after another, at an even pace.
+        # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
         _, block = np.unique(self._blocks(samples), return_inverse=True)
         turn = rng.permutation(int(block.max()) + 1)[block]
         return samples[np.argsort(turn + _WINDOW_BLOCKS * rng.random(len(samples)), kind="stable")]
 
     def where(self, i: int) -> str:
-        """The file and line of a sample."""
+        """Returns the file and the line of a sample, for messages."""
         number, line = divmod(i, self._manifest.samples_per_file)
         return f"{self._files[number].path}:{line + 1}"
 
     def read(self, i: int) -> tuple[bytes, int]:
-        """The encoded image and the label of a sample. Raises DataError, with file and line, for one that is damaged."""
+        """Returns the encoded image and the label of a sample. Raises DataError if its line is damaged."""
         number, line = divmod(i, self._manifest.samples_per_file)
         file = self._files[number]
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
@@ -109,21 +110,21 @@ class Base64Files:
         if label >= self._num_classes:
             raise DataError(
                 f"{self.where(i)}: label {label} is outside [0, {self._num_classes}); the file does not belong to "
-                "its manifest, copy the folder again"
+                "its manifest; copy the folder again"
             )
         return data, label
 
     def _damaged(self, i: int, text: bytes) -> DataError:
-        """The error for a line that is not as it was made."""
+        """Returns the error for a line that has changed since it was written."""
         fault = check_line(text[:-1], len(text))
-        reason = ADVICE[fault].split(";")[0] if fault else "the line does not end where it did"
+        reason = ADVICE[fault].split(";")[0] if fault else "the line no longer ends where it did"
         return DataError(
-            f"{self.where(i)}: {reason}; the file was damaged after it was made, copy it again or run "
+            f"{self.where(i)}: {reason}; the file was damaged after it was written; copy it again, or run "
             f"{self._command(self._manifest.nranks)}"
         )
 
     def _share(self, world_size: int) -> np.ndarray:
-        """The samples of the rank in the order of its files."""
+        """Returns the samples of the rank in the order of its files."""
         each = self._manifest.samples_per_file
         lines, copies = [], []
         for number in self._files:
@@ -138,14 +139,14 @@ class Base64Files:
         return samples // each * each + samples % each // self._block_lines
 
     def _read_ahead(self, file: _Lines, number: int, block: int) -> None:
-        """Has the system read a whole block at the first of its lines, unless that was done not long ago."""
+        """Asks the system to read a whole block ahead, at the first of its lines to be read."""
         name = number * self._manifest.samples_per_file + block
         if self._begun[name % _SLOTS] == name or not hasattr(os, "posix_fadvise"):
             return
         self._begun[name % _SLOTS] = name
         first = int(file.offsets[block * self._block_lines])
         end = int(file.offsets[min((block + 1) * self._block_lines, len(file.offsets) - 1)])
-        with contextlib.suppress(OSError):  # not every file system takes advice
+        with contextlib.suppress(OSError):  # some file systems take no advice
             os.posix_fadvise(file.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
 
     def _open(self, number: int) -> _Lines:
@@ -156,17 +157,19 @@ class Base64Files:
             weakref.finalize(self, os.close, descriptor)
             size = os.fstat(descriptor).st_size
         except OSError as error:
-            raise DataError(f"{path}: cannot read ({error.strerror}); copy it from where the data was split") from error
+            raise DataError(
+                f"{path}: cannot read ({error.strerror}); copy it again from where the data was split"
+            ) from error
         if size != made.bytes:
             raise DataError(
-                f"{path}: {size} bytes, and the manifest says {made.bytes}; copy it again or run "
+                f"{path}: has {size} bytes, but the manifest says {made.bytes}; copy it again, or run "
                 f"{self._command(self._manifest.nranks)}"
             )
         index_path = os.path.join(self._folder, index_name(number))
         return _Lines(path, descriptor, load_offsets(path, index_path, made.samples, made.bytes))
 
     def _command(self, nranks: int) -> str:
-        """What splits the data again."""
+        """Returns the command that splits the data again."""
         source, output = self._folder, ""
         if not os.path.exists(os.path.join(source, self._manifest.source_list)):
             source, output = f"<folder of {self._manifest.source_list}>", f" --output_dir={source}"
@@ -177,11 +180,11 @@ class Base64Files:
 
 
 def _decoded(image: bytes) -> Optional[bytes]:
-    """The image; None for what `check_line` finds no good base64. It would take a pass of its own."""
+    """Decodes an image, or returns None for base64 that `check_line` calls bad, without the time of that check."""
     try:
         data = binascii.a2b_base64(image)
     except binascii.Error:
         return None
-    # Characters that are not base64 are passed over, and then the image is too short.
+    # The decoder skips characters that are not base64, and then the image is too short.
     padding = 2 if image.endswith(b"==") else int(image.endswith(b"="))
     return data if image and len(image) % 4 == 0 and len(data) == len(image) // 4 * 3 - padding else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import importlib.util
 import io
 import json
@@ -27,6 +26,7 @@ from plsc.inference.export_folder import MANIFEST
 from plsc.inference.networks import embed_batch
 from plsc.inference.precision import check_precision, reduce_precision
 from plsc.machine.files import sha256_of, sync
+from plsc.machine.locks import lock_folder
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
@@ -112,32 +112,19 @@ def _replace(files: list[Path], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _workspace(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` that goes in the end; those of exports that were killed go too, which their locks tell."""
+    """Gives a hidden folder in `folder`, and removes it at the end. Those of killed exports, which nobody locks, go too."""
+    advice = "choose another folder"
     for left in folder.glob(".export-*"):
-        with _locked(left) as free:
-            if free:
+        with contextlib.suppress(ConfigError), lock_folder(left, advice) as is_protected:
+            if is_protected:
                 shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        with _locked(temporary):
+        # Another export may look at the new folder, and remove it, before it is locked; the lock then makes it again.
+        with lock_folder(temporary, advice, patience=60):
             yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a folder; gives whether it was free."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except OSError:  # another holds it, or the file system has no locks
-        free = False
-    try:
-        yield free
-    finally:
-        os.close(descriptor)
 
 
 def _report(meta: dict[str, Any]) -> None:

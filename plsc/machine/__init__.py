@@ -1,1 +1,1 @@
-"""What plsc asks of the machine it runs on: files, memory, threads, signals, random numbers, processes."""
+"""What plsc needs of the machine it runs on: files, locks, memory, threads, signals, random numbers, processes."""

@@ -1,4 +1,4 @@
-"""Files that must last: written whole, and made to outlast a power cut."""
+"""Files that appear whole or not at all, and that outlast a power cut."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Union
 
 
 def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
-    """Writes all of `data`, however often the system takes just a part."""
+    """Writes all of `data`, even if the system takes only a part at a time."""
     view = memoryview(data)
     while len(view):
         view = view[os.write(descriptor, view) :]
 
 
 def write_synced(path: Union[str, Path], data: bytes) -> None:
-    """Makes a file whose bytes last through a power cut; its name does after `sync` of the folder."""
+    """Makes a file whose bytes outlast a power cut. Its name does so after `sync` of the folder."""
     with open(path, "wb") as stream:
         stream.write(data)
         stream.flush()
@@ -26,7 +26,7 @@ def write_synced(path: Union[str, Path], data: bytes) -> None:
 
 
 def replace_file(path: Union[str, Path], data: bytes) -> None:
-    """Writes a file beside and renames it, so that it is seen whole or not at all."""
+    """Writes a file under a temporary name and renames it, so that it appears whole or not at all."""
     path = Path(path)
     with temporary(path) as written:
         write_synced(written, data)
@@ -36,23 +36,26 @@ def replace_file(path: Union[str, Path], data: bytes) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that takes its place when it is whole; what is still there afterwards is removed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Yields a temporary name in the folder of `path`, for a file to be renamed to `path` when it is complete.
+
+    A file that still has that name at the end is removed.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield beside
+        yield part
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left of `temporary` files for `path`. For one who holds a lock that its writers hold."""
+    """Removes the `temporary` files for `path` that killed processes left. Call it under the lock that writers hold."""
     for left in path.parent.glob(f".{path.name}.*.part"):
         if left.name[len(path.name) + 2 : -len(".part")].isdigit():
             left.unlink()
 
 
 def sync(path: Union[str, Path]) -> None:
-    """Makes the bytes of a file, or the names in a folder, last through a power cut."""
+    """Makes the bytes of a file, or the names in a folder, outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,8 +63,14 @@ def sync(path: Union[str, Path]) -> None:
         os.close(descriptor)
 
 
+def drop_from_cache(descriptor: int, first: int, size: int) -> None:
+    """Tells the system that bytes of a file will not be read soon, so that they do not fill the machine's memory."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_DONTNEED)
+
+
 def sha256_of(path: Union[str, Path]) -> str:
-    """The digest of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of the bytes of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):

@@ -1,7 +1,8 @@
-"""Python's, NumPy's and Paddle's random numbers: seeded, kept and put back.
+"""The random numbers of Python, NumPy and Paddle: seeding, saving and restoring.
 
-Paddle's are seeded anew at every step by (seed, step, rank), so that dropout needs no state: its generators have no
-public one that another version could read. Python's and NumPy's, which only a user's own code draws from, are kept.
+Paddle is seeded at every step by (seed, step, rank), so that dropout needs no saved state: Paddle's generators have no
+public state that another version could read. The states of Python and NumPy, which only the user's code uses, are
+saved.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import paddle
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds all three."""
+    """Seeds the generators of Python, NumPy and Paddle."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     paddle.seed(seed)
@@ -27,7 +28,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def capture() -> dict[str, Any]:
-    """The state of Python's and NumPy's generators, for JSON."""
+    """Returns the state of the generators of Python and NumPy, ready for JSON."""
     version, words, next_gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -37,10 +38,12 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Puts back what `capture` gave.
+    """Restores a state that `capture` returned.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not such a state.
+        ValueError: The state is damaged.
+        KeyError: A part of it is missing.
+        TypeError: It is not such a state.
     """
     version, words, next_gauss = state["python"]
     kind, keys, position, has_gauss, cached = state["numpy"]

@@ -1,17 +1,23 @@
-"""SIGTERM, which a cluster sends before it takes the machine away: noted once, obeyed at once the second time."""
+"""Signals that end a process: a request to stop that can be polled, and sections that are not interrupted."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Optional
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM sets `requested`; the next ends the process as if nobody handled it.
+    """The wish of a cluster to take the machine away, which it announces with SIGTERM.
 
-    Only the main thread can do so; in others nothing changes.
+    Inside the `with` block the first SIGTERM only sets `requested`. A second one ends the process as if it had no
+    handler. In threads other than the main one nothing changes, since only that one can handle signals.
+
+    Attributes:
+        requested: Whether SIGTERM has come.
     """
 
     def __init__(self) -> None:
@@ -31,3 +37,24 @@ class StopRequest:
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self.requested = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Lets SIGINT, SIGTERM and SIGHUP wait until the end of the `with` block.
+
+    It uses handlers rather than a mask: a mask belongs to one thread, and any thread may receive a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])

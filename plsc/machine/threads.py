@@ -1,4 +1,4 @@
-"""CPU threads per rank, set before paddle is imported (paddle would settle for one)."""
+"""The CPU threads of a rank, which must be set before paddle is imported: paddle would use one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ user_chose = False  # whether OMP_NUM_THREADS comes from the user; set by set_th
 
 
 def set_threads_per_rank() -> None:
-    """Sets OMP_NUM_THREADS to the cores divided by the ranks on this machine, unless the user chose a value."""
+    """Sets OMP_NUM_THREADS to the cores divided by the ranks on this machine, unless the user has set it."""
     global user_chose
     user_chose = _chosen_by_user()
     if not user_chose:
@@ -17,12 +17,12 @@ def set_threads_per_rank() -> None:
 
 
 def threads_per_rank(local_ranks: int) -> int:
-    """Cores this process may use, shared fairly by `local_ranks` processes; at least 1."""
+    """Returns the threads of each of `local_ranks` processes that share the cores fairly; at least 1."""
     return max(1, cores() // max(1, local_ranks))
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -31,8 +31,8 @@ def _chosen_by_user() -> bool:
         return False
     if os.environ["OMP_NUM_THREADS"] != "1" or "PADDLE_TRAINER_ID" not in os.environ:
         return True
-    # Paddle's launcher imports paddle, which puts 1 into the environment its ranks inherit:
-    # what the user asked for is in the environment the launcher itself was started with.
+    # Paddle's launcher imports paddle, which puts 1 into the environment that its ranks inherit. What the user chose is
+    # in the environment with which the launcher itself was started.
     try:
         with open(f"/proc/{os.getppid()}/environ", "rb") as environment:
             return any(entry.startswith(b"OMP_NUM_THREADS=") for entry in environment.read().split(b"\0"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import importlib
 import io
 import json
@@ -24,10 +23,12 @@ import numpy as np
 
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, write_all
+from plsc.machine.locks import lock_folder
 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
+_ANOTHER_FOLDER = "choose another folder"
 _SAVE_SECONDS = 10.0  # Time between two records of the progress.
 _PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
 
@@ -96,8 +97,7 @@ class EmbeddingsWriter:
         with contextlib.ExitStack() as failed:
             failed.callback(self._release)
             with self._writing():
-                folder.mkdir(parents=True, exist_ok=True)
-                self._lock.enter_context(_locked(folder))
+                self._lock.enter_context(lock_folder(folder, _ANOTHER_FOLDER))
                 self._begin()
             failed.pop_all()
 
@@ -241,7 +241,7 @@ def write_parquet(folder: Path) -> Path:
         metadata={_PARQUET_META: json.dumps(made.meta, ensure_ascii=False)},
     )
     try:
-        with _locked(folder), temporary(place) as written:
+        with lock_folder(folder, _ANOTHER_FOLDER), temporary(place) as written:
             remove_leftovers(place)
             with parquet.ParquetWriter(written, schema) as writer:
                 for first in range(0, len(made.names), _PARQUET_ROWS):
@@ -327,22 +327,6 @@ def reason(problem: Exception) -> str:
     if isinstance(problem, KeyError):
         return f"no {problem}"
     return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other writers out of a folder. Raises ConfigError if another is in."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another process is writing embeddings there; wait for it") from None
-        except OSError:
-            pass  # not every file system has locks
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> Optional[dict[str, Any]]:

@@ -19,19 +19,19 @@ from plsc.shuffle.plan import Options
 
 _NOT_FOR_SPARK = {
     "memory": "set spark.executor.memory and spark.python.worker.memory",
-    "workers": "set the master, for instance local[4], or spark.executor.instances",
+    "workers": "set the master, for example local[4], or spark.executor.instances",
     "tmp_dir": "set spark.local.dir",
     "compress_tmp": "Spark compresses by itself",
 }
-_PERIOD = 10  # seconds between two plain lines of progress
+_PERIOD = 10  # seconds between two lines of progress where there is no terminal
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end."""
+    """The exception that ends the run after a signal."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Runs the tool; returns the exit status."""
+    """Runs the tool and returns its exit status."""
     return exit_status(lambda: _run(make_parser().parse_args(arguments)))
 
 
@@ -48,7 +48,7 @@ def _run(parsed: argparse.Namespace) -> int:
         return 1
     except Stopped as stopped:
         progress.close()
-        print(f"plsc: error: stopped by {stopped} before it was done; run again to start over", file=sys.stderr)
+        print(f"plsc: error: stopped by {stopped} before it was done; run it again to start over", file=sys.stderr)
         return 1
     progress.close()
     print(_summary(result, time.monotonic() - began))
@@ -61,103 +61,123 @@ def _shuffle(options: dict[str, Any], progress: _Progress) -> Result:
         return shuffle_base64(Options(**options, skip_errors=skip_errors), progress.show)
     for name, instead in _NOT_FOR_SPARK.items():
         if options.get(name):
-            raise ConfigError(f"--{name} is not for --engine spark: {instead}; leave it out")
+            raise ConfigError(f"--{name} is not for --engine spark; leave it out ({instead})")
     from plsc.shuffle.spark import shuffle_on_spark
 
     return shuffle_on_spark(Options(**options, skip_errors=skip_errors, memory=1 << 62))
 
 
 def make_parser() -> Parser:
-    """The parser of its command line."""
+    """Returns the parser of the command line."""
     tool = "python tools/process_base64_files.py"
     parser = Parser(
         prog=tool,
         description="Shuffles all lines of base64 data and splits them into base64_rank_0 ... base64_rank_<N-1>, files "
-        "with equal counts of lines; when the total does not divide, random samples stand a second time. Also writes "
-        "base64_file_list.txt and base64_manifest.json. The inputs are never changed; outputs appear when all are "
-        "complete. Sizes may be written 512MB, 1.5GB or 256MiB.",
+        "with equal counts of lines; if the total does not divide, random samples are repeated. Also writes "
+        "base64_file_list.txt and base64_manifest.json. The inputs are never changed, and the outputs appear when all "
+        "of them are complete. Sizes may be written 512MB, 1.5GB or 256MiB.",
         examples=[
             f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8",
             f"{tool} --data_dir=./dataset --file_list=file_list.txt --nranks=8 --check --on-error skip",
             f"{tool} --data_dir=hdfs://namenode:9000/dataset --file_list=file_list.txt --nranks=8 --engine spark",
         ],
     )
-    # Each option may be spelled with - or _.
-    for name, settings in (
-        ("data_dir", {"required": True, "metavar": "DIR", "help": "folder of the training data"}),
-        (
-            "file_list",
-            {
-                "required": True,
-                "metavar": "NAME",
-                "help": "file in it that names the parts, one a line; a part is lines of base64<TAB>label",
-            },
-        ),
-        ("nranks", {"required": True, "type": at_least(1), "metavar": "N", "help": "ranks (GPUs) to split for"}),
-        ("output_dir", {"metavar": "DIR", "help": "folder for the outputs (default: data_dir)"}),
-        (
-            "tmp_dir",
-            {"metavar": "DIR", "help": "folder for temporary files, as large as the data (default: output_dir)"},
-        ),
-        (
-            "seed",
-            {
-                "type": at_least(0),
-                "default": 0,
-                "metavar": "N",
-                "help": "the same seed gives the same bytes (default 0)",
-            },
-        ),
-        (
-            "memory",
-            {
-                "type": size,
-                "metavar": "SIZE",
-                "help": "most memory of all processes together, whatever the size of the data (default 512MB)",
-            },
-        ),
-        (
-            "workers",
-            {"type": at_least(1), "metavar": "N", "help": "processes (default: one a core, as the memory allows)"},
-        ),
-        (
-            "check",
-            {"action": "store_true", "help": "also decode every image, and treat one that is broken as a bad line"},
-        ),
-        (
-            "on_error",
-            {
-                "choices": ["stop", "skip"],
-                "default": "stop",
-                "help": "at a bad line: stop and say where (default), or leave it out and list it in base64_skipped.txt",
-            },
-        ),
-        (
-            "compress_tmp",
-            {"action": "store_true", "help": "temporary files take a quarter less space, and more computing"},
-        ),
-        (
-            "max_line",
-            {"type": size, "default": "8MB", "metavar": "SIZE", "help": "longest line taken for good (default 8MB)"},
-        ),
-        (
-            "engine",
-            {
-                "choices": ["local", "spark"],
-                "default": "local",
-                "help": "this machine (default), or Apache Spark, which also reads and writes hdfs:// folders and gives the "
-                "same files; start it with spark-submit to use a cluster",
-            },
-        ),
-    ):
-        spellings = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
-        parser.add_argument(*spellings, dest=name, **settings)  # type: ignore[arg-type]
+    _add_data(parser)
+    _add_resources(parser)
+    _add_checks(parser)
     return parser
+
+
+def _add(parser: Parser, name: str, **settings: Any) -> None:
+    """Adds an option that may be spelled with - or _."""
+    parser.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), dest=name, **settings)
+
+
+def _add_data(parser: Parser) -> None:
+    _add(parser, "data_dir", required=True, metavar="DIR", help="folder of the training data")
+    _add(
+        parser,
+        "file_list",
+        required=True,
+        metavar="NAME",
+        help="file in it that names the parts, one per line; a part is lines of base64<TAB>label",
+    )
+    _add(parser, "nranks", required=True, type=at_least(1), metavar="N", help="number of ranks (GPUs) to split for")
+    _add(parser, "output_dir", metavar="DIR", help="folder for the outputs (default: data_dir)")
+    _add(
+        parser,
+        "tmp_dir",
+        metavar="DIR",
+        help="folder for temporary files, which are as large as the data (default: output_dir)",
+    )
+    _add(
+        parser,
+        "seed",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="seed of the order; the same seed gives the same bytes (default 0)",
+    )
+
+
+def _add_resources(parser: Parser) -> None:
+    _add(
+        parser,
+        "engine",
+        choices=["local", "spark"],
+        default="local",
+        help="this machine (default), or Apache Spark, which also reads and writes hdfs:// folders and gives the same "
+        "files; start it with spark-submit to use a cluster",
+    )
+    _add(
+        parser,
+        "memory",
+        type=size,
+        metavar="SIZE",
+        help="most memory of all processes together, whatever the size of the data (default 512MB)",
+    )
+    _add(
+        parser,
+        "workers",
+        type=at_least(1),
+        metavar="N",
+        help="number of processes (default: one per core, as far as the memory allows)",
+    )
+    _add(
+        parser,
+        "compress_tmp",
+        action="store_true",
+        help="make temporary files a quarter smaller, at the price of more computing",
+    )
+
+
+def _add_checks(parser: Parser) -> None:
+    _add(
+        parser,
+        "check",
+        action="store_true",
+        help="also decode every image, and treat the line of a broken one as bad",
+    )
+    _add(
+        parser,
+        "on_error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at a bad line, stop and report it (default), or leave it out and list it in base64_skipped.txt",
+    )
+    _add(
+        parser,
+        "max_line",
+        type=size,
+        default="8MB",
+        metavar="SIZE",
+        help="longest line that is not bad (default 8MB)",
+    )
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Turns the first signal to end into Stopped; later ones wait until everything is cleaned up."""
+    """Turns the first signal that asks to end into Stopped, and ignores later ones while everything is cleaned up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number: int, frame: Any) -> None:
@@ -174,7 +194,7 @@ def _signals() -> Iterator[None]:
 
 
 class _Progress:
-    """A bar for each pass on a terminal, a line every ten seconds elsewhere; on stderr."""
+    """The display of progress on stderr: on a terminal a bar for each pass, elsewhere a line every ten seconds."""
 
     def __init__(self) -> None:
         self._bar: Optional[tqdm] = None
@@ -182,13 +202,13 @@ class _Progress:
         self._began = self._spoke = 0.0
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` bytes of the pass `stage`."""
+        """Shows that `done` of `total` bytes of the pass `stage` are done."""
         if stage != self._stage:
             self.close()
             self._stage, self._began = stage, time.monotonic()
             self._spoke = self._began
             if sys.stderr.isatty():
-                tqdm.monitor_interval = 0  # its thread would be forked
+                tqdm.monitor_interval = 0  # workers are forked, and must not inherit a thread of tqdm
                 self._bar = tqdm(total=total, desc=stage, unit="B", unit_scale=True, leave=False)
         if self._bar is not None:
             self._bar.update(min(done, total) - self._bar.n)
@@ -202,7 +222,7 @@ class _Progress:
         return f"{self._stage}: {min(1, done / total):.0%} of {total / 1e9:.2f} GB, {rate / 1e6:.0f} MB/s{left}"
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -216,5 +236,6 @@ def _summary(result: Result, seconds: float) -> str:
         f"{made.samples} samples from {len(made.sources)} parts ({result.input_bytes / 1e6:.1f} MB){skipped}\n"
         f"{made.nranks} files of {made.samples_per_file} lines ({result.output_bytes / 1e6:.1f} MB), "
         f"{made.padding} of them padding; the largest label is {made.largest_label}\n"
-        f"{seconds:.1f} s, {result.input_bytes / 1e6 / max(seconds, 1e-9):.0f} MB/s with {result.workers} workers{memory}"
+        f"{seconds:.1f} s, {result.input_bytes / 1e6 / max(seconds, 1e-9):.0f} MB/s "
+        f"with {result.workers} workers{memory}"
     )

@@ -1,8 +1,8 @@
-"""Shuffles base64 data sets of any size in bounded memory and splits them for a number of ranks.
+"""The local engine: shuffles base64 data sets of any size in bounded memory, and splits them for a number of ranks.
 
-Every line gets a random 64-bit key that depends on the seed and the line's place alone; the output is the lines in the
-order of their keys. The first pass writes runs sorted by key, the second reads range after range of keys out of all
-runs. How many runs and ranges there are depends on the memory; the order does not.
+Every line gets a random 64-bit key that depends only on the seed and on the place of the line. The output is the lines
+in the order of their keys. The first pass writes runs that are sorted by key; the second pass reads one range of keys
+after another out of all runs. The number of runs and ranges depends on the memory, but the order does not.
 """
 
 from __future__ import annotations
@@ -33,11 +33,19 @@ from plsc.shuffle.worker_pool import run_workers
 from plsc.shuffle.workspace import check_disk, check_targets, finish, open_workspace
 
 Watch = Callable[[str, int, int], None]
-_SHORTEST = 7  # bytes of a line
+_SHORTEST = 7  # bytes of the shortest line
 
 
 class Result(NamedTuple):
-    """What a split came to; memory is the sum of the peaks of all processes, in bytes, 0 where it is not known."""
+    """The outcome of a split.
+
+    Attributes:
+        manifest: The description of the outputs.
+        input_bytes: The size of all parts.
+        output_bytes: The size of all outputs.
+        workers: The number of workers.
+        peak_memory: The sum of the peaks of all processes, in bytes; 0 where it is not known.
+    """
 
     manifest: Manifest
     input_bytes: int
@@ -47,15 +55,19 @@ class Result(NamedTuple):
 
 
 def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: None) -> Result:
-    """Shuffles the lines of all parts and splits them into one file a rank, beside a file list and a manifest.
+    """Shuffles the lines of all parts and splits them into one file per rank, with a file list and a manifest.
 
     Args:
-        options: what to do.
-        watch: told the stage ('reading' or 'writing'), the bytes done and the bytes in all, from time to time.
+        options: The options of the tool.
+        watch: A function that is called now and then with the stage ('reading' or 'writing'), the bytes done and all
+            bytes.
+
+    Returns:
+        What was written.
 
     Raises:
-        ConfigError: options that cannot work.
-        DataError: an input with a mistake in it, a full disk, files in the way. No output is changed, none is left.
+        ConfigError: The options cannot work.
+        DataError: An input has a mistake, a disk is full, or files are in the way. No output is changed or left behind.
     """
     parts = read_file_list(options.data_dir, options.file_list)
     output_dir = options.output_dir or options.data_dir
@@ -73,20 +85,19 @@ def shuffle_base64(options: Options, watch: Watch = lambda stage, done, total: N
             len(plan.tasks),
             plan.workers,
             partial(_tell, watch, "reading", total),
-            workspace.lock,
         )
         raise_first_fault(plan, scans)
         peak = peak_memory() + (sum(scan.peak for scan in scans) if plan.workers > 1 else 0)
-        written = write_all_files(plan, scans, workspace.lock, partial(_tell, watch, "writing", total))
+        written = write_all_files(plan, scans, partial(_tell, watch, "writing", total))
         manifest = _manifest(plan, scans, [file for file, _ in written])
         names += write_skipped(plan, scans)
         finish(workspace, manifest, names, earlier)
         return Result(
-            manifest,
-            total,
-            sum(file.bytes for file in manifest.files),
-            plan.workers,
-            max(peak, _peak_of_writing(plan, written)),
+            manifest=manifest,
+            input_bytes=total,
+            output_bytes=sum(file.bytes for file in manifest.files),
+            workers=plan.workers,
+            peak_memory=max(peak, _peak_of_writing(plan, written)),
         )
 
 

@@ -1,4 +1,4 @@
-"""The options of a base64 shuffle, and how they share out the memory."""
+"""The options of a shuffle, and the plan of its work: tasks, and how the memory is divided."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from plsc.errors import ConfigError
 from plsc.machine import threads
 from plsc.shuffle.runs import LINE_BYTES, cell_bounds
 
-BLOCK = 1 << 20  # lines that begin in one such piece of a part draw their keys from one stream
-AHEAD = 1 << 16  # bytes read at a time beyond a block, for the end of its last line
-_MAIN_BYTES = 44_000_000  # resident memory of this process without data (Python 3.11, NumPy 2.4)
-_WORKER_BYTES = 28_000_000  # and of a forked worker
-CHECK_LINES = 1 << 14  # short lines are checked this many at a time, or a few more
-_CHECK_BYTES = 6_000_000  # memory that takes
-_PILLOW_BYTES = 16_000_000  # and of Pillow with a small image
-_ROOM_BYTES = 48_000_000  # one more worker is worth having if it has so much beyond the least: runs should be long
+BLOCK = 1 << 20  # bytes of a part; lines that begin in one block draw their keys from one stream
+AHEAD = 1 << 16  # bytes read at a time beyond a block, to find the end of its last line
+_MAIN_BYTES = 44_000_000  # resident memory of the main process without data (Python 3.11, NumPy 2.4)
+_WORKER_BYTES = 28_000_000  # the same of a forked worker
+CHECK_LINES = 1 << 14  # lines that are checked at a time, if they are short; sometimes a few more
+_CHECK_BYTES = 6_000_000  # memory that such a check takes
+_PILLOW_BYTES = 16_000_000  # memory of Pillow with a small image
+_ROOM_BYTES = 48_000_000  # memory beyond the least that makes another worker worthwhile: runs should be long
 DEFAULT_MEMORY = 512_000_000
 DEFAULT_MAX_LINE = 8_000_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the tool's options say; sizes in bytes."""
+    """The options of the tool; `--help` describes each. Sizes are in bytes.
+
+    Raises:
+        ConfigError: A value is out of its range, or the memory is too small for the work.
+    """
 
     data_dir: str
     file_list: str
@@ -57,12 +61,12 @@ class Options:
             raise ConfigError(
                 f"--memory {self.memory / 1e6:g}MB: with --workers {self.workers or 1} and --max_line "
                 f"{self.max_line / 1e6:g}MB at least {-(-least_memory // 1_000_000)}MB is needed; give more memory, "
-                "fewer workers or a smaller line"
+                "fewer workers or a smaller --max_line"
             )
 
 
 def least_bytes(workers: int, max_line: int, check: bool = False) -> int:
-    """The smallest memory that can do the work."""
+    """Returns the smallest memory that can do the work."""
     return _fixed_bytes(workers, check) + workers * (
         _passing_bytes(max_line) + (max_line + BLOCK + 4 * AHEAD) * 8 // 7 + 1
     )
@@ -73,17 +77,30 @@ def _fixed_bytes(workers: int, check: bool) -> int:
 
 
 def _passing_bytes(max_line: int) -> int:
-    """Memory of a worker for what it has in hand, beside the arena and its index."""
+    """Returns the memory of a worker for the lines in hand, in addition to the arena and its index."""
     return 2 * (max_line + BLOCK) + _CHECK_BYTES
 
 
 class Plan(NamedTuple):
-    """Everything a worker needs to know."""
+    """What a worker needs to know.
+
+    Attributes:
+        options: The options of the tool.
+        parts: The input files.
+        part_offsets: For each part, the bytes of all parts before it.
+        tasks: The ranges to read: part, first byte, end.
+        bounds: The first key of each cell.
+        workers: The number of workers.
+        arena: The memory of a worker for the text of lines, in bytes.
+        max_lines: The most lines that a worker holds at a time.
+        scratch: The folder for temporary files.
+        staging: The folder in which the outputs are made.
+    """
 
     options: Options
     parts: list[Part]
-    part_offsets: list[int]  # bytes of all parts before
-    tasks: list[tuple[int, int, int]]  # part, first byte, end
+    part_offsets: list[int]
+    tasks: list[tuple[int, int, int]]
     bounds: np.ndarray
     workers: int
     arena: int
@@ -93,12 +110,12 @@ class Plan(NamedTuple):
 
 
 def make_plan(options: Options, parts: list[Part], total: int, scratch: str, staging: str) -> Plan:
-    """Cuts the parts, `total` bytes in all, into tasks, and the memory into what each worker may use."""
+    """Divides the parts, `total` bytes in all, into tasks, and the memory among the workers."""
     workers = options.workers or _default_workers(options)
     work = (options.memory - _fixed_bytes(workers, options.check)) // workers - _passing_bytes(options.max_line)
     arena = work * 7 // 8
-    # More cells than loads, so that a load of several fills the arena well.
-    # And several for each file, as the one in which a file ends is read for the next as well.
+    # There are more cells than loads, so that several cells fill the arena well. There are several for each file, since
+    # the cell in which a file ends is read again for the next one.
     cells = min(4096, max(16, 6 * -(-total // arena), 8 * options.nranks))
     step = max(16, -(-total // (4096 * BLOCK))) * BLOCK
     tasks = [

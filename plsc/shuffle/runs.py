@@ -1,7 +1,8 @@
 """Sorted runs on disk: lines in the order of their random keys, so that any range of keys is read with few reads.
 
-A run is what fitted in memory at once: the lines' text, then their index, then a table that says where each cell
-begins. Cells are equal ranges of keys, the same for all runs, so one cell of all runs is a random share of all lines.
+A run holds the lines that fitted in memory at once: first their text, then their index, then a table of where each cell
+begins. Cells are equal ranges of keys and the same for all runs, so that one cell of all runs is a random share of all
+lines.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from plsc.machine import files
 
 KEYS = 1 << 64
 INDEX = np.dtype([("key", "<u8"), ("place", "<u8"), ("length", "<u4"), ("label", "u1")])
-LINE_BYTES = 160  # memory for what is kept of a line beside its text, while runs are sorted
-_PIECE = 1 << 18  # bytes joined for one write, few enough to stay in cache
+LINE_BYTES = 160  # memory for a line in addition to its text, while runs are sorted
+_PIECE = 1 << 18  # bytes that are joined for one write; few enough to stay in the cache of the processor
 _PIECE_LINES = 4096
 
 
 class Run(NamedTuple):
-    """Where a run stands."""
+    """The file of a run, and where its text, its index and its table begin."""
 
     path: str
     text_at: int
@@ -34,37 +35,38 @@ class Run(NamedTuple):
 
 
 def cell_bounds(count: int, low: int = 0, high: int = KEYS) -> np.ndarray:
-    """The first key of each of `count` equal ranges of [low, high); fewer when there are fewer keys."""
+    """Returns the first key of each of `count` equal ranges of [low, high), or of fewer if there are fewer keys."""
     count = min(count, high - low)
     return np.array([low + number * (high - low) // count for number in range(count)], np.uint64)
 
 
 def make_arena(size: int) -> mmap.mmap:
-    """Memory of `size` bytes; what is not used costs nothing."""
+    """Allocates `size` bytes of memory. Parts that are never used cost nothing."""
     arena = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         arena.madvise(mmap.MADV_HUGEPAGE)
     return arena
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep a few megabytes that were freed, for buffers that come and go with every block.
-
-    It gives back to the kernel what is freed in pieces larger than the largest it has seen freed; taking them again
-    costs a page fault every 4 kB, a third of the time of a run.
-    """
-    np.empty(1 << 22, np.uint8)  # freed at once, never touched
-
-
 class RunWriter:
-    """Takes lines into a fixed piece of memory and writes a run whenever it is full.
+    """A writer that collects lines in a fixed piece of memory, and writes a run whenever that is full.
 
-    Whoever reads puts text into `arena[filled:]`, then calls `add`, which says what of it are lines. Text that `add`
-    has not taken yet survives a flush, moved to the new `filled`.
+    The caller reads text into `arena[filled:]`, and then calls `add` to say which parts of it are lines. Text that was
+    not added yet survives a flush, which moves it to the new `filled`.
+
+    Args:
+        path: The file for the runs.
+        bounds: The first key of each cell.
+        arena: The memory for text.
+        max_lines: The most lines of a run.
+        pack: Whether to store images decoded, which takes less space.
 
     Attributes:
-        runs: what has been written.
-        cell_lines, cell_bytes: lines, and bytes of text on disk, of each cell over all runs.
+        arena: The memory for text.
+        filled: The number of bytes in it that belong to lines.
+        runs: The runs that have been written.
+        cell_lines: The number of lines in each cell, over all runs.
+        cell_bytes: The bytes of text on disk in each cell, over all runs.
     """
 
     def __init__(self, path: str, bounds: np.ndarray, arena: mmap.mmap, max_lines: int, pack: bool = False) -> None:
@@ -84,12 +86,12 @@ class RunWriter:
         self._offset = 0
 
     def add(self, index: np.ndarray, starts: np.ndarray, size: int) -> None:
-        """Takes lines.
+        """Adds lines.
 
         Args:
-            index: INDEX of each line.
-            starts: where they begin, from `filled`.
-            size: bytes to go on behind.
+            index: The INDEX entry of each line.
+            starts: Where the lines begin, counted from `filled`.
+            size: The number of bytes by which `filled` advances.
         """
         for first in range(0, len(index), self._max_lines):
             some = slice(first, first + self._max_lines)
@@ -101,14 +103,14 @@ class RunWriter:
         self.filled += size
 
     def flush(self, pending: int = 0) -> None:
-        """Writes a run of all lines and empties the arena, but for `pending` bytes that follow them."""
+        """Writes a run of all lines and empties the arena, except for `pending` bytes that follow the lines."""
         self._write_run()
         view = memoryview(self.arena)
         view[:pending] = bytes(view[self.filled : self.filled + pending])
         self.filled = 0
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining lines and closes the file."""
         self._write_run()
         if self._file is not None:
             os.close(self._file)
@@ -150,7 +152,10 @@ class RunWriter:
 
 
 class Load(NamedTuple):
-    """Lines of a range of keys, in order: line i is `text[starts[i]:][:lengths[i]]`, packed where `labels[i]` is not 0."""
+    """The lines of a range of keys, in order.
+
+    Line i is `text[starts[i] : starts[i] + lengths[i]]`. It is packed if `labels[i]` is not 0.
+    """
 
     text: mmap.mmap
     starts: np.ndarray
@@ -158,19 +163,23 @@ class Load(NamedTuple):
     labels: np.ndarray
 
     def pieces(self, first: int, last: int) -> Iterator[tuple[bytes, np.ndarray]]:
-        """The text of lines [first, last), about `_PIECE` bytes at a time, each time with their lengths."""
+        """Yields the lines [first, last) joined in pieces of about `_PIECE` bytes, each with their lengths."""
         starts, lengths, labels = self.starts[first:last], self.lengths[first:last], self.labels[first:last]
         return _unpacked(self.text, starts, lengths, labels) if labels.any() else joined(self.text, starts, lengths)
 
 
 class RunReader:
-    """Reads ranges of keys out of runs, no more at a time than fits in memory.
+    """A reader of ranges of keys, which takes no more out of the runs at a time than fits in memory.
 
     Args:
-        runs, bounds, cell_lines, cell_bytes: as the writers made them, summed over the writers.
-        arena: memory for text; a line that is longer than it cannot be read.
-        max_lines: most lines at a time.
-        scratch: a path for a temporary file, used when a cell is larger than that.
+        runs: The runs of all writers.
+        bounds: The first key of each cell.
+        cell_lines: The number of lines in each cell, over all writers.
+        cell_bytes: The bytes of text in each cell, over all writers.
+        arena: The memory for text. A longer line cannot be read.
+        max_lines: The most lines to hold at a time.
+        scratch: A path for a temporary file, which is used if a cell does not fit in memory.
+        high: The end of the last cell.
     """
 
     def __init__(
@@ -196,27 +205,27 @@ class RunReader:
         self._files: dict[str, int] = {}
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files of the runs."""
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
 
     def lines(self, first: int, last: int) -> Iterator[tuple[Load, int, int]]:
-        """The lines of ranks [first, last) in the order of keys: a load, and which of its lines."""
+        """Yields the lines at positions [first, last) in the order of keys, as loads with the range to take of each."""
         if first >= last:
             return
         low = int(np.searchsorted(self._ends, first, side="right"))
         high = int(np.searchsorted(self._ends, last, side="left")) + 1
-        rank = int(self._ends[low - 1]) if low else 0
+        position = int(self._ends[low - 1]) if low else 0
         for load in self._loads(low, high):
             count = len(load.starts)
-            begin, end = max(0, first - rank), min(count, last - rank)
+            begin, end = max(0, first - position), min(count, last - position)
             if begin < end:
                 yield load, begin, end
-            rank += count
+            position += count
 
     def _loads(self, low: int, high: int) -> Iterator[Load]:
-        """Loads of cells [low, high), as many cells at once as fit."""
+        """Yields the cells [low, high) in loads of as many cells as fit in memory."""
         while low < high:
             end, lines, size = low, 0, 0
             while end < high:
@@ -247,7 +256,7 @@ class RunReader:
         return Load(self._arena, starts[order], index["length"].astype(np.int64), index["label"].copy())
 
     def _read_run(self, run: Run, low: int, high: int, target: memoryview) -> tuple[np.ndarray, int]:
-        """Reads cells [low, high) of one run; returns their index and the bytes of text."""
+        """Reads cells [low, high) of one run. Returns their index and the size of their text."""
         first_line, first = self._table(run, low)
         end_line, end = self._table(run, high)
         if first_line == end_line:
@@ -269,24 +278,33 @@ class RunReader:
             while len(target):
                 count = os.preadv(self._files[path], [target], offset)
                 if count == 0:
-                    raise DataError(f"{path}: the temporary file is shorter than it was; was it changed? run again")
+                    raise DataError(
+                        f"{path}: the temporary file has become shorter; run again, and let nothing else write there"
+                    )
                 target, offset = target[count:], offset + count
         except OSError as error:
             raise DataError(f"{path}: cannot read the temporary file ({error.strerror}); run again") from error
 
     def _split(self, cell: int) -> Iterator[Load]:
-        """Loads of one cell that does not fit: its lines are written once more, in finer cells."""
+        """Yields loads of a cell that does not fit in memory: its lines are written once more, in finer cells."""
         low = int(self._bounds[cell])
         high = int(self._bounds[cell + 1]) if cell + 1 < len(self._bounds) else self._high
         finer = cell_bounds(min(1024, 8 * self._loads_needed(cell)), low, high)
-        path = f"{self._scratch}+"  # one at a time at each depth
+        path = f"{self._scratch}+"  # a longer name at each depth, which has one such file at a time
         writer = RunWriter(path, finer, self._arena, self._max_lines)
         try:
             for run in self._runs:
                 self._copy(run, cell, writer)
             writer.close()
             reader = RunReader(
-                writer.runs, finer, writer.cell_lines, writer.cell_bytes, self._arena, self._max_lines, path, high
+                runs=writer.runs,
+                bounds=finer,
+                cell_lines=writer.cell_lines,
+                cell_bytes=writer.cell_bytes,
+                arena=self._arena,
+                max_lines=self._max_lines,
+                scratch=path,
+                high=high,
             )
             try:
                 yield from reader._loads(0, len(finer))
@@ -309,7 +327,7 @@ class RunReader:
 
 
 def create(path: str, mode: int = 0o600) -> int:
-    """Opens a new file for writing. Raises DataError."""
+    """Makes a file and returns its descriptor. Raises DataError."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
@@ -317,27 +335,20 @@ def create(path: str, mode: int = 0o600) -> int:
 
 
 def write_all(descriptor: int, data: bytes | memoryview, path: str) -> None:
-    """Writes all of `data`. Raises DataError, with the path, when the disk is full or fails."""
+    """Writes all of `data`. Raises DataError, with the path, if the disk is full or fails."""
     try:
         files.write_all(descriptor, data)
     except OSError as error:
         raise write_error(path, error) from error
 
 
-def forget(descriptor: int, first: int, size: int) -> None:
-    """Tells the kernel that bytes of a file will not be read soon: it writes what is to be written, and its memory is
-    used again for what comes next instead of filling the machine's."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, first, size, os.POSIX_FADV_DONTNEED)
-
-
 def write_error(path: str, error: OSError) -> DataError:
-    """The error for a file that could not be written."""
+    """Returns the error for a file that could not be written."""
     return DataError(f"{path}: cannot write ({error.strerror or error}); free some space or choose another folder")
 
 
 def joined(text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
-    """The lines one after another, about `_PIECE` bytes at a time, each time with their lengths."""
+    """Yields the joined lines in pieces of about `_PIECE` bytes, each with the lengths of its lines."""
     view = memoryview(text)
     for some in _slices(lengths):
         begins = starts[some].tolist()
@@ -346,7 +357,7 @@ def joined(text: mmap.mmap, starts: np.ndarray, lengths: np.ndarray) -> Iterator
 
 
 def _slices(lengths: np.ndarray) -> Iterator[slice]:
-    """Cuts lines into groups of about `_PIECE` bytes."""
+    """Yields slices of lines of about `_PIECE` bytes."""
     sizes = np.cumsum(lengths, dtype=np.int64)
     first, done = 0, 0
     while first < len(lengths):
@@ -356,8 +367,8 @@ def _slices(lengths: np.ndarray) -> Iterator[slice]:
         first, done = last, int(sizes[last - 1])
 
 
-# Packed, a line is its image's bytes and then its label; `label` in the index is the length of the label, and 0 for a
-# line that is kept as it is.
+# A packed line is the bytes of its image, followed by its label. `label` in the index is the length of that label, or 0
+# for a line that is stored as it is.
 
 
 def _packed(text: mmap.mmap, starts: np.ndarray, index: np.ndarray) -> Iterator[tuple[slice, bytes, np.ndarray]]:
@@ -375,9 +386,9 @@ def _packed(text: mmap.mmap, starts: np.ndarray, index: np.ndarray) -> Iterator[
 
 
 def pack_line(line: bytes) -> Optional[tuple[bytes, int]]:
-    """The image decoded, with the label behind it, and the label's length; None when that would not give the line back."""
+    """Returns the decoded image followed by the label, and the length of the label. None if that cannot be undone."""
     image, _, label = line[:-1].rpartition(b"\t")
-    # Bits behind the last byte of an image may be set: such base64 is decoded to the same bytes as another.
+    # Bits after the last byte of an image may be set, and then another text is decoded to the same bytes.
     last = image[-4:]
     if binascii.b2a_base64(binascii.a2b_base64(last), newline=False) != last:
         return None
@@ -385,7 +396,7 @@ def pack_line(line: bytes) -> Optional[tuple[bytes, int]]:
 
 
 def unpack_line(packed: bytes | memoryview, label: int) -> bytes:
-    """The line that `pack_line` packed."""
+    """Returns the line that `pack_line` packed."""
     image = binascii.b2a_base64(packed[: len(packed) - label], newline=False)
     return b"%b\t%b\n" % (image, bytes(packed[len(packed) - label :]))
 

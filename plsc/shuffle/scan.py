@@ -1,4 +1,4 @@
-"""First pass of a base64 shuffle: reads the parts, checks every line, and writes runs sorted by random keys."""
+"""The first pass of a shuffle: reads the parts, checks every line, and writes runs that are sorted by random keys."""
 
 from __future__ import annotations
 
@@ -11,27 +11,39 @@ import numpy as np
 
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
 from plsc.errors import DataError
-from plsc.machine.memory import peak_memory
+from plsc.machine.files import drop_from_cache, sync
+from plsc.machine.memory import keep_freed_memory, peak_memory
 from plsc.shuffle.plan import AHEAD, BLOCK, CHECK_LINES, Plan
-from plsc.shuffle.runs import INDEX, Run, RunWriter, forget, keep_freed_memory, make_arena, write_error
+from plsc.shuffle.runs import INDEX, Run, RunWriter, make_arena, write_error
 from plsc.shuffle.worker_pool import Tasks
 
 
 class Scan(NamedTuple):
-    """What one worker found in the first pass."""
+    """What one worker found in the first pass.
+
+    Attributes:
+        runs: The runs that it wrote.
+        cell_lines: The number of good lines in each cell.
+        cell_bytes: The bytes of good lines in each cell.
+        lines: The number of lines of each task, good and bad.
+        skipped: The number of bad lines of each task that has any.
+        largest_label: The largest label, or -1 without a good line.
+        fault: The bad line that ended the pass: its task, its number in the task, and its `Fault`.
+        peak: The peak memory of the worker, in bytes.
+    """
 
     runs: list[Run]
     cell_lines: np.ndarray
     cell_bytes: np.ndarray
-    lines: dict[int, int]  # of each task
+    lines: dict[int, int]
     skipped: dict[int, int]
     largest_label: int
-    fault: Optional[tuple[int, int, int]]  # task, line of the task, Fault
+    fault: Optional[tuple[int, int, int]]
     peak: int
 
 
 def scan_parts(plan: Plan, tasks: Tasks) -> Scan:
-    """Does the tasks given to this worker. A bad line that is not to be skipped ends the pass, noted in the result."""
+    """Does the tasks of this worker. A bad line that is not to be skipped ends the pass, and the result names it."""
     keep_freed_memory()
     path = os.path.join(plan.scratch, f"runs-{os.getpid()}")
     writer = RunWriter(path, plan.bounds, make_arena(plan.arena), plan.max_lines, plan.options.compress_tmp)
@@ -44,19 +56,19 @@ def scan_parts(plan: Plan, tasks: Tasks) -> Scan:
     if scanner.fault is None:
         writer.close()
     return Scan(
-        writer.runs,
-        writer.cell_lines,
-        writer.cell_bytes,
-        scanner.lines,
-        scanner.skipped,
-        scanner.largest_label,
-        scanner.fault,
-        peak_memory(),
+        runs=writer.runs,
+        cell_lines=writer.cell_lines,
+        cell_bytes=writer.cell_bytes,
+        lines=scanner.lines,
+        skipped=scanner.skipped,
+        largest_label=scanner.largest_label,
+        fault=scanner.fault,
+        peak=peak_memory(),
     )
 
 
 class _Scanner:
-    """Reads ranges of parts into a writer's arena, checks their lines and gives them keys."""
+    """A reader of ranges of parts, which checks their lines, gives them keys and hands them to a writer."""
 
     def __init__(self, plan: Plan, writer: RunWriter, tasks: Tasks) -> None:
         self._plan = plan
@@ -69,14 +81,14 @@ class _Scanner:
         self.fault: Optional[tuple[int, int, int]] = None
 
     def scan(self, number: int) -> None:
-        """Takes the lines that begin in the range of task `number`, up to the first bad one unless those are skipped."""
+        """Takes the lines that begin in the range of a task, up to the first bad line unless those are skipped."""
         part_number, first, end = self._plan.tasks[number]
         part = self._plan.parts[part_number]
         self._number = number
         self.lines[number] = 0
         with open_part(part) as file:
             self._file, self._part = file, part
-            self._have = 0  # bytes in the arena behind `filled`; the first of them is at `self._position` in the part
+            self._have = 0  # bytes in the arena after `filled`; the first of them is at `self._position` in the part
             self._position = 0
             if first:
                 self._skip_line(first - 1)
@@ -87,7 +99,7 @@ class _Scanner:
                 if self.fault is not None:
                     return
                 self._tasks.report(min(block_end, end) - block * BLOCK)
-            forget(file.fileno(), first, end - first)
+            drop_from_cache(file.fileno(), first, end - first)
 
     def _scan_block(self, part_number: int, block: int, block_end: int) -> None:
         writer, wanted = self._writer, block_end - self._position
@@ -107,7 +119,7 @@ class _Scanner:
                 self._skip_line(self._position + self._have)
 
     def _read(self, wanted: int) -> None:
-        """Makes sure of `wanted` bytes behind `filled`."""
+        """Reads until there are `wanted` bytes after `filled`."""
         writer = self._writer
         if writer.filled + wanted > len(writer.arena):
             writer.flush(self._have)
@@ -123,7 +135,7 @@ class _Scanner:
             self._have += count
 
     def _find_end(self, wanted: int) -> int:
-        """Where in the arena the line ends that the last of `wanted` bytes is in; -1 when it is too long."""
+        """Returns where in the arena the line with the last of `wanted` bytes ends, or -1 if it is too long."""
         writer, start = self._writer, wanted - 1
         while True:
             newline = writer.arena.find(b"\n", writer.filled + start, writer.filled + self._have)
@@ -154,7 +166,7 @@ class _Scanner:
         good = lines.faults == 0
         index = np.zeros(int(good.sum()), INDEX)
         index["key"] = keys[good]
-        # Equal keys, if ever, go by the place.
+        # Lines with equal keys, should there be any, are sorted by their place.
         index["place"] = self._plan.part_offsets[part_number] + self._position + lines.starts[good]
         index["length"] = (lines.ends - lines.starts + 1)[good]
         self.largest_label = max(self.largest_label, int(lines.labels[good].max(initial=-1)))
@@ -164,7 +176,7 @@ class _Scanner:
         self._have = max(0, self._have - size)
 
     def _note(self, rows: np.ndarray, faults: np.ndarray) -> None:
-        """Keeps bad lines, in a file of the task: there may be many."""
+        """Records bad lines in a file of the task, as there may be many."""
         rows = rows + self.lines[self._number]
         if not self._plan.options.skip_errors:
             self.fault = (self._number, int(rows[0]), int(faults[0]))
@@ -186,7 +198,7 @@ class _Scanner:
                 lines.faults[number] = Fault.IMAGE
 
     def _skip_line(self, position: int) -> None:
-        """Goes on behind the next newline at or after `position`, or at the end of the part."""
+        """Moves to what follows the next newline at or after `position`, or to the end of the part."""
         self._have = 0
         while position < self._part.size:
             self._file.seek(position)
@@ -202,10 +214,11 @@ class _Scanner:
 
 
 def line_keys(seed: int, part: int, block: int, at_start: bool) -> np.random.Philox:
-    """The stream of keys of the lines that begin in one block of a part: Philox numbers that no other block has.
+    """Returns the stream of keys of the lines that begin in a block of a part: Philox numbers that no other block has.
 
-    The first number is for the line that begins with the block, and is left out if there is none (`at_start` is False): a
-    reader that cannot tell what stands there, as Hadoop's, knows the keys of the lines behind it all the same.
+    The first number belongs to a line that begins exactly where the block does. If there is none (`at_start` is False)
+    it is left out. A reader that starts within the part, such as Hadoop's, then finds the same keys for all other
+    lines.
     """
     counter = np.array([0, block, part, 0], np.uint64)
     stream = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=counter)
@@ -215,7 +228,7 @@ def line_keys(seed: int, part: int, block: int, at_start: bool) -> np.random.Phi
 
 
 def _cut(region: bytes) -> Iterator[bytes]:
-    """The region whole, or, when it has very many lines, in pieces that end with a newline."""
+    """Yields the region whole or, if it has very many lines, in pieces that end with a newline."""
     count = int(np.count_nonzero(np.frombuffer(region, np.uint8) == 10))  # twice as fast as bytes.count
     step, first = len(region) * CHECK_LINES // max(count, CHECK_LINES), 0
     while first < len(region):
@@ -225,7 +238,7 @@ def _cut(region: bytes) -> Iterator[bytes]:
 
 
 def is_image(encoded: bytes) -> bool:
-    """Whether Pillow can decode a base64 image."""
+    """Returns whether Pillow can decode a base64 image."""
     import base64
 
     from PIL import Image
@@ -233,7 +246,7 @@ def is_image(encoded: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
             image.load()
-    except Exception:  # Pillow's decoders raise whatever they meet in a broken file
+    except Exception:  # Pillow's decoders raise many kinds of errors for a broken file
         return False
     return True
 
@@ -243,7 +256,7 @@ def _skipped_path(plan: Plan, task: int) -> str:
 
 
 def _first_lines(plan: Plan, scans: Sequence[Scan]) -> list[int]:
-    """For each task the number, in its part, of its first line."""
+    """Returns for each task the number of its first line in its part."""
     counts = {task: count for scan in scans for task, count in scan.lines.items()}
     firsts, line, last_part = [], 1, -1
     for number, (part, _, _) in enumerate(plan.tasks):
@@ -254,7 +267,7 @@ def _first_lines(plan: Plan, scans: Sequence[Scan]) -> list[int]:
 
 
 def raise_first_fault(plan: Plan, scans: Sequence[Scan]) -> None:
-    """Raises DataError for the first bad line in the order of the list, or when no line is good."""
+    """Raises DataError for the first bad line in the order of the list, or if no line is good."""
     faults = [scan.fault for scan in scans if scan.fault is not None]
     if faults:
         task, row, fault = min(faults)
@@ -262,7 +275,9 @@ def raise_first_fault(plan: Plan, scans: Sequence[Scan]) -> None:
         line = _first_lines(plan, scans)[task] + row
         raise DataError(f"{part.path}:{line}: {_advice(plan, fault)}")
     if not sum(int(scan.cell_lines.sum()) for scan in scans):
-        raise DataError(f"{os.path.join(plan.options.data_dir, plan.options.file_list)}: no part has a good line in it")
+        raise DataError(
+            f"{os.path.join(plan.options.data_dir, plan.options.file_list)}: none of its parts has a good line"
+        )
 
 
 def _advice(plan: Plan, fault: int) -> str:
@@ -270,7 +285,7 @@ def _advice(plan: Plan, fault: int) -> str:
 
 
 def write_skipped(plan: Plan, scans: Sequence[Scan]) -> list[str]:
-    """Writes the list of skipped lines; returns its name, or nothing when there is none."""
+    """Writes the list of skipped lines. Returns its name, or an empty list if no line was skipped."""
     tasks = sorted(task for scan in scans for task in scan.skipped)
     if not tasks:
         return []
@@ -284,15 +299,14 @@ def write_skipped(plan: Plan, scans: Sequence[Scan]) -> list[str]:
                     while data := file.read(16 * 4096):
                         for row, fault in np.frombuffer(data, np.int64).reshape(-1, 2).tolist():
                             output.write(f"{name}:{firsts[task] + row}: {_advice(plan, fault)}\n")
-            output.flush()
-            os.fsync(output.fileno())
+        sync(path)
     except OSError as error:
         raise write_error(path, error) from error
     return [SKIPPED_NAME]
 
 
 def lines_of_parts(plan: Plan, scans: Sequence[Scan]) -> list[int]:
-    """Lines of each part, good and bad."""
+    """Returns the number of lines of each part, good and bad."""
     counts = [0] * len(plan.parts)
     for scan in scans:
         for task, count in scan.lines.items():

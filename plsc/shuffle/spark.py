@@ -1,7 +1,7 @@
-"""The shuffle of `local.py` on Apache Spark: the same keys, so the same order, files and manifest.
+"""The Spark engine: the shuffle of `local.py` on Apache Spark, with the same keys, order, files and manifest.
 
-Spark reads the parts twice: once to check the lines and to find which keys the files begin with, once to send every line to
-its file, where they are sorted. The Python on the executors needs NumPy (and Pillow for --check), not plsc.
+Spark reads the parts twice: first to check the lines and to find the keys with which the files begin, then to send
+every line to its file, where lines are sorted. Executors need Python with NumPy (and Pillow for --check), but not plsc.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from plsc.data.base64_parts import (
     read_file_list,
 )
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import sync
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
 from plsc.shuffle.plan import BLOCK, Options
@@ -59,43 +58,39 @@ from plsc.shuffle.spark_tasks import (
 )
 from plsc.shuffle.split import Split
 from plsc.shuffle.workspace import Workspace, check_targets, discard, finish, open_workspace
-from plsc.storage.hadoop_files import HadoopFiles, java_message
-from plsc.storage.local_files import LOCAL, Files
+from plsc.storage.base import DurableStorage, StorageError
+from plsc.storage.hadoop import HadoopStorage, java_message
+from plsc.storage.local import LOCAL
 
-SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, as they have streams of keys of their own
+SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, since each block has its own stream of keys
 _PREFIX = ".base64_shuffle-"
-_BAD_CHARACTERS = ",*?[]{}\\"  # of patterns, and of lists of paths, to Hadoop
+_BAD_CHARACTERS = ",*?[]{}\\"  # Hadoop takes paths with them for patterns or lists
 
 
 def shuffle_on_spark(options: Options) -> Result:
-    """Does what `shuffle_base64` does; `data_dir` and `output_dir` may be URIs such as hdfs://host:9000/folder.
+    """Does what `shuffle_base64` does. `data_dir` and `output_dir` may be URIs such as hdfs://host:9000/folder.
 
     Raises:
-        ConfigError: options that cannot work, or there is no Spark.
-        DataError: an input with a mistake in it, files in the way, or Spark failed. No output is changed, none is left.
+        ConfigError: The options cannot work, or there is no Spark.
+        DataError: An input has a mistake, files are in the way, or Spark failed. No output is changed or left behind.
     """
     with _spark() as context, _worded():
-        files = _files_of(context, options.data_dir)
-        parts = read_file_list(options.data_dir, options.file_list, files)
+        source = _storage_of(context, options.data_dir)
+        parts = read_file_list(options.data_dir, options.file_list, source)
         for part in parts:
             _check_name(part.path)
         output_dir = options.output_dir or options.data_dir
         _check_name(output_dir)
         with _open_workspace(context, output_dir) as workspace:
-            return _shuffle(context, options, files, parts, workspace)
+            return _shuffle(context, options, source, parts, workspace)
 
 
-def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], workspace: Workspace) -> Result:
+def _shuffle(context: Any, options: Options, source: DurableStorage, parts: list[Part], workspace: Workspace) -> Result:
     names = [*map(rank_file_name, range(options.nranks)), *map(index_name, range(options.nranks)), FILE_LIST_NAME]
     inputs = [*(part.path for part in parts), os.path.join(options.data_dir, options.file_list)]
-    earlier = check_targets(workspace.output, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs, workspace.files)
+    earlier = check_targets(workspace.output, [*names, SKIPPED_NAME, MANIFEST_NAME], inputs, workspace.storage)
     total = sum(part.size for part in parts)
-    free = workspace.files.free(workspace.output)
-    if free < total:
-        raise DataError(
-            f"{workspace.output}: needs {total / 1e9:.3f} GB free, and has {free / 1e9:.3f}; free some space, or give "
-            "another folder with --output_dir"
-        )
+    _check_free(workspace, total)
     rules = Rules(options.seed, options.max_line, options.check)
     ranges = _union(context, parts, partial(scan_range, rules)).persist(_disk_only())
     try:
@@ -110,22 +105,44 @@ def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], wo
     lines = _union(context, parts, partial(place_lines, rules, layout.firsts, layout.copies(), bad))
     written = _write(context, lines, layout.split, workspace)
     for part in parts:
-        status = files.status(part.path)
-        if (status.size, status.modified) != (part.size, part.modified):
+        found = source.status(part.path)
+        if found is None or (found.size, found.modified) != (part.size, part.modified):
             raise changed(part)
     if skipped:
         text = "".join(f"{parts[one.part].name}:{one.line}: {_advice(options, one.fault)}\n" for one in skipped)
-        workspace.files.write(os.path.join(workspace.staging, SKIPPED_NAME), text.encode())
+        workspace.write(SKIPPED_NAME, text.encode())
         names.append(SKIPPED_NAME)
-    manifest = Manifest(
+    manifest = _manifest(options, parts, scans, written)
+    finish(workspace, manifest, names, earlier)
+    return Result(
+        manifest=manifest,
+        input_bytes=total,
+        output_bytes=sum(file.bytes for file in written),
+        workers=context.defaultParallelism,
+        peak_memory=0,
+    )
+
+
+def _check_free(workspace: Workspace, need: int) -> None:
+    free = workspace.storage.free(workspace.output)
+    if free < need:
+        raise DataError(
+            f"{workspace.output}: needs {need / 1e9:.3f} GB free, and has {free / 1e9:.3f}; free some space, or give "
+            "another folder with --output_dir"
+        )
+
+
+def _manifest(options: Options, parts: Sequence[Part], scans: Sequence[RangeScan], files: list[OutputFile]) -> Manifest:
+    padding = sum(file.padding for file in files)
+    return Manifest(
         nranks=options.nranks,
         seed=options.seed,
-        samples=layout.split.samples,
-        padding=sum(file.padding for file in written),
-        skipped=len(skipped),
-        samples_per_file=written[0].samples,
+        samples=sum(file.samples for file in files) - padding,
+        padding=padding,
+        skipped=sum(len(scanned.faults) for scanned in scans),
+        samples_per_file=files[0].samples,
         largest_label=max(scanned.largest_label for scanned in scans),
-        files=written,
+        files=files,
         source_list=options.file_list,
         sources=[
             {
@@ -136,8 +153,6 @@ def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], wo
             for number, part in enumerate(parts)
         ],
     )
-    finish(workspace, manifest, names, earlier)
-    return Result(manifest, total, sum(file.bytes for file in written), context.defaultParallelism, 0)
 
 
 # Spark, and where files are
@@ -145,7 +160,7 @@ def _shuffle(context: Any, options: Options, files: Files, parts: list[Part], wo
 
 @contextlib.contextmanager
 def _spark() -> Iterator[Any]:
-    """The context of the session that is there, or of a new one, which is stopped at the end."""
+    """Yields the context of the running session, or of a new one that is stopped at the end."""
     try:
         from pyspark import cloudpickle
         from pyspark.errors import PySparkException
@@ -164,12 +179,7 @@ def _spark() -> Iterator[Any]:
     context = session.sparkContext
     if str(context.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         context.pythonExec = sys.executable
-    for module in (
-        base64_parts,
-        scan,
-        spark_tasks,
-        sys.modules[__name__],
-    ):  # so that executors do without plsc
+    for module in (base64_parts, scan, spark_tasks, sys.modules[__name__]):  # so that executors do not need plsc
         cloudpickle.register_pickle_by_value(module)
     try:
         yield context
@@ -180,20 +190,20 @@ def _spark() -> Iterator[Any]:
 
 
 def restore_interrupt(handler: Any) -> None:
-    """Puts back what Ctrl-C did before a session: PySpark leaves a handler that fails once its session has ended."""
+    """Restores the handler of Ctrl-C: PySpark leaves one behind that fails once its session has ended."""
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
 def _worded() -> Iterator[None]:
-    """Puts a failure of Spark into one line."""
+    """Turns a failure of Spark into a DataError of one line."""
     from py4j.protocol import Py4JError, Py4JJavaError
 
     try:
         yield
     except Py4JJavaError as error:
-        raise DataError(f"Spark failed ({java_message(error)}); its log says more. Nothing was changed") from error
+        raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error
     except Py4JError as error:
         raise DataError(f"Spark ended early ({str(error).splitlines()[0]}); its log says more") from error
 
@@ -202,18 +212,18 @@ def _is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
-def _files_of(context: Any, path: str) -> Files:
-    return HadoopFiles(context) if _is_uri(path) else LOCAL
+def _storage_of(context: Any, path: str) -> DurableStorage:
+    return HadoopStorage(context) if _is_uri(path) else LOCAL
 
 
 def _uri(path: str) -> str:
-    """A path as Spark takes it: not encoded, and of this machine unless it says otherwise."""
+    """Returns a path in the form that Spark takes: not encoded, and on this machine unless it is a URI."""
     return path if _is_uri(path) else f"file://{os.path.abspath(path)}"
 
 
 def _check_name(path: str) -> None:
     if any(character in path for character in _BAD_CHARACTERS):
-        raise ConfigError(f"{path}: Spark cannot use a path with one of {_BAD_CHARACTERS} in it; rename it")
+        raise ConfigError(f"{path}: Spark cannot use a path that contains one of {_BAD_CHARACTERS}; rename it")
 
 
 @contextlib.contextmanager
@@ -222,22 +232,22 @@ def _open_workspace(context: Any, output_dir: str) -> Iterator[Workspace]:
         with open_workspace(output_dir, output_dir) as workspace:
             yield workspace
         return
-    files = HadoopFiles(context)
+    storage = HadoopStorage(context)
     staging = os.path.join(output_dir, f"{_PREFIX}{uuid.uuid4().hex}")
     try:
-        files.make_folder(output_dir)
-        for name in files.names(output_dir):
+        storage.mkdirs(output_dir)
+        for name in storage.list(output_dir):
             if name.startswith(_PREFIX):
-                discard(files, output_dir, os.path.join(output_dir, name))
-        files.make_folder(staging)
-    except OSError as error:
+                discard(storage, output_dir, os.path.join(output_dir, name))
+        storage.mkdirs(staging)
+    except StorageError as error:
         raise ConfigError(
-            f"{output_dir}: cannot write there ({error.strerror}); give another folder with --output_dir"
+            f"{output_dir}: cannot write there ({error.reason}); give another folder with --output_dir"
         ) from error
     try:
-        yield Workspace(output_dir, staging, staging, files=files)
+        yield Workspace(output_dir, staging, staging, storage)
     finally:
-        discard(files, output_dir, staging)
+        discard(storage, output_dir, staging)
 
 
 def _disk_only() -> Any:
@@ -250,7 +260,7 @@ def _disk_only() -> Any:
 
 
 def _union(context: Any, parts: Sequence[Part], function: Any) -> Any:
-    """What `function(source, records)` gives for the lines of each range of each part."""
+    """Returns what `function(source, records)` yields for the lines of each range of each part."""
     settings = {
         "textinputformat.record.delimiter": "\n",
         "mapreduce.input.fileinputformat.split.minsize": str(SPLIT_BYTES),
@@ -272,21 +282,21 @@ def _union(context: Any, parts: Sequence[Part], function: Any) -> Any:
 
 
 def _check_ends(scans: Sequence[RangeScan], parts: Sequence[Part]) -> None:
-    """Raises DataError when Spark read something else than the bytes of the parts."""
+    """Raises DataError if Spark read anything but the bytes of the parts."""
     for number, part in enumerate(parts):
         own = [scanned for scanned in scans if scanned.part == number]
-        # Bad lines may have characters in them that are longer once decoded; the last line may lack its newline.
+        # Bad lines may contain characters that are longer once decoded, and the last line may lack its newline.
         joins = own and own[0].first == 0 and all(one.end == two.first or one.faults for one, two in zip(own, own[1:]))
         ends = own and (own[-1].end - part.size in (0, 1) or own[-1].faults)
         if not (joins and ends and all(scanned.whole for scanned in own)):
             raise DataError(
-                f"{part.path}: Spark reads other bytes than the file holds; does it begin with a byte order mark, or is "
-                "its name that of a compressed file? remove the mark or rename the part"
+                f"{part.path}: Spark reads other bytes than the file holds; if it begins with a byte order mark, "
+                "remove the mark; if it has the name of a compressed file, rename it"
             )
 
 
 class _Fault(NamedTuple):
-    """A bad line; `line` counts from 1 in its part."""
+    """A bad line. Lines of a part are numbered from 1."""
 
     part: int
     line: int
@@ -295,7 +305,7 @@ class _Fault(NamedTuple):
 
 
 def _faults(scans: Sequence[RangeScan], parts: Sequence[Part], options: Options) -> list[_Fault]:
-    """The bad lines, in order. Raises DataError for the first unless they are skipped, or when no line is good."""
+    """Returns the bad lines in order. Raises DataError for the first unless they are skipped, or if no line is good."""
     found, line, part = [], 1, -1
     for scanned in scans:
         line = line if scanned.part == part else 1
@@ -305,7 +315,7 @@ def _faults(scans: Sequence[RangeScan], parts: Sequence[Part], options: Options)
         first = found[0]
         raise DataError(f"{parts[first.part].path}:{first.line}: {_advice(options, first.fault)}")
     if len(found) == sum(scanned.lines for scanned in scans):
-        raise DataError(f"{os.path.join(options.data_dir, options.file_list)}: no part has a good line in it")
+        raise DataError(f"{os.path.join(options.data_dir, options.file_list)}: none of its parts has a good line")
     return found
 
 
@@ -317,14 +327,20 @@ def _advice(options: Options, fault: int) -> str:
 
 
 class _Layout(NamedTuple):
-    """Which line goes where: `firsts` begin the files from the second on, `copied` are the first of all."""
+    """Which line goes to which file.
+
+    Attributes:
+        split: The division of the shuffled order.
+        firsts: The first lines of the files, from the second file on.
+        copied: The lines that are copied: the first of the shuffled order.
+    """
 
     split: Split
     firsts: list[Place]
     copied: list[Place]
 
     def copies(self) -> dict[Place, list[int]]:
-        """The files that end with a copy of a line."""
+        """Returns for each copied line the files that end with its copy."""
         files: dict[Place, list[int]] = {}
         for file in filter(self.split.padding, range(self.split.nranks)):
             files.setdefault(self.copied[self.split.copy(file)], []).append(file)
@@ -335,13 +351,13 @@ def _layout(ranges: Any, scans: Sequence[RangeScan], nranks: int) -> _Layout:
     split = Split.of(sum(scanned.lines - len(scanned.faults) for scanned in scans), nranks)
     ranks = [split.first(file) for file in range(1, nranks)]
     found = _lines_at(ranges, [*(rank for rank in ranks if rank < split.samples), *range(split.copied)])
-    # Files without lines of their own begin behind all keys.
+    # A file that holds nothing but a copy begins after all keys.
     firsts = [found.get(rank, (1 << 64, 0)) for rank in ranks]
     return _Layout(split, firsts, [found[rank] for rank in range(split.copied)])
 
 
 def _lines_at(ranges: Any, ranks: Sequence[int]) -> dict[int, Place]:
-    """The lines of these ranks in the shuffled order."""
+    """Returns the lines at some positions of the shuffled order."""
     if not ranks:
         return {}
     ends = np.cumsum(ranges.map(lambda one: np.bincount(cells_of(one.entries), minlength=CELLS)).treeReduce(np.add))
@@ -356,7 +372,7 @@ def _lines_at(ranges: Any, ranks: Sequence[int]) -> dict[int, Place]:
 
 
 def _write_indexes(ranges: Any, layout: _Layout, workspace: Workspace) -> None:
-    """Writes the index of each file in the staging folder."""
+    """Writes the index of each file into the staging folder."""
     nranks = layout.split.nranks
     lengths = (
         ranges.flatMap(partial(by_file, layout.firsts, layout.copies()))
@@ -366,15 +382,15 @@ def _write_indexes(ranges: Any, layout: _Layout, workspace: Workspace) -> None:
     for number, data in lengths.toLocalIterator():
         header = io.BytesIO()
         begin_index(header, len(data) // LENGTH.itemsize)
-        workspace.files.write(os.path.join(workspace.staging, index_name(number)), header.getvalue() + data)
+        workspace.write(index_name(number), header.getvalue() + data)
 
 
 def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list[OutputFile]:
-    """Writes the file of each rank in the staging folder."""
+    """Writes the file of each rank into the staging folder."""
     from pyspark import AccumulatorParam
 
     class Union(AccumulatorParam):
-        """A task that ran twice says the same twice."""
+        """Merges dictionaries: a task that runs twice reports the same twice."""
 
         def zero(self, value: dict) -> dict:
             return {}
@@ -382,22 +398,22 @@ def _write(context: Any, lines: Any, split: Split, workspace: Workspace) -> list
         def addInPlace(self, value1: dict, value2: dict) -> dict:  # noqa: N802 - Spark's name
             return {**value1, **value2}
 
-    counts = context.accumulator({}, Union())
+    counts, storage = context.accumulator({}, Union()), workspace.storage
     folder = os.path.join(workspace.staging, "ranks")
     sorted_lines = lines.repartitionAndSortWithinPartitions(split.nranks, lambda key: key[0]).values()
     sorted_lines.mapPartitionsWithIndex(partial(count_lines, counts)).saveAsTextFile(_uri(folder))
     written = []
     for number in range(split.nranks):
         path = os.path.join(workspace.staging, rank_file_name(number))
-        workspace.files.rename(os.path.join(folder, f"part-{number:05d}"), path)
+        storage.rename(os.path.join(folder, f"part-{number:05d}"), path)
         samples, size, digest = counts.value[number]
         wanted = split.first(number + 1) - split.first(number) + split.padding(number)
-        if samples != wanted or workspace.files.status(path).size != size:
+        found = storage.status(path)
+        if samples != wanted or found is None or found.size != size:
             raise DataError(
-                f"{path}: Spark wrote {samples} lines of {wanted}, or not all of their bytes; run again, and do not let "
-                "it compress its output"
+                f"{path}: Spark wrote {samples} lines of {wanted}, or not all of their bytes; run again, and do not "
+                "let it compress its output"
             )
-        if workspace.files is LOCAL:
-            sync(path)
+        storage.sync(path)
         written.append(OutputFile(rank_file_name(number), samples, split.padding(number), size, digest))
     return written

@@ -1,6 +1,6 @@
-"""What the executors run for `spark.py`: plain functions of the lines of a range of a part.
+"""The functions that `spark.py` runs on the executors, over the lines of a range of a part.
 
-They are sent by value, this module and those it takes functions from, so that executors need no plsc.
+This module is sent to them by value, as are those whose functions it uses, so that executors do not need plsc.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from plsc.shuffle.plan import BLOCK
 from plsc.shuffle.runs import INDEX
 from plsc.shuffle.scan import is_image, line_keys
 
-CELLS = 1 << 16  # equal ranges of keys, counted to find the ends of the files
+CELLS = 1 << 16  # equal ranges of keys, whose lines are counted to find where the files end
 CELL_SHIFT = np.uint64(48)
 
 Record = tuple[int, str]  # place in the part, line
-Place = tuple[int, int]  # key, place in all parts: the order of lines
+Place = tuple[int, int]  # key, place in all parts; sorts lines
 
 
 class Source(NamedTuple):
-    """A part: its number, and how many bytes are in those before it."""
+    """A part: its number, and the bytes of all parts before it."""
 
     number: int
     offset: int
 
 
 class Rules(NamedTuple):
-    """What the executors need of the options."""
+    """The options that the executors need."""
 
     seed: int
     max_line: int
@@ -40,9 +40,9 @@ class Rules(NamedTuple):
 
 
 def _keyed(rules: Rules, source: Source, records: Iterable[Record]) -> Iterator[tuple[int, int, bytes]]:
-    """Key, place in the part, and text of each line of a range.
+    """Yields the key, the place in the part and the text of each line of a range.
 
-    Hadoop gives the line that begins with a range to the range before; `line_keys` is made for that.
+    Hadoop assigns a line that begins exactly where a range does to the range before; `line_keys` allows for that.
     """
     current, stream = -1, None
     for place, text in records:
@@ -53,20 +53,31 @@ def _keyed(rules: Rules, source: Source, records: Iterable[Record]) -> Iterator[
 
 
 class RangeScan(NamedTuple):
-    """What is known of a range of a part; `faults` are (line of the range, place in all parts, Fault)."""
+    """What the first pass found in a range of a part.
+
+    Attributes:
+        part: The number of the part.
+        first: Where the first line begins in the part.
+        end: Where the last line ends.
+        lines: The number of lines, good and bad.
+        whole: Whether the lines fill the range.
+        largest_label: The largest label, or -1 without a good line.
+        faults: The bad lines: number in the range, place in all parts, `Fault`.
+        entries: The INDEX entries of the good lines.
+    """
 
     part: int
     first: int
     end: int
     lines: int
-    whole: bool  # the lines fill the range
+    whole: bool
     largest_label: int
     faults: list[tuple[int, int, int]]
-    entries: Any  # INDEX of the good lines
+    entries: Any
 
 
 def scan_range(rules: Rules, source: Source, records: Iterable[Record]) -> Iterator[RangeScan]:
-    """Checks the lines of a range, and gives them keys; nothing for a range in which no line begins."""
+    """Checks the lines of a range and gives them keys. Yields nothing for a range in which no line begins."""
     entries: list[tuple[int, int, int, int]] = []
     faults = []
     first, end, size, lines, largest = -1, 0, 0, 0, -1
@@ -84,16 +95,25 @@ def scan_range(rules: Rules, source: Source, records: Iterable[Record]) -> Itera
         size, lines = size + len(line) + 1, lines + 1
     if lines:
         whole = bool(faults) or first + size == end
-        yield RangeScan(source.number, first, end, lines, whole, largest, faults, np.array(entries, INDEX))
+        yield RangeScan(
+            part=source.number,
+            first=first,
+            end=end,
+            lines=lines,
+            whole=whole,
+            largest_label=largest,
+            faults=faults,
+            entries=np.array(entries, INDEX),
+        )
 
 
 def cells_of(entries: np.ndarray) -> np.ndarray:
-    """The cell of each line's key."""
+    """Returns the cell of the key of each line."""
     return (entries["key"] >> CELL_SHIFT).astype(np.int64)
 
 
 def lines_in(cells: set[int], scan: RangeScan) -> list[Place]:
-    """The lines of a range whose keys are in these cells."""
+    """Returns the lines of a range whose keys are in some cells."""
     chosen = scan.entries[np.isin(cells_of(scan.entries), list(cells))]
     return list(zip(chosen["key"].tolist(), chosen["place"].tolist()))
 
@@ -101,7 +121,7 @@ def lines_in(cells: set[int], scan: RangeScan) -> list[Place]:
 def by_file(
     firsts: list[Place], copies: dict[Place, list[int]], scan: RangeScan
 ) -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
-    """(file, (whether a copy, INDEX of its lines)) of a range."""
+    """Yields (file, (whether a copy, INDEX entries of its lines)) for a range."""
     places = list(zip(scan.entries["key"].tolist(), scan.entries["place"].tolist()))
     files = np.array([bisect.bisect_right(firsts, place) for place in places], np.int64)
     for file in np.unique(files).tolist():
@@ -112,7 +132,7 @@ def by_file(
 
 
 def sorted_lengths(groups: Iterable[tuple[int, np.ndarray]]) -> bytes:
-    """Lengths of a file's lines, in order, out of what `by_file` gave for all ranges."""
+    """Returns the lengths of the lines of a file, in order, from what `by_file` yielded for all ranges."""
     groups = list(groups)
     entries = np.concatenate([lines for _, lines in groups])
     is_copy = np.concatenate([np.full(len(lines), copy) for copy, lines in groups])
@@ -127,7 +147,7 @@ def place_lines(
     source: Source,
     records: Iterable[Record],
 ) -> Iterator[tuple[tuple[int, int, int, int], bytes]]:
-    """The good lines of a range with file, whether a copy, key and place; copies a second time."""
+    """Yields ((file, whether a copy, key, place), line) for the good lines of a range, and again for their copies."""
     for key, place, line in _keyed(rules, source, records):
         place += source.offset
         if place not in bad:
@@ -137,7 +157,7 @@ def place_lines(
 
 
 def count_lines(counts: Any, number: int, lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a file, passed on; when all have been, `counts` learns {file: (lines, bytes, sha256)}."""
+    """Passes on the lines of a file, and then adds {file: (lines, bytes, sha256)} to `counts`."""
     samples, size, digest = 0, 0, hashlib.sha256()
     for line in lines:
         yield line

@@ -1,4 +1,4 @@
-"""Second pass of a base64 shuffle: reads range after range of keys out of all runs and writes the files of the ranks."""
+"""The second pass of a shuffle: reads all runs, one range of keys after another, and writes the files of the ranks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ import numpy as np
 
 from plsc.data.base64_index import LENGTH, begin_index, index_name
 from plsc.data.base64_parts import OutputFile, rank_file_name
-from plsc.machine.memory import peak_memory
+from plsc.machine.files import drop_from_cache
+from plsc.machine.memory import keep_freed_memory, peak_memory
 from plsc.shuffle.plan import Plan
-from plsc.shuffle.runs import Run, RunReader, create, forget, keep_freed_memory, make_arena, write_all, write_error
+from plsc.shuffle.runs import Run, RunReader, create, make_arena, write_all, write_error
 from plsc.shuffle.scan import Scan
 from plsc.shuffle.worker_pool import Tasks, run_workers
 
-_FORGET_BYTES = 32_000_000  # written before the disk is told to begin
+_DROP_BYTES = 32_000_000  # bytes after which the system is asked to write them to the disk
 
 
 class Split(NamedTuple):
-    """Which ranks of the shuffled order go to which file: each gets `each`, the first `rest` one more."""
+    """The division of the shuffled order into files, by the position of lines in that order.
+
+    Attributes:
+        each: The number of lines that every file gets.
+        rest: The number of files, from the first on, that get one more.
+        nranks: The number of files.
+    """
 
     each: int
     rest: int
@@ -32,57 +39,54 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, samples: int, nranks: int) -> Split:
-        """Of so many lines for so many files."""
+        """Divides `samples` lines into `nranks` files."""
         return cls(*divmod(samples, nranks), nranks)
 
     @property
     def samples(self) -> int:
-        """Lines, without the copies."""
+        """The number of lines without the copies."""
         return self.each * self.nranks + self.rest
 
     def first(self, file: int) -> int:
-        """The rank of the file's first line."""
+        """Returns the position of the first line of a file."""
         return file * self.each + min(file, self.rest)
 
     def padding(self, file: int) -> int:
-        """1 if the file ends with a copy."""
+        """Returns 1 if the file ends with a copy, and otherwise 0."""
         return int(self.rest > 0 and file >= self.rest)
 
     @property
     def copied(self) -> int:
-        """How many lines stand a second time: the first of the shuffled order, as random a choice as any other."""
+        """The number of lines that are copied: the first of the shuffled order, which is as random a choice as any."""
         return min(self.samples, self.nranks - self.rest if self.rest else 0)
 
     def copy(self, file: int) -> int:
-        """The rank of the line that ends the file as a copy; no line stands a third time before all stand twice."""
+        """Returns the position of the line whose copy ends the file. A second copy comes after one of every line."""
         return (file - self.rest) % self.copied
 
 
-def write_all_files(
-    plan: Plan, scans: Sequence[Scan], lock: int, watch: Callable[[int], None]
-) -> list[tuple[OutputFile, int]]:
-    """Writes and fsyncs the file of each rank in the staging folder.
+def write_all_files(plan: Plan, scans: Sequence[Scan], watch: Callable[[int], None]) -> list[tuple[OutputFile, int]]:
+    """Writes the file of each rank into the staging folder, so that it outlasts a power cut.
 
     Args:
-        scans: what the workers of the first pass found.
-        lock: a file descriptor the workers shall not keep open.
-        watch: told how many bytes have been written.
+        plan: The plan of the work.
+        scans: What the workers of the first pass found.
+        watch: A function that is called now and then with the bytes written so far.
 
     Returns:
-        The files in the order of ranks, each with the most memory its worker had had by then, in bytes.
+        The files in the order of ranks, each with the peak memory of its worker up to then, in bytes.
     """
     runs = [run for scan in scans for run in scan.runs]
     cell_lines = np.sum([scan.cell_lines for scan in scans], axis=0)
     cell_bytes = np.sum([scan.cell_bytes for scan in scans], axis=0)
     split = Split.of(int(cell_lines.sum()), plan.options.nranks)
     reader = partial(_reader, plan, runs, cell_lines, cell_bytes)
-    padding = run_workers(partial(_write_padding, plan, split, reader), 1, plan.workers, lambda done: None, lock)
+    padding = run_workers(partial(_write_padding, plan, split, reader), 1, plan.workers, lambda done: None)
     results = run_workers(
         partial(_write_files, plan, split, reader, max(padding, key=len)),
         plan.options.nranks,
         min(plan.workers, plan.options.nranks),
         watch,
-        lock,
     )
     return sorted(
         (entry for result in results for entry in result), key=lambda entry: int(entry[0].name.split("_")[-1])
@@ -92,14 +96,21 @@ def write_all_files(
 def _reader(
     plan: Plan, runs: list[Run], cell_lines: np.ndarray, cell_bytes: np.ndarray, arena: mmap.mmap, name: str
 ) -> RunReader:
-    path = os.path.join(plan.scratch, name)
-    return RunReader(runs, plan.bounds, cell_lines, cell_bytes, arena, plan.max_lines, path)
+    return RunReader(
+        runs=runs,
+        bounds=plan.bounds,
+        cell_lines=cell_lines,
+        cell_bytes=cell_bytes,
+        arena=arena,
+        max_lines=plan.max_lines,
+        scratch=os.path.join(plan.scratch, name),
+    )
 
 
 def _write_padding(plan: Plan, split: Split, make_reader: Any, tasks: Tasks) -> array:
-    """Puts the lines that stand a second time into a file; returns where each begins, and the end."""
+    """Writes the lines to be copied into a file. Returns where each begins, and the end."""
     offsets = array("q", [0])
-    if not split.copied or not list(tasks):  # a single task
+    if not split.copied or not list(tasks):  # there is one task, for one of the workers
         return offsets
     path = os.path.join(plan.scratch, "padding")
     reader = make_reader(make_arena(plan.arena), "split-padding")
@@ -131,7 +142,7 @@ def _write_file(plan: Plan, split: Split, reader: RunReader, padding: array, tas
     name = rank_file_name(number)
     path = os.path.join(plan.staging, name)
     samples = split.first(number + 1) - split.first(number) + split.padding(number)
-    digest, size, forgotten = hashlib.sha256(), 0, 0
+    digest, size, dropped = hashlib.sha256(), 0, 0
     descriptor = create(path, 0o666)
     try:
         with open(os.path.join(plan.staging, index_name(number)), "xb") as index:
@@ -142,9 +153,9 @@ def _write_file(plan: Plan, split: Split, reader: RunReader, padding: array, tas
                 index.write(lengths.astype(LENGTH).tobytes())
                 size += len(piece)
                 tasks.report(len(piece))
-                if size - forgotten > _FORGET_BYTES:
-                    forget(descriptor, 0, size)
-                    forgotten = size
+                if size - dropped > _DROP_BYTES:
+                    drop_from_cache(descriptor, 0, size)
+                    dropped = size
             index.flush()
             os.fsync(index.fileno())
         os.fsync(descriptor)

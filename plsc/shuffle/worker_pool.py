@@ -1,4 +1,4 @@
-"""A few processes that take numbered tasks in order and return one result each; with one worker, this process itself."""
+"""Worker processes that take numbered tasks in order and return one result each. A single worker is this process."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 from plsc.errors import DataError, PlscError
 
 
 class Tasks:
-    """What a worker sees: the task numbers it shall do, a place to report progress, and a way to end the work.
+    """A worker's view of the tasks: it yields their numbers, takes reports of progress, and can stop the work.
 
-    Tasks are handed out in rising order, so when one of them is refused all before it are done or being done.
+    Tasks are handed out in rising order. When one of them fails, all those before it are done or under way.
     """
 
     def __init__(self, count: int, watch: Callable[[int], None]) -> None:
@@ -31,12 +31,12 @@ class Tasks:
             yield number
 
     def report(self, amount: int) -> None:
-        """Counts `amount` more as done."""
+        """Adds `amount` to what is done."""
         self._reported += amount
         self._watch(self._reported)
 
     def stop(self) -> None:
-        """Hands out no more tasks, to any worker."""
+        """Keeps every worker from getting another task."""
         self._next = self._count
 
     def _take(self) -> int:
@@ -45,7 +45,7 @@ class Tasks:
 
 
 class _SharedTasks(Tasks):
-    """The same over several processes."""
+    """The tasks of several processes."""
 
     def __init__(self, count: int, workers: int, context: Any) -> None:
         super().__init__(count, lambda done: None)
@@ -55,12 +55,12 @@ class _SharedTasks(Tasks):
         self._parent = os.getpid()
 
     def done(self) -> int:
-        """What all workers have reported."""
+        """Returns what all workers have reported."""
         return sum(self._done)
 
     def report(self, amount: int) -> None:
         self._done[self.worker] += amount
-        if os.getppid() != self._parent:  # killed: nobody is left to clean up after this process
+        if os.getppid() != self._parent:  # the parent was killed, so that nothing would end this process
             os._exit(1)
 
     def stop(self) -> None:
@@ -78,22 +78,22 @@ def run_workers(
     count: int,
     workers: int,
     watch: Callable[[int], None],
-    inherited: Optional[int] = None,
 ) -> list[Any]:
     """Calls `function(tasks)` in each of `workers` processes and returns their results.
 
     Args:
-        count: tasks are numbered 0..count-1.
-        workers: processes to start; 1 runs in this one.
-        watch: told from time to time how much has been reported in all.
-        inherited: a file descriptor the processes shall not keep open.
+        function: The work of a worker.
+        count: The number of tasks, which are numbered from 0.
+        workers: The number of processes to start. A single one runs in this process.
+        watch: A function that is called now and then with what all workers have reported.
 
     Raises:
-        PlscError, OSError: raised by a worker, or a worker was killed. The others are ended first.
+        PlscError: A worker raised it, or was killed. The other workers are ended first.
+        OSError: A worker raised it.
     """
     if workers == 1:
         return [function(Tasks(count, watch))]
-    # Forked, so that modules and settings are shared; the caller has no threads.
+    # Forked processes share modules and settings, and the caller has no threads.
     context = multiprocessing.get_context("fork")
     tasks = _SharedTasks(count, workers, context)
     processes, pipes = [], []
@@ -101,7 +101,7 @@ def run_workers(
         for worker in range(workers):
             receiver, sender = context.Pipe(duplex=False)
             tasks.worker = worker
-            process = context.Process(target=_work, args=(function, tasks, sender, inherited), daemon=True)
+            process = context.Process(target=_work, args=(function, tasks, sender), daemon=True)
             process.start()
             sender.close()
             processes.append(process)
@@ -129,7 +129,7 @@ def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch:
                 processes[worker].join()
                 raise DataError(
                     f"a worker process ended early (exit code {processes[worker].exitcode}); "
-                    "if the machine ran out of memory, give a smaller --memory or fewer --workers, then run again"
+                    "if the machine ran out of memory, give a smaller --memory or fewer --workers, and run again"
                 ) from None
             if failed:
                 raise results[worker]
@@ -137,12 +137,10 @@ def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch:
     return [results[worker] for worker in range(len(pipes))]
 
 
-def _work(function: Callable[[Tasks], Any], tasks: _SharedTasks, pipe: Any, inherited: Optional[int]) -> None:
+def _work(function: Callable[[Tasks], Any], tasks: _SharedTasks, pipe: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    if inherited is not None:
-        os.close(inherited)
     try:
         answer = (False, function(tasks))
     except (PlscError, OSError) as problem:

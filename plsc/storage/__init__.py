@@ -1,14 +1,15 @@
-"""Stores of files behind one small protocol, and what tries again where they fail."""
+"""File systems behind one protocol, and the waiting and trying again where they fail for a while."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
-from plsc.storage.base import Status, Storage, StorageError, StorageUnavailableError
+from plsc.storage.base import DurableStorage, Status, Storage, StorageError, StorageUnavailableError
 from plsc.storage.local import LocalStorage
 from plsc.storage.retry import Retrying, retried
 
 __all__ = [
+    "DurableStorage",
     "LocalStorage",
     "Retrying",
     "Status",
@@ -22,12 +23,12 @@ CONNECT_SECONDS = 18.0
 
 
 def open_hdfs(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> Retrying:
-    """See `plsc.storage.hdfs.connect`; waits a little for a NameNode that does not answer.
+    """Opens an HDFS as `plsc.storage.hdfs.connect` does, and waits a little for a NameNode that does not answer.
 
     Raises:
-        ConfigError: the address cannot be read.
-        StorageError: the store cannot be reached, or refuses.
+        ConfigError: The address cannot be read.
+        StorageError: The store cannot be reached, or refuses.
     """
-    from plsc.storage.hdfs import connect  # what it needs is loaded by those who use it
+    from plsc.storage.hdfs import connect  # loads packages that only users of HDFS need
 
     return Retrying(retried(lambda: connect(fs_name, fs_ugi, client), CONNECT_SECONDS), CONNECT_SECONDS)

@@ -1,4 +1,4 @@
-"""Addresses of HDFS as people write them, and where its WebHDFS may answer."""
+"""Addresses of HDFS as users write them, and the URLs at which its WebHDFS may answer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from urllib.parse import urlsplit
 
 from plsc.errors import ConfigError
 
-DEFAULT_PORTS = (9870, 50070)  # WebHDFS of Hadoop 3 and 2; with TLS:
+DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TLS follow
 DEFAULT_TLS_PORTS = (9871, 50470)
-_WEB_PORTS = {*DEFAULT_PORTS, 14000}  # the last is HttpFS's
+_WEB_PORTS = {*DEFAULT_PORTS, 14000}  # 14000 is that of HttpFS
 _FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port or https://gateway:port/path"
 
 
 def web_addresses(fs_name: str) -> list[list[str]]:
-    """Base URLs at which each NameNode of an address may offer WebHDFS, the likeliest first.
+    """Returns for each NameNode the base URLs at which it may offer WebHDFS, the most likely first.
 
     Args:
-        fs_name: a NameNode, or several separated by `;` or `,`, of which all after the first may leave the scheme out.
+        fs_name: A NameNode, or several separated by `;` or `,`. Those after the first may leave out the scheme.
 
     Raises:
-        ConfigError: it cannot be read; its text shows no user's name or password.
+        ConfigError: The address cannot be read. The message shows no user name and no password.
     """
     parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
     if not parts:
@@ -36,7 +36,7 @@ def web_addresses(fs_name: str) -> list[list[str]]:
 
 
 def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
-    """Raises ConfigError for an address that cannot be read; with `is_alias` a plain word may be an HdfsCLI alias."""
+    """Raises ConfigError for an address that cannot be read. With `is_alias` a word may be an alias of HdfsCLI."""
     if not isinstance(fs_name, str):
         raise ConfigError(f"set_hdfs_info: fs_name must be a string, not {type(fs_name).__name__}; expected {_FORMS}")
     if not (is_alias and re.fullmatch(r"[\w.-]+", fs_name)):
@@ -59,9 +59,9 @@ def _candidates(scheme: str, url: str) -> list[str]:
         return [url.rstrip("/")]
     if parts.path not in ("", "/"):
         raise ConfigError(
-            f"set_hdfs_info: fs_name: {url!r} ends in a folder; give it as fs_dir_for_save or fs_checkpoint_dir"
+            f"set_hdfs_info: fs_name: {url!r} ends in a folder; give the folder as fs_dir_for_save or fs_checkpoint_dir"
         )
-    if scheme == "hdfs":  # its port is usually that of the RPC protocol, which plsc does not speak
+    if scheme == "hdfs":  # its port is usually that of the RPC protocol, which plsc does not support
         ports = [*([port] if port in _WEB_PORTS else []), *DEFAULT_PORTS, *([port] if port else [])]
         return [f"http://{host}:{one}" for one in dict.fromkeys(ports)]
     if scheme in ("webhdfs", "swebhdfs"):

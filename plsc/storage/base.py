@@ -1,8 +1,8 @@
-"""What a store of files must be able to do. Another one is one more module beside `local.py`."""
+"""The protocol of file systems. A new kind of store is one more module next to `local.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
 
@@ -10,70 +10,131 @@ from plsc.errors import PlscError
 
 CHUNK_BYTES = 1 << 20
 
+Chunks = Callable[[], Iterable[bytes]]  # gives the bytes of a file; called again for each attempt
+
 
 class StorageError(PlscError):
-    """A store that refuses, for good: a missing path, a permission, a quota."""
+    """A refusal that waiting does not change: a missing path, a permission, a quota.
+
+    Attributes:
+        reason: What went wrong, without the place, for messages that name the place themselves.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class StorageUnavailableError(StorageError):
-    """A store that cannot answer now and may later: it is worth trying again."""
+    """A store that cannot answer now but may later, so that it is worth trying again."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What stands at a path.
+    """What a store knows of a path.
 
     Attributes:
-        size: bytes; 0 for a folder.
-        modified: seconds since 1970.
+        size: Size in bytes; 0 for anything but a file.
+        is_folder: Whether it is a folder.
+        modified: Seconds since 1970 of the last change.
+        identity: Equal for two paths that lead to the same file; None where the store cannot tell.
+        is_special: Whether it is neither a file nor a folder: a device, a pipe, or a link that leads nowhere.
     """
 
     size: int
     is_folder: bool
     modified: float
+    identity: Optional[Hashable] = None
+    is_special: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return not (self.is_folder or self.is_special)
+
+
+class Storage(Protocol):
+    """A file system: files and folders under paths with `/`. A relative path starts at the user's own folder.
+
+    Every method raises `StorageUnavailableError` for what may pass and `StorageError` for what does not.
+
+    Attributes:
+        name: What messages call the store; it holds no secret.
+    """
+
+    name: str
+
+    def status(self, path: str) -> Optional[Status]:
+        """Returns the status of a path, or None if nothing has that name."""
+
+    def list(self, path: str) -> dict[str, Status]:
+        """Returns the names in a folder with their status."""
+
+    def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
+        """Yields `count` bytes from `offset` on in parts; fewer if the connection or the file ends."""
+
+    def write(self, path: str, chunks: Chunks, size: int) -> None:
+        """Makes a file of `size` bytes and the folders above it; replaces a file of that name."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Moves a file or a folder to a path that nothing has yet."""
+
+    def delete(self, path: str) -> None:
+        """Removes a file, or a folder with everything in it; does nothing if the path is missing."""
+
+    def mkdirs(self, path: str) -> None:
+        """Makes a folder and those above it, unless they exist."""
+
+
+class DurableStorage(Storage, Protocol):
+    """A store that can say how much space it has, and whose files outlast a power cut: `write` syncs their bytes.
+
+    A data set can be put together in such a store. WebHDFS offers neither.
+    """
+
+    def sync(self, path: str) -> None:
+        """Makes the bytes of a file, or the names in a folder, outlast a power cut."""
+
+    def free(self, folder: str) -> int:
+        """Returns the free space of the disk that holds a folder, in bytes."""
+
+
+def read_bytes(storage: Storage, path: str) -> bytes:
+    """Reads a small file. Raises StorageError."""
+    found = storage.status(path)
+    if found is None:
+        raise missing(storage, path)
+    if found.is_folder:
+        raise StorageError(f"{place_of(storage, path)}: is a folder", "is a folder")
+    return b"".join(storage.read(path, 0, found.size))
+
+
+def write_bytes(storage: Storage, path: str, data: bytes) -> None:
+    """Writes a small file. Raises StorageError."""
+    storage.write(path, lambda: [data], len(data))
+
+
+def place_of(storage: Storage, path: str) -> str:
+    """Returns what messages call a path of a store."""
+    return f"{storage.name}: {path}" if storage.name else path
+
+
+def missing(storage: Storage, path: str) -> StorageError:
+    """Returns the error for a path that does not exist."""
+    return StorageError(f"{place_of(storage, path)}: no such file or folder", "no such file or folder")
+
+
+def check_absent(storage: Storage, path: str) -> None:
+    """Raises StorageError if something has that name already."""
+    if storage.status(path) is not None:
+        raise StorageError(f"{place_of(storage, path)}: already exists", "already exists")
 
 
 def parts_of(stream: Any, count: int) -> Iterator[bytes]:
-    """`count` bytes of a file-like object, in parts; fewer where it ends."""
+    """Yields `count` bytes of a file-like object in parts; fewer if it ends."""
     while count:
         part = stream.read(min(count, CHUNK_BYTES))
         if not part:
             return
         count -= len(part)
         yield part
-
-
-Chunks = Callable[[], Iterable[bytes]]  # called again for each attempt
-
-
-class Storage(Protocol):
-    """Files and folders under paths with `/`; a path without one in front counts from the user's own folder.
-
-    Every method raises `StorageUnavailableError` for what may pass and `StorageError` for what stays.
-
-    Attributes:
-        name: what messages call it; holds no secret.
-    """
-
-    name: str
-
-    def status(self, path: str) -> Optional[Status]:
-        """What stands there; None for nothing."""
-
-    def list(self, path: str) -> dict[str, Status]:
-        """Names in a folder."""
-
-    def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
-        """`count` bytes from `offset` on, in parts; fewer where the connection or the file ends."""
-
-    def write(self, path: str, chunks: Chunks, size: int) -> None:
-        """Makes a file of `size` bytes, in the place of one that is there; folders above it are made."""
-
-    def rename(self, source: str, target: str) -> None:
-        """Moves a file or a folder to a path where nothing stands."""
-
-    def delete(self, path: str) -> None:
-        """Removes a file, or a folder with all that is in it; nothing there is no error."""
-
-    def mkdirs(self, path: str) -> None:
-        """Makes a folder and those above it; one that is there is no error."""

@@ -1,4 +1,4 @@
-"""Who a password is told: gateways that ask for it over https."""
+"""Authentication at gateways: a password goes only to those that ask for it over https."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from requests.auth import AuthBase, HTTPBasicAuth
 
 
 class NoAuth(AuthBase):
-    """Nothing, ~/.netrc included."""
+    """Sends no credentials, not even those of ~/.netrc."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Returns the request as it is."""
         return request
 
 
 class GatewayAuth(AuthBase):
-    """Basic authentication for the gateways of `urls` that ask for it over https; DataNodes and others see nothing of it."""
+    """Basic authentication for the gateways of `urls` that ask for it over https. DataNodes never see the password."""
 
     def __init__(self, name: str, password: str, urls: Iterable[str]) -> None:
         self._basic = HTTPBasicAuth(name.encode(), password.encode()) if password else None
@@ -26,6 +27,7 @@ class GatewayAuth(AuthBase):
         self._asked: set[str] = set()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Adds the password for a gateway that has asked for it, and prepares to answer one that may ask."""
         if self._basic is not None and request.url and request.url.startswith("https://"):
             gateway = urlsplit(request.url).netloc
             if gateway in self._asked:
@@ -41,7 +43,7 @@ class GatewayAuth(AuthBase):
         if not asks or not is_ours or self._basic is None or "Authorization" in request.headers:
             return response
         self._asked.add(gateway)
-        response.content  # noqa: B018 - read, so that the connection can be used again
+        response.content  # noqa: B018 - reads it, so that the connection can be used again
         response.close()
         again = request.copy()
         self._basic(again)

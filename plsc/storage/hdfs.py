@@ -1,4 +1,4 @@
-"""HDFS through WebHDFS, by the `hdfs` package: the only module that imports it."""
+"""HDFS through WebHDFS. The only module that imports the `hdfs` package."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from requests.adapters import HTTPAdapter
 
 from plsc.errors import ConfigError
 from plsc.storage.address import web_addresses
-from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, parts_of
+from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of
 from plsc.storage.gateway import GatewayAuth, NoAuth
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
 _CONNECTIONS = 16
 
-# What passes: by the name of the server's exception, or, where a DataNode passes on what the NameNode said, by its words.
+# Failures that pass, by the name of the server's exception, or by its words where a DataNode quotes the NameNode.
 _PASSING = (
     "SafeModeException", "StandbyException", "RetriableException", "LeaseExpiredException",
     "AlreadyBeingCreatedException", "RecoveryInProgressException", "NoRouteToHostException", "ConnectException",
@@ -48,7 +48,7 @@ _HINTS = {
     "not a directory": "a file stands where a folder should be; name another folder",
 }
 
-if logging.getLogger("hdfs").level == logging.NOTSET:  # it would print each request, and what is said better here
+if logging.getLogger("hdfs").level == logging.NOTSET:  # it logs every request, and failures that are reported here
     logging.getLogger("hdfs").setLevel(logging.CRITICAL)
 
 
@@ -56,8 +56,8 @@ class HdfsStorage:
     """A `Storage` on HDFS.
 
     Args:
-        client: of the `hdfs` package.
-        name: what messages call it.
+        client: A client of the `hdfs` package.
+        name: What messages call the store.
     """
 
     def __init__(self, client: hdfs.client.Client, name: str) -> None:
@@ -66,7 +66,7 @@ class HdfsStorage:
             client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
 
     def status(self, path: str) -> Optional[Status]:
-        """What stands there; None for nothing."""
+        """Returns the status of a path, or None if nothing has that name."""
         with self._worded(path):
             try:
                 return _status(self._client.status(path))
@@ -76,20 +76,20 @@ class HdfsStorage:
                 raise
 
     def list(self, path: str) -> dict[str, Status]:
-        """Names in a folder."""
+        """Returns the names in a folder with their status."""
         with self._worded(path):
             return {name: _status(status) for name, status in self._client.list(path, status=True)}
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
-        """`count` bytes from `offset` on, in parts; fewer where the connection or the file ends."""
+        """Yields `count` bytes from `offset` on in parts; fewer if the connection or the file ends."""
         with self._worded(path), self._client.read(path, offset=offset, length=count) as stream:
             yield from parts_of(stream, count)
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
-        """Makes a file, in the place of one that is there.
+        """Makes a file and the folders above it; replaces a file of that name.
 
-        A DataNode may answer that all is well when it could not end the file (Hadoop 2.7 does, over a quota), or just
-        close the connection: what is kept is looked at, and the quotas of the folders.
+        A DataNode over a quota may report success for a file that it could not complete (Hadoop 2.7 does), or just
+        close the connection. This is why the size of the file and the quotas of the folders are checked.
         """
         try:
             with self._worded(path):
@@ -105,24 +105,23 @@ class HdfsStorage:
             raise
 
     def rename(self, source: str, target: str) -> None:
-        """Moves a file or a folder to a path where nothing stands."""
-        if self.status(target) is not None:
-            raise StorageError(f"{self.name}: {target}: something stands there already")
+        """Moves a file or a folder to a path that nothing has yet."""
+        check_absent(self, target)
         with self._worded(source):
             self._client.rename(source, target)
 
     def delete(self, path: str) -> None:
-        """Removes a file, or a folder with all that is in it."""
+        """Removes a file, or a folder with everything in it; does nothing if the path is missing."""
         with self._worded(path):
             self._client.delete(path, recursive=True)
 
     def mkdirs(self, path: str) -> None:
-        """Makes a folder and those above it."""
+        """Makes a folder and those above it, unless they exist."""
         with self._worded(path):
             self._client.makedirs(path)
 
     def _check_quotas(self, path: str, size: int) -> None:
-        """Raises StorageError when a folder's quota has no room for one more file of `size` bytes."""
+        """Raises StorageError if the quota of a folder has no room for another file of `size` bytes."""
         with contextlib.suppress(StorageUnavailableError), self._worded(path):
             folder = posixpath.dirname(self._client.resolve(path))
             while folder != "/":
@@ -138,15 +137,15 @@ class HdfsStorage:
 
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:
-        """Turns what the client raises into our kinds. Its own texts hold URLs, and those may hold a token."""
+        """Turns the client's exceptions into StorageErrors. Their own texts hold URLs, which may hold a token."""
         try:
             yield
         except hdfs.HdfsError as problem:
             raise _server_error(f"{self.name}: {path}", problem) from None
         except requests.exceptions.SSLError as problem:
             raise StorageError(
-                f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; name the authority's file in "
-                "REQUESTS_CA_BUNDLE"
+                f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; set REQUESTS_CA_BUNDLE "
+                "to the file of its authority"
             ) from None
         except (KeyError, ValueError) as problem:  # an answer that is not WebHDFS's
             raise StorageError(
@@ -160,14 +159,15 @@ def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -
     """Opens an HDFS.
 
     Args:
-        fs_name: see `web_addresses`; without `fs_ugi` also an alias of HdfsCLI's configuration file.
-        fs_ugi: `name,password`; the password is given to gateways that ask for it over https, and to nobody else. Without
-            it the name is that of `HADOOP_USER_NAME`, or the process's user.
-        client: one of the `hdfs` package that is used instead.
+        fs_name: An address that `web_addresses` can read. Without `fs_ugi` also an alias of HdfsCLI's configuration
+            file.
+        fs_ugi: `name,password`. The password goes only to gateways that ask for it over https. By default the name is
+            that of `HADOOP_USER_NAME`, or the user of the process.
+        client: A client of the `hdfs` package to use instead.
 
     Raises:
-        ConfigError: the address cannot be read.
-        StorageUnavailableError: no NameNode answers.
+        ConfigError: The address cannot be read.
+        StorageUnavailableError: No NameNode answers.
     """
     if client is not None:
         return HdfsStorage(client, fs_name or ";".join(client.urls))
@@ -187,13 +187,13 @@ def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -
 
 
 def _alias(fs_name: str) -> Optional[hdfs.client.Client]:
-    """The client an HdfsCLI configuration file has under that name, if it does."""
+    """Returns the client that HdfsCLI's configuration file describes under that name, or None."""
     try:
         aliases = AliasFile()
         if not any(aliases.has_section(f"{fs_name}{suffix}") for suffix in (".alias", "_alias")):
             return None
         return aliases.get_client(fs_name)
-    except (Exception, SystemExit) as problem:  # its text may show the options, a token among them
+    except (Exception, SystemExit) as problem:  # its text may show the options, and among them a token
         raise ConfigError(
             f"set_hdfs_info: fs_name: the alias {fs_name!r} of HdfsCLI's configuration file cannot be used "
             f"({type(problem).__name__}); check its section"
@@ -201,7 +201,10 @@ def _alias(fs_name: str) -> Optional[hdfs.client.Client]:
 
 
 def _answering(fs_name: str, namenodes: list[list[str]]) -> list[str]:
-    """Of each NameNode the first URL at which WebHDFS answers; of one that does not, the likeliest, as it may come back."""
+    """Returns for each NameNode the first URL at which WebHDFS answers.
+
+    For one that does not answer, it is the most likely URL, since the NameNode may come back.
+    """
     every = [url for candidates in namenodes for url in candidates]
     with ThreadPoolExecutor(len(every), "plsc-hdfs") as pool:
         problems = dict(zip(every, pool.map(_probe, every)))
@@ -214,7 +217,7 @@ def _answering(fs_name: str, namenodes: list[list[str]]) -> list[str]:
 
 
 def _probe(url: str) -> Optional[str]:
-    """What speaks against `url` being a WebHDFS; None for one, whatever it says to an unknown user."""
+    """Returns why `url` is no WebHDFS, or None if it is one, even one that refuses an unknown user."""
     try:
         with requests.get(
             f"{url}/webhdfs/v1/?op=GETFILESTATUS",
@@ -232,18 +235,25 @@ def _probe(url: str) -> Optional[str]:
 
 
 def _status(status: dict[str, Any]) -> Status:
-    return Status(int(status["length"]), status["type"] == "DIRECTORY", status["modificationTime"] / 1000)
+    return Status(
+        size=int(status["length"]),
+        is_folder=status["type"] == "DIRECTORY",
+        modified=status["modificationTime"] / 1000,
+        identity=status.get("fileId"),
+    )
 
 
 def _server_error(where: str, problem: hdfs.HdfsError) -> StorageError:
-    """What the server refused, in its own words without its stack."""
+    """Returns the error for a refusal of the server: its own words, without its stack trace."""
     message: Union[str, bytes] = problem.message
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
     text = (text.strip().splitlines() or [""])[0][:300]
     kind = problem.exception
     if kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS):
         return StorageUnavailableError(f"{where}: {text}")
-    if isinstance(message, bytes):  # no answer of WebHDFS: a gateway's, or a server that is starting
+    if isinstance(
+        message, bytes
+    ):  # the answer is not WebHDFS's, but that of a gateway, or of a server that is starting
         return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}")
     if text.startswith("Authentication failure"):
         return StorageError(f"{where}: {_REFUSED}")
@@ -252,13 +262,13 @@ def _server_error(where: str, problem: hdfs.HdfsError) -> StorageError:
 
 
 def _server_of(problem: BaseException) -> str:
-    """Host and port that were spoken to: a DataNode is another machine than the address names."""
+    """Returns the host and port of a failed request: a DataNode is not the machine that the address names."""
     request = getattr(problem, "request", None)
     return urlsplit(request.url).netloc if request is not None and request.url else "the connection"
 
 
 def _reason(problem: BaseException) -> str:
-    """Why a connection failed, without the URL."""
+    """Returns why a connection failed, without the URL."""
     if isinstance(problem, requests.exceptions.Timeout):
         return "no answer in time"
     seen: list[Any] = [problem]

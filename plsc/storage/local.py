@@ -1,85 +1,105 @@
-"""Folders of this machine, or mounted on it, as a store."""
+"""The disks of this machine, or those mounted on it, as a store."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from plsc.storage.base import Chunks, Status, StorageError, parts_of
+from plsc.machine.files import sync
+from plsc.storage.base import Chunks, Status, StorageError, check_absent, parts_of, place_of
 
 
 class LocalStorage:
-    """A `Storage` whose root is a folder.
+    """A `DurableStorage` on the file system of this machine.
 
     Args:
-        root: stands for `/`, and for the user's own folder.
+        root: The folder at which relative paths start; by default the working directory.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(root)
-        self.name = str(root)
+    def __init__(self, root: Optional[Path] = None) -> None:
+        self._root = Path() if root is None else Path(root)
+        self.name = "" if root is None else str(root)
 
     def status(self, path: str) -> Optional[Status]:
-        """What stands there; None for nothing."""
+        """Returns the status of a path, or None if nothing has that name. Follows links."""
+        place = self._place(path)
         try:
-            found = self._place(path).stat()
+            found = place.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return Status(0, False, place.lstat().st_mtime, is_special=True) if os.path.lexists(place) else None
         except OSError as problem:
             raise self._error(path, problem) from None
-        is_folder = self._place(path).is_dir()
-        return Status(0 if is_folder else found.st_size, is_folder, found.st_mtime)
+        is_file, is_folder = stat.S_ISREG(found.st_mode), stat.S_ISDIR(found.st_mode)
+        return Status(
+            size=found.st_size if is_file else 0,
+            is_folder=is_folder,
+            modified=found.st_mtime,
+            identity=(found.st_dev, found.st_ino),
+            is_special=not (is_file or is_folder),
+        )
 
     def list(self, path: str) -> dict[str, Status]:
-        """Names in a folder."""
+        """Returns the names in a folder with their status."""
         with self._worded(path):
-            found = ((name, self.status(f"{path}/{name}")) for name in sorted(os.listdir(self._place(path))))
+            found = ((name, self.status(os.path.join(path, name))) for name in sorted(os.listdir(self._place(path))))
             return {name: status for name, status in found if status is not None}
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
-        """`count` bytes from `offset` on, in parts; fewer where the file ends."""
+        """Yields `count` bytes from `offset` on in parts; fewer if the file ends."""
         with self._worded(path), open(self._place(path), "rb") as stream:
             stream.seek(offset)
             yield from parts_of(stream, count)
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
-        """Makes a file, in the place of one that is there."""
+        """Makes a file, whose bytes outlast a power cut, and the folders above it; replaces a file of that name."""
+        kept = 0
         with self._worded(path):
             self._place(path).parent.mkdir(parents=True, exist_ok=True)
             with open(self._place(path), "wb") as stream:
                 for chunk in chunks():
-                    stream.write(chunk)
-        kept = self.status(path)
-        if kept is None or kept.size != size:
-            raise StorageError(f"{self.name}: {path}: {kept.size if kept else 0:,} of {size:,} bytes were kept")
+                    kept += stream.write(chunk)
+                stream.flush()
+                os.fsync(stream.fileno())
+        if kept != size:
+            raise StorageError(f"{place_of(self, path)}: {kept:,} bytes were written instead of {size:,}")
 
     def rename(self, source: str, target: str) -> None:
-        """Moves a file or a folder to a path where nothing stands."""
-        if self.status(target) is not None:
-            raise StorageError(f"{self.name}: {target}: something stands there already")
+        """Moves a file or a folder to a path that nothing has yet."""
+        check_absent(self, target)
         with self._worded(source):
             os.rename(self._place(source), self._place(target))
 
     def delete(self, path: str) -> None:
-        """Removes a file, or a folder with all that is in it."""
+        """Removes a file, or a folder with everything in it; does nothing if the path is missing."""
         place = self._place(path)
         with self._worded(path):
-            if place.is_dir():
+            if place.is_dir() and not place.is_symlink():
                 shutil.rmtree(place)
             else:
                 place.unlink(missing_ok=True)
 
     def mkdirs(self, path: str) -> None:
-        """Makes a folder and those above it."""
+        """Makes a folder and those above it, unless they exist."""
         with self._worded(path):
             self._place(path).mkdir(parents=True, exist_ok=True)
 
+    def sync(self, path: str) -> None:
+        """Makes the bytes of a file, or the names in a folder, outlast a power cut."""
+        with self._worded(path):
+            sync(self._place(path))
+
+    def free(self, folder: str) -> int:
+        """Returns the free space of the disk that holds a folder, in bytes."""
+        with self._worded(folder):
+            return shutil.disk_usage(self._place(folder)).free
+
     def _place(self, path: str) -> Path:
-        return self._root / path.lstrip("/")
+        return self._root / path
 
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:
@@ -89,4 +109,8 @@ class LocalStorage:
             raise self._error(path, problem) from None
 
     def _error(self, path: str, problem: OSError) -> StorageError:
-        return StorageError(f"{self.name}: {path}: {problem.strerror or problem}")
+        reason = problem.strerror or str(problem)
+        return StorageError(f"{place_of(self, path)}: {reason}", reason)
+
+
+LOCAL = LocalStorage()

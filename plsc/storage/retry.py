@@ -1,4 +1,4 @@
-"""Tries again what a store could not do just now: the one place that does."""
+"""Repeats operations that a store cannot do at the moment. The one place that does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 
 
 class Retrying:
-    """A `Storage` that waits and tries again, longer each time, until `patience` seconds have brought nothing.
+    """A `Storage` that waits and tries again when another one is unavailable, with growing pauses.
 
     Args:
-        stop: when it is set, nothing is tried again.
+        storage: The store to use.
+        patience: Seconds without success after which it gives up.
+        stop: Once it is set, nothing is tried again.
     """
 
     def __init__(self, storage: Storage, patience: float, stop: Optional[threading.Event] = None) -> None:
@@ -30,19 +32,19 @@ class Retrying:
         self.name = storage.name
 
     def with_patience(self, patience: float, stop: Optional[threading.Event] = None) -> Retrying:
-        """The same store with another patience."""
+        """Returns the same store with another patience."""
         return Retrying(self._storage, patience, stop)
 
     def status(self, path: str) -> Optional[Status]:
-        """As the store's."""
+        """Returns the status of a path, or None if nothing has that name."""
         return self._retried(lambda: self._storage.status(path))
 
     def list(self, path: str) -> dict[str, Status]:
-        """As the store's."""
+        """Returns the names in a folder with their status."""
         return self._retried(lambda: self._storage.list(path))
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
-        """As the store's, but all `count` bytes: a reading that broke goes on where it was."""
+        """Reads as the store does, but yields all `count` bytes: it resumes a reading that broke off."""
         done, pause = 0, _backoff(self.patience, self._stop)
         while done < count:
             before = done
@@ -52,7 +54,7 @@ class Retrying:
                     yield chunk
                 if done < count:
                     raise StorageUnavailableError(
-                        f"{self.name}: {path}: ended after {offset + done:,} of {offset + count:,} bytes"
+                        f"{self.name}: {path}: the connection ended after {offset + done:,} of {offset + count:,} bytes"
                     )
             except StorageUnavailableError as problem:
                 if done > before:
@@ -60,11 +62,11 @@ class Retrying:
                 pause(problem)
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
-        """As the store's."""
+        """Makes a file and the folders above it; replaces a file of that name."""
         self._retried(lambda: self._storage.write(path, chunks, size))
 
     def rename(self, source: str, target: str) -> None:
-        """As the store's; one whose answer was lost counts."""
+        """Renames as the store does. A renaming whose answer was lost counts as done."""
         tried = False
 
         def attempt() -> None:
@@ -77,11 +79,11 @@ class Retrying:
         self._retried(attempt)
 
     def delete(self, path: str) -> None:
-        """As the store's."""
+        """Removes a file, or a folder with everything in it; does nothing if the path is missing."""
         self._retried(lambda: self._storage.delete(path))
 
     def mkdirs(self, path: str) -> None:
-        """As the store's."""
+        """Makes a folder and those above it, unless they exist."""
         self._retried(lambda: self._storage.mkdirs(path))
 
     def _retried(self, attempt: Callable[[], T]) -> T:
@@ -89,7 +91,11 @@ class Retrying:
 
 
 def retried(attempt: Callable[[], T], patience: float, stop: Optional[threading.Event] = None) -> T:
-    """What `attempt` returns, once it does not raise StorageUnavailableError; that one when patience is over."""
+    """Calls `attempt` until it does not raise StorageUnavailableError, and returns its result.
+
+    Raises:
+        StorageUnavailableError: `patience` seconds are over, or `stop` is set.
+    """
     pause = _backoff(patience, stop or threading.Event())
     while True:
         try:
@@ -99,7 +105,7 @@ def retried(attempt: Callable[[], T], patience: float, stop: Optional[threading.
 
 
 def _backoff(patience: float, stop: threading.Event) -> Callable[[StorageUnavailableError], None]:
-    """What waits before the next attempt, or raises the problem when patience is over."""
+    """Returns a function that waits before the next attempt, or raises the problem once patience is over."""
     deadline, wait = time.monotonic() + patience, _FIRST_WAIT
 
     def pause(problem: StorageUnavailableError) -> None:
@@ -108,7 +114,7 @@ def _backoff(patience: float, stop: threading.Event) -> Callable[[StorageUnavail
         if left <= 0 or stop.is_set():
             raise problem
         seconds = min(wait * random.uniform(0.75, 1.25), left)
-        logger.warning("%s; trying again in %.1f s, for %.0f s at most", problem, seconds, left)
+        logger.warning("%s; trying again in %.1f s, for at most %.0f s", problem, seconds, left)
         wait = min(2 * wait, _LONGEST_WAIT)
         if stop.wait(seconds):
             raise problem

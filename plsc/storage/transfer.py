@@ -1,4 +1,4 @@
-"""Files and folders to and from a store: hidden until they are whole, never over what stands there."""
+"""Copies files and folders to and from a store. They are hidden until they are complete, and replace nothing."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Callable
 
 from plsc.errors import ConfigError
-from plsc.storage.base import CHUNK_BYTES, Status, StorageError
+from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
 from plsc.storage.retry import Retrying
 
-_THREADS = 16  # to close a small file costs HDFS about half a second of waiting, not of work
+_THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
 
-Advance = Callable[[int], None]  # told of bytes as they pass; a negative number when they must pass again
+Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
 
 
 def ignore(count: int) -> None:
-    """Who does not want to know of progress."""
+    """Takes no notice of progress."""
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A local file that stays readable when its name goes."""
+    """A local file that stays readable after its name is removed."""
 
     path: Path
     descriptor: int
@@ -35,7 +35,7 @@ class OpenFile:
 
     @classmethod
     def open(cls, path: Path) -> OpenFile:
-        """Raises ConfigError where it cannot be read."""
+        """Opens a file. Raises ConfigError if it cannot be read."""
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as problem:
@@ -43,40 +43,40 @@ class OpenFile:
         return cls(path, descriptor, os.fstat(descriptor).st_size)
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         os.close(self.descriptor)
 
     def chunks(self, advance: Advance = ignore) -> Iterator[bytes]:
-        """Its bytes, from the start.
+        """Yields the bytes of the file from the start.
 
         Raises:
-            StorageError: they cannot be read, or are fewer than they were.
+            StorageError: The file cannot be read, or has become shorter.
         """
         done = 0
         try:
             while done < self.size:
                 try:
                     chunk = os.pread(self.descriptor, CHUNK_BYTES, done)
-                except OSError as problem:  # it must not look like one of the connection
+                except OSError as problem:  # an OSError would look like one of the connection
                     raise StorageError(f"{self.path}: cannot be read ({problem.strerror or problem})") from None
                 if not chunk:
                     raise StorageError(f"{self.path}: became shorter while it was read")
                 yield chunk
                 done += len(chunk)
                 advance(len(chunk))
-            done = 0  # all of it counts
+            done = 0  # everything was copied
         finally:
             if done:
                 advance(-done)
 
 
 def write_file(storage: Retrying, path: str, file: OpenFile, advance: Advance = ignore) -> None:
-    """Makes a file of the store from a local one."""
+    """Copies a local file into the store."""
     storage.write(path, lambda: file.chunks(advance), file.size)
 
 
 def each(action: Callable[..., object], items: Iterable[Sequence[object]], threads: int = _THREADS) -> None:
-    """Calls `action(*item)` for all in threads; the first error ends it, when those under way have ended."""
+    """Calls `action(*item)` for all items in threads. After the first error it only waits for calls under way."""
     with ThreadPoolExecutor(threads, "plsc-transfer") as pool:
         futures = [pool.submit(action, *item) for item in items]
         try:
@@ -88,14 +88,14 @@ def each(action: Callable[..., object], items: Iterable[Sequence[object]], threa
 
 
 def tree(storage: Retrying, path: str) -> dict[str, Status]:
-    """Files under a path by their path from there; the name '' for a path that is a file itself.
+    """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
     Raises:
-        StorageError: nothing is there.
+        StorageError: The path does not exist.
     """
     found = storage.status(path)
     if found is None:
-        raise StorageError(f"{storage.name}: {path}: nothing there")
+        raise missing(storage, path)
     if not found.is_folder:
         return {"": found}
     files, folders = {}, [""]
@@ -111,17 +111,17 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
 
 
 def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore) -> str:
-    """Uploads a file or a folder; returns where it is. Into a folder that is there it goes under its own name.
+    """Uploads a file or a folder and returns its path. If the target is a folder, the upload goes into it.
 
     Raises:
-        ConfigError: there is no `source`, or something stands at the target.
-        StorageError: the store could not take it; then nothing is left there.
+        ConfigError: The source is missing, or the target exists already.
+        StorageError: The store could not take it. Nothing is left there.
     """
     if not source.exists():
         raise ConfigError(f"{source}: no such file or folder")
     target = _inside(storage, target, source.resolve().name)
     if storage.status(target) is not None:
-        raise ConfigError(f"{storage.name}: {target}: something stands there already; name another place")
+        raise ConfigError(f"{storage.name}: {target}: already exists; name another place")
     files = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
     hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
 
@@ -138,24 +138,24 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
         each(one, [(path,) for path in files])
         storage.rename(hidden, target)
     except BaseException:
-        with contextlib.suppress(StorageError):  # what went wrong first is said
+        with contextlib.suppress(StorageError):  # the first failure is the one to report
             storage.with_patience(0).delete(hidden)
         raise
     return target
 
 
 def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore) -> Path:
-    """Downloads a file or a folder; returns where it is. Into a folder that is there it goes under its own name.
+    """Downloads a file or a folder and returns its path. If the target is a folder, the download goes into it.
 
     Raises:
-        ConfigError: something stands at the target, or it cannot be written.
-        StorageError: the store could not give it.
+        ConfigError: The target exists already, or it cannot be written.
+        StorageError: The store could not provide it.
     """
     files = tree(storage, source)
     if target.is_dir():
         target = target / posixpath.basename(source.rstrip("/"))
     if target.exists():
-        raise ConfigError(f"{target}: there is something already; name another place")
+        raise ConfigError(f"{target}: already exists; name another place")
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.get")
     made: list[Path] = []
 
@@ -187,7 +187,7 @@ def _inside(storage: Retrying, target: str, name: str) -> str:
 
 
 def _remove(hidden: Path, made: Sequence[Path]) -> None:
-    """Removes what `get` made."""
+    """Removes the files that `get` made, and their folders."""
     for path in made:
         path.unlink(missing_ok=True)
     folders = sorted({folder for path in made for folder in path.parents if hidden in (folder, *folder.parents)})

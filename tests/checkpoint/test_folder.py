@@ -22,7 +22,7 @@ def head_files(head):
 
 
 def write(folder, backbone, head, background=True, **meta):
-    """A checkpoint of one rank, as a `Writer` makes it."""
+    """Writes a checkpoint of one rank with a `Writer`."""
     files = head_files(head)
     files[checkpoint.BACKBONE] = {name: tensor.numpy() for name, tensor in backbone.state_dict().items()}
     files[checkpoint.OPTIMIZER] = {"weight/velocity": np.ones([3, 2], "float32")}
@@ -50,7 +50,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_what_is_saved_comes_back(tmp_path, background):
+def test_a_saved_state_can_be_loaded(tmp_path, background):
     backbone, head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2)
     source = write(tmp_path / "0", backbone, head, background)
     other, other_head = paddle.nn.Linear(3, 2), build_head("dist_softmax", 5, 2, seed=9)
@@ -108,7 +108,10 @@ def test_damage_is_named(saved, name, damage, tmp_path):
         other = build_head("dist_softmax", 5, 2, seed=5)
         other.bias.set_value(np.ones(5, "float32"))
         elsewhere = write(tmp_path / "other" / "0", paddle.nn.Linear(3, 2), other)
-        if name in (checkpoint.OPTIMIZER, "meta.json"):  # the same in both, or it names all others
+        if name in (
+            checkpoint.OPTIMIZER,
+            "meta.json",
+        ):  # the former is the same in both, and the latter names all others
             name = checkpoint.head_file(0)
         shutil.copytree(source.folder, broken, dirs_exist_ok=True)
         shutil.copy(elsewhere.folder / name, broken / name)
@@ -144,12 +147,12 @@ def test_a_meta_that_names_other_files_is_refused(saved, name):
         checkpoint.open_checkpoint(source.folder)
 
 
-def test_no_checkpoint_is_said(tmp_path):
+def test_a_folder_without_meta_json_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="meta.json"):
         checkpoint.open_checkpoint(tmp_path)
 
 
-def test_what_a_killed_run_left_is_put_in_order(saved, tmp_path):
+def test_what_a_killed_run_left_is_repaired(saved, tmp_path):
     source, _, _ = saved
     output = source.folder.parent
     os.rename(source.folder, output / ".0.replaced")  # killed between the two renames
@@ -161,7 +164,7 @@ def test_what_a_killed_run_left_is_put_in_order(saved, tmp_path):
     (output / ".7.writing" / "thesis.tex").write_text("not plsc's")
     done = checkpoint.recover(output)
     assert sorted(os.listdir(output)) == [".7.writing", ".mine", ".notes.writing", "0", "0.writing"]
-    assert len(done) == 3 and "put back" in done[0]
+    assert len(done) == 3 and "restored" in done[0]
     checkpoint.open_checkpoint(output / "0")
     assert checkpoint.recover(output) == [] and checkpoint.recover(tmp_path / "absent") == []
 
@@ -177,7 +180,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         writer.start(f"step_{epoch}0", files, {**meta, "step": epoch}, {})
     writer.finish()
     assert sorted(os.listdir(tmp_path)) == ["1", "5", "step_1", "step_50"]
-    assert foreign.is_dir(), "what this run did not write stays"
+    assert foreign.is_dir(), "checkpoints of other runs stay"
 
 
 def test_one_run_at_a_time(tmp_path, monkeypatch):
@@ -187,7 +190,7 @@ def test_one_run_at_a_time(tmp_path, monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", words, str(tmp_path / "o")], stdout=subprocess.PIPE)
     try:
         other.stdout.readline()
-        with pytest.raises(ConfigError, match="another run"), checkpoint.locked(tmp_path / "o"):
+        with pytest.raises(ConfigError, match="is writing there"), checkpoint.locked(tmp_path / "o"):
             pass
     finally:
         other.kill()  # the lock goes with the process
@@ -198,7 +201,7 @@ def test_one_run_at_a_time(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "o") == []
 
 
-def test_a_place_that_is_no_folder_is_said(tmp_path):
+def test_a_path_that_is_no_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match="cannot write there"), checkpoint.locked(place):
@@ -206,7 +209,7 @@ def test_a_place_that_is_no_folder_is_said(tmp_path):
 
 
 def test_no_pickle_is_read():
-    """Nothing on the way of a checkpoint can run what a file says."""
+    """No part of loading a checkpoint can run code from a file."""
     for path in layout.__file__, tensor_file.__file__, checkpoint.load_head.__code__.co_filename:
         with open(path, encoding="utf-8") as source:
             text = source.read()

@@ -1,4 +1,4 @@
-"""Checkpoints in a store that needs no server: uploaded by several, seen when complete, checked on the way back."""
+"""Checkpoints in a store: several ranks upload them, they appear when complete, and downloads are checked."""
 
 import json
 import os
@@ -43,12 +43,12 @@ def publish(store, path, text, patience=0.0):
     remote.publish(store, path, text, patience, threading.Event())
 
 
-def test_ranks_upload_their_parts_and_it_is_seen_when_all_are_there(store, tmp_path, monkeypatch):
+def test_a_checkpoint_appears_once_all_ranks_have_uploaded_their_files(store, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_POLL_SECONDS", 0.01)
     text = make(tmp_path / "0")
     own = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)]
     upload(store, tmp_path / "0", "runs/0", own)
-    with pytest.raises(StorageError, match="rank@00001.safetensors did not come"):
+    with pytest.raises(StorageError, match="rank@00001.safetensors did not arrive"):
         publish(store, "runs/0", text)
     assert remote.list_remote(store, "runs") == []
     other = threading.Timer(0.1, upload, [store, tmp_path / "0", "runs/0", [checkpoint.head_file(1)]])
@@ -60,7 +60,7 @@ def test_ranks_upload_their_parts_and_it_is_seen_when_all_are_there(store, tmp_p
     assert list(store.list("runs")) == ["0"]
 
 
-def test_what_has_come_already_is_not_sent_again_and_what_is_short_is(store, tmp_path):
+def test_complete_files_are_not_uploaded_again_but_short_ones_are(store, tmp_path):
     text = make(tmp_path / "0")
     upload(store, tmp_path / "0", "0")
     hidden = tmp_path / "store" / remote.hidden_of("0", text)
@@ -73,7 +73,7 @@ def test_what_has_come_already_is_not_sent_again_and_what_is_short_is(store, tmp
     assert same(tmp_path / "store/0", tmp_path / "0")
 
 
-def test_a_checkpoint_takes_the_place_of_another_but_of_nothing_else(store, tmp_path):
+def test_a_checkpoint_replaces_another_one_but_nothing_else(store, tmp_path):
     old, text = make(tmp_path / "old"), make(tmp_path / "0", step=5, seed=1)
     for name in ("old", "0"):
         upload(store, tmp_path / name, "runs/0")
@@ -81,23 +81,23 @@ def test_a_checkpoint_takes_the_place_of_another_but_of_nothing_else(store, tmp_
         assert same(tmp_path / "store/runs/0", tmp_path / name)
     (tmp_path / "store/runs/0/notes.txt").write_text("mine")
     upload(store, tmp_path / "old", "runs/0")
-    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+    with pytest.raises(StorageError, match="something that is not a checkpoint has that name"):
         publish(store, "runs/0", old)
-    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+    with pytest.raises(StorageError, match="something that is not a checkpoint has that name"):
         remote.remove(store, remote.open_remote(store, "runs/0"))
     assert (tmp_path / "store/runs/0/notes.txt").exists()
     (tmp_path / "store/runs/1").write_text("a file")
     upload(store, tmp_path / "old", "runs/1")
-    with pytest.raises(StorageError, match="something that is not a checkpoint stands there"):
+    with pytest.raises(StorageError, match="something that is not a checkpoint has that name"):
         publish(store, "runs/1", old)
 
 
-def test_every_moment_at_which_an_upload_dies_leaves_the_old_or_the_new(tmp_path):
+def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
     class Died(Exception):
         pass
 
     class Mortal(LocalStorage):
-        """Dies at its call number `left`."""
+        """A store that dies at call number `left`."""
 
         def __init__(self, root, left):
             super().__init__(root)
@@ -158,7 +158,7 @@ def fetch(store, folder, path="0"):
     return sum(seen)
 
 
-def test_a_download_is_the_same_to_the_bit_and_a_second_one_reads_nothing(store, tmp_path):
+def test_a_download_is_equal_to_the_bit_and_a_second_one_changes_nothing(store, tmp_path):
     make(tmp_path / "store/0")
     total = fetch(store, tmp_path / "new/folder")
     assert same(tmp_path / "new/folder", tmp_path / "store/0")
@@ -168,7 +168,7 @@ def test_a_download_is_the_same_to_the_bit_and_a_second_one_reads_nothing(store,
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "new/folder").iterdir()}
 
 
-def test_a_download_goes_on_where_it_was_and_trusts_nothing(store, tmp_path):
+def test_an_interrupted_download_resumes_and_checks_what_it_has(store, tmp_path):
     text = make(tmp_path / "store/0")
     reads = []
 
@@ -180,7 +180,7 @@ def test_a_download_goes_on_where_it_was_and_trusts_nothing(store, tmp_path):
     part = remote._part_of(tmp_path / "to" / checkpoint.BACKBONE, text)
     part.parent.mkdir()
     data = (tmp_path / "store/0" / checkpoint.BACKBONE).read_bytes()
-    # Two good blocks, one that a power cut left as zeros, and some more.
+    # Two good blocks, one that a power cut left as zeros, and a part of the next.
     part.write_bytes(data[: 2 * BLOCK] + bytes(BLOCK) + data[3 * BLOCK : 3 * BLOCK + 100])
     fetch(Retrying(Counting(tmp_path / "store"), 0), tmp_path / "to")
     assert same(tmp_path / "to", tmp_path / "store/0")
@@ -199,7 +199,7 @@ def test_a_file_that_was_changed_on_the_server_is_refused(store, tmp_path, posit
     assert not (tmp_path / "to" / META).exists() and not (tmp_path / "to" / checkpoint.head_file(1)).exists()
 
 
-def test_bytes_that_change_once_on_the_way_are_asked_for_again(tmp_path):
+def test_bytes_that_are_corrupted_once_in_transfer_are_read_again(tmp_path):
     class Noisy(LocalStorage):
         noise = True
 
@@ -227,7 +227,7 @@ def test_another_checkpoint_is_never_overwritten(store, tmp_path):
     assert all(path.read_bytes() == data for path, data in kept.items())
 
 
-def test_a_damaged_file_of_the_same_checkpoint_is_mended(store, tmp_path):
+def test_a_damaged_file_of_the_same_checkpoint_is_downloaded_again(store, tmp_path):
     make(tmp_path / "store/0")
     fetch(store, tmp_path / "to")
     (tmp_path / "to" / checkpoint.BACKBONE).write_bytes(b"torn")
@@ -236,7 +236,7 @@ def test_a_damaged_file_of_the_same_checkpoint_is_mended(store, tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"format": 99}', json.dumps({"format": 1}).encode()])
-def test_a_meta_json_that_is_none_is_no_checkpoint(store, tmp_path, text):
+def test_a_folder_with_a_broken_meta_json_is_no_checkpoint(store, tmp_path, text):
     make(tmp_path / "store/0")
     (tmp_path / "store/0" / META).write_bytes(text)
     assert remote.list_remote(store, "") == []

@@ -48,7 +48,7 @@ def whole_of(folder):
 
 
 @pytest.mark.parametrize("source", range(1, 6))
-def test_converting_offline_gives_the_same_matrix_in_other_files(saved, tmp_path, source, capsys):
+def test_conversion_gives_the_same_matrix_in_other_files(saved, tmp_path, source, capsys):
     for case in sorted(os.listdir(saved / str(source))):
         folder = saved / str(source) / case / "0"
         if checkpoint.open_checkpoint(folder).meta["sharded"] is False:
@@ -67,7 +67,7 @@ def test_converting_offline_gives_the_same_matrix_in_other_files(saved, tmp_path
                 for key, value in load_file(folder / name).items():
                     np.testing.assert_array_equal(load_file(place / name)[key], value)
         assert content_of(folder) == before
-        # there and back: to the byte what a run on those ranks had written
+        # Converted back, it equals to the byte what a run on those ranks has written.
         back = tmp_path / case / "back"
         cli.main(["convert-checkpoint", str(tmp_path / case / "4"), str(back), "--ranks", str(source)])
         for rank in range(source):
@@ -76,12 +76,12 @@ def test_converting_offline_gives_the_same_matrix_in_other_files(saved, tmp_path
             ).read_bytes()
 
 
-def test_converting_says_what_is_wrong(saved, tmp_path, capsys):
+def test_conversion_reports_mistakes(saved, tmp_path, capsys):
     folder = saved / "3" / "0" / "0"
     (tmp_path / "there").mkdir()
     for arguments, words in (
-        ([tmp_path / "none", tmp_path / "new"], "no checkpoint there"),
-        ([folder, tmp_path / "there"], "there is something already"),
+        ([tmp_path / "none", tmp_path / "new"], "is not a checkpoint"),
+        ([folder, tmp_path / "there"], "already exists; name a new folder"),
         ([folder, "/proc/new/er"], "cannot be written"),
     ):
         assert cli.main(["convert-checkpoint", *map(str, arguments), "--ranks", "2"]) == 1
@@ -90,8 +90,8 @@ def test_converting_says_what_is_wrong(saved, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["there"]
 
 
-def test_a_rank_reads_its_rows_and_little_more(tmp_path, monkeypatch):
-    """4 shards of 1,000 rows; the third of 5 ranks needs parts of two of them."""
+def test_a_rank_reads_little_more_than_its_rows(tmp_path, monkeypatch):
+    """Of 4 shards of 1,000 rows, the third of 5 ranks needs parts of two."""
     from test_folder import write
 
     from plsc.checkpoint import folder, tensor_file
@@ -111,7 +111,7 @@ def test_a_rank_reads_its_rows_and_little_more(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("classes", [3, 5, 9])
 @pytest.mark.parametrize("loss", ["dist_softmax", "dist_arcface", "dist_adaface"])
-def test_keeping_the_classes_both_have(tmp_path, classes, loss):
+def test_the_classes_that_both_heads_have_are_kept(tmp_path, classes, loss):
     from test_folder import write
 
     head = build_head("dist_softmax", 5, 2, seed=3)

@@ -40,7 +40,7 @@ def some_tensors(seed, count=5):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
-def test_the_library_reads_what_is_written_and_the_other_way_round(tmp_path_factory, seed):
+def test_the_safetensors_library_reads_our_files_and_we_read_its(tmp_path_factory, seed):
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     tensors = some_tensors(seed)
     sums = write_tensors(path, tensors, {"format": "np"})
@@ -64,7 +64,7 @@ def test_the_library_reads_what_is_written_and_the_other_way_round(tmp_path_fact
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 70), st.data())
-def test_rows_are_read_alone(tmp_path_factory, count, width, drawn):
+def test_only_the_rows_asked_for_are_read(tmp_path_factory, count, width, drawn):
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     matrix = np.random.default_rng(count).normal(size=(count, width)).astype("float32")
     sums = write_tensors(path, {"w": matrix, "b": matrix[:, 0]})
@@ -77,7 +77,7 @@ def test_rows_are_read_alone(tmp_path_factory, count, width, drawn):
         assert file.bytes_read - before <= (last - first) * width * 4 + 2 * 512
 
 
-def test_a_stream_is_written_as_the_whole(tmp_path):
+def test_a_stream_is_written_like_the_whole_tensor(tmp_path):
     matrix = np.arange(3000.0).reshape(1000, 3)
     whole = write_tensors(tmp_path / "a", {"w": matrix, "x": np.ones(3)})
     parts = Stream(matrix.dtype, matrix.shape, (matrix[i : i + 77] for i in range(0, 1000, 77)))
@@ -98,7 +98,7 @@ def test_every_changed_byte_is_found_before_it_is_used(tmp_path):
             file.read("w")
     for other in (content[:-1], content + b"x", b"", content[: len(content) // 2]):
         path.write_bytes(other)
-        with pytest.raises(DamagedError, match="bytes, meta.json says"):
+        with pytest.raises(DamagedError, match="bytes, but meta.json says"):
             TensorFile(path, sums)
     path.unlink()
     with pytest.raises(DamagedError, match="missing"):
@@ -107,8 +107,8 @@ def test_every_changed_byte_is_found_before_it_is_used(tmp_path):
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.booleans(), st.integers(0, 400))
-def test_no_header_makes_it_do_more_than_refuse(tmp_path_factory, text, framed, length):
-    """Whatever stands in a file whose checksum is right: one clear error, or tensors within the file."""
+def test_a_broken_header_is_refused_and_does_no_harm(tmp_path_factory, text, framed, length):
+    """Any file with the right checksum gives one clear error, or tensors that lie within it."""
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     content = struct.pack("<Q", length) + text if framed else text
     path.write_bytes(content)
@@ -147,7 +147,7 @@ def test_a_full_disk_is_an_os_error(tmp_path):
 
 
 def test_memory_stays_within_a_few_blocks(tmp_path, monkeypatch):
-    """Two tensors of 64 MB, streamed: neither writing nor reading holds one."""
+    """Two tensors of 64 MB are streamed, and neither writing nor reading holds a whole one."""
     import tracemalloc
 
     monkeypatch.setattr(tensor_file, "BLOCK_BYTES", 1 << 20)

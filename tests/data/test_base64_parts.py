@@ -29,7 +29,7 @@ spoilt_lines = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(good_lines, spoilt_lines, st.binary(max_size=70)), max_size=8))
-def test_checking_many_lines_at_once_says_what_checking_each_says(lines):
+def test_checking_many_lines_at_once_finds_what_checking_each_finds(lines):
     lines = [line.replace(b"\n", b"") for line in lines]
     block = b"".join(line + b"\n" for line in lines)
 
@@ -45,7 +45,7 @@ def test_checking_many_lines_at_once_says_what_checking_each_says(lines):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(good_lines, min_size=1, max_size=8))
-def test_good_lines_take_the_fast_way(lines):
+def test_good_lines_take_the_fast_path(lines):
     assert base64_parts._all_good(b"".join(line + b"\n" for line in lines), MAX_LINE) is not None
 
 
@@ -103,7 +103,7 @@ def names_of(folder, text):
     return [part.name for part in read_file_list(str(folder), "list")]
 
 
-def test_names_with_spaces_and_other_letters_and_no_last_newline(folder):
+def test_names_with_spaces_and_non_ascii_letters_and_no_last_newline(folder):
     assert names_of(folder, "\ufeffa\nb c\n数据".encode()) == ["a", "b c", "数据"]
 
 
@@ -116,10 +116,10 @@ def test_names_with_spaces_and_other_letters_and_no_last_newline(folder):
         (b"a\n/etc/passwd\n", 2, "absolute path"),
         (b"a\n../x\n", 2, "without '..'"),
         (b"sub/../a\n", 1, "without '..'"),
-        (b"a\nb c\na\n", 3, "is the part line 1 names"),
-        (b"a\n./a\n", 2, "is the part line 1 names"),
-        (b"a\nalias\n", 2, "is the part line 1 names"),
-        (b"a\ngone\n", 2, "'gone' (No such file or directory)"),
+        (b"a\nb c\na\n", 3, "is the same file as the part in line 1"),
+        (b"a\n./a\n", 2, "is the same file as the part in line 1"),
+        (b"a\nalias\n", 2, "is the same file as the part in line 1"),
+        (b"a\ngone\n", 2, "'gone' (no such file)"),
         (b"a\nsub\n", 2, "is not a file"),
         (b"a\nempty\n", 2, "'empty' is empty"),
         (b"a\n\xff\n", 2, "not UTF-8"),

@@ -19,7 +19,7 @@ from plsc.shuffle.plan import Options
 
 
 def split(folder, total, nranks):
-    """Sample i is the text `i`, with spaces to make lines of several lengths, of class i."""
+    """Makes a split data set. Sample i is of class i; it is the text `i` with spaces, so that lengths differ."""
     folder.mkdir(exist_ok=True)
     lines = (base64.b64encode(b"%d%s" % (i, b" " * (i % 7))) + b"\t%d\n" % i for i in range(total))
     (folder / "part").write_bytes(b"".join(lines))
@@ -29,7 +29,7 @@ def split(folder, total, nranks):
 
 
 def epoch_of(source, rank, world_size, epoch=0, seed=0):
-    """The labels, having checked that each belongs to its text."""
+    """Returns the labels, after checking that each belongs to its text."""
     seen = []
     for i in source.epoch_order(seed, epoch, rank, world_size).tolist():
         data, label = source.read(i)
@@ -61,7 +61,7 @@ def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, t
                 shares.append(epoch_of(source, rank, world_size))
             counts = collections.Counter(sum(shares, []))
             assert {len(share) for share in shares} == {-(-total // world_size)}
-            # As with image files: no more copies than make the ranks equal.
+            # As with image files, there are only the copies that make the ranks equal.
             assert set(counts) == set(range(total)) and sum(counts.values()) - total < world_size
 
 
@@ -95,7 +95,7 @@ def test_a_window_touches_few_blocks_at_a_time_and_a_full_shuffle_all(tmp_path, 
             assert max(open_at_once) > len(first) / 2
 
 
-def test_the_system_is_asked_for_each_block_once_and_whole(tmp_path, small_blocks, monkeypatch):
+def test_each_block_is_read_ahead_once_and_whole(tmp_path, small_blocks, monkeypatch):
     folder = split(tmp_path / "data", 100, 1)
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, first, size, advice: asked.append((first, size)))
@@ -108,7 +108,7 @@ def test_the_system_is_asked_for_each_block_once_and_whole(tmp_path, small_block
     assert not asked
 
 
-def test_without_the_index_the_lines_are_found_all_the_same(tmp_path):
+def test_the_lines_are_found_without_the_index_too(tmp_path):
     folder = split(tmp_path / "data", 100, 2)
     wanted = [epoch_of(open_images(folder, 100, rank, 2), rank, 2) for rank in range(2)]
     for rank in range(2):
@@ -122,7 +122,7 @@ def test_an_index_of_something_else_is_refused(tmp_path, content):
     path = f"{folder}/base64_index_0.npy"
     with open(path, "wb") as file:
         np.save(file, content) if isinstance(content, np.ndarray) else file.write(content)
-    with pytest.raises(DataError, match="base64_index_0.npy: not .*; remove it"):
+    with pytest.raises(DataError, match="base64_index_0.npy: is not .*; remove it"):
         open_images(folder, 10, 0, 1)
 
 
@@ -138,7 +138,7 @@ def test_a_number_of_ranks_that_does_not_fit_names_the_command(tmp_path, world_s
         open_images(folder, 40, 0, world_size)
 
 
-def test_a_folder_that_is_not_what_was_asked_for(tmp_path):
+def test_a_folder_of_the_wrong_kind_is_refused(tmp_path):
     (tmp_path / "file_list.txt").write_text("part\n")
     for data_format in ("auto", "base64"):
         with pytest.raises(DataError, match=f"--data_dir={tmp_path} --file_list=file_list.txt --nranks=2"):
@@ -195,7 +195,7 @@ def test_a_damaged_line_is_reported_with_file_and_number(tmp_path, damage, says)
     st.lists(st.tuples(st.integers(0, 19), st.sampled_from(b"A=\n*/ \xff")), max_size=4),
     st.booleans(),
 )
-def test_decoding_finds_whatever_check_line_finds(image, changes, shorter):
+def test_decoding_finds_every_fault_that_check_line_finds(image, changes, shorter):
     text = bytearray(base64.b64encode(image))
     for place, character in changes:
         if place < len(text):
@@ -206,16 +206,16 @@ def test_decoding_finds_whatever_check_line_finds(image, changes, shorter):
     assert decoded is None or decoded == base64.b64decode(text, validate=True)
 
 
-def test_files_that_are_not_as_the_manifest_says(tmp_path):
+def test_files_that_differ_from_the_manifest_are_refused(tmp_path):
     folder = split(tmp_path / "data", 30, 1)
     path = tmp_path / "data" / "base64_rank_0"
     good = path.read_bytes()
     path.write_bytes(good[:-1])
-    with pytest.raises(DataError, match=f"{len(good) - 1} bytes, and the manifest says {len(good)}"):
+    with pytest.raises(DataError, match=f"{len(good) - 1} bytes, but the manifest says {len(good)}"):
         open_images(folder, 30, 0, 1)
     path.write_bytes(good.replace(b"\n", b" ", 1))
     os.remove(f"{folder}/base64_index_0.npy")
-    with pytest.raises(DataError, match=f"holds 29 lines in {len(good)} bytes, and the manifest says 30"):
+    with pytest.raises(DataError, match=f"holds 29 lines in {len(good)} bytes, but the manifest says 30"):
         open_images(folder, 30, 0, 1)
     path.write_bytes(good)
     source = open_images(folder, 30, 0, 1)

@@ -1,4 +1,4 @@
-"""Checkpoints made without a training."""
+"""Checkpoints that are made without training."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from plsc.checkpoint.folder import META, write_meta
 
 
 def make(folder, run="run", step=0, heads=2, written=1.0, seed=0):
-    """A checkpoint of `heads` ranks, made by hand; returns its meta.json."""
+    """Makes a checkpoint of `heads` ranks, and returns its meta.json."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     names = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, *map(checkpoint.head_file, range(heads))]
@@ -20,7 +20,7 @@ def make(folder, run="run", step=0, heads=2, written=1.0, seed=0):
 
 
 def same(folder, other):
-    """Whether two folders hold the same files."""
+    """Returns whether two folders hold the same files."""
     names = sorted(path.name for path in folder.iterdir())
     return names == sorted(path.name for path in other.iterdir()) and all(
         (folder / name).read_bytes() == (other / name).read_bytes() for name in names

@@ -1,4 +1,4 @@
-"""A gateway before HDFS, as Knox is: TLS, basic authentication, and a server that keeps the bytes. All in memory."""
+"""A gateway in front of HDFS, like Knox: TLS, basic authentication, and a data server. Everything is in memory."""
 
 import base64
 import json
@@ -12,12 +12,17 @@ PREFIX = "/gateway/default/webhdfs/v1"
 
 
 class Gateway:
-    """Serves until it is left.
+    """A gateway and its data server, which run inside the `with` block.
+
+    Args:
+        credentials: The `name:password` that it asks for.
+        tls_folder: A folder for the certificate; without one it serves plain http.
 
     Attributes:
-        url: its address; https when a folder for the certificate is given.
-        certificate: file of it.
-        seen: (server, operation, Authorization header) of each request; the server is 'gateway' or 'data'.
+        url: The address.
+        certificate: The file of the certificate.
+        files: The content of each file by its path.
+        seen: The (server, operation, Authorization header) of each request; the server is 'gateway' or 'data'.
     """
 
     def __init__(self, credentials, tls_folder=None):

@@ -13,6 +13,7 @@ from plsc import Entry, Predictor
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference.export import export
+from plsc.machine.locks import lock_folder
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel, build
 from plsc.models.vit import ViT
@@ -185,14 +186,9 @@ def test_a_failed_export_is_reported_and_keeps_the_earlier_one(tmp_path, glyphs)
 
 
 def test_files_of_a_killed_export_are_removed_but_not_of_one_in_progress(tmp_path):
-    import fcntl
-
-    for name in (".export-killed", ".export-alive"):
-        (tmp_path / name).mkdir()
-    descriptor = os.open(tmp_path / ".export-alive", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    export(trained(Own()), tmp_path, SHAPE)
-    os.close(descriptor)
+    (tmp_path / ".export-killed").mkdir()
+    with lock_folder(tmp_path / ".export-alive", "wait"):
+        export(trained(Own()), tmp_path, SHAPE)
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == [".export-alive"]
 
 

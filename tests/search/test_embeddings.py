@@ -182,7 +182,7 @@ def test_progress_that_cannot_be_resumed_is_reported(tmp_path):
 
 def test_only_one_process_writes_at_a_time(tmp_path, monkeypatch):
     first = EmbeddingsWriter(tmp_path, META)
-    with pytest.raises(ConfigError, match="another process is writing embeddings there"):
+    with pytest.raises(ConfigError, match="is writing there; wait for it"):
         EmbeddingsWriter(tmp_path, META)
     first.append(VECTORS)
     first.finish(iter(IMAGES))
@@ -231,7 +231,7 @@ def test_a_full_disk_is_reported_and_with_space_the_writer_resumes(small_disk):
 @pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
 def test_a_folder_that_cannot_be_created_is_reported(place, tmp_path):
     (tmp_path / "a file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write there"):
         EmbeddingsWriter(tmp_path / place, META)
 
 

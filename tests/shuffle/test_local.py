@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def contents(folder):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Blocks, buffers and so the least memory of kilobytes; `--memory` is what is left for one worker's work."""
+    """Makes blocks and buffers, and so the least memory, kilobytes large. `--memory` is then what a worker may use."""
     for module in (base64_plan, base64_scan, base64_shuffle):
         monkeypatch.setattr(module, "BLOCK", 4096)
     for module in (base64_plan, base64_scan):
@@ -80,10 +81,10 @@ def test_every_line_once_and_equal_counts(tmp_path, total, nranks):
     first = collections.Counter()
     for entry, file in zip(made.files, files):
         first.update(file[: entry.samples - entry.padding])
-    assert first == collections.Counter(lines)  # without the padding: each once
+    assert first == collections.Counter(lines)  # without the padding each line occurs once
     extra = [file[-1] for entry, file in zip(made.files, files) if entry.padding]
     assert set(extra) <= set(lines)
-    assert len(set(extra)) == min(len(extra), total)  # nothing stands a third time before all stand twice
+    assert len(set(extra)) == min(len(extra), total)  # no line is copied twice before all are copied once
     assert max((entry.padding for entry in made.files), default=0) <= 1
 
 
@@ -144,7 +145,7 @@ def test_the_same_bytes_whatever_the_memory_and_the_workers(tiny, tmp_path):
     assert contents(tmp_path / "other")["base64_rank_0"] != results[0]["base64_rank_0"]
 
 
-def test_the_number_of_ranks_cuts_one_order(tmp_path):
+def test_any_number_of_ranks_divides_the_same_order(tmp_path):
     data = many_parts(tmp_path / "data", 120)
     orders = []
     for nranks in (1, 3, 8):
@@ -180,18 +181,18 @@ def test_a_signal_waits_until_the_outputs_are_in_place(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         rename(source, target)
 
-    monkeypatch.setattr(base64_workspace.os, "rename", interrupted)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    monkeypatch.setattr(os, "rename", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             shuffle(data)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert len(outputs(data)) == 4
-    assert not list(data.glob(".base64*"))
+    assert not list(data.glob(".*"))
 
 
-def test_as_many_workers_as_the_memory_feeds(monkeypatch):
+def test_the_memory_limits_the_number_of_workers(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     workers = [
         base64_plan._default_workers(Options(".", "list", 8, memory=memory * 10**6))
@@ -219,13 +220,13 @@ def position_and_neighbour_counts(orders, total):
 def assert_uniform(orders, total):
     places, pairs = position_and_neighbour_counts(orders, total)
     assert abs(deviation(places, len(orders) / total, (total - 1) ** 2)) < 4
-    beside = ~np.eye(total, dtype=bool)
-    assert abs(deviation(pairs[beside], len(orders) / total, total * (total - 1))) < 4
+    different = ~np.eye(total, dtype=bool)
+    assert abs(deviation(pairs[different], len(orders) / total, total * (total - 1))) < 4
 
 
 def test_positions_and_neighbours_of_whole_runs_are_uniform(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(base64_workspace.os, "fsync", lambda descriptor: None)
-    total = 16  # lines of 1 kB: of several blocks and parts
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    total = 16  # lines of 1 kB, in several blocks and parts
     lines = [line(number, 750) for number in range(total)]
     data = make(tmp_path / "data", [lines[:9], lines[9:12], lines[12:]])
     number_of = {each: number for number, each in enumerate(lines)}
@@ -302,7 +303,7 @@ def test_a_second_run_replaces_the_outputs_of_the_first(tmp_path):
 @pytest.mark.parametrize(
     "name", ["base64_rank_2", "base64_file_list.txt", "base64_manifest.json", "base64_skipped.txt"]
 )
-def test_a_file_of_another_origin_is_left_alone(tmp_path, name):
+def test_a_file_that_the_tool_did_not_make_is_left_alone(tmp_path, name):
     data = many_parts(tmp_path / "data", 50)
     (data / name).write_text("mine")
     before = contents(data)
@@ -315,7 +316,7 @@ def test_outputs_never_replace_inputs(tmp_path):
     data = many_parts(tmp_path / "data", 50)
     shuffle(data)
     before = contents(data)
-    with pytest.raises(DataError, match="an input"):
+    with pytest.raises(DataError, match="is an input"):
         shuffle_base64(Options(str(data), "base64_file_list.txt", 4, seed=1))
     assert contents(data) == before
     shuffle_base64(Options(str(data), "base64_file_list.txt", 4, output_dir=str(tmp_path / "again")))
@@ -335,8 +336,8 @@ def test_folders_that_cannot_be_used(tmp_path):
     data = many_parts(tmp_path / "data", 50)
     (tmp_path / "file").write_text("")
     for options, says in (
-        ({"output_dir": str(tmp_path / "file")}, "cannot make the folder"),
-        ({"output_dir": str(tmp_path / "file" / "x")}, "cannot make the folder"),
+        ({"output_dir": str(tmp_path / "file")}, "cannot write there"),
+        ({"output_dir": str(tmp_path / "file" / "x")}, "cannot write there"),
         ({"output_dir": "/proc/self"}, "cannot write there"),
         ({"tmp_dir": str(tmp_path / "gone")}, "no such folder"),
         ({"tmp_dir": "/proc"}, "cannot write there"),
@@ -344,7 +345,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         with pytest.raises(ConfigError, match=says):
             shuffle(data, **options)
     assert not list(data.glob("base64_*"))
-    assert not list(data.glob(".base64*"))
+    assert not list(data.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ BAD = [
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bad, says", BAD)
-def test_a_bad_line_is_named_and_nothing_is_left(tiny, tmp_path, bad, says, workers):
+def test_a_bad_line_is_named_and_nothing_is_left_behind(tiny, tmp_path, bad, says, workers):
     lines = [line(number, 100) for number in range(300)]
     data = make(tmp_path / "data", [lines[:50], [*lines[50:223], bad, *lines[223:250], bad, *lines[250:]], [bad]])
     before = contents(data)
@@ -416,7 +417,7 @@ def test_bad_lines_are_skipped_and_listed(tiny, tmp_path, workers):
 
 def test_nothing_but_bad_lines(tmp_path):
     data = make(tmp_path / "data", [[b"\n"] * 50_000, [b"x\n"]])
-    with pytest.raises(DataError, match="no part has a good line"):
+    with pytest.raises(DataError, match="none of its parts has a good line"):
         shuffle(data, skip_errors=True)
 
 
@@ -454,7 +455,7 @@ def test_a_part_that_vanishes_or_changes(tmp_path, monkeypatch):
         monkeypatch.setattr(base64_shuffle, "_check_space", lambda *arguments: (check_space(*arguments), change()))
         with pytest.raises(DataError) as caught:
             shuffle(data)
-        assert not list(data.glob("base64_*")) + list(data.glob(".base64*"))
+        assert not list(data.glob("base64_*")) + list(data.glob(".*"))
         return str(caught.value)
 
     with open(data / "part1", "ab") as file:
@@ -465,17 +466,17 @@ def test_a_part_that_vanishes_or_changes(tmp_path, monkeypatch):
 # Full disks, kills, two at once
 
 
-def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_at_the_start(tmp_path, monkeypatch):
     data = many_parts(tmp_path / "data", 50)
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(base64_workspace.shutil, "disk_usage", lambda folder: usage(10, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 9, 1000))
     with pytest.raises(DataError, match=r"needs 0\.\d+ GB free .* has 0\.000; free some space"):
         shuffle(data)
     assert len(list(data.iterdir())) == 4
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up_midway(tmp_path, monkeypatch, workers):
+def test_a_disk_that_fills_up_during_the_run(tmp_path, monkeypatch, workers):
     data = many_parts(tmp_path / "data", 9000)  # 1.8 MB
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -496,7 +497,9 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
     data = many_parts(tmp_path / "data", 50)
     with (
         base64_workspace.open_workspace(str(data), str(data)) as workspace,
-        pytest.raises(ConfigError, match="another run is writing there"),
+        pytest.raises(
+            ConfigError, match="is writing there; wait for it to end, or give another folder with --output_dir"
+        ),
     ):
         (Path(workspace.staging) / "alive").write_text("")
         shuffle(data)
@@ -546,7 +549,33 @@ def test_killed_at_each_stage_and_run_again_it_gives_the_same_bytes(tmp_path, ea
         shuffle(data, seed=2)
 
         assert contents(data) == expected, (name, count)
-        assert not list(data.glob(".base64*"))
+        assert not list(data.glob(".*"))
+
+
+def test_a_journal_that_a_kill_cut_short_means_that_nothing_was_published(tmp_path):
+    data = many_parts(tmp_path / "data", 60)
+    with base64_workspace.open_workspace(str(data), str(data)) as workspace:
+        prefix = Path(workspace.staging).name.rsplit("-", 1)[0]
+    for number, text in enumerate((b"", b'["base64_rank_0", "base64_')):
+        (data / f"{prefix}-{number}").mkdir()
+        (data / f"{prefix}-{number}" / "publishing.json").write_bytes(text)
+    shuffle(data)
+    assert len(outputs(data)) == 4
+    assert not list(data.glob(".*"))
+
+
+def test_a_folder_with_the_name_of_a_published_file_is_not_removed(tmp_path):
+    data = many_parts(tmp_path / "data", 60)
+    with base64_workspace.open_workspace(str(data), str(data)) as workspace:
+        hidden = Path(workspace.staging)
+    hidden.mkdir()
+    (hidden / "publishing.json").write_text('["base64_rank_0", "base64_rank_1"]')
+    (data / "base64_rank_0").write_text("half")
+    (data / "base64_rank_1").mkdir()
+    (data / "base64_rank_1" / "thesis.tex").write_text("not ours")
+    with pytest.raises(DataError, match="base64_rank_1: was not made by this tool"):
+        shuffle(data)
+    assert (data / "base64_rank_1" / "thesis.tex").exists() and not (data / "base64_rank_0").exists()
 
 
 def test_a_kill_before_publication_leaves_the_earlier_outputs(tmp_path):

@@ -12,14 +12,14 @@ from plsc.shuffle.runs import INDEX, RunReader, RunWriter, cell_bounds, make_are
 
 @settings(deadline=None)
 @given(st.binary(min_size=1, max_size=50), st.integers(0, 10**18 - 1))
-def test_packing_a_line_gives_it_back(image, label):
+def test_a_packed_line_can_be_unpacked(image, label):
     line = base64.b64encode(image) + b"\t%d\n" % label
     packed, digits = pack_line(line)
     assert len(packed) == len(image) + digits
     assert unpack_line(packed, digits) == line
 
 
-def test_base64_that_another_text_decodes_to_as_well_is_not_packed():
+def test_base64_that_cannot_be_restored_is_not_packed():
     assert pack_line(b"QR==\t5\n") is None
     assert pack_line(b"QQ==\t5\n") is not None
 
@@ -45,7 +45,13 @@ def read(path, writer, cells, arena_size, max_lines, first, last):
     arena = make_arena(arena_size)
     bounds = cell_bounds(cells)
     reader = RunReader(
-        writer.runs, bounds, writer.cell_lines, writer.cell_bytes, arena, max_lines, str(path) + ".split"
+        runs=writer.runs,
+        bounds=bounds,
+        cell_lines=writer.cell_lines,
+        cell_bytes=writer.cell_bytes,
+        arena=arena,
+        max_lines=max_lines,
+        scratch=f"{path}.split",
     )
     try:
         loads = reader.lines(first, last)
@@ -80,7 +86,7 @@ def test_any_range_of_lines_comes_out_in_the_order_of_keys(tmp_path_factory, row
 
     expected = [lines[number] for number in sorted(range(len(rows)), key=lambda number: (keys[number], number))]
     assert got == expected[first:last]
-    assert [path.name for path in folder.iterdir()] == ["runs"]  # the finer cells' file is gone
+    assert [path.name for path in folder.iterdir()] == ["runs"]  # the file of the finer cells is removed
 
 
 def test_a_cell_that_does_not_fit_is_split_until_its_parts_do(tmp_path):
@@ -95,7 +101,7 @@ def test_a_cell_that_does_not_fit_is_split_until_its_parts_do(tmp_path):
     assert got == [lines[number] for number in sorted(range(5000), key=lambda number: (keys[number], number))]
 
 
-def test_equal_keys_go_by_the_place(tmp_path):
+def test_lines_with_equal_keys_are_sorted_by_place(tmp_path):
     lines = [b"QUJD\t%d\n" % number for number in range(40)]
     writer = write(tmp_path / "runs", lines, [5, 3] * 20, 4, 100, 40)
     assert read(tmp_path / "runs", writer, 4, 1000, 40, 0, 40) == lines[1::2] + lines[::2]
@@ -105,7 +111,7 @@ def test_a_damaged_temporary_file_is_noticed(tmp_path):
     writer = write(tmp_path / "runs", [b"QUJD\t1\n"] * 9, list(range(9)), 4, 1000, 9)
     with open(tmp_path / "runs", "r+b") as file:
         file.truncate(20)
-    with pytest.raises(DataError, match="shorter than it was"):
+    with pytest.raises(DataError, match="has become shorter"):
         read(tmp_path / "runs", writer, 4, 1000, 9, 0, 9)
 
 

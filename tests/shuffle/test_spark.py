@@ -1,4 +1,4 @@
-"""The Spark engine against the local one, which has tests of its own: same order, same bytes."""
+"""The Spark engine gives the same order and bytes as the local one, which other tests check."""
 
 import base64
 import importlib.util
@@ -27,38 +27,9 @@ needs_spark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory):
-    """A Spark with two workers that cannot import plsc, as on a cluster without it."""
-    from pyspark.sql import SparkSession
-
-    from plsc.shuffle.spark import restore_interrupt
-
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    before, folder = os.getcwd(), tmp_path_factory.mktemp("spark")
-    path = os.environ.pop("PYTHONPATH", None)
-    os.chdir(folder)
-    try:
-        builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-        builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.local.dir", str(folder))
-        java = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a quick start
-        builder = builder.config("spark.driver.extraJavaOptions", java).config("spark.driver.memory", "512m")
-        session = builder.getOrCreate()
-    finally:
-        os.chdir(before)
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
-    session.sparkContext.setLogLevel("OFF")
-    session.sparkContext.pythonExec = sys.executable
-    yield session
-    session.stop()
-    restore_interrupt(on_interrupt)
-
-
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 4 kB in both engines, and tasks of two blocks; returns what runs the Spark engine."""
+    """Makes blocks of 4 kB in both engines, and tasks of two blocks. Returns the function of the Spark engine."""
     from plsc.shuffle import spark as base64_spark
     from plsc.shuffle import spark_tasks as base64_spark_tasks
 
@@ -69,14 +40,14 @@ def small_blocks(monkeypatch):
 
 
 def line(rng, size):
-    """A good line of `size` bytes, 9 or more."""
+    """Returns a good line of `size` bytes, which must be at least 9."""
     digits = (size - 2) % 4 or 4
     image = base64.b64encode(rng.randbytes((size - 2 - digits) // 4 * 3))
     return b"%s\t%0*d\n" % (image, digits, rng.randrange(10**digits))
 
 
 def part(rng, blocks):
-    """Lines in some blocks; in every other one a line begins with the block, and some lines span several."""
+    """Returns lines that fill some blocks. Every other block begins with a line, and some lines span several blocks."""
     lines, size = [], 0
     for block in range(1, blocks):
         while block * BLOCK - size > 2000:
@@ -112,7 +83,7 @@ def test_the_same_files_as_the_local_engine_and_the_same_bad_lines(spark, small_
     found = spark.sparkContext.parallelize([0], 1).map(
         lambda _: __import__("importlib.util").util.find_spec("plsc") is None
     )
-    assert found.first()  # or the test would not see what executors lack
+    assert found.first()  # otherwise the test would not notice what executors lack
     data, bad = make(tmp_path / "data"), tmp_path / "bad"
     shutil.copytree(data, bad)
     lines = (bad / "part 0 数据").read_bytes().splitlines(True)
@@ -128,7 +99,7 @@ def test_the_same_files_as_the_local_engine_and_the_same_bad_lines(spark, small_
         with pytest.raises(DataError) as caught:
             run(options(bad, bad, workers=1))
         messages.append(str(caught.value))
-        assert contents(bad, "") == before  # nothing made, nothing left
+        assert contents(bad, "") == before  # nothing was made or left behind
     assert messages[0] == messages[1] and ":5: the label is negative" in messages[0]
 
     wanted = shuffle_base64(options(bad, tmp_path / "local", workers=1, skip_errors=True)).manifest
@@ -136,13 +107,13 @@ def test_the_same_files_as_the_local_engine_and_the_same_bad_lines(spark, small_
     assert made == wanted and made.padding and made.skipped == 5
     assert contents(tmp_path / "spark", "") == contents(tmp_path / "local", "")
 
-    # In the place of those: files that hold nothing but a copy.
+    # Files that hold nothing but a copy replace those.
     (data / "list").write_text("part 2 数据\n")
     for run, output in ((shuffle_base64, "local"), (small_blocks, "spark")):
         run(options(data, tmp_path / output, workers=1, seed=8))
     assert contents(tmp_path / "spark", "") == contents(tmp_path / "local", "")
     assert len(contents(tmp_path / "spark", "base64_rank_")) == 4
-    with pytest.raises(DataError, match="no part has a good line"):  # none of the images can be decoded
+    with pytest.raises(DataError, match="none of its parts has a good line"):  # none of the images can be decoded
         small_blocks(options(data, tmp_path / "checked", skip_errors=True, check=True))
 
 
@@ -156,7 +127,7 @@ def test_on_hdfs_as_on_the_local_disk_whatever_the_partitions(spark, small_block
     client, folder = hdfs.client(), "/base64 数据"
     client.upload(folder, str(data))
     address = f"{hdfs.address}{folder}"
-    # What a run leaves that was killed while it put its files in place.
+    # A run that was killed while it published its files leaves this.
     client.write(f"{folder}/.base64_shuffle-1/publishing.json", json.dumps(["base64_rank_0", "base64_manifest.json"]))
     client.write(f"{folder}/base64_rank_0", b"half")
 
@@ -169,12 +140,12 @@ def test_on_hdfs_as_on_the_local_disk_whatever_the_partitions(spark, small_block
             assert reader.read() == content
 
     client.write(f"{folder}/base64_rank_5", b"mine")
-    with pytest.raises(DataError, match="base64_rank_5: not made by this tool"):
+    with pytest.raises(DataError, match="base64_rank_5: was not made by this tool"):
         small_blocks(Options(address, "list", 6))
-    with pytest.raises(DataError, match="cannot read the list of parts .No such file"):
+    with pytest.raises(DataError, match="cannot read the list of parts .no such file"):
         small_blocks(Options(address, "other", 6))
     client.delete(f"{folder}/part 1 数据")
-    with pytest.raises(DataError, match="list:2: cannot read part 'part 1 数据' .No such file"):
+    with pytest.raises(DataError, match="list:2: cannot read part 'part 1 数据' .no such file"):
         small_blocks(Options(address, "list", 4))
     client.write(f"{folder}/list", "part 2 数据", overwrite=True)
     client.write(f"{folder}/part 2 数据", "\ufeffAAAA\t1\n".encode(), overwrite=True)
@@ -184,7 +155,7 @@ def test_on_hdfs_as_on_the_local_disk_whatever_the_partitions(spark, small_block
 
 
 @needs_spark
-def test_what_spark_cannot_use_is_said(spark, small_blocks, tmp_path):
+def test_inputs_that_spark_cannot_use_are_reported(spark, small_blocks, tmp_path):
     data = make(tmp_path / "data")
     (data / "part,1").write_bytes((data / "part 2 数据").read_bytes())
     (data / "list").write_text("part,1\n")
@@ -207,7 +178,7 @@ def test_options_of_the_local_engine_are_refused(option, capsys):
     assert f"{name} is not for --engine spark" in capsys.readouterr().err
 
 
-def test_without_pyspark_the_way_to_get_it_is_said(monkeypatch, capsys):
+def test_without_pyspark_the_error_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyspark", None)
     assert base64_command.main(["--data_dir=.", "--file_list=list", "--nranks=2", "--engine=spark"]) == 1
     assert capsys.readouterr().err == (
@@ -216,8 +187,8 @@ def test_without_pyspark_the_way_to_get_it_is_said(monkeypatch, capsys):
 
 
 @needs_spark
-def test_ctrl_c_does_afterwards_what_it_did_before(monkeypatch):
-    """PySpark's own handler, which a session leaves behind, fails when the session has ended."""
+def test_the_handler_of_ctrl_c_is_restored(monkeypatch):
+    """The handler that PySpark leaves behind fails once its session has ended."""
     from pyspark.sql import SparkSession
 
     from plsc.shuffle import spark as base64_spark

@@ -40,14 +40,14 @@ def test_addresses(address):
         ("https://me:secret@gate", "give them in fs_ugi"),
     ],
 )
-def test_what_is_no_address_is_said_in_one_line_without_a_password(address, words):
+def test_a_bad_address_is_reported_in_one_line_without_its_password(address, words):
     with pytest.raises(ConfigError) as error:
         web_addresses(address)
     assert words in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_either_read_or_refused(text):
     try:
         found = web_addresses(text)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""What goes wrong with HDFS, on a real one: each is said in one line, or passes by waiting."""
+"""Failures of a real HDFS: each is reported in one line, or passes after some waiting."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from plsc.storage.hdfs import connect
 
 @pytest.fixture
 def folder(hdfs, tmp_path):
-    """A folder of the superuser's, in which everybody may write."""
+    """A folder of the superuser in which everybody may write."""
     hdfs.client().makedirs(f"/{tmp_path.name}", permission="777")
     return f"/{tmp_path.name}"
 
@@ -35,7 +35,7 @@ def write(store, path, data=b"x"):
     store.write(path, lambda: [data], len(data))
 
 
-def test_addresses_that_lead_to_it(hdfs, folder):
+def test_every_form_of_the_address_works(hdfs, folder):
     web_port = hdfs.web.rsplit(":", 1)[1]
     dead = "http://127.0.0.1:9"
     for address in (f"hdfs://127.0.0.1:{web_port}", f"webhdfs://127.0.0.1:{web_port}", f"{dead};{hdfs.web}", hdfs.web):
@@ -45,7 +45,7 @@ def test_addresses_that_lead_to_it(hdfs, folder):
         assert hdfs.client().status(f"{folder}/a")["owner"] == "alice"
 
 
-def test_the_usual_port_is_tried_before_the_one_of_the_rpc_protocol(monkeypatch):
+def test_the_usual_web_port_is_tried_before_the_rpc_port(monkeypatch):
     tried = []
     monkeypatch.setattr(
         "plsc.storage.hdfs._probe", lambda url: None if tried.append(url) or url.endswith("70") else "no"
@@ -57,7 +57,7 @@ def test_the_usual_port_is_tried_before_the_one_of_the_rpc_protocol(monkeypatch)
     assert connect("hdfs://nn:9000", "a,")._client.urls == ["http://nn:50070"]
 
 
-def test_who_one_is_without_a_name(hdfs, folder, monkeypatch, tmp_path):
+def test_the_user_without_fs_ugi(hdfs, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HADOOP_USER_NAME", "bob")
     write(open_hdfs(hdfs.web, None), f"{folder}/bob's")
     configuration = tmp_path / "hdfscli.cfg"
@@ -71,7 +71,7 @@ def test_who_one_is_without_a_name(hdfs, folder, monkeypatch, tmp_path):
     assert "s3cret" not in str(error.value)
 
 
-def test_a_client_of_the_users_own(hdfs, folder):
+def test_a_custom_client(hdfs, folder):
     own = hdfs_package.InsecureClient(hdfs.web, user="dora")
     store = open_hdfs(None, None, own)
     write(store, f"{folder}/x")
@@ -86,7 +86,7 @@ def test_no_namenode(monkeypatch):
     assert passes and "no.such.host.invalid:9870: " in text
 
 
-def test_the_port_of_another_protocol(hdfs, monkeypatch):
+def test_the_rpc_port_is_not_webhdfs(hdfs, monkeypatch):
     monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
     text, _ = refused(lambda: open_hdfs(hdfs.address, "alice,"))
     assert "answers, but not as WebHDFS" in text
@@ -101,7 +101,7 @@ def test_refusals(hdfs, folder):
     text, passes = refused(lambda: list(store.read(f"{folder}/secret", 0, 1)))
     assert not passes and "Permission denied" in text
     hdfs.client().makedirs(f"{folder}/closed", permission="700")
-    text, _ = refused(lambda: store.status(f"{folder}/closed/x"))  # not: nothing is there
+    text, _ = refused(lambda: store.status(f"{folder}/closed/x"))  # it does not say that nothing is there
     assert "Permission denied" in text
     write(store, f"{folder}/file")
     for action in (lambda: store.mkdirs(f"{folder}/file"), lambda: write(store, f"{folder}/file/x")):
@@ -118,12 +118,12 @@ def test_quotas(hdfs, folder):
         hdfs.set_quota(f"{folder}/{name}", **limits)
     text, passes = refused(lambda: write(store, f"{folder}/names/x"))
     assert not passes and "quota" in text and "remove files there" in text
-    for size in (10, 5_000_000):  # this server answers that all is well, or closes the connection
+    for size in (10, 5_000_000):  # this server reports success, or closes the connection
         text, passes = refused(lambda size=size: write(store, f"{folder}/bytes/x", bytes(size)))
         assert not passes and "quota exceeded" in text and "1,048,576" in text, text
 
 
-def test_safe_mode_is_waited_for(hdfs, folder):
+def test_a_write_waits_for_the_end_of_safe_mode(hdfs, folder):
     store = open_hdfs(hdfs.web, "alice,")
     hdfs.safe_mode(True)
     text, passes = refused(lambda: write(store.with_patience(0), f"{folder}/x"))
@@ -139,7 +139,7 @@ SIZE = 48 << 20
 
 
 def interrupted(hdfs, data, break_it):
-    """Chunks of `data`; in the middle of the first pass something happens."""
+    """Returns the chunks of `data`, and calls `break_it` in the middle of the first pass."""
     happened = []
 
     def chunks():
@@ -197,11 +197,11 @@ def test_the_password_goes_to_a_gateway_that_asks_for_it_over_tls_and_nowhere_el
         write(store, "/x", b"abc")
         assert b"".join(store.read("/x", 0, 3)) == b"abc"
         shown = [(server, header and base64.b64decode(header[6:])) for server, _, header in gateway.seen]
-        # The probe and the first request are without; what the gateway then asks for it gets.
+        # The probe and the first request carry no password; the gateway then asks for it and gets it.
         assert shown[:3] == [("gateway", None), ("gateway", None), ("gateway", b"alice:pass,word")]
         assert {header for server, header in shown if server == "data"} == {None}
         assert {header for server, header in shown[2:] if server == "gateway"} == {b"alice:pass,word"}
-        with ThreadPoolExecutor(8) as pool:  # all are asked before one has answered
+        with ThreadPoolExecutor(8) as pool:  # all requests are sent before the first answer
             several = open_hdfs(gateway.url, "alice,pass,word")
             assert {status.size for status in pool.map(lambda _: several.status("/x"), range(8))} == {3}
         text, passes = refused(lambda: open_hdfs(gateway.url, "alice,wrong").status("/x"))
@@ -216,7 +216,7 @@ def test_the_password_goes_to_a_gateway_that_asks_for_it_over_tls_and_nowhere_el
 
 
 def test_a_token_is_in_no_message(hdfs, monkeypatch):
-    """The client's own errors show URLs, and those hold it."""
+    """The errors of the client show URLs, which contain it."""
     client = hdfs_package.TokenClient("http://127.0.0.1:9", token="t0ken")
     text, _ = refused(lambda: open_hdfs(None, None, client).with_patience(0).status("/x"))
     assert "t0ken" not in text and "127.0.0.1:9" in text

@@ -1,4 +1,4 @@
-"""What every store must do, on a folder and on a real HDFS; retries, and transfers of files and folders."""
+"""What every store must do: a folder, and a real HDFS through WebHDFS and through Spark. Also retries and transfers."""
 
 import os
 import threading
@@ -7,17 +7,34 @@ import pytest
 
 from plsc.errors import ConfigError
 from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
+from plsc.storage.base import read_bytes, write_bytes
+from plsc.storage.hadoop import HadoopStorage
 from plsc.storage.transfer import OpenFile, get, put, tree
 
+HADOOP = pytest.param("hadoop", marks=pytest.mark.xdist_group("spark"))
 
-@pytest.fixture(params=["local", "hdfs"])
-def store(request, tmp_path):
-    """A store and an empty folder in it."""
-    if request.param == "local":
+
+def open_store(kind, request, tmp_path):
+    """Returns a store and a folder in it that does not exist yet."""
+    if kind == "local":
         (tmp_path / "root").mkdir()
-        return Retrying(LocalStorage(tmp_path / "root"), 0), "some"
-    server = request.getfixturevalue("hdfs")
-    return open_hdfs(server.web, "alice,"), f"/tests/{tmp_path.name}"
+        return LocalStorage(tmp_path / "root"), "some"
+    if kind == "hadoop":
+        context = request.getfixturevalue("spark").sparkContext
+        return HadoopStorage(context), f"{request.getfixturevalue('hdfs').address}/tests/{tmp_path.name}"
+    return open_hdfs(request.getfixturevalue("hdfs").web, "alice,"), f"/tests/{tmp_path.name}"
+
+
+@pytest.fixture(params=["local", "hdfs", HADOOP])
+def store(request, tmp_path):
+    """A store and a folder in it that does not exist yet."""
+    return open_store(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=["local", HADOOP])
+def durable(request, tmp_path):
+    """The same for stores in which a data set can be put together."""
+    return open_store(request.param, request, tmp_path)
 
 
 def content(store, path, offset=0):
@@ -35,22 +52,26 @@ def test_files_and_folders(store, name):
     found = store.list(f"{folder}/in")
     assert list(found) == [name] and found[name].size == len(data) and not found[name].is_folder
     assert found[name].modified == store.status(path).modified > 1e9
+    assert found[name].is_file and found[name].identity == store.status(path).identity is not None
     store.write(path, lambda: [b"new"], 3)
     assert content(store, path) == b"new"
     store.rename(path, f"{folder}/moved")
     assert store.list(f"{folder}/in") == {} and store.status(path) is None
     store.write(path, list, 0)
-    with pytest.raises(StorageError, match="stands there already"):
+    assert store.status(path).identity != store.status(f"{folder}/moved").identity
+    with pytest.raises(StorageError, match="moved: already exists"):
         store.rename(path, f"{folder}/moved")
+    assert content(store, f"{folder}/moved") == b"new"
     store.mkdirs(f"{folder}/x/y")
     store.mkdirs(f"{folder}/x/y")
-    assert store.status(f"{folder}/x").is_folder and store.status(f"{folder}/x").size == 0
+    made = store.status(f"{folder}/x")
+    assert made.is_folder and made.size == 0 and not made.is_file
     store.delete(folder)
     store.delete(folder)
     assert store.status(folder) is None
 
 
-def test_what_cannot_be_is_one_line_that_names_the_path(store):
+def test_an_impossible_request_is_one_line_that_names_the_path(store):
     store, folder = store
     store.write(f"{folder}/file", lambda: [b"x"], 1)
     for action in (
@@ -62,11 +83,53 @@ def test_what_cannot_be_is_one_line_that_names_the_path(store):
         with pytest.raises(StorageError) as error:
             action()
         assert folder in str(error.value) and "\n" not in str(error.value)
+        assert error.value.reason in str(error.value)
         assert not isinstance(error.value, StorageUnavailableError)
 
 
-def test_folders_there_and_back(store, tmp_path):
+def test_small_files(store):
     store, folder = store
+    write_bytes(store, f"{folder}/file", b"abc")
+    assert read_bytes(store, f"{folder}/file") == b"abc"
+    with pytest.raises(StorageError, match="absent: no such file or folder"):
+        read_bytes(store, f"{folder}/absent")
+    store.mkdirs(f"{folder}/sub")
+    with pytest.raises(StorageError, match=f"{folder}/sub: is a folder"):
+        read_bytes(store, f"{folder}/sub")
+
+
+def test_free_space_and_sync(durable):
+    store, folder = durable
+    store.mkdirs(folder)
+    assert store.free(folder) > 1e6
+    store.sync(folder)
+    write_bytes(store, f"{folder}/file", b"x")
+    store.sync(f"{folder}/file")
+
+
+def test_the_local_store_syncs_what_it_writes_and_knows_links_and_pipes(tmp_path, monkeypatch):
+    store, synced, fsync = LocalStorage(tmp_path), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino) or fsync(descriptor))
+    write_bytes(store, "file", b"x")
+    store.sync("")
+    assert synced == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+    os.link(tmp_path / "file", tmp_path / "hard")
+    os.symlink("file", tmp_path / "soft")
+    assert store.status("file").identity == store.status("hard").identity == store.status("soft").identity
+    os.symlink("nowhere", tmp_path / "dangling")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("dangling", "pipe"):
+        assert store.status(name).is_special and not store.status(name).is_file
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("x")
+    os.symlink("kept", tmp_path / "link")
+    store.delete("link")
+    assert list(store.list("")) == ["dangling", "file", "hard", "kept", "pipe", "soft"] and store.list("kept")
+
+
+def test_folders_are_uploaded_and_downloaded(store, tmp_path):
+    store, folder = store
+    store = Retrying(store, 0)
     source = tmp_path / "源 folder"
     for number in range(30):
         path = source / f"d {number % 3}" / "e" / f"{number}"
@@ -75,7 +138,7 @@ def test_folders_there_and_back(store, tmp_path):
     seen = []
     assert put(store, source, f"{folder}/target", seen.append) == f"{folder}/target"
     assert sum(seen) == sum(status.size for status in tree(store, f"{folder}/target").values()) == 435_000
-    with pytest.raises(ConfigError, match="stands there already"):
+    with pytest.raises(ConfigError, match="already exists; name another place"):
         put(store, source / "d 0" / "e" / "0", f"{folder}/target/d 0/e/0")
     assert put(store, source / "d 0" / "e" / "3", folder) == f"{folder}/3"
     assert get(store, f"{folder}/target", tmp_path / "back", seen.append) == tmp_path / "back"
@@ -84,16 +147,16 @@ def test_folders_there_and_back(store, tmp_path):
         twin = tmp_path / "back" / path.relative_to(source)
         assert twin.is_dir() if path.is_dir() else twin.read_bytes() == path.read_bytes()
     assert get(store, f"{folder}/3", tmp_path / "back").read_bytes() == (source / "d 0/e/3").read_bytes()
-    with pytest.raises(ConfigError, match="something already"):
+    with pytest.raises(ConfigError, match="already exists; name another place"):
         get(store, f"{folder}/3", tmp_path / "back")
-    with pytest.raises(StorageError, match="nothing there"):
+    with pytest.raises(StorageError, match="absent: no such file or folder"):
         get(store, f"{folder}/absent", tmp_path / "absent")
     assert sorted(store.list(folder)) == ["3", "target"]
     assert not [path for path in (*tmp_path.iterdir(), *tmp_path.glob("back/*")) if path.name.startswith(".")]
 
 
 class Flaky:
-    """Fails `failures` times, each after half of the work."""
+    """A store that fails `failures` times, each time after half of the work."""
 
     name = "flaky"
 
@@ -132,7 +195,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr("plsc.storage.retry._FIRST_WAIT", 0.001)
 
 
-def test_what_fails_for_a_while_is_done_in_the_end(no_waiting, tmp_path):
+def test_a_failure_that_passes_is_survived(no_waiting, tmp_path):
     flaky = Flaky(3)
     store = Retrying(flaky, 60)
     (tmp_path / "file").write_bytes(b"abcdef")
@@ -141,9 +204,9 @@ def test_what_fails_for_a_while_is_done_in_the_end(no_waiting, tmp_path):
     store.write("x", lambda: file.chunks(seen.append), 6)
     assert flaky.files == {"x": b"abcdef"} and flaky.failures == 0 and sum(seen) == 6
     file.close()
-    flaky.failures = 3  # each further on
+    flaky.failures = 3  # each time further on
     assert b"".join(store.read("x", 1, 5)) == b"bcdef" and flaky.failures == 0
-    flaky.failures = 1  # the answer is lost, the deed is done
+    flaky.failures = 1  # the file is renamed, but the answer is lost
     store.rename("x", "y")
     assert flaky.files == {"y": b"abcdef"}
 
@@ -159,7 +222,7 @@ def test_a_file_that_shrinks_is_not_tried_again(tmp_path):
         OpenFile.open(tmp_path / "absent")
 
 
-def test_patience_ends_and_stops(no_waiting):
+def test_it_gives_up_when_patience_is_over_or_it_is_stopped(no_waiting):
     flaky = Flaky(10**9)
     with pytest.raises(StorageUnavailableError, match="not now"):
         Retrying(flaky, 0.05).write("x", lambda: [b"x"], 1)
@@ -186,7 +249,7 @@ def test_a_refusal_is_not_tried_again():
     assert calls == ["x"]
 
 
-def test_an_upload_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_upload_leaves_nothing_behind(tmp_path):
     class Full(LocalStorage):
         def write(self, path, chunks, size):
             if path.endswith("2"):

@@ -2,6 +2,7 @@ import base64
 import fcntl
 import json
 import os
+import platform
 import pty
 import random
 import re
@@ -23,7 +24,7 @@ KILLS = int(os.environ.get("PLSC_KILLS", 6))
 
 
 def make(folder, megabytes, parts=3):
-    """Random images of 6 to 18 kB; one piece of random bytes serves for all of a part."""
+    """Makes parts of random images of 6 to 18 kB, all cut from the same random bytes."""
     folder.mkdir(parents=True)
     rng = random.Random(0)
     for number in range(parts):
@@ -55,7 +56,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(data, tmp_path_factory):
-    """The outputs of a run in peace."""
+    """The outputs of an undisturbed run."""
     output = tmp_path_factory.mktemp("expected")
     assert run(data, "--output_dir", str(output)).returncode == 0
     return contents(output)
@@ -126,7 +127,7 @@ def test_wrong_usage_ends_with_status_2(data, arguments):
         (("--data_dir=/nowhere",), "/nowhere: no such folder"),
         (("--file_list=other.txt",), "other.txt: cannot read the list"),
         (("--tmp_dir=/nowhere",), "/nowhere: no such folder"),
-        (("--output_dir=/dev/null",), "/dev/null: cannot make the folder"),
+        (("--output_dir=/dev/null",), "/dev/null: cannot write there"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(data, arguments, says):
@@ -192,7 +193,7 @@ def contents_of_files(folder):
 
 
 def running(data, output, *arguments):
-    """A run that has begun to write."""
+    """Starts a run, and returns once it has begun to write."""
     process = subprocess.Popen(
         command(data, "--output_dir", str(output), *arguments),
         stdout=subprocess.PIPE,
@@ -213,7 +214,7 @@ def test_a_signal_cleans_up(data, tmp_path, number, workers):
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors == f"plsc: error: stopped by {number.name} before it was done; run again to start over\n"
+    assert errors == f"plsc: error: stopped by {number.name} before it was done; run it again to start over\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -224,7 +225,8 @@ def test_two_runs_at_once(data, expected, tmp_path):
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert second.stderr == (
-        f"plsc: error: {tmp_path}: another run is writing there; wait for it, or give another folder with --output_dir\n"
+        f"plsc: error: {tmp_path}: process {first.pid} on {platform.node()} is writing there; wait for it to end, "
+        "or give another folder with --output_dir\n"
     )
     assert first.wait() == 0
     assert contents(tmp_path) == expected
@@ -251,7 +253,7 @@ def test_a_worker_that_is_killed_is_one_line(data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_workers_end_when_their_parent_is_killed(data, tmp_path):
+def test_workers_end_after_their_parent_is_killed(data, tmp_path):
     process = running(data, tmp_path, "--workers", "2")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
@@ -291,7 +293,7 @@ def test_a_bar_with_bytes_rate_and_time_left_on_a_terminal(data, tmp_path):
     assert re.search(rb"/40\.\dM \[\d\d:\d\d<.*B/s\]", shown)  # bytes, time left, rate
 
 
-def test_plain_lines_elsewhere(monkeypatch, capsys):
+def test_plain_lines_without_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(base64_command, "_PERIOD", 0)
     progress = base64_command._Progress()
     progress.show("reading", 0, 4 * 10**9)
