@@ -32,21 +32,21 @@ def running(*arguments, ranks=2):
     raise AssertionError("".join(lines))
 
 
-SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "pause=0.1", "train_batch_size=4", "resume=true")
+SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "--pause=0.1", "train_batch_size=4", "resume=true")
 
 
 def test_sigterm_saves_and_a_resumed_run_ends_as_one_that_was_left_alone(glyphs, tmp_path):
-    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0", "dropout=0.2")
+    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "--pause=0", "--dropout=0.2")
     assert straight.returncode == 0
     output = tmp_path / "stopped"
-    process, lines = running(glyphs, output, *SLOW, "dropout=0.2")
+    process, lines = running(glyphs, output, *SLOW, "--dropout=0.2")
     process.terminate()
     lines += process.stderr.readlines()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert any("stopped by SIGTERM after step" in line and "set_resume(True) goes on" in line for line in lines)
     assert "Traceback" not in "".join(lines)
     assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
-    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
+    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "--pause=0", "--dropout=0.2")
     assert resumed.returncode == 0 and "resumed from" in resumed.stderr
     assert same_tensors(output / "2", tmp_path / "straight" / "2")
 
@@ -62,7 +62,7 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
 
 
 def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
-    process, _ = running(glyphs, tmp_path, *SLOW, "pause=2")
+    process, _ = running(glyphs, tmp_path, *SLOW, "--pause=2")
     began = time.monotonic()
     process.terminate()
     time.sleep(0.5)
@@ -73,26 +73,28 @@ def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
 
 
 def test_restarts_go_on_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
-    options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
+    options = ("train_epochs=2", "save_period=1", "with_test=false", "--dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
     # Not set_resume: a restart is one by itself.
     # An earlier run in the folder had come further: it is none of this run's business.
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "train_epochs=3", "save_period=7", "seed=9")
-    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", "fresh=1", restarts=2)
+    kill = ("--kill-rank=1", "--kill-step=4", "--kill-after-resume")
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, *kill, restarts=2)
     assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
     assert "resumed from" in process.stderr
     assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")
 
 
 def test_restarts_are_not_endless(glyphs, tmp_path):
-    process = start("train_glyphs.py", 2, glyphs, tmp_path, "fail_rank=1", "with_test=false", restarts=1)
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, "--fail-rank=1", "with_test=false", restarts=1)
     assert process.returncode == 1 and process.stderr.count("plsc: restart") == 1
     assert "the reader broke here" in process.stderr.splitlines()[-1]
 
 
 def test_the_launcher_of_paddle_can_run_a_script_again(glyphs, tmp_path):
     """What a cluster does after a failure: the same command once more."""
-    arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true", "kill=1,4"]
+    arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true"]
+    arguments += ["--kill-rank=1", "--kill-step=4"]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     launcher += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), *arguments]
     statuses = []

@@ -37,7 +37,7 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-OWN_DISKS = ("disks=0,0,1", "train_batch_size=8", "sample_ratio=0.5")
+OWN_DISKS = ("--disks=[0,0,1]", "train_batch_size=8", "sample_ratio=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def straight(once, glyphs):
     """Three ranks on one disk, left alone."""
 
     def make(folder):
-        process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "disks=0,0,0", *OWN_DISKS[1:])
+        process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "--disks=[0,0,0]", *OWN_DISKS[1:])
         assert process.returncode == 0, process.stderr[-3000:]
 
     return once("hdfs-straight", make) / "disk_0"
@@ -54,7 +54,7 @@ def straight(once, glyphs):
 def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, straight):
     """Two ranks share a disk, the third has its own; the run is killed, and goes on to the bit."""
     options = (*BASE, *OWN_DISKS, "save_period=1", "keep_checkpoints=2", "resume=true")
-    killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "kill=2,7")
+    killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "--kill-rank=2", "--kill-step=7")
     assert killed.returncode == 1
     resumed = start("train_glyphs.py", 3, glyphs, tmp_path, *options)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -116,8 +116,8 @@ def act_in_the_middle(arguments, act):
 
 def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
     """Training goes on to its end, which says loudly what is missing; a later run brings it."""
-    options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "disks=0,1", "loss_type=softmax")
-    slow = (*options, "pause=0.2", 'hdfs_upload=["epoch", 2]')
+    options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "--disks=[0,1]", "loss_type=softmax")
+    slow = (*options, "--pause=0.2", 'hdfs_upload=["epoch", 2]')
     status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
@@ -133,7 +133,7 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
 
 
 def test_sigterm_has_the_last_checkpoint_uploaded(hdfs, glyphs, tmp_path, place):
-    options = (*BASE, info(hdfs, place), "pause=0.2", "train_epochs=9")
+    options = (*BASE, info(hdfs, place), "--pause=0.2", "train_epochs=9")
     status, lines = act_in_the_middle((glyphs, tmp_path, *options), lambda process: process.terminate())
     assert status == 128 + signal.SIGTERM
     (name,) = hdfs.client().list(place)

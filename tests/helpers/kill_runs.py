@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 RANKS = 3
 OPTIONS = (
-    "train_epochs=2", "save_period=2", "keep_checkpoints=2", "with_test=false", "dropout=0.3", "sample_ratio=0.5",
-    "class_num=60000", "train_batch_size=4", "pause=0.02", "log_period=5", "resume=true",
+    "train_epochs=2", "save_period=2", "keep_checkpoints=2", "with_test=false", "--dropout=0.3", "sample_ratio=0.5",
+    "class_num=60000", "train_batch_size=4", "--pause=0.02", "log_period=5", "resume=true",
 )  # fmt: skip
 
 
