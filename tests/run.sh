@@ -47,7 +47,7 @@ suite() { # environment, arguments of pytest...
     PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 --dist loadgroup "$@"
 }
 
-if chosen '^def .*\bhdfs\b|hdfs_server'; then debian_packages HDFS hdfs_server; fi
+if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi
 if chosen 'open_browser'; then debian_packages "web pages" browser; fi
 environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,search,parquet,tensorboard,visualdl,docs]"
 if [ "${#paths[@]}" = 0 ]; then
