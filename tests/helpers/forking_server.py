@@ -11,7 +11,9 @@ descriptors for stdout and stderr. The server answers with the process id and, w
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import random
@@ -45,6 +47,8 @@ class Become(BaseException):
 class ForkedRank:
     """A process that runs a script as a fork of this one. It has what the launcher uses of `subprocess.Popen`."""
 
+    started = False
+
     def __init__(self, command: list[str], environment: dict[str, str], stdout: Optional[int]) -> None:
         readable, writable = os.pipe()
         self.returncode: Optional[int] = None
@@ -55,6 +59,7 @@ class ForkedRank:
                 stdout = os.open(os.devnull, os.O_WRONLY)
             replace_process(environment, os.getcwd(), stdout, writable)
             raise Become(command[1:])
+        ForkedRank.started = True
         os.close(writable)
         self.stderr = os.fdopen(readable, "rb")
 
@@ -133,14 +138,27 @@ def serve(connection: socket.socket) -> None:
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
+def import_site_module() -> None:
+    """Imports the `sitecustomize` of PYTHONPATH, as Python does when it starts."""
+    sys.modules.pop("sitecustomize", None)
+    sys.path[1:1] = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder not in sys.path]
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")
+
+
 def run_script(arguments: list[str]) -> None:
     """Runs what `python <arguments>` runs: `-m plsc ...`, or a script."""
     if arguments[:2] == ["-m", "plsc"]:
         sys.argv = arguments[1:]
         subprocess.Popen = fork_ranks  # type: ignore[misc,assignment]
-        sys.exit(plsc.cli.main(arguments[2:]))
+        status = plsc.cli.main(arguments[2:])
+        if ForkedRank.started:  # A real launcher has not loaded Paddle, whose destructors can crash after such a fork.
+            sys.stdout.flush()
+            os._exit(status)
+        sys.exit(status)
     subprocess.Popen = start_process  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the launcher has it for its ranks
+    import_site_module()
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 HELPERS = Path(__file__).parent
 ROOT = HELPERS.parent.parent
@@ -36,7 +37,7 @@ def start(script: Any, number: int, *arguments: Any, restarts: int = 0) -> subpr
 def run_ranks(script: Any, number: int, *arguments: Any, **options: Any) -> subprocess.CompletedProcess:
     """Runs a script of this folder on `number` ranks, and fails with its output unless it succeeds."""
     process = start(script, number, *arguments, **options)
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    assert process.returncode == 0, f"{process.stdout[-3000:]}{process.stderr[-6000:]}status {process.returncode}"
     return process
 
 
@@ -58,6 +59,14 @@ def run_plsc(*arguments: Any, folder: Any = None) -> subprocess.CompletedProcess
     if status is None:
         raise subprocess.TimeoutExpired(words, TIMEOUT, *texts)
     return subprocess.CompletedProcess(words, status, *texts)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds, and fails when it never does."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
 def _run_arguments(script: Any, number: int, arguments: tuple, restarts: int) -> list[str]:

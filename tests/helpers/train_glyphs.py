@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,13 +31,15 @@ MANY_ARGUMENTS = ("mixed_precision", "augmentation", "data_format", "hdfs_info",
 
 
 class TinyNet(BaseModel):
-    """A convolution and a linear layer. Its training steps can be slow, end in a signal, or have infinite gradients."""
+    """A convolution and a linear layer. A training step can be slow, wait, be killed, or have infinite gradients."""
 
     def __init__(self, norm: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = paddle.nn.Dropout(dropout)
-        self.signal_at: Optional[int] = None
-        self.signal, self.pause = signal.SIGKILL, 0.0
+        self.kill_at: Optional[int] = None
+        self.hold_at: Optional[int] = None
+        self.release: Optional[Path] = None
+        self.pause = 0.0
         self.conv = paddle.nn.Conv2D(3, 8, 3, stride=4, padding=1, bias_attr=False)
         self.norm = paddle.nn.BatchNorm2D(8) if norm else paddle.nn.Identity()
         self.fc = paddle.nn.Linear(8 * 8 * 8, 16)
@@ -48,12 +51,29 @@ class TinyNet(BaseModel):
         if is_train and not embedding.stop_gradient:
             self.steps += 1
             time.sleep(self.pause)
-            if self.steps == self.signal_at:
-                os.kill(os.getpid(), self.signal)
+            if self.steps == self.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.steps == self.hold_at and self.release is not None:
+                hold(self.steps, self.release)
             if self.infinite_from is not None and self.steps > self.infinite_from:
                 embedding = embedding * 1.0  # Paddle does not call a hook on the result of a rounding.
                 embedding.register_hook(lambda gradient: gradient * float("inf"))
         return embedding
+
+
+def hold(step: int, release: Path) -> None:
+    """Waits until the file `release` exists; prints when this begins, and when SIGTERM arrives."""
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def handle(number, frame):
+        print("received SIGTERM", file=sys.stderr, flush=True)
+        if callable(previous):
+            previous(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    print(f"holding step {step}", file=sys.stderr, flush=True)
+    while not release.exists():
+        time.sleep(0.01)
 
 
 def make_reader(
@@ -132,10 +152,11 @@ def make_parser() -> argparse.ArgumentParser:
     readers.add_argument("--poison-rank", type=int, help="rank that gets bad batches")
     readers.add_argument("--poison-from", type=int, help="its first bad batch, from 0")
 
-    ends = parser.add_argument_group("signals a rank sends to itself in the forward pass of a step")
-    ends.add_argument("--kill-rank", type=int, help="its number")
-    ends.add_argument("--kill-step", type=int, help="the step, from 1")
-    ends.add_argument("--kill-after-resume", action="store_true", help="also if the run is resumed, but not restarted")
+    stops = parser.add_argument_group("what happens in the forward pass of a step")
+    stops.add_argument("--kill-rank", type=int, help="rank that kills itself, unless its run is resumed")
+    stops.add_argument("--kill-step", type=int, help="its step, from 1")
+    stops.add_argument("--kill-after-resume", action="store_true", help="also if the run is resumed, but not restarted")
+    stops.add_argument("--hold-step", type=int, help="step, from 1, in which all ranks wait for <output>.release")
     return parser
 
 
@@ -180,7 +201,8 @@ def main() -> None:
     ins.set_model(model)
     model.pause = options.pause
     if rank == options.kill_rank and is_first_start(options):
-        model.signal_at = options.kill_step
+        model.kill_at = options.kill_step
+    model.hold_at, model.release = options.hold_step, Path(f"{options.output}.release")
     if options.optimizer:
         ins.set_optimizer(lambda parameters: getattr(paddle.optimizer, options.optimizer)(0.01, parameters=parameters))
     reader = choose_reader(options, rank, model)
