@@ -212,7 +212,7 @@ class HdfsServer:
         self._in_safe_mode = on
 
     def set_quota(self, path: str, size: int = 0, names: int = 0) -> None:
-        """Limits a folder to `size` bytes (a file that is being written counts as a whole block, 128 MB) or `names` names."""
+        """Limits a folder to `size` bytes or `names` names; a file that is being written counts as 128 MB."""
         if size:
             self.dfsadmin("-setSpaceQuota", str(size), path)
         if names:
@@ -289,7 +289,8 @@ class HdfsServer:
             "dfs.replication": 1,
             "dfs.webhdfs.enabled": "true",
             "dfs.namenode.datanode.registration.ip-hostname-check": "false",
-            # A DataNode that was killed is known to be dead after 14 s instead of 10 minutes, and safe mode ends at once.
+            # A DataNode that was killed is known to be dead after 14 s instead of 10 minutes, and safe mode ends at
+            # once.
             "dfs.heartbeat.interval": 1,
             "dfs.namenode.heartbeat.recheck-interval": 2000,
             "dfs.namenode.safemode.extension": 0,
@@ -315,7 +316,10 @@ class HdfsServer:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Below those the system gives to outgoing connections, so that a server finds its own again when it is restarted."""
+    """Returns free ports below those the system gives to outgoing connections.
+
+    So a server finds its own again when it is restarted.
+    """
     found: list[int] = []
     for port in random.SystemRandom().sample(range(15000, 32000), 1000):
         with contextlib.suppress(OSError), socket.socket() as one:

@@ -121,7 +121,8 @@ def test_ctrl_c_ends_with_130_and_without_a_word(monkeypatch, capsys):
 def test_a_reader_that_has_had_enough_ends_it_quietly():
     """As `| head` does."""
     buffered = {**environment(), "PYTHONUNBUFFERED": ""}
-    code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read); sys.exit(cli.main(['--help']))"
+    code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read); "
+    code += "sys.exit(cli.main(['--help']))"
     process = subprocess.run([sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=60)
     assert (process.returncode, process.stderr) == (141, "")
 

@@ -34,7 +34,8 @@ SEEN = """
     def seen():
         return {
             "argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path, "folder": os.getcwd(),
-            "data": open("data.txt").read(), "spec": repr(__spec__), "main": sys.modules["__main__"].__dict__ is globals(),
+            "data": open("data.txt").read(), "spec": repr(__spec__),
+            "main": sys.modules["__main__"].__dict__ is globals(),
             "site": getattr(sys.modules.get("sitecustomize"), "__file__", None), "modules": sorted(sys.modules),
             "hook": repr(sys.excepthook), "helper": helper.__file__,
         }
@@ -91,7 +92,8 @@ OLD = """
         import plsc.fluid.layers
         rank = os.environ["PADDLE_TRAINER_ID"]
         texts = []
-        for line in ("import paddle.fluid.core", "from paddle.fluid.layers import lstm", "import paddle.fluid.nonsense"):
+        for line in ("import paddle.fluid.core", "from paddle.fluid.layers import lstm",
+                     "import paddle.fluid.nonsense"):
             try:
                 exec(line)
             except ImportError as problem:
@@ -102,8 +104,10 @@ OLD = """
                 spawned = pool.apply(child)
         result = {
             "same": [fluid is plsc.fluid is paddle.fluid, layers is plsc.fluid.layers, conv2d is plsc.layers.conv2d,
-                     ParamAttr is paddle.ParamAttr, fluid.initializer.MSRA is MSRA, fluid.__spec__.name == "plsc.fluid"],
-            "texts": texts, "spawned": spawned, "twice": [name for name in sys.modules if name.startswith("paddle.fluid.")
+                     ParamAttr is paddle.ParamAttr, fluid.initializer.MSRA is MSRA,
+                     fluid.__spec__.name == "plsc.fluid"],
+            "texts": texts, "spawned": spawned,
+            "twice": [name for name in sys.modules if name.startswith("paddle.fluid.")
                 and sys.modules[name].__name__ == name],
         }
         open(f"{sys.argv[1]}/{rank}.json", "w").write(json.dumps(result))

@@ -1,4 +1,7 @@
-"""Writes docs/api.md from the signatures and docstrings of what users import: python tools/make_api_reference.py"""
+"""Writes docs/api.md from the signatures and docstrings of what users import.
+
+    python tools/make_api_reference.py
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,8 @@ SECTIONS = {
 HEADER = """\
 # API reference
 
-What users import, from the signatures and docstrings of the source. Made by `python tools/make_api_reference.py`; change the
-docstrings, not this page. Settings by subject: [settings](settings.md). [中文](zh/api.md)
+What users import, from the signatures and docstrings of the source. Made by `python tools/make_api_reference.py`;
+change the docstrings, not this page. Settings by subject: [settings](settings.md). [中文](zh/api.md)
 """
 LISTS = ("Args", "Attributes", "Raises")
 

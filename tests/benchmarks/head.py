@@ -3,9 +3,9 @@
     python tests/benchmarks/head.py                  # everything: about a quarter of an hour, 20 GiB
     python tests/benchmarks/head.py --only table     # the comparison; also: profile, scaling
 
-Every figure comes from a process of its own (or from two ranks on gloo with one thread each). Rivals take turns, and the
-best of all their steps counts: others use the machine too. Memory is the peak of resident memory above what the process
-held before the head was made. PyTorch has to be installed for its baselines; without it they are null.
+Every figure comes from a process of its own (or from two ranks on gloo with one thread each). Rivals take turns, and
+the best of all their steps counts: others use the machine too. Memory is the peak of resident memory above what the
+process held before the head was made. PyTorch has to be installed for its baselines; without it they are null.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Dense sharded arcface heads of the usual kind, in PyTorch and in Paddle: what the head is measured against.
 
-Normalise W, multiply, clamp, margin, softmax over the ranks with the largest logit taken off, autograd, SGD with momentum
-and weight decay. Sampled: random numbers for all rows, the largest of them chosen, W indexed, a dense gradient of W.
+Normalise W, multiply, clamp, margin, softmax over the ranks with the largest logit taken off, autograd, SGD with
+momentum and weight decay. Sampled: random numbers for all rows, the largest of them chosen, W indexed, a dense gradient
+of W.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Every Python block of the documentation runs as it stands, in a folder laid out as the pages say, at a tiny size.
 
-A block marked `continues` goes on with the names of those before it on its page; one marked `not-run <why>` needs what is
-not here, and must only be Python. Sizes come from PLSC_SETTINGS, which wins over what a block sets.
+A block marked `continues` goes on with the names of those before it on its page; one marked `not-run <why>` needs what
+is not here, and must only be Python. Sizes come from PLSC_SETTINGS, which wins over what a block sets.
 """
 
 import doctest

@@ -242,7 +242,8 @@ def test_the_password_is_nowhere(hdfs, glyphs, tmp_path, place):
         "print(ins, vars(ins), ins._config, ins._config.hdfs)\n"
         "for value in ('name', password, password + '\\n' + password, 7):\n"
         "    try:\n        ins.set_hdfs_info('nn', value)\n    except Exception as error:\n        print(repr(error))\n"
-        "try:\n    ins.set_hdfs_info('https://name:' + password + '@gate', None)\nexcept Exception as e:\n    print(repr(e))\n"
+        "try:\n    ins.set_hdfs_info('https://name:' + password + '@gate', None)\n"
+        "except Exception as e:\n    print(repr(e))\n"
         "print(subprocess.run(['env'], capture_output=True, text=True).stdout)\n"
         "print(open('/proc/self/cmdline').read(), open('/proc/self/environ').read())\n"
         "try:\n    ins.train()\nexcept BaseException as error:\n"
@@ -251,8 +252,9 @@ def test_the_password_is_nowhere(hdfs, glyphs, tmp_path, place):
     hdfs.client().makedirs(f"{place}/root's", permission="755")
     for folder, status, ranks in (("good", 0, "2"), ("root's", 1, "1")):
         process = subprocess.run(
-            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"],
-            env=environment(), capture_output=True, text=True, timeout=120,
+            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}",
+             tmp_path / "secret"],
+            env=environment(), capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         assert process.returncode == status, process.stderr[-3000:]
         assert "Hdfs(fs_name=" in process.stdout and password not in process.stdout + process.stderr

@@ -231,7 +231,8 @@ def test_clipping_is_the_same_on_any_number_of_ranks(ranks, glyphs, tmp_path, lo
 
 def test_an_overflow_on_one_rank_is_skipped_on_all_and_the_scale_recovers(ranks, glyphs, tmp_path):
     process = ranks(
-        "train_glyphs.py", 3, glyphs, tmp_path, "mixed_precision=[true, 1e30, 4, 1, 2.0, 0.001, true, null, \"float16\", true]",
+        "train_glyphs.py", 3, glyphs, tmp_path,
+        "mixed_precision=[true, 1e30, 4, 1, 2.0, 0.001, true, null, \"float16\", true]",
         "train_epochs=10", "with_test=false", "log_period=1", "train_batch_size=16", "--no-norm", "scale=8.0",
     )  # fmt: skip
     trained = events(tmp_path, "train")

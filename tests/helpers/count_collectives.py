@@ -1,4 +1,7 @@
-"""Counts the collectives of one step of the head on this rank. `count_collectives.py OUTPUT_DIR` writes one JSON a rank."""
+"""Counts the collectives of one step of the head.
+
+`count_collectives.py OUTPUT_DIR` writes one JSON file for each rank.
+"""
 
 import collections
 import json

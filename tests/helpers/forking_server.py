@@ -1,9 +1,9 @@
 """Forks Python processes from one that has imported Paddle already, which saves each of them 2 s of processor time.
 
-`ranks.py`, in the same folder, starts one server for each worker of pytest, and asks it to run what `python -m plsc ...`
-would run. The launcher of `plsc run` is the real one, but the ranks it starts are forks too. A fork differs from a fresh
-process in two ways: its modules are loaded, and all forks share one hash seed. Tests of signals, of kills and of other
-launchers start fresh processes instead.
+`ranks.py`, in the same folder, starts one server for each worker of pytest, and asks it to run what `python -m plsc
+...` would run. The launcher of `plsc run` is the real one, but the ranks it starts are forks too. A fork differs from a
+fresh process in two ways: its modules are loaded, and all forks share one hash seed. Tests of signals, of kills and of
+other launchers start fresh processes instead.
 
 A request is one message with the arguments of `python -m plsc`, the environment and the folder as JSON, and two file
 descriptors for stdout and stderr. The server answers with the process id and, when the process has ended, its status.

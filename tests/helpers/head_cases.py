@@ -1,4 +1,7 @@
-"""Cases for the head on any number of ranks. As a script: `head_cases.py OUTPUT_DIR DTYPE` computes them on this rank."""
+"""Cases for the head on any number of ranks.
+
+As a script, `head_cases.py OUTPUT_DIR DTYPE`, it computes them on this rank.
+"""
 
 import sys
 from pathlib import Path

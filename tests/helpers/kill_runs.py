@@ -72,7 +72,7 @@ def same_tensors(folder, other):
 
 
 def kill_rounds(data, folder, rounds, seed):
-    """Runs `rounds` trainings that are killed; yields (what was killed, whether it ended as the undisturbed one did)."""
+    """Kills `rounds` trainings; yields what was killed, and whether the run ended as one that was left alone."""
     straight = Path(folder, "straight")
     assert start("train_glyphs.py", RANKS, data, straight, *OPTIONS).returncode == 0
     rng = random.Random(seed)

@@ -1,7 +1,8 @@
 """`predict_glyphs.py CHECKPOINT OUTPUT [name=value ...] SOURCE...`: embeds source n into OUTPUT/<n>, in batches of 5.
 
-flip= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. {rank} in a source is the number
-of the rank. Each rank prints a line that says how many images it decoded, and checks that it was given what the files hold.
+flip= and skip_damaged= are those of `predict`; kill=N kills rank 0 by SIGKILL in its N-th batch. {rank} in a source is
+the number of the rank. Each rank prints a line that says how many images it decoded, and checks that it was given what
+the files hold.
 """
 
 import os

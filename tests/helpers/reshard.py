@@ -1,7 +1,7 @@
 """Trains two steps on this number of ranks and saves, or loads what other numbers of ranks saved and checks every row.
 
-`reshard.py OUTPUT save` writes `<OUTPUT>/<ranks>/<case>/0`; `reshard.py OUTPUT load N...` loads each case of N ranks and
-writes `<OUTPUT>/<ranks>_<rank>.json` with the bytes read.
+`reshard.py OUTPUT save` writes `<OUTPUT>/<ranks>/<case>/0`; `reshard.py OUTPUT load N...` loads each case of N ranks
+and writes `<OUTPUT>/<ranks>_<rank>.json` with the bytes read.
 """
 
 import json

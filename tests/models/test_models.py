@@ -34,7 +34,8 @@ def test_mobilefacenet_has_the_published_number_of_weights():
 
 
 def test_vit_has_the_published_number_of_weights():
-    # DeiT-S, table 1 of arXiv:2012.12877: 22 M at 224x224 with 1,000 outputs; ours has a weight a place and channel more.
+    # DeiT-S, table 1 of arXiv:2012.12877: 22 M at 224x224 with 1,000 outputs; ours has a weight a place and channel
+    # more.
     assert weights(ViT(1000, (3, 224, 224))) == pytest.approx(22.05e6 + 14 * 14 * 384, rel=0.001)
 
 

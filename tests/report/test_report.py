@@ -160,7 +160,8 @@ def test_a_long_run_gives_a_small_page(tmp_path):
 
 def test_the_command_prints_what_it_made_and_loads_no_paddle(tmp_path):
     run = make_run(tmp_path / "run", steps=4, tests=0)
-    program = "import sys; from plsc.cli import main; status = main(sys.argv[1:]); assert 'paddle' not in sys.modules; sys.exit(status)"
+    program = "import sys; from plsc.cli import main; status = main(sys.argv[1:]); "
+    program += "assert 'paddle' not in sys.modules; sys.exit(status)"
     command = [sys.executable, "-c", program, "report", run, "--output", tmp_path / "new" / "page.html", "--json"]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     made = json.loads(process.stdout)

@@ -225,7 +225,8 @@ def test_two_runs_at_once(data, expected, tmp_path):
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 1
     assert second.stderr == (
-        f"plsc: error: {tmp_path}: another run is writing there; wait for it, or give another folder with --output_dir\n"
+        f"plsc: error: {tmp_path}: another run is writing there; "
+        "wait for it, or give another folder with --output_dir\n"
     )
     assert first.wait() == 0
     assert contents(tmp_path) == expected
