@@ -1,4 +1,7 @@
-"""Uploads what was saved to HDFS when training ends: the first script of the specification, with the address as argument."""
+"""Uploads what was saved to HDFS when training ends.
+
+This is the first script of the specification, with the address as an argument.
+"""
 
 import sys
 

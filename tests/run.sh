@@ -9,9 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cache="${PLSC_TEST_CACHE:-$PWD/.cache/tests}"
 python="${PYTHON:-python3}"
-paths=() # the files and folders among the arguments
+paths=() # the test files and folders among the arguments
 for argument in "$@"; do
-    if [ -e "${argument%%::*}" ]; then paths+=("${argument%%::*}"); fi
+    case "$argument" in tests | tests/*) paths+=("${argument%%::*}") ;; esac
 done
 
 environment() { # name, requirements...

@@ -78,6 +78,11 @@ def test_debian_packages_are_installed_for_the_tests_that_need_them(run, path, p
     assert [call.split()[-1] for call in calls_of(calls, "install --yes")] == packages
 
 
+def test_a_word_that_is_no_path_chooses_among_all_tests(run):
+    status, calls = run("-k", "docs")
+    assert status == 0 and len(calls_of(calls, "install --yes")) == 2 and calls_of(calls, "ruff")
+
+
 def test_a_whole_run_checks_everything_and_installs_all(run):
     status, calls = run()
     assert status == 0
