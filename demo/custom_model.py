@@ -1,7 +1,7 @@
-"""The custom model of the documentation, a script of Paddle 1.x: python -m plsc run demo/custom_model.py
+"""Trains the custom model of the documentation, a script of Paddle 1.x: python -m plsc run demo/custom_model.py
 
-The text leaves out `conv_bn_layer`, `bottleneck_block` and what they need; they follow its names, its pre-activation blocks and
-its 2e-05. On the glyphs of the quick start:
+The text leaves out `conv_bn_layer`, `bottleneck_block` and what they need; they follow its names, its pre-activation
+blocks and its 2e-05. On the glyphs of the quick start:
 
     python -m plsc run --ranks 2 --config demo/glyphs.yaml demo/custom_model.py
 """
