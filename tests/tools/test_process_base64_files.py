@@ -91,7 +91,7 @@ def test_help_explains_every_option():
 
 
 def test_paddle_is_not_loaded():
-    code = "import sys; from plsc.data import base64_command; sys.exit('paddle' in sys.modules)"
+    code = "import sys; import plsc.shuffle.command; sys.exit('paddle' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(TOOL.parent.parent)}
