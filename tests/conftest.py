@@ -8,11 +8,23 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from ranks import run_ranks  # noqa: E402
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("plsc")
+
+LONG_TESTS = ("engine", "docs", "demo", "evaluation", "inference")  # folders; they run first, so that no worker waits
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the folders with long tests first."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG_TESTS)
 
 
 @pytest.fixture
@@ -47,6 +59,16 @@ def glyphs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("data") / "glyphs"
     render_glyphs(str(folder), classes=12, images=8, size=32, held_out=6, pairs=40, seed=1, base64_parts=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_glyphs(tmp_path_factory):
+    """The same with 2 images a class, for tests that train a large network only to have one."""
+    from plsc.data.glyphs import render_glyphs
+
+    folder = tmp_path_factory.mktemp("data") / "glyphs"
+    render_glyphs(str(folder), classes=12, images=2, size=32, held_out=6, pairs=20, seed=1, base64_parts=3)
     return folder
 
 

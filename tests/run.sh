@@ -1,55 +1,77 @@
 #!/usr/bin/env bash
-# Makes two environments (newest and oldest supported Paddle), then lint, types and tests. Arguments go to pytest.
+# Tests plsc on the newest and the oldest supported Paddle, each in an environment that the first run makes.
+#
+#   bash tests/run.sh                                     # lint, types, and all tests
+#   bash tests/run.sh tests/heads/test_margins.py -k nan  # these tests alone; arguments go to pytest
+#
+# Both suites run at the same time, so that no core is idle while the last tests of one suite end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache="${PLSC_TEST_CACHE:-$PWD/.cache/tests}"
 python="${PYTHON:-python3}"
+paths=() # the test files and folders among the arguments
+for argument in "$@"; do
+    case "$argument" in tests | tests/*) paths+=("${argument%%::*}") ;; esac
+done
 
 environment() { # name, requirements...
     local folder="$cache/$1" stamp
     shift
     stamp="$*"
-    if [ "$(cat "$folder/requirements" 2>/dev/null)" != "$stamp" ]; then
+    if [ "$(cat "$folder/requirements" 2> /dev/null)" != "$stamp" ]; then
         "$python" -m venv --clear "$folder"
         "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+        "$folder/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on this source tree
         echo "$stamp" > "$folder/requirements"
     fi
 }
 
-browser_packages() { # a browser for the pages of reports; without it their test skips and says so
+chosen() { # whether a line of the chosen test files matches this pattern
+    grep -rqE --include='*.py' "$1" "${paths[@]-tests}"
+}
+
+debian_packages() { # what they are for, module of the tests that knows which are missing
     local missing
-    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
-    missing="$("$python" -c 'import sys; sys.path.insert(0, "tests/helpers"); import browser; print(*browser.missing_packages())')"
-    debian_packages "$missing" "the browser test"
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then return; fi
+    missing="$("$python" -c "import sys; sys.path[:0] = ['tests', 'tests/helpers']; import $2; print(*$2.missing_packages())")"
+    [ -n "$missing" ] || return 0
+    echo "installing $missing"
+    # shellcheck disable=SC2086 # one word for each package
+    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $missing) \
+        > /dev/null 2>&1 || echo "could not install them: the tests of $1 will skip"
 }
 
-hdfs_packages() { # Java and jars for the HDFS of tests/hdfs_server.py; without them its tests skip and say so
-    local missing
-    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
-    missing="$("$python" -c 'import sys; sys.path.insert(0, "tests"); import hdfs_server; print(*hdfs_server.missing_packages())')"
-    debian_packages "$missing" "the HDFS tests"
+suite() { # environment, arguments of pytest...
+    local folder="$cache/$1"
+    shift
+    PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 --dist loadgroup "$@"
 }
 
-debian_packages() { # names in one word, what skips without them
-    [ -n "$1" ] || return 0
-    echo "installing $1"
-    # shellcheck disable=SC2086 # words
-    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $1) \
-        > /dev/null 2>&1 || echo "could not install them: $2 will skip"
-}
-
-hdfs_packages
-browser_packages
-environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,search,parquet,tensorboard,visualdl]"
-"$cache/newest/bin/python" -m pip uninstall --quiet --yes plsc # the tests run on the source beside them
-"$cache/newest/bin/ruff" check .
-"$cache/newest/bin/ruff" format --check .
-"$cache/newest/bin/mypy"
-export PYTHONPATH="$PWD" OMP_NUM_THREADS=1
-"$cache/newest/bin/python" -m pytest -n 2 --dist loadgroup "$@"
-
-if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # 2.6.2 has no build for 3.13
-    environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
-    "$cache/oldest/bin/python" -m pip uninstall --quiet --yes plsc
-    "$cache/oldest/bin/python" -m pytest -n 2 -m core "$@"
+if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi
+if chosen 'open_browser'; then debian_packages "web pages" browser; fi
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,spark,onnx,report,search,parquet,tensorboard,visualdl,docs]"
+if [ "${#paths[@]}" = 0 ]; then
+    "$cache/newest/bin/ruff" check .
+    "$cache/newest/bin/ruff" format --check .
+    "$cache/newest/bin/mypy"
 fi
+
+oldest=""
+if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # Paddle 2.6.2 has no build for 3.13
+    environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
+    suite oldest -m core "$@" > "$cache/oldest/tests.log" 2>&1 &
+    oldest=$!
+    trap 'kill "$oldest" 2> /dev/null || true' EXIT
+fi
+
+newest_status=0 oldest_status=0
+suite newest "$@" || newest_status=$?
+if [ -n "$oldest" ]; then
+    wait "$oldest" || oldest_status=$?
+    trap - EXIT
+    echo "--- on the oldest supported Paddle, the tests marked 'core'"
+    cat "$cache/oldest/tests.log"
+    # Status 5 means that no test was run: not every choice has a core test, but all tests together have.
+    if [ "$#" -gt 0 ] && [ "$oldest_status" = 5 ]; then oldest_status=0; fi
+fi
+exit "$((newest_status ? newest_status : oldest_status))"

@@ -11,14 +11,14 @@ import sys
 import termios
 
 from checkpoints import make, same
-from ranks import environment
+from ranks import TIMEOUT, environment
 
 
 def hdfs_command(*arguments, status=0, **options):
     process = subprocess.run(
         [sys.executable, "-m", "plsc", "hdfs", *map(str, arguments)],
         env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore"},
-        capture_output=True, text=True, timeout=120, **options,
+        capture_output=True, text=True, timeout=TIMEOUT, **options,
     )  # fmt: skip
     assert process.returncode == status, process.stderr
     return process

@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from ranks import ROOT, run_ranks
+from ranks import ROOT
 
 SITE = ROOT / "plsc" / "machine" / "site"
 PLAIN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -117,7 +117,8 @@ OLD = """
 @pytest.mark.core
 def test_the_ranks_of_an_old_script_find_fluid(tmp_path):
     script = write(tmp_path, OLD, "old/script.py")
-    run_ranks(script, 2, tmp_path)
+    process = python("-m", "plsc", "run", "--ranks", 2, script, tmp_path, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert all(result["same"]) and result["spawned"] == "plsc.fluid" and result["twice"] == []

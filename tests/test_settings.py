@@ -12,7 +12,7 @@ import sys
 
 import paddle
 import pytest
-from ranks import ROOT, environment
+from ranks import ROOT, environment, run_plsc
 
 from plsc import Entry, settings
 from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
@@ -326,8 +326,7 @@ def test_a_bad_file_is_said(tmp_path, content, words):
 def test_a_refused_value_ends_a_script_with_one_line(tmp_path):
     script = tmp_path / "train.py"
     script.write_text("from plsc import Entry\nEntry()\n")
-    command = [sys.executable, "-m", "plsc", "run", "--set", "num_classes=-3", str(script)]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    process = run_plsc("run", "--set", "num_classes=-3", script)
     assert process.returncode == 1
     assert "--set num_classes=-3: set_class_num(-3): expected an integer" in process.stderr
     assert "Traceback" not in process.stderr

@@ -7,9 +7,9 @@
     python tests/benchmarks/base64_shuffle.py --only floor tool spark   # with the Spark engine, on as many cores
 
 Speed is compared, on the same disk and from cold input files, with reading and writing the same bytes twice (the floor
-of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order; well written, and as in 2020), and
-with shuf | split. All fsync what they leave; SQLite also its commits. Only
-the tool checks, hashes and indexes lines. Data is made in a temporary folder under --folder and removed at the end.
+of a shuffle in two passes), with SQLite (insert the rows, select them in shuffled order; well written, and as in 2020),
+and with shuf | split. All fsync what they leave; SQLite also its commits. Only the tool checks, hashes and indexes
+lines. Data is made in a temporary folder under --folder and removed at the end.
 """
 
 import argparse
@@ -161,7 +161,10 @@ def sqlite(data, folder):
 
 
 def sqlite_2020(data, folder):
-    """As the tool of 2020 did it, and about as fast: each row is a text of SQL, its number a second key, and all is one commit."""
+    """Shuffles as the tool of 2020 did, and about as fast.
+
+    Each row is a text of SQL, its number a second key, and all rows are one commit.
+    """
     connection = sqlite3.connect(folder / "rows.db")
     connection.execute("CREATE TABLE rows (id INT PRIMARY KEY NOT NULL, image TEXT NOT NULL, label INT NOT NULL)")
     number = 0
@@ -244,7 +247,8 @@ def speed(root, gigabytes, image_bytes, rounds, cap, only):
         "image_bytes": image_bytes,
         "ranks": RANKS,
         "memory_of_the_control_group": cap,
-        "cold": "inputs fsynced and dropped from the page cache (posix_fadvise) before each; only final outputs are fsynced",
+        "cold": "inputs fsynced and dropped from the page cache (posix_fadvise) before each; "
+        "only final outputs are fsynced",
         "seconds": {name: [round(run.seconds, 2) for run in values] for name, values in runs.items()},
         "cpu_seconds": {name: [round(run.cpu_seconds, 2) for run in values] for name, values in runs.items()},
         "megabytes_per_second": {name: round(size / 1e6 / value) for name, value in best.items()},

@@ -1,7 +1,8 @@
 """Exported networks against the networks that were trained, as JSON.
 
 python tests/benchmarks/export.py parity [--side 112] [--emb 512] [--models ResNet50 ViT ...]
-    the largest difference of an embedding's value, by the largest value, over batches of 1, 3 and 64: every built-in model
+    the largest difference of an embedding's value, by the largest value, over batches of 1, 3 and 64, of every
+    built-in model
 PYTHONPATH=.:demo python tests/benchmarks/export.py precision FOLDER [--epochs 4]
     the demo's network, trained on glyphs in FOLDER: accuracy, size and speed in every format and precision
 """

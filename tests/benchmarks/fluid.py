@@ -1,5 +1,6 @@
-"""What the functions of plsc.layers cost against the same network made of paddle.nn layers: percent of a training step, in
-CPU time, which other programs disturb least. JSON.
+"""Measures what the functions of plsc.layers cost against the same network made of paddle.nn layers, as JSON.
+
+The unit is percent of a training step, in CPU time, which other programs disturb least.
 
 python tests/benchmarks/fluid.py --model ResNet50 --side 112 --batch 32 --steps 6
 python tests/benchmarks/fluid.py --model glyphs --side 32 --batch 64 --steps 60

@@ -1,5 +1,6 @@
-"""Kills a training on three ranks at random moments, most of them near saves; counts the runs that end to the bit as one
-that was left alone. JSON.
+"""Kills a training on three ranks at random moments, most of them near saves.
+
+Prints as JSON how many runs end to the bit as one that was left alone.
 
 python tests/benchmarks/kill.py --rounds 50
 """

@@ -1,9 +1,10 @@
 """Overhead of the training loop: against a bare Paddle loop that does the same work, in the same run, as JSON.
 
-    python tests/benchmarks/loop.py [--model MobileFaceNet] [--side 112] [--batch 32] [--classes 10000] [--steps 20] [--rounds 4]
+    python tests/benchmarks/loop.py [--model MobileFaceNet] [--side 112] [--batch 32] [--classes 10000] \\
+        [--steps 20] [--rounds 4]
 
-Both train the same network, head and optimizer on the same batches of random images; the bare loop has no checks, no log, no
-callbacks, no reader thread. They take turns, and the best round of each counts: others use the machine too.
+Both train the same network, head and optimizer on the same batches of random images; the bare loop has no checks, no
+log, no callbacks, no reader thread. They take turns, and the best round of each counts: others use the machine too.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Glyphs in float32 and in float16 simulated on a CPU: accuracy, gradients lost, recovery, and what scaling costs. JSON.
+"""Trains on glyphs in float32 and in float16 simulated on a CPU.
+
+Prints accuracy, lost gradients, recovery, and what scaling costs, as JSON.
 
 python tests/benchmarks/mixed_precision.py --epochs 8
 """

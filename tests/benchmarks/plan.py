@@ -1,7 +1,7 @@
 """The memory forecast against measured memory, at five sizes, as JSON: python tests/benchmarks/plan.py
 
-Each training is a process of its own, or two ranks, on random images; memory is the peak of resident memory of rank 0. The
-head's share is measured in one more process that makes the head alone and takes the same steps. Nothing is saved.
+Each training is a process of its own, or two ranks, on random images; memory is the peak of resident memory of rank 0.
+The head's share is measured in one more process that makes the head alone and takes the same steps. Nothing is saved.
 """
 
 import json

@@ -1,9 +1,11 @@
 """`predict` into a folder against the loader alone and the bare network on ready arrays, as JSON.
 
-python tests/benchmarks/predict.py [--model MobileFaceNet] [--side 112] [--images 512] [--batch 64] [--workers 4] [--rounds 5]
+python tests/benchmarks/predict.py [--model MobileFaceNet] [--side 112] [--images 512] [--batch 64] \\
+        [--workers 4] [--rounds 5]
 
-`--model small` is a network of next to no work, which leaves the decoding. Rounds alternate between all ways; the best of each
-counts. Time over the longer of the two baselines is 1.0 when they overlap perfectly; over their sum it is 1.0 when they do not.
+`--model small` is a network of next to no work, which leaves the decoding. Rounds alternate between all ways; the best
+of each counts. Time over the longer of the two baselines is 1.0 when they overlap perfectly; over their sum it is 1.0
+when they do not.
 """
 
 import argparse

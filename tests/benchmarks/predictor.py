@@ -1,6 +1,7 @@
 """Predictor's speed against bare loops of the same libraries on ready arrays, as JSON.
 
-python tests/benchmarks/predictor.py [--model MobileFaceNet] [--side 112] [--file-side 112] [--images 512] [--batch 64] [--rounds 5]
+python tests/benchmarks/predictor.py [--model MobileFaceNet] [--side 112] [--file-side 112] [--images 512] \\
+        [--batch 64] [--rounds 5]
 
 Rounds alternate between all ways; the best of each counts. `embed` reads JPEG files, decodes and embeds them.
 """

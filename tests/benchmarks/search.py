@@ -1,10 +1,11 @@
 """`plsc index` and searching it: exact against ivf, on made-up embeddings, as JSON.
 
-python tests/benchmarks/search.py [--identities 100000] [--images 10] [--dim 512] [--noise 1.0] [--queries 1000] [--folder DIR]
+python tests/benchmarks/search.py [--identities 100000] [--images 10] [--dim 512] [--noise 1.0] \\
+        [--queries 1000] [--folder DIR]
 
-An embedding is the unit centre of its identity plus normal noise of length about `noise`; queries are new images of known
-identities. Each index is built in a process of its own, whose memory is watched: `peak_memory` is anonymous memory, without the
-pages of the embeddings file that the system may drop.
+An embedding is the unit centre of its identity plus normal noise of length about `noise`; queries are new images of
+known identities. Each index is built in a process of its own, whose memory is watched: `peak_memory` is anonymous
+memory, without the pages of the embeddings file that the system may drop.
 """
 
 import argparse
@@ -41,8 +42,8 @@ def make_embeddings(folder, options):
     with open(folder / "images.tsv", "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, csv.excel_tab, lineterminator="\n")
         writer.writerows((f"{row // options.images}/{row}.jpg", row // options.images) for row in range(count))
-    meta = {"count": count, "emb_dim": options.dim, "source": "/", "images": "", "model": "", "image_shape": [3, 112, 112],
-            "flip": False}  # fmt: skip
+    meta = {"count": count, "emb_dim": options.dim, "source": "/", "images": "", "model": "",
+            "image_shape": [3, 112, 112], "flip": False}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(meta))
     chosen = centres[rng.choice(options.identities, options.queries)]
     return chosen + scale * rng.standard_normal(chosen.shape, dtype="float32")
@@ -98,7 +99,8 @@ def main():
     with open("/proc/cpuinfo") as stream:
         cpu = next((line.split(":")[1].strip() for line in stream if line.startswith("model name")), "")
     result = {"command": " ".join(sys.argv), **vars(options), "cpu": cpu, "threads": int(os.environ["OMP_NUM_THREADS"]),
-              "faiss": faiss.__version__, "numpy": np.__version__, "python": platform.python_version(), "kinds": {}}  # fmt: skip
+              "faiss": faiss.__version__, "numpy": np.__version__, "python": platform.python_version(),
+              "kinds": {}}  # fmt: skip
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
@@ -122,8 +124,8 @@ def main():
                     **({} if kind == "flat" else {"probes": probes}),
                     "recall@1": round(float((found[:, 0] == exact[:, 0]).mean()), 4),
                     "recall@10": round(sum(alike) / exact.size, 4),
-                    **{f"queries_per_second, batch {batch}": queries_per_second(index, queries, batch, probes, options.seconds)
-                       for batch in (1, 100)},
+                    **{f"queries_per_second, batch {batch}":
+                       queries_per_second(index, queries, batch, probes, options.seconds) for batch in (1, 100)},
                 })  # fmt: skip
             del index
             file.unlink()

@@ -1,12 +1,10 @@
 """The scripts of demo/, as a user starts them, at a small size."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 from kill_runs import same_tensors
-from ranks import ROOT, environment
+from ranks import ROOT, run_plsc
 
 SMALL = (
     "num_classes=12", "train_image_num=96", "train_batch_size=16", "train_epochs=1", "log_period=1", "emb_dim=16",
@@ -15,12 +13,11 @@ SMALL = (
 
 def run(script, data, output, *arguments, ranks=1, sizes=(), cwd=None):
     """Runs a script with the settings that suit the glyphs of the tests; returns its records and what it printed."""
-    command = [sys.executable, "-m", "plsc", "run", "--ranks", ranks, "--config", ROOT / "demo" / "glyphs.yaml"]
+    command = ["run", "--ranks", ranks, "--config", ROOT / "demo" / "glyphs.yaml"]
     place = [] if cwd else [f"model_save_dir={output}"]
     for text in (*SMALL, f"dataset_dir={data}", *place, *sizes):
         command += ["--set", text]
-    command = [str(part) for part in (*command, ROOT / "demo" / script, *arguments)]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, cwd=cwd)
+    process = run_plsc(*command, ROOT / "demo" / script, *arguments, folder=cwd)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return list(records), process.stdout + process.stderr

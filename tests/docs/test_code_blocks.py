@@ -17,6 +17,8 @@ from pages import PAGES
 from ranks import ROOT
 
 from plsc import Entry
+from plsc.shuffle.local import shuffle_base64
+from plsc.shuffle.plan import Options
 
 SIZES = {"num_classes": 12, "image_shape": [3, 32, 32], "model_name": "MobileFaceNet", "train_epochs": 1,
          "train_batch_size": 32}  # fmt: skip
@@ -32,15 +34,17 @@ def my_samples():
 
 
 @pytest.fixture
-def folder(once, glyphs, base64_glyphs, tmp_path, monkeypatch):
+def folder(once, few_glyphs, tmp_path, monkeypatch):
     """Changes to a folder that holds what the pages assume: data, checkpoints of a run, an export and two images."""
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps(SIZES))
 
     def make(place):
-        for name, source in (("train_data", glyphs), ("glyphs", glyphs), ("dataset", base64_glyphs)):
-            shutil.copytree(source, place / name)
+        for name in ("train_data", "glyphs"):
+            shutil.copytree(few_glyphs, place / name)
+        shuffle_base64(Options(str(few_glyphs), "file_list.txt", 2, str(place / "dataset"), workers=1))
+        for name in ("train_data", "glyphs", "dataset"):
             for target in ("lfw", "agedb_30"):
-                shutil.copy(source / "glyphs.bin", place / name / f"{target}.bin")
+                shutil.copy(few_glyphs / "glyphs.bin", place / name / f"{target}.bin")
         ins = Entry()
         ins.set_dataset_dir(str(place / "train_data"))
         ins.set_with_test(False)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from kill_runs import children_of, kill_rounds, same_tensors
-from ranks import HELPERS, ROOT, command, environment, start
+from ranks import HELPERS, ROOT, TIMEOUT, command, environment, run_plsc, start
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
@@ -19,82 +19,95 @@ def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
         assert good, killed
 
 
-def running(*arguments, ranks=2):
-    """Returns a training that is running, and its first lines."""
+def hold(*arguments, ranks=2):
+    """Starts a training whose ranks wait in step 5; returns the process and its lines so far."""
     process = subprocess.Popen(
-        command("train_glyphs.py", ranks, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command("train_glyphs.py", ranks, *arguments, "--hold-step=5"),
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return process, lines_until(process, "holding step 5")
+
+
+def lines_until(process, words):
+    """Returns the lines that a process prints up to one with these words."""
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "epoch 0, step 4" in line:
-            return process, lines
+        if words in line:
+            return lines
     raise AssertionError("".join(lines))
 
 
-SLOW = ("train_epochs=3", "log_period=1", "with_test=false", "pause=0.1", "train_batch_size=4", "resume=true")
+BASE = ("train_epochs=3", "log_period=1", "with_test=false", "train_batch_size=4", "resume=true")
 
 
 def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(glyphs, tmp_path):
-    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *SLOW, "pause=0", "dropout=0.2")
+    straight = start("train_glyphs.py", 2, glyphs, tmp_path / "straight", *BASE, "--dropout=0.2")
     assert straight.returncode == 0
     output = tmp_path / "stopped"
-    process, lines = running(glyphs, output, *SLOW, "dropout=0.2")
+    process, lines = hold(glyphs, output, *BASE, "--dropout=0.2")
     process.terminate()
+    lines += lines_until(process, "received SIGTERM")
+    (tmp_path / "stopped.release").touch()
     lines += process.stderr.readlines()
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
     assert any(
         "stopped by SIGTERM after step" in line and "set_resume(True) resumes from there" in line for line in lines
     )
     assert "Traceback" not in "".join(lines)
     assert [path.name for path in output.glob("*/meta.json")], "a checkpoint was made"
-    resumed = start("train_glyphs.py", 2, glyphs, output, *SLOW, "pause=0", "dropout=0.2")
+    resumed = start("train_glyphs.py", 2, glyphs, output, *BASE, "--dropout=0.2")
     assert resumed.returncode == 0 and "resumed from" in resumed.stderr
     assert same_tensors(output / "2", tmp_path / "straight" / "2")
 
 
 def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
-    process, lines = running(glyphs, tmp_path, *SLOW, ranks=3)
+    output = tmp_path / "output"
+    process, lines = hold(glyphs, output, *BASE, ranks=3)
     os.kill(children_of(process.pid)[1], signal.SIGTERM)
+    (tmp_path / "output.release").touch()
     lines += process.stderr.readlines()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=TIMEOUT) == 1
     assert any("stopped by SIGTERM after step" in line for line in lines)
-    (folder,) = tmp_path.glob("step_*")
+    (folder,) = output.glob("step_*")
     assert len(json.loads((folder / "meta.json").read_text())["rng"]) == 3
 
 
 def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
-    process, _ = running(glyphs, tmp_path, *SLOW, "pause=2")
+    process, _ = hold(glyphs, tmp_path / "output", *BASE)
+    process.terminate()
+    lines_until(process, "received SIGTERM")
     began = time.monotonic()
     process.terminate()
-    time.sleep(0.5)
-    process.terminate()
-    process.communicate()
-    assert time.monotonic() - began < 15 and process.returncode == 128 + signal.SIGTERM
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 45, "after one SIGTERM the ranks have 60 s"
     assert not list(tmp_path.glob("*/meta.json"))
 
 
 def test_restarts_resume_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
-    options = ("train_epochs=2", "save_period=1", "with_test=false", "dropout=0.2")
+    options = ("train_epochs=2", "save_period=1", "with_test=false", "--dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
     # set_resume is not needed: a restart resumes by itself.
     # It ignores an earlier run in the same folder, which had come further.
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "train_epochs=3", "save_period=7", "seed=9")
-    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "kill=1,4", "fresh=1", restarts=2)
+    kill = ("--kill-rank=1", "--kill-step=4", "--kill-after-resume")
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, *kill, restarts=2)
     assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
     assert "resumed from" in process.stderr
     assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")
 
 
 def test_restarts_end_after_the_given_number(glyphs, tmp_path):
-    process = start("train_glyphs.py", 2, glyphs, tmp_path, "fail_rank=1", "with_test=false", restarts=1)
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, "--fail-rank=1", "with_test=false", restarts=1)
     assert process.returncode == 1 and process.stderr.count("plsc: restart") == 1
     assert "the reader broke here" in process.stderr.splitlines()[-1]
 
 
 def test_a_script_resumes_when_paddles_launcher_runs_it_again(glyphs, tmp_path):
     """After a failure a cluster starts the same command again."""
-    arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true", "kill=1,4"]
+    arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true"]
+    arguments += ["--kill-rank=1", "--kill-step=4"]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     launcher += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), *arguments]
     statuses = []
@@ -144,7 +157,6 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(gl
 @pytest.mark.parametrize("place", ["/proc/no/such", "a file"])
 def test_a_folder_that_cannot_be_written_is_reported_before_the_first_step(glyphs, tmp_path, place):
     (tmp_path / "a file").write_text("")
-    ranks = 2
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
@@ -153,7 +165,6 @@ def test_a_folder_that_cannot_be_written_is_reported_before_the_first_step(glyph
         "ins.set_class_num(12)\nins.set_image_shape((3, 32, 32))\nins.set_emb_size(16)\nins.set_with_test(False)\n"
         "ins.set_model(TinyNet())\nins.train()\n"
     )
-    run = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(script)]
-    process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=120)
+    process = run_plsc("run", "--ranks", "2", script)
     assert process.returncode == 1 and "epoch 0" not in process.stderr and "Traceback" not in process.stderr
     assert "cannot write there" in process.stderr.splitlines()[-1]

@@ -1,12 +1,10 @@
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import paddle
 import pytest
-from ranks import environment
+from ranks import run_plsc
 
 from plsc.config import Config
 from plsc.engine.forecast import BackboneSize, Workload, advice, backbone_size, forecast, size_text, workload_of
@@ -120,8 +118,7 @@ def test_sizes_of_text():
 
 
 def run(*arguments):
-    command = [sys.executable, "-W", "ignore", "-m", "plsc", "plan", *arguments]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    return run_plsc("plan", *arguments)
 
 
 def test_the_plan_command():

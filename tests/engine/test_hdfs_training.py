@@ -5,11 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hdfs import InsecureClient
 from kill_runs import same_tensors
-from ranks import ROOT, command, environment, start
+from ranks import ROOT, TIMEOUT, command, environment, start
 
 from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
@@ -37,7 +38,7 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-OWN_DISKS = ("disks=0,0,1", "train_batch_size=8", "sample_ratio=0.5")
+OWN_DISKS = ("--disks=[0,0,1]", "train_batch_size=8", "sample_ratio=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def straight(once, glyphs):
     """Returns the folder of an uninterrupted run of three ranks on one disk."""
 
     def make(folder):
-        process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "disks=0,0,0", *OWN_DISKS[1:])
+        process = start("train_glyphs.py", 3, glyphs, folder, *BASE, "--disks=[0,0,0]", *OWN_DISKS[1:])
         assert process.returncode == 0, process.stderr[-3000:]
 
     return once("hdfs-straight", make) / "disk_0"
@@ -54,7 +55,7 @@ def straight(once, glyphs):
 def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, straight):
     """Two ranks share a disk and the third has its own; the run is killed and resumes to the last bit."""
     options = (*BASE, *OWN_DISKS, "save_period=1", "keep_checkpoints=2", "resume=true")
-    killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "kill=2,7")
+    killed = start("train_glyphs.py", 3, glyphs, tmp_path, *options, "--kill-rank=2", "--kill-step=7")
     assert killed.returncode == 1
     resumed = start("train_glyphs.py", 3, glyphs, tmp_path, *options)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -101,24 +102,30 @@ def files_of_run(output):
     return sorted(path.parent.name for path in output.glob("*/meta.json"))
 
 
-def act_in_the_middle(arguments, act):
-    """Runs two ranks, and calls `act(process)` at the second batch; returns the exit status and the lines."""
+def act_in_step_three(arguments, act, release_at="holding step 3"):
+    """Runs two ranks and calls `act(process)` while they wait in step 3; returns the exit status and the lines.
+
+    The ranks continue when rank 0 has printed `release_at`.
+    """
     process = subprocess.Popen(
-        command("train_glyphs.py", 2, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command("train_glyphs.py", 2, *arguments, "--hold-step=3"),
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "epoch 0, step 2" in line:
+        if "holding step 3" in line:
             act(process)
-    return process.wait(timeout=120), lines
+        if release_at in line:
+            Path(f"{arguments[1]}.release").touch()
+    return process.wait(timeout=TIMEOUT), lines
 
 
 def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
     """Training continues to its end and reports what is missing; a later run uploads it."""
-    options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "disks=0,1", "loss_type=softmax")
-    slow = (*options, "pause=0.2", 'hdfs_upload=["epoch", 2]')
-    status, lines = act_in_the_middle((glyphs, tmp_path, *slow), lambda process: hdfs.kill_namenode())
+    options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "--disks=[0,1]", "loss_type=softmax")
+    uploads = (*options, 'hdfs_upload=["epoch", 2]')
+    status, lines = act_in_step_three((glyphs, tmp_path, *uploads), lambda process: hdfs.kill_namenode())
     assert status == 1
     said = [line for line in lines if "NOT UPLOADED" in line]
     assert any("epoch 1, step 6" in line for line in lines) and "Traceback" not in "".join(lines)
@@ -135,8 +142,8 @@ def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place)
 
 
 def test_the_last_checkpoint_is_uploaded_after_sigterm(hdfs, glyphs, tmp_path, place):
-    options = (*BASE, info(hdfs, place), "pause=0.2", "train_epochs=9")
-    status, lines = act_in_the_middle((glyphs, tmp_path, *options), lambda process: process.terminate())
+    arguments = (glyphs, tmp_path, *BASE, info(hdfs, place), "train_epochs=9")
+    status, lines = act_in_step_three(arguments, lambda process: process.terminate(), "received SIGTERM")
     assert status == 128 + signal.SIGTERM
     (name,) = hdfs.client().list(place)
     assert name.startswith("step_") and f"uploaded {tmp_path}/{name} in time" in "".join(lines)
@@ -237,7 +244,8 @@ def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
         "print(ins, vars(ins), ins._config, ins._config.hdfs)\n"
         "for value in ('name', password, password + '\\n' + password, 7):\n"
         "    try:\n        ins.set_hdfs_info('nn', value)\n    except Exception as error:\n        print(repr(error))\n"
-        "try:\n    ins.set_hdfs_info('https://name:' + password + '@gate', None)\nexcept Exception as e:\n    print(repr(e))\n"
+        "try:\n    ins.set_hdfs_info('https://name:' + password + '@gate', None)\n"
+        "except Exception as e:\n    print(repr(e))\n"
         "print(subprocess.run(['env'], capture_output=True, text=True).stdout)\n"
         "print(open('/proc/self/cmdline').read(), open('/proc/self/environ').read())\n"
         "try:\n    ins.train()\nexcept BaseException as error:\n"
@@ -246,8 +254,9 @@ def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
     hdfs.client().makedirs(f"{place}/root's", permission="755")
     for folder, status, ranks in (("good", 0, "2"), ("root's", 1, "1")):
         process = subprocess.run(
-            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"],
-            env=environment(), capture_output=True, text=True, timeout=120,
+            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}",
+             tmp_path / "secret"],
+            env=environment(), capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         assert process.returncode == status, process.stderr[-3000:]
         assert "Hdfs(fs_name=" in process.stdout and password not in process.stdout + process.stderr

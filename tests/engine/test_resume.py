@@ -13,12 +13,12 @@ CASES = {
     "mirror, rotation, dropout, sampling": (
         1,
         7,
-        ["augmentation=[true, 10, 0.1]", "dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
+        ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "dropout=0.3", "norm=0"]),
-    "three ranks, AdamW, clipping": (3, 3, ["optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "base64, accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "dropout=0.3"]),
-    "a reader that draws": (2, 9, ["reader=random", "dropout=0.3", "loss_type=dist_softmax"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm"]),
+    "three ranks, AdamW, clipping": (3, 3, ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
+    "base64, accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "--dropout=0.3"]),
+    "a reader that draws": (2, 9, ["--global-random-reader", "--dropout=0.3", "loss_type=dist_softmax"]),
     "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
 }
 
@@ -66,7 +66,8 @@ def test_a_killed_run_resumes_to_the_last_bit(glyphs, base64_glyphs, tmp_path, c
     straight = start("train_glyphs.py", ranks, data, tmp_path / "straight", *BASE, *options)
     assert straight.returncode == 0, straight.stderr[-3000:]
     output = tmp_path / "killed"
-    killed = start("train_glyphs.py", ranks, data, output, *BASE, *options, f"kill={ranks - 1},{step}", "resume=true")
+    kill = (f"--kill-rank={ranks - 1}", f"--kill-step={step}")
+    killed = start("train_glyphs.py", ranks, data, output, *BASE, *options, *kill, "resume=true")
     assert killed.returncode == 1 and "killed by signal 9" in killed.stderr
     resumed = start("train_glyphs.py", ranks, data, output, *BASE, *options, "resume=true")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -136,7 +137,7 @@ def test_resuming_with_other_settings_is_refused(glyphs, tmp_path):
     for option, words in (
         ("class_num=13", "num_classes 12, set_class_num says 13"),
         ("loss_type=dist_softmax", "no bias in it"),
-        ("optimizer=Adam", "only in the optimizer of this run"),
+        ("--optimizer=Adam", "only in the optimizer of this run"),
     ):
         process = start("train_glyphs.py", 1, glyphs, tmp_path, "with_test=false", "resume=true", option)
         assert process.returncode == 1 and words in process.stderr.splitlines()[-1], process.stderr[-2000:]

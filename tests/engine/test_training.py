@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import paddle
 import pytest
 from ranks import HELPERS, ROOT, start
 from safetensors.numpy import load_file
+from train_glyphs import TinyNet
 
 from plsc import Entry
 from plsc.checkpoint import BACKBONE, head_file
@@ -59,7 +59,7 @@ def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ra
         output = tmp_path / str(world)
         ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", "train_epochs=1", "log_period=1",
-            "with_test=false", "norm=0", "scale=8.0", f"loss_type={loss_type}",
+            "with_test=false", "--no-norm", "scale=8.0", f"loss_type={loss_type}",
         )  # fmt: skip
         parts = [load_file(output / "0" / head_file(rank)) for rank in range(shards or world)]
         head = {
@@ -84,7 +84,7 @@ def test_accumulated_batches_train_as_one_large_batch(ranks, glyphs, tmp_path, o
         output = tmp_path / name
         process = ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", f"gradient_accumulation={times}",
-            "log_period=1", "with_test=false", "norm=0", "scale=8.0", "lr=4.0", "calc_acc=true", *options,
+            "log_period=1", "with_test=false", "--no-norm", "scale=8.0", "lr=4.0", "calc_acc=true", *options,
         )  # fmt: skip
         assert "(36 in all), 3 steps per epoch" in process.stderr
         parts = [load_file(output / "1" / head_file(rank))["weight"] for rank in range(world)]
@@ -116,8 +116,8 @@ def test_accumulation_with_an_optimizer_that_needs_whole_gradients(glyphs):
 def test_a_bad_micro_batch_drops_the_whole_step(ranks, glyphs, tmp_path):
     # 6 batches a rank, 3 a step; the last batch of the second step is bad on one rank.
     ranks(
-        "train_glyphs.py", 2, glyphs, tmp_path, "nan=1,5,5", "gradient_accumulation=3", "train_epochs=1", "log_period=1",
-        "with_test=false",
+        "train_glyphs.py", 2, glyphs, tmp_path, "--poison-rank=1", "--poison-from=5", "--batches=6",
+        "gradient_accumulation=3", "train_epochs=1", "log_period=1", "with_test=false",
     )  # fmt: skip
     assert [record["skipped_steps"] for record in events(tmp_path, "train")] == [0, 1]
     tensors = load_file(tmp_path / "0" / BACKBONE)
@@ -163,7 +163,7 @@ def test_a_warm_start_with_other_classes_needs_set_head_init(ranks, glyphs, tmp_
 
 
 def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
-    ranks("train_glyphs.py", 3, glyphs, tmp_path, "uneven=1", "with_test=false", "train_epochs=2")
+    ranks("train_glyphs.py", 3, glyphs, tmp_path, "--uneven", "with_test=false", "train_epochs=2")
     assert [result_of(tmp_path, rank)["steps"] for rank in range(3)] == [8, 8, 8]  # the longest reader has 4 batches
 
 
@@ -171,15 +171,15 @@ FLOAT16 = 'mixed_precision=[true, 128.0, 1000, 2, 2.0, 0.5, true, null, "float16
 
 
 @pytest.mark.parametrize(
-    "poison", [["poison=nan"], ["poison=1e6", FLOAT16], ["poison=gradient", FLOAT16]]
+    "poison", [["--poison=nan"], ["--poison=1e6", FLOAT16], ["--poison=gradient", FLOAT16]]
 )  # 1e6 is infinite in float16
 def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, glyphs, tmp_path, poison):
     saved = {}
-    for name, batches in (("clean", "9,0,2"), ("poisoned", "1,3,4")):  # the fourth and the fifth batch are bad
+    for name, batches in (("clean", 3), ("poisoned", 5)):  # the fourth and the fifth batch are bad
         output = tmp_path / name
         ranks(
-            "train_glyphs.py", 3, glyphs, output, f"nan={batches}", "train_epochs=1", "with_test=false", "log_period=1",
-            "loss_type=dist_adaface", *poison,
+            "train_glyphs.py", 3, glyphs, output, f"--batches={batches}", "--poison-rank=1", "--poison-from=3",
+            "train_epochs=1", "with_test=false", "log_period=1", "loss_type=dist_adaface", *poison,
         )  # fmt: skip
         saved[name] = {path.name: load_file(path) for path in (output / "0").glob("*.safetensors")}
     clean, poisoned = (result_of(tmp_path / name) for name in ("clean", "poisoned"))
@@ -198,7 +198,8 @@ def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(ranks, gly
 
 
 def test_too_many_skipped_steps_end_every_rank_with_one_line(glyphs, tmp_path):
-    process = start("train_glyphs.py", 3, glyphs, tmp_path, "nan=1,1,8", "max_skipped_steps=3", "with_test=false")
+    bad = ("--poison-rank=1", "--poison-from=1", "--batches=9")
+    process = start("train_glyphs.py", 3, glyphs, tmp_path, *bad, "max_skipped_steps=3", "with_test=false")
     assert process.returncode == 1
     last = process.stderr.splitlines()[-1]
     assert "step 4: 3 steps in a row" in last and "rank 1: its images are not finite" in last
@@ -217,7 +218,7 @@ def test_clipping_is_the_same_on_any_number_of_ranks(ranks, glyphs, tmp_path, lo
         output = tmp_path / name
         ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", "train_epochs=1", "with_test=false",
-            "norm=0", "scale=8.0", f"gradient_clip={clip}", f"loss_type={loss_type}", "lr=20.0",
+            "--no-norm", "scale=8.0", f"gradient_clip={clip}", f"loss_type={loss_type}", "lr=20.0",
         )  # fmt: skip
         shards = world if loss_type.startswith("dist_") else 1
         parts = [load_file(output / "0" / head_file(rank))["weight"] for rank in range(shards)]
@@ -230,8 +231,9 @@ def test_clipping_is_the_same_on_any_number_of_ranks(ranks, glyphs, tmp_path, lo
 
 def test_an_overflow_on_one_rank_is_skipped_on_all_and_the_scale_recovers(ranks, glyphs, tmp_path):
     process = ranks(
-        "train_glyphs.py", 3, glyphs, tmp_path, "mixed_precision=[true, 1e30, 4, 1, 2.0, 0.001, true, null, \"float16\", true]",
-        "train_epochs=10", "with_test=false", "log_period=1", "train_batch_size=16", "norm=0", "scale=8.0",
+        "train_glyphs.py", 3, glyphs, tmp_path,
+        "mixed_precision=[true, 1e30, 4, 1, 2.0, 0.001, true, null, \"float16\", true]",
+        "train_epochs=10", "with_test=false", "log_period=1", "train_batch_size=16", "--no-norm", "scale=8.0",
     )  # fmt: skip
     trained = events(tmp_path, "train")
     scales = [record["loss_scaling"] for record in trained]
@@ -268,11 +270,9 @@ def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
 
 
 def test_a_failing_rank_ends_all_and_its_error_is_last(glyphs, tmp_path):
-    began = time.monotonic()
-    process = start("train_glyphs.py", 3, glyphs, tmp_path, "fail_rank=1", "with_test=false")
+    process = start("train_glyphs.py", 3, glyphs, tmp_path, "--fail-rank=1", "with_test=false")
     assert process.returncode == 1
     assert "the reader broke here" in process.stderr.splitlines()[-1]
-    assert time.monotonic() - began < 90
 
 
 def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):
@@ -311,7 +311,8 @@ def small_entry(glyphs):
     ins.set_class_num(12)
     ins.set_image_shape((3, 32, 32))
     ins.set_train_batch_size(48)
-    ins.set_model_name("MobileFaceNet")
+    paddle.seed(0)
+    ins.set_model(TinyNet())
     ins.set_emb_size(16)
     ins.set_train_epochs(1)
     ins.set_with_test(False)
@@ -385,8 +386,9 @@ def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
     assert losses[1] < losses[0]
 
 
-def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
-    ins = small_entry(glyphs)
+def test_train_twice_then_test_in_one_process(few_glyphs, tmp_path):
+    ins = small_entry(few_glyphs)
+    ins.set_model_name("MobileFaceNet")
     ins.set_with_test(True)
     ins.set_model_save_dir(str(tmp_path))
     ins.set_val_targets("glyphs")
@@ -395,7 +397,7 @@ def test_train_twice_then_test_in_one_process(glyphs, tmp_path):
     tested = ins.test()
     assert tested == second["test"]
     other = Entry()
-    for name, value in (("dataset_dir", str(glyphs)), ("image_shape", (3, 32, 32)), ("emb_size", 16)):
+    for name, value in (("dataset_dir", str(few_glyphs)), ("image_shape", (3, 32, 32)), ("emb_size", 16)):
         getattr(other, f"set_{name}")(value)
     other.set_model_save_dir(None)
     other.set_val_targets("glyphs")

@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import paddle
 import pytest
 from PIL import Image, ImageOps
-from ranks import TIMEOUT, environment, start
+from ranks import run_plsc, start
 
 from plsc import Entry, Predictor, cli
 from plsc.config import Config
@@ -240,8 +238,7 @@ def test_bad_arguments_are_refused(arguments, words):
 
 def test_the_command_shares_the_work(data, made, trained, tmp_path):
     words = ["--checkpoint", trained / "output" / "0", "--input", data / "images", "--output", tmp_path, "--ranks", "2"]
-    run = [sys.executable, "-m", "plsc", "predict", *words, "--set", "test_batch_size=5", "--json"]
-    process = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
+    process = run_plsc("predict", *words, "--set", "test_batch_size=5", "--json")
     assert process.returncode == 0, process.stderr[-2000:]
     assert json.loads(process.stdout) == {"output": str(tmp_path), "count": 96, "emb_dim": 32}
     for name in ("embeddings.npy", "images.tsv", "manifest.json"):

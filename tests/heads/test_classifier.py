@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -18,9 +19,15 @@ def kind_of(loss_type):
     return loss_type.replace("dist_", "")
 
 
+@functools.cache
+def parts_of(folder, world):
+    """What each of `world` ranks computed, read once for all cases."""
+    return [dict(np.load(folder / f"{world}_{rank}.npz")) for rank in range(world)]
+
+
 def gathered(folder, world, case):
     """Returns what all ranks computed together: the loss, and gradients of the whole batch and the whole head."""
-    parts = [np.load(folder / f"{world}_{rank}.npz") for rank in range(world)]
+    parts = parts_of(folder, world)
     sharded = CASES[case][0].startswith("dist_")
     losses = [float(part[f"{case}/loss"]) for part in parts]
     assert len(set(losses)) == 1, "every rank reports the same loss"
@@ -87,7 +94,7 @@ def test_micro_batches_give_what_one_batch_gives(computed, case):
     tolerance = {"float64": 1e-12, "float32": 1e-5}[dtype]
     kind = kind_of(CASES[case][0])
     for world in (1, 2, 3, 4):
-        parts = [np.load(folder / f"{world}_{rank}.npz") for rank in range(world)]
+        parts = parts_of(folder, world)
         assert (f"{case}/parts/loss" in parts[0]) == (kind not in ("adaface", "curricularface"))
         for part in parts:
             for key in (key for key in part if key.startswith(f"{case}/parts/") and not key.endswith("square_sum")):

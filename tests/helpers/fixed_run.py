@@ -1,4 +1,6 @@
-"""A training whose numbers depend on its arguments alone: `fixed_run.py OUTPUT SETTER=JSON ...` trains and saves to OUTPUT.
+"""A training whose numbers depend on its arguments alone.
+
+`fixed_run.py OUTPUT SETTER=JSON ...` trains and saves to OUTPUT.
 
 Each `SETTER=JSON` calls `ins.set_<SETTER>` with the values of a JSON list. It uses the public interface alone, so that
 it also runs on the plsc of earlier commits.

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ranks import command, environment, start
+from ranks import TIMEOUT, command, environment, start
 from safetensors.numpy import load_file
 
 RANKS = 3
 OPTIONS = (
-    "train_epochs=2", "save_period=2", "keep_checkpoints=2", "with_test=false", "dropout=0.3", "sample_ratio=0.5",
-    "class_num=60000", "train_batch_size=4", "pause=0.02", "log_period=5", "resume=true",
+    "train_epochs=2", "save_period=2", "keep_checkpoints=2", "with_test=false", "--dropout=0.3", "sample_ratio=0.5",
+    "class_num=60000", "train_batch_size=4", "--pause=0.02", "log_period=5", "resume=true",
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def kill_at_a_random_moment(arguments, output, rng):
             os.kill(pid, signal.SIGKILL)
         if whom == "the launcher too":
             process.kill()
-        if process.wait(timeout=60) == 0:
+        if process.wait(timeout=TIMEOUT) == 0:
             return None
         leftovers = sorted(path.name for path in output.glob(".*"))
         return f"{whom}, {'near a save' if near_a_save else 'anywhere'}, left {' '.join(leftovers) or 'nothing'}"

@@ -11,7 +11,10 @@ from pathlib import Path
 from ranks import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "demo/README.md")),
+    *sorted(DOCS.glob("*.md")),
+]
 # Maps each Chinese page to the English page that it mirrors. docs/zh/README.md mirrors the project's README.
 CHINESE = {
     path: (ROOT if path.name == "README.md" else DOCS) / path.name for path in sorted((DOCS / "zh").glob("*.md"))

@@ -1,24 +1,23 @@
-"""A user's script: trains on a folder. `train_glyphs.py DATA OUTPUT [name=value ...]` calls `ins.set_<name>(value)`.
+"""Trains a small network on a folder of glyphs, as a user's script would, and can go wrong on request.
 
-Writes `<OUTPUT>/result_<rank>.json`. `fail_rank=R` makes rank R fail at its second batch; `uneven=1` uses a reader of
-the user's own that gives rank r 2 + r batches, the last of them smaller; `nan=RANK,FIRST,LAST` uses one that gives
-every rank LAST + 1 batches, and rank RANK images that are not a number in those from FIRST (from 0) on, or hold
-`poison=VALUE` instead; with `poison=gradient` its images are good and the gradient of its embeddings is infinite.
-`norm=0` leaves BatchNorm out, which sees one rank's batch only. `dropout=SHARE` adds dropout; `optimizer=NAME` is
-Paddle's of that name; `reader=random` uses a reader that draws from Python's and NumPy's own generators.
-`kill=RANK,STEP[,SIGNAL]` makes rank RANK (or every one, -1) send itself a signal, KILL by default, in the forward pass
-of its step STEP, from 1, if nothing was resumed (with `fresh=1`: unless the launcher started it again); `pause=SECONDS`
-makes each step that much longer. `disks=0,0,1` saves to `<OUTPUT>/disk_<n>`, n for each rank, as machines do whose
-disks are their own.
+    train_glyphs.py DATA OUTPUT train_epochs=1 loss_type=softmax --kill-rank=1 --kill-step=4
+
+Each `name=value` calls `ins.set_<name>(value)`; values are JSON, and a list holds the arguments of a setter that takes
+several. `--help` lists the options. Each rank writes what `train()` returned to `<OUTPUT>/result_<rank>.json`.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable, Optional
 
 import numpy as np
 import paddle
@@ -26,16 +25,26 @@ import paddle
 from plsc import Entry, parallel
 from plsc.models.base_model import BaseModel
 
+CLASSES = 12
+TEXT_SETTERS = ("loss_type", "checkpoint_dir", "head_init")  # their values are no JSON
+MANY_ARGUMENTS = ("mixed_precision", "augmentation", "data_format", "hdfs_info", "hdfs_upload")
+
 
 class TinyNet(BaseModel):
-    def __init__(self, norm=True, dropout=0.0):
+    """A convolution and a linear layer. A training step can be slow, wait, be killed, or have infinite gradients."""
+
+    def __init__(self, norm: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = paddle.nn.Dropout(dropout)
-        self.kill_at, self.kill_by, self.pause = None, signal.SIGKILL, 0.0
+        self.kill_at: Optional[int] = None
+        self.hold_at: Optional[int] = None
+        self.release: Optional[Path] = None
+        self.pause = 0.0
         self.conv = paddle.nn.Conv2D(3, 8, 3, stride=4, padding=1, bias_attr=False)
         self.norm = paddle.nn.BatchNorm2D(8) if norm else paddle.nn.Identity()
         self.fc = paddle.nn.Linear(8 * 8 * 8, 16)
-        self.steps, self.infinite_from = 0, None
+        self.steps = 0
+        self.infinite_from: Optional[int] = None
 
     def build_network(self, input, label, is_train):
         embedding = self.fc(self.dropout(paddle.nn.functional.relu(self.norm(self.conv(input))).flatten(1)))
@@ -43,47 +52,75 @@ class TinyNet(BaseModel):
             self.steps += 1
             time.sleep(self.pause)
             if self.steps == self.kill_at:
-                os.kill(os.getpid(), self.kill_by)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.steps == self.hold_at and self.release is not None:
+                hold(self.steps, self.release)
             if self.infinite_from is not None and self.steps > self.infinite_from:
-                embedding = embedding * 1.0  # a hook on what a rounding made is not called
+                embedding = embedding * 1.0  # Paddle does not call a hook on the result of a rounding.
                 embedding.register_hook(lambda gradient: gradient * float("inf"))
         return embedding
 
 
-def reader_of(rank, classes, batches, smaller_last=True, fail=False, bad_from=None, poison=np.nan):
+def hold(step: int, release: Path) -> None:
+    """Waits until the file `release` exists; prints when this begins, and when SIGTERM arrives."""
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def handle(number, frame):
+        print("received SIGTERM", file=sys.stderr, flush=True)
+        if callable(previous):
+            previous(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    print(f"holding step {step}", file=sys.stderr, flush=True)
+    while not release.exists():
+        time.sleep(0.01)
+
+
+def make_reader(
+    rank: int, sizes: list[int], fails: bool = False, bad_from: Optional[int] = None, bad_value: float = np.nan
+) -> Callable[[], Iterator]:
+    """Returns a reader of random images in batches of these sizes.
+
+    Args:
+        rank: Seeds the images and labels.
+        sizes: Number of images of each batch.
+        fails: Whether the second batch raises an error.
+        bad_from: First batch, from 0, whose images hold `bad_value`.
+        bad_value: A pixel of every other image of the bad batches.
+    """
+
     def reader():
         rng = np.random.default_rng(rank)
-        for number in range(batches):
-            if fail and number == 1:
+        for number, size in enumerate(sizes):
+            if fails and number == 1:
                 raise RuntimeError("the reader broke here")
-            size = 3 if smaller_last and number == batches - 1 else 8
             images = rng.normal(size=(size, 3, 32, 32)).astype("float32")
             if bad_from is not None and number >= bad_from:
-                images[::2, :, 5, 5] = poison
-            yield [(image, int(rng.integers(classes))) for image in images]
+                images[::2, :, 5, 5] = bad_value
+            yield [(image, int(rng.integers(CLASSES))) for image in images]
 
     return reader
 
 
-def drawing_reader(rank, classes):
-    """Batches that depend on the state of the generators when a pass begins."""
+def make_global_random_reader(rank: int) -> Callable[[], Iterator]:
+    """Returns a reader whose batches depend on the state of Python's and NumPy's global generators."""
 
     def reader():
         order = list(range(5 + rank))
         random.shuffle(order)
         for number in order:
             images = np.random.normal(number, size=(8, 3, 32, 32)).astype("float32")
-            yield [(image, random.randrange(classes)) for image in images]
+            yield [(image, random.randrange(CLASSES)) for image in images]
 
     return reader
 
 
-def small_entry(data, output):
-    """An entry for the 12 classes of the `glyphs` fixture."""
+def small_entry(data: str, output: str) -> Entry:
+    """Returns an entry for the 12 classes of the `glyphs` fixture."""
     ins = Entry()
     ins.set_dataset_dir(data)
     ins.set_model_save_dir(output)
-    ins.set_class_num(12)
+    ins.set_class_num(CLASSES)
     ins.set_image_shape((3, 32, 32))
     ins.set_train_batch_size(16)
     ins.set_emb_size(16)
@@ -94,49 +131,88 @@ def small_entry(data, output):
     return ins
 
 
-def main(data, output, *options):
-    chosen = dict(option.split("=", 1) for option in options)
-    fail_rank, uneven = int(chosen.pop("fail_rank", -1)), int(chosen.pop("uneven", 0))
-    norm, nan = bool(int(chosen.pop("norm", 1))), chosen.pop("nan", None)
-    poison = chosen.pop("poison", "nan")
-    ins = small_entry(data, output)
-    if "disks" in chosen:
-        ins.set_model_save_dir(f"{output}/disk_{chosen.pop('disks').split(',')[parallel.rank()]}")
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this script's command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("output")
+    parser.add_argument("settings", nargs="*", metavar="name=value")
+    parser.add_argument("--no-norm", action="store_true", help="leave out BatchNorm, which sees one rank's batch only")
+    parser.add_argument("--dropout", type=float, default=0.0, help="share of the features to drop")
+    parser.add_argument("--optimizer", help="class of paddle.optimizer, with a learning rate of 0.01")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds that are added to each step")
+    parser.add_argument("--disks", type=json.loads, help="for each rank the n of <output>/disk_<n>, where it saves")
+
+    readers = parser.add_argument_group("readers that replace the folder")
+    readers.add_argument("--global-random-reader", action="store_true", help="draw from the global generators")
+    readers.add_argument("--uneven", action="store_true", help="2 + r batches on rank r, the last of them smaller")
+    readers.add_argument("--fail-rank", type=int, help="rank whose reader fails at its second batch; implies --uneven")
+    readers.add_argument("--batches", type=int, help="number of batches of 8 images on every rank")
+    readers.add_argument("--poison", default="nan", help="what a bad batch holds: a number, or 'gradient'")
+    readers.add_argument("--poison-rank", type=int, help="rank that gets bad batches")
+    readers.add_argument("--poison-from", type=int, help="its first bad batch, from 0")
+
+    stops = parser.add_argument_group("what happens in the forward pass of a step")
+    stops.add_argument("--kill-rank", type=int, help="rank that kills itself, unless its run is resumed")
+    stops.add_argument("--kill-step", type=int, help="its step, from 1")
+    stops.add_argument("--kill-after-resume", action="store_true", help="also if the run is resumed, but not restarted")
+    stops.add_argument("--hold-step", type=int, help="step, from 1, in which all ranks wait for <output>.release")
+    return parser
+
+
+def apply_settings(ins: Entry, settings: list[str]) -> None:
+    """Calls `ins.set_<name>(value)` for each `name=value`."""
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        value = text if name in TEXT_SETTERS else json.loads(text)
+        getattr(ins, f"set_{name}")(*value if name in MANY_ARGUMENTS else [value])
+
+
+def is_first_start(options: argparse.Namespace) -> bool:
+    """Returns whether a rank shall be killed in this process, and not in the one that resumes its run."""
+    if options.kill_after_resume:
+        return "PLSC_RESTART" not in os.environ
+    return not any(Path(options.output).glob("**/meta.json"))
+
+
+def choose_reader(options: argparse.Namespace, rank: int, model: TinyNet) -> Optional[Callable[[], Iterator]]:
+    """Returns the reader the options ask for, or None for the images of the folder."""
+    if options.global_random_reader:
+        return make_global_random_reader(rank)
+    if options.uneven or options.fail_rank is not None:
+        return make_reader(rank, [8] * (1 + rank) + [3], fails=rank == options.fail_rank)
+    if options.batches is None:
+        return None
+    bad_from = options.poison_from if rank == options.poison_rank else None
+    if options.poison == "gradient":
+        model.infinite_from = bad_from
+        return make_reader(rank, [8] * options.batches)
+    return make_reader(rank, [8] * options.batches, bad_from=bad_from, bad_value=float(options.poison))
+
+
+def main() -> None:
+    options = make_parser().parse_intermixed_args()
+    rank = parallel.rank()
+    ins = small_entry(options.data, options.output)
+    if options.disks:
+        ins.set_model_save_dir(f"{options.output}/disk_{options.disks[rank]}")
     paddle.seed(0)
-    model = TinyNet(norm, float(chosen.pop("dropout", 0)))
+    model = TinyNet(not options.no_norm, options.dropout)
     ins.set_model(model)
-    model.pause = float(chosen.pop("pause", 0))
-    rank_to_kill, step, *how = (chosen.pop("kill", None) or "-2,0").split(",")
-    unresumed = (
-        "PLSC_RESTART" not in os.environ if chosen.pop("fresh", 0) else not any(Path(output).glob("**/meta.json"))
-    )
-    if int(rank_to_kill) in (-1, parallel.rank()) and unresumed:
-        model.kill_at, model.kill_by = int(step), getattr(signal, f"SIG{(how or ['KILL'])[0]}")
-    optimizer = chosen.pop("optimizer", None)
-    if optimizer:
-        ins.set_optimizer(lambda parameters: getattr(paddle.optimizer, optimizer)(0.01, parameters=parameters))
-    if chosen.pop("reader", None):
-        ins.train_reader = drawing_reader(parallel.rank(), 12)
-    for name, value in chosen.items():
-        parsed = value if name in ("loss_type", "checkpoint_dir", "head_init") else json.loads(value)
-        several = name in ("mixed_precision", "augmentation", "data_format", "hdfs_info", "hdfs_upload")
-        getattr(ins, f"set_{name}")(*parsed if several else [parsed])
-    if uneven or fail_rank >= 0:
-        rank = parallel.rank()
-        ins.train_reader = reader_of(rank, 12, 2 + rank, fail=rank == fail_rank)
-    if nan:
-        bad_rank, first, last = map(int, nan.split(","))
-        rank = parallel.rank()
-        bad_from = first if rank == bad_rank else None
-        if poison == "gradient":
-            model.infinite_from, bad_from = bad_from, None
-        ins.train_reader = reader_of(
-            rank, 12, last + 1, False, bad_from=bad_from, poison=float(poison.replace("gradient", "nan"))
-        )
+    model.pause = options.pause
+    if rank == options.kill_rank and is_first_start(options):
+        model.kill_at = options.kill_step
+    model.hold_at, model.release = options.hold_step, Path(f"{options.output}.release")
+    if options.optimizer:
+        ins.set_optimizer(lambda parameters: getattr(paddle.optimizer, options.optimizer)(0.01, parameters=parameters))
+    reader = choose_reader(options, rank, model)
+    if reader is not None:
+        ins.train_reader = reader
+    apply_settings(ins, options.settings)
     result = ins.train()
-    Path(output).mkdir(exist_ok=True)
-    Path(output, f"result_{parallel.rank()}.json").write_text(json.dumps(result))
+    Path(options.output).mkdir(exist_ok=True)
+    Path(options.output, f"result_{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -202,8 +202,8 @@ def test_a_page_holds_thumbnails_escapes_names_and_marks_missing_images(tmp_path
     assert page.read_text() == "mine"
 
 
-def test_commands_find_the_images_of_an_index(trained, glyphs, tmp_path, capsys):
-    checkpoint, source, folder = str(trained / "output" / "0"), glyphs / "images", tmp_path / "e"
+def test_commands_find_the_images_of_an_index(trained, few_glyphs, tmp_path, capsys):
+    checkpoint, source, folder = str(trained / "output" / "0"), few_glyphs / "images", tmp_path / "e"
     images = sorted(source.rglob("*.jpg"))
     file, page = str(tmp_path / "x"), tmp_path / "page.html"
     words = ["predict", "--checkpoint", checkpoint, "--input", str(source), "--output", str(folder), "--flip"]
@@ -222,10 +222,10 @@ def test_commands_find_the_images_of_an_index(trained, glyphs, tmp_path, capsys)
     assert re.search(rf"\n  1\.0000  {identity}  {name}\n", capsys.readouterr().out)
 
 
-def test_a_search_with_another_network_is_refused(trained, glyphs, tmp_path, capsys):
-    checkpoint, image = str(trained / "output" / "0"), str(glyphs / "images" / "0" / "0.jpg")
+def test_a_search_with_another_network_is_refused(trained, few_glyphs, tmp_path, capsys):
+    checkpoint, image = str(trained / "output" / "0"), str(few_glyphs / "images" / "0" / "0.jpg")
     folder, file = tmp_path / "e", str(tmp_path / "x")
-    words = ["predict", "--checkpoint", checkpoint, "--input", str(glyphs / "images"), "--output", str(folder)]
+    words = ["predict", "--checkpoint", checkpoint, "--input", str(few_glyphs / "images"), "--output", str(folder)]
     assert cli.main(words) == 0
     embeddings = open_embeddings(folder)
     other = embeddings.meta["model"][::-1]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import TIMEOUT, wait_until
 
 from plsc.shuffle import command as base64_command
 
@@ -42,7 +43,7 @@ def command(data, *arguments):
 
 
 def run(data, *arguments, **options):
-    return subprocess.run(command(data, *arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command(data, *arguments), capture_output=True, text=True, timeout=TIMEOUT, **options)
 
 
 def contents(folder):
@@ -212,7 +213,7 @@ def test_a_signal_cleans_up(data, tmp_path, number, workers):
     process = running(data, tmp_path, "--workers", workers, "--memory=180MB")
     process.send_signal(number)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert errors == f"plsc: error: stopped by {number.name} before it was done; run it again to start over\n"
     assert not list(tmp_path.iterdir())
@@ -247,7 +248,7 @@ def test_a_worker_that_is_killed_is_one_line(data, tmp_path):
     process = running(data, tmp_path, "--workers", "2")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert errors.startswith("plsc: error: a worker process ended early (exit code -9)")
     assert not list(tmp_path.iterdir())
@@ -258,10 +259,7 @@ def test_workers_end_after_their_parent_is_killed(data, tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
-    while any(state_of(child) not in (None, "Z") for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: all(state_of(child) in (None, "Z") for child in children))
 
 
 def state_of(pid):
