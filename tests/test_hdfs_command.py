@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 
-from checkpoints import make, same
+from checkpoint_folders import make_checkpoint, same_files
 from ranks import TIMEOUT, environment
 
 
@@ -50,7 +50,7 @@ def test_put_list_and_get(hdfs, tmp_path):
 
 def test_a_checkpoint_is_checked_and_goes_on_where_it_was(hdfs, tmp_path):
     path = f"/{tmp_path.name}"
-    text = make(tmp_path / "made")
+    text = make_checkpoint(tmp_path / "made")
     hdfs_command("put", "--fs", hdfs.web, tmp_path / "made", path)
     part = (
         tmp_path / f".{tmp_path.name}.fetching" / f".optimizer.safetensors.{hashlib.sha256(text).hexdigest()[:12]}.part"
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_checked_and_goes_on_where_it_was(hdfs, tmp_path):
     part.parent.mkdir()
     part.write_bytes(b"not what was there")
     assert hdfs_command("get", "--fs", hdfs.web, path, tmp_path).stdout.startswith(f"{tmp_path}{path}: ")
-    assert same(tmp_path / tmp_path.name, tmp_path / "made") and not part.parent.exists()
+    assert same_files(tmp_path / tmp_path.name, tmp_path / "made") and not part.parent.exists()
     hdfs.client().write(
         f"{path}/optimizer.safetensors", (tmp_path / "made/optimizer.safetensors").read_bytes()[::-1], overwrite=True
     )

@@ -112,7 +112,7 @@ def _replace(files: list[Path], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _workspace(folder: Path) -> Iterator[Path]:
-    """Gives a hidden folder in `folder`, and removes it at the end. Those of killed exports, which nobody locks, go too."""
+    """Makes a hidden folder in `folder`, and removes it at the end, together with those that killed exports left."""
     advice = "choose another folder"
     for left in folder.glob(".export-*"):
         with contextlib.suppress(ConfigError), lock_folder(left, advice) as is_protected:

@@ -63,11 +63,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
 def _run_once(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
 ) -> int:
-    """Runs the ranks once, until all have ended, and returns the status of `run`.
-
-    Args:
-        restart_of: When the ranks were first started, if this is a restart.
-    """
+    """Runs the ranks until all have ended and returns the status of `run`; a restart names when they first began."""
     ports = _free_ports(ranks)
     # A terminal sends Ctrl-C to all processes at once. The ranks ignore it; this process asks them to save and end.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

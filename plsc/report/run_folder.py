@@ -202,8 +202,8 @@ def _note_training(train: Mapping[str, np.ndarray], tests: list[TestRecord], not
     if len(bad):
         some = ", ".join(f"{steps[one]:,.0f}" for one in bad[:5]) + (", ..." if len(bad) > 5 else "")
         notes.append(
-            f"{len(bad)} of {len(loss)} records of training {'has' if len(bad) == 1 else 'have'} no finite loss (step {some}): "
-            "the curve has gaps."
+            f"{len(bad)} of {len(loss)} records of training {'has' if len(bad) == 1 else 'have'} no finite loss (step "
+            f"{some}): the curve has gaps."
         )
     if not tests:
         notes.append("No test is recorded: set_with_test(False) was called, or the first epoch has not ended.")

@@ -256,7 +256,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "val_targets",
             _string(allow_empty=True),
             "the test sets in the data set folder",
-            "their names, separated by commas. `a` is `a.bin`, pairs `a.txt`, or a folder `a`: see [testing](use.md#test-it)",
+            "their names, separated by commas. `a` is `a.bin`, pairs `a.txt`, or a folder `a`: see "
+            "[testing](use.md#test-it)",
         ),
         Setting("with_test", config.check_bool, "whether to test after each epoch"),
         Setting("test_fars", config.check_rates, "the false accept rates (FAR) that tests report", "each at most 0.5"),

@@ -20,7 +20,7 @@ import paddle
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
 
-from exercised import exercise  # noqa: E402
+from norm_statistics import randomize_norms  # noqa: E402
 
 from plsc import Entry, Predictor  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
@@ -36,7 +36,7 @@ def parity(name, shape, emb_dim):
     paddle.seed(0)
     model = build_model(name, emb_dim, shape)
     model.build(shape)
-    exercise(model, shape).eval()
+    randomize_norms(model, shape).eval()
     images = [np.random.default_rng(0).normal(size=(batch, *shape)).astype("float32") for batch in (1, 3, 64)]
     with paddle.no_grad():
         wanted = [model(paddle.to_tensor(batch)).numpy() for batch in images]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
 
-from kill_runs import kill_rounds  # noqa: E402
+from killed_runs import kill_rounds  # noqa: E402
 
 from plsc.data.glyphs import render_glyphs  # noqa: E402
 

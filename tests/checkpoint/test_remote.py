@@ -5,7 +5,7 @@ import os
 import threading
 
 import pytest
-from checkpoints import make, same
+from checkpoint_folders import make_checkpoint, same_files
 
 from plsc import checkpoint
 from plsc.checkpoint import remote, tensor_file
@@ -45,7 +45,7 @@ def publish(store, path, text, patience=0.0):
 
 def test_a_checkpoint_appears_once_all_ranks_have_uploaded_their_files(store, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_POLL_SECONDS", 0.01)
-    text = make(tmp_path / "0")
+    text = make_checkpoint(tmp_path / "0")
     own = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)]
     upload(store, tmp_path / "0", "runs/0", own)
     with pytest.raises(StorageError, match="rank@00001.safetensors did not arrive"):
@@ -56,12 +56,12 @@ def test_a_checkpoint_appears_once_all_ranks_have_uploaded_their_files(store, tm
     publish(store, "runs/0", text, patience=30)
     other.join()
     (found,) = remote.list_remote(store, "runs")
-    assert found.path == "runs/0" and found.meta_text == text and same(tmp_path / "store/runs/0", tmp_path / "0")
+    assert found.path == "runs/0" and found.meta_text == text and same_files(tmp_path / "store/runs/0", tmp_path / "0")
     assert list(store.list("runs")) == ["0"]
 
 
 def test_complete_files_are_not_uploaded_again_but_short_ones_are(store, tmp_path):
-    text = make(tmp_path / "0")
+    text = make_checkpoint(tmp_path / "0")
     upload(store, tmp_path / "0", "0")
     hidden = tmp_path / "store" / remote.hidden_of("0", text)
     before = {path.name: path.stat().st_mtime_ns for path in hidden.iterdir()}
@@ -70,15 +70,15 @@ def test_complete_files_are_not_uploaded_again_but_short_ones_are(store, tmp_pat
     after = {path.name: path.stat().st_mtime_ns for path in hidden.iterdir()}
     assert [name for name in before if after[name] != before[name]] == [checkpoint.BACKBONE]
     publish(store, "0", text)
-    assert same(tmp_path / "store/0", tmp_path / "0")
+    assert same_files(tmp_path / "store/0", tmp_path / "0")
 
 
 def test_a_checkpoint_replaces_another_one_but_nothing_else(store, tmp_path):
-    old, text = make(tmp_path / "old"), make(tmp_path / "0", step=5, seed=1)
+    old, text = make_checkpoint(tmp_path / "old"), make_checkpoint(tmp_path / "0", step=5, seed=1)
     for name in ("old", "0"):
         upload(store, tmp_path / name, "runs/0")
         publish(store, "runs/0", {"old": old, "0": text}[name])
-        assert same(tmp_path / "store/runs/0", tmp_path / name)
+        assert same_files(tmp_path / "store/runs/0", tmp_path / name)
     (tmp_path / "store/runs/0/notes.txt").write_text("mine")
     upload(store, tmp_path / "old", "runs/0")
     with pytest.raises(StorageError, match="something that is not a checkpoint has that name"):
@@ -110,7 +110,7 @@ def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(
                     raise Died
             return super().__getattribute__(name)
 
-    old, new = make(tmp_path / "old", run="aa"), make(tmp_path / "new", run="aa", step=9, seed=2)
+    old, new = make_checkpoint(tmp_path / "old", run="aa"), make_checkpoint(tmp_path / "new", run="aa", step=9, seed=2)
     for left in range(100):
         root = tmp_path / f"store {left}"
         root.mkdir()
@@ -127,12 +127,12 @@ def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(
             (found,) = remote.list_remote(sound, "")
             assert found.meta_text in (old, new)
             assert [path.name for path in root.iterdir()] == ["0"]
-            assert same(root / "0", tmp_path / ("old" if found.meta_text == old else "new"))
+            assert same_files(root / "0", tmp_path / ("old" if found.meta_text == old else "new"))
     assert left == 10  # mkdirs, 4 files, meta.json, 2 renames and 2 removals
 
 
 def test_what_other_runs_left_stays(store, tmp_path):
-    text = make(tmp_path / "0", run="aa")
+    text = make_checkpoint(tmp_path / "0", run="aa")
     upload(store, tmp_path / "0", "0")
     (tmp_path / "store/.mine.writing").mkdir()
     assert remote.recover(store, "", "bb") == []
@@ -142,9 +142,9 @@ def test_what_other_runs_left_stays(store, tmp_path):
 
 def test_the_newest_is_the_one_written_last(store, tmp_path):
     for name, written in (("5", 3.0), ("step_9", 7.0), ("0", 5.0), ("other", 9.0)):
-        make(tmp_path / "store/runs" / name, written=written)
+        make_checkpoint(tmp_path / "store/runs" / name, written=written)
     (tmp_path / "store/runs/step_9" / checkpoint.BACKBONE).write_bytes(b"short")
-    make(tmp_path / "store/runs/1", written=8.0)
+    make_checkpoint(tmp_path / "store/runs/1", written=8.0)
     (tmp_path / "store/runs/1" / META).write_text("{")
     (tmp_path / "store/runs/2").mkdir()
     assert [one.path for one in remote.list_remote(store, "runs")] == ["runs/5", "runs/0"]
@@ -159,9 +159,9 @@ def fetch(store, folder, path="0"):
 
 
 def test_a_download_is_equal_to_the_bit_and_a_second_one_changes_nothing(store, tmp_path):
-    make(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "store/0")
     total = fetch(store, tmp_path / "new/folder")
-    assert same(tmp_path / "new/folder", tmp_path / "store/0")
+    assert same_files(tmp_path / "new/folder", tmp_path / "store/0")
     assert checkpoint.open_checkpoint(tmp_path / "new/folder").files
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "new/folder").iterdir()}
     assert fetch(store, tmp_path / "new/folder") == total
@@ -169,7 +169,7 @@ def test_a_download_is_equal_to_the_bit_and_a_second_one_changes_nothing(store, 
 
 
 def test_an_interrupted_download_resumes_and_checks_what_it_has(store, tmp_path):
-    text = make(tmp_path / "store/0")
+    text = make_checkpoint(tmp_path / "store/0")
     reads = []
 
     class Counting(LocalStorage):
@@ -183,13 +183,13 @@ def test_an_interrupted_download_resumes_and_checks_what_it_has(store, tmp_path)
     # Two good blocks, one that a power cut left as zeros, and a part of the next.
     part.write_bytes(data[: 2 * BLOCK] + bytes(BLOCK) + data[3 * BLOCK : 3 * BLOCK + 100])
     fetch(Retrying(Counting(tmp_path / "store"), 0), tmp_path / "to")
-    assert same(tmp_path / "to", tmp_path / "store/0")
+    assert same_files(tmp_path / "to", tmp_path / "store/0")
     assert (checkpoint.BACKBONE, 2 * BLOCK) in reads and (checkpoint.BACKBONE, 0) not in reads
 
 
 @pytest.mark.parametrize("position", [0, BLOCK + 5, -1])
 def test_a_file_that_was_changed_on_the_server_is_refused(store, tmp_path, position):
-    make(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "store/0")
     place = tmp_path / "store/0" / checkpoint.head_file(1)
     data = bytearray(place.read_bytes())
     data[position] ^= 1
@@ -209,14 +209,14 @@ def test_bytes_that_are_corrupted_once_in_transfer_are_read_again(tmp_path):
                     self.noise, chunk = False, chunk[:-1] + bytes([chunk[-1] ^ 1])
                 yield chunk
 
-    make(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "store/0")
     fetch(Retrying(Noisy(tmp_path / "store"), 0), tmp_path / "to")
-    assert same(tmp_path / "to", tmp_path / "store/0")
+    assert same_files(tmp_path / "to", tmp_path / "store/0")
 
 
 def test_another_checkpoint_is_never_overwritten(store, tmp_path):
-    make(tmp_path / "store/0")
-    make(tmp_path / "to", seed=3, step=4)
+    make_checkpoint(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "to", seed=3, step=4)
     kept = {path: path.read_bytes() for path in (tmp_path / "to").iterdir()}
     with pytest.raises(ConfigError, match="holds another checkpoint than 0; move it away"):
         fetch(store, tmp_path / "to")
@@ -228,15 +228,15 @@ def test_another_checkpoint_is_never_overwritten(store, tmp_path):
 
 
 def test_a_damaged_file_of_the_same_checkpoint_is_downloaded_again(store, tmp_path):
-    make(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "store/0")
     fetch(store, tmp_path / "to")
     (tmp_path / "to" / checkpoint.BACKBONE).write_bytes(b"torn")
     fetch(store, tmp_path / "to")
-    assert same(tmp_path / "to", tmp_path / "store/0")
+    assert same_files(tmp_path / "to", tmp_path / "store/0")
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"format": 99}', json.dumps({"format": 1}).encode()])
 def test_a_folder_with_a_broken_meta_json_is_no_checkpoint(store, tmp_path, text):
-    make(tmp_path / "store/0")
+    make_checkpoint(tmp_path / "store/0")
     (tmp_path / "store/0" / META).write_bytes(text)
     assert remote.list_remote(store, "") == []

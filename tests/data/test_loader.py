@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from our_threads import no_threads_left, our_threads  # noqa: F401 - the first is a fixture
 from PIL import Image
+from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the first is a fixture
 
 from plsc.data.loader import ImageLoader
 from plsc.data.sampler import epoch_indices
@@ -90,7 +90,7 @@ def test_error_surfaces_at_its_batch(workers: int) -> None:
     next(batches)
     with pytest.raises(DataError, match=f"memory:{bad}: cannot decode"):
         next(batches)
-    assert our_threads() == []
+    assert plsc_threads() == []
 
 
 @pytest.mark.parametrize("close", [True, False])
@@ -100,9 +100,9 @@ def test_abandoned_iterator_stops_the_workers(close: bool) -> None:
     next(batches)
     time.sleep(0.2)
     assert source.opened <= 4 * (3 + 2)  # The loader reads ahead no further.
-    assert our_threads()
+    assert plsc_threads()
     if close:
         batches.close()  # type: ignore[attr-defined]
     else:
         del batches
-    assert our_threads() == []
+    assert plsc_threads() == []

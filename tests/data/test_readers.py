@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
-from our_threads import no_threads_left, our_threads  # noqa: F401 - the first is a fixture
+from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the first is a fixture
 
 from plsc.data.readers import ReaderLoader, check_reader, shard_reader
 from plsc.data.sampler import epoch_indices
@@ -126,7 +126,7 @@ def test_reader_ends_with_the_consumer(close: bool) -> None:
     else:
         del batches
     assert closed.is_set()
-    assert our_threads() == []
+    assert plsc_threads() == []
 
 
 class Samples(paddle.io.Dataset):

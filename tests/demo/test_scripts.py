@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from kill_runs import same_tensors
+from killed_runs import same_tensors
 from ranks import ROOT, run_plsc
 
 SMALL = (

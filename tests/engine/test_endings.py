@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from kill_runs import children_of, kill_rounds, same_tensors
+from killed_runs import children_of, kill_rounds, same_tensors
 from ranks import HELPERS, ROOT, TIMEOUT, command, environment, run_plsc, start
 
 

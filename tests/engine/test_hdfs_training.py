@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hdfs import InsecureClient
-from kill_runs import same_tensors
+from killed_runs import same_tensors
 from ranks import ROOT, TIMEOUT, command, environment, start
 
 from plsc import Entry, checkpoint

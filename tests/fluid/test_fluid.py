@@ -6,7 +6,7 @@ import math
 import numpy as np
 import paddle
 import pytest
-from made import Made, array
+from function_model import FunctionModel, random_array
 
 import plsc.fluid.layers
 from plsc import Entry, fluid, layers
@@ -97,7 +97,7 @@ def test_uniform_initializers(name):
 
 def test_other_initializers():
     assert (filled(I.ConstantInitializer(), 3) == 0).all() and (filled(I.Constant(0.25), 3) == 0.25).all()
-    np.testing.assert_allclose(filled(I.NumpyArrayInitializer(array(2, 3)), 2, 3), array(2, 3), rtol=1e-6)
+    np.testing.assert_allclose(filled(I.NumpyArrayInitializer(random_array(2, 3)), 2, 3), random_array(2, 3), rtol=1e-6)
     cut = filled(I.TruncatedNormal(3.0, 0.5), 5000)
     assert 2.0 <= cut.min() < 2.1 and 3.9 < cut.max() <= 4.0 and cut.mean() == pytest.approx(3.0, abs=0.05)
     assert filled(I.Bilinear(), 1, 1, 4, 4)[0, 0, 0, 1] == pytest.approx(0.75 * 0.375)
@@ -111,7 +111,7 @@ def test_other_initializers():
 
 def test_the_last_layer_of_the_documented_model_is_not_all_zeros():
     attr = fluid.param_attr.ParamAttr(initializer=I.Xavier(uniform=False, fan_in=0.0))
-    model = Made(lambda x, is_train: fluid.layers.fc(x, 64, param_attr=attr))
+    model = FunctionModel(lambda x, is_train: fluid.layers.fc(x, 64, param_attr=attr))
     model.build((100,))
     assert model.fc_0.weight.numpy().std() == pytest.approx(math.sqrt(2 / 64), rel=0.05)
 
@@ -148,7 +148,9 @@ OPTIMIZERS = {
 
 def moved(make):
     """Returns a parameter after three steps that minimise its square."""
-    parameter = paddle.create_parameter([2, 2], "float32", default_initializer=I.NumpyArrayInitializer(array(2, 2)))
+    parameter = paddle.create_parameter(
+        [2, 2], "float32", default_initializer=I.NumpyArrayInitializer(random_array(2, 2))
+    )
     optimizer = make([parameter])
     for _ in range(3):
         (parameter**2).sum().backward()
@@ -163,7 +165,7 @@ def test_optimizers_move_like_those_of_paddle(name):
     result = moved(lambda p: old(parameter_list=p, regularization=L2))
     np.testing.assert_allclose(result, moved(new), rtol=1e-6)
     without = moved(lambda p: old(parameter_list=p))
-    assert (without != result).any() and (without != array(2, 2).astype("float32")).all()
+    assert (without != result).any() and (without != random_array(2, 2).astype("float32")).all()
 
 
 def test_lamb_refuses_regularization():
@@ -187,7 +189,7 @@ def test_an_old_optimizer_trains_through_entry(tmp_path):
     ins.set_image_shape((3, 16, 16))
     ins.set_class_num(3)
     ins.set_emb_size(4)
-    ins.set_model(Made(lambda x, is_train: fluid.layers.fc(x, 4)))
+    ins.set_model(FunctionModel(lambda x, is_train: fluid.layers.fc(x, 4)))
     ins.set_train_epochs(6)
     ins.set_log_period(1)
     ins.set_with_test(False)
@@ -195,7 +197,7 @@ def test_an_old_optimizer_trains_through_entry(tmp_path):
     ins.set_loss_type("dist_softmax")
     rate = fluid.layers.linear_lr_warmup(fluid.layers.piecewise_decay([4], [0.1, 0.01]), 2, 0.0, 0.1)
     ins.set_optimizer(fluid.optimizer.Momentum(rate, momentum=0.9, regularization=fluid.regularizer.L2Decay(5e-4)))
-    images = array(6, 3, 16, 16).astype("float32")
+    images = random_array(6, 3, 16, 16).astype("float32")
     ins.train_reader = lambda: iter([[(image, number % 3) for number, image in enumerate(images)]])
     result = ins.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -205,7 +207,7 @@ def test_an_old_optimizer_trains_through_entry(tmp_path):
 
 def test_embedding_and_one_hot_keep_every_dimension():
     numbers = paddle.to_tensor([[[1], [2]]])
-    assert Made(lambda x, is_train: fluid.embedding(x, [5, 3]))(numbers).shape == [1, 2, 1, 3]
+    assert FunctionModel(lambda x, is_train: fluid.embedding(x, [5, 3]))(numbers).shape == [1, 2, 1, 3]
     assert fluid.one_hot(numbers, 4).shape == [1, 2, 1, 4]
     assert fluid.layers.one_hot(numbers, 4).shape == [1, 2, 4]
 

@@ -3,14 +3,14 @@
 import numpy as np
 import paddle
 import pytest
-from made import Made, array, given
+from function_model import FunctionModel, random_array, to_tensors
 
 from plsc import layers as L
 from plsc.errors import PlscError
 
 pytestmark = pytest.mark.core
 
-X = array(2, 4, 5, 6)
+X = random_array(2, 4, 5, 6)
 RANDOM = paddle.nn.initializer.Normal(0.0, 1.0)
 ATTRS = {"param_attr": RANDOM, "bias_attr": paddle.ParamAttr(initializer=RANDOM)}
 
@@ -171,8 +171,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_against_numpy(name):
     call, x, expected = CASES[name]
-    model = Made(lambda input, is_train: call(input))
-    x = given(x)
+    model = FunctionModel(lambda input, is_train: call(input))
+    x = to_tensors(x)
     x.stop_gradient = False
     result = model(x)
     reference = expected(**weights(model))
@@ -184,7 +184,7 @@ def test_against_numpy(name):
 
 @pytest.mark.parametrize("padding", [None, -1])
 def test_embedding(padding):
-    model = Made(lambda x, is_train: L.embedding(x, [5, 3], padding_idx=padding))
+    model = FunctionModel(lambda x, is_train: L.embedding(x, [5, 3], padding_idx=padding))
     for numbers in ([[1], [4]], [1, 4]):
         rows = model(paddle.to_tensor(numbers)).numpy()
         table = weights(model)["weight"]
@@ -194,7 +194,7 @@ def test_embedding(padding):
 
 def test_initial_values_are_those_of_paddle_1():
     def bound(call, shape):
-        model = Made(lambda x, is_train: call(x))
+        model = FunctionModel(lambda x, is_train: call(x))
         model(paddle.zeros([1, *shape]))
         return {name.split(".")[-1]: p.numpy() for name, p in model.state_dict().items()}
 
@@ -207,7 +207,7 @@ def test_initial_values_are_those_of_paddle_1():
     assert (fc["bias"] == 0).all()
     assert np.std(bound(lambda x: L.conv2d(x, 100, 3), [8, 5, 5])["weight"]) == pytest.approx(np.sqrt(2 / 72), rel=0.05)
     uniform(bound(lambda x: L.conv2d_transpose(x, 40, filter_size=3), [8, 5, 5])["weight"], np.sqrt(6 / (48 * 9)))
-    table = Made(lambda x, is_train: L.embedding(x, [90, 60]))
+    table = FunctionModel(lambda x, is_train: L.embedding(x, [90, 60]))
     table(paddle.to_tensor([1]))
     uniform(weights(table)["weight"], np.sqrt(6 / 150))
 
@@ -215,8 +215,8 @@ def test_initial_values_are_those_of_paddle_1():
 @pytest.mark.parametrize("rank", [2, 4])
 def test_batch_norm_follows_is_test_and_its_own_momentum(rank):
     is_test, shape = True, [16, 3] if rank == 2 else [16, 3, 2, 2]
-    x = given(array(*shape) * 3 + 5)
-    model = Made(lambda x, is_train: L.batch_norm(x, is_test=is_test, momentum=0.5))
+    x = to_tensors(random_array(*shape) * 3 + 5)
+    model = FunctionModel(lambda x, is_train: L.batch_norm(x, is_test=is_test, momentum=0.5))
     np.testing.assert_allclose(model(x).numpy(), x.numpy(), rtol=1e-4)
     is_test = False
     model.eval()
@@ -239,4 +239,4 @@ REFUSED = [
 @pytest.mark.parametrize("call, words", REFUSED)
 def test_bad_arguments_are_refused(call, words):
     with pytest.raises(PlscError, match=words):
-        Made(lambda x, is_train: call(x))(given(X))
+        FunctionModel(lambda x, is_train: call(x))(to_tensors(X))

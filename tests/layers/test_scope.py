@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import paddle
 import pytest
+from function_model import FunctionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import Made
 
 from plsc import layers as L
 from plsc.errors import ConfigError, PlscError
@@ -83,7 +83,7 @@ def test_a_model_inside_a_model_has_its_own_names():
     class Outer(BaseModel):
         def __init__(self):
             super().__init__()
-            self.inner = Made(lambda x, is_train: L.fc(x, 3))
+            self.inner = FunctionModel(lambda x, is_train: L.fc(x, 3))
 
         def build_network(self, input, label, is_train):
             x = L.fc(input, 4)
@@ -110,14 +110,14 @@ def test_the_scope_is_left_after_an_error():
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        Made(network)(images())
+        FunctionModel(network)(images())
     with pytest.raises(PlscError, match="build_network"):
         L.fc(images(), 4)
 
 
 def test_a_later_run_must_make_the_same_calls():
     size, kind = 4, L.fc
-    model = Made(lambda x, is_train: kind(x, size, name="one"))
+    model = FunctionModel(lambda x, is_train: kind(x, size, name="one"))
     model(images())
     size = 5
     with pytest.raises(PlscError, match="'one'.*192, 4.*192, 5.*same"):
@@ -137,7 +137,7 @@ def test_build_expects_one_embedding_per_image():
         (lambda x, is_train: x.flatten(), r"\[384\]"),
     ):
         with pytest.raises(ConfigError, match=f"Made.build_network.*{got}"):
-            Made(network).build((3, 8, 8))
+            FunctionModel(network).build((3, 8, 8))
 
 
 def test_build_network_must_be_overridden():
@@ -205,7 +205,7 @@ def test_names_and_weights_do_not_depend_on_what_runs_first(statements, runs):
     models = []
     for order in (runs, [False], [True]):
         paddle.seed(3)
-        model = Made(scope["network"])
+        model = FunctionModel(scope["network"])
         for is_train in order:
             model.train() if is_train else model.eval()
             model(paddle.zeros([2, 4]))
@@ -229,7 +229,7 @@ def test_a_training_branch_does_not_change_the_layers_of_the_test():
             x = x + L.fc(x, 4)
         return L.fc(x, 4)
 
-    model = Made(network)
+    model = FunctionModel(network)
     assert model.build((4,)) == 4
     assert used_names(model, is_train=True) == ["fc_1", "fc_0"]
     assert used_names(model, is_train=False) == ["fc_0"]
@@ -242,7 +242,7 @@ def test_two_branches_can_share_one_batch_norm():
             return L.batch_norm(x, is_test=False, momentum=0.5)
         return L.batch_norm(x, is_test=True)
 
-    model = Made(network)
+    model = FunctionModel(network)
     model(paddle.ones([3, 4]))
     before = model.batch_norm_0._mean.numpy()
     model.eval()
@@ -262,23 +262,23 @@ def test_two_branches_can_share_one_batch_norm():
 )
 def test_branches_that_do_not_fit_together(network, words):
     with pytest.raises(PlscError, match=words):
-        Made(network).build((4,))
+        FunctionModel(network).build((4,))
 
 
 def test_explicit_names_distinguish_branches():
-    model = Made(lambda x, t: L.fc(L.fc(x, 4, name="extra"), 4, name="last") if t else L.fc(x, 4, name="last"))
+    model = FunctionModel(lambda x, t: L.fc(L.fc(x, 4, name="extra"), 4, name="last") if t else L.fc(x, 4, name="last"))
     model.build((4,))
     assert set(model._sub_layers) == {"last", "extra"}
 
 
 def test_calls_that_only_some_runs_make():
     skipped = False
-    model = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4), 4))
+    model = FunctionModel(lambda x, t: L.fc(x if skipped else L.fc(x, 4), 4))
     model.build((4,))
     skipped = True
     with pytest.raises(PlscError, match="2 fc layers without a name were created, and 1 were called"):
         model(paddle.ones([2, 4]))
-    named = Made(lambda x, t: L.fc(x if skipped else L.fc(x, 4, name="optional"), 4))
+    named = FunctionModel(lambda x, t: L.fc(x if skipped else L.fc(x, 4, name="optional"), 4))
     skipped = False
     named.build((4,))
     skipped = True
@@ -290,7 +290,7 @@ def test_a_dry_run_changes_no_random_state_statistics_or_modes():
         x = L.batch_norm(L.dropout(L.fc(x, 4), 0.5, is_test=not is_train), is_test=not is_train)
         return model.own(x)
 
-    model = Made(network)
+    model = FunctionModel(network)
     model.own = paddle.nn.BatchNorm1D(4)
     model.own.eval()
     model.build((4,))
@@ -301,21 +301,21 @@ def test_a_dry_run_changes_no_random_state_statistics_or_modes():
 
 
 def test_a_repeated_layer_name_gives_two_layers_and_a_parameter_name_one_parameter():
-    twice = Made(lambda x, t: L.fc(L.fc(x, 5, name="res.a"), 5, name="res.a"))
+    twice = FunctionModel(lambda x, t: L.fc(L.fc(x, 5, name="res.a"), 5, name="res.a"))
     twice.build((5,))
     assert {name.split(".")[0] for name in twice.state_dict()} == {"res_a", "res_a_1"}
-    shared = Made(lambda x, t: L.fc(L.fc(x, 5, param_attr="w"), 5, param_attr=paddle.ParamAttr(name="w")))
+    shared = FunctionModel(lambda x, t: L.fc(L.fc(x, 5, param_attr="w"), 5, param_attr=paddle.ParamAttr(name="w")))
     shared.build((5,))
     assert len(shared.parameters()) == 3 and shared.fc_0.weight is shared.fc_1.weight
     with pytest.raises(PlscError, match=r"parameter 'w' has shape \[5, 4\].*\[4, 3\]"):
-        Made(lambda x, t: L.fc(L.fc(x, 4, param_attr="w"), 3, param_attr="w")).build((5,))
-    statistics = Made(lambda x, t: L.batch_norm(L.batch_norm(x, moving_mean_name="m"), moving_mean_name="m"))
+        FunctionModel(lambda x, t: L.fc(L.fc(x, 4, param_attr="w"), 3, param_attr="w")).build((5,))
+    statistics = FunctionModel(lambda x, t: L.batch_norm(L.batch_norm(x, moving_mean_name="m"), moving_mean_name="m"))
     statistics.build((5,))
     assert statistics.batch_norm_0._mean is statistics.batch_norm_1._mean
 
 
 def test_a_name_that_the_model_uses_already_is_avoided():
-    model = Made(lambda x, t: L.fc(model.fc_0(x), 5, name="network"))
+    model = FunctionModel(lambda x, t: L.fc(model.fc_0(x), 5, name="network"))
     model.fc_0 = paddle.nn.Linear(5, 5)
     model.build((5,))
     assert {name.split(".")[0] for name in model.state_dict()} == {"fc_0", "network_1"}
@@ -323,7 +323,9 @@ def test_a_name_that_the_model_uses_already_is_avoided():
 
 def test_models_in_threads_do_not_mix():
     sizes = range(3, 9)
-    models = {size: Made(lambda x, t, size=size: L.fc(L.fc(x, size, param_attr="same"), size)) for size in sizes}
+    models = {
+        size: FunctionModel(lambda x, t, size=size: L.fc(L.fc(x, size, param_attr="same"), size)) for size in sizes
+    }
     meeting, problems = threading.Barrier(len(sizes)), []
 
     def work(size):
@@ -374,7 +376,7 @@ def test_saving_before_the_layers_exist_is_refused(tmp_path):
 
 @pytest.mark.parametrize("full_graph", [True, False])
 def test_it_runs_as_a_static_graph(full_graph):
-    model = Made(lambda x, t: L.fc(x if t else L.scale(x, 2.0), 5))
+    model = FunctionModel(lambda x, t: L.fc(x if t else L.scale(x, 2.0), 5))
     model.build((4,))
     model.eval()
     x = paddle.ones([3, 4])

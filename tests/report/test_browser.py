@@ -4,8 +4,8 @@ import io
 
 import pytest
 from browser import UnavailableError, open_browser, requests_of, set_window
-from made_runs import make_run
 from PIL import Image
+from run_folders import make_run
 
 from plsc.report import make_report
 

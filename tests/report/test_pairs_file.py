@@ -1,7 +1,7 @@
 """The file that a test leaves for the report: what is written is what is read."""
 
 import numpy as np
-from made_runs import pairs
+from run_folders import pairs
 
 from plsc.report.pairs_file import PairArrays, read_pairs, write_pairs
 

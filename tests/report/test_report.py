@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_runs import make_run, pairs
 from PIL import Image
+from run_folders import make_run, pairs
 
 from plsc.cli import main
 from plsc.report import make_report

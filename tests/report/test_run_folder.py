@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_runs import make_run, pairs
+from run_folders import make_run, pairs
 
 from plsc.errors import DataError
 from plsc.report.headline import duration, headline

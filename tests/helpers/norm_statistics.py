@@ -1,9 +1,9 @@
-"""A network as training leaves it, without training."""
+"""Gives a network what training would leave in it, without training."""
 
 import paddle
 
 
-def exercise(model, image_shape):
+def randomize_norms(model, image_shape):
     """Gives a built network statistics of three batches of noise, and its norms random scales and shifts."""
     model.train()
     with paddle.no_grad():

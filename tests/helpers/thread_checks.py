@@ -1,4 +1,4 @@
-"""For tests of what starts threads."""
+"""Finds threads that plsc has left behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 
-def our_threads() -> list[str]:
-    """Names of the threads plsc has started and not ended."""
+def plsc_threads() -> list[str]:
+    """Returns the names of the threads that plsc has started and not ended."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("plsc-")]
 
 
@@ -17,4 +17,4 @@ def our_threads() -> list[str]:
 def no_threads_left() -> Iterator[None]:
     """Fails a test that leaves a thread behind."""
     yield
-    assert our_threads() == []
+    assert plsc_threads() == []

@@ -7,7 +7,7 @@ from plsc.checkpoint import tensor_file
 from plsc.checkpoint.folder import META, write_meta
 
 
-def make(folder, run="run", step=0, heads=2, written=1.0, seed=0):
+def make_checkpoint(folder, run="run", step=0, heads=2, written=1.0, seed=0):
     """Makes a checkpoint of `heads` ranks, and returns its meta.json."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -19,7 +19,7 @@ def make(folder, run="run", step=0, heads=2, written=1.0, seed=0):
     return (folder / META).read_bytes()
 
 
-def same(folder, other):
+def same_files(folder, other):
     """Returns whether two folders hold the same files."""
     names = sorted(path.name for path in folder.iterdir())
     return names == sorted(path.name for path in other.iterdir()) and all(

@@ -6,7 +6,7 @@ import paddle
 from plsc.models.base_model import BaseModel
 
 
-class Made(BaseModel):
+class FunctionModel(BaseModel):
     """A model whose `build_network` is `network(input, is_train)`."""
 
     def __init__(self, network):
@@ -17,13 +17,13 @@ class Made(BaseModel):
         return self.network(input, is_train)
 
 
-def array(*shape, seed=0, positive=False):
+def random_array(*shape, seed=0, positive=False):
     """Returns normal random numbers, or uniform ones in [0.5, 1.5)."""
     rng = np.random.default_rng(seed)
     return rng.random(shape) + 0.5 if positive else rng.normal(size=shape)
 
 
-def given(*numbers):
+def to_tensors(*numbers):
     """Returns a float32 tensor for each argument."""
     tensors = [paddle.to_tensor(np.asarray(one, "float32")) for one in numbers]
     return tensors[0] if len(tensors) == 1 else tensors
