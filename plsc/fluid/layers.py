@@ -30,7 +30,7 @@ def _periods(step: int, decay_steps: int, staircase: bool) -> float:
 
 
 def piecewise_decay(boundaries: Sequence[int], values: Sequence[float]) -> LRScheduler:
-    """Returns the schedule values[0] before step boundaries[0], values[1] before boundaries[1], ..., last values[-1]."""
+    """Returns a schedule: values[0] before boundaries[0], values[1] before boundaries[1], ..., and last values[-1]."""
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"piecewise_decay: {len(boundaries)} boundaries need {len(boundaries) + 1} values, not {len(values)}"
