@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
+from plsc.machine.processor import MKL_VARIABLE, use_fast_mkl
 from plsc.machine.threads import set_threads_per_rank
 from plsc.version import __version__
 
@@ -24,6 +26,12 @@ if importlib.util.find_spec("paddle") is None:
 
 # Paddle reads the number of threads once, when it loads its math libraries.
 set_threads_per_rank()
+if not use_fast_mkl():
+    logging.getLogger("plsc").warning(
+        "Paddle computed a matrix product before plsc was imported, so its math library runs code for old processors, "
+        "about a third as fast as this one can be; import plsc first, or set %s=5 in the environment",
+        MKL_VARIABLE,
+    )
 
 _HOMES = {
     "Entry": "plsc.entry",
