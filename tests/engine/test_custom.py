@@ -97,7 +97,7 @@ def test_frozen_parts_stay_and_parameter_groups_move_at_their_own_rate():
     ("model", "words"),
     [
         (paddle.nn.Conv2D(3, 4, 3), r"Conv2D.forward: expected embeddings \[2, D\] for 2 images, got \[2, 4, 30, 30\]"),
-        (plain(16), r"set_emb_size\(8\), but Sequential returns embeddings of 16"),
+        (plain(16), r"set_emb_size\(8\), but Sequential returns embeddings of size 16"),
     ],
 )
 def test_an_embedding_of_the_wrong_shape_is_refused_before_the_first_step(model, words):
