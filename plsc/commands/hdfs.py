@@ -18,7 +18,7 @@ from plsc.arguments import add_command, add_json, at_least
 from plsc.errors import ConfigError
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
-from plsc.storage.transfer import Advance, get, put, tree
+from plsc.storage.transfer import Advance, files_of, get, put, tree
 
 _PASSWORD = "PLSC_HDFS_PASSWORD"
 
@@ -144,8 +144,7 @@ def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) 
 
 def _put(options: argparse.Namespace, store: Retrying) -> None:
     source = Path(options.source)
-    files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-    total = sum(path.stat().st_size for path in files if path.exists())
+    total = sum(path.stat().st_size for path in files_of(source) if path.exists())
     with _bar(options, source.name, total) as advance:
         place = put(store, source, options.target, advance)
     _done(options, place, total)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 from plsc.errors import ConfigError
+from plsc.machine.locks import LOCK_NAME
 from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
 from plsc.storage.retry import Retrying
 
@@ -110,6 +111,13 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
     return dict(sorted(files.items()))
 
 
+def files_of(source: Path) -> list[Path]:
+    """Returns a file itself, or all files of a local folder, sorted, without the lock of a run writing there."""
+    if not source.is_dir():
+        return [source]
+    return [path for path in sorted(source.rglob("*")) if path.is_file() and path.name != LOCK_NAME]
+
+
 def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore) -> str:
     """Uploads a file or a folder and returns its path. If the target is a folder, the upload goes into it.
 
@@ -122,7 +130,7 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
     target = _inside(storage, target, source.resolve().name)
     if storage.status(target) is not None:
         raise ConfigError(f"{storage.name}: {target}: already exists; name another place")
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
+    files = files_of(source)
     hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
 
     def one(path: Path) -> None:

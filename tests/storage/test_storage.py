@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from plsc.errors import ConfigError
+from plsc.machine.locks import lock_folder
 from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
 from plsc.storage.base import read_bytes, write_bytes
 from plsc.storage.hadoop import HadoopStorage
@@ -125,6 +126,15 @@ def test_the_local_store_syncs_what_it_writes_and_knows_links_and_pipes(tmp_path
     os.symlink("kept", tmp_path / "link")
     store.delete("link")
     assert list(store.list("")) == ["dangling", "file", "hard", "kept", "pipe", "soft"] and store.list("kept")
+
+
+def test_the_lock_of_a_run_is_not_uploaded_with_its_folder(tmp_path):
+    store = Retrying(LocalStorage(tmp_path / "store"), 0)
+    with lock_folder(tmp_path / "run", "choose another folder"):
+        (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+        put(store, tmp_path / "run", "copy")
+        assert (tmp_path / "run" / ".plsc.lock").exists()
+    assert list(tree(store, "copy")) == ["metrics.jsonl"]
 
 
 def test_folders_are_uploaded_and_downloaded(store, tmp_path):
