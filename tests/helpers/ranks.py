@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable
 
@@ -42,8 +43,15 @@ def run_ranks(script: Any, number: int, *arguments: Any, **options: Any) -> subp
 
 
 def run_plsc(*arguments: Any, folder: Any = None) -> subprocess.CompletedProcess:
-    """Runs what `python -m plsc <arguments>` runs, in a process (and ranks) forked by `forking_server.py`."""
+    """Runs `python -m plsc <arguments>`, on Paddle 3 in a process and ranks forked by `forking_server.py`.
+
+    Paddle 2 starts a thread when it is imported. A fork can inherit a lock that this thread holds, and wait for it
+    forever.
+    """
     words = [str(argument) for argument in arguments]
+    if version("paddlepaddle").startswith("2."):
+        command = [sys.executable, "-m", "plsc", *words]
+        return subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
     request = {"arguments": words, "environment": environment(), "folder": str(folder or Path.cwd())}
     server = _server()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
