@@ -136,7 +136,7 @@ def test_build_expects_one_embedding_per_image():
         (lambda x, is_train: None, "NoneType"),
         (lambda x, is_train: x.flatten(), r"\[384\]"),
     ):
-        with pytest.raises(ConfigError, match=f"Made.build_network.*{got}"):
+        with pytest.raises(ConfigError, match=f"FunctionModel.build_network.*{got}"):
             FunctionModel(network).build((3, 8, 8))
 
 
