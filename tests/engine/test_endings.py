@@ -141,7 +141,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(gl
     process = start("train_glyphs.py", 2, glyphs, small_disk, *options)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     last = process.stderr.splitlines()[-1]
-    assert "could not be written: No space left on device; free space or" in last
+    assert "could not be written: No space left on device; free some space, or" in last
     assert sorted(path.name for path in small_disk.glob("*step*")) == ["step_1", "step_2"]
     assert not list(small_disk.glob(".*"))
     # Once there is room the run resumes from there.
