@@ -368,8 +368,7 @@ def host_memory() -> Optional[int]:
 
 def size_text(size: float) -> str:
     """Returns a size in bytes as a short text, such as '1.2 GB'."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:  # such a size would be rounded to 1,000
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}" if size < 999.5 else f"{size:,.0f} {units[0]}"

@@ -1,6 +1,6 @@
 """The names of Paddle 1.x for models, optimizers and their settings, on today's Paddle.
 
-In a script that `python -m plsc run` starts, `import paddle.fluid as fluid` means this module; elsewhere write
+In a script that `plsc run` starts, `import paddle.fluid as fluid` means this module; elsewhere write
 `from plsc import fluid`. docs/fluid.md lists the supported names.
 """
 

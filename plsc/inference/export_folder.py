@@ -33,7 +33,7 @@ class Export:
 
 
 def open_export(folder: Path) -> Export:
-    """Loads what `Entry.convert_for_prediction` or `python -m plsc export` wrote.
+    """Loads what `Entry.convert_for_prediction` or `plsc export` wrote.
 
     Raises:
         ConfigError: There is no export; or a file of it is damaged, belongs to another export, or cannot be run here.
@@ -46,7 +46,7 @@ def open_export(folder: Path) -> Export:
         digests = {folder / name: str(digest) for name, digest in meta["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ConfigError(
-            f"{manifest}: no exported network there ({type(problem).__name__}); make one with python -m plsc export"
+            f"{manifest}: no exported network there ({type(problem).__name__}); make one with plsc export"
         ) from None
     for file, digest in digests.items():
         _check(file, digest)

@@ -23,7 +23,7 @@ _pillow = threading.Lock()  # Pillow loads an image when it is first used, and a
 
 
 class Predictor:
-    """An exported network, as `Entry.convert_for_prediction` or `python -m plsc export` wrote it, that embeds images.
+    """An exported network, as `Entry.convert_for_prediction` or `plsc export` wrote it, that embeds images.
 
     Args:
         path: Folder of the export.

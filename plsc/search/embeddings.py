@@ -63,7 +63,7 @@ def open_embeddings(folder: Path) -> Embeddings:
         names, identities = read_table(folder / _TABLE)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{folder}: not a complete embeddings folder ({reason(problem)}); make one with python -m plsc predict"
+            f"{folder}: not a complete embeddings folder ({reason(problem)}); make one with plsc predict"
         ) from None
     if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
         raise DataError(

@@ -322,7 +322,7 @@ def _read_meta(file: Path) -> dict[str, Any]:
             raise ValueError(f"format {meta['format']!r}")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
-            f"{file}: not a complete index ({place.name}: {reason(problem)}); make one with python -m plsc index"
+            f"{file}: not a complete index ({place.name}: {reason(problem)}); make one with plsc index"
         ) from None
     return meta
 

@@ -108,12 +108,14 @@ def test_measuring_does_not_change_a_model():
 
 
 def test_sizes_of_text():
-    assert [size_text(size) for size in (0, 999, 12_345, 2.5e9, 3e15)] == [
+    assert [size_text(size) for size in (0, 999, 999_700, 12_345, 2.5e9, 3e15, 5e18)] == [
         "0 B",
         "999 B",
+        "1 MB",
         "12.3 kB",
         "2.5 GB",
-        "3e+03 TB",
+        "3 PB",
+        "5,000 PB",
     ]
 
 
