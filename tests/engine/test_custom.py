@@ -45,7 +45,8 @@ def test_readers_on_two_ranks(ranks, tmp_path):
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
         if name.startswith("test"):
-            np.testing.assert_array_equal(value, found[0]["test same"], err_msg=name)
+            # The readers group the images differently, and a product of another size may be rounded differently.
+            np.testing.assert_allclose(value, found[0]["test same"], rtol=1e-7, err_msg=name)
         else:
             np.testing.assert_allclose(value, found[0]["alone"], atol=1e-5, err_msg=name)
 

@@ -11,6 +11,7 @@ descriptors for stdout and stderr. The server answers with the process id and, w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -22,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Optional
 
@@ -47,8 +49,6 @@ class Become(BaseException):
 class ForkedRank:
     """A process that runs a script as a fork of this one. It has what the launcher uses of `subprocess.Popen`."""
 
-    started = False
-
     def __init__(self, command: list[str], environment: dict[str, str], stdout: Optional[int]) -> None:
         readable, writable = os.pipe()
         self.returncode: Optional[int] = None
@@ -59,7 +59,6 @@ class ForkedRank:
                 stdout = os.open(os.devnull, os.O_WRONLY)
             replace_process(environment, os.getcwd(), stdout, writable)
             raise Become(command[1:])
-        ForkedRank.started = True
         os.close(writable)
         self.stderr = os.fdopen(readable, "rb")
 
@@ -151,17 +150,30 @@ def run_script(arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "plsc"]:
         sys.argv = arguments[1:]
         subprocess.Popen = fork_ranks  # type: ignore[misc,assignment]
-        status = plsc.cli.main(arguments[2:])
-        if ForkedRank.started:  # A real launcher has not loaded Paddle, whose destructors can crash after such a fork.
-            sys.stdout.flush()
-            os._exit(status)
-        sys.exit(status)
+        sys.exit(plsc.cli.main(arguments[2:]))
     subprocess.Popen = start_process  # type: ignore[misc]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the launcher has it for its ranks
     import_site_module()
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")
+
+
+def leave(status: int) -> None:
+    """Ends a fork as Python ends a process, without the destructors of Paddle, which can crash in a fork."""
+    threading._shutdown()  # waits for the threads that are not daemons, and for executors
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def status_of(end: SystemExit) -> int:
+    """Returns the exit status that Python gives for a SystemExit; prints a message, as Python does."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
@@ -177,5 +189,11 @@ if __name__ == "__main__":
         current, job = job, None
         try:
             run_script(current)
+            leave(0)
         except Become as become:  # a launcher has forked this rank
             job = become.arguments
+        except SystemExit as end:
+            leave(status_of(end))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            leave(1)

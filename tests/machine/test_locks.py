@@ -132,10 +132,8 @@ def test_forked_children_do_not_keep_the_lock_of_a_parent_that_was_killed(tmp_pa
 import os, sys, time
 from plsc.machine.locks import lock_folder
 with lock_folder(sys.argv[1], ""):
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
     command = [sys.executable, "-c", script, str(tmp_path / "o")]
