@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
-import os
 import re
 import shutil
 import sys
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError
+from plsc.machine.streams import open_closed_streams, silence_stdout
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
 _INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
@@ -154,9 +155,10 @@ def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> No
 def exit_status(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status.
 
-    A `PlscError` is printed as one line and gives 1. Ctrl-C gives 130, and a closed standard output (as with `| head`)
-    141; both print nothing.
+    A `PlscError` is printed as one line and gives 1, and so is a standard output on a full disk. Ctrl-C gives 130, and a
+    standard output that nobody reads any more (as with `| head`) 141; both print nothing.
     """
+    open_closed_streams()
     try:
         try:
             return command()
@@ -168,5 +170,11 @@ def exit_status(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still flushes the rest at its exit
+        silence_stdout()
         return _NO_READER
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        silence_stdout()
+        print(f"plsc: error: cannot write to the standard output ({problem.strerror})", file=sys.stderr)
+        return 1

@@ -20,6 +20,7 @@ from plsc.engine.trainer import train
 from plsc.errors import ConfigError, PlscError
 from plsc.evaluation import trained
 from plsc.heads import Margin
+from plsc.machine.streams import open_closed_streams
 from plsc.optim import OptimizerOrFactory
 
 
@@ -44,13 +45,14 @@ class Entry:
     """
 
     def __init__(self, *, settings: Optional[Mapping[str, Any]] = None) -> None:
+        open_closed_streams()
         _shorten_errors()
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
         self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
         for source, given in all_settings.from_environment().items():
             all_settings.override_all(self._config, given, source)
-        all_settings.override_all(self._config, settings or {}, "settings")
+        all_settings.override_all(self._config, {} if settings is None else settings, "settings")
 
     @property
     def train_batch_size(self) -> int:

@@ -70,5 +70,5 @@ def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
     return (
         f"data {source}, {images} images, batch {config.train_batch_size} per rank{times} "
         f"({config.batch_per_rank * parallel.world_size()} in all), {state.steps_per_epoch or 'unknown'} steps per "
-        f"epoch, {config.train_epochs} epochs"
+        f"epoch, {config.train_epochs} epoch{'s' if config.train_epochs != 1 else ''}"
     )

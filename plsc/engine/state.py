@@ -177,10 +177,19 @@ class TrainingState:
     def differences(self, source: Checkpoint) -> list[str]:
         """Returns the differences that keep the run from repeating, to the last bit, the one that was stopped."""
         now = self.meta()
-        names = ("ranks", "seed", "batch_per_rank", "model", "optimizer", "loss_type", "plsc", "paddle")
+        names = {
+            "ranks": "the number of ranks",
+            "seed": "the seed",
+            "batch_per_rank": "the batch per rank",
+            "model": "the model",
+            "optimizer": "the optimizer",
+            "loss_type": "the loss",
+            "plsc": "the version of plsc",
+            "paddle": "the version of Paddle",
+        }
         return [
-            f"{name} was {source.meta.get(name)}, is {now[name]} now"
-            for name in names
+            f"{words} was {source.meta.get(name)} and is {now[name]} now"
+            for name, words in names.items()
             if source.meta.get(name) != now[name]
         ]
 

@@ -127,7 +127,8 @@ class Trainer:
         """Trains all epochs; returns what `Entry.train` documents."""
         config, progress, stopped = self.config, self.progress, None
         if progress.epoch >= config.train_epochs:
-            logger.info("all %d epochs are done; raise set_train_epochs to train more", config.train_epochs)
+            done = "the only epoch is" if config.train_epochs == 1 else f"all {config.train_epochs} epochs are"
+            logger.info("%s done; raise set_train_epochs to train more", done)
         self.call("on_train_begin")
         while progress.epoch < config.train_epochs and stopped is None:
             stopped = self.train_epoch()

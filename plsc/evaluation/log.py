@@ -37,7 +37,7 @@ def log_test(results: Mapping[str, Mapping[str, Any]], fars: Sequence[float] = (
         _log_rates(name, "TAR@FAR", values["at_far"])
         if not can_tell(values["different_pairs"], min(fars)):
             logger.info(
-                "test %s: only %s pairs of different classes; to measure a FAR takes %d / FAR of them",
+                "test %s: only %s pairs of different classes; measuring a FAR needs at least %d / FAR of them",
                 name,
                 f"{values['different_pairs']:,}",
                 LEAST_ACCEPTS,

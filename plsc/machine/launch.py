@@ -88,8 +88,11 @@ def _run_once(
         return 0
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    sys.stderr.write(f"plsc: rank {failed} {how}; all {ranks} ranks were stopped. The last lines of rank {failed}:\n")
-    sys.stderr.writelines(tails[failed])
+    if ranks == 1:
+        sys.stderr.write(f"plsc: the script {how}\n")
+    else:
+        sys.stderr.write(f"plsc: rank {failed} {how}; all ranks were stopped. The last lines of rank {failed}:\n")
+        sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
     return max(1, code) if ranks == 1 else 1
 

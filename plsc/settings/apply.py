@@ -61,6 +61,8 @@ def override_all(config: Config, settings: Mapping[str, Any], source: str = "") 
     Raises:
         ConfigError: There is no such setting, or a value cannot work.
     """
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise ConfigError(f"{source or 'settings'}: expected a mapping of names and values, such as {{'lr': 0.05}}")
     for name, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         override(config, name, value, f"{source} {name}={text}".strip())

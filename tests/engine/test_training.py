@@ -19,8 +19,6 @@ from plsc.errors import ConfigError
 from plsc.heads import Margin, Target
 from plsc.models.base_model import BaseModel
 
-pytestmark = pytest.mark.core
-
 
 def result_of(output, rank=0):
     return json.loads((output / f"result_{rank}.json").read_text())
@@ -31,6 +29,7 @@ def events(output, kind):
     return [record for record in map(json.loads, lines) if record["event"] == kind]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("loss_type", ["dist_arcface", "softmax"])
 def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
     process = ranks("train_glyphs.py", 2, glyphs, tmp_path, f"loss_type={loss_type}", "calc_acc=true")
@@ -51,7 +50,10 @@ def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("loss_type", ["dist_arcface", "arcface", "dist_softmax", "adaface", "dist_curricularface"])
+@pytest.mark.parametrize(
+    "loss_type",
+    [pytest.param("dist_arcface", marks=pytest.mark.core), "arcface", "dist_softmax", "adaface", "dist_curricularface"],
+)
 def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ranks, glyphs, tmp_path, loss_type):
     weights, losses = [], []
     shards = 1 if not loss_type.startswith("dist_") else None
@@ -170,6 +172,7 @@ def test_ranks_with_uneven_readers_all_finish(ranks, glyphs, tmp_path):
 FLOAT16 = 'mixed_precision=[true, 128.0, 1000, 2, 2.0, 0.5, true, null, "float16", true]'  # simulated
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "poison", [["--poison=nan"], ["--poison=1e6", FLOAT16], ["--poison=gradient", FLOAT16]]
 )  # 1e6 is infinite in float16
@@ -229,6 +232,7 @@ def test_clipping_is_the_same_on_any_number_of_ranks(ranks, glyphs, tmp_path, lo
     assert any(np.abs(weights["free"][key] - value).max() > 1e-3 for key, value in weights["one"].items())
 
 
+@pytest.mark.core
 def test_an_overflow_on_one_rank_is_skipped_on_all_and_the_scale_recovers(ranks, glyphs, tmp_path):
     process = ranks(
         "train_glyphs.py", 3, glyphs, tmp_path,
@@ -283,6 +287,7 @@ def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.core
 def test_paddles_launcher_works(glyphs, tmp_path):
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     command += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), str(glyphs), str(tmp_path)]
@@ -334,6 +339,7 @@ def test_a_custom_margin(glyphs):
         ins.train()
 
 
+@pytest.mark.core
 def test_an_optimizer_that_needs_whole_gradients_gets_them(glyphs):
     losses = {}
     for name, optimizer in {
@@ -372,6 +378,7 @@ def test_a_frozen_head_still_trains_its_bias(glyphs, tmp_path):
     assert np.abs(load_file(tmp_path / "0" / head_file(0))["bias"]).max() > 0
 
 
+@pytest.mark.core
 def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
     losses = []
     for epochs in (1, 4):
@@ -386,6 +393,7 @@ def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
     assert losses[1] < losses[0]
 
 
+@pytest.mark.core
 def test_train_twice_then_test_in_one_process(few_glyphs, tmp_path):
     ins = small_entry(few_glyphs)
     ins.set_model_name("MobileFaceNet")

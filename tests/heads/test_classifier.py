@@ -12,8 +12,6 @@ from plsc.errors import DataError
 from plsc.heads import ClassifierHead, build_head
 from plsc.heads.margins import AdaFace, CurricularFace
 
-pytestmark = pytest.mark.core
-
 
 def kind_of(loss_type):
     return loss_type.replace("dist_", "")
@@ -44,7 +42,7 @@ def gathered(folder, world, case):
     return result
 
 
-@pytest.fixture(scope="module", params=["float64", "float32"])
+@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.core)])
 def computed(request, once):
     from ranks import run_ranks
 
@@ -107,6 +105,7 @@ def test_micro_batches_give_what_one_batch_gives(computed, case):
             assert float(parts[0][f"{case}/parts/square_sum"]) == pytest.approx(squares, rel=100 * tolerance)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("margin", [AdaFace(momentum=1.0), CurricularFace(momentum=1.0)])
 def test_micro_batches_of_a_margin_with_statistics(margin):
     """With statistics that stand still, micro-batches agree with one batch; otherwise each micro-batch moves them."""
@@ -127,6 +126,7 @@ def test_micro_batches_of_a_margin_with_statistics(margin):
         np.testing.assert_allclose(parts, whole, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.core
 def test_running_statistics_see_each_micro_batch():
     states = []
     for together in (True, False):
@@ -145,6 +145,7 @@ def test_running_statistics_see_each_micro_batch():
     np.testing.assert_array_equal(states[0], states[1])
 
 
+@pytest.mark.core
 def test_a_step_takes_two_gathers_and_two_reductions(ranks, tmp_path):
     ranks("count_collectives.py", 2, tmp_path)
     counted = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -161,11 +162,13 @@ def test_a_step_takes_two_gathers_and_two_reductions(ranks, tmp_path):
     assert counted[0]["second large batch"] == {"all_gather": 2, "all_reduce": 2}
 
 
+@pytest.mark.core
 def test_a_label_out_of_range_is_named():
     with pytest.raises(DataError, match=r"rank 0: label 5 is not in \[0, 5\)"):
         build_head("arcface", 5, DIM)(paddle.rand([2, DIM]), np.array([0, 5]))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_is_named_and_nothing_is_updated(kind):
     head = build_head(kind, 5, DIM)
@@ -244,6 +247,7 @@ def test_float32_follows_float64_wherever_embeddings_and_centres_are(kind, seed,
         assert along.max() <= 1e-4 * np.linalg.norm(rows, axis=1).max() + 1e-12
 
 
+@pytest.mark.core
 def test_attributes_of_the_head_are_honoured():
     attr = paddle.ParamAttr(
         initializer=paddle.nn.initializer.Constant(0.25),

@@ -8,7 +8,6 @@ from head_cases import KINDS, margin_of
 
 from plsc.heads import build_margin, reference
 
-pytestmark = pytest.mark.core
 CLASSES, BATCH, DIM = 5, 6, 4
 
 

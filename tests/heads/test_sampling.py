@@ -5,8 +5,6 @@ from hypothesis import strategies as st
 
 from plsc.heads.sampling import sample_rows
 
-pytestmark = pytest.mark.core
-
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 300), st.floats(0.01, 0.999), st.integers(0, 40), st.integers(0, 10**6))

@@ -136,7 +136,7 @@ def test_a_stop_at_any_step_of_finishing_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"model": "n"}, "differ in model"), ({"flip": True, "count": 8}, "differ in count, flip"),
+    [({"model": "n"}, "different: model"), ({"flip": True, "count": 8}, "different: count, flip"),
      ({"images": "x"}, "differ in images")],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [write, interrupted])

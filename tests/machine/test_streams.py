@@ -1,0 +1,47 @@
+"""Programs run and end as usual whichever standard streams are closed."""
+
+import subprocess
+import sys
+
+import pytest
+from ranks import environment
+
+PLAN = f"{sys.executable} -m plsc plan --classes 1000 --emb 64 --image-shape 3,32,32"
+# Opens a file after plsc has started: it must not get the number of a standard stream.
+SCRIPT = "from plsc import Entry; Entry(); import os; file = os.open('/dev/null', os.O_RDONLY); assert file > 2, file"
+
+
+def shell(line):
+    return subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_ends_well_with_closed_streams(closed):
+    process = shell(f"{PLAN} {closed}")
+    assert process.returncode == 0 and "Traceback" not in process.stderr
+    assert ">&-" in closed.split() or "largest class count" in process.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_files_of_a_script_do_not_take_the_place_of_closed_streams(closed):
+    assert shell(f'{sys.executable} -c "{SCRIPT}" {closed}').returncode == 0
+
+
+def test_a_full_disk_under_the_output_of_a_command_is_one_line():
+    process = shell(f"{PLAN} --json > /dev/full")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last == "plsc: error: cannot write to the standard output (No space left on device)"
+
+
+def test_a_training_without_stderr_ends_well(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import numpy as np\nfrom plsc import Entry\nins = Entry()\n"
+        "ins.train_reader = [(np.zeros((4, 3, 32, 32), 'float32'), np.arange(4))] * 2\n"
+        "import paddle\nins.set_model(paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(3072, 8)))\n"
+        "ins.set_image_shape((3, 32, 32))\nins.set_class_num(4)\nins.set_emb_size(8)\nins.set_train_epochs(1)\n"
+        "ins.set_with_test(False)\nins.set_model_save_dir('out')\nins.train()\n"
+    )
+    process = shell(f"cd {tmp_path} && {sys.executable} train.py > /dev/null 2>&-")
+    assert process.returncode == 0 and (tmp_path / "out" / "0" / "meta.json").exists()
