@@ -155,8 +155,8 @@ def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> No
 def exit_status(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status.
 
-    A `PlscError` is printed as one line and gives 1, and so is a standard output on a full disk. Ctrl-C gives 130, and a
-    standard output that nobody reads any more (as with `| head`) 141; both print nothing.
+    A `PlscError` is printed as one line and gives 1, as does a standard output on a full disk. Ctrl-C gives 130, and a
+    standard output without a reader (as with `| head`) 141; both print nothing.
     """
     open_closed_streams()
     try:

@@ -159,7 +159,8 @@ class EmbeddingsWriter:
         if made_of.get("format") == _FORMAT and made_of != self._meta:
             different = ", ".join(key for key in self._meta if made_of.get(key) != self._meta[key])
             raise ConfigError(
-                f"{self._folder}: holds other embeddings (different: {different}); name another folder, or move them away"
+                f"{self._folder}: holds other embeddings (different: {different}); name another folder, or move them "
+                "away"
             )
         self.rows = begun["rows"] if begun is not None and made_of == self._meta else 0
         part, finishing = (self._folder / _PART).exists(), self.rows == self._count

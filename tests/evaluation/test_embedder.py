@@ -174,9 +174,7 @@ def test_flip_averages_and_another_network_or_flip_is_refused(ins, glyphs, tmp_p
     np.testing.assert_allclose(both, (plain + ins.predict(mirrored)) / 2, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match=r"holds other embeddings \(different: flip\); name another folder"):
         ins.predict(source, tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"\(different: count, source, images\); name another folder"
-    ):
+    with pytest.raises(ConfigError, match=r"\(different: count, source, images\); name another folder"):
         ins.predict(glyphs / "images" / "1" / "..", tmp_path, flip=True)
     ins.set_train_epochs(1)
     ins.set_with_test(False)

@@ -137,7 +137,7 @@ def test_a_stop_at_any_step_of_finishing_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change, words",
     [({"model": "n"}, "different: model"), ({"flip": True, "count": 8}, "different: count, flip"),
-     ({"images": "x"}, "differ in images")],
+     ({"images": "x"}, "different: images")],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [write, interrupted])
 def test_other_embeddings_are_refused_and_kept(make, change, words, tmp_path):
