@@ -143,7 +143,7 @@ def test_a_stop_at_any_step_of_finishing_loses_nothing(tmp_path, monkeypatch):
 def test_other_embeddings_are_refused_and_kept(make, change, words, tmp_path):
     make(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=f"holds embeddings that {words}; name another folder"):
+    with pytest.raises(ConfigError, match=rf"holds other embeddings \({words}\); name another folder"):
         EmbeddingsWriter(tmp_path, {**META, **change})
     assert contents(tmp_path) == before
 
@@ -153,7 +153,7 @@ def test_skip_damaged_resumes_where_a_damaged_image_stopped_the_work(tmp_path):
     made = open_embeddings(write(tmp_path / "begun", 4, {**META, "skip_damaged": True}))
     assert made.meta["skip_damaged"] is True
     for meta in (META, {**META, "skip_damaged": True}):
-        with pytest.raises(ConfigError, match="differ in skip_damaged"):
+        with pytest.raises(ConfigError, match="different: skip_damaged"):
             EmbeddingsWriter(write(tmp_path / "e", 0, meta), {**META, "skip_damaged": not meta["skip_damaged"]})
         shutil.rmtree(tmp_path / "e")
 
