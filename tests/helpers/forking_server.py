@@ -165,6 +165,8 @@ def leave(status: int) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status:
+        time.sleep(0.5)  # A process with Paddle takes about as long to end, and its peers may still be reading from it.
     os._exit(status)
 
 
