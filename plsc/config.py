@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
@@ -311,7 +312,9 @@ def check_bool(setter: str, value: Any) -> bool:
 
 
 def check_str(setter: str, value: Any, allow_empty: bool = False) -> str:
-    """Returns `value`, which must be a string, and not an empty one unless `allow_empty` is set."""
+    """Returns `value`, which must be a string or a path, and not an empty one unless `allow_empty` is set."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, str) or not (value or allow_empty):
         raise ConfigError(f"{setter}({value!r}): expected a {'' if allow_empty else 'non-empty '}string")
     return value

@@ -234,3 +234,19 @@ def test_a_users_optimizer_trains_backbone_and_head(optimizer, tmp_path):
     assert result["loss"] < losses[0]
     saved = load_file(tmp_path / "9" / "dist@head@rank@00000.safetensors")
     assert any(name.startswith("weight/") for name in saved), "the head's moments are saved"
+
+
+def test_folders_may_be_paths(tmp_path):
+    entry = Entry()
+    entry.set_dataset_dir(tmp_path / "data")
+    entry.set_model_save_dir(tmp_path / "output")
+    assert entry._config.dataset_dir == str(tmp_path / "data")
+    assert entry._config.model_save_dir == str(tmp_path / "output")
+    with pytest.raises(ConfigError, match="set_dataset_dir"):
+        entry.set_dataset_dir(3)
+
+
+@pytest.mark.parametrize("settings", [[1], "lr=1", "train.yaml", {1: 2}, 3])
+def test_settings_of_another_type_are_refused(settings):
+    with pytest.raises(ConfigError, match="expected a mapping of names and values, such as"):
+        Entry(settings=settings)

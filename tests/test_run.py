@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from ranks import ROOT
+from ranks import ROOT, run_plsc
 
 SITE = ROOT / "plsc" / "machine" / "site"
 PLAIN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -143,3 +143,18 @@ def test_a_broken_sitecustomize_of_the_machine_is_not_hidden(tmp_path):
     texts = [python("-c", "print('on')", folder=tmp_path, path=path) for path in ((tmp_path,), (SITE, tmp_path))]
     for result in texts:
         assert "not_installed_at_all" in result.stderr and result.stdout == texts[0].stdout
+
+
+@pytest.mark.parametrize("place, words", [("folder", "is a folder, not a script"), ("absent.py", "no such script")])
+def test_what_is_not_a_script_is_reported(tmp_path, place, words):
+    (tmp_path / "folder").mkdir()
+    process = run_plsc("run", tmp_path / place)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"plsc: error: {tmp_path / place}: {words}; name a Python script")
+
+
+def test_a_script_that_fails_alone_is_reported_once(tmp_path):
+    (tmp_path / "script.py").write_text("import sys; print('the reason', file=sys.stderr); sys.exit(3)")
+    process = run_plsc("run", tmp_path / "script.py")
+    assert process.returncode == 3 and process.stderr.splitlines()[-1] == "the reason"
+    assert process.stderr.count("the reason") == 1

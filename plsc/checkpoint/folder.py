@@ -91,9 +91,8 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     try:
         checkpoint = parse_meta(folder, path.read_bytes())
     except FileNotFoundError:
-        raise DamagedError(
-            f"{folder}: is not a checkpoint ({META} is missing); give the folder of one epoch, such as output/0"
-        ) from None
+        wrong = f"is not a checkpoint ({META} is missing)" if folder.is_dir() else "no such folder"
+        raise DamagedError(f"{folder}: {wrong}; give the folder of one epoch, such as output/0") from None
     except OSError as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
     for name, expected in checkpoint.files.items():

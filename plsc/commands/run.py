@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if options.script is None:
         options.wrong_usage(f"the script is missing; name it, as in {program()} run train.py")
     variables = settings.to_environment(options)
-    if not Path(options.script).is_file():
-        raise ConfigError(f"{options.script}: no such script")
+    script = Path(options.script)
+    if not script.is_file():
+        wrong = "is a folder, not a script" if script.is_dir() else "no such script"
+        raise ConfigError(f"{options.script}: {wrong}; name a Python script, as in {program()} run train.py")
     return launch.run([sys.executable, options.script, *options.args], options.ranks, options.restarts, variables)

@@ -88,8 +88,8 @@ def _run_once(
         return 0
     code = processes[failed].returncode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    if ranks == 1:
-        sys.stderr.write(f"plsc: the script {how}\n")
+    if ranks == 1:  # what the script wrote is the last line already
+        sys.stderr.write(f"plsc: the script {how}\n" if code < 0 else "")
     else:
         sys.stderr.write(f"plsc: rank {failed} {how}; all ranks were stopped. The last lines of rank {failed}:\n")
         sys.stderr.writelines(tails[failed])

@@ -321,9 +321,8 @@ def _read_meta(file: Path) -> dict[str, Any]:
         if meta["format"] != _FORMAT:
             raise ValueError(f"format {meta['format']!r}")
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise DataError(
-            f"{file}: not a complete index ({place.name}: {reason(problem)}); make one with plsc index"
-        ) from None
+        inner = "" if isinstance(problem, OSError) else f"{place.name}: "  # `reason` names the file of an OSError
+        raise DataError(f"{file}: not a complete index ({inner}{reason(problem)}); make one with plsc index") from None
     return meta
 
 

@@ -70,8 +70,10 @@ def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"--config {path}: cannot be read ({problem})") from None
+    except OSError as problem:
+        raise ConfigError(f"--config {path}: cannot be read ({problem.strerror})") from None
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"--config {path}: is not UTF-8 text ({problem.reason} at byte {problem.start})") from None
     content = _parse(text, f"--config {path}") or {}
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected lines of 'name: value'")
