@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
-import errno
 import functools
 import re
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError
-from plsc.machine.streams import open_closed_streams, silence_stdout
+from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
 _INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
@@ -160,11 +160,14 @@ def exit_status(command: Callable[[], int]) -> int:
     """
     open_closed_streams()
     try:
-        try:
-            return command()
-        finally:
-            sys.stdout.flush()
+        with contextlib.redirect_stdout(CheckedOutput(sys.stdout)):  # type: ignore[type-var]
+            try:
+                return command()
+            finally:
+                sys.stdout.flush()
     except PlscError as error:
+        if isinstance(error, OutputError):
+            silence_stdout()
         print(f"plsc: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -172,9 +175,3 @@ def exit_status(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         silence_stdout()
         return _NO_READER
-    except OSError as problem:
-        if problem.filename is not None or problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        silence_stdout()
-        print(f"plsc: error: cannot write to the standard output ({problem.strerror})", file=sys.stderr)
-        return 1

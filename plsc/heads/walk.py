@@ -5,7 +5,7 @@ the second: once the step is known to be good, it computes the logits again and 
 sink, which moves the rows. Only one chunk of the logits, of the normalised rows and of their gradient exists at a time.
 
 A walk brings two sides together: `Rows` says what is walked over, `Queries` what each row is multiplied with. Nothing
-here knows of ranks.
+here knows of other ranks.
 
 Shapes: B samples, D embedding, N rows walked over, C rows of a chunk, n samples whose class is among the rows.
 """

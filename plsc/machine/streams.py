@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
+
+from plsc.errors import PlscError
 
 
 def open_closed_streams() -> None:
@@ -24,6 +29,40 @@ def open_closed_streams() -> None:
         sys.stdout = open(1, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115
+
+
+class OutputError(PlscError):
+    """The standard output cannot be written."""
+
+
+class CheckedOutput:
+    """A text stream that raises OutputError where `stream` raises OSError, unless nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text and returns its length."""
+        with _checked():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        with _checked():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _checked() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise OutputError(f"cannot write to the standard output ({problem.strerror})") from None
 
 
 def silence_stdout() -> None:

@@ -1,10 +1,13 @@
 """Programs run and end as usual whichever standard streams are closed."""
 
+import errno
 import subprocess
 import sys
 
 import pytest
 from ranks import environment
+
+from plsc.arguments import exit_status
 
 PLAN = f"{sys.executable} -m plsc plan --classes 1000 --emb 64 --image-shape 3,32,32"
 # Opens a file after plsc has started: it must not get the number of a standard stream.
@@ -32,6 +35,14 @@ def test_a_full_disk_under_the_output_of_a_command_is_one_line():
     assert process.returncode == 1 and "Traceback" not in process.stderr
     last = process.stderr.splitlines()[-1]
     assert last == "plsc: error: cannot write to the standard output (No space left on device)"
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_output():
+    def command():
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `os.fsync` of a file raises it, without a name
+
+    with pytest.raises(OSError, match="No space left"):
+        exit_status(command)
 
 
 def test_a_training_without_stderr_ends_well(tmp_path):
