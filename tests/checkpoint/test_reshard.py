@@ -80,7 +80,8 @@ def test_conversion_reports_mistakes(saved, tmp_path, capsys):
     folder = saved / "3" / "0" / "0"
     (tmp_path / "there").mkdir()
     for arguments, words in (
-        ([tmp_path / "none", tmp_path / "new"], "is not a checkpoint"),
+        ([tmp_path / "none", tmp_path / "new"], "no such folder; give the folder of one epoch"),
+        ([tmp_path / "there", tmp_path / "new"], "is not a checkpoint (meta.json is missing)"),
         ([folder, tmp_path / "there"], "already exists; name a new folder"),
         ([folder, "/proc/new/er"], "cannot be written"),
     ):

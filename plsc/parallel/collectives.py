@@ -1,0 +1,101 @@
+"""Collectives over the ranks of the run; with one rank every function works locally."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import numpy as np
+import paddle
+from paddle import distributed
+
+from plsc.parallel.ranks import world_size
+
+
+def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
+    """Replaces `tensor` with its sum over the ranks and returns it; every rank gets the same bits."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM)
+    return tensor
+
+
+def sum_number(value: float) -> float:
+    """Returns the sum of a number over the ranks, in float64."""
+    return all_reduce_sum(paddle.to_tensor([value], dtype="float64")).item()
+
+
+class Pending:
+    """The result of a collective that may still be running.
+
+    With nccl it runs while this process computes something else, until `wait`; with gloo it is complete when it starts.
+
+    Args:
+        result: What `wait` returns: a tensor, or a list of tensors that it stacks.
+        task: The running collective, or None.
+    """
+
+    def __init__(self, result: Union[paddle.Tensor, list[paddle.Tensor]], task: Any = None) -> None:
+        self._result, self._task = result, task
+
+    def wait(self) -> paddle.Tensor:
+        """Waits for the collective and returns its result."""
+        if self._task is not None:
+            self._task.wait()
+        return paddle.stack(self._result) if isinstance(self._result, list) else self._result
+
+
+def start_all_reduce_sum(tensor: paddle.Tensor) -> Pending:
+    """Starts `all_reduce_sum` and returns without waiting for it."""
+    if world_size() == 1:
+        return Pending(tensor)
+    return Pending(tensor, distributed.all_reduce(tensor, op=distributed.ReduceOp.SUM, sync_op=False))
+
+
+def start_all_gather(tensor: paddle.Tensor) -> Pending:
+    """Starts to gather tensors of one shape from all ranks, in rank order: [...] -> [world_size, ...]."""
+    if world_size() == 1:
+        return Pending(tensor.unsqueeze(0))
+    parts: list[paddle.Tensor] = []
+    return Pending(parts, distributed.all_gather(parts, tensor.contiguous(), sync_op=False))
+
+
+def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
+    """Returns the rows of all ranks, in rank order: [n_r, ...] -> [sum of all n_r, ...].
+
+    Args:
+        tensor: Rows of this rank.
+        counts: Number of rows of every rank, n_r; it may be 0.
+    """
+    if world_size() == 1:
+        return tensor
+    most = max(counts)
+    if most == 0:
+        return tensor
+    padded = tensor
+    if tensor.shape[0] < most:
+        padding = paddle.zeros([most - tensor.shape[0], *tensor.shape[1:]], dtype=tensor.dtype)
+        padded = padding if tensor.shape[0] == 0 else paddle.concat([tensor, padding])
+    parts = start_all_gather(padded).wait()
+    return paddle.concat([part[:count] for part, count in zip(parts, counts) if count])
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """Returns the `value` of every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = []
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Returns whether `flag` is true on at least one rank."""
+    if world_size() == 1:
+        return flag
+    return all_reduce_sum(paddle.to_tensor([int(flag)], dtype="int64")).item() > 0
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        # Unlike distributed.barrier(), a sum that every rank must read behaves the same on gloo and nccl.
+        np.asarray(all_reduce_sum(paddle.zeros([1], dtype="int64")))

@@ -1,0 +1,32 @@
+"""Who this process is among the ranks of the run, as the launcher has told it, and where it computes."""
+
+from __future__ import annotations
+
+import os
+from typing import Optional
+
+import paddle
+
+
+def rank() -> int:
+    """Returns the rank of this process, in [0, world_size())."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", 0)) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Returns the number of ranks that the launcher has started; 1 without a launcher."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+
+
+def restarted() -> Optional[float]:
+    """Returns when `plsc run --restarts` first started this run, in seconds since 1970.
+
+    It is None unless the run has failed and been started again.
+    """
+    first = os.environ.get("PLSC_RESTART")
+    return None if first is None else float(first)
+
+
+def on_cpu() -> bool:
+    """Returns whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
+    return str(paddle.get_device()) == "cpu"
