@@ -120,6 +120,7 @@ class Config:
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1
     max_skipped_steps: int = 20
+    rank_timeout: float = 30.0
     resume: bool = False
     seed: int = 0
     num_workers: int = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,13 @@ from typing import Any, Optional, Union
 import numpy as np
 import paddle
 
+from plsc import parallel
 from plsc import settings as all_settings
 from plsc.config import Config
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
-from plsc.errors import ConfigError, PlscError
+from plsc.errors import LASTING_STATUS, ConfigError, PlscError, exit_status_of
 from plsc.evaluation import trained
 from plsc.heads import Margin
 from plsc.machine.streams import open_closed_streams
@@ -439,6 +441,14 @@ class Entry:
         """
         self._set("background_save", background)
 
+    def set_rank_timeout(self, minutes: float) -> None:
+        """Sets for how many minutes a rank waits for the others.
+
+        A rank may be late with its data, a test, or its part of a checkpoint or a download. Every half minute a line
+        in the log says which rank is waited for, and for what. When the time is over, all ranks end.
+        """
+        self._set("rank_timeout", minutes)
+
     def set_resume(self, resume: bool) -> None:
         """Sets whether to resume from the newest good checkpoint in the model save folder.
 
@@ -538,7 +548,8 @@ class Entry:
             PlscError: Settings, data or a checkpoint cannot be used. Uncaught, it ends the program with its one line
                 and exit status 1.
         """
-        result, self._backbone = train(self._prepare())
+        with self._action():
+            result, self._backbone = train(self._prepare())
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -552,7 +563,8 @@ class Entry:
         Raises:
             PlscError: There is nothing to test, or the data or the checkpoint cannot be used.
         """
-        return trained.evaluate(self._prepare(), self._backbone)
+        with self._action():
+            return trained.evaluate(self._prepare(), self._backbone)
 
     def predict(
         self,
@@ -583,7 +595,8 @@ class Entry:
             PlscError: There is nothing to embed or no model, or one of them cannot be used.
         """
         wanted = trained.Prediction(source, output, flip=flip, parquet=parquet, skip_damaged=skip_damaged)
-        return trained.predict(wanted, self._prepare(), self._backbone)
+        with self._action():
+            return trained.predict(wanted, self._prepare(), self._backbone)
 
     def convert_for_prediction(
         self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None
@@ -602,7 +615,8 @@ class Entry:
         Raises:
             PlscError: There is no model, the format does not support that precision, or the folder cannot be written.
         """
-        return trained.convert(self._prepare(), self._backbone, format, precision, calibration)
+        with self._action():
+            return trained.convert(self._prepare(), self._backbone, format, precision, calibration)
 
     def _set(self, name: str, *arguments: Any, **named: Any) -> None:
         """Does the work of every setter."""
@@ -610,6 +624,11 @@ class Entry:
         if winner is not None:
             setter = all_settings.SETTINGS[name].setter
             self._overridden.setdefault(f"{winner} overrides {_call(setter, arguments, named)} in the script", False)
+
+    def _action(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that fails on all ranks when it fails on one."""
+        parallel.initialise()
+        return parallel.action(60 * self._config.rank_timeout)
 
     def _prepare(self) -> Config:
         """Returns a checked copy of the settings. Logs once what won over the script."""
@@ -643,6 +662,9 @@ def _shorten_errors() -> None:
             print(f"plsc: error: {error}", file=sys.stderr, flush=True)
         else:
             previous(kind, error, traceback)
+        parallel.report_end(error)
+        if exit_status_of(error) == LASTING_STATUS:
+            raise SystemExit(LASTING_STATUS)
 
     hook.plsc = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -55,7 +55,7 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
                     store.with_patience(0).delete(probe)
         return store
 
-    return parallel.together(check).with_patience(config.hdfs_upload.retry_seconds, stop)
+    return parallel.together(check, "its connection to HDFS").with_patience(config.hdfs_upload.retry_seconds, stop)
 
 
 def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
@@ -83,7 +83,9 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
             )
         return found
 
-    _fetch(config, store, parallel.from_rank_0(find), folder, "set_checkpoint_dir")
+    _fetch(
+        config, store, parallel.from_rank_0(find, "the search for a checkpoint in HDFS"), folder, "set_checkpoint_dir"
+    )
 
 
 def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> None:
@@ -100,8 +102,8 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> N
         return
     place = config.hdfs.fs_dir_for_save
 
-    found = parallel.from_rank_0(lambda: remote.newest(store, place))
-    if found is None or not parallel.any_rank(_is_missing(config, found, save_dir)):
+    found = parallel.from_rank_0(lambda: remote.newest(store, place), "the search for a checkpoint in HDFS")
+    if found is None or not parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
         return
     folder = save_dir / posixpath.basename(found.path)
     hidden = folder.with_name(f".{folder.name}.fetching")
@@ -111,12 +113,12 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> N
         if folder.exists() and not (meta.is_file() and meta.read_bytes() == found.meta_text):
             raise ConfigError(f"{folder}: holds another checkpoint than {found.path} in {store.name}; move it away")
 
-    parallel.together(check)
+    parallel.together(check, "a look at its checkpoints")
     is_there = folder.exists()
     leads = _fetch(config, store, found, folder if is_there else hidden, "set_model_save_dir")
     if leads and not is_there:
         hidden.rename(folder)
-    parallel.barrier()
+    parallel.meet("the downloaded checkpoint")
 
 
 def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
@@ -139,14 +141,14 @@ def _fetch(config: Config, store: Retrying, found: remote.Remote, folder: Path, 
         Whether this rank is the first of those that see the folder.
     """
     leader = checkpoint.leader_of(folder, setter)
-    group = [rank for rank, one in enumerate(parallel.all_gather_object(leader)) if one == leader]
+    group = [rank for rank, one in enumerate(parallel.all_gather_object(leader, "the folder")) if one == leader]
     needed = _needed(config, found.checkpoint, group)
     own = needed[group.index(parallel.rank()) :: len(group)]
     began, size = time.perf_counter(), sum(found.checkpoint.files[name].size for name in needed)
     logger.info("downloading %s from %s to %s, %.1f MB", found.path, store.name, folder, size / 1e6)
-    parallel.together(lambda: remote.download(store, found, folder, own))
+    parallel.together(lambda: remote.download(store, found, folder, own), f"the download of {found.path}")
     leads = leader == parallel.rank()
-    parallel.together(lambda: remote.finish_download(found, folder) if leads else None)
+    parallel.together(lambda: remote.finish_download(found, folder) if leads else None, f"the download of {found.path}")
     logger.info("downloaded; the checksums are right; %.1f s", time.perf_counter() - began)
     return leads
 

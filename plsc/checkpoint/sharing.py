@@ -23,7 +23,7 @@ def leader_of(folder: Path, setter: str) -> int:
     """
     if parallel.world_size() == 1:
         return 0
-    token = parallel.all_gather_object(uuid.uuid4().hex)[0]
+    token = parallel.all_gather_object(uuid.uuid4().hex, f"the folder of {setter}")[0]
     own = folder / f".rank_{parallel.rank()}.{token}"
 
     def leave_token() -> None:
@@ -35,8 +35,8 @@ def leader_of(folder: Path, setter: str) -> int:
                 f"{folder}: cannot write there ({problem.strerror or problem}); choose another folder with {setter}"
             ) from None
 
-    parallel.together(leave_token)
+    parallel.together(leave_token, f"the folder of {setter}")
     leader = next(rank for rank in range(parallel.rank() + 1) if (folder / f".rank_{rank}.{token}").exists())
-    parallel.barrier()
+    parallel.meet(f"the folder of {setter}")
     own.unlink(missing_ok=True)
     return leader

@@ -55,7 +55,9 @@ def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
             found.append(checkpoint)
     found.sort(key=lambda one: one.written)
     names = [(one.folder.name, layout.score_of(one.meta)) for one in found]
-    return [Saved(save_dir / name, score) for name, score in parallel.all_gather_object(names)[0]]
+    return [
+        Saved(save_dir / name, score) for name, score in parallel.all_gather_object(names, "the saved checkpoints")[0]
+    ]
 
 
 @dataclass
@@ -153,7 +155,9 @@ class Writer:
         except OSError as problem:
             error = f"{task.folder}: the checkpoint could not be written: {problem.strerror or problem}; " + _FREE_SPACE
         common = {**task.meta, "written": time.time()} if parallel.rank() == 0 else {}
-        parts = parallel.all_gather_object((error, files, task.rng, common))
+        parts = parallel.all_gather_object(
+            (error, files, task.rng, common), f"its part of the checkpoint {task.folder.name}"
+        )
         errors = [part[0] for part in parts if part[0]]
         if not errors and self.leads:
             try:
@@ -167,7 +171,8 @@ class Writer:
                     f"{task.folder}: the checkpoint could not be put in place: {problem.strerror or problem}; "
                     + _FREE_SPACE
                 ]
-        errors = [problem for problem in parallel.all_gather_object(errors[0] if errors else None) if problem]
+        of_ranks = parallel.all_gather_object(errors[0] if errors else None, f"the checkpoint {task.folder.name}")
+        errors = [problem for problem in of_ranks if problem]
         if errors:
             if self.leads:
                 layout.discard(task.folder)

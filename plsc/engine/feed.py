@@ -36,7 +36,7 @@ def steps_of(loader: Loader, epoch: int, start: int, size: int) -> Iterator[list
 
 def steps_per_epoch(loader: Loader, size: int) -> Optional[int]:
     """Returns the number of steps in an epoch with `size` batches each, the same on every rank; None when unknown."""
-    batches = max(parallel.all_gather_object(loader.steps_per_epoch or 0))
+    batches = max(parallel.all_gather_object(loader.steps_per_epoch or 0, "the length of its data"))
     return -(-batches // size) if batches else None
 
 
@@ -49,12 +49,12 @@ def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
     first: Optional[Batch] = None
     for number in itertools.count():
         batch = next(source, None)
-        if not parallel.any_rank(batch is not None):
+        if not parallel.any_rank(batch is not None, f"batch {number + 1} of epoch {epoch} of its reader"):
             return
         if number == 0:
             _warn_of_same(batch)
         first = first or batch
-        if parallel.any_rank(first is None):
+        if parallel.any_rank(first is None, "the first batch of its reader"):
             raise DataError(f"train_reader: some rank has no batch in epoch {epoch}; give every rank at least one")
         if number >= start:
             yield batch or first  # type: ignore[misc]
@@ -62,7 +62,9 @@ def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
 
 def _warn_of_same(first: Optional[Batch]) -> None:
     """Warns when ranks read the same images, mirrored or not: together they would learn no faster than one rank."""
-    prints = parallel.all_gather_object(first and (first[1], first[0].mean(axis=(1, 2, 3))))
+    prints = parallel.all_gather_object(
+        first and (first[1], first[0].mean(axis=(1, 2, 3))), "the first batch of its reader"
+    )
     prints = [one for one in prints if one]
     if any(_alike(one, other) for one, other in itertools.combinations(prints, 2)):
         logger.warning(

@@ -60,12 +60,14 @@ def open_save_dir(
         return None, False
     save_dir = Path(config.model_save_dir)
     leads = checkpoint.leader_of(save_dir, "set_model_save_dir") == parallel.rank()
-    parallel.together(lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None)
+    parallel.together(
+        lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
+    )
     fetch_newest(config, store, save_dir)
     if leads:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
-    parallel.barrier()
+    parallel.meet("the save folder, which it cleans up")
     source = _resume_if_wanted(state, save_dir)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.written)
     writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
@@ -103,7 +105,7 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
     Raises:
         CheckpointError: The newest complete checkpoint does not fit the settings, or all are damaged.
     """
-    found = sorted(parallel.all_gather_object(_candidates(save_dir, since))[0], reverse=True)
+    found = sorted(parallel.all_gather_object(_candidates(save_dir, since), "the list of checkpoints")[0], reverse=True)
     first_error = None
     for written, name in found:
         source, error, is_damage = None, None, False
@@ -114,7 +116,8 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
             state.load(source)
         except CheckpointError as problem:
             error, is_damage = str(problem), isinstance(problem, DamagedError)
-        problems = [(error, damage) for error, damage in parallel.all_gather_object((error, is_damage)) if error]
+        results = parallel.all_gather_object((error, is_damage), f"the checkpoint {name}, which it loads")
+        problems = [(error, damage) for error, damage in results if error]
         for error, damage in problems:
             if not damage:
                 raise CheckpointError(error)

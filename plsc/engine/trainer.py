@@ -164,7 +164,7 @@ class Trainer:
             if any(Note.STOP in note for note in notes):
                 self.save(f"step_{progress.step}")
                 return self.agreed_reason()
-        if parallel.any_rank(self.sigterm.requested):
+        if parallel.any_rank(self.sigterm.requested, f"the end of epoch {progress.epoch}"):
             self.exit_after_sigterm()
         with self.clock.paused():
             if self.evaluator is not None:
@@ -183,6 +183,7 @@ class Trainer:
         config, progress, scaler = self.config, self.progress, self.scaler
         random_state.seed_step(config.seed, progress.step, parallel.rank())
         rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
+        parallel.meet(f"the batch of step {progress.step + 1}", every_step=True)
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=self.note())
         statistics = [tensor.clone() for tensor in self.statistics]
 
@@ -280,7 +281,7 @@ class Trainer:
 
     def agreed_reason(self) -> Optional[str]:
         """Returns why training must stop, the same on every rank; None when it must not."""
-        return next(filter(None, parallel.all_gather_object(self.stop_reason)), None)
+        return next(filter(None, parallel.all_gather_object(self.stop_reason, "the callbacks")), None)
 
     def call(self, hook: str, *values: Any) -> None:
         """Calls one hook of every callback."""

@@ -76,12 +76,12 @@ class Uploader(Callback):
                 if one.checkpoint.meta.get("run") == name:
                     self._published[posixpath.basename(one.path)] = one
 
-        parallel.from_rank_0(learn)
+        parallel.from_rank_0(learn, f"the list of uploads in {self._store.name}")
 
     def on_save(self, run: Run, folder: Path) -> None:
         """Starts to upload the checkpoint, if it is not to be uploaded at the end only."""
         if self._when == "step" or (self._when == "epoch" and folder.name.isdigit()):
-            if parallel.any_rank(sum(not one.done.is_set() for one in self._uploads) >= _MOST_WAITING):
+            if parallel.any_rank(sum(not one.done.is_set() for one in self._uploads) >= _MOST_WAITING, "the uploads"):
                 logger.warning("%s is not uploaded yet: the uploads before it are still running", folder)
             else:
                 self._start(run, folder)
@@ -103,7 +103,10 @@ class Uploader(Callback):
                 self._start(run, folder)
                 self._wait(None)
                 errors = [one.error for one in self._uploads if one.folder == folder]
-                problem = next(filter(None, parallel.all_gather_object(errors[-1])), None) or problem
+                problem = (
+                    next(filter(None, parallel.all_gather_object(errors[-1], f"the upload of {folder.name}")), None)
+                    or problem
+                )
             if not self._is_published(folder):
                 left.append(folder)
         if left:
@@ -118,7 +121,7 @@ class Uploader(Callback):
         if not any(one.folder == folder for one in self._uploads):
             self._start(run, folder)
         self._wait(seconds)
-        if parallel.from_rank_0(lambda: folder.name in self._published):
+        if parallel.from_rank_0(lambda: folder.name in self._published, f"the upload of {folder.name}"):
             logger.info("uploaded %s in time", folder)
         else:
             logger.warning("NOT UPLOADED to %s in time: %s", self._store.name, folder)
@@ -132,9 +135,10 @@ class Uploader(Callback):
 
     def _start(self, run: Run, folder: Path) -> None:
         """Starts an upload in the background; every rank calls it."""
-        meta_text = parallel.from_rank_0(lambda: _meta_text(folder))
+        meta_text = parallel.from_rank_0(lambda: _meta_text(folder), f"the checkpoint {folder.name}")
         names = checkpoint.parse_meta(folder, meta_text).files
-        holders = parallel.all_gather_object([name for name in names if (folder / name).exists()])
+        present = [name for name in names if (folder / name).exists()]
+        holders = parallel.all_gather_object(present, f"its files of the checkpoint {folder.name}")
         files, error = {}, None
         for name in names:
             owner = _owner_of(name, holders)
@@ -190,7 +194,9 @@ class Uploader(Callback):
     def _is_published(self, folder: Path) -> bool:
         """Returns whether the store has the checkpoint that is in `folder` now."""
         known = self._published.get(folder.name)
-        return parallel.from_rank_0(lambda: known is not None and known.meta_text == _meta_text(folder))
+        return parallel.from_rank_0(
+            lambda: known is not None and known.meta_text == _meta_text(folder), f"the upload of {folder.name}"
+        )
 
 
 def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:

@@ -29,7 +29,7 @@ def gradient_problem(backbone: paddle.nn.Layer, images: Sequence[np.ndarray]) ->
     if bad is None:
         return None
     own = "" if all(np.isfinite(one).all() for one in images) else "its images are not finite"
-    found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own)) if text]
+    found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own, "its images")) if text]
     return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
 
 

@@ -78,14 +78,14 @@ class Embedder:
             ConfigError: The folder holds something else, or cannot be written; or as for `embed`.
             DataError: As for `embed`.
         """
-        return self._keep(images, folder, parallel.from_rank_0(lambda: self._meta(images)))
+        return self._keep(images, folder, self._meta_of_rank_0(images))
 
     def embed_once(self, images: Collection, folder: Path) -> np.ndarray:
         """Returns the embeddings that an earlier call with the same images and network left below the folder.
 
         If there are none, it embeds the images and keeps the result there; see `keep`.
         """
-        meta = parallel.from_rank_0(lambda: self._meta(images))
+        meta = self._meta_of_rank_0(images)
         return self._keep(images, folder / hashlib.sha256(repr(meta).encode()).hexdigest()[:16], meta)
 
     def embed_reader(self, loader: ReaderLoader) -> tuple[np.ndarray, np.ndarray]:
@@ -100,13 +100,14 @@ class Embedder:
         batches = loader.epoch(0)
         first = next(batches)
         ranks, rank = parallel.world_size(), parallel.rank()
-        same = ranks > 1 and len(set(parallel.all_gather_object(digest(first)))) == 1
+        same = ranks > 1 and len(set(parallel.all_gather_object(digest(first), "the first batch of the reader"))) == 1
         parts = [
             (number if same else rank, self._forward(images), labels)
             for number, (images, labels) in enumerate(itertools.chain([first], batches))
             if not same or number % ranks == rank
         ]
-        every = [part for parts in parallel.all_gather_object(parts) for part in parts]
+        gathered = parallel.all_gather_object(parts, "its embeddings of the reader")
+        every = [part for parts in gathered for part in parts]
         every.sort(key=lambda part: part[0])
         embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
         if loader.splits:  # Of n ranks, rank r had samples r, r + n, r + 2n, ...
@@ -117,19 +118,23 @@ class Embedder:
         return embeddings, labels
 
     def _keep(self, images: Collection, folder: Path, meta: dict[str, Any]) -> np.ndarray:
-        writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None)
-        first = parallel.from_rank_0(lambda: writer.rows)  # type: ignore[union-attr]
+        what = f"the embeddings folder {folder.name}"
+        writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None, what)
+        first = parallel.from_rank_0(lambda: writer.rows, what)  # type: ignore[union-attr]
         if first:
             logger.info("%s: %d of %d embeddings exist already", folder, first, images.num_images)
         try:
             for rows in self._shown(images, first):
-                parallel.together(lambda rows=rows: writer.append(rows) if writer else None)  # type: ignore[misc]
+                parallel.together(lambda rows=rows: writer.append(rows) if writer else None, what)  # type: ignore[misc]
             names = ((images.name(i), images.identity(i)) for i in range(images.num_images))
-            parallel.together(lambda: writer.finish(names) if writer else None)
+            parallel.together(lambda: writer.finish(names) if writer else None, what)
         finally:
             if writer is not None:
                 writer.close()
         return _of_rank_0(folder, meta)
+
+    def _meta_of_rank_0(self, images: Collection) -> dict[str, Any]:
+        return parallel.from_rank_0(lambda: self._meta(images), "the fingerprint of the images")
 
     def _meta(self, images: Collection) -> dict[str, Any]:
         """Returns everything that the embeddings depend on."""
@@ -179,10 +184,10 @@ class Embedder:
         try:
             for start, chosen in zip(rounds, own):
                 embed = functools.partial(self._embed_next, images, chosen, decoded)
-                rows, faults = parallel.together(embed)
+                rows, faults = parallel.together(embed, f"its share of images {start} to {start + batch * ranks}")
                 counts = [min(max(end - start - one * batch, 0), batch) for one in range(ranks)]
                 if self._skip_damaged:
-                    damaged = _warn(damaged, parallel.all_gather_object(list(faults.values())))
+                    damaged = _warn(damaged, parallel.all_gather_object(list(faults.values()), "its damaged images"))
                 yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
             if damaged:
                 _warn_once("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
@@ -236,10 +241,10 @@ def open_together(path: Path) -> Collection:
     Raises:
         DataError: A rank cannot open it, or the ranks do not find the same images.
     """
-    images = parallel.together(lambda: open_collection(path))
+    images = parallel.together(lambda: open_collection(path), f"the list of the images in {path}")
     if parallel.world_size() > 1:
         names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
-        if len(set(parallel.all_gather_object(names.digest()))) > 1:
+        if len(set(parallel.all_gather_object(names.digest(), "the names of the images"))) > 1:
             raise DataError(f"{path}: the ranks find different images; give every machine the same ones")
     return images
 
@@ -260,14 +265,15 @@ def _warn_once(*words: Any) -> None:
 
 def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     """Returns the embeddings in a folder of rank 0 on every rank, also on those that do not share its disk."""
-    made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None)
+    what = f"the embeddings in {folder.name}"
+    made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None, what)
     if parallel.rank() > 0:
         with contextlib.suppress(DataError):
             made = open_embeddings(folder)
     seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
     given = None
-    if parallel.any_rank(not seen):
-        given = parallel.from_rank_0(lambda: np.array(made.vectors))  # type: ignore[union-attr]
+    if parallel.any_rank(not seen, what):
+        given = parallel.from_rank_0(lambda: np.array(made.vectors), what)  # type: ignore[union-attr]
     return made.vectors if seen else given  # type: ignore[union-attr, return-value]
 
 

@@ -96,6 +96,7 @@ class Evaluator:
         drawn = pairs_of_labels(labels)
         self._leave_for_report(name, embeddings, drawn, images)
         own = count_different(embeddings, labels, parallel.rank(), parallel.world_size())
+        parallel.meet(f"its share of the pairs of {name}")
         counts = parallel.all_reduce_sum(paddle.to_tensor(own)).numpy()
         return all_pairs_metrics(embeddings, labels, counts, self._config.test_fars, drawn)
 
@@ -104,7 +105,8 @@ class Evaluator:
         probes = average_templates(self._embed(embedder, one.probes), one.probe_templates)
         own = mates_of(gallery, one.gallery_identities, probes, one.probe_identities)
         lower, upper = shard_bounds(len(probes), parallel.world_size(), parallel.rank())
-        found = parallel.all_gather_object(search_gallery(gallery, probes[lower:upper], own[lower:upper]))
+        answers = search_gallery(gallery, probes[lower:upper], own[lower:upper])
+        found = parallel.all_gather_object(answers, f"its share of the probes of {one.name}")
         rank, best = (np.concatenate(parts) for parts in zip(*found))
         return identification_rates(own, rank, best, len(gallery))
 
@@ -122,5 +124,6 @@ class Evaluator:
         parallel.from_rank_0(
             lambda: write_pairs(
                 folder, name, pairs_for_report(embeddings, *pairs_and_issame, images, firsts, image_shape)
-            )
+            ),
+            f"the pairs of {name} for the report",
         )

@@ -44,8 +44,8 @@ def prepare(config: Config, news: Sequence[str] = ()) -> Config:
     if parallel.rank() == 0:
         for line in news:
             logger.info(line)
-    config.check_combination()
     parallel.initialise()
+    parallel.together(config.check_combination, "the start")
     return dataclasses.replace(config)
 
 
@@ -66,7 +66,7 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
     """
     if not config.export_dir:
         return TrainedNetwork(_find_backbone(action, config, backbone), config), config
-    network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)))
+    network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)), "the export")
     return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
 
 
@@ -123,10 +123,10 @@ def predict(wanted: Prediction, config: Config, backbone: Optional[paddle.nn.Lay
         return embedder.embed(images)
     output = Path(wanted.output)
     if wanted.parquet:
-        parallel.from_rank_0(lambda: check_parquet(output))
+        parallel.from_rank_0(lambda: check_parquet(output), "a look at the Parquet file")
     vectors = embedder.keep(images, output)
     if wanted.parquet:
-        parallel.from_rank_0(lambda: write_parquet(output))
+        parallel.from_rank_0(lambda: write_parquet(output), "the Parquet file")
     return vectors
 
 

@@ -313,7 +313,7 @@ def describe_problem(shard: Shard, batch: Batch, loss: float) -> str:
     row = first_row_not_finite(shard.weight)
     if row is not None:
         found.append(f"the class centre of class {shard.lower + row} is not finite")
-    of_ranks = parallel.all_gather_object("; ".join(found))
+    of_ranks = parallel.all_gather_object("; ".join(found), "the verdict on a step")
     words = [f"rank {rank}: {text}" for rank, text in enumerate(of_ranks) if text]
     return "; ".join([*words, f"the loss is {loss}"])
 

@@ -91,7 +91,7 @@ def export(
         except OSError as problem:
             raise ConfigError(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from None
         _report(meta)
-    parallel.barrier()
+    parallel.meet(f"the export to {folder.name}")
     return folder
 
 

@@ -1,12 +1,12 @@
 """Ranks and collectives. No other room calls paddle.distributed; with one rank every function works locally."""
 
+from plsc.parallel.action import action, meet, report_end
 from plsc.parallel.collectives import (
     Pending,
     all_gather_object,
     all_gather_rows,
     all_reduce_sum,
     any_rank,
-    barrier,
     start_all_gather,
     start_all_reduce_sum,
     sum_number,
@@ -18,17 +18,19 @@ from plsc.parallel.together import from_rank_0, together
 
 __all__ = [
     "Pending",
+    "action",
     "all_gather_object",
     "all_gather_rows",
     "all_reduce_sum",
     "any_rank",
-    "barrier",
     "broadcast_statistics",
     "distributed_model",
     "from_rank_0",
     "initialise",
+    "meet",
     "on_cpu",
     "rank",
+    "report_end",
     "restarted",
     "start_all_gather",
     "start_all_reduce_sum",

@@ -1,13 +1,17 @@
-"""Collectives over the ranks of the run; with one rank every function works locally."""
+"""Collectives over the ranks of the run; with one rank every function works locally.
+
+Those of objects and flags wait for a rank that is late. Those of tensors do not: call `meet` before the first of them
+that may follow long work of one rank.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Union
 
-import numpy as np
 import paddle
 from paddle import distributed
 
+from plsc.parallel.action import meet
 from plsc.parallel.ranks import world_size
 
 
@@ -78,24 +82,29 @@ def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
     return paddle.concat([part[:count] for part, count in zip(parts, counts) if count])
 
 
-def all_gather_object(value: Any) -> list[Any]:
-    """Returns the `value` of every rank, in rank order."""
+def all_gather_object(value: Any, what: str) -> list[Any]:
+    """Returns the `value` of every rank, in rank order.
+
+    Args:
+        value: An object that can be pickled.
+        what: What late ranks are waited for; see `meet`.
+    """
     if world_size() == 1:
         return [value]
+    meet(what)
     values: list[Any] = []
     distributed.all_gather_object(values, value)
     return values
 
 
-def any_rank(flag: bool) -> bool:
-    """Returns whether `flag` is true on at least one rank."""
+def any_rank(flag: bool, what: str) -> bool:
+    """Returns whether `flag` is true on at least one rank.
+
+    Args:
+        flag: The flag of this rank.
+        what: What late ranks are waited for; see `meet`.
+    """
     if world_size() == 1:
         return flag
+    meet(what)
     return all_reduce_sum(paddle.to_tensor([int(flag)], dtype="int64")).item() > 0
-
-
-def barrier() -> None:
-    """Waits for all ranks."""
-    if world_size() > 1:
-        # Unlike distributed.barrier(), a sum that every rank must read behaves the same on gloo and nccl.
-        np.asarray(all_reduce_sum(paddle.zeros([1], dtype="int64")))

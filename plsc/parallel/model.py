@@ -9,6 +9,7 @@ import paddle
 from paddle import distributed
 
 from plsc.errors import ConfigError
+from plsc.parallel.action import meet
 from plsc.parallel.ranks import world_size
 
 # Paddle's wrappers are kept until the process ends: the hooks they leave on the parameters would crash without them.
@@ -31,6 +32,7 @@ def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> p
     """
     if world_size() == 1:
         return model
+    meet("the model, with its weights")
     trained = tuple(name for name, parameter in model.named_parameters() if not parameter.stop_gradient)
     if model not in _wrapped:
         _wrapped[model] = (paddle.DataParallel(model, find_unused_parameters=find_unused_parameters), trained)
@@ -57,6 +59,7 @@ def broadcast_statistics(model: paddle.nn.Layer) -> None:
     """Gives every rank the untrained state of rank 0, such as BatchNorm's running mean and variance."""
     if world_size() == 1:
         return
+    meet("the running statistics of the model")
     state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
     for tensor in state:
         distributed.broadcast(tensor, src=0)

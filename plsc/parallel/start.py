@@ -7,6 +7,7 @@ import os
 import paddle
 from paddle import distributed
 
+from plsc.parallel.peers import join
 from plsc.parallel.ranks import world_size
 
 _initialised = False
@@ -23,4 +24,5 @@ def initialise() -> None:
         # fleet.init would add groups for pipelines and the like, which plsc does not use. On gloo, making them fails at
         # random with "Connection refused" (3 of 5 starts of 4 ranks, Paddle 3.3.1; 0 of 5 this way).
         distributed.init_parallel_env()
+        join()
     _initialised = True

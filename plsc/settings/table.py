@@ -249,6 +249,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "after how many skipped steps in a row training stops",
             "a step is skipped when its loss or its embeddings are not finite",
         ),
+        Setting(
+            "rank_timeout",
+            _number(0, above=True),
+            "for how many minutes a rank waits for the others",
+            "every half minute a line in the log says which rank is waited for, and for what: see "
+            "[when a rank fails](distributed.md)",
+        ),
         Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
     ),
     "Tests": (

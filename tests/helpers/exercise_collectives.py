@@ -39,9 +39,9 @@ def gathers_rows_also_uneven_and_empty_ones():
 
 
 def gathers_objects_in_rank_order():
-    values = parallel.all_gather_object({"rank": RANK, "text": "ä" * RANK})
+    values = parallel.all_gather_object({"rank": RANK, "text": "ä" * RANK}, "it")
     assert values == [{"rank": rank, "text": "ä" * rank} for rank in range(RANKS)]
-    assert parallel.all_gather_object(None) == [None] * RANKS
+    assert parallel.all_gather_object(None, "it") == [None] * RANKS
 
 
 def sums_tensors_in_place_and_numbers_in_float64():
@@ -68,8 +68,8 @@ def starts_collectives_and_waits_for_them():
 
 def tells_all_ranks_when_one_of_them_is_affected():
     last = RANKS - 1
-    assert parallel.any_rank(last == RANK) is True
-    assert parallel.any_rank(False) is False and parallel.any_rank(True) is True
+    assert parallel.any_rank(last == RANK, "it") is True
+    assert parallel.any_rank(False, "it") is False and parallel.any_rank(True, "it") is True
 
 
 def raises_the_error_of_one_rank_on_all():
@@ -78,31 +78,31 @@ def raises_the_error_of_one_rank_on_all():
             raise DataError(f"label.txt:3: rank {RANK} cannot read it")
         return RANK
 
-    problem = raised_by(lambda: parallel.together(act))
+    problem = raised_by(lambda: parallel.together(act, "it"))
     assert type(problem) is DataError and str(problem) == f"label.txt:3: rank {RANKS - 1} cannot read it"
-    assert parallel.together(lambda: RANK) == RANK
+    assert parallel.together(lambda: RANK, "it") == RANK
 
     def refuse():
         raise ConfigError(f"rank {RANK}")
 
-    assert str(raised_by(lambda: parallel.together(refuse))) == "rank 0"  # the first of several
+    assert str(raised_by(lambda: parallel.together(refuse, "it"))) == "rank 0"  # the first of several
 
 
 def acts_on_rank_0_alone():
     done = []
-    assert parallel.from_rank_0(lambda: done.append(RANK) or f"by {RANK}") == "by 0"
+    assert parallel.from_rank_0(lambda: done.append(RANK) or f"by {RANK}", "it") == "by 0"
     assert done == ([0] if RANK == 0 else [])
 
     def refuse():
         raise ConfigError("rank 0 has no such folder")
 
-    problem = raised_by(lambda: parallel.from_rank_0(refuse))
+    problem = raised_by(lambda: parallel.from_rank_0(refuse, "it"))
     assert type(problem) is ConfigError and str(problem) == "rank 0 has no such folder"
 
 
-def waits_for_all_ranks_at_a_barrier(output):
+def waits_for_all_ranks_at_a_meeting(output):
     (output / f"arrived_{RANK}").touch()
-    parallel.barrier()
+    parallel.meet("it")
     assert len(list(output.glob("arrived_*"))) == RANKS
 
 
@@ -191,7 +191,7 @@ CHECKS = (
 def main(output):
     parallel.initialise()
     parallel.initialise()  # joining a second time changes nothing
-    waits_for_all_ranks_at_a_barrier(output)
+    waits_for_all_ranks_at_a_meeting(output)
     for check in CHECKS:
         check()
     found = {"rank": RANK, "ranks": RANKS, "passed": [check.__name__ for check in CHECKS]}

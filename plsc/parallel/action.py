@@ -1,0 +1,100 @@
+"""What the ranks do together from beginning to end: they wait for each other, and when one fails, all fail."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from paddle import distributed
+
+from plsc.errors import PlscError, RankError, is_lasting
+from plsc.parallel.peers import Peers, peers
+
+_ORDERLY = (None, 0, 128 + signal.SIGTERM)  # exit codes; all ranks end together after SIGTERM
+_SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
+_LONGEST = 500
+
+
+@contextlib.contextmanager
+def action(seconds: float) -> Iterator[None]:
+    """Ends the `with` block on every rank when it fails on one; every rank must enter it.
+
+    The first failure of any rank is announced to all. A rank that waits for another one then raises `RankError`. If
+    its main thread is busy, or waits in a collective that will never be complete, its process ends a few seconds later
+    with the same line.
+
+    Args:
+        seconds: How long a rank waits for the others, each time.
+
+    Raises:
+        RankError: Another rank has failed or ended, or was waited for too long.
+    """
+    others = peers()
+    if others is None:
+        yield
+        return
+    others.begin(seconds)
+    try:
+        yield
+        others.meet("the end of the action")
+    except BaseException as error:
+        _announce(others, error)
+        raise
+    finally:
+        others.end()
+
+
+def meet(what: str, every_step: bool = False) -> None:
+    """Waits until all ranks are here, for as long as `action` allows. A line in the log names late ranks.
+
+    Call it before a collective that may follow long work of one rank, because gloo waits for 30 s only.
+
+    Args:
+        what: What late ranks are waited for; completes "waiting for rank 1, for ...".
+        every_step: Whether training calls it in every step. Then the ranks do not wait here on nccl, which waits itself
+            for as long as it takes.
+
+    Raises:
+        RankError: Another rank has failed or ended, or was waited for too long.
+    """
+    others = peers()
+    if others is not None:
+        others.meet(what, wait=not every_step or distributed.get_backend() == "GLOO")
+
+
+def report_end(error: BaseException) -> None:
+    """Tells the other ranks that an error which nothing has caught ends this process."""
+    others = peers()
+    if others is not None and not isinstance(error, RankError):
+        others.fail(_line_of(error), is_lasting(error), ends=True)
+
+
+def _announce(others: Peers, error: BaseException) -> None:
+    """Announces an error of this rank, unless it follows from the failure of another one.
+
+    Raises:
+        RankError: Another rank has failed first, and broke the collective in which this one was.
+    """
+    if isinstance(error, RankError) or (isinstance(error, SystemExit) and error.code in _ORDERLY):
+        return
+    if _is_broken_collective(error):
+        first = others.wait_for_failure()
+        if first is not None:
+            raise RankError(first.text, first.lasts) from None
+    others.fail(_line_of(error), is_lasting(error))
+
+
+def _is_broken_collective(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and ("gloo" in text or "nccl" in text)
+
+
+def _line_of(error: BaseException) -> str:
+    """Returns what an error says, in one line."""
+    text = str(error).rpartition(_SUMMARY)[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip("- ")]
+    line = " ".join(lines)[:_LONGEST]
+    if isinstance(error, PlscError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -1,0 +1,105 @@
+"""Ranks wait for late ones, and fail together: see tests/helpers/disturbed_ranks.py for the places."""
+
+import json
+import socket
+
+import subprocess
+import sys
+import time
+
+import disturbed_ranks
+import pytest
+from ranks import HELPERS, environment, start
+
+from plsc.errors import PlscError
+
+pytestmark = pytest.mark.core
+SECONDS = 15  # on a busy machine; an error travels in milliseconds
+
+
+@pytest.fixture(scope="module")
+def failed(glyphs, tmp_path_factory):
+    """What each of two ranks raised at each place."""
+    folder = tmp_path_factory.mktemp("failed")
+    process = start("disturbed_ranks.py", 2, glyphs, folder, "fail-all")
+    assert process.returncode == 0, process.stderr[-4000:]
+    return [json.loads((folder / f"failed_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", disturbed_ranks.PLACES)
+def test_when_one_rank_fails_the_other_one_fails_with_its_error(failed, name):
+    place = disturbed_ranks.PLACES[name]
+    (own_seconds, own_kind, own_text), (seconds, kind, text) = failed[place.rank][name], failed[1 - place.rank][name]
+    assert own_seconds < SECONDS and seconds < SECONDS
+    if own_kind == kind:  # all ranks raise a failure that all of them look for
+        assert text == own_text
+        return
+    assert (own_kind, own_text) == (type(place.error).__name__, str(place.error))
+    assert kind == "RankError" and text.startswith(f"rank {place.rank}: ") and own_text in text
+    assert isinstance(place.error, PlscError) or own_kind in text
+
+
+@pytest.mark.parametrize("name", ["forward", "forward of rank 0", "busy", "between actions"])
+def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name):
+    place = disturbed_ranks.HARD_PLACES[name]
+    began = time.monotonic()
+    process = start("disturbed_ranks.py", 2, glyphs, tmp_path / "output", "fail", name)
+    assert process.returncode == 1 and time.monotonic() - began < 2 * SECONDS
+    assert str(place.error) in process.stderr.splitlines()[-1], process.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "statuses", "last"),
+    [
+        ("forward", [1, 1], ["plsc: error: rank 1: MemoryError: out of memory", "MemoryError: out of memory"]),
+        ("killed", [1, -9], ["plsc: error: rank 1: its process ended without an error message; it was killed", ""]),
+        ("rank 0 killed", [-9, 1], ["", "plsc: error: rank 0: its process ended without an error message; it was"]),
+        ("left", [1, 0], ["plsc: error: rank 1: its program has ended, while rank 0 waited for the ", ""]),
+    ],
+)
+def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, statuses, last):
+    endpoints = free_endpoints(2)
+    began = time.monotonic()
+    processes = [start_alone(rank, endpoints, glyphs, tmp_path / "output", "fail", name) for rank in (0, 1)]
+    for process, status, line in zip(processes, statuses, last):
+        stderr = process.communicate(timeout=60)[1]
+        assert process.returncode == status, stderr
+        assert not line or stderr.splitlines()[-1].startswith(line)
+    assert time.monotonic() - began < 2 * SECONDS
+
+
+def test_paddles_launcher_shows_the_first_cause_on_every_rank(glyphs, tmp_path):
+    words = [HELPERS / "disturbed_ranks.py", glyphs, tmp_path / "output", "fail", "busy"]
+    process = subprocess.run(
+        [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
+         "--log_dir", tmp_path / "log", *words],
+        env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode != 0
+    lines = [(tmp_path / "log" / f"workerlog.{rank}").read_text().splitlines()[-1] for rank in (0, 1)]
+    assert lines == ["plsc: error: rank 1: label.txt:3: no label", "plsc: error: label.txt:3: no label"]
+
+
+def free_endpoints(number):
+    """Returns addresses of this machine that are free."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    try:
+        return [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
+    finally:
+        for server in servers:
+            server.close()
+
+
+def start_alone(rank, endpoints, *words):
+    """Starts a rank as a machine of its own would, without a launcher that ends the others."""
+    variables = {
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINERS_NUM": str(len(endpoints)),
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+        "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+        "PADDLE_LOCAL_RANK": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, [HELPERS / "disturbed_ranks.py", *words])],
+        env={**environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
