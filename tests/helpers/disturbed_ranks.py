@@ -134,7 +134,7 @@ def fail_all(data: str, output: Path) -> None:
         folder = output / name.replace(" ", "_")
         if place.settings.get("resume"):
             work(data, folder, {})
-        repair = disturb(place, lambda error=place.error: raise_error(error)) if RANK == place.rank else lambda: None
+        repair = disturb(place, lambda error=place.error: raise_error(error)) if place.rank == RANK else lambda: None
         began = time.monotonic()
         try:
             work(data, folder, place.settings)
@@ -147,17 +147,17 @@ def fail_all(data: str, output: Path) -> None:
 
 def fail(data: str, output: Path, name: str) -> None:
     place = HARD_PLACES[name]
-    if RANK == place.rank:
+    if place.rank == RANK:
         disturb(place, END[name] if name in END else lambda: raise_error(place.error))
     elif name in BUSY:
-        disturb(Place("plsc.engine.trainer:write_run_record", RANK, BROKEN), lambda: time.sleep(60))
+        disturb(Place("plsc.engine.trainer:write_run_record", RANK, BROKEN), lambda: time.sleep(120))
     work(data, output, place.settings)
 
 
 def delay(data: str, output: Path, *words: str) -> None:
     """Delays ranks at places, once each: words are a place, a rank and seconds, and so on."""
     for name, rank, seconds in zip(words[::3], words[1::3], words[2::3]):
-        if RANK == int(rank):
+        if int(rank) == RANK:
             disturb(EVERY_PLACE[name], functools.cache(lambda seconds=seconds: time.sleep(float(seconds))))
     settings = {key: value for name in words[::3] for key, value in EVERY_PLACE[name].settings.items()}
     if settings.get("resume"):
