@@ -19,7 +19,7 @@ from plsc.config import Config
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
-from plsc.errors import LASTING_STATUS, ConfigError, PlscError, exit_status_of
+from plsc.errors import STATUS_OF_MISTAKE, ConfigError, PlscError, exit_status_of
 from plsc.evaluation import trained
 from plsc.heads import Margin
 from plsc.machine.streams import open_closed_streams
@@ -663,8 +663,8 @@ def _shorten_errors() -> None:
         else:
             previous(kind, error, traceback)
         parallel.report_end(error)
-        if exit_status_of(error) == LASTING_STATUS:
-            raise SystemExit(LASTING_STATUS)
+        if exit_status_of(error) == STATUS_OF_MISTAKE:
+            raise SystemExit(STATUS_OF_MISTAKE)
 
     hook.plsc = True  # type: ignore[attr-defined]
     sys.excepthook = hook

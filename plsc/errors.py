@@ -2,8 +2,10 @@
 
 import os
 
-LASTING_STATUS = 78  # with which a rank ends after an error that would happen again in a restarted run
-LASTING_VARIABLE = "PLSC_LASTING_STATUS"  # set where the launcher wants that status
+# The exit status of a process that ends with an error which a restart would meet again (EX_CONFIG of sysexits.h), and
+# the environment variable by which a launcher asks for it.
+STATUS_OF_MISTAKE = 78
+VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -32,21 +34,21 @@ class RankError(TrainingError):
 
     Args:
         message: One line, which names the rank.
-        lasts: Whether it would happen again in a restarted run.
+        mistake: Whether it would happen again in a restarted run.
     """
 
-    def __init__(self, message: str, lasts: bool = False) -> None:
+    def __init__(self, message: str, mistake: bool = False) -> None:
         super().__init__(message)
-        self.lasts = lasts
+        self.mistake = mistake
 
 
-def is_lasting(error: BaseException) -> bool:
+def is_mistake(error: BaseException) -> bool:
     """Returns whether an error would happen again in a restarted run, because it is a mistake of the user.
 
     What a disk or a network caused may pass.
     """
-    if hasattr(error, "lasts"):
-        return bool(error.lasts)
+    if hasattr(error, "mistake"):
+        return bool(error.mistake)
     cause = error.__context__
     may_pass = isinstance(cause, OSError) and not isinstance(cause, _MISTAKES)
     return isinstance(error, (ConfigError, DataError)) and not may_pass
@@ -54,4 +56,4 @@ def is_lasting(error: BaseException) -> bool:
 
 def exit_status_of(error: BaseException) -> int:
     """Returns the exit status of a process that an error ends."""
-    return LASTING_STATUS if LASTING_VARIABLE in os.environ and is_lasting(error) else 1
+    return STATUS_OF_MISTAKE if VARIABLE_OF_MISTAKE in os.environ and is_mistake(error) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import hashlib
 import os
 import weakref
 from typing import NamedTuple, Optional
@@ -85,6 +86,13 @@ class Base64Files:
         _, block = np.unique(self._blocks(samples), return_inverse=True)
         turn = rng.permutation(int(block.max()) + 1)[block]
         return samples[np.argsort(turn + _WINDOW_BLOCKS * rng.random(len(samples)), kind="stable")]
+
+    def digests(self) -> dict[str, str]:
+        """Returns the number of images, and a digest of what the manifest says about the files of all ranks."""
+        return {
+            "the number of images in the manifest": str(self.num_images),
+            f"the files that {MANIFEST_NAME} lists": hashlib.sha256(repr(self._manifest).encode()).hexdigest(),
+        }
 
     def where(self, i: int) -> str:
         """Returns the file and the line of a sample, for messages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
+
+_HASHED_PATHS = 1 << 16  # at a time
 
 
 class LabelFile:
@@ -36,6 +39,17 @@ class LabelFile:
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns this rank's share of one permutation of all samples."""
         return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+
+    def digests(self) -> dict[str, str]:
+        """Returns the number of images, and digests of their labels and paths in order."""
+        paths = hashlib.sha256()
+        for first in range(0, len(self.paths), _HASHED_PATHS):
+            paths.update("\n".join([*self.paths[first : first + _HASHED_PATHS], ""]).encode("utf-8", "replace"))
+        return {
+            f"the number of images in {self.file_name}": str(self.num_images),
+            f"the labels in {self.file_name}, or their order": hashlib.sha256(self.labels.tobytes()).hexdigest(),
+            f"the images in {self.file_name}, or their order": paths.hexdigest(),
+        }
 
     def where(self, i: int) -> str:
         """Returns `DIR/label.txt:LINE` of sample `i`."""

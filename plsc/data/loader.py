@@ -69,6 +69,10 @@ class ImageLoader:
         per_rank = -(-self.num_images // self._world_size)
         return -(-per_rank // self._batch_size)
 
+    def digests(self) -> dict[str, str]:
+        """Returns a digest of each thing that must be the same on every rank, by its name."""
+        return self._source.digests()
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch, from batch `start_step` on; only the last may be smaller than `batch_size`.
 

@@ -145,6 +145,10 @@ class ReaderLoader:
         per_rank = -(-self.num_images // self._world_size)
         return -(-per_rank // self._batch_size)
 
+    def digests(self) -> dict[str, str]:
+        """Returns what must be the same on every rank, by its name: the length of a Dataset that is split here."""
+        return {f"the length of {self._name}": str(self.num_images)} if self.splits else {}
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of a new pass over the reader, without the first `start_step`.
 

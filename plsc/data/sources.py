@@ -28,6 +28,9 @@ class ImageSource(Protocol):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
 
+    def digests(self) -> dict[str, str]:
+        """Returns a digest of each thing that must be the same on every rank, by its name."""
+
     def where(self, i: int) -> str:
         """Returns where sample `i` is listed, for error messages."""
 

@@ -17,6 +17,7 @@ import paddle
 from plsc import amp, optim, parallel
 from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.config import Config
+from plsc.engine.agreement import check_data, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
 from plsc.engine.feed import Batch, steps_of, steps_per_epoch
@@ -71,6 +72,8 @@ class Trainer:
         self.stop_reason: Optional[str] = None
         self.samples = 0
 
+        check_settings(config)
+
         # Storage and callbacks.
         stop_transfers = threading.Event()
         store = open_store(config, stop_transfers)
@@ -80,6 +83,7 @@ class Trainer:
 
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         self.loader = build_loader(config)
+        check_data(self.loader)
         self.evaluator = build_evaluator(config) if config.with_test else None
 
         # Backbone and head: the same random numbers on every rank while they are made, different ones afterwards.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
-from plsc.errors import LASTING_STATUS, LASTING_VARIABLE
+from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE
 from plsc.machine import threads
 
 # Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid.
@@ -27,9 +27,10 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
     """Runs `command` as `ranks` processes.
 
     When a rank fails, all ranks are ended, and restarted up to `restarts` times; training then resumes from its newest
-    checkpoint. After a mistake of the user, such as a wrong setting, they are not restarted. After SIGTERM or SIGINT (Ctrl-C) the ranks get SIGTERM and have a minute to save. A second signal kills
-    them at once. Rank 0 writes directly to this terminal. The stderr of the other ranks is kept, and the last lines of
-    the first rank that fails are shown at the end.
+    checkpoint. After a mistake of the user, such as a wrong setting, they are not restarted. After SIGTERM or SIGINT
+    (Ctrl-C) the ranks get SIGTERM and have a minute to save. A second signal kills them at once. Rank 0 writes directly
+    to this terminal. The stderr of the other ranks is kept, and the last lines of the first rank that fails are shown
+    at the end.
 
     Args:
         command: The words of the command line.
@@ -42,7 +43,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
     """
     signals: list[int] = []
     began = time.time()
-    variables = {**(variables or {}), **({LASTING_VARIABLE: "1"} if restarts else {})}
+    variables = {**(variables or {}), **({VARIABLE_OF_MISTAKE: "1"} if restarts else {})}
     previous = {
         number: signal.signal(number, lambda number, frame: signals.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -54,7 +55,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
                 return 128 + signals[0]
             if not status:
                 return 0
-            if status == LASTING_STATUS and restarts:
+            if status == STATUS_OF_MISTAKE and restarts:
                 sys.stderr.write("plsc: not restarted, because the same error would come again\n")
                 return 1
             if attempt < restarts:
@@ -99,8 +100,8 @@ def _run_once(
         sys.stderr.write(f"plsc: rank {failed} {how}; all ranks were stopped. The last lines of rank {failed}:\n")
         sys.stderr.writelines(tails[failed])
     sys.stderr.flush()
-    is_lasting = code == LASTING_STATUS and LASTING_VARIABLE in variables
-    return max(1, code) if ranks == 1 or is_lasting else 1
+    is_mistake = code == STATUS_OF_MISTAKE and VARIABLE_OF_MISTAKE in variables
+    return max(1, code) if ranks == 1 or is_mistake else 1
 
 
 def _start(

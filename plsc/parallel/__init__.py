@@ -1,6 +1,7 @@
 """Ranks and collectives. No other room calls paddle.distributed; with one rank every function works locally."""
 
 from plsc.parallel.action import action, meet, report_end
+from plsc.parallel.agreement import check_same
 from plsc.parallel.collectives import (
     Pending,
     all_gather_object,
@@ -24,6 +25,7 @@ __all__ = [
     "all_reduce_sum",
     "any_rank",
     "broadcast_statistics",
+    "check_same",
     "distributed_model",
     "from_rank_0",
     "initialise",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from paddle import distributed
 
-from plsc.errors import PlscError, RankError, is_lasting
+from plsc.errors import PlscError, RankError, is_mistake
 from plsc.parallel.peers import Peers, peers
 
 _ORDERLY = (None, 0, 128 + signal.SIGTERM)  # exit codes; all ranks end together after SIGTERM
@@ -67,7 +67,7 @@ def report_end(error: BaseException) -> None:
     """Tells the other ranks that an error which nothing has caught ends this process."""
     others = peers()
     if others is not None and not isinstance(error, RankError):
-        others.fail(_line_of(error), is_lasting(error), ends=True)
+        others.fail(_line_of(error), is_mistake(error), ends=True)
 
 
 def _announce(others: Peers, error: BaseException) -> None:
@@ -81,8 +81,8 @@ def _announce(others: Peers, error: BaseException) -> None:
     if _is_broken_collective(error):
         first = others.wait_for_failure()
         if first is not None:
-            raise RankError(first.text, first.lasts) from None
-    others.fail(_line_of(error), is_lasting(error))
+            raise RankError(first.text, first.mistake) from None
+    others.fail(_line_of(error), is_mistake(error))
 
 
 def _is_broken_collective(error: BaseException) -> bool:

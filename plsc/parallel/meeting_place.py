@@ -45,14 +45,14 @@ class Failure:
         rank: The rank that is the cause.
         text: One line for the user, which names the rank.
         action: The number of the action.
-        lasts: Whether it would happen again in a restarted run.
+        mistake: Whether it would happen again in a restarted run.
         ends: Whether the rank has ended, so that later actions fail too.
     """
 
     rank: int
     text: str
     action: int
-    lasts: bool = False
+    mistake: bool = False
     ends: bool = False
 
 

@@ -98,17 +98,17 @@ class Peers:
         if not came:
             raise RankError(f"rank 0: waited {self._patience / 60:g} min for its answer, for {what}")
         if failure is not None:
-            raise RankError(failure.text, failure.lasts)
+            raise RankError(failure.text, failure.mistake)
 
-    def fail(self, text: str, lasts: bool, ends: bool = False) -> None:
+    def fail(self, text: str, mistake: bool, ends: bool = False) -> None:
         """Announces that this rank has failed; returns when all ranks know it, or after some seconds.
 
         Args:
             text: One line for the user.
-            lasts: Whether it would happen again in a restarted run.
+            mistake: Whether it would happen again in a restarted run.
             ends: Whether the process ends, so that later actions fail too.
         """
-        failure = Failure(rank(), f"rank {rank()}: {text}", self._action, lasts, ends)
+        failure = Failure(rank(), f"rank {rank()}: {text}", self._action, mistake, ends)
         self._send({"failure": dataclasses.asdict(failure)})
         self.wait_for_failure()
 
@@ -176,7 +176,7 @@ class Peers:
         """Ends this process if it is still in the action, for instance in a collective that will never be complete."""
         if self._action != action:
             return
-        error = RankError(failure.text, failure.lasts)
+        error = RankError(failure.text, failure.mistake)
         print(f"plsc: error: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(exit_status_of(error))

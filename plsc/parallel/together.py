@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from plsc.errors import PlscError, is_lasting
+from plsc.errors import PlscError, is_mistake
 from plsc.parallel.collectives import all_gather_object, any_rank
 from plsc.parallel.ranks import rank
 
@@ -28,7 +28,7 @@ def together(action: Callable[[], T], what: str) -> T:
         result = action()
     except PlscError as problem:
         error = problem
-        error.lasts = is_lasting(problem)  # type: ignore[attr-defined]  # other ranks do not see its cause
+        error.mistake = is_mistake(problem)  # type: ignore[attr-defined]  # other ranks do not see its cause
     if any_rank(error is not None, what):
         raise next(filter(None, all_gather_object(error, what)))
     return result  # type: ignore[return-value]

@@ -1,0 +1,81 @@
+"""What all ranks of a training must share. It is compared before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Union
+
+import paddle
+
+from plsc import parallel
+from plsc.config import Config, plain_settings
+from plsc.data.loader import ImageLoader
+from plsc.data.readers import ReaderLoader
+from plsc.engine.run_record import objects_of
+from plsc.version import __version__
+
+# These settings may differ: where a machine keeps its files and reaches HDFS, and what only speed or the log depend on.
+_MAY_DIFFER = {
+    "dataset_dir",
+    "model_save_dir",
+    "checkpoint_dir",
+    "export_dir",
+    "test_embeddings_dir",
+    "scalars",
+    "hdfs.fs_name",
+    "num_workers",
+    "log_period",
+    "rank_timeout",
+}
+
+
+def check_settings(config: Config) -> None:
+    """Checks that all ranks run the same script with the same settings and versions.
+
+    Environment variables and options such as `--set` are compared through the settings that they lead to.
+
+    Raises:
+        ConfigError: They do not; the message names the differences.
+    """
+    if parallel.world_size() == 1:
+        return
+    values = {"plsc": __version__, "paddle": paddle.__version__, "python": platform.python_version()}
+    values["the script"] = _script()
+    objects = {name: kind for name, kind in objects_of(config).items() if name != "callbacks"}
+    for name, value in _flat({**plain_settings(config), **objects}).items():
+        if name not in _MAY_DIFFER:
+            values[f"the setting {name}"] = repr(value)
+    parallel.check_same(values, "give all ranks the same script, settings and versions")
+
+
+def check_data(loader: Union[ImageLoader, ReaderLoader]) -> None:
+    """Checks that all ranks train on the same images with the same labels, as far as the loader shares them out.
+
+    Raises:
+        ConfigError: They do not; the message names the differences.
+    """
+    if parallel.world_size() > 1:
+        parallel.check_same(loader.digests(), "give all machines the same data set")
+
+
+def _script() -> str:
+    """Returns a digest of the text of the running script."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    except OSError:
+        return ""
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings, with those of several parts under names such as `hdfs.fs_name`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{part}": one for part, one in value.items()})
+        else:
+            flat[name] = value
+    return flat
