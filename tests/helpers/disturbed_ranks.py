@@ -13,6 +13,7 @@ import functools
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -23,8 +24,10 @@ import paddle
 import train_glyphs
 from train_glyphs import TinyNet, make_reader, small_entry
 
+import plsc.checkpoint.download
 from plsc import parallel
 from plsc.errors import CheckpointError, DataError
+from plsc.storage import LocalStorage, Retrying
 
 RANK = parallel.rank()
 
@@ -72,6 +75,12 @@ PLACES = {
     "after a test": Place("plsc.engine.log:ProgressLog.on_test", 0, BROKEN),
     "training ends": Place("plsc.engine.log:ProgressLog.on_train_end", 1, BROKEN),
     "export": Place("plsc.inference.export:_write", 0, BROKEN),
+    "images to embed": Place("plsc.evaluation.embedder:open_collection", 1, BROKEN, {"predict": True}),
+    "embeddings": Place("plsc.search.embeddings:EmbeddingsWriter.append", 0, NO_SPACE, {"predict": True}),
+    "Parquet": Place("plsc.evaluation.trained:write_parquet", 0, NO_SPACE, {"predict": True}),
+    "connection to HDFS": Place("plsc.engine.trainer:open_store", 1, BROKEN, {"hdfs": True}),
+    "newest in HDFS": Place("plsc.checkpoint.remote:newest", 0, BROKEN, {"hdfs": True, "resume": True}),
+    "download": Place("plsc.checkpoint.remote:download", 1, BROKEN, {"hdfs": True, "resume": True, "lost": True}),
 }
 # Here the other rank waits in a collective or is busy, or the process ends without a word.
 HARD_PLACES = {
@@ -85,7 +94,14 @@ HARD_PLACES = {
 }
 BUSY = ("busy",)
 END = {name: lambda: os.kill(os.getpid(), signal.SIGKILL) for name in ("killed", "rank 0 killed")}
-EVERY_PLACE = {**PLACES, **HARD_PLACES}
+# Errors of an upload are reported, but end nothing at once.
+LATE_PLACES = {
+    "start": Place("plsc.parallel:initialise", 1, BROKEN),
+    "upload": Place("plsc.checkpoint.remote:upload_files", 1, BROKEN, {"hdfs": True}),
+    "end of an upload": Place("plsc.checkpoint.remote:publish", 0, BROKEN, {"hdfs": True}),
+    "between actions": HARD_PLACES["between actions"],
+}
+EVERY_PLACE = {**PLACES, **LATE_PLACES}
 
 
 def disturb(place: Place, act: Callable[[], None]) -> Callable[[], None]:
@@ -107,7 +123,11 @@ def disturb(place: Place, act: Callable[[], None]) -> Callable[[], None]:
 
 
 def work(data: str, output: Path, settings: dict[str, Any]) -> None:
-    """Trains two epochs, with a checkpoint after each, and exports."""
+    """Trains two epochs, with a checkpoint after each, and exports or embeds images."""
+    settings = dict(settings)
+    predicts = settings.pop("predict", False)
+    if settings.pop("lost", False) and RANK == 0:
+        shutil.rmtree(output)
     ins = small_entry(data, str(output))
     paddle.seed(0)
     ins.set_model(TinyNet())
@@ -116,12 +136,19 @@ def work(data: str, output: Path, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name == "reader":
             ins.train_reader = lambda: train_glyphs.make_global_random_reader(RANK)()
+        elif name == "hdfs":
+            plsc.checkpoint.download.open_hdfs = lambda *arguments: Retrying(LocalStorage(), 5)
+            if value:
+                ins.set_hdfs_info("hdfs://nowhere:9000", "name,word", str(output.with_name(f"{output.name}_store")))
         elif name == "test_reader":
             ins.test_reader = make_reader(RANK, [8, 8])
         else:
             getattr(ins, f"set_{name}")(value)
     ins.train()
-    ins.convert_for_prediction()
+    if predicts:
+        ins.predict(f"{data}/label.txt", output / "embeddings", parquet=True)
+    else:
+        ins.convert_for_prediction()
 
 
 def raise_error(error: BaseException) -> None:
@@ -133,7 +160,7 @@ def fail_all(data: str, output: Path) -> None:
     for name, place in PLACES.items():
         folder = output / name.replace(" ", "_")
         if place.settings.get("resume"):
-            work(data, folder, {})
+            work(data, folder, {"hdfs": "hdfs" in place.settings})
         repair = disturb(place, lambda error=place.error: raise_error(error)) if place.rank == RANK else lambda: None
         began = time.monotonic()
         try:
@@ -161,8 +188,8 @@ def delay(data: str, output: Path, *words: str) -> None:
             disturb(EVERY_PLACE[name], functools.cache(lambda seconds=seconds: time.sleep(float(seconds))))
     settings = {key: value for name in words[::3] for key, value in EVERY_PLACE[name].settings.items()}
     if settings.get("resume"):
-        work(data, output, {})
-    work(data, output, settings)
+        work(data, output / "run", {"hdfs": settings.get("hdfs", False)})
+    work(data, output / "run", settings)
 
 
 def main() -> None:
