@@ -76,7 +76,7 @@ class Uploader(Callback):
                 if one.checkpoint.meta.get("run") == name:
                     self._published[posixpath.basename(one.path)] = one
 
-        parallel.from_rank_0(learn, f"the list of uploads in {self._store.name}")
+        parallel.from_rank_0(learn, "the list of the checkpoints in HDFS")
 
     def on_save(self, run: Run, folder: Path) -> None:
         """Starts to upload the checkpoint, if it is not to be uploaded at the end only."""

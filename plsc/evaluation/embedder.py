@@ -118,7 +118,7 @@ class Embedder:
         return embeddings, labels
 
     def _keep(self, images: Collection, folder: Path, meta: dict[str, Any]) -> np.ndarray:
-        what = f"the embeddings folder {folder.name}"
+        what = "the embeddings folder"
         writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None, what)
         first = parallel.from_rank_0(lambda: writer.rows, what)  # type: ignore[union-attr]
         if first:
@@ -241,7 +241,7 @@ def open_together(path: Path) -> Collection:
     Raises:
         DataError: A rank cannot open it, or the ranks do not find the same images.
     """
-    images = parallel.together(lambda: open_collection(path), f"the list of the images in {path}")
+    images = parallel.together(lambda: open_collection(path), "the list of the images to embed")
     if parallel.world_size() > 1:
         names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
         if len(set(parallel.all_gather_object(names.digest(), "the names of the images"))) > 1:
@@ -265,7 +265,7 @@ def _warn_once(*words: Any) -> None:
 
 def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     """Returns the embeddings in a folder of rank 0 on every rank, also on those that do not share its disk."""
-    what = f"the embeddings in {folder.name}"
+    what = "the embeddings"
     made = parallel.together(lambda: open_embeddings(folder) if parallel.rank() == 0 else None, what)
     if parallel.rank() > 0:
         with contextlib.suppress(DataError):

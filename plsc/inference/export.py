@@ -91,7 +91,7 @@ def export(
         except OSError as problem:
             raise ConfigError(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from None
         _report(meta)
-    parallel.meet(f"the export to {folder.name}")
+    parallel.meet("the export")
     return folder
 
 

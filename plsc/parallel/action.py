@@ -51,7 +51,8 @@ def meet(what: str, every_step: bool = False) -> None:
     Call it before a collective that may follow long work of one rank, because gloo waits for 30 s only.
 
     Args:
-        what: What late ranks are waited for; completes "waiting for rank 1, for ...".
+        what: What late ranks are waited for; completes "waiting for rank 1, for ...". It must be the same on all
+            ranks, which shows that they make the same calls.
         every_step: Whether training calls it in every step. Then the ranks do not wait here on nccl, which waits itself
             for as long as it takes.
 

@@ -162,6 +162,13 @@ class MeetingPlace:
             place = (message["at"][0], message["at"][1])
             visitor.action = place[0]
             meeting = self._meetings.setdefault(place, _Meeting(time.monotonic(), message["what"]))
+            if message["what"] != meeting.what:
+                text = (
+                    f"rank {rank}: came to {message['what']}, while {_names(meeting.arrived)} came to {meeting.what}; "
+                    "every rank must make the same calls of train, test, predict and run.save"
+                )
+                self._announce(Failure(rank, text, place[0]))
+                return
             meeting.arrived.add(rank)
             if len(meeting.arrived) == self._ranks:
                 del self._meetings[place]
@@ -203,7 +210,7 @@ class MeetingPlace:
             elif waited >= _REMINDER_SECONDS * (meeting.reminders + 1):
                 meeting.reminders += 1
                 text = f"waiting for {_names(late)} since {waited:.0f} s, for {meeting.what}"
-                self._tell(meeting.arrived, {"late": text})
+                self._tell(meeting.arrived | {0}, {"late": text})  # users read the log of rank 0
 
     def _announce(self, failure: Failure) -> None:
         """Tells all ranks the first failure of an action."""

@@ -254,7 +254,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             _number(0, above=True),
             "for how many minutes a rank waits for the others",
             "every half minute a line in the log says which rank is waited for, and for what: see "
-            "[when a rank fails](distributed.md)",
+            "[late ranks](troubleshooting.md#a-rank-is-late-or-fails)",
         ),
         Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
     ),

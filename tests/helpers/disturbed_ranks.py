@@ -26,7 +26,7 @@ from train_glyphs import TinyNet, make_reader, small_entry
 
 import plsc.checkpoint.download
 from plsc import parallel
-from plsc.errors import CheckpointError, DataError
+from plsc.errors import CheckpointError, DataError, RankError
 from plsc.storage import LocalStorage, Retrying
 
 RANK = parallel.rank()
@@ -90,10 +90,12 @@ HARD_PLACES = {
     "killed": Place("plsc.engine.trainer:log_header", 1, BROKEN),
     "rank 0 killed": Place("plsc.engine.trainer:log_header", 0, BROKEN),
     "left": Place("plsc.engine.trainer:log_header", 1, SystemExit(0)),
+    "other calls": Place("plsc.engine.trainer:log_header", 1, RankError("came to its own save, while rank 0 came to")),
     "between actions": Place("plsc:Entry.convert_for_prediction", 1, BROKEN),
 }
 BUSY = ("busy",)
 END = {name: lambda: os.kill(os.getpid(), signal.SIGKILL) for name in ("killed", "rank 0 killed")}
+END["other calls"] = lambda: parallel.meet("its own save")
 # Errors of an upload are reported, but end nothing at once.
 LATE_PLACES = {
     "start": Place("plsc.parallel:initialise", 1, BROKEN),

@@ -38,7 +38,7 @@ def test_when_one_rank_fails_the_other_one_fails_with_its_error(failed, name):
     assert isinstance(place.error, PlscError) or own_kind in text
 
 
-@pytest.mark.parametrize("name", ["forward", "forward of rank 0", "busy", "between actions"])
+@pytest.mark.parametrize("name", ["forward", "forward of rank 0", "busy", "other calls", "between actions"])
 def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name):
     place = disturbed_ranks.HARD_PLACES[name]
     began = time.monotonic()
@@ -112,3 +112,13 @@ def start_alone(rank, endpoints, *words):
         [sys.executable, *map(str, [HELPERS / "disturbed_ranks.py", *words])],
         env={**environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_ranks_wait_longer_than_gloo_does_and_say_for_whom(glyphs, tmp_path):
+    """Two delays of a minute in all; tests/benchmarks/late.py delays a rank at every place."""
+    late = ("image", 1, 33, "pairs for the report", 0, 33)
+    process = start("disturbed_ranks.py", 2, glyphs, tmp_path / "output", "delay", *late)
+    assert process.returncode == 0, process.stderr[-3000:]
+    lines = [line.partition("] ")[2] for line in process.stderr.splitlines()]
+    for late_rank, what in ((1, "the batch of step 1"), (0, "the pairs of glyphs for the report")):
+        assert any(line.startswith(f"waiting for rank {late_rank} since 3") and what in line for line in lines)
