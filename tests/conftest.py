@@ -19,7 +19,14 @@ from ranks import run_ranks  # noqa: E402
 hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plsc")
 
-LONG_TESTS = ("parallel", "engine", "docs", "demo", "evaluation", "inference")  # folders; they run first, so that no worker waits
+LONG_TESTS = (
+    "parallel",
+    "engine",
+    "docs",
+    "demo",
+    "evaluation",
+    "inference",
+)  # folders; they run first, so that no worker waits
 
 
 def pytest_collection_modifyitems(items):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from paddle import distributed
 
-from plsc.errors import PlscError, RankError, is_mistake
+from plsc.errors import PlscError, RankError, TrainingError, is_mistake
 from plsc.parallel.peers import Peers, peers
 
 _ORDERLY = (None, 0, 128 + signal.SIGTERM)  # exit codes; all ranks end together after SIGTERM
@@ -61,7 +61,7 @@ def meet(what: str, every_step: bool = False) -> None:
     """
     others = peers()
     if others is not None:
-        others.meet(what, wait=not every_step or distributed.get_backend() == "GLOO")
+        others.meet(what, wait=not every_step or distributed.get_backend().lower() == "gloo")
 
 
 def report_end(error: BaseException) -> None:
@@ -76,6 +76,7 @@ def _announce(others: Peers, error: BaseException) -> None:
 
     Raises:
         RankError: Another rank has failed first, and broke the collective in which this one was.
+        TrainingError: A collective broke for another reason.
     """
     if isinstance(error, RankError) or (isinstance(error, SystemExit) and error.code in _ORDERLY):
         return
@@ -83,6 +84,12 @@ def _announce(others: Peers, error: BaseException) -> None:
         first = others.wait_for_failure()
         if first is not None:
             raise RankError(first.text, first.mistake) from None
+        error = TrainingError(
+            f"the connection to another rank broke, or that rank stood still within a step ({_line_of(error)}); resume "
+            "with set_resume(True)"
+        )
+        others.fail(_line_of(error), is_mistake(error))
+        raise error
     others.fail(_line_of(error), is_mistake(error))
 
 

@@ -159,27 +159,32 @@ class MeetingPlace:
         rank = visitor.rank
         assert rank is not None
         if "at" in message:
-            place = (message["at"][0], message["at"][1])
-            visitor.action = place[0]
-            meeting = self._meetings.setdefault(place, _Meeting(time.monotonic(), message["what"]))
-            if message["what"] != meeting.what:
-                text = (
-                    f"rank {rank}: came to {message['what']}, while {_names(meeting.arrived)} came to {meeting.what}; "
-                    "every rank must make the same calls of train, test, predict and run.save"
-                )
-                self._announce(Failure(rank, text, place[0]))
-                return
-            meeting.arrived.add(rank)
-            if len(meeting.arrived) == self._ranks:
-                del self._meetings[place]
-                self._tell(range(self._ranks), {"open": place})
-            self._check_left()
+            visitor.action, number = message["at"]
+            if visitor.action not in self._failures:
+                self._arrive(rank, (visitor.action, number), message["what"])
+                self._check_left()
         elif "failure" in message:
             self._announce(Failure(**message["failure"]))
         elif "leaves" in message:
             self._left.add(rank)
             self._tell(range(self._ranks), {"left": rank})
             self._check_left()
+
+    def _arrive(self, rank: int, place: tuple[int, int], what: str) -> None:
+        meeting = self._meetings.setdefault(place, _Meeting(time.monotonic(), what))
+        if what != meeting.what:
+            found = sorted([(min(meeting.arrived), meeting.what), (rank, what)])
+            text = " while ".join(f"rank {one} came to {what}" for one, what in found)
+            self._announce(
+                Failure(
+                    rank, f"{text}; every rank must make the same calls of train, test, predict and run.save", place[0]
+                )
+            )
+            return
+        meeting.arrived.add(rank)
+        if len(meeting.arrived) == self._ranks:
+            del self._meetings[place]
+            self._tell(range(self._ranks), {"open": place})
 
     def _lose(self, visitor: _Visitor) -> None:
         """Announces that a rank has gone without a word, if the connection was that of a rank."""
@@ -201,7 +206,6 @@ class MeetingPlace:
         for place, meeting in list(self._meetings.items()):
             waited, late = now - meeting.began, set(range(self._ranks)) - meeting.arrived
             if waited >= self.patience:
-                del self._meetings[place]
                 text = (
                     f"{_names(late)}: waited {self.patience / 60:g} min for {meeting.what}; find out what keeps that "
                     "process, or wait longer with set_rank_timeout"
@@ -216,6 +220,7 @@ class MeetingPlace:
         """Tells all ranks the first failure of an action."""
         if failure.action not in self._failures:
             self._failures[failure.action] = failure
+            self._meetings = {place: one for place, one in self._meetings.items() if place[0] != failure.action}
             self._tell(range(self._ranks), {"failure": dataclasses.asdict(failure)})
 
     def _tell(self, ranks: Any, message: dict[str, Any]) -> None:

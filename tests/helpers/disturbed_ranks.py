@@ -90,7 +90,9 @@ HARD_PLACES = {
     "killed": Place("plsc.engine.trainer:log_header", 1, BROKEN),
     "rank 0 killed": Place("plsc.engine.trainer:log_header", 0, BROKEN),
     "left": Place("plsc.engine.trainer:log_header", 1, SystemExit(0)),
-    "other calls": Place("plsc.engine.trainer:log_header", 1, RankError("came to its own save, while rank 0 came to")),
+    "other calls": Place(
+        "plsc.engine.trainer:log_header", 1, RankError("while rank 1 came to its own save; every rank must")
+    ),
     "between actions": Place("plsc:Entry.convert_for_prediction", 1, BROKEN),
 }
 BUSY = ("busy",)
