@@ -249,6 +249,14 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "after how many skipped steps in a row training stops",
             "a step is skipped when its loss or its embeddings are not finite",
         ),
+        Setting(
+            "strategy",
+            checks.strategy,
+            "how Paddle's fleet averages the gradients of several ranks",
+            "a `fleet.DistributedStrategy`; None fuses up to 25 MB of gradients: see "
+            "[below](#a-strategy-of-paddles-fleet)",
+            has_text=False,
+        ),
         Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
     ),
     "Tests": (
