@@ -43,6 +43,9 @@ def initialise() -> None:
 def initialise_fleet(averaging: Averaging) -> None:
     """Initialises fleet for pure data parallelism; further calls change only how gradients are averaged.
 
+    Raises:
+        ConfigError: The script has joined the ranks itself, in a way that plsc cannot use.
+
     The groups that fleet makes for other kinds of parallelism are left out (`heter_ccl_mode`, on gloo and nccl alike).
     On gloo they fail at random, with "Connection refused" in 4 of 10 starts of 4 ranks: Paddle stores the addresses of
     the ranks of every group under the same keys (`ProcessGroupGloo` gives its store no prefix). A rank that is faster
@@ -51,6 +54,11 @@ def initialise_fleet(averaging: Averaging) -> None:
     """
     # Fleet warns when it has been initialised before, which is what a second training does.
     fleet.init(is_collective=True, strategy=strategy_of(averaging), log_level="ERROR")
+    if not distributed.is_initialized():  # The script has joined the ranks in Paddle's older way, which has no groups.
+        raise ConfigError(
+            "the script calls fleet.init or init_parallel_env before plsc has chosen gloo; leave the call out, because "
+            f"plsc joins the ranks, or set {_BACKEND}=gloo"
+        )
     if not hasattr(fleet.fleet, "_hcg"):
         fleet.fleet._hcg = _DataParallelism()
 

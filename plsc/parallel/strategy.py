@@ -30,7 +30,10 @@ _INSTEAD = {
     "sharding": _HEAD,
     "tensor_parallel": _HEAD,
     "hybrid": f"leave all but dp_degree at their defaults, and dp_degree at -1 or the number of ranks; {_HEAD}",
-    "sync_batch_norm": "give set_model a model converted by paddle.nn.SyncBatchNorm.convert_sync_batchnorm",
+    "sync_batch_norm": (
+        "on GPUs, give set_model a model that paddle.nn.SyncBatchNorm.convert_sync_batchnorm has converted (Paddle has "
+        "no such operator on CPUs)"
+    ),
     "fuse_all_reduce_ops": "set fuse_grad_size_in_MB, which says how many gradients are averaged at a time",
     "cudnn_exhaustive_search": _FLAGS,
     "cudnn_batchnorm_spatial_persistent": _FLAGS,

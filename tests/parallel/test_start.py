@@ -58,3 +58,9 @@ def test_a_gpu_that_is_missing_is_named_in_one_line(monkeypatch, gpus, backend, 
     with pytest.raises(ConfigError, match=words) as problem:
         choose_backend(monkeypatch, gpus, backend, selected, "4", "2")
     assert "\n" not in str(problem.value)
+
+
+def test_a_script_that_joins_the_ranks_in_an_older_way_is_refused(monkeypatch):
+    monkeypatch.setattr(start.fleet, "init", lambda **options: None)
+    with pytest.raises(ConfigError, match="leave the call out, because plsc joins the ranks, or set PADDLE_DISTRI_BAC"):
+        start.initialise_fleet(start.Averaging())
