@@ -71,8 +71,8 @@ def _check_same(name: str, first: _Wrapped, trained: tuple[str, ...], averaging:
         )
     if averaging != first.averaging:
         raise ConfigError(
-            f"{name}: set_strategy gives {averaging}, but this process first trained it with {first.averaging}; train "
-            "a copy.deepcopy of it, or start a new process"
+            f"{name}: this process first trained it with {first.averaging}, and set_strategy now gives {averaging}; "
+            "train a copy.deepcopy of it, or start a new process"
         )
 
 

@@ -58,6 +58,9 @@ class Averaging(NamedTuple):
     last_mb: float = 1.0
     find_unused_parameters: bool = False
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in zip(_USED, self))
+
 
 def check_strategy(setter: str, strategy: Any) -> fleet.DistributedStrategy:
     """Returns a copy of the user's strategy.

@@ -212,7 +212,9 @@ def averages_gradients_as_the_strategy_says():
         return
     assert (wrapper.comm_buffer_size, wrapper.last_comm_buffer_size) == (16 << 20, 1 << 19)
     assert wrapper.find_unused_parameters
-    assert type(problem) is ConfigError and "fuse_mb=16" in str(problem) and "copy.deepcopy" in str(problem)
+    assert (
+        type(problem) is ConfigError and "fuse_grad_size_in_MB=16" in str(problem) and "copy.deepcopy" in str(problem)
+    )
     other = parallel.distributed_model(paddle.nn.Linear(2, 1), False)
     assert (other.comm_buffer_size, other.last_comm_buffer_size) == (25 << 20, 1 << 20), "a strategy is of one training"
 
