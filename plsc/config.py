@@ -133,6 +133,7 @@ class Config:
     margin_object: Any = None
     model: Any = None
     optimizer: Any = None
+    strategy: Any = None
     param_attr: Any = None
     bias_attr: Any = None
     train_reader: Any = None
@@ -147,6 +148,7 @@ class Config:
         "margin_object",
         "model",
         "optimizer",
+        "strategy",
         "param_attr",
         "bias_attr",
         "train_reader",

@@ -355,6 +355,24 @@ class Entry:
         """
         self._set("max_skipped_steps", n)
 
+    def set_strategy(self, strategy: paddle.distributed.fleet.DistributedStrategy) -> None:
+        """Sets how Paddle's fleet averages the gradients of several ranks.
+
+        Three fields of the strategy have an effect: `fuse_grad_size_in_MB` and `last_comm_group_size_MB`, the sizes up
+        to which gradients are averaged together, and `find_unused_parameters`, which a custom model always has. All
+        others must be at their defaults. The message about a field that is not names the setter that does its work,
+        such as `set_mixed_precision` for `amp`. With one rank there is nothing to average.
+
+        Example:
+            >>> from paddle.distributed import fleet
+            >>> from plsc import Entry
+            >>> strategy = fleet.DistributedStrategy()
+            >>> strategy.fuse_grad_size_in_MB = 16
+            >>> entry = Entry()
+            >>> entry.set_strategy(strategy)
+        """
+        self._set("strategy", strategy)
+
     def set_seed(self, n: int) -> None:
         """Sets the seed of the weights, the shuffling, the augmentation and dropout."""
         self._set("seed", n)

@@ -92,7 +92,7 @@ class Trainer:
         self.head = build_classifier(config)
         warm_start(config, self.backbone, self.head)
         # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
-        self.model = parallel.distributed_model(self.backbone, find_unused_parameters=config.model is not None)
+        self.model = parallel.distributed_model(self.backbone, config.model is not None, config.strategy)
         random_state.seed_everything(config.seed + parallel.rank())
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 

@@ -14,7 +14,8 @@ from plsc.parallel.collectives import (
 )
 from plsc.parallel.model import broadcast_statistics, distributed_model, without_gradient_sync
 from plsc.parallel.ranks import on_cpu, rank, restarted, world_size
-from plsc.parallel.start import initialise
+from plsc.parallel.start import gpu_count, initialise
+from plsc.parallel.strategy import check_strategy
 from plsc.parallel.together import from_rank_0, together
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "any_rank",
     "broadcast_statistics",
     "check_same",
+    "check_strategy",
     "distributed_model",
     "from_rank_0",
+    "gpu_count",
     "initialise",
     "meet",
     "on_cpu",

@@ -4,47 +4,78 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from typing import NamedTuple, Optional
 
 import paddle
 from paddle import distributed
+from paddle.distributed import fleet
 
 from plsc.errors import ConfigError
 from plsc.parallel.action import meet
 from plsc.parallel.ranks import world_size
+from plsc.parallel.start import initialise_fleet
+from plsc.parallel.strategy import Averaging, averaging_of
+
+
+class _Wrapped(NamedTuple):
+    """A model as it was first trained on several ranks."""
+
+    wrapper: paddle.nn.Layer
+    trained: tuple[str, ...]  # the names of the parameters
+    averaging: Averaging
+
 
 # Paddle's wrappers are kept until the process ends: the hooks they leave on the parameters would crash without them.
-_wrapped: weakref.WeakKeyDictionary[paddle.nn.Layer, tuple[paddle.nn.Layer, tuple[str, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+_wrapped: weakref.WeakKeyDictionary[paddle.nn.Layer, _Wrapped] = weakref.WeakKeyDictionary()
 
 
-def distributed_model(model: paddle.nn.Layer, find_unused_parameters: bool) -> paddle.nn.Layer:
+def distributed_model(
+    model: paddle.nn.Layer, find_unused_parameters: bool, strategy: Optional[fleet.DistributedStrategy] = None
+) -> paddle.nn.Layer:
     """Returns a wrapper of `model` that averages its gradients over the ranks during the backward pass.
 
-    Every rank then holds the weights of rank 0. With one rank the model itself is returned.
+    Every rank then holds the weights of rank 0. With one rank, or when all parameters are frozen, the model itself is
+    returned.
+
+    The optimizer has no such wrapper. `fleet.distributed_optimizer` averages nothing in data parallelism: its `step`
+    is that of the optimizer it wraps. What it does in other kinds of parallelism cannot serve here, because the walk
+    over the classes moves most rows of the head, and plsc itself clips over all shards, scales losses and skips steps.
 
     Args:
         model: The model; wrapping it again returns the same wrapper.
         find_unused_parameters: Whether the model may hold parameters that a forward pass does not use.
+        strategy: A strategy that `check_strategy` has accepted; None is plsc's own.
 
     Raises:
-        ConfigError: The model was wrapped before, and other parameters are trained now.
+        ConfigError: The model was wrapped before, and other parameters are trained now, or with another strategy.
     """
     if world_size() == 1:
         return model
     meet("the model, with its weights")
     trained = tuple(name for name, parameter in model.named_parameters() if not parameter.stop_gradient)
-    if model not in _wrapped:
-        _wrapped[model] = (paddle.DataParallel(model, find_unused_parameters=find_unused_parameters), trained)
-    else:
-        distributed.parallel.sync_params_buffers(model)
-    wrapper, trained_then = _wrapped[model]
-    if trained != trained_then:
+    averaging = averaging_of(strategy, find_unused_parameters)
+    if model in _wrapped:
+        _check_same(type(model).__name__, _wrapped[model], trained, averaging)
+    elif trained:
+        initialise_fleet(averaging)
+        _wrapped[model] = _Wrapped(fleet.distributed_model(model), trained, averaging)
+        return _wrapped[model].wrapper
+    distributed.parallel.sync_params_buffers(model)
+    return _wrapped[model].wrapper if trained else model
+
+
+def _check_same(name: str, first: _Wrapped, trained: tuple[str, ...], averaging: Averaging) -> None:
+    """Checks that a model is trained as it was first trained; what Paddle has prepared for that stays as it is."""
+    if trained != first.trained:
         raise ConfigError(
-            f"{type(model).__name__}: other parameters are frozen than when this process first trained it on several "
+            f"{name}: other parameters are frozen than when this process first trained it on several "
             "ranks, which Paddle does not support; train a copy.deepcopy of it, or start a new process"
         )
-    return wrapper
+    if averaging != first.averaging:
+        raise ConfigError(
+            f"{name}: this process first trained it with {first.averaging}, and set_strategy now gives {averaging}; "
+            "train a copy.deepcopy of it, or start a new process"
+        )
 
 
 def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextManager:
@@ -52,7 +83,7 @@ def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextM
 
     The first backward pass after it averages the sums over the ranks.
     """
-    return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
+    return model.no_sync() if isinstance(model, paddle.DataParallel) else contextlib.nullcontext()
 
 
 def broadcast_statistics(model: paddle.nn.Layer) -> None:

@@ -1,4 +1,4 @@
-"""Joins the ranks of a run."""
+"""Joins the ranks of a run through Paddle's fleet, and chooses where they compute."""
 
 from __future__ import annotations
 
@@ -6,23 +6,87 @@ import os
 
 import paddle
 from paddle import distributed
+from paddle.distributed import fleet
 
+from plsc.errors import ConfigError
 from plsc.parallel.peers import join
 from plsc.parallel.ranks import world_size
+from plsc.parallel.strategy import Averaging, strategy_of
 
+_BACKEND = "PADDLE_DISTRI_BACKEND"
+_GPUS = "FLAGS_selected_gpus"
 _initialised = False
 
 
+class _DataParallelism:
+    """What fleet asks its groups for before it sees that `heter_ccl_mode` has left them out (Paddle 3.3)."""
+
+    def get_parallel_mode(self) -> int:
+        """Returns the kind of parallelism."""
+        return int(distributed.ParallelMode.DATA_PARALLEL)
+
+
 def initialise() -> None:
-    """Joins the ranks of this run; further calls in a process do nothing."""
+    """Joins the ranks of this run; further calls in a process do nothing.
+
+    Raises:
+        ConfigError: The launcher has chosen a GPU for this rank that this machine does not have.
+    """
     global _initialised
     if _initialised:
         return
-    if not paddle.is_compiled_with_cuda():
-        os.environ.setdefault("PADDLE_DISTRI_BACKEND", "gloo")
-    if world_size() > 1:
-        # fleet.init would add groups for pipelines and the like, which plsc does not use. On gloo, making them fails at
-        # random with "Connection refused" (3 of 5 starts of 4 ranks, Paddle 3.3.1; 0 of 5 this way).
-        distributed.init_parallel_env()
+    _choose_backend()
+    if world_size() > 1:  # one rank has nothing to join
+        initialise_fleet(Averaging())
         join()
     _initialised = True
+
+
+def initialise_fleet(averaging: Averaging) -> None:
+    """Initialises fleet for pure data parallelism; further calls change only how gradients are averaged.
+
+    Raises:
+        ConfigError: The script has joined the ranks itself, in a way that plsc cannot use.
+
+    The groups that fleet makes for other kinds of parallelism are left out (`heter_ccl_mode`, on gloo and nccl alike).
+    On gloo they fail at random, with "Connection refused" in 4 of 10 starts of 4 ranks: Paddle stores the addresses of
+    the ranks of every group under the same keys (`ProcessGroupGloo` gives its store no prefix). A rank that is faster
+    to make its second group than another one finds the address that the other had in its first group, where nothing
+    listens any more. On nccl each would be a further communicator, which training does not need.
+    """
+    # Fleet warns when it has been initialised before, which is what a second training does.
+    fleet.init(is_collective=True, strategy=strategy_of(averaging), log_level="ERROR")
+    if not distributed.is_initialized():  # The script has joined the ranks in Paddle's older way, which has no groups.
+        raise ConfigError(
+            "the script calls fleet.init or init_parallel_env before plsc has chosen gloo; leave the call out, because "
+            f"plsc joins the ranks, or set {_BACKEND}=gloo"
+        )
+    if not hasattr(fleet.fleet, "_hcg"):
+        fleet.fleet._hcg = _DataParallelism()
+
+
+def gpu_count() -> int:
+    """Returns the number of GPUs that this process can use; 0 also for a Paddle that can use none."""
+    return int(paddle.device.cuda.device_count()) if paddle.is_compiled_with_cuda() else 0
+
+
+def _choose_backend() -> None:
+    """Has the ranks talk through gloo where there is no GPU, and checks the GPU of this rank elsewhere.
+
+    Paddle chooses by how it was built: on a machine without a GPU, its builds for GPUs would fail.
+    """
+    gpus, backend = gpu_count(), os.environ.get(_BACKEND, "auto")
+    if not gpus:
+        if backend == "nccl":
+            raise ConfigError(
+                f"{_BACKEND} is nccl, but Paddle finds no GPU on this machine; unset it, or set it to gloo"
+            )
+        if backend == "auto":
+            os.environ[_BACKEND] = "gloo"
+    elif world_size() > 1 and backend in ("auto", "nccl"):
+        chosen = os.environ.get(_GPUS, "0").split(",")[0]
+        if not chosen.isdecimal() or int(chosen) >= gpus:
+            raise ConfigError(
+                f"rank {os.environ.get('PADDLE_TRAINER_ID')}: {_GPUS} is {chosen!r}, but Paddle finds {gpus} GPU(s) on "
+                f"this machine, numbered from 0; start at most {gpus} rank(s) on it, or choose others with {_GPUS}"
+            )

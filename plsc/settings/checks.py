@@ -117,6 +117,13 @@ def optimizer(setter: str, optimizer: Any) -> Any:
     return optimizer
 
 
+def strategy(setter: str, strategy: Any) -> Any:
+    """Returns a copy of `strategy`, which must change only what data parallelism uses."""
+    from plsc.parallel import check_strategy
+
+    return check_strategy(setter, strategy)
+
+
 def mixed_precision(
     setter: str,
     use_fp16: bool,

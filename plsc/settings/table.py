@@ -256,6 +256,14 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "every half minute a line in the log says which rank is waited for, and for what: see "
             "[late ranks](troubleshooting.md#a-rank-is-late-or-fails)",
         ),
+        Setting(
+            "strategy",
+            checks.strategy,
+            "how Paddle's fleet averages the gradients of several ranks",
+            "a `fleet.DistributedStrategy`; None fuses up to 25 MB of gradients: see "
+            "[below](#a-strategy-of-paddles-fleet)",
+            has_text=False,
+        ),
         Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
     ),
     "Tests": (

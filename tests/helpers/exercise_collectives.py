@@ -4,12 +4,14 @@
 A check that fails ends the rank with its traceback.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import paddle
+from paddle.distributed import fleet
 
 from plsc import parallel
 from plsc.errors import ConfigError, DataError
@@ -173,6 +175,63 @@ def waits_for_no_gradient_of_unused_layers():
     np.testing.assert_allclose(model.used.weight.grad.numpy()[:, 0], [mean, mean], rtol=1e-6)
 
 
+def trained_state(model, wrapper):
+    """The weights and statistics after three steps on images that differ between ranks."""
+    optimizer = paddle.optimizer.Momentum(0.1, parameters=model.parameters())
+    generator = np.random.default_rng(RANK)
+    for _ in range(3):
+        images = paddle.to_tensor(generator.normal(size=(5, 3, 8, 8)).astype("float32"))
+        wrapper(images).square().mean().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def trains_to_the_bit_as_paddle_does_without_fleet():
+    paddle.seed(0)
+    of_paddle = paddle.nn.Sequential(
+        paddle.nn.Conv2D(3, 8, 3), paddle.nn.BatchNorm2D(8), paddle.nn.Flatten(), paddle.nn.Linear(288, 4)
+    )
+    of_fleet = copy.deepcopy(of_paddle)
+    expected = trained_state(of_paddle, paddle.DataParallel(of_paddle) if RANKS > 1 else of_paddle)
+    found = trained_state(of_fleet, parallel.distributed_model(of_fleet, find_unused_parameters=False))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def averages_gradients_as_the_strategy_says():
+    strategy = fleet.DistributedStrategy()
+    strategy.fuse_grad_size_in_MB, strategy.last_comm_group_size_MB, strategy.find_unused_parameters = 16, 0.5, True
+    strategy = parallel.check_strategy("set_strategy", strategy)
+    model = paddle.nn.Linear(2, 1)
+    wrapper = parallel.distributed_model(model, False, strategy)
+    problem = raised_by(lambda: parallel.distributed_model(model, False))
+    assert parallel.distributed_model(model, False, strategy) is wrapper
+    if RANKS == 1:
+        assert wrapper is model and problem is None
+        return
+    assert (wrapper.comm_buffer_size, wrapper.last_comm_buffer_size) == (16 << 20, 1 << 19)
+    assert wrapper.find_unused_parameters
+    assert (
+        type(problem) is ConfigError and "fuse_grad_size_in_MB=16" in str(problem) and "copy.deepcopy" in str(problem)
+    )
+    other = parallel.distributed_model(paddle.nn.Linear(2, 1), False)
+    assert (other.comm_buffer_size, other.last_comm_buffer_size) == (25 << 20, 1 << 20), "a strategy is of one training"
+
+
+def gives_every_rank_the_weights_of_a_frozen_model():
+    model = paddle.nn.Linear(2, 1)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    model.weight.set_value(paddle.full([2, 1], 3.0 + RANK))
+    for _ in range(2):
+        wrapper = parallel.distributed_model(model, find_unused_parameters=False)
+        assert wrapper is model
+    assert model.weight.numpy().tolist() == [[3.0 + (RANK if RANKS == 1 else 0)]] * 2
+    with parallel.without_gradient_sync(wrapper):
+        wrapper(paddle.ones([1, 2]))
+
+
 CHECKS = (
     gathers_rows_also_uneven_and_empty_ones,
     gathers_objects_in_rank_order,
@@ -185,6 +244,9 @@ CHECKS = (
     averages_gradients_over_the_ranks,
     wraps_a_model_once_and_refuses_other_frozen_parameters,
     waits_for_no_gradient_of_unused_layers,
+    trains_to_the_bit_as_paddle_does_without_fleet,
+    averages_gradients_as_the_strategy_says,
+    gives_every_rank_the_weights_of_a_frozen_model,
 )
 
 
