@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,25 @@ def states_of(callbacks: Sequence[Callback]) -> dict[str, Any]:
                 f"{name}.state(): cannot be saved ({problem}); give numbers, texts, lists and dicts"
             ) from None
     return states
+
+
+# The states that callbacks had before their first training, as JSON.
+_first_states: weakref.WeakKeyDictionary[Callback, str] = weakref.WeakKeyDictionary()
+
+
+def begin_again(callbacks: Sequence[Callback]) -> None:
+    """Gives each callback the state it had before its first training, so that the next one begins like the first.
+
+    A callback that has no state before a training is left as it is.
+    """
+    for callback in callbacks:
+        if callback in _first_states:
+            callback.load_state(json.loads(_first_states[callback]))
+            continue
+        with contextlib.suppress(AttributeError, TypeError, ValueError):  # `state` may work only during a training
+            state = callback.state()
+            if state is not None:
+                _first_states[callback] = json.dumps(state)
 
 
 def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> None:
