@@ -51,7 +51,7 @@ def _forecast_lines(state: TrainingState, process_bytes: int) -> list[str]:
     try:
         size = backbone_size(state.backbone, state.config.image_shape)
     except Exception as problem:  # noqa: BLE001 - the model is the user's, and may raise anything
-        return [f"memory per rank unknown: the model cannot embed zeros in evaluation mode ({problem})"]
+        return [f"memory per rank unknown: a forward pass in evaluation mode raised {type(problem).__name__}"]
     workload = workload_of(
         state.config,
         size,

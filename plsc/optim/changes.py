@@ -16,6 +16,7 @@ import paddle
 
 Snapshot = dict[str, Any]  # {attribute: its value as `_encoded` gives it}
 
+_INTERNAL = ("_var_name", "keys")  # of Paddle's schedules: names of this process, and what to save
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "deque": deque}
 
 
@@ -23,6 +24,8 @@ def snapshot(owner: Any) -> Snapshot:
     """Returns the plain attributes of an object: numbers, texts, containers and small arrays of them, and schedules."""
     found = {}
     for name, value in vars(owner).items():
+        if name in _INTERNAL:
+            continue
         try:
             found[name] = _encoded(value)
         except TypeError:
@@ -57,7 +60,11 @@ def undo(owner: Any, then: Snapshot) -> None:
 def has_hidden_state(owner: Any) -> bool:
     """Returns whether an object has attributes, such as iterators, that `snapshot` leaves out and that may change."""
     kept = snapshot(owner)
-    return any(name not in kept and not callable(value) for name, value in vars(owner).items())
+    return any(
+        has_hidden_state(value) if name in kept else not callable(value)
+        for name, value in vars(owner).items()
+        if name not in _INTERNAL and (name not in kept or _is_inner(kept[name]))
+    )
 
 
 def _encoded(value: Any) -> Any:

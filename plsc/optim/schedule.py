@@ -44,20 +44,17 @@ class Schedules:
     def __init__(self, optimizer: paddle.optimizer.Optimizer, with_test: bool = True) -> None:
         self._optimizers = chain_of(optimizer)
         self._steps = 0
-        self._made: list[tuple[Any, Snapshot, Snapshot]] = []
-        for one in self._optimizers:
-            rate = one._learning_rate
-            if isinstance(rate, LRScheduler):
-                if rate in _as_made:
-                    undo(rate, _as_made[rate])
-                _as_made[rate] = snapshot(rate)
-            for metric in _metric_schedules(rate):
-                if getattr(metric, "mode", "min") == "max" and not with_test:
+        for schedule in self._schedules():
+            if schedule in _as_made:
+                undo(schedule, _as_made[schedule])
+            _as_made[schedule] = snapshot(schedule)
+            for metric in _metric_schedules(schedule):
+                if not with_test and _follows_score(metric):
                     raise ConfigError(
                         f"set_optimizer: {type(metric).__name__}(mode='max') follows the score of the tests, but "
                         "set_with_test(False) leaves them out; use mode='min', which follows the loss"
                     )
-            self._made.append((rate, _as_made.get(rate, {}) if isinstance(rate, LRScheduler) else {}, _own(one)))
+        self._made = [(one._learning_rate, _own(one)) for one in self._optimizers]
 
     def step(self) -> None:
         """Moves the schedules to the next training step.
@@ -78,7 +75,7 @@ class Schedules:
         """
         for schedule in self._schedules():
             for metric in _metric_schedules(schedule):
-                value = score if getattr(metric, "mode", "min") == "max" else loss
+                value = score if _follows_score(metric) else loss
                 if metric is not schedule and schedule.last_epoch < schedule.warmup_steps:
                     continue  # it warms up
                 if value is not None:
@@ -92,12 +89,8 @@ class Schedules:
             ConfigError: The state of a schedule cannot be written as JSON.
         """
         return [
-            {
-                **_rate_state(one._learning_rate, made, before),
-                "steps": self._steps,
-                "optimizer": changes(_own(one), own),
-            }
-            for one, (made, before, own) in zip(self._optimizers, self._made)
+            {**_rate_state(one._learning_rate, rate), "steps": self._steps, "optimizer": changes(_own(one), own)}
+            for one, (rate, own) in zip(self._optimizers, self._made)
         ]
 
     def load(self, saved: Union[Mapping[str, Any], Sequence[Mapping[str, Any]]]) -> None:
@@ -121,17 +114,11 @@ class Schedules:
         return list({id(rate): rate for rate in rates if isinstance(rate, LRScheduler)}.values())
 
 
-def _rate_state(rate: Any, made: Any, before: Snapshot) -> dict[str, Any]:
-    """Returns the state of a learning rate.
-
-    Args:
-        rate: The schedule, or the number.
-        made: The same when training began.
-        before: How the schedule was then.
-    """
+def _rate_state(rate: Any, first: Any) -> dict[str, Any]:
+    """Returns the state of a learning rate, a schedule or a number, which was `first` when training began."""
     if not isinstance(rate, LRScheduler):  # a number that is not the script's was set by hand
-        return {} if rate == made else {"rate": float(rate)}
-    state: dict[str, Any] = {"schedule": type(rate).__name__, "changes": changes(snapshot(rate), before)}
+        return {} if rate == first else {"rate": float(rate)}
+    state: dict[str, Any] = {"schedule": type(rate).__name__}
     if _has_own_state_dict(rate):
         try:
             state["state_dict"] = json.loads(json.dumps(rate.state_dict(), default=float))
@@ -140,7 +127,7 @@ def _rate_state(rate: Any, made: Any, before: Snapshot) -> dict[str, Any]:
                 f"set_optimizer: the state of {type(rate).__name__} cannot be saved ({problem}); keep numbers in its "
                 "state_dict"
             ) from None
-    return state
+    return {**state, "changes": changes(snapshot(rate), _as_made.get(rate, {}))}
 
 
 def _load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
@@ -190,8 +177,15 @@ def _follows_metric(schedule: LRScheduler) -> bool:
     return any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in needed)
 
 
+def _follows_score(schedule: LRScheduler) -> bool:
+    """Returns whether a schedule that follows a metric follows the score of the tests, not the loss."""
+    return getattr(schedule, "mode", "min") == "max"
+
+
 def _has_own_state_dict(schedule: LRScheduler) -> bool:
-    return not type(schedule).state_dict.__module__.startswith("paddle.")
+    schedules = [schedule, schedule.learning_rate] if isinstance(schedule, LinearWarmup) else [schedule]
+    methods = [type(one).state_dict for one in schedules if isinstance(one, LRScheduler)]
+    return any(not method.__module__.startswith("paddle.") for method in methods)
 
 
 def _own(optimizer: paddle.optimizer.Optimizer) -> Snapshot:
