@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -22,7 +23,9 @@ _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
 _BACKWARD = 1.10
 _LIBRARIES = 80_000_000  # of Paddle's libraries, once they compute
-_measuring = threading.Lock()  # Paddle has one pair of hooks for all threads
+# Paddle has one pair of hooks for all threads: a forward pass is measured only while no other thread trains.
+_lock = threading.Lock()
+_training_threads: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,12 @@ class BackboneSize:
     Attributes:
         parameters: Trained parameters.
         statistics: Everything else the backbone holds.
-        activations: What a forward pass keeps for the backward pass, per image.
+        activations: What a forward pass keeps for the backward pass, per image; None if it is not known.
     """
 
     parameters: int
     statistics: int
-    activations: int
+    activations: Optional[int]
 
 
 @dataclass(frozen=True)
@@ -207,11 +210,34 @@ class Forecast:
         ]
 
 
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Announces that this thread trains; waits until another thread has measured its forward passes."""
+    with _lock:
+        _training_threads.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        with _lock:
+            _training_threads.remove(threading.get_ident())
+
+
 def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> BackboneSize:
     """Measures a model whose layers have been made, by two forward passes, of two and of three images.
 
     They run in evaluation mode and leave the model unchanged; a pass in training mode also keeps the masks of dropout.
+    While another thread trains, nothing is measured, and the activations are left unknown.
     """
+    parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
+    everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
+    with _lock:
+        alone = all(thread == threading.get_ident() for thread in _training_threads)
+        activations = _activations(model, image_shape) if alone else None
+    return BackboneSize(parameters, everything - parameters, activations)
+
+
+def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
+    """Returns what a forward pass of one image keeps for the backward pass, in bytes."""
     modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
@@ -219,9 +245,7 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> 
     finally:
         for layer, mode in modes:  # each its own: a frozen BatchNorm may have been in evaluation mode
             layer.training = mode
-    parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
-    everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
-    return BackboneSize(parameters, everything - parameters, kept[1] - kept[0])
+    return kept[1] - kept[0]
 
 
 def forecast(workload: Workload) -> Forecast:
@@ -246,7 +270,7 @@ def forecast(workload: Workload) -> Forecast:
         "momentum": int(size * copies),
         "gradients": size,
         "buckets": size if workload.ranks > 1 else 0,
-        "activations": int(workload.backbone.activations * workload.batch * _BACKWARD),
+        "activations": int((workload.backbone.activations or 0) * workload.batch * _BACKWARD),
     }
     state = head["weights"] + head["momentum"] + backbone["weights"] + backbone["momentum"]
     images_ahead = (workload.num_workers + 2) * workload.batch
@@ -261,8 +285,14 @@ def forecast(workload: Workload) -> Forecast:
         ranks=workload.ranks if workload.sharded else 1,
         num_classes=workload.num_classes,
         on_cpu=workload.on_cpu,
-        unknown="" if workload.optimizer.copies is not None else f"the state of {workload.optimizer.name}",
+        unknown=" and ".join(_unknown(workload)),
     )
+
+
+def _unknown(workload: Workload) -> list[str]:
+    """Returns what a forecast cannot count."""
+    state = [] if workload.optimizer.copies is not None else [f"the state of {workload.optimizer.name}"]
+    return state if workload.backbone.activations is not None else [*state, "the activations of the backbone"]
 
 
 def advice(workload: Workload, memory: int, one_machine: bool) -> list[str]:
@@ -340,17 +370,12 @@ def _wire(workload: Workload, head: int) -> dict[str, int]:
 def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], images: int) -> int:
     """Returns how many bytes a forward pass keeps for the backward pass, counting each tensor once."""
     kept: dict[int, Any] = {}
-    owner, of_others, numbers = threading.get_ident(), {}, itertools.count()
 
-    def pack(tensor: paddle.Tensor) -> int:  # Paddle never frees what is returned here
-        if threading.get_ident() == owner:
-            kept[tensor.data_ptr()] = tensor
-            return -1
-        number = next(numbers)  # another thread trains meanwhile, and needs the tensor back
-        of_others[number] = tensor
-        return number
+    def pack(tensor: paddle.Tensor) -> int:
+        kept[tensor.data_ptr()] = tensor
+        return 0  # Paddle never frees what is returned here
 
-    with _measuring, paddle.autograd.saved_tensors_hooks(pack, lambda number: of_others.pop(number, None)):
+    with paddle.autograd.saved_tensors_hooks(pack, lambda number: None):
         output = model(*inputs_of(model, paddle.zeros([images, *image_shape]), paddle.zeros([images], dtype="int64")))
     own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     size = sum(_bytes(tensor) for pointer, tensor in kept.items() if pointer not in own)

@@ -18,6 +18,7 @@ from plsc import amp, optim, parallel
 from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.checkpoint.folder import score_of
 from plsc.config import Config
+from plsc.engine import forecast
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.feed import Batch, steps_of, steps_per_epoch
@@ -58,7 +59,7 @@ class Note(enum.IntFlag):
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer]:
     """Trains all epochs; returns what `Entry.train` documents, and the trained backbone."""
-    with contextlib.ExitStack() as resources:
+    with forecast.training(), contextlib.ExitStack() as resources:
         trainer = Trainer(config, resources)
         return trainer.run(), trainer.backbone
 

@@ -70,7 +70,7 @@ _CURE = "Lower set_lr, add set_warmup_epochs, or check the images"
 def check_epoch(progress: Progress, last: Optional[Step]) -> None:
     """Checks that an epoch has trained something, before it is tested and saved.
 
-    Skips that a loss scale explains do not count, unless they are all the run has done so far.
+    Skips that a large loss scale explains do not count.
 
     Args:
         progress: The state after the last step of the epoch.
@@ -114,19 +114,19 @@ def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Pro
 
 
 def report_skipped_end(progress: Progress, last: Optional[Step]) -> None:
-    """Warns at the end of a run that its last steps were skipped.
-
-    Raises:
-        TrainingError: Not one step of the run was used; the same on every rank.
-    """
-    if last is None or last.problem is None:
+    """Warns at the end of a run that its last steps were skipped, or all of them."""
+    if last is None or last.problem is None or parallel.rank() != 0:
         return
     if progress.skipped == progress.step:
-        raise TrainingError(
-            f"all {progress.step} steps of the run were skipped, so it trained nothing: {last.problem}. {_CURE}, or "
-            "lower the init_loss_scaling of set_mixed_precision"
+        logger.warning(
+            "all %d steps of the run were skipped, so it has trained nothing yet: %s. %s, or lower the "
+            "init_loss_scaling of set_mixed_precision",
+            progress.step,
+            last.problem,
+            _CURE,
         )
-    logger.warning(
-        "the last steps of the run were skipped: its weights are those of the last step that was used, before step %d",
-        progress.step,
-    )
+    else:
+        logger.warning(
+            "the last steps of the run were skipped, up to step %d: its weights are those of the last step before them",
+            progress.step,
+        )

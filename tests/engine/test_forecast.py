@@ -1,5 +1,6 @@
 import json
 import re
+import threading
 
 import numpy as np
 import paddle
@@ -7,6 +8,7 @@ import pytest
 from ranks import run_plsc
 
 from plsc.config import Config
+from plsc.engine import forecast as forecasts
 from plsc.engine.forecast import (
     BackboneSize,
     OptimizerSize,
@@ -121,6 +123,39 @@ def test_measuring_does_not_change_a_model():
     assert model.training and not frozen.training and size.activations > 0 and size.statistics > 0
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
+
+
+def test_no_forward_pass_is_measured_while_another_thread_trains():
+    """Paddle would hand out what the other thread's forward pass keeps, and not give it back."""
+    model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(48, 4))
+    events, threads = [], []
+
+    def train():
+        with forecasts.training():
+            events.append("trains")
+
+    class Measured(paddle.nn.Layer):
+        def forward(self, images):
+            threads.append(threading.Thread(target=train))
+            threads[-1].start()  # it cannot begin before both passes are done
+            events.append("is measured")
+            return model(images)
+
+    with forecasts.training():  # this thread's own training does not keep it from measuring
+        assert backbone_size(Measured(), (3, 4, 4)).activations > 0
+    for thread in threads:
+        thread.join()
+    assert events == ["is measured", "is measured", "trains", "trains"]
+
+    sizes = []
+    with forecasts.training():
+        other = threading.Thread(target=lambda: sizes.append(backbone_size(model, (3, 4, 4))))
+        other.start()
+        other.join()
+    assert sizes[0].activations is None and sizes[0].parameters == 4 * (48 * 4 + 4)
+    made = forecast(Workload(1000, 16, 4, 8, sizes[0], image_shape=(3, 8, 8)))
+    assert made.backbone["activations"] == 0
+    assert "without the activations of the backbone, whose size is not known" in made.lines()[0]
 
 
 def test_sizes_of_text():

@@ -111,30 +111,6 @@ def test_an_optimizer_of_unknown_state_and_a_model_that_cannot_be_measured_train
     assert "memory per rank unknown: a forward pass in evaluation mode raised AssertionError" in caplog.text
 
 
-def test_a_forecast_leaves_another_thread_that_trains_alone():
-    """The forecast asks Paddle to hand out what a forward pass keeps, and Paddle does so for every thread."""
-    from plsc.engine.forecast import backbone_size
-
-    measured, other = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(768, 4)), paddle.nn.Linear(4, 4)
-    expected = backbone_size(measured, (3, 16, 16))
-
-    class Trains(paddle.nn.Layer):
-        def forward(self, images):
-            found.append(None)
-            thread = threading.Thread(target=train)
-            thread.start()
-            thread.join()
-            return measured(images)
-
-    def train():
-        other(paddle.ones([2, 4])).tanh().sum().backward()
-        found[-1] = other.weight.grad.numpy().any()
-
-    found = []
-    assert backbone_size(Trains(), (3, 16, 16)).activations == expected.activations
-    assert found == [True, True]
-
-
 def test_what_the_optimizer_leaves_out_stays_and_its_gradients_do_not_count():
     ins = entry(epochs=2)
     model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(768, 8), paddle.nn.Linear(8, 4))
