@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,8 +191,7 @@ def states_of(callbacks: Sequence[Callback]) -> dict[str, Any]:
     return states
 
 
-# The states that callbacks had before their first training, as JSON.
-_first_states: weakref.WeakKeyDictionary[Callback, str] = weakref.WeakKeyDictionary()
+_FIRST_STATE = "_state_before_the_first_training"  # an attribute, because not every callback can be a key of a dict
 
 
 def begin_again(callbacks: Sequence[Callback]) -> None:
@@ -202,13 +200,13 @@ def begin_again(callbacks: Sequence[Callback]) -> None:
     A callback that has no state before a training is left as it is.
     """
     for callback in callbacks:
-        if callback in _first_states:
-            callback.load_state(json.loads(_first_states[callback]))
+        if hasattr(callback, _FIRST_STATE):
+            callback.load_state(json.loads(getattr(callback, _FIRST_STATE)))
             continue
         with contextlib.suppress(AttributeError, TypeError, ValueError):  # `state` may work only during a training
             state = callback.state()
             if state is not None:
-                _first_states[callback] = json.dumps(state)
+                setattr(callback, _FIRST_STATE, json.dumps(state))
 
 
 def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> None:

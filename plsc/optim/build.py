@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
@@ -15,7 +16,7 @@ from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimize
 from plsc import parallel
 from plsc.config import Config
 from plsc.errors import ConfigError
-from plsc.optim.wrapped import chain_of, groups_of, innermost, parameters_of, set_list
+from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
 
 logger = logging.getLogger("plsc")
 
@@ -68,8 +69,7 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
         )
     is_object = isinstance(chosen, paddle.optimizer.Optimizer)
     if is_object:
-        listed = [parameter for one in chain_of(chosen) for parameter in parameters_of(one)]
-        optimizer = copy.deepcopy(chosen, {id(parameter): parameter for parameter in listed})
+        optimizer = copy.deepcopy(chosen, _shared_by_a_copy(chosen))
     else:
         optimizer = chosen(list(parameters))
         if not isinstance(optimizer, paddle.optimizer.Optimizer):
@@ -124,6 +124,16 @@ def check_parameters(
             "centres, of which each rank holds a part; use AdamW or Momentum, or keep the whole matrix on every rank "
             "with set_loss_type('arcface') or another loss whose name does not begin with dist_"
         )
+
+
+def _shared_by_a_copy(chosen: paddle.optimizer.Optimizer) -> dict[int, Any]:
+    """Returns what a deep copy of an optimizer does not copy, by id: weights stay, and what its steps left is new."""
+    kept: dict[int, Any] = {id(parameter): parameter for parameter in parameters_of(chosen)}
+    for one in chain_of(chosen):
+        kept[id(one._accumulators)] = defaultdict(dict)
+        kept[id(one._learning_rate_map)] = {}  # its keys are programs, which cannot be copied
+        kept.update({id(value): set() for name, value in vars(one).items() if name.startswith(CREATED)})
+    return kept
 
 
 def _check_step(optimizer: paddle.optimizer.Optimizer) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import paddle
 from paddle.base.layer_helper import LayerHelper
 
-from plsc.optim.wrapped import chain_of, parameters_of, set_list
+from plsc.optim.wrapped import CREATED, chain_of, parameters_of, set_list
 
 
 def step(optimizer: paddle.optimizer.Optimizer) -> None:
@@ -89,7 +89,7 @@ def copies_of_state(optimizer: paddle.optimizer.Optimizer) -> Optional[float]:
         for one in chain:
             one._accumulators, one._accumulators_holder, one._opti_name_list = defaultdict(dict), {}, []
             for name in vars(one):
-                if name.startswith("_already_create_accumul"):  # spelled differently by Paddle 2.6
+                if name.startswith(CREATED):
                     setattr(one, name, set())
             set_list(one, [matrix])
         for outer, inner in zip(chain, chain[1:]):

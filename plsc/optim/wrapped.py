@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import paddle
 
+CREATED = "_already_create_accumul"  # how the name of that attribute begins; Paddle 2.6 spells the rest differently
+
 
 def chain_of(optimizer: paddle.optimizer.Optimizer) -> list[paddle.optimizer.Optimizer]:
     """Returns an optimizer, the one that it wraps, the one that this wraps, and so on."""

@@ -1,5 +1,6 @@
 """Optimizers and schedules of users in whole trainings, in one process."""
 
+import dataclasses
 import json
 import logging
 import threading
@@ -174,9 +175,9 @@ def test_a_batch_larger_than_the_data_set_is_reported(caplog):
     assert "a step asks for" not in caplog.text
 
 
+@dataclasses.dataclass
 class StopsAfterTwo(Callback):
-    def __init__(self):
-        self.epochs = 0
+    epochs: int = 0
 
     def on_epoch_end(self, run):
         self.epochs += 1

@@ -74,6 +74,25 @@ def test_an_object_with_one_list_moves_everything_that_is_trained_and_copies_no_
     assert len(wrapped._parameter_list) == len(wrapped.inner_optimizer._parameter_list) == 2
 
 
+@pytest.mark.parametrize("wrap", [lambda one: one, LookAhead])
+def test_an_object_that_has_been_used_before_begins_with_fresh_moments(wrap):
+    layer, head = paddle.nn.Linear(2, 2), matrix()
+    chosen = wrap(paddle.optimizer.Adam(0.1, parameters=layer.parameters()))
+
+    def step(optimizer):
+        layer(paddle.ones([1, 2])).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    step(chosen)
+    optimizer = built(chosen, [*layer.parameters(), head])
+    assert optim.optimizer_state(optimizer, {layer.weight.name: "w"}) == {}
+    step(optimizer)
+    assert optim.optimizer_state(optimizer, {layer.weight.name: "w"})["w"]["beta1_pow_acc"].item() == pytest.approx(
+        0.81
+    )
+
+
 @pytest.mark.parametrize("kind", [paddle.optimizer.AdamW, paddle.optimizer.SGD])
 def test_a_function_that_leaves_out_the_head_is_refused_and_what_else_it_leaves_out_is_named(kind, caplog):
     own, other, head = matrix(), matrix(), matrix()
