@@ -274,8 +274,9 @@ class Entry:
         """Sets a custom optimizer.
 
         It replaces Momentum, and its learning rate and schedule are used as they are; a schedule advances by one per
-        step. Paddle builds no optimizer without parameters, which only the engine knows. Give either a function of the
-        parameters, or an optimizer whose parameters are the placeholder `plsc.optim.deferred()`.
+        step, and ReduceOnPlateau by one per epoch. Paddle builds no optimizer without parameters, which only the engine
+        knows. Give either a function of the parameters, or an optimizer whose parameters are the placeholder
+        `plsc.optim.deferred()`. An optimizer keeps its parameter groups.
 
         Example:
             >>> import paddle

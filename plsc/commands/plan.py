@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, size
 from plsc.config import Config
+from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from plsc.engine.forecast import Workload
+    from plsc.engine.forecast import OptimizerSize, Workload
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -114,4 +115,35 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     process = resident_memory()
     model = build_model(config.model_name, config.emb_dim, config.image_shape)
     size = forecast.backbone_size(model, config.image_shape)
-    return forecast.workload_of(config, size, optimizer=optimizer, ranks=ranks, process=process, on_cpu=on_cpu)
+    return forecast.workload_of(
+        config, size, optimizer=_optimizer_size(optimizer), ranks=ranks, process=process, on_cpu=on_cpu
+    )
+
+
+def _optimizer_size(name: str) -> OptimizerSize:
+    """Returns what one of Paddle's optimizers takes, with its own settings.
+
+    Raises:
+        ConfigError: Paddle has no optimizer of this name, or training cannot use it.
+    """
+    import paddle
+
+    from plsc import optim
+    from plsc.engine.forecast import OptimizerSize
+
+    kinds = {kind: made for kind, made in vars(paddle.optimizer).items() if _is_optimizer(made)}
+    if name not in kinds:
+        raise ConfigError(f"--optimizer {name}: Paddle has no such optimizer; choose from {', '.join(sorted(kinds))}")
+    parameters = [paddle.create_parameter([4, 4], "float32")]
+    built = optim.build_optimizer(
+        Config(optimizer=lambda given: kinds[name](learning_rate=0.1, parameters=given)), parameters, 1
+    )
+    copies = optim.copies_of_state(built)
+    return OptimizerSize(name, copies, bool(optim.take_rows(built, {"weight": parameters[0]})))
+
+
+def _is_optimizer(made: Any) -> bool:
+    import paddle
+
+    base = paddle.optimizer.Optimizer
+    return isinstance(made, type) and issubclass(made, base) and made is not base

@@ -191,6 +191,24 @@ def states_of(callbacks: Sequence[Callback]) -> dict[str, Any]:
     return states
 
 
+_FIRST_STATE = "_state_before_the_first_training"  # an attribute, because not every callback can be a key of a dict
+
+
+def begin_again(callbacks: Sequence[Callback]) -> None:
+    """Gives each callback the state it had before its first training, so that the next one begins like the first.
+
+    A callback that has no state before a training is left as it is.
+    """
+    for callback in callbacks:
+        if hasattr(callback, _FIRST_STATE):
+            callback.load_state(json.loads(getattr(callback, _FIRST_STATE)))
+            continue
+        with contextlib.suppress(AttributeError, TypeError, ValueError):  # `state` may work only during a training
+            state = callback.state()
+            if state is not None:
+                setattr(callback, _FIRST_STATE, json.dumps(state))
+
+
 def load_states(callbacks: Sequence[Callback], states: Mapping[str, Any]) -> None:
     """Gives each callback the state it had.
 

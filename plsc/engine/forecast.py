@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import paddle
 
 from plsc.config import Config, kind_of
-from plsc.errors import ConfigError
 from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows
 from plsc.heads.workers import walking_threads
@@ -21,8 +23,24 @@ _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
 _BACKWARD = 1.10
 _LIBRARIES = 80_000_000  # of Paddle's libraries, once they compute
-_OPTIMIZER_COPIES = {"SGD": 0, "Momentum": 1, "Adagrad": 1, "RMSProp": 3, "Adam": 2, "AdamW": 2, "Lamb": 2, "Adamax": 2}
-_MOVED_IN_CHUNKS = ("SGD", "Momentum")
+# Paddle has one pair of hooks for all threads: a forward pass is measured only while no other thread trains.
+_lock = threading.Lock()
+_training_threads: list[int] = []
+
+
+@dataclass(frozen=True)
+class OptimizerSize:
+    """The memory that an optimizer takes.
+
+    Attributes:
+        name: Its class.
+        copies: The size of its state as a multiple of the size of the parameters; None if it is not known.
+        moves_in_chunks: Whether it never needs the whole gradient of the head.
+    """
+
+    name: str
+    copies: Optional[float]
+    moves_in_chunks: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,12 +50,12 @@ class BackboneSize:
     Attributes:
         parameters: Trained parameters.
         statistics: Everything else the backbone holds.
-        activations: What a forward pass keeps for the backward pass, per image.
+        activations: What a forward pass keeps for the backward pass, per image; None if it is not known.
     """
 
     parameters: int
     statistics: int
-    activations: int
+    activations: Optional[int]
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Workload:
         sharded: Whether each rank holds its own share of the classes, rather than all of them.
         has_bias: Whether the head has a bias.
         sample_ratio: Share of the classes that take part in a step.
-        optimizer: Paddle's name; SGD and Momentum move the rows in chunks, others need their whole gradient.
+        optimizer: What the optimizer takes.
         micro_batches: Batches that are accumulated in a step.
         num_workers: Threads that load images.
         threads: Threads that walk over the rows of the head.
@@ -73,7 +91,7 @@ class Workload:
     sharded: bool = True
     has_bias: bool = False
     sample_ratio: float = 1.0
-    optimizer: str = "Momentum"
+    optimizer: OptimizerSize = OptimizerSize("Momentum", 1.0, moves_in_chunks=True)
     micro_batches: int = 1
     num_workers: int = 2
     threads: int = 1
@@ -93,26 +111,9 @@ class Workload:
         """Samples of a step that a rank computes logits for."""
         return self.batch * self.micro_batches * (self.ranks if self.sharded else 1)
 
-    @property
-    def moved_in_chunks(self) -> bool:
-        """Whether the optimizer never needs the whole gradient of the head."""
-        return self.optimizer in _MOVED_IN_CHUNKS
-
-    @property
-    def optimizer_copies(self) -> int:
-        """How many times the size of the parameters the optimizer keeps as its state.
-
-        Raises:
-            ConfigError: The state of the optimizer is not known.
-        """
-        if self.optimizer not in _OPTIMIZER_COPIES:
-            known = ", ".join(_OPTIMIZER_COPIES)
-            raise ConfigError(f"optimizer {self.optimizer!r}: the size of its state is not known; choose from {known}")
-        return _OPTIMIZER_COPIES[self.optimizer]
-
 
 def workload_of(
-    config: Config, backbone: BackboneSize, *, optimizer: str, ranks: int, process: int, on_cpu: bool
+    config: Config, backbone: BackboneSize, *, optimizer: OptimizerSize, ranks: int, process: int, on_cpu: bool
 ) -> Workload:
     """Returns the workload of a training with these settings; see `Workload` for the arguments."""
     return Workload(
@@ -153,6 +154,7 @@ class Forecast:
         ranks: Ranks that share the classes; 1 when every rank holds them all.
         num_classes: Classes over all ranks.
         on_cpu: Whether the ranks compute on CPUs.
+        unknown: What is not counted because its size is not known; '' if everything is counted.
     """
 
     head: dict[str, int]
@@ -165,6 +167,7 @@ class Forecast:
     ranks: int
     num_classes: int
     on_cpu: bool
+    unknown: str = ""
 
     @property
     def head_bytes(self) -> int:
@@ -198,7 +201,8 @@ class Forecast:
             rest += f", copy of the state while it is saved {size_text(self.snapshot)}"
         wire = ", ".join(f"{name} {size_text(size)}" for name, size in self.wire.items())
         return [
-            f"memory per rank {size_text(self.total)}{'' if self.on_cpu else ' on the device'}",
+            f"memory per rank {size_text(self.total)}{'' if self.on_cpu else ' on the device'}"
+            + (f", without {self.unknown}, whose size is not known" if self.unknown else ""),
             f"  head {size_text(self.head_bytes)}: {head}",
             f"  backbone {size_text(sum(self.backbone.values()))}: {backbone}",
             f"  {'and' if self.on_cpu else 'in host memory'}: {rest}",
@@ -206,21 +210,42 @@ class Forecast:
         ]
 
 
+@contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Announces that this thread trains; waits until another thread has measured its forward passes."""
+    with _lock:
+        _training_threads.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        with _lock:
+            _training_threads.remove(threading.get_ident())
+
+
 def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> BackboneSize:
     """Measures a model whose layers have been made, by two forward passes, of two and of three images.
 
     They run in evaluation mode and leave the model unchanged; a pass in training mode also keeps the masks of dropout.
+    While another thread trains, nothing is measured, and the activations are left unknown.
     """
-    was_training = model.training
+    parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
+    everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
+    with _lock:
+        alone = all(thread == threading.get_ident() for thread in _training_threads)
+        activations = _activations(model, image_shape) if alone else None
+    return BackboneSize(parameters, everything - parameters, activations)
+
+
+def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
+    """Returns what a forward pass of one image keeps for the backward pass, in bytes."""
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
         kept = [_kept_by_forward(model, image_shape, images) for images in (2, 3)]
     finally:
-        if was_training:
-            model.train()
-    parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
-    everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
-    return BackboneSize(parameters, everything - parameters, kept[1] - kept[0])
+        for layer, mode in modes:  # each its own: a frozen BatchNorm may have been in evaluation mode
+            layer.training = mode
+    return kept[1] - kept[0]
 
 
 def forecast(workload: Workload) -> Forecast:
@@ -228,27 +253,24 @@ def forecast(workload: Workload) -> Forecast:
 
     With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
     batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
-    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes.
-
-    Raises:
-        ConfigError: The state of the optimizer is not known.
+    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. A state of the optimizer whose size is not known counts as nothing.
     """
-    copies = workload.optimizer_copies
+    copies = workload.optimizer.copies or 0.0
     row_bytes = _FLOAT * (workload.emb_dim + workload.has_bias)
     weights, size = workload.rows * row_bytes, workload.backbone.parameters
     head = {
         "weights": weights,
-        "momentum": weights * copies,
+        "momentum": int(weights * copies),
         # as it is summed, and as it is given to Paddle's optimizer
-        "gradient": 0 if workload.moved_in_chunks else 2 * weights,
+        "gradient": 0 if workload.optimizer.moves_in_chunks else 2 * weights,
         "workspace": _workspace(workload),
     }
     backbone = {
         "weights": size + workload.backbone.statistics,
-        "momentum": size * copies,
+        "momentum": int(size * copies),
         "gradients": size,
         "buckets": size if workload.ranks > 1 else 0,
-        "activations": int(workload.backbone.activations * workload.batch * _BACKWARD),
+        "activations": int((workload.backbone.activations or 0) * workload.batch * _BACKWARD),
     }
     state = head["weights"] + head["momentum"] + backbone["weights"] + backbone["momentum"]
     images_ahead = (workload.num_workers + 2) * workload.batch
@@ -263,7 +285,14 @@ def forecast(workload: Workload) -> Forecast:
         ranks=workload.ranks if workload.sharded else 1,
         num_classes=workload.num_classes,
         on_cpu=workload.on_cpu,
+        unknown=" and ".join(_unknown(workload)),
     )
+
+
+def _unknown(workload: Workload) -> list[str]:
+    """Returns what a forecast cannot count."""
+    state = [] if workload.optimizer.copies is not None else [f"the state of {workload.optimizer.name}"]
+    return state if workload.backbone.activations is not None else [*state, "the activations of the backbone"]
 
 
 def advice(workload: Workload, memory: int, one_machine: bool) -> list[str]:
@@ -312,8 +341,8 @@ def _workspace(workload: Workload) -> int:
 def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
     """Returns how much the total grows with each class of a rank."""
     is_copied = workload.saves_in_background and workload.on_cpu
-    size: float = row_bytes * (1 + workload.optimizer_copies) * (1 + is_copied)
-    size += row_bytes * 2 * (not workload.moved_in_chunks)
+    size: float = row_bytes * (1 + (workload.optimizer.copies or 0.0)) * (1 + is_copied)
+    size += row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
     return size + _FLOAT * (7 * workload.sample_ratio if workload.sample_ratio < 1 else 1.0)
 
 

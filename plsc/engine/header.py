@@ -9,8 +9,8 @@ from typing import Optional
 import numpy as np
 import paddle
 
-from plsc import amp, parallel
-from plsc.engine.forecast import backbone_size, forecast, workload_of
+from plsc import amp, optim, parallel
+from plsc.engine.forecast import OptimizerSize, backbone_size, forecast, workload_of
 from plsc.engine.state import TrainingState
 from plsc.version import __version__
 
@@ -32,17 +32,35 @@ def log_header(state: TrainingState, num_images: Optional[int], process_bytes: i
     logger.info("%s", _head_line(state))
     logger.info("precision %s", amp.describe(config.mixed_precision))
     logger.info("%s", _data_line(state, num_images))
-    if parallel.rank() == 0:  # only rank 0 shows it, and it costs two forward passes
-        workload = workload_of(
-            config,
-            backbone_size(state.backbone, config.image_shape),
-            optimizer=type(state.optimizer).__name__,
-            ranks=ranks,
-            process=process_bytes,
-            on_cpu=parallel.on_cpu(),
+    if config.optimizer is None and num_images and num_images < config.batch_per_rank * ranks:
+        logger.warning(
+            "a step asks for %d images and the data set has %d, so each step has fewer; the learning rate is scaled by "
+            "%d / 1024 all the same: lower set_train_batch_size, or set_lr",
+            config.batch_per_rank * ranks,
+            num_images,
+            config.batch_per_rank * ranks,
         )
-        for line in forecast(workload).lines():
+    if parallel.rank() == 0:  # only rank 0 shows it, and it costs two forward passes
+        for line in _forecast_lines(state, process_bytes):
             logger.info("%s", line)
+
+
+def _forecast_lines(state: TrainingState, process_bytes: int) -> list[str]:
+    """Returns the forecast; whatever keeps it from being made does not keep the training from running."""
+    name, copies = type(state.optimizer).__name__, optim.copies_of_state(state.optimizer)
+    try:
+        size = backbone_size(state.backbone, state.config.image_shape)
+    except Exception as problem:  # noqa: BLE001 - the model is the user's, and may raise anything
+        return [f"memory per rank unknown: a forward pass in evaluation mode raised {type(problem).__name__}"]
+    workload = workload_of(
+        state.config,
+        size,
+        optimizer=OptimizerSize(name, copies, bool(state.row_updates)),
+        ranks=parallel.world_size(),
+        process=process_bytes,
+        on_cpu=parallel.on_cpu(),
+    )
+    return forecast(workload).lines()
 
 
 def _model_line(state: TrainingState) -> str:

@@ -39,6 +39,7 @@ class TrainingState:
         run: Identifies the run; a resumed run keeps it.
         progress: How far the run has come.
         rng: Random state of this rank at the beginning of the epoch.
+        schedules: The learning rates of the optimizer.
     """
 
     config: Config
@@ -52,6 +53,10 @@ class TrainingState:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     progress: Progress = field(default_factory=Progress)
     rng: dict[str, Any] = field(default_factory=random_state.capture)
+    schedules: optim.Schedules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.schedules = optim.Schedules(self.optimizer, self.config.with_test)
 
     def begin_epoch(self) -> None:
         """Remembers the random state that a reader of the user finds in this epoch."""
@@ -116,8 +121,8 @@ class TrainingState:
             "seed": config.seed,
             "batch_per_rank": config.batch_per_rank,
             "steps_per_epoch": self.steps_per_epoch,
-            "learning_rate": float(self.optimizer.get_lr()),
-            "schedule": optim.schedule_state(self.optimizer),
+            "learning_rate": optim.rate_of(self.optimizer),
+            "schedule": self.schedules.state(),
             "loss_scaling": self.scaler.state(),
             "skipped_steps": progress.skipped,
             "sampling_step": head.next_step,
@@ -155,8 +160,7 @@ class TrainingState:
         meta, ranks = source.meta, parallel.world_size()
         try:
             progress = Progress(**meta["progress"])
-            if meta["schedule"]:
-                self.optimizer._learning_rate.set_state_dict(dict(meta["schedule"]))
+            self.schedules.load(meta["schedule"])
             self.scaler.load(meta["loss_scaling"])
             self.head.next_step = int(meta["sampling_step"])
             if len(meta["rng"]) == ranks:
@@ -165,7 +169,7 @@ class TrainingState:
             seen = progress.batch * int(meta["batch_per_rank"]) * int(meta["ranks"])
             self.run = str(meta["run"])
             states = dict(meta["callbacks"])
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
             raise CheckpointError(
                 f"{source.folder}: this checkpoint cannot be resumed ({type(problem).__name__}: {problem}); start from "
                 "its weights with set_checkpoint_dir"

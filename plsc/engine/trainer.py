@@ -16,10 +16,12 @@ import paddle
 
 from plsc import amp, optim, parallel
 from plsc.checkpoint.download import fetch_checkpoint, open_store
+from plsc.checkpoint.folder import score_of
 from plsc.config import Config
+from plsc.engine import forecast
 from plsc.engine.agreement import check_data, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
-from plsc.engine.callbacks import Clock, Step
+from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.feed import Batch, steps_of, steps_per_epoch
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
@@ -28,7 +30,14 @@ from plsc.engine.resume import open_save_dir, warm_start
 from plsc.engine.run_record import write_run_record
 from plsc.engine.state import TrainingState
 from plsc.engine.updates import Updates
-from plsc.engine.verdict import gradient_problem, report_skipped_step, step_of
+from plsc.engine.verdict import (
+    check_epoch,
+    check_weights,
+    gradient_problem,
+    report_skipped_end,
+    report_skipped_step,
+    step_of,
+)
 from plsc.evaluation.build import build_evaluator
 from plsc.heads import HeadOutput
 from plsc.inference.networks import TrainedNetwork
@@ -51,7 +60,7 @@ class Note(enum.IntFlag):
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer]:
     """Trains all epochs; returns what `Entry.train` documents, and the trained backbone."""
-    with contextlib.ExitStack() as resources:
+    with forecast.training(), contextlib.ExitStack() as resources:
         trainer = Trainer(config, resources)
         return trainer.run(), trainer.backbone
 
@@ -79,6 +88,7 @@ class Trainer:
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
         self.callbacks = build_callbacks(config, self.uploader)
+        begin_again(self.callbacks)
         fetch_checkpoint(config, store)
 
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
@@ -139,6 +149,7 @@ class Trainer:
         with self.clock.paused():
             if self.writer is not None:
                 self.writer.finish()
+            report_skipped_end(progress, self.last)
             self.call("on_train_end")
         return {
             "steps": progress.step,
@@ -160,9 +171,6 @@ class Trainer:
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
             notes = self.step(micro_batches)
             # Every rank has the notes of all ranks, so all take the same branches.
-            if self.writer is not None and all(Note.WRITTEN in note for note in notes):
-                with self.clock.paused():
-                    self.writer.finish()
             if any(Note.SIGTERM in note for note in notes):
                 self.exit_after_sigterm()
             if any(Note.STOP in note for note in notes):
@@ -171,10 +179,13 @@ class Trainer:
         if parallel.any_rank(self.sigterm.requested, f"the end of epoch {progress.epoch}"):
             self.exit_after_sigterm()
         with self.clock.paused():
+            check_epoch(progress, self.last)
+            check_weights(self.backbone, self.head, progress, self.last)
             if self.evaluator is not None:
                 progress.test = self.evaluator(TrainedNetwork(self.backbone, self.config))
                 self.call("on_test", progress.test)
             progress.end_epoch()
+            self.state.schedules.end_epoch(progress.loss, score_of({"test": progress.test}))
             self.call("on_epoch_end")
             return self.agreed_reason()
 
@@ -186,7 +197,7 @@ class Trainer:
         """
         config, progress, scaler = self.config, self.progress, self.scaler
         random_state.seed_step(config.seed, progress.step, parallel.rank())
-        rate, scale, may_shrink = self.optimizer.get_lr(), scaler.scale, scaler.can_shrink
+        rate, scale, may_shrink = optim.rate_of(self.optimizer), scaler.scale, scaler.can_shrink
         parallel.meet(f"the batch of step {progress.step + 1}", every_step=True)
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=self.note())
         statistics = [tensor.clone() for tensor in self.statistics]
@@ -212,8 +223,8 @@ class Trainer:
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
-        optim.clear_grad(self.optimizer)
-        optim.step_schedule(self.optimizer)
+        self.updates.clear_grad()
+        self.state.schedules.step()
         scaler.update(problem is None)
 
         self.last = step_of(outputs, rate, scale if config.mixed_precision.scales_loss else None, problem)
@@ -221,8 +232,13 @@ class Trainer:
         progress.end_step(self.last.loss, is_used=problem is None, may_shrink=may_shrink)
         if problem is not None:
             report_skipped_step(progress, problem, config.max_skipped_steps)
+        notes = [Note(one) for one in gathered.notes]
+        # Before the callbacks: the notes are about the checkpoint of an earlier step, not about one that begins now.
+        if self.writer is not None and all(Note.WRITTEN in note for note in notes):
+            with self.clock.paused():
+                self.writer.finish()
         self.call("on_step_end")
-        return [Note(one) for one in gathered.notes]
+        return notes
 
     def note(self) -> Note:
         """Returns what the other ranks must know before this step."""
@@ -241,6 +257,8 @@ class Trainer:
         if self.writer is None:
             return
         with self.clock.paused():
+            if self.progress.batch:  # after an epoch it has been done
+                check_weights(self.backbone, self.head, self.progress, self.last)
             parallel.broadcast_statistics(self.backbone)
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())

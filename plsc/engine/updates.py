@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from typing import Optional
 
 import paddle
@@ -16,7 +17,8 @@ class Updates:
     """The updates of a backbone and a head, by one optimizer.
 
     SGD and Momentum move the rows of the head in chunks, while their gradient is in cache; the optimizer itself then
-    moves the backbone alone. Every other optimizer is given the whole gradient of the head.
+    moves the backbone alone. Every other optimizer is given the whole gradient of the head, and so are SGD and Momentum
+    where they have parameter groups, or where the weight and the bias are not clipped together.
 
     Attributes:
         optimizer: The user's optimizer or the default one; it holds the schedule.
@@ -27,13 +29,19 @@ class Updates:
         self, config: Config, backbone: paddle.nn.Layer, head: ClassifierHead, steps_per_epoch: Optional[int]
     ) -> None:
         self._head = head
-        head_parameters = {name: p for name, p in head.named_parameters() if not p.stop_gradient}
-        self._head_parameters = list(head_parameters.values())
-        self._backbone_parameters = [p for p in backbone.parameters() if not p.stop_gradient]
-        parameters = self._backbone_parameters + self._head_parameters
-        self.optimizer = optim.build_optimizer(config, parameters, steps_per_epoch or 0)
-        self._clip_norm = optim.clip_norm_of(config, self.optimizer)
-        self.of_rows = optim.take_rows(self.optimizer, head_parameters)
+        self._is_split = head.sharded and parallel.world_size() > 1
+        trained = {name: p for name, p in backbone.named_parameters() if not p.stop_gradient}
+        self._head_parameters = {name: p for name, p in head.named_parameters() if not p.stop_gradient}
+        self._backbone_parameters = list(trained.values())
+        self._parameters = [*self._backbone_parameters, *self._head_parameters.values()]
+        self.optimizer = optim.build_optimizer(config, self._parameters, steps_per_epoch or 0)
+        optim.check_parameters(self.optimizer, trained, self._head_parameters, self._is_split)
+        self._clips = optim.take_clips(
+            config, self.optimizer, self._backbone_parameters, self._head_parameters, self._is_split
+        )
+        clips_of_head = [set(clip.head) for clip in self._clips if clip.head]
+        is_one = all(names >= self._head_parameters.keys() for names in clips_of_head)
+        self.of_rows = optim.take_rows(self.optimizer, self._head_parameters) if is_one else {}
 
     def unscale(self, loss_scale: float) -> None:
         """Takes the loss scale out of the gradients of the backbone; the head's never have it."""
@@ -42,22 +50,35 @@ class Updates:
     def clip_and_apply(self) -> None:
         """Clips the gradients, which are known to be finite, and moves the head and the backbone by them."""
         if self.of_rows:
-            factor = self._clip_factor(self._head.gradient_square_sum)
+            factors = self._clip(self._head.gradient_squares() if self._clips else {})
+            factor = next(iter(factors.values()), 1.0)
             self._head.backward(self.of_rows.get("weight"), self.of_rows.get("bias"), factor)
         else:
             self._head.backward()
-            factor = self._clip_factor(self._square_sum_of_head)
-            optim.scale_gradients(self._head_parameters, factor)
-        optim.scale_gradients(self._backbone_parameters, factor)
+            squares = optim.squares_of(list(self._head_parameters.values())) if self._clips else []
+            factors = self._clip(dict(zip(self._head_parameters, squares)))
+            for name, factor in factors.items():
+                optim.scale_gradients([self._head_parameters[name]], factor)
         optim.step(self.optimizer)
 
-    def _clip_factor(self, square_sum_of_head: Callable[[], float]) -> float:
-        """Returns the factor that clips all gradients together to the global norm; 1 without clipping."""
-        if self._clip_norm is None:
-            return 1.0
-        return optim.clip_factor(self._clip_norm, square_sum_of_head() + optim.square_sum(self._backbone_parameters))
+    def clear_grad(self) -> None:
+        """Clears all gradients, also those of parameters that the optimizer leaves out."""
+        optim.clear_grad(self._parameters)
 
-    def _square_sum_of_head(self) -> float:
-        """Returns the sum of the squares of the head's whole gradients, over all shards."""
-        own = optim.square_sum(self._head_parameters)
-        return parallel.sum_number(own) if self._head.sharded else own
+    def _clip(self, own: Mapping[str, float]) -> dict[str, float]:
+        """Clips the gradients of the backbone, and returns the factors on those of this rank's head, by name.
+
+        Args:
+            own: The sums of squares of this rank's gradients of the head, by name.
+        """
+        if not self._clips:
+            return {}
+        of_backbone = optim.squares_of(self._backbone_parameters)
+        of_head = optim.head_squares(own, self._is_split)
+        factors = {}
+        for clip in self._clips:
+            square_sum = of_head[clip.head] + math.fsum(of_backbone[number] for number in clip.backbone)
+            factor = optim.clip_factor(clip.norm, square_sum)
+            optim.scale_gradients([self._backbone_parameters[number] for number in clip.backbone], factor)
+            factors.update({name: factor for name in clip.head if name in self._head_parameters})
+        return factors

@@ -13,7 +13,8 @@ from plsc import optim, parallel
 from plsc.engine.callbacks import Step
 from plsc.engine.progress import Progress
 from plsc.errors import TrainingError
-from plsc.heads import HeadOutput
+from plsc.heads import ClassifierHead, HeadOutput
+from plsc.heads.shard import first_row_not_finite
 
 logger = logging.getLogger("plsc")
 
@@ -60,4 +61,72 @@ def report_skipped_step(progress: Progress, problem: str, most: int) -> None:
         raise TrainingError(
             f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. Lower set_lr, "
             "add set_warmup_epochs, or check the images; set_max_skipped_steps allows more skipped steps"
+        )
+
+
+_CURE = "Lower set_lr, add set_warmup_epochs, or check the images"
+
+
+def check_epoch(progress: Progress, last: Optional[Step]) -> None:
+    """Checks that an epoch has trained something, before it is tested and saved.
+
+    Skips that a large loss scale explains do not count.
+
+    Args:
+        progress: The state after the last step of the epoch.
+        last: The last step; None if the steps of the epoch were done before the run was resumed.
+
+    Raises:
+        TrainingError: All steps of the epoch were skipped; the same on every rank.
+    """
+    if last is None or last.problem is None or progress.used_steps or progress.skipped_in_a_row < progress.batch:
+        return
+    raise TrainingError(
+        f"epoch {progress.epoch}: all {progress.batch} of its steps were skipped, so it trained nothing: "
+        f"{last.problem}. {_CURE}"
+    )
+
+
+def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Progress, last: Optional[Step]) -> None:
+    """Checks that the weights that are about to be tested or saved are finite. Every rank must call it.
+
+    Args:
+        backbone: The model.
+        head: This rank's class centres.
+        progress: How far the run has come, for the message.
+        last: The last step, for the message.
+
+    Raises:
+        TrainingError: A weight is infinite or NaN; the same on every rank.
+    """
+    name = optim.first_tensor_not_finite(backbone.state_dict().items())
+    found = "" if name is None else f"the backbone's {name} is not finite"
+    row = first_row_not_finite(head.weight)
+    if not found and row is not None:
+        found = f"the class centre of class {head.lower + row} is not finite"
+    found = next(filter(None, parallel.all_gather_object(found)), "")
+    if found:
+        skipped = f" ({progress.skipped_in_a_row} steps after it were skipped)" if last and last.problem else ""
+        raise TrainingError(
+            f"step {progress.step}: {found}, because a step was too large{skipped}; nothing is saved of these weights. "
+            f"{_CURE}; set_resume(True) resumes from the last checkpoint"
+        )
+
+
+def report_skipped_end(progress: Progress, last: Optional[Step]) -> None:
+    """Warns at the end of a run that its last steps were skipped, or all of them."""
+    if last is None or last.problem is None or parallel.rank() != 0:
+        return
+    if progress.skipped == progress.step:
+        logger.warning(
+            "all %d steps of the run were skipped, so it has trained nothing yet: %s. %s, or lower the "
+            "init_loss_scaling of set_mixed_precision",
+            progress.step,
+            last.problem,
+            _CURE,
+        )
+    else:
+        logger.warning(
+            "the last steps of the run were skipped, up to step %d: its weights are those of the last step before them",
+            progress.step,
         )

@@ -193,13 +193,23 @@ class ClassifierHead(paddle.nn.Layer):
     def gradient_square_sum(self) -> float:
         """Returns the sum of the squares of the gradients `backward` will give, over all shards; changes nothing.
 
-        It walks over the rows once more, which costs two products of the four of a step, and no memory.
+        Frozen parameters do not count. It walks over the rows once more, as `gradient_squares` does.
         """
-        sums = [SquareSum() for parameter in (self.weight, self.bias) if parameter is not None]
-        if self._kept and sums:
-            self._differentiate(self._kept, sums[0], sums[-1], 1.0)
-        own = sum(one.total() for one in sums)
+        own = sum(self.gradient_squares().values())
         return parallel.sum_number(own) if self.sharded else own
+
+    @paddle.no_grad()
+    def gradient_squares(self) -> dict[str, float]:
+        """Returns the sums of the squares of the gradients `backward` will give on this rank: {parameter name: sum}.
+
+        Frozen parameters are left out. It walks over the rows once more, which costs two products of the four of a
+        step, and no memory.
+        """
+        weight, bias = SquareSum(), SquareSum()
+        if self._kept and self.weight is not None:
+            self._differentiate(self._kept, weight, bias, 1.0)
+        found = {"weight": (self.weight, weight), "bias": (self.bias, bias)}
+        return {name: one.total() for name, (p, one) in found.items() if p is not None and not p.stop_gradient}
 
     def gather_labels(self, *labels: np.ndarray, note: int = 0) -> GatheredLabels:
         """Starts to gather the labels of all ranks, so that the backbone can run meanwhile.

@@ -1,5 +1,6 @@
 import json
 import re
+import threading
 
 import numpy as np
 import paddle
@@ -7,10 +8,20 @@ import pytest
 from ranks import run_plsc
 
 from plsc.config import Config
-from plsc.engine.forecast import BackboneSize, Workload, advice, backbone_size, forecast, size_text, workload_of
-from plsc.errors import ConfigError
+from plsc.engine import forecast as forecasts
+from plsc.engine.forecast import (
+    BackboneSize,
+    OptimizerSize,
+    Workload,
+    advice,
+    backbone_size,
+    forecast,
+    size_text,
+    workload_of,
+)
 from plsc.models import build_model
 
+ADAM = OptimizerSize("Adam", 2.0)
 SMALL = BackboneSize(parameters=1000, statistics=10, activations=100)
 
 
@@ -25,14 +36,19 @@ def make(*arguments, **options):
 def test_the_memory_of_the_head():
     made = make(1001)
     assert made.head["weights"] == 251 * 16 * 4 == made.head["momentum"] and made.head["gradient"] == 0
-    adam = make(1001, optimizer="Adam")
+    adam = make(1001, optimizer=ADAM)
     assert adam.head["momentum"] == 2 * adam.head["weights"] and adam.head["gradient"] == 2 * adam.head["weights"]
     assert make(1001, sharded=False).head["weights"] == 1001 * 16 * 4
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
-    assert make(optimizer="SGD").head["momentum"] == 0
-    with pytest.raises(ConfigError, match="optimizer 'Foo': the size of its state is not known; choose from SGD"):
-        make(optimizer="Foo")
+    assert make(optimizer=OptimizerSize("SGD", 0.0, True)).head["momentum"] == 0
+
+
+def test_a_state_of_unknown_size_is_named_and_not_counted():
+    made = make(optimizer=OptimizerSize("Mine", None))
+    assert made.head["momentum"] == 0 and made.head["gradient"] > 0
+    assert "without the state of Mine, whose size is not known" in made.lines()[0]
+    assert "not known" not in make().lines()[0]
 
 
 def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
@@ -47,7 +63,7 @@ def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("options", [{}, {"optimizer": "AdamW"}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
+@pytest.mark.parametrize("options", [{}, {"optimizer": ADAM}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
 def test_the_largest_class_count_is_the_largest_that_fits(on_cpu, options):
     options = {**options, "on_cpu": on_cpu, "chunk": 64, "process": 1000}
     memory = 10**10
@@ -80,10 +96,10 @@ def test_advice_names_a_smaller_batch_or_more_ranks():
 
 def test_a_workload_takes_its_numbers_from_the_settings():
     config = Config(loss_type="softmax", num_classes=7, emb_dim=16, train_batch_size=4, gradient_accumulation=3)
-    made = workload_of(config, SMALL, optimizer="Adam", ranks=2, process=5, on_cpu=False)
+    made = workload_of(config, SMALL, optimizer=ADAM, ranks=2, process=5, on_cpu=False)
     assert (made.rows, made.head_batch, made.has_bias, made.sharded, made.process) == (7, 12, True, False, 5)
     config = Config(loss_type="dist_softmax", bias_attr=False, num_classes=7, model_save_dir="")
-    made = workload_of(config, SMALL, optimizer="SGD", ranks=2, process=0, on_cpu=True)
+    made = workload_of(config, SMALL, optimizer=ADAM, ranks=2, process=0, on_cpu=True)
     assert (made.rows, made.head_batch, made.has_bias, made.saves_in_background) == (4, 256, False, False)
 
 
@@ -100,11 +116,46 @@ def test_activations_agree_with_a_calculation_by_hand():
 def test_measuring_does_not_change_a_model():
     model = build_model("MobileFaceNet", 8, (3, 32, 32))
     model.train()
+    frozen = next(layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D))
+    frozen.eval()
     before = {name: value.numpy() for name, value in model.state_dict().items()}
     size = backbone_size(model, (3, 32, 32))
-    assert model.training and size.activations > 0 and size.statistics > 0
+    assert model.training and not frozen.training and size.activations > 0 and size.statistics > 0
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
+
+
+def test_no_forward_pass_is_measured_while_another_thread_trains():
+    """Paddle would hand out what the other thread's forward pass keeps, and not give it back."""
+    model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(48, 4))
+    events, threads = [], []
+
+    def train():
+        with forecasts.training():
+            events.append("trains")
+
+    class Measured(paddle.nn.Layer):
+        def forward(self, images):
+            threads.append(threading.Thread(target=train))
+            threads[-1].start()  # it cannot begin before both passes are done
+            events.append("is measured")
+            return model(images)
+
+    with forecasts.training():  # this thread's own training does not keep it from measuring
+        assert backbone_size(Measured(), (3, 4, 4)).activations > 0
+    for thread in threads:
+        thread.join()
+    assert events == ["is measured", "is measured", "trains", "trains"]
+
+    sizes = []
+    with forecasts.training():
+        other = threading.Thread(target=lambda: sizes.append(backbone_size(model, (3, 4, 4))))
+        other.start()
+        other.join()
+    assert sizes[0].activations is None and sizes[0].parameters == 4 * (48 * 4 + 4)
+    made = forecast(Workload(1000, 16, 4, 8, sizes[0], image_shape=(3, 8, 8)))
+    assert made.backbone["activations"] == 0
+    assert "without the activations of the backbone, whose size is not known" in made.lines()[0]
 
 
 def test_sizes_of_text():
@@ -123,13 +174,17 @@ def run(*arguments):
     return run_plsc("plan", *arguments)
 
 
+SMALL_MODEL = ("--model", "MobileFaceNet", "--image-shape", "3,32,32", "--emb", "64")
+
+
 def test_the_plan_command():
-    small = ("--model", "MobileFaceNet", "--image-shape", "3,32,32", "--emb", "64")
+    small = (*SMALL_MODEL, "--optimizer", "Adadelta")
     process = run("--classes", "1000000", "--ranks", "8", "--batch", "32", "--device-memory", "1G", "--json", *small)
     values = json.loads(process.stdout)
     assert values["head_bytes_per_rank"] == sum(values["head"].values())
+    assert values["head"]["momentum"] == 2 * values["head"]["weights"] == values["head"]["gradient"]
     assert values["total_bytes_per_rank"] < 1e9 and values["max_classes"] > 1_000_000
-    process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *small)
+    process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *SMALL_MODEL)
     assert re.search(r"largest class count for 2 GB a rank: [\d,]+\n", process.stdout)
     assert re.search(r"it does not fit; it would on \d+ ranks", process.stdout)
 
@@ -139,6 +194,8 @@ def test_the_plan_command():
     [
         (["--classes", "10", "--image-shape", "3"], "--image-shape"),
         (["--classes", "10", "--model", "VGG"], "--model"),
+        (["--classes", "10", *SMALL_MODEL, "--optimizer", "Adan"], "--optimizer Adan: Paddle has no such optimizer"),
+        (["--classes", "10", *SMALL_MODEL, "--optimizer", "LBFGS"], "LBFGS.step needs 'closure'"),
     ],
 )
 def test_bad_arguments_of_the_plan_command(arguments, words):

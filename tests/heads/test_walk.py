@@ -156,6 +156,17 @@ def test_the_norm_of_the_gradient_is_known_before_anything_moves(loss_type, rati
         np.testing.assert_allclose(parameter.grad.numpy(), whole * 0.25, rtol=1e-5, atol=1e-9)
 
 
+def test_the_norm_of_the_gradient_leaves_out_what_is_frozen():
+    head = build_head("softmax", CLASSES, DIM, chunk=8)
+    embedding, label = batches(1)[0]
+    head(paddle.to_tensor(embedding), label)
+    whole = head.gradient_squares()
+    head.weight.stop_gradient = True
+    assert head.gradient_squares() == {"bias": whole["bias"]} and head.gradient_square_sum() == whole["bias"]
+    head.bias.stop_gradient = True
+    assert head.gradient_square_sum() == 0 and min(whole.values()) > 0
+
+
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("kind", ["softmax", "arcface", "curricularface"])
 def test_low_precision_products_train_nearly_the_same(kind, dtype, tolerance):

@@ -1,10 +1,7 @@
-import numpy as np
 import paddle
 import pytest
 
 from plsc import optim
-from plsc.config import Config
-from plsc.errors import ConfigError
 
 pytestmark = pytest.mark.core
 
@@ -48,25 +45,3 @@ def test_the_optimizer_keeps_what_row_updates_do_not_take():
     optimizer = paddle.optimizer.SGD(0.1, parameters=[kept, taken])
     assert set(optim.take_rows(optimizer, {"weight": taken})) == {"weight"}
     assert len(optimizer._parameter_list) == 1 and optimizer._parameter_list[0] is kept
-
-
-def test_clipping_is_set_in_one_place():
-    config = Config(gradient_clip=2.0)
-    plain = paddle.optimizer.SGD(0.1, parameters=[parameter()])
-    assert optim.clip_norm_of(config, plain) == 2.0 and optim.clip_norm_of(Config(), plain) is None
-    clipped = paddle.optimizer.SGD(0.1, parameters=[parameter()], grad_clip=CLIP)
-    with pytest.raises(ConfigError, match="set_gradient_clip"):
-        optim.clip_norm_of(config, clipped)
-    assert optim.clip_norm_of(Config(), clipped) == 1.0 and clipped._grad_clip is None
-
-
-def test_gradients_are_clipped_as_paddle_does():
-    one, two = parameter(), parameter()
-    for each, value in ((one, 3.0), (two, 4.0)):
-        each.grad = paddle.full_like(each, value)
-    expected = [g.numpy() for _, g in paddle.nn.ClipGradByGlobalNorm(1.5)([(one, one.grad), (two, two.grad)])]
-    factor = optim.clip_factor(1.5, optim.square_sum([one, two]))
-    optim.scale_gradients([one, two], factor)
-    for each, value in zip((one, two), expected):
-        np.testing.assert_allclose(each.grad.numpy(), value, rtol=1e-6)
-    assert optim.clip_factor(1e9, 4.0) == 1.0

@@ -1,0 +1,188 @@
+"""The optimizer of a training, over the parameters that are trained: the default one, or the user's."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union
+
+import paddle
+from paddle.incubate import ModelAverage
+from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimizer
+
+from plsc import parallel
+from plsc.config import Config
+from plsc.errors import ConfigError
+from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
+
+logger = logging.getLogger("plsc")
+
+_BY_NORM = (paddle.optimizer.Lamb, DistributedFusedLamb, LarsMomentumOptimizer)
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+REFERENCE_BATCH = 1024  # the setting `lr` is the learning rate for a global batch of this size
+
+OptimizerOrFactory = Union["paddle.optimizer.Optimizer", Callable[[Sequence[Any]], "paddle.optimizer.Optimizer"]]
+
+
+def deferred() -> list[paddle.Tensor]:
+    """Returns a placeholder for parameters that do not exist yet: `Adam(1e-3, parameters=plsc.optim.deferred())`.
+
+    Paddle refuses to build an optimizer without parameters; `Entry.train` replaces them with those it trains. In a
+    parameter group, the placeholder stands for all parameters that no other group lists.
+    """
+    placeholder = paddle.create_parameter([1], "float32")
+    placeholder.is_deferred = True
+    return [placeholder]
+
+
+def learning_rate_at(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Returns the learning rate of step `step`, from 0.
+
+    It grows linearly to lr * global batch / 1024 during warm-up, and is multiplied with lr_decay_factor at each
+    boundary.
+    """
+    rate = config.lr * config.batch_per_rank * parallel.world_size() / REFERENCE_BATCH
+    rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
+    warmup_steps = config.warmup_epochs * steps_per_epoch
+    return rate * (step + 1) / warmup_steps if step < warmup_steps else rate
+
+
+def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: int) -> paddle.optimizer.Optimizer:
+    """Returns the user's optimizer over `parameters`, or Momentum 0.9 with L2 decay 5e-4 and the default schedule.
+
+    An optimizer that a function makes has the parameters that the function gave it. One that was handed over as an
+    object is copied, so that a second training starts with fresh moments; it keeps its parameter groups, and those of
+    `parameters` that it does not list join the group of the placeholder, or a group with the optimizer's own settings.
+
+    Raises:
+        ConfigError: The function given to `set_optimizer` returns something else, or the optimizer cannot train.
+    """
+    chosen = config.optimizer
+    if chosen is None:
+        schedule = paddle.optimizer.lr.LambdaDecay(1.0, lambda step: learning_rate_at(config, step, steps_per_epoch))
+        return paddle.optimizer.Momentum(
+            schedule, MOMENTUM, parameters=list(parameters), weight_decay=paddle.regularizer.L2Decay(WEIGHT_DECAY)
+        )
+    is_object = isinstance(chosen, paddle.optimizer.Optimizer)
+    if is_object:
+        optimizer = copy.deepcopy(chosen, _shared_by_a_copy(chosen))
+    else:
+        optimizer = chosen(list(parameters))
+        if not isinstance(optimizer, paddle.optimizer.Optimizer):
+            raise ConfigError(
+                f"set_optimizer: the function returned {type(optimizer).__name__}, expected a "
+                "paddle.optimizer.Optimizer"
+            )
+    for one in chain_of(optimizer):
+        _check_step(one)
+    if is_object or any(_is_deferred(parameter) for parameter in parameters_of(optimizer)):
+        for one in chain_of(optimizer):
+            _adopt(one, parameters)
+    return optimizer
+
+
+def check_parameters(
+    optimizer: paddle.optimizer.Optimizer, backbone: Mapping[str, Any], head: Mapping[str, Any], is_split: bool
+) -> None:
+    """Checks that the optimizer moves what is trained, and that it moves shards as it would move the whole head.
+
+    Args:
+        optimizer: The optimizer of all of them.
+        backbone: The trained parameters of the backbone, by name.
+        head: Those of this rank's part of the head.
+        is_split: Whether other ranks hold other parts of the head.
+
+    Raises:
+        ConfigError: It leaves out the head, or needs the norm of whole tensors.
+    """
+    listed = {id(parameter) for parameter in parameters_of(optimizer)}
+    missing = [name for name, parameter in head.items() if id(parameter) not in listed]
+    if missing:
+        raise ConfigError(
+            f"set_optimizer: the function's optimizer leaves out the {' and the '.join(missing)} of the head, so the "
+            "class centres would stay where they are; give it all parameters that the function receives, or freeze "
+            "the head with set_distfc_attr(param_attr=paddle.ParamAttr(trainable=False))"
+        )
+    missing = [name for name, parameter in backbone.items() if id(parameter) not in listed]
+    if missing and parallel.rank() == 0:
+        logger.warning(
+            "set_optimizer: the function's optimizer leaves out %d of %d parameters of the backbone, which stay as "
+            "they are: %s%s",
+            len(missing),
+            len(backbone),
+            ", ".join(missing[:5]),
+            ", ..." if len(missing) > 5 else "",
+        )
+    by_norm = [one for one in chain_of(optimizer) if isinstance(one, _BY_NORM)]
+    if by_norm and is_split and head:
+        raise ConfigError(
+            f"set_optimizer: {type(by_norm[0]).__name__} scales a step by the norm of the whole matrix of class "
+            "centres, of which each rank holds a part; use AdamW or Momentum, or keep the whole matrix on every rank "
+            "with set_loss_type('arcface') or another loss whose name does not begin with dist_"
+        )
+
+
+def _shared_by_a_copy(chosen: paddle.optimizer.Optimizer) -> dict[int, Any]:
+    """Returns what a deep copy of an optimizer does not copy, by id: weights stay, and what its steps left is new."""
+    kept: dict[int, Any] = {id(parameter): parameter for parameter in parameters_of(chosen)}
+    for one in chain_of(chosen):
+        kept[id(one._accumulators)] = defaultdict(dict)
+        kept[id(one._learning_rate_map)] = {}  # its keys are programs, which cannot be copied
+        kept.update({id(value): set() for name, value in vars(one).items() if name.startswith(CREATED)})
+    return kept
+
+
+def _check_step(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Raises a ConfigError for an optimizer that no step of a training can use."""
+    kind = type(optimizer).__name__
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    needed = [one.name for one in arguments if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise ConfigError(
+            f"set_optimizer: {kind}.step needs {needed[0]!r}, and computes the loss again several times in a step; "
+            "use an optimizer that needs the gradients alone, such as Momentum or AdamW"
+        )
+    if isinstance(optimizer, ModelAverage):
+        raise ConfigError(
+            f"set_optimizer: {kind} moves no weights, it only averages them; give set_optimizer the optimizer that "
+            f"moves them, and call the step of {kind} in a callback"
+        )
+    if groups_of(innermost(optimizer)) and innermost(optimizer) is not optimizer:
+        raise ConfigError(
+            f"set_optimizer: {kind} cannot wrap an optimizer with parameter groups in Paddle; give the inner "
+            "optimizer one list"
+        )
+
+
+def _is_deferred(parameter: paddle.Tensor) -> bool:
+    return getattr(parameter, "is_deferred", False)
+
+
+def _adopt(optimizer: paddle.optimizer.Optimizer, parameters: Sequence[Any]) -> None:
+    """Gives an optimizer these parameters, in its groups if it has some."""
+    groups = groups_of(optimizer)
+    if not groups:
+        set_list(optimizer, parameters)
+        return
+    trained, listed = {id(p) for p in parameters}, {id(p) for group in groups for p in group["params"]}
+    rest = [parameter for parameter in parameters if id(parameter) not in listed]
+    own = [(parameter.regularizer, parameter.optimize_attr["learning_rate"]) for parameter in rest]
+    place = [number for number, group in enumerate(groups) if any(_is_deferred(p) for p in group["params"])]
+    if not place:
+        common = {"weight_decay": optimizer.regularization, "grad_clip": optimizer._grad_clip}
+        groups, place = [*groups, {"params": [], **common, **optimizer._default_dict}], [len(groups)]
+    optimizer._param_groups = []
+    for number, group in enumerate(groups):
+        members = [p for p in group["params"] if id(p) in trained] + (rest if number == place[0] else [])
+        if members:  # Paddle has no empty groups
+            optimizer._add_param_group({**group, "params": members})
+    optimizer._parameter_list = list(optimizer._param_groups)
+    for parameter, (regularizer, rate) in zip(rest, own):  # as in a plain list, what a ParamAttr says wins
+        if regularizer is not None:
+            parameter.regularizer = regularizer
+        if rate != 1.0:
+            parameter.optimize_attr["learning_rate"] = rate
