@@ -22,6 +22,9 @@ from plsc.heads import ClassifierHead, shard_bounds
 from plsc.machine import random_state
 from plsc.version import __version__
 
+# What the checkpoints of earlier versions call a built-in model, and its name now.
+_RENAMED_MODEL = ("ResNet101", "ResNet100")
+
 
 @dataclass
 class TrainingState:
@@ -190,7 +193,7 @@ class TrainingState:
         return [
             f"{words} was {source.meta.get(name)} and is {now[name]} now"
             for name, words in names.items()
-            if source.meta.get(name) != now[name]
+            if source.meta.get(name) != now[name] and (source.meta.get(name), now[name]) != _RENAMED_MODEL
         ]
 
     def _accumulators(self) -> dict[str, dict[str, paddle.Tensor]]:
