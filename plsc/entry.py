@@ -186,7 +186,7 @@ class Entry:
 
         Args:
             model: A `BaseModel`, or any Paddle layer that turns images [B, C, H, W] into embeddings [B, D]. Parameters
-                with `stop_gradient` are not trained.
+                with `stop_gradient` are not trained. Layers in evaluation mode stay in it.
         """
         self._set("model", model)
 

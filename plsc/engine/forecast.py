@@ -16,6 +16,7 @@ from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows
 from plsc.heads.workers import walking_threads
 from plsc.models.base_model import inputs_of
+from plsc.models.modes import evaluating
 
 _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
@@ -211,13 +212,8 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> 
 
     They run in evaluation mode and leave the model unchanged; a pass in training mode also keeps the masks of dropout.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         kept = [_kept_by_forward(model, image_shape, images) for images in (2, 3)]
-    finally:
-        if was_training:
-            model.train()
     parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
     everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
     return BackboneSize(parameters, everything - parameters, kept[1] - kept[0])

@@ -36,6 +36,7 @@ from plsc.machine.memory import resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
 from plsc.models.base_model import inputs_of
+from plsc.models.modes import TrainingModes
 
 _SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less
 
@@ -85,6 +86,7 @@ class Trainer:
         # Backbone and head: the same random numbers on every rank while they are made, different ones afterwards.
         random_state.seed_everything(config.seed)
         self.backbone = build_backbone(config)
+        self.modes = TrainingModes(self.backbone)
         self.head = build_classifier(config)
         warm_start(config, self.backbone, self.head)
         # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
@@ -150,7 +152,7 @@ class Trainer:
     def train_epoch(self) -> Optional[str]:
         """Trains the rest of the current epoch and tests; returns why training must stop now, or None."""
         progress = self.progress
-        self.model.train()
+        self.modes.restore()
         self.state.begin_epoch()
         self.call("on_epoch_begin")
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):

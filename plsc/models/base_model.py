@@ -9,6 +9,7 @@ import paddle
 
 from plsc.errors import ConfigError
 from plsc.layers.scope import LayerScope
+from plsc.models.modes import evaluating
 
 # Paddle's no_grad acts on the whole process: if two overlap in time, the last one to end leaves gradients off for good.
 _one_dry_run = threading.RLock()
@@ -69,17 +70,12 @@ class BaseModel(paddle.nn.Layer):
             self.training = is_train
             return self.build_network(images, labels, is_train)
 
-        with _one_dry_run, paddle.no_grad():
-            modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
-            self.eval()  # The layers then draw no random numbers, and keep their running statistics.
-            try:
-                if not self._scope.made:
-                    return self._scope.make(network)
-                with self._scope.running(False):
-                    return network(False)
-            finally:
-                for layer, mode in modes:
-                    layer.training = mode
+        # In evaluation mode the layers draw no random numbers, and keep their running statistics.
+        with _one_dry_run, paddle.no_grad(), evaluating(self):
+            if not self._scope.made:
+                return self._scope.make(network)
+            with self._scope.running(False):
+                return network(False)
 
 
 def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
@@ -113,13 +109,8 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
 @paddle.no_grad()
 def _tested(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> Any:
     """Returns what a plain layer returns for two zero images."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return model(paddle.zeros([2, *image_shape]))
-    finally:
-        if was_training:
-            model.train()
 
 
 def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
