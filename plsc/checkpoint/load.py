@@ -19,7 +19,7 @@ from plsc.heads import ClassifierHead
 _OTHER_MODEL = ": it was saved from another model; check set_model"
 _ONLY_IN_RESNET100 = "blocks.48.residual.1.weight"
 _RENAMED_MODEL = (
-    ": it was saved by an earlier version of plsc, whose ResNet101 had the 3, 13, 30 and 3 blocks of today's ResNet100; "
+    ": it was saved by an earlier version of plsc, whose ResNet101 had the 3, 13, 30 and 3 blocks of ResNet100; "
     "call set_model_name('ResNet100'), or add --set model_name=ResNet100"
 )
 _OTHER_OPTIMIZER = (

@@ -185,7 +185,8 @@ class ReaderLoader:
                     return
                 if step < start_step:
                     continue
-                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}")
+                are_samples = isinstance(self._reader, paddle.io.Dataset)
+                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}", are_samples)
                 if not _put(ready, batch, stop):
                     return
             if step < 0:
