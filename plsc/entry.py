@@ -143,7 +143,7 @@ class Entry:
     def set_image_shape(self, shape: Sequence[int]) -> None:
         """Sets the shape of the images, (channels, height, width).
 
-        Images have 1 or 3 channels and sides of at least 16.
+        Images have 1 or 3 channels and sides of 16 to 4096.
         """
         self._set("image_shape", shape)
 

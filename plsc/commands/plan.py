@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, size
-from plsc.config import Config
+from plsc.config import LARGEST_TOTAL, Config
 
 if TYPE_CHECKING:
     from plsc.engine.forecast import Workload
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "loss_type, gradient_accumulation, ...). The options below win over them.",
     )
     parser.add_argument(
-        "--classes", type=at_least(1), metavar="N", help="required, unless the settings have num_classes"
+        "--classes", type=at_least(1, LARGEST_TOTAL), metavar="N", help="required, unless the settings have num_classes"
     )
     parser.add_argument("--emb", type=at_least(1), metavar="N", help="size of the embedding (default 512)")
     add_ranks(parser, "number of processes or GPUs (default 1)")
