@@ -28,7 +28,9 @@ from plsc.engine.run_record import write_run_record
 from plsc.engine.state import TrainingState
 from plsc.engine.updates import Updates
 from plsc.engine.verdict import gradient_problem, report_skipped_step, step_of
+from plsc.errors import PlscError
 from plsc.evaluation.build import build_evaluator
+from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import HeadOutput
 from plsc.inference.networks import TrainedNetwork
 from plsc.machine import random_state
@@ -82,6 +84,8 @@ class Trainer:
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         self.loader = build_loader(config)
         self.evaluator = build_evaluator(config) if config.with_test else None
+        if self.evaluator is not None:
+            self.evaluator.check()
 
         # Backbone and head: the same random numbers on every rank while they are made, different ones afterwards.
         random_state.seed_everything(config.seed)
@@ -170,11 +174,39 @@ class Trainer:
             self.exit_after_sigterm()
         with self.clock.paused():
             if self.evaluator is not None:
-                progress.test = self.evaluator(TrainedNetwork(self.backbone, self.config))
-                self.call("on_test", progress.test)
+                self.test(self.evaluator)
             progress.end_epoch()
             self.call("on_epoch_end")
             return self.agreed_reason()
+
+    def test(self, evaluator: Evaluator) -> None:
+        """Tests the network at the end of an epoch. If that fails, it first saves the state from before the test.
+
+        A run that is resumed from there has done all steps of the epoch, and begins with the test.
+        """
+        progress = self.progress
+        progress.metrics_size = self.metrics.size
+        meta, rng = self.state.meta(), self.state.rank_rng()
+        try:
+            progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
+            self.call("on_test", progress.test)
+        except Exception as problem:
+            # Only a PlscError is known to be raised on every rank, and all of them must save.
+            if self.writer is None or not (isinstance(problem, PlscError) or parallel.world_size() == 1):
+                raise
+            try:
+                folder = self.writer.start(str(progress.epoch), self.state.files(self.writer.leads), meta, rng)
+                self.writer.finish()
+            except PlscError as other:
+                logger.warning("the epoch could not be saved before training ends: %s", other)
+                raise problem from None
+            logger.warning(
+                "the test of epoch %d failed, and the epoch was saved to %s; set_resume(True) resumes with the test, "
+                "and set_with_test(False) leaves it out",
+                progress.epoch,
+                folder,
+            )
+            raise
 
     def step(self, micro_batches: Sequence[Batch]) -> list[Note]:
         """Trains one step, and returns the notes of all ranks.
