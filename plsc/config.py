@@ -99,7 +99,7 @@ class Config:
     dataset_dir: str = "./train_data"
     data_format: str = "auto"
     shuffle: Optional[str] = None
-    train_image_num: int = 5822653
+    train_image_num: Optional[int] = None
     train_epochs: int = 120
     warmup_epochs: int = 0
     lr: float = 0.1

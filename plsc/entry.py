@@ -136,7 +136,8 @@ class Entry:
     def set_train_image_num(self, n: int) -> None:
         """Sets the number of training images, for readers that cannot tell it.
 
-        The built-in readers count their images.
+        Only a warm-up in epochs needs it. Without it the steps are counted in the first epoch. The built-in readers
+        count their images.
         """
         self._set("train_image_num", n)
 

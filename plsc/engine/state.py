@@ -173,6 +173,9 @@ class TrainingState:
                 f"{source.folder}: this checkpoint cannot be resumed ({type(problem).__name__}: {problem}); start from "
                 "its weights with set_checkpoint_dir"
             ) from None
+        same_batches = (meta["batch_per_rank"], meta["ranks"]) == (self.config.batch_per_rank, ranks)
+        if self.steps_per_epoch is None and same_batches:
+            self.steps_per_epoch = meta.get("steps_per_epoch")  # counted before the run was stopped
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)

@@ -19,7 +19,7 @@ from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.config import Config
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
-from plsc.engine.feed import Batch, steps_of, steps_per_epoch
+from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
 from plsc.engine.progress import Progress
@@ -83,6 +83,10 @@ class Trainer:
 
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         self.loader = build_loader(config)
+        self.first_pass = FirstPass(config, self.loader)
+        steps = steps_per_epoch(self.loader, config.gradient_accumulation)
+        check_warmup(config, steps)
+        warn_of_ignored_number(config, self.loader)
         self.evaluator = build_evaluator(config) if config.with_test else None
         if self.evaluator is not None:
             self.evaluator.check()
@@ -99,8 +103,7 @@ class Trainer:
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
         # Optimizer, clipping and loss scaling.
-        self.steps_per_epoch = steps_per_epoch(self.loader, config.gradient_accumulation)
-        self.updates = Updates(config, self.backbone, self.head, self.steps_per_epoch)
+        self.updates = Updates(config, self.backbone, self.head, steps)
         self.optimizer = self.updates.optimizer
         self.scaler = amp.DynamicLossScaler(config.mixed_precision)
 
@@ -112,7 +115,7 @@ class Trainer:
             optimizer=self.optimizer,
             row_updates=self.updates.of_rows,
             scaler=self.scaler,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=steps,
             callbacks=self.callbacks,
         )
         log_header(self.state, self.loader.num_images, process_bytes)
@@ -156,6 +159,7 @@ class Trainer:
     def train_epoch(self) -> Optional[str]:
         """Trains the rest of the current epoch and tests; returns why training must stop now, or None."""
         progress = self.progress
+        began = progress.batch
         self.modes.restore()
         self.state.begin_epoch()
         self.call("on_epoch_begin")
@@ -172,6 +176,8 @@ class Trainer:
                 return self.agreed_reason()
         if parallel.any_rank(self.sigterm.requested):
             self.exit_after_sigterm()
+        self.first_pass.end(began, progress.batch, self.steps_per_epoch)
+        self.state.steps_per_epoch = self.steps_per_epoch or progress.batch
         with self.clock.paused():
             if self.evaluator is not None:
                 self.test(self.evaluator)
@@ -247,6 +253,7 @@ class Trainer:
 
         self.last = step_of(outputs, rate, scale if config.mixed_precision.scales_loss else None, problem)
         self.samples += self.last.samples
+        self.first_pass.add(self.last.samples)
         progress.end_step(self.last.loss, is_used=problem is None, may_shrink=may_shrink)
         if problem is not None:
             report_skipped_step(progress, problem, config.max_skipped_steps)
@@ -296,6 +303,11 @@ class Trainer:
     def progress(self) -> Progress:
         """How many epochs and steps are done, and with what results."""
         return self.state.progress
+
+    @property
+    def steps_per_epoch(self) -> Optional[int]:
+        """Steps in an epoch; None until a reader that cannot tell has been counted in the first epoch."""
+        return self.state.steps_per_epoch
 
     @property
     def checkpoints(self) -> list[Path]:

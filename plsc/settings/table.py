@@ -122,7 +122,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "train_image_num",
             _integer(1, config.LARGEST_TOTAL),
             "the number of training images, for readers that cannot tell it",
-            "the built-in readers count their images",
+            "warm-up in epochs needs it. Without it the steps are counted in the first epoch. The built-in readers "
+            "count their images",
         ),
         Setting(
             "image_shape",

@@ -115,6 +115,88 @@ def test_what_is_not_a_model_is_refused():
             Entry().set_model(value)
 
 
+class Seen(Callback):
+    """A callback that keeps what it sees: the learning rates, and the steps of an epoch as they are known at each."""
+
+    def __init__(self):
+        self.rates, self.steps_per_epoch = [], []
+
+    def on_step_end(self, run):
+        self.rates.append(run.last.lr)
+        self.steps_per_epoch.append(run.steps_per_epoch)
+
+
+def unknown_length(**settings):
+    """Returns an entry whose reader has 2 batches of 8 images and cannot tell it, and what a callback sees of it."""
+    ins, seen = entry(plain()), Seen()
+    batches = ins.train_reader
+    ins._config.train_image_num = None
+    ins.train_reader = lambda: iter(batches)
+    ins.set_train_batch_size(8)
+    ins.set_train_epochs(3)
+    ins.add_callback(seen)
+    for name, value in settings.items():
+        getattr(ins, f"set_{name}")(value)
+    return ins, seen
+
+
+def test_warm_up_in_epochs_needs_a_known_number_of_steps():
+    ins, _ = unknown_length(warmup_epochs=1)
+    with pytest.raises(ConfigError, match=r"set_warmup_epochs\(1\): train_reader cannot tell.*set_train_image_num"):
+        ins.train()
+    ins, seen = unknown_length(warmup_epochs=2, train_image_num=16)
+    ins.train()
+    np.testing.assert_allclose(np.array(seen.rates) * 1024 / 0.8, [0.25, 0.5, 0.75, 1, 1, 1])
+    ins, _ = unknown_length(warmup_epochs=1, optimizer=lambda parameters: paddle.optimizer.SGD(parameters=parameters))
+    ins.train()
+
+
+def test_the_first_epoch_counts_the_steps_and_a_resumed_run_knows_them(tmp_path):
+    ins, seen = unknown_length(model_save_dir=str(tmp_path))
+    ins.train()
+    assert seen.steps_per_epoch == [None, None, 2, 2, 2, 2]
+    assert [json.loads((tmp_path / name / "meta.json").read_text())["steps_per_epoch"] for name in "012"] == [2, 2, 2]
+    ins, seen = unknown_length(model_save_dir=str(tmp_path), train_epochs=4, resume=True)
+    ins.train()
+    assert seen.steps_per_epoch == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("known", "settings", "words"),
+    [
+        (False, {}, None),
+        (False, {"train_image_num": 16}, None),
+        (False, {"train_image_num": 17}, "set_train_image_num(17), but train_reader gave 16 images in an epoch"),
+        (False, {"train_image_num": 16, "train_batch_size": 4}, "make 4 steps in an epoch, but train_reader gave 2"),
+        (True, {"train_image_num": 16, "train_batch_size": 4}, None),
+        (True, {"train_image_num": 1000}, "set_train_image_num(1000), but train_reader gave 16 images in an epoch"),
+    ],
+)
+def test_a_number_of_images_that_is_not_the_one_of_an_epoch_gives_one_warning(known, settings, words, capsys):
+    ins, _ = unknown_length(**settings)
+    if known:
+        ins.train_reader = list(ins.train_reader())
+    ins.train()
+    said = [line for line in capsys.readouterr().err.splitlines() if "set_train_image_num" in line]
+    assert len(said) == (words is not None) and all(words in line for line in said)
+
+
+def test_a_number_of_images_that_the_data_itself_knows_is_ignored_with_a_warning(capsys):
+    class Samples(paddle.io.Dataset):
+        def __getitem__(self, i):
+            return np.full([3, 32, 32], i, np.float32), i
+
+        def __len__(self):
+            return 5
+
+    for number, warns in ((5, False), (6, True)):
+        ins, _ = unknown_length(train_image_num=number)
+        ins.train_reader = Samples()
+        ins.train()
+        said = capsys.readouterr().err
+        assert ("set_train_image_num(6) is ignored, because the training data has 5 images" in said) == warns
+
+
 class FailsOnce:
     """A test reader that fails at its second test; the call before the first one is the check before training."""
 
