@@ -108,10 +108,11 @@ def _sides(text: str) -> list[int]:
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
-    from plsc.machine.memory import resident_memory
+    from plsc.machine.memory import out_of_memory_as, resident_memory
     from plsc.models import build_model
 
     process = resident_memory()
-    model = build_model(config.model_name, config.emb_dim, config.image_shape)
-    size = forecast.backbone_size(model, config.image_shape)
+    with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
+        model = build_model(config.model_name, config.emb_dim, config.image_shape)
+        size = forecast.backbone_size(model, config.image_shape)
     return forecast.workload_of(config, size, optimizer=optimizer, ranks=ranks, process=process, on_cpu=on_cpu)

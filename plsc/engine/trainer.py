@@ -19,6 +19,7 @@ from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.config import Config
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step
+from plsc.engine.capacity import check_head_fits
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
@@ -34,7 +35,7 @@ from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import HeadOutput
 from plsc.inference.networks import TrainedNetwork
 from plsc.machine import random_state
-from plsc.machine.memory import resident_memory
+from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
 from plsc.models.base_model import inputs_of
@@ -53,7 +54,8 @@ class Note(enum.IntFlag):
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer]:
     """Trains all epochs; returns what `Entry.train` documents, and the trained backbone."""
-    with contextlib.ExitStack() as resources:
+    advice = "lower set_train_batch_size, and ask plsc plan what a training needs"
+    with contextlib.ExitStack() as resources, out_of_memory_as(advice):
         trainer = Trainer(config, resources)
         return trainer.run(), trainer.backbone
 
@@ -80,6 +82,8 @@ class Trainer:
         self.uploader = build_uploader(config, store, stop_transfers)
         self.callbacks = build_callbacks(config, self.uploader)
         fetch_checkpoint(config, store)
+
+        check_head_fits(config)
 
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         self.loader = build_loader(config)

@@ -176,6 +176,25 @@ def test_a_folder_without_meta_json_is_an_error(tmp_path):
         checkpoint.open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("net.pdparams", "net.pdparams: is in Paddle's own format.*set_state_dict, before set_model"),
+        ("", "holds net.pdparams, which is in Paddle's own format"),
+        ("text.txt", "text.txt: is a file, not the folder of a checkpoint"),
+        ("empty", "is not a checkpoint .meta.json is missing."),
+        ("nowhere", "no such folder"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(path, words, tmp_path):
+    paddle.save(paddle.nn.Linear(2, 2).state_dict(), str(tmp_path / "net.pdparams"))
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoint.open_checkpoint(tmp_path / path)
+    assert "damaged" not in str(caught.value)
+
+
 def test_what_a_killed_run_left_is_repaired(saved, tmp_path):
     source, _, _ = saved
     output = source.folder.parent

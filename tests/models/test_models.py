@@ -4,6 +4,7 @@ import pytest
 
 from plsc.errors import ConfigError
 from plsc.models import build_model
+from plsc.models.base_model import build
 from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
@@ -123,6 +124,13 @@ def test_saved_for_inference(name, tmp_path):
     loaded.eval()
     for number in (3, 1):
         np.testing.assert_allclose(loaded(x[:number]).numpy(), model(x[:number]).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_operator_that_this_device_has_not_is_named():
+    model = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.SyncBatchNorm(4), paddle.nn.Flatten())
+    with pytest.raises(ConfigError, match="no sync_batch_norm for cpu; make 1 a BatchNorm2D") as caught:
+        build(model, (3, 16, 16))
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_name():
