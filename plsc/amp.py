@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from plsc import parallel
-from plsc.config import MixedPrecision
+from plsc.config import MixedPrecision, shown
 from plsc.errors import ConfigError
 
 logger = logging.getLogger("plsc")
@@ -62,8 +62,8 @@ def as_lists(amp_lists: Any) -> AutoMixedPrecisionLists:
     if type(amp_lists).__name__ == "AutoMixedPrecisionLists" and hasattr(amp_lists, "_custom_white_list"):
         return AutoMixedPrecisionLists(amp_lists._custom_white_list, amp_lists._custom_black_list)
     raise ConfigError(
-        f"set_mixed_precision: amp_lists={amp_lists!r}: expected None or an AutoMixedPrecisionLists of plsc.amp or "
-        "Paddle"
+        f"set_mixed_precision: amp_lists={shown(amp_lists)}: expected None or an AutoMixedPrecisionLists of plsc.amp "
+        "or Paddle"
     )
 
 

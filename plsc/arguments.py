@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -21,19 +22,27 @@ _WIDEST = 110  # columns of a help page, on wider terminals too
 _INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
 _SIZE = re.compile(r"(\d+(?:\.\d*)?(?:E\d+)?) ?([KMGT]I?)?(B?)", re.ASCII)
 _LARGEST_SIZE = 10**18
+_MOST_RANKS = 1 << 16
+_LONGEST_SHOWN = 80
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Returns an `argparse` type: an integer of at least `least`."""
+def at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Returns an `argparse` type: an integer in [least, most], which may be written as 1e6."""
 
     def number(text: str) -> int:
+        shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
         try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+            value = Decimal(text)
+            is_integer = value.is_finite() and value == value.to_integral_value()
+        except ArithmeticError:
+            is_integer = False
+        if not is_integer:
+            raise argparse.ArgumentTypeError(f"{shown!r} is not an integer")
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; it must be at least {least}")
-        return value
+            raise argparse.ArgumentTypeError(f"{shown} is too small; it must be at least {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{shown} is too large; it must be at most {most:,}")
+        return int(value)
 
     return number
 
@@ -50,10 +59,10 @@ def size(text: str) -> int:
     if not prefix and not unit:
         raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {number}G for gigabytes, or {number}B for bytes")
     factor = (1024 if prefix.endswith("I") else 1000) ** ("KMGT".index(prefix[0]) + 1) if prefix else 1
-    value = int(float(number) * factor)
-    if not 0 < value < _LARGEST_SIZE:
+    value = float(number) * factor
+    if not 1 <= value < _LARGEST_SIZE:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size of a memory or a file")
-    return value
+    return int(value)
 
 
 def program() -> str:
@@ -149,7 +158,7 @@ def add_json(parser: argparse.ArgumentParser, about: str = "print a JSON object"
 def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> None:
     """Adds `--ranks` to a command; its default is 1 unless `options` say otherwise."""
     options = {"default": 1, **options}
-    parser.add_argument("--ranks", type=at_least(1), metavar="N", help=about, **options)
+    parser.add_argument("--ranks", type=at_least(1, _MOST_RANKS), metavar="N", help=about, **options)
 
 
 def exit_status(command: Callable[[], int]) -> int:

@@ -5,9 +5,11 @@ What else there is to know about a setting (its name, setter, check and help) st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
@@ -30,6 +32,15 @@ DEFAULT_MARGINS: dict[str, Any] = {
     "curricularface": 0.5,
 }
 LOSS_TYPES = (*DEFAULT_MARGINS, *(f"dist_{kind}" for kind in DEFAULT_MARGINS))
+
+# The largest values that settings take. What lies above them is a mistake, and would overflow somewhere.
+LARGEST_COUNT = 10**9
+LARGEST_TOTAL = 10**12  # of classes, images and steps
+LARGEST_EMBEDDING = 1 << 16
+LARGEST_SIDE = 4096
+LARGEST_SEED = 2**63 - 1
+MOST_THREADS = 1024
+_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Config:
     dataset_dir: str = "./train_data"
     data_format: str = "auto"
     shuffle: Optional[str] = None
-    train_image_num: int = 5822653
+    train_image_num: Optional[int] = None
     train_epochs: int = 120
     warmup_epochs: int = 0
     lr: float = 0.1
@@ -283,34 +294,48 @@ def kind_of(loss_type: str) -> str:
     return loss_type[len("dist_") :] if loss_type.startswith("dist_") else loss_type
 
 
-def check_int(setter: str, value: Any, minimum: int) -> int:
-    """Returns `value` as an int of at least `minimum`. Refuses bools and floats."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ConfigError(f"{setter}({value!r}): expected an integer of at least {minimum}")
+def shown(value: Any) -> str:
+    """Returns a value for an error message, on one short line."""
+    try:
+        return one_line(repr(value))
+    except Exception:  # Python refuses to write an integer of thousands of digits, and objects may raise anything.
+        return f"{type(value).__name__}(...)"
+
+
+def one_line(text: str) -> str:
+    """Returns a text for a message, on one line and cut off where it is long."""
+    text = re.sub(r"\s*[\n\r]\s*", " ", text)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def check_int(setter: str, value: Any, minimum: int, maximum: int = LARGEST_COUNT) -> int:
+    """Returns `value` as an int in [minimum, maximum]. Refuses bools and floats."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or not minimum <= value <= maximum:
+        raise ConfigError(
+            f"{setter}({shown(value)}): expected an integer of at least {minimum} and at most {maximum:,}"
+        )
     return int(value)
 
 
 def check_float(setter: str, value: Any, low: float, high: float = math.inf, above: bool = False) -> float:
     """Returns `value` as a finite float in [low, high], or in (low, high] when `above` is set."""
-    fits = (
-        isinstance(value, (int, float, np.number))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (value > low if above else value >= low)
-        and value <= high
-    )
-    if not fits:
+    number = math.nan
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # of an integer that no float can hold
+            number = float(value)
+    if not (math.isfinite(number) and (number > low if above else number >= low) and number <= high):
         bounds = f"{'above' if above else 'of at least'} {low:g}" + (
             f" and at most {high:g}" if high < math.inf else ""
         )
-        raise ConfigError(f"{setter}({value!r}): expected a finite number {bounds}")
-    return float(value)
+        raise ConfigError(f"{setter}({shown(value)}): expected a finite number {bounds}")
+    return number
 
 
 def check_bool(setter: str, value: Any) -> bool:
     """Returns `value`, which must be True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{setter}({value!r}): expected True or False")
+        raise ConfigError(f"{setter}({shown(value)}): expected True or False")
     return value
 
 
@@ -319,29 +344,32 @@ def check_str(setter: str, value: Any, allow_empty: bool = False) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not (value or allow_empty):
-        raise ConfigError(f"{setter}({value!r}): expected a {'' if allow_empty else 'non-empty '}string")
+        raise ConfigError(f"{setter}({shown(value)}): expected a {'' if allow_empty else 'non-empty '}string")
+    if "\0" in value:
+        raise ConfigError(f"{setter}({shown(value)}): expected a string without null characters")
     return value
 
 
 def check_choice(setter: str, value: Any, choices: Sequence[str]) -> str:
     """Returns `value`, which must be one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{setter}({value!r}): expected one of {', '.join(choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{setter}({shown(value)}): expected one of {', '.join(choices)}")
     return value
 
 
 def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
-    """Returns `value` as (channels, height, width), with 1 or 3 channels and sides of at least 16."""
+    """Returns `value` as (channels, height, width), with 1 or 3 channels and sides of 16 to `LARGEST_SIDE`."""
     fits = (
         isinstance(value, (list, tuple))
         and len(value) == 3
         and all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in value)
         and value[0] in (1, 3)
-        and min(value[1:]) >= 16
+        and 16 <= min(value[1:]) <= max(value[1:]) <= LARGEST_SIDE
     )
     if not fits:
         raise ConfigError(
-            f"{setter}({value!r}): expected (channels, height, width) with 1 or 3 channels and sides of at least 16"
+            f"{setter}({shown(value)}): expected (channels, height, width) with 1 or 3 channels and sides of at least "
+            f"16 and at most {LARGEST_SIDE:,}"
         )
     return (int(value[0]), int(value[1]), int(value[2]))
 
@@ -349,15 +377,16 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
 def check_rates(setter: str, value: Any) -> tuple[float, ...]:
     """Returns `value` as different rates in (0, 0.5], the largest first."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
-        raise ConfigError(f"{setter}({value!r}): expected a list of rates, such as [1e-3, 1e-4]")
+        raise ConfigError(f"{setter}({shown(value)}): expected a list of rates, such as [1e-3, 1e-4]")
     return tuple(sorted({check_float(setter, rate, 0, 0.5, above=True) for rate in value}, reverse=True))
 
 
 def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:
     """Returns `value` as strictly increasing positive step numbers. There may be none."""
     fits = isinstance(value, (list, tuple)) and all(
-        isinstance(step, (int, np.integer)) and not isinstance(step, bool) and step > 0 for step in value
+        isinstance(step, (int, np.integer)) and not isinstance(step, bool) and 0 < step <= LARGEST_TOTAL
+        for step in value
     )
     if not fits or any(b <= a for a, b in zip(value, value[1:])):
-        raise ConfigError(f"{setter}({value!r}): expected a list of strictly increasing positive step numbers")
+        raise ConfigError(f"{setter}({shown(value)}): expected a list of strictly increasing positive step numbers")
     return tuple(int(step) for step in value)

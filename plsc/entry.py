@@ -138,14 +138,15 @@ class Entry:
     def set_train_image_num(self, n: int) -> None:
         """Sets the number of training images, for readers that cannot tell it.
 
-        The built-in readers count their images.
+        Only a warm-up in epochs needs it. Without it the steps are counted in the first epoch. The built-in readers
+        count their images.
         """
         self._set("train_image_num", n)
 
     def set_image_shape(self, shape: Sequence[int]) -> None:
         """Sets the shape of the images, (channels, height, width).
 
-        Images have 1 or 3 channels and sides of at least 16.
+        Images have 1 or 3 channels and sides of 16 to 4096.
         """
         self._set("image_shape", shape)
 
@@ -188,7 +189,7 @@ class Entry:
 
         Args:
             model: A `BaseModel`, or any Paddle layer that turns images [B, C, H, W] into embeddings [B, D]. Parameters
-                with `stop_gradient` are not trained.
+                with `stop_gradient` are not trained. Layers in evaluation mode stay in it.
         """
         self._set("model", model)
 

@@ -1,7 +1,9 @@
 """What holds for all command lines, whichever commands there are."""
 
 import argparse
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -67,6 +69,54 @@ def test_a_misspelt_option_gets_a_suggestion_though_others_are_missing(program, 
     option = max(page._option_string_actions, key=len)
     said = refused(maker, [*words, option[:-2] + option[-1] + option[-2] + "=3"], capsys)
     assert f"did you mean {option} instead of" in said
+
+
+HOSTILE = ["0", "-1", "", "x", "nan", "inf", "1e6", "1e400G", "1e999999999", "1.5", "9" * 30, "9" * 5000, "1e-9G",
+           "1,2", "3,99999,99999"]  # fmt: skip
+
+
+@pytest.mark.parametrize("program, words", PAGES, ids=str)
+def test_an_option_takes_any_text_or_refuses_it_with_status_2(program, words, capsys):
+    parser = MAKERS[program]()
+    (page,) = (one for path, one in pages(parser) if path == words)
+    for action in page._actions:
+        for text in HOSTILE if action.option_strings and action.type is not None else ():
+            with contextlib.suppress(SystemExit):
+                parser.parse_args([*words, f"{action.option_strings[-1]}={text}"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, value", [("1e6", 10**6), ("12", 12), ("1.5", None), ("1e99", None), ("0", None)])
+def test_a_count_may_have_an_exponent_and_has_bounds(text, value):
+    if value is not None:
+        assert arguments.at_least(1)(text) == value
+        return
+    with pytest.raises(argparse.ArgumentTypeError, match="not an integer|at least 1|at most 1,000,000,000"):
+        arguments.at_least(1)(text)
+
+
+def test_plan_answers_or_refuses_whatever_its_options_say(capsys):
+    small = [
+        "plan",
+        "--json",
+        "--classes=100",
+        "--model=MobileFaceNet",
+        "--image-shape=3,16,16",
+        "--emb=8",
+        "--batch=2",
+    ]
+    options = ["--classes", "--emb", "--ranks", "--batch", "--sample-ratio", "--image-shape", "--device-memory"]
+    texts = ["0", "nan", "1e6", "1e400G", "9" * 30, "3,99999,99999"]
+    for option, text in itertools.product([*options, "--set=num_classes", "--set=scale"], texts):
+        try:
+            status = cli.main([*small, f"{option}={text}"])
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        if status == 0:
+            assert json.loads(out)["total_bytes_per_rank"] > 0
+        else:
+            assert status in (1, 2) and err.splitlines()[-1].startswith(("plsc: error:", "python -m plsc plan: error:"))
 
 
 def test_the_installed_program_is_the_main_function_and_calls_itself_plsc(monkeypatch, capsys):

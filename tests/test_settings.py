@@ -9,7 +9,11 @@ import re
 import runpy
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 from ranks import ROOT, environment, run_plsc
@@ -17,8 +21,9 @@ from ranks import ROOT, environment, run_plsc
 from plsc import Entry, settings
 from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
 from plsc.data.transforms import Augmentation
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, PlscError
 from plsc.heads.margins import MagFace
+from plsc.machine import random_state
 from plsc.models.base_model import BaseModel
 
 REFERENCE = runpy.run_path(str(ROOT / "tools" / "make_api_reference.py"))
@@ -140,6 +145,105 @@ def test_what_the_command_line_sets_no_setter_of_the_script_changes(name, monkey
     assert found == (result if len(setting.fields) > 1 else (result,))
     (said,) = overridden(ins)
     assert said.startswith(f"--set {name}=") and f" overrides {setting.setter}({script[0]!r}" in said
+
+
+class Unprintable:
+    def __repr__(self):
+        raise ZeroDivisionError
+
+
+endless: list = []
+endless.append(endless)
+HOSTILE = [
+    *(0, -1, 2, 10**9 + 1, 2**31, 2**63, 2**70, 10**30, -(10**30), 10**400, 10**5000),
+    *(float("nan"), float("inf"), -float("inf"), -0.0, 1.5, 1e308, 5e-324, 1j, Decimal("NaN"), Fraction(1, 3)),
+    *(True, False, None, "", "x", "nan", "1e6", "\0", "a\nb", "\ud800", "x" * 100_000, b"x", lambda *_: 1, int),
+    *([], (), {}, [1], [1, [2]], [float("nan")], [10**30, 10**31], (3, 10**9, 10**9), (3, 16.0, 16), {1: 2}, {"x": 1}),
+    *(np.int8(-1), np.uint64(2**64 - 1), np.float16("nan"), np.longdouble("1e4000"), np.complex64(1), np.bool_(True)),
+    *(
+        np.array(3),
+        np.array([1, 2]),
+        np.zeros([100, 100]),
+        object(),
+        Unprintable(),
+        endless,
+        Path("x"),
+        paddle.ones([2]),
+    ),
+]
+# What the settings that have no text take.
+OBJECTS = {
+    "model": (None,),
+    "optimizer": (None,),
+    "distfc_attr": (None, None),
+    "hdfs_info": ("hdfs://a:9000", "name,word", "folder", "folder"),
+    "hdfs_client": (None,),
+}
+
+
+def accepts(action):
+    """Returns whether an action does not raise. Any error must be plsc's own, in one line of a length for humans."""
+    try:
+        action()
+    except PlscError as problem:
+        assert "\n" not in str(problem) and len(str(problem)) < 1000
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", settings.SETTINGS)
+def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
+    setting = settings.SETTINGS[name]
+    good = ASKED[name][0] if name in ASKED else OBJECTS[name]
+    ways = [(setting.setter, value, (*good[:i], value, *good[i + 1 :])) for value in HOSTILE for i in range(len(good))]
+    for setter, _, arguments in ways:
+        ins = Entry()
+        if accepts(lambda ins=ins, setter=setter, arguments=arguments: getattr(ins, setter)(*arguments)):
+            json.dumps(plain_settings(ins._config))
+            accepts(ins._config.check_combination)
+    for value in HOSTILE:
+        for given in (value, {"use_fp16": value}, {setting.parameters[-1]: value}, [value], [value] * 2, [value] * 9):
+            accepts(lambda given=given: Entry(settings={name: given}))
+
+
+@pytest.mark.parametrize(
+    "setter, value, words",
+    [
+        ("set_class_num", 10**30, "at most 1,000,000,000,000"),
+        ("set_emb_size", 10**12, "at most 65,536"),
+        ("set_image_shape", (3, 10**9, 10**9), "at most 4,096"),
+        ("set_seed", 2**70, "at most 9,223,372,036,854,775,807"),
+        ("set_num_workers", 10**9, "at most 1,024"),
+        ("set_train_batch_size", 10**900, "at most 1,000,000,000"),
+        ("set_lr", 10**400, "expected a finite number"),
+        ("set_dataset_dir", "a\0b", "null"),
+    ],
+)
+def test_what_would_overflow_later_is_refused_with_the_bound(setter, value, words):
+    with pytest.raises(ConfigError, match=f"{setter}.*{words}"):
+        getattr(Entry(), setter)(value)
+
+
+def test_the_largest_seed_trains():
+    random_state.seed_everything(2**63 - 1)
+    random_state.seed_everything(2**63 - 1 + 5)  # that of rank 5
+    random_state.seed_step(2**63 - 1, 10**9, 5)
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "1" * 5000, "[" * 5000, "&a [*a]", "{[1]: 2}", "\0", "!!python/none x"]
+)
+def test_a_text_that_is_not_yaml_is_refused_in_one_line(value):
+    assert not accepts(lambda: settings.make_config(read("--set", f"lr_steps={value}")))
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [("num_classes", "1e6", 10**6), ("lr", "1e0", 1.0), ("lr", "1e-3", 1e-3), ("scale", "64", 64.0)],
+)
+def test_numbers_may_be_written_with_an_exponent(name, text, value):
+    found = getattr(settings.make_config(read("--set", f"{name}={text}")), name)
+    assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize(

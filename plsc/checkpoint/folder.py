@@ -27,6 +27,7 @@ BACKBONE = "backbone.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
+_OF_PADDLE = (".pdparams", ".pdopt", ".pdmodel", ".pdiparams")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
 _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 
@@ -90,9 +91,8 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     path = folder / META
     try:
         checkpoint = parse_meta(folder, path.read_bytes())
-    except FileNotFoundError:
-        wrong = f"is not a checkpoint ({META} is missing)" if folder.is_dir() else "no such folder"
-        raise DamagedError(f"{folder}: {wrong}; give the folder of one epoch, such as output/0") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError(f"{folder}: {_what_it_is(folder)}") from None
     except OSError as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
     for name, expected in checkpoint.files.items():
@@ -104,6 +104,22 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
                 f"{folder / name}: is not of this checkpoint, since {META} does not name it; move it away"
             )
     return checkpoint
+
+
+def _what_it_is(folder: Path) -> str:
+    """Returns what a path is that is no checkpoint, and what to do."""
+    advice = "give the folder of one epoch, such as output/0"
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    foreign = next((file for file in files if file.suffix in _OF_PADDLE and file.is_file()), None)
+    if foreign is not None:
+        name = f"holds {foreign.name}, which is" if foreign is not folder else "is"
+        return (
+            f"{name} in Paddle's own format and not a checkpoint of plsc; load it into the model in the script, with "
+            f"Paddle's load and set_state_dict, before set_model, or {advice}"
+        )
+    if folder.is_file():
+        return f"is a file, not the folder of a checkpoint; {advice}"
+    return f"is not a checkpoint ({META} is missing); {advice}" if folder.is_dir() else f"no such folder; {advice}"
 
 
 def parse_meta(folder: Path, text: bytes) -> Checkpoint:

@@ -17,6 +17,11 @@ from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
 
 _OTHER_MODEL = ": it was saved from another model; check set_model"
+_ONLY_IN_RESNET100 = "blocks.48.residual.1.weight"
+_RENAMED_MODEL = (
+    ": it was saved by an earlier version of plsc, whose ResNet101 had the 3, 13, 30 and 3 blocks of ResNet100; "
+    "call set_model_name('ResNet100'), or add --set model_name=ResNet100"
+)
 _OTHER_OPTIMIZER = (
     "; set_resume(True) needs the same set_optimizer; to start from the weights alone use set_checkpoint_dir"
 )
@@ -33,7 +38,8 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
     """
     path, state = checkpoint.folder / BACKBONE, backbone.state_dict()
     with TensorFile(path, checkpoint.files[BACKBONE]) as file:
-        _check_names(path, set(file), set(state), "the model", _OTHER_MODEL)
+        was_renamed = checkpoint.meta.get("model") == "ResNet101" and _ONLY_IN_RESNET100 in file
+        _check_names(path, set(file), set(state), "the model", _RENAMED_MODEL if was_renamed else _OTHER_MODEL)
         for name, tensor in state.items():
             if file.shape(name) != tuple(tensor.shape):
                 raise CheckpointError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, size
-from plsc.config import Config
+from plsc.config import LARGEST_TOTAL, Config
 from plsc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "loss_type, gradient_accumulation, ...). The options below win over them.",
     )
     parser.add_argument(
-        "--classes", type=at_least(1), metavar="N", help="required, unless the settings have num_classes"
+        "--classes", type=at_least(1, LARGEST_TOTAL), metavar="N", help="required, unless the settings have num_classes"
     )
     parser.add_argument("--emb", type=at_least(1), metavar="N", help="size of the embedding (default 512)")
     add_ranks(parser, "number of processes or GPUs (default 1)")
@@ -109,12 +109,13 @@ def _sides(text: str) -> list[int]:
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
-    from plsc.machine.memory import resident_memory
+    from plsc.machine.memory import out_of_memory_as, resident_memory
     from plsc.models import build_model
 
     process = resident_memory()
-    model = build_model(config.model_name, config.emb_dim, config.image_shape)
-    size = forecast.backbone_size(model, config.image_shape)
+    with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
+        model = build_model(config.model_name, config.emb_dim, config.image_shape)
+        size = forecast.backbone_size(model, config.image_shape)
     return forecast.workload_of(
         config, size, optimizer=_optimizer_size(optimizer), ranks=ranks, process=process, on_cpu=on_cpu
     )

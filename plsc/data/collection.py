@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import bisect
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
 from plsc.data.image_lists import SUFFIXES, Listed, folder_of_images, parse_line, read_list
-from plsc.data.transforms import decode, decode_file, unreadable
+from plsc.data.transforms import check_header, decode, decode_file, unreadable
 from plsc.errors import DataError
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
@@ -51,6 +52,17 @@ class Collection(Protocol):
 
         Raises:
             DataError: The image cannot be read or decoded.
+        """
+
+    def check(self, i: int, open_it: bool) -> None:
+        """Checks an image as far as that is cheap.
+
+        Args:
+            i: The image.
+            open_it: Whether to read the beginning of the image, and not just to see that there is one.
+
+        Raises:
+            DataError: The image cannot be read.
         """
 
     def fingerprint(self, missing: bool = False) -> str:
@@ -97,6 +109,18 @@ class ImageFiles:
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
         return decode_file(self._root / self._files[i].name, image_shape, self.where(i))
+
+    def check(self, i: int, open_it: bool) -> None:
+        """Checks the size of a file, and with `open_it` the header of the image; see `Collection.check`."""
+        path = self._root / self._files[i].name
+        try:
+            if not path.stat().st_size:
+                raise DataError(f"{self.where(i)}: the file is empty; restore it, or leave it out")
+            if open_it:
+                with open(path, "rb") as stream:
+                    check_header(stream, self.where(i))
+        except OSError as problem:
+            raise unreadable(self.where(i), problem) from None
 
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of names, identities, templates, sizes and times of modification."""
@@ -158,6 +182,16 @@ class Base64Parts:
             raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
         return decode(binascii.a2b_base64(line.rpartition(b"\t")[0]), image_shape, self.where(i))
 
+    def check(self, i: int, open_it: bool) -> None:
+        """Checks the line and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""
+        if not open_it:
+            return
+        line = self._read(i)
+        fault = check_line(line, len(line))
+        if fault:
+            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
+        check_header(io.BytesIO(binascii.a2b_base64(line.rpartition(b"\t")[0])), self.where(i))
+
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of the names, sizes and times of modification of the parts."""
         parts = [(part.name, part.size, part.modified) for part in self._parts]
@@ -218,6 +252,9 @@ class ArrayImages:
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Returns the image unchanged; `image_shape` must be its shape."""
         return self._images[self._firsts[i]]
+
+    def check(self, i: int, open_it: bool) -> None:
+        """Does nothing, because the image is decoded already."""
 
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of the pixels."""

@@ -34,18 +34,22 @@ class BatchMaker:
         self._num_classes = num_classes
         self._warned = False
 
-    def __call__(self, samples: Any, where: str) -> Batch:
+    def __call__(self, samples: Any, where: str, are_samples: bool = False) -> Batch:
         """Converts one batch.
 
         Args:
-            samples: A list of (image, label), or (images, labels) as arrays or tensors; see `readers.ReaderLoader`.
+            samples: A list of (image, label), or (images, labels) as arrays or tensors; see `readers.ReaderLoader`. The
+                dimensions of the first array tell them apart, never the length of the list.
             where: Where the batch comes from, for error messages.
+            are_samples: Whether the batch is known to be a list of samples.
 
         Raises:
             DataError: The batch has another form, or its images or labels do not fit the settings.
         """
         if isinstance(samples, _ARRAYS) and self._num_classes is None:
             samples = (samples,)
+            if not _is_stack(samples[0]):
+                raise DataError(f"{where}: {_kind(samples[0])} is a single image; yield batches, such as [image]")
         if isinstance(samples, (dict, *_ARRAYS)) or not isinstance(samples, Iterable):
             raise DataError(
                 f"{where}: a batch must be a list of (image, label), or (images, labels); got {_kind(samples)}"
@@ -53,11 +57,10 @@ class BatchMaker:
         samples = list(samples)
         if not samples:
             raise DataError(f"{where}: the batch is empty; leave it out")
-        if len(samples) <= 2 and all(isinstance(one, _ARRAYS) for one in samples):
+        if _is_stack(samples[0]) and not are_samples:
             images, labels = self._arrays(samples, where)
         else:
-            pairs = [self._sample(sample, f"{where}, sample {k}") for k, sample in enumerate(samples)]
-            images, labels = np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs], np.int64)
+            images, labels = self._samples(samples, where)
         if self._num_classes is not None:
             bad = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
             if len(bad):
@@ -69,21 +72,40 @@ class BatchMaker:
 
     def _arrays(self, arrays: Sequence[Any], where: str) -> Batch:
         """Converts images [b, ...] and labels [b] or [b, 1]."""
-        raw, count = np.asarray(arrays[0]), len(arrays[0])
-        images = self._images(raw, where, (count,))
+        count, others = len(arrays[0]), arrays[1:]
+        images = self._images(arrays[0], where, (count,))
+        if any(_is_stack(one) and one.size in (images.size, images[0].size * len(one)) for one in others):
+            raise DataError(f"{where}: the batch has {len(arrays)} arrays of images; yield one batch at a time")
         if self._num_classes is None:
             return images, np.full(count, -1, np.int64)
-        if len(arrays) == 1:
-            raise DataError(f"{where}: there are no labels; yield (images, labels)")
-        labels = np.asarray(arrays[1])
-        if labels.dtype.kind not in "iu" or labels.size != count:
+        if len(others) != 1:
+            found = f"there are {len(others)} arrays after the images" if others else "there are no labels"
+            raise DataError(f"{where}: {found}; yield (images, labels)")
+        labels = np.asarray(others[0])
+        if labels.dtype.kind not in "iu" or labels.size != count or max(labels.shape, default=1) != count:
             raise DataError(f"{where}: labels {_kind(labels)} do not fit {count} images; yield one integer per image")
         return images, labels.reshape(-1).astype(np.int64)
 
+    def _samples(self, samples: Sequence[Any], where: str) -> Batch:
+        """Converts a list of (image, label), or of bare images where labels are not needed."""
+        if isinstance(samples[0], _ARRAYS) and len(samples) == 2 and np.ndim(samples[1]) == 0:
+            raise DataError(f"{where}: this is a single sample; yield batches, for instance with paddle.batch")
+        pairs = [self._sample(sample, f"{where}, sample {k}") for k, sample in enumerate(samples)]
+        if len({image.dtype for image, _ in pairs}) > 1:
+            raise DataError(
+                f"{where}: some images are uint8 pixels and others are float32, which is used unchanged; yield one "
+                "kind of them"
+            )
+        return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs], np.int64)
+
     def _sample(self, sample: Any, where: str) -> tuple[np.ndarray, int]:
+        if isinstance(sample, dict):
+            raise DataError(f"{where}: the sample is a dict ({', '.join(map(str, sample))}); yield (image, label)")
         if self._num_classes is None:
             return self._images(sample[0] if isinstance(sample, (list, tuple)) and sample else sample, where), -1
         try:
+            if isinstance(sample, _ARRAYS):
+                raise TypeError
             raw_image, raw_label = sample
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: the sample is not a pair; yield (image, label)") from error
@@ -94,35 +116,49 @@ class BatchMaker:
 
     def _images(self, raw: Any, where: str, batch: tuple[int, ...] = ()) -> np.ndarray:
         """Returns images as uint8 or float32 [*batch, C, H, W]."""
+        if isinstance(raw, paddle.Tensor) and raw.dtype == paddle.bfloat16:
+            raw = raw.astype("float32")  # NumPy would be given its bits as uint16.
         try:
             images = np.asarray(raw)
-            if images.dtype != np.uint8:
-                images = images.astype(np.float32, copy=False)
+            if images.dtype.kind not in "biuf":
+                raise TypeError
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: the image is not an array of numbers; yield float32 or uint8, CHW") from error
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32, copy=False)
         wanted = (*batch, *self._image_shape)
         if images.ndim == len(batch) + 1 and images.size == np.prod(wanted):
             images = images.reshape(wanted)
         if images.shape != wanted:
+            channels, *sides = self._image_shape
+            shape = list(images.shape[len(batch) :])
+            hint = "transpose it to CHW" if shape == [*sides, channels] else "yield CHW or flat images"
             raise DataError(
-                f"{where}: image has shape {list(images.shape[len(batch) :])} but image_shape is "
-                f"{list(self._image_shape)}; yield CHW or flat images, or call set_image_shape"
+                f"{where}: image has shape {shape} but image_shape is {list(self._image_shape)}; {hint}, or call "
+                "set_image_shape"
             )
         return images
 
     def _normalised(self, images: np.ndarray, where: str) -> np.ndarray:
         if images.dtype == np.uint8:
             return normalize(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
-        largest = float(np.abs(images).max())
-        if largest > _LARGEST_NORMALISED and not self._warned:
+        lowest, highest = float(images.min()), float(images.max())
+        are_fractions = lowest >= 0 and lowest < highest <= 1
+        if (max(-lowest, highest) > _LARGEST_NORMALISED or are_fractions) and not self._warned:
             self._warned = True
             logger.warning(
-                "%s: float images reach %.0f. They are used unchanged, but test images are normalised as "
+                "%s: float images are from %.3g to %.3g. They are used unchanged, but test images are normalised as "
                 "(x - 127.5) / 128: normalise them in the reader too, or yield uint8, which plsc normalises",
                 where,
-                largest,
+                lowest,
+                highest,
             )
         return images
+
+
+def _is_stack(value: Any) -> bool:
+    """Returns whether a value is an array of several images, which has a dimension more than an image or a flat one."""
+    return isinstance(value, _ARRAYS) and value.ndim in (2, 4)
 
 
 def _kind(value: Any) -> str:

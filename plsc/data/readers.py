@@ -104,6 +104,7 @@ class ReaderLoader:
     Attributes:
         num_images: Number of images of all ranks; None if it is unknown.
         splits: Whether the loader splits the samples over the ranks, rather than the reader.
+        in_memory: Whether the reader is a list, which costs nothing to read.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class ReaderLoader:
         self._rank, self._world_size = rank, world_size
         self.num_images = num_images
         self.splits = isinstance(reader, paddle.io.Dataset) and _length(reader) is not None
+        self.in_memory = isinstance(reader, (list, tuple))
         self._num_batches: Optional[int] = None
         if self.splits:
             self.num_images = _length(reader)
@@ -189,7 +191,8 @@ class ReaderLoader:
                     return
                 if step < start_step:
                     continue
-                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}")
+                are_samples = isinstance(self._reader, paddle.io.Dataset)
+                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}", are_samples)
                 if not _put(ready, batch, stop):
                     return
             if step < 0:

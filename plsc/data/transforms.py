@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import DataError
 
@@ -72,6 +73,27 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.n
     except OSError as problem:
         raise unreadable(where, problem) from None
     return decode(data, image_shape, where)
+
+
+def check_header(stream: BinaryIO, where: str) -> None:
+    """Checks that Pillow recognises an image by its header, without decoding it.
+
+    Args:
+        stream: The encoded image.
+        where: Where the image comes from, for the error message.
+
+    Raises:
+        DataError: It does not.
+        OSError: The stream cannot be read.
+    """
+    try:
+        Image.open(stream).close()
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: the file is not an image; replace the file or remove the sample") from None
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{where}: cannot decode the image ({type(error).__name__}); replace the file or remove the sample"
+        ) from error
 
 
 def unreadable(where: str, problem: OSError) -> DataError:

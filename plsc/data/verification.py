@@ -14,6 +14,9 @@ from plsc.data.transforms import decode, from_pixels
 from plsc.errors import DataError
 from plsc.machine.files import replace_file
 
+# The first bytes of JPEG, PNG, BMP, GIF, WebP and TIFF files.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
 
 @dataclass
 class VerificationSet:
@@ -38,20 +41,26 @@ class _RefusedGlobal(pickle.UnpicklingError):
 # code. The file sets no NumPy state; its bytes are only read as elements of a plain dtype.
 
 
+# The dtypes that arrays may have, and as what they are read.
+_DTYPES = {"b1": "u1", **{f"{kind}{size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}}
+
+
 class _Dtype:
     def __init__(self, name: Any = b"", *_: Any):
         text = name.decode("ascii") if isinstance(name, bytes) else str(name)
-        self.text = text.lstrip("|<>=")
+        self.text, self.is_big_endian = text.lstrip("|<>="), text.startswith(">")
 
     def __setstate__(self, state: Any) -> None:
-        """Ignores byte order and alignment, which do not matter for one-byte dtypes."""
+        """Takes the byte order, which is the second part of the state."""
+        self.is_big_endian = isinstance(state, tuple) and state[1:2] in ((">",), (b">",))
 
     def read(self, raw: Any, shape: Any, order: str = "C") -> np.ndarray:
-        if self.text not in ("u1", "b1"):
-            raise pickle.UnpicklingError(f"array of dtype {self.text!r}, not uint8 or bool")
+        if self.text not in _DTYPES:
+            raise pickle.UnpicklingError(f"array of dtype {self.text!r}, not of integers or bools")
         # Older versions of Python pickled array data as text in latin-1.
         data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-        elements = np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
+        elements = np.frombuffer(data, ("<>"[self.is_big_endian] if self.text[1] != "1" else "|") + _DTYPES[self.text])
+        elements = elements.reshape(shape, order="F" if order == "F" else "C")
         return elements != 0 if self.text == "b1" else elements
 
 
@@ -146,7 +155,9 @@ def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise DataError(f"{path}: not a verification set; expected a pickle of (images, issame)")
     encoded, raw_issame = (_unwrap(part) for part in content)
-    if not isinstance(encoded, (list, tuple, np.ndarray)) or not isinstance(raw_issame, (list, tuple, np.ndarray)):
+    if isinstance(raw_issame, np.ndarray) and _is_line(raw_issame):
+        raw_issame = raw_issame.reshape(-1)
+    if not all(isinstance(part, (list, tuple, np.ndarray)) and np.shape(part) != () for part in (encoded, raw_issame)):
         raise DataError(f"{path}: not a verification set; expected lists of images and of bools")
     if len(raw_issame) == 0:
         raise DataError(f"{path}: the verification set has no pairs; make the file again")
@@ -155,19 +166,30 @@ def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
             f"{path}: {len(encoded)} images do not fit {len(raw_issame)} pairs (two each); make the file again"
         )
     for i, value in enumerate(raw_issame):
-        if not isinstance(value, (bool, int, np.bool_, np.uint8)) or value not in (0, 1):
+        if not isinstance(value, (int, np.bool_, np.integer)) or value not in (0, 1):
             raise DataError(f"{path}: issame of pair {i} is not a bool; make the file again")
     return encoded, np.array([bool(value) for value in raw_issame], dtype=bool)
 
 
 def _decode_item(item: Any, image_shape: Sequence[int], where: str) -> np.ndarray:
     if isinstance(item, np.ndarray):
-        if item.ndim != 1:
+        if not _is_line(item):
             return from_pixels(item, image_shape, where)
-        item = item.tobytes()  # The item is an encoded file as an array of bytes.
+        # The item is an encoded file as an array of bytes.
+        if item.ndim > 1 and not item.tobytes().startswith(_BEGINNINGS):
+            raise DataError(
+                f"{where}: an array of shape {list(item.shape)} that does not begin as an image file does may be "
+                "pixels or a damaged file; give encoded images as bytes, or pixels as uint8 HWC"
+            )
+        item = item.tobytes()
     if not isinstance(item, (bytes, bytearray)):
         raise DataError(f"{where}: {type(item).__name__} is not an encoded image; make the file again")
     return decode(bytes(item), image_shape, where)
+
+
+def _is_line(array: np.ndarray) -> bool:
+    """Returns whether all elements lie along one dimension, as in [N], [N, 1] and [1, N]."""
+    return array.ndim > 0 and array.size == max(array.shape)
 
 
 def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]) -> None:

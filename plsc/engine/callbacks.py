@@ -72,7 +72,6 @@ class Run(Protocol):
         head: This rank's class centres.
         optimizer: The optimizer of both; `optimizer.get_lr()` is the learning rate of the next step.
         last: The last step; None before the first.
-        steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
         save_dir: Folder of the run; None when nothing is saved.
         clock: Seconds spent on training.
     """
@@ -82,9 +81,12 @@ class Run(Protocol):
     head: paddle.nn.Layer
     optimizer: paddle.optimizer.Optimizer
     last: Optional[Step]
-    steps_per_epoch: Optional[int]
     save_dir: Optional[Path]
     clock: Clock
+
+    @property
+    def steps_per_epoch(self) -> Optional[int]:
+        """Steps in an epoch; None when a reader cannot tell, until they are counted in the first epoch."""
 
     @property
     def progress(self) -> Progress:

@@ -10,9 +10,10 @@ from typing import Optional, Union
 import numpy as np
 
 from plsc import parallel
+from plsc.config import Config
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
 logger = logging.getLogger("plsc")
 
@@ -38,6 +39,80 @@ def steps_per_epoch(loader: Loader, size: int) -> Optional[int]:
     """Returns the number of steps in an epoch with `size` batches each, the same on every rank; None when unknown."""
     batches = max(parallel.all_gather_object(loader.steps_per_epoch or 0, "the length of its data"))
     return -(-batches // size) if batches else None
+
+
+def check_warmup(config: Config, steps: Optional[int]) -> None:
+    """Checks that the steps of the warm-up are known before the first of them.
+
+    Args:
+        config: The settings.
+        steps: Steps in an epoch; None when the reader cannot tell.
+
+    Raises:
+        ConfigError: They are not; on every rank.
+    """
+    if config.warmup_epochs and config.optimizer is None and steps is None:
+        raise ConfigError(
+            f"set_warmup_epochs({config.warmup_epochs}): train_reader cannot tell how many images it has, so the steps "
+            "of the warm-up are not known; call set_train_image_num"
+        )
+
+
+def warn_of_ignored_number(config: Config, loader: Loader) -> None:
+    """Warns when `set_train_image_num` differs from the number of images that the loader itself knows."""
+    known = None if isinstance(loader, ReaderLoader) and not loader.splits else loader.num_images
+    if config.train_image_num is not None and known is not None and known != config.train_image_num:
+        logger.warning(
+            "set_train_image_num(%d) is ignored, because the training data has %d images", config.train_image_num, known
+        )
+
+
+class FirstPass:
+    """The count of the first whole epoch of a run, which is compared with what was thought before.
+
+    Args:
+        config: The settings.
+        loader: This rank's loader.
+    """
+
+    def __init__(self, config: Config, loader: Loader) -> None:
+        self._config, self._is_counted = config, loader.splits
+        self._samples, self._largest = 0, 0
+
+    def add(self, samples: int) -> None:
+        """Counts the samples of a step, over all ranks."""
+        self._samples, self._largest = self._samples + samples, max(self._largest, samples)
+
+    def end(self, began: int, steps: int, expected: Optional[int]) -> None:
+        """Warns after the first epoch when the number of its images or steps is not the one that was expected.
+
+        Args:
+            began: Steps of the epoch that were done before this process took it up.
+            steps: Steps of the whole epoch.
+            expected: Steps in an epoch as the settings or the reader say; None when neither does.
+        """
+        wanted, found = self._config.train_image_num, self._samples
+        if self._is_counted or wanted is None or steps == began:
+            return
+        self._is_counted = True
+        # On several ranks, those that have fewer samples repeat some of them.
+        tolerance = 0 if parallel.world_size() == 1 else self._largest
+        if began == 0 and abs(found - wanted) > tolerance:
+            logger.warning(
+                "set_train_image_num(%d), but train_reader gave %d images in an epoch; correct the number: warm-up and "
+                "remaining time follow it when the reader cannot tell its length",
+                wanted,
+                found,
+            )
+        elif expected is not None and steps != expected:
+            logger.warning(
+                "set_train_image_num(%d) and batches of %d make %d steps in an epoch, but train_reader gave %d; batch "
+                "the reader with the size of set_train_batch_size, or correct the number",
+                wanted,
+                self._config.train_batch_size,
+                expected,
+                steps,
+            )
 
 
 def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows
 from plsc.heads.workers import walking_threads
 from plsc.models.base_model import inputs_of
+from plsc.models.modes import evaluating
 
 _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
@@ -238,13 +239,8 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> 
 
 def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
     """Returns what a forward pass of one image keeps for the backward pass, in bytes."""
-    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
-    model.eval()
-    try:
+    with evaluating(model):
         kept = [_kept_by_forward(model, image_shape, images) for images in (2, 3)]
-    finally:
-        for layer, mode in modes:  # each its own: a frozen BatchNorm may have been in evaluation mode
-            layer.training = mode
     return kept[1] - kept[0]
 
 

@@ -22,6 +22,9 @@ from plsc.heads import ClassifierHead, shard_bounds
 from plsc.machine import random_state
 from plsc.version import __version__
 
+# What the checkpoints of earlier versions call a built-in model, and its name now.
+_RENAMED_MODEL = ("ResNet101", "ResNet100")
+
 
 @dataclass
 class TrainingState:
@@ -174,6 +177,9 @@ class TrainingState:
                 f"{source.folder}: this checkpoint cannot be resumed ({type(problem).__name__}: {problem}); start from "
                 "its weights with set_checkpoint_dir"
             ) from None
+        same_batches = (meta["batch_per_rank"], meta["ranks"]) == (self.config.batch_per_rank, ranks)
+        if self.steps_per_epoch is None and same_batches:
+            self.steps_per_epoch = meta.get("steps_per_epoch")  # counted before the run was stopped
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)
@@ -194,7 +200,7 @@ class TrainingState:
         return [
             f"{words} was {source.meta.get(name)} and is {now[name]} now"
             for name, words in names.items()
-            if source.meta.get(name) != now[name]
+            if source.meta.get(name) != now[name] and (source.meta.get(name), now[name]) != _RENAMED_MODEL
         ]
 
     def _accumulators(self) -> dict[str, dict[str, paddle.Tensor]]:

@@ -22,7 +22,8 @@ from plsc.engine import forecast
 from plsc.engine.agreement import check_data, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step, begin_again
-from plsc.engine.feed import Batch, steps_of, steps_per_epoch
+from plsc.engine.capacity import check_head_fits
+from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
 from plsc.engine.progress import Progress
@@ -38,14 +39,17 @@ from plsc.engine.verdict import (
     report_skipped_step,
     step_of,
 )
+from plsc.errors import PlscError
 from plsc.evaluation.build import build_evaluator
+from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import HeadOutput
 from plsc.inference.networks import TrainedNetwork
 from plsc.machine import random_state
-from plsc.machine.memory import resident_memory
+from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
 from plsc.models.base_model import inputs_of
+from plsc.models.modes import TrainingModes
 
 _SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less
 
@@ -60,7 +64,8 @@ class Note(enum.IntFlag):
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer]:
     """Trains all epochs; returns what `Entry.train` documents, and the trained backbone."""
-    with forecast.training(), contextlib.ExitStack() as resources:
+    advice = "lower set_train_batch_size, and ask plsc plan what a training needs"
+    with forecast.training(), contextlib.ExitStack() as resources, out_of_memory_as(advice):
         trainer = Trainer(config, resources)
         return trainer.run(), trainer.backbone
 
@@ -91,14 +96,23 @@ class Trainer:
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
 
+        check_head_fits(config)
+
         # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         self.loader = build_loader(config)
         check_data(self.loader)
+        self.first_pass = FirstPass(config, self.loader)
+        steps = steps_per_epoch(self.loader, config.gradient_accumulation)
+        check_warmup(config, steps)
+        warn_of_ignored_number(config, self.loader)
         self.evaluator = build_evaluator(config) if config.with_test else None
+        if self.evaluator is not None:
+            self.evaluator.check()
 
         # Backbone and head: the same random numbers on every rank while they are made, different ones afterwards.
         random_state.seed_everything(config.seed)
         self.backbone = build_backbone(config)
+        self.modes = TrainingModes(self.backbone)
         self.head = build_classifier(config)
         warm_start(config, self.backbone, self.head)
         # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
@@ -107,8 +121,7 @@ class Trainer:
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
         # Optimizer, clipping and loss scaling.
-        self.steps_per_epoch = steps_per_epoch(self.loader, config.gradient_accumulation)
-        self.updates = Updates(config, self.backbone, self.head, self.steps_per_epoch)
+        self.updates = Updates(config, self.backbone, self.head, steps)
         self.optimizer = self.updates.optimizer
         self.scaler = amp.DynamicLossScaler(config.mixed_precision)
 
@@ -120,7 +133,7 @@ class Trainer:
             optimizer=self.optimizer,
             row_updates=self.updates.of_rows,
             scaler=self.scaler,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=steps,
             callbacks=self.callbacks,
         )
         log_header(self.state, self.loader.num_images, process_bytes)
@@ -165,7 +178,8 @@ class Trainer:
     def train_epoch(self) -> Optional[str]:
         """Trains the rest of the current epoch and tests; returns why training must stop now, or None."""
         progress = self.progress
-        self.model.train()
+        began = progress.batch
+        self.modes.restore()
         self.state.begin_epoch()
         self.call("on_epoch_begin")
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
@@ -178,16 +192,46 @@ class Trainer:
                 return self.agreed_reason()
         if parallel.any_rank(self.sigterm.requested, f"the end of epoch {progress.epoch}"):
             self.exit_after_sigterm()
+        self.first_pass.end(began, progress.batch, self.steps_per_epoch)
+        self.state.steps_per_epoch = self.steps_per_epoch or progress.batch
         with self.clock.paused():
             check_epoch(progress, self.last)
             check_weights(self.backbone, self.head, progress, self.last)
             if self.evaluator is not None:
-                progress.test = self.evaluator(TrainedNetwork(self.backbone, self.config))
-                self.call("on_test", progress.test)
+                self.test(self.evaluator)
             progress.end_epoch()
             self.state.schedules.end_epoch(progress.loss, score_of({"test": progress.test}))
             self.call("on_epoch_end")
             return self.agreed_reason()
+
+    def test(self, evaluator: Evaluator) -> None:
+        """Tests the network at the end of an epoch. If that fails, it first saves the state from before the test.
+
+        A run that is resumed from there has done all steps of the epoch, and begins with the test.
+        """
+        progress = self.progress
+        progress.metrics_size = self.metrics.size
+        meta, rng = self.state.meta(), self.state.rank_rng()
+        try:
+            progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
+            self.call("on_test", progress.test)
+        except Exception as problem:
+            # Only a PlscError is known to be raised on every rank, and all of them must save.
+            if self.writer is None or not (isinstance(problem, PlscError) or parallel.world_size() == 1):
+                raise
+            try:
+                folder = self.writer.start(str(progress.epoch), self.state.files(self.writer.leads), meta, rng)
+                self.writer.finish()
+            except PlscError as other:
+                logger.warning("the epoch could not be saved before training ends: %s", other)
+                raise problem from None
+            logger.warning(
+                "the test of epoch %d failed, and the epoch was saved to %s; set_resume(True) resumes with the test, "
+                "and set_with_test(False) leaves it out",
+                progress.epoch,
+                folder,
+            )
+            raise
 
     def step(self, micro_batches: Sequence[Batch]) -> list[Note]:
         """Trains one step, and returns the notes of all ranks.
@@ -229,6 +273,7 @@ class Trainer:
 
         self.last = step_of(outputs, rate, scale if config.mixed_precision.scales_loss else None, problem)
         self.samples += self.last.samples
+        self.first_pass.add(self.last.samples)
         progress.end_step(self.last.loss, is_used=problem is None, may_shrink=may_shrink)
         if problem is not None:
             report_skipped_step(progress, problem, config.max_skipped_steps)
@@ -285,6 +330,11 @@ class Trainer:
     def progress(self) -> Progress:
         """How many epochs and steps are done, and with what results."""
         return self.state.progress
+
+    @property
+    def steps_per_epoch(self) -> Optional[int]:
+        """Steps in an epoch; None until a reader that cannot tell has been counted in the first epoch."""
+        return self.state.steps_per_epoch
 
     @property
     def checkpoints(self) -> list[Path]:

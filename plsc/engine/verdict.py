@@ -104,7 +104,7 @@ def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Pro
     row = first_row_not_finite(head.weight)
     if not found and row is not None:
         found = f"the class centre of class {head.lower + row} is not finite"
-    found = next(filter(None, parallel.all_gather_object(found)), "")
+    found = next(filter(None, parallel.all_gather_object(found, "the check of its weights")), "")
     if found:
         skipped = f" ({progress.skipped_in_a_row} steps after it were skipped)" if last and last.problem else ""
         raise TrainingError(

@@ -11,7 +11,7 @@ from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
 from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
 from plsc.data.verification import VerificationSet
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 from plsc.evaluation.evaluator import Evaluator
 
 
@@ -39,6 +39,11 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
                 "one out"
             )
         sets.append(read_gallery(*map(Path, config.identification)))
+        if any(one.name == sets[-1].name for one in sets[:-1]):
+            raise DataError(
+                f"{config.dataset_dir}: two test sets are called {sets[-1].name!r}, which is the name of the test of "
+                "set_identification; rename the other set"
+            )
     if not sets and reader is None:
         raise ConfigError("set_val_targets(''): there is nothing to test on; name a set, or call set_with_test(False)")
     pairs_dir = Path(config.model_save_dir) if config.model_save_dir else None

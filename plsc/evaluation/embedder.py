@@ -231,7 +231,10 @@ class Embedder:
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             where = images.where(chosen[int(finite.argmin())])
-            raise DataError(f"{where}: its embedding is not finite; training has diverged or the checkpoint is damaged")
+            cause = "training has diverged or the checkpoint is damaged"
+            if self._network.export is not None:
+                cause = "the exported network cannot embed it; export it in float32, or another checkpoint"
+            raise DataError(f"{where}: its embedding is not finite; {cause}")
         return rows, faults
 
 

@@ -15,6 +15,7 @@ from plsc.data.collection import Collection
 from plsc.data.pair_sets import PairSet
 from plsc.data.readers import ReaderLoader
 from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
+from plsc.evaluation.checks import check_identities, check_images, check_reader
 from plsc.evaluation.embedder import Embedder
 from plsc.evaluation.report_data import pairs_for_report
 from plsc.heads import shard_bounds
@@ -44,6 +45,9 @@ class Evaluator:
         pairs_dir: Folder in which rank 0 leaves `<set>_pairs.npz` for `plsc report`; None leaves nothing.
         kept_dir: Folder in which embeddings of sets are kept, and from which they are taken if images and network are
             the same; None embeds the images in every test.
+
+    Raises:
+        DataError: The identities of a set give nothing to test.
     """
 
     def __init__(
@@ -56,6 +60,20 @@ class Evaluator:
     ) -> None:
         self._sets, self._reader, self._config = sets, reader, config
         self._pairs_dir, self._kept_dir = pairs_dir, kept_dir
+        for one in sets:
+            check_identities(one)
+
+    def check(self) -> None:
+        """Checks as far as that is cheap that the images can be read, before the training that the test is for.
+
+        Raises:
+            DataError: They cannot; on every rank.
+        """
+        for one in self._sets:
+            check_images(one)
+        # A reader that training reads as well is checked there.
+        if self._reader is not None and self._config.test_reader is not self._config.train_reader:
+            check_reader(self._reader)
 
     def __call__(self, network: Network) -> dict[str, dict[str, Any]]:
         """Tests a network.

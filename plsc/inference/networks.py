@@ -13,6 +13,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.inference.export_folder import open_export
+from plsc.models.modes import evaluating
 
 
 class Network(Protocol):
@@ -96,9 +97,6 @@ class ExportedNetwork:
 @paddle.no_grad()
 def embed_batch(backbone: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
     """Embeds a batch in evaluation mode, normalised images [b, C, H, W] -> embeddings [b, D] float32."""
-    was_training = backbone.training
-    backbone.eval()
-    embedding = backbone(paddle.to_tensor(np.ascontiguousarray(images)))
-    if was_training:
-        backbone.train()
+    with evaluating(backbone):
+        embedding = backbone(paddle.to_tensor(np.ascontiguousarray(images)))
     return embedding.astype("float32").numpy()

@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 
 from plsc.errors import PlscError
 from plsc.layers.activations import Parameter, activated
-from plsc.layers.scope import as_attr, find_layer, in_dry_run
+from plsc.layers.scope import as_attr, find_layer, in_dry_run, is_kept_in_evaluation
 
 Size = Union[int, Sequence[int]]
 Padding = Union[int, str, Sequence[Any]]
@@ -235,8 +235,11 @@ def batch_norm(
     # A branch for training and one for tests may differ in these settings, and still mean the same layer.
     layer._momentum, layer._epsilon = momentum, epsilon
     layer._use_global_stats = True if use_global_stats else None  # None means in tests only.
-    layer.training = not is_test and not in_dry_run()
-    return activated(layer(input), act)
+    mode = layer.training
+    layer.training = not (is_test or in_dry_run() or is_kept_in_evaluation(layer))
+    output = layer(input)
+    layer.training = mode
+    return activated(output, act)
 
 
 def layer_norm(

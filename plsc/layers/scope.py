@@ -178,7 +178,7 @@ class _Pass:
     """One run of a network whose layers have been created."""
 
     def __init__(self, owner: nn.Layer, plan: Optional[Plan], recipes: dict[str, tuple[Any, ...]]) -> None:
-        self._owner, self._plan, self._recipes = owner, plan, recipes
+        self.owner, self._plan, self._recipes = owner, plan, recipes
         self._counts: dict[str, int] = {}
 
     def layer(
@@ -186,7 +186,7 @@ class _Pass:
     ) -> Any:
         if self._plan is None:
             raise PlscError(
-                f"layers.{kind[0]}: the layers of {type(self._owner).__name__} have not been created; call its "
+                f"layers.{kind[0]}: the layers of {type(self.owner).__name__} have not been created; call its "
                 "build(image_shape), or the model on a batch, before you save it or convert it to a static graph"
             )
         key = _described(kind)
@@ -197,7 +197,7 @@ class _Pass:
         name = names[number]
         if self._recipes[name] != recipe:
             raise _changed(kind[0], name, self._recipes[name], recipe)
-        return self._owner._sub_layers[name]
+        return self.owner._sub_layers[name]
 
     def __enter__(self) -> _Pass:
         _current.passes.append(self)
@@ -248,6 +248,12 @@ def find_layer(
 def in_dry_run() -> bool:
     """Returns whether a dry run is in progress, in which no random numbers are drawn and no statistics change."""
     return bool(_current.passes) and isinstance(_current.passes[-1], _DryRun)
+
+
+def is_kept_in_evaluation(layer: nn.Layer) -> bool:
+    """Returns whether the user has put a layer into evaluation mode, in a model that is in training mode itself."""
+    running = _current.passes[-1]
+    return isinstance(running, _Pass) and running.owner.training and not layer.training
 
 
 def as_attr(attr: Any) -> tuple[Any, Optional[str]]:

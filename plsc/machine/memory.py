@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Optional
+
 import numpy as np
+
+from plsc.errors import TrainingError
 
 
 def resident_memory() -> int:
@@ -15,6 +22,37 @@ def peak_memory() -> int:
     return _status("VmHWM")
 
 
+def memory_limit() -> Optional[int]:
+    """Returns the memory that this process can surely not exceed, in bytes; None where the system does not report it.
+
+    It is the memory of the machine with its swap, or the limit of the control group, whichever is less.
+    """
+    machine = [_field("/proc/meminfo", name) for name in ("MemTotal", "SwapTotal")]
+    limits = [sum(machine)] if machine[0] else []
+    # Version 2 of control groups, with swap apart, and version 1.
+    version_2 = [_number(f"/sys/fs/cgroup/{name}") for name in ("memory.max", "memory.swap.max")]
+    if None not in version_2:
+        limits.append(sum(version_2))  # type: ignore[arg-type]
+    version_1 = _number("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+    limits += [] if version_1 is None else [version_1]
+    return min(limits, default=None)
+
+
+@contextlib.contextmanager
+def out_of_memory_as(advice: str) -> Iterator[None]:
+    """Turns a MemoryError, of Python, NumPy or Paddle, into a `TrainingError` of one line.
+
+    Args:
+        advice: What to do about it.
+    """
+    try:
+        yield
+    except MemoryError as problem:
+        words = re.search(r"[^\n]*(?:[Oo]ut of memory|[Uu]nable to allocate|[Cc]annot allocate)[^\n]*", str(problem))
+        reason = f" ({words[0].strip()[:200]})" if words else ""
+        raise TrainingError(f"the memory is not enough{reason}; {advice}") from problem
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep a few megabytes of freed memory, for buffers that come and go with every block of data.
 
@@ -25,8 +63,22 @@ def keep_freed_memory() -> None:
 
 
 def _status(field: str) -> int:
+    return _field("/proc/self/status", field)
+
+
+def _field(path: str, field: str) -> int:
+    """Returns a field of a file of /proc, in bytes; 0 where there is none."""
     try:
-        with open("/proc/self/status") as file:
+        with open(path) as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
     except (OSError, StopIteration):
         return 0
+
+
+def _number(path: str) -> Optional[int]:
+    """Returns the number in a file; None when there is none, as where a limit is not set."""
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None

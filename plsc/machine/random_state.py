@@ -19,7 +19,7 @@ def seed_everything(seed: int) -> None:
     """Seeds the generators of Python, NumPy and Paddle."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    paddle.seed(seed)
+    paddle.seed(seed % 2**63)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

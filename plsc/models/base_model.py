@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import paddle
 
 from plsc.errors import ConfigError
 from plsc.layers.scope import LayerScope
+from plsc.models.modes import evaluating
 
 # Paddle's no_grad acts on the whole process: if two overlap in time, the last one to end leaves gradients off for good.
 _one_dry_run = threading.RLock()
+_MISSING_KERNEL = re.compile(r"[Kk]ernel `(\w+)`[^\n]* not registered")
 
 
 class BaseModel(paddle.nn.Layer):
@@ -69,17 +74,12 @@ class BaseModel(paddle.nn.Layer):
             self.training = is_train
             return self.build_network(images, labels, is_train)
 
-        with _one_dry_run, paddle.no_grad():
-            modes = [(layer, layer.training) for layer in self.sublayers(include_self=True)]
-            self.eval()  # The layers then draw no random numbers, and keep their running statistics.
-            try:
-                if not self._scope.made:
-                    return self._scope.make(network)
-                with self._scope.running(False):
-                    return network(False)
-            finally:
-                for layer, mode in modes:
-                    layer.training = mode
+        # In evaluation mode the layers draw no random numbers, and keep their running statistics.
+        with _one_dry_run, paddle.no_grad(), evaluating(self):
+            if not self._scope.made:
+                return self._scope.make(network)
+            with self._scope.running(False):
+                return network(False)
 
 
 def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
@@ -96,10 +96,12 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
         ConfigError: The model does not return one embedding for each image.
         PlscError: The calls of `plsc.layers` for training and for tests do not fit together.
     """
-    if isinstance(model, BaseModel):
-        embedding = model.dry_run(list(image_shape), paddle.get_default_dtype(), paddle.zeros([2], dtype="int64"))
-    else:
-        embedding = _tested(model, image_shape)
+    with _missing_kernels_named(model):
+        if isinstance(model, BaseModel):
+            labels = paddle.zeros([2], dtype="int64")
+            embedding = model.dry_run(list(image_shape), paddle.get_default_dtype(), labels)
+        else:
+            embedding = _tested(model, image_shape)
     if not isinstance(embedding, paddle.Tensor) or len(embedding.shape) != 2 or embedding.shape[0] != 2:
         shape = list(embedding.shape) if isinstance(embedding, paddle.Tensor) else type(embedding).__name__
         method = "build_network" if isinstance(model, BaseModel) else "forward"
@@ -110,16 +112,30 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
     return int(embedding.shape[1])
 
 
+@contextlib.contextmanager
+def _missing_kernels_named(model: paddle.nn.Layer) -> Iterator[None]:
+    """Turns the error of an operator that Paddle does not have for this device into one line."""
+    try:
+        yield
+    except RuntimeError as problem:
+        kernel = _MISSING_KERNEL.search(str(problem))
+        if kernel is None:
+            raise
+        layers = [name for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.SyncBatchNorm)]
+        if layers and "sync_batch_norm" in kernel[1]:
+            advice = f"make {layers[0]} a BatchNorm2D, whose weights have the same names, instead of a SyncBatchNorm"
+        else:
+            advice = "replace the layer that needs it"
+        raise ConfigError(
+            f"{type(model).__name__}: Paddle has no {kernel[1]} for {paddle.get_device()}; {advice}, or use a GPU"
+        ) from problem
+
+
 @paddle.no_grad()
 def _tested(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> Any:
     """Returns what a plain layer returns for two zero images."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return model(paddle.zeros([2, *image_shape]))
-    finally:
-        if was_training:
-            model.train()
 
 
 def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:

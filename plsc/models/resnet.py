@@ -14,7 +14,8 @@ DEPTHS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
-    101: (3, 13, 30, 3),
+    100: (3, 13, 30, 3),
+    101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
     200: (6, 26, 60, 6),
 }
@@ -38,10 +39,10 @@ class ResNet(BaseModel):
     The stem is a 3x3 convolution without stride. Four stages of 64, 128, 256 and 512 channels each halve the feature
     map. Batch normalisation, dropout, a fully connected layer and a last batch normalisation, whose scale is fixed at
     1, follow. At 112x112 pixels and 512 dimensions the parameter counts are those published for the same networks in
-    InsightFace's arcface_torch: 43.59 M for 50 layers, 65.15 M for 101 (named r100 there).
+    InsightFace's arcface_torch: 43.59 M for 50 layers, 65.15 M for 100.
 
     Args:
-        layers: Number of layers: 18, 34, 50, 101, 152 or 200.
+        layers: Number of layers: 18, 34, 50, 100, 101, 152 or 200.
         emb_dim: Size of an embedding, D.
         image_shape: Shape of one image, (C, H, W), with sides of at least 16.
         dropout: Probability of dropout before the fully connected layer.

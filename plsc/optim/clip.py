@@ -85,7 +85,7 @@ def take_clips(
     if not groups_of(inner) and not config.gradient_clip:
         inner._grad_clip = owners[0]["grad_clip"]
     # A rank without rows does not know which of the head's parameters are clipped; rank 0 always has rows.
-    return parallel.all_gather_object(found)[0]
+    return parallel.all_gather_object(found, "its optimizer")[0]
 
 
 def _warn_of_shards(clip: Any, names: tuple[str, ...], is_split: bool) -> None:

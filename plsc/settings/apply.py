@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from plsc.config import Config
+from plsc.config import Config, one_line, shown
 from plsc.errors import ConfigError
 from plsc.settings.table import SETTINGS
 
@@ -64,8 +64,15 @@ def override_all(config: Config, settings: Mapping[str, Any], source: str = "") 
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise ConfigError(f"{source or 'settings'}: expected a mapping of names and values, such as {{'lr': 0.05}}")
     for name, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        text = one_line(value) if isinstance(value, str) else _as_text(value)
         override(config, name, value, f"{source} {name}={text}".strip())
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return one_line(json.dumps(value, default=str))
+    except Exception:  # as for `shown`
+        return shown(value)
 
 
 def check_name(name: str, where: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from plsc.config import (
+    LARGEST_COUNT,
     LOSS_TYPES,
     Hdfs,
     HdfsUpload,
@@ -20,6 +21,7 @@ from plsc.config import (
     check_float,
     check_int,
     check_str,
+    shown,
 )
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError
@@ -86,7 +88,7 @@ def margin(setter: str, m: Any) -> Any:
     if not isinstance(m, (list, tuple)):
         return check_float(setter, m, 0, 3.14)
     if len(m) != 3:
-        raise ConfigError(f"{setter}({m!r}): expected one number, or three for the combined margin")
+        raise ConfigError(f"{setter}({shown(m)}): expected one number, or three for the combined margin")
     m1, m2, m3 = m
     return (
         check_float(f"{setter}: m1", m1, 0, 10, above=True),
@@ -101,7 +103,7 @@ def distfc_attr(setter: str, param_attr: Any = None, bias_attr: Any = None) -> t
 
     for name, attr in (("param_attr", param_attr), ("bias_attr", bias_attr)):
         if attr is not None and not isinstance(attr, paddle.ParamAttr):
-            raise ConfigError(f"{setter}: {name}={attr!r}: expected a paddle.ParamAttr")
+            raise ConfigError(f"{setter}: {name}={shown(attr)}: expected a paddle.ParamAttr")
     return param_attr, bias_attr
 
 
@@ -111,8 +113,8 @@ def optimizer(setter: str, optimizer: Any) -> Any:
 
     if not isinstance(optimizer, paddle.optimizer.Optimizer) and not callable(optimizer):
         raise ConfigError(
-            f"{setter}({optimizer!r}): expected a paddle.optimizer.Optimizer, or a function that makes one from the "
-            "parameters"
+            f"{setter}({shown(optimizer)}): expected a paddle.optimizer.Optimizer, or a function that makes one from "
+            "the parameters"
         )
     return optimizer
 
@@ -186,7 +188,7 @@ def hdfs_info(
 
     for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
         if value is not None and "://" in check_str(f"{setter}: {name}", value):
-            raise ConfigError(f"{setter}: {name}={value!r}: give the folder alone; its address is fs_name")
+            raise ConfigError(f"{setter}: {name}={shown(value)}: give the folder alone; its address is fs_name")
     if fs_ugi is not None and (not isinstance(fs_ugi, str) or not fs_ugi.split(",", 1)[0] or "," not in fs_ugi):
         # The value holds a password, so the message does not show it.
         raise ConfigError(f"{setter}: fs_ugi must be a string of the form 'name,password', or None")
@@ -209,5 +211,5 @@ def hdfs_upload(setter: str, when: str, retry_seconds: float = 300) -> HdfsUploa
     """Returns when to upload and how long to retry."""
     return HdfsUpload(
         when=check_choice(setter, when, ("end", "epoch", "step")),
-        retry_seconds=check_float(f"{setter}: retry_seconds", retry_seconds, 0),
+        retry_seconds=check_float(f"{setter}: retry_seconds", retry_seconds, 0, LARGEST_COUNT),
     )

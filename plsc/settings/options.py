@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from plsc.config import one_line
 from plsc.errors import ConfigError
 from plsc.settings.apply import check_name
 
@@ -61,7 +62,7 @@ def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {text}: expected NAME=VALUE")
+            raise ConfigError(f"--set {one_line(text)}: expected NAME=VALUE")
         check_name(name, "--set")  # the value may be a password
         chosen[name] = _parse(value, f"--set {text}")
     return {"--config": {} if options.config is None else _read_file(Path(options.config)), "--set": chosen}
@@ -85,14 +86,18 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     try:
         return _numbers(yaml.safe_load(text))
-    except yaml.YAMLError as problem:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(problem).split())}") from None
+    # YAML's own reader raises ValueError for a date that does not exist, and for an integer of thousands of digits.
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        raise ConfigError(f"{one_line(where)}: not YAML: {one_line(' '.join(str(problem).split()))}") from None
 
 
 def _numbers(value: Any) -> Any:
-    """Turns 1e-3 into a number. YAML 1.1 takes it for a string, because it has no dot."""
+    """Turns 1e-3 and 1e6 into numbers. YAML 1.1 takes them for strings, because they have no dot."""
     if isinstance(value, dict):
         return {key: _numbers(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_numbers(one) for one in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    if not isinstance(value, str) or not _EXPONENT.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number

@@ -83,8 +83,8 @@ class Setting:
         return self.values(*given, **named)
 
 
-def _integer(minimum: int) -> Callable[[str, Any], int]:
-    return lambda setter, n: config.check_int(setter, n, minimum)
+def _integer(minimum: int, maximum: int = config.LARGEST_COUNT) -> Callable[[str, Any], int]:
+    return lambda setter, n: config.check_int(setter, n, minimum, maximum)
 
 
 def _number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str, Any], float]:
@@ -111,18 +111,25 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "[base64 data](base64.md#training): `window` or `full`",
             fields=("data_format", "shuffle"),
         ),
-        Setting("num_classes", _integer(1), "the number of classes", "labels are in `[0, n)`", setter="set_class_num"),
+        Setting(
+            "num_classes",
+            _integer(1, config.LARGEST_TOTAL),
+            "the number of classes",
+            "labels are in `[0, n)`",
+            setter="set_class_num",
+        ),
         Setting(
             "train_image_num",
-            _integer(1),
+            _integer(1, config.LARGEST_TOTAL),
             "the number of training images, for readers that cannot tell it",
-            "the built-in readers count their images",
+            "warm-up in epochs needs it. Without it the steps are counted in the first epoch. The built-in readers "
+            "count their images",
         ),
         Setting(
             "image_shape",
             config.check_image_shape,
             "the shape of the images, (channels, height, width)",
-            "images have 1 or 3 channels, and sides of at least 16",
+            "images have 1 or 3 channels, and sides of 16 to 4096",
         ),
         Setting(
             "augmentation",
@@ -139,7 +146,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "num_workers",
-            _integer(0),
+            _integer(0, config.MOST_THREADS),
             "the number of threads per rank that decode images",
             "0 decodes in the training thread",
         ),
@@ -149,8 +156,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "model_name",
             checks.model_name,
             "the built-in model to train",
-            "ResNet18, 34, 50, 101, 152 or 200, MobileFaceNet, or ViT (the size of ViT-Small; train it with AdamW: "
-            "[optimizer](#an-optimizer-of-your-own))",
+            "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, or ViT (the size of ViT-Small; train it with "
+            "AdamW: [optimizer](#an-optimizer-of-your-own))",
             fields=("model_name", "model"),
         ),
         Setting(
@@ -161,7 +168,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "[scripts of Paddle 1.x](fluid.md)",
             has_text=False,
         ),
-        Setting("emb_dim", _integer(1), "the size of the embedding", setter="set_emb_size"),
+        Setting("emb_dim", _integer(1, config.LARGEST_EMBEDDING), "the size of the embedding", setter="set_emb_size"),
         Setting(
             "loss_type",
             checks.loss_type,
@@ -264,7 +271,11 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "[below](#a-strategy-of-paddles-fleet)",
             has_text=False,
         ),
-        Setting("seed", _integer(0), "the seed of the weights, the shuffling, the augmentation and dropout"),
+        Setting(
+            "seed",
+            _integer(0, config.LARGEST_SEED),
+            "the seed of the weights, the shuffling, the augmentation and dropout",
+        ),
     ),
     "Tests": (
         Setting(

@@ -13,6 +13,8 @@ from plsc.checkpoint import folder as layout
 from plsc.checkpoint import tensor_file
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import build_head
+from plsc.models import build_model
+from plsc.models.resnet import DEPTHS
 
 pytestmark = pytest.mark.core
 
@@ -89,6 +91,28 @@ def test_other_sizes_are_refused_with_both_values(saved):
         checkpoint.load_backbone(source, paddle.nn.Sequential(paddle.nn.Linear(3, 2)))
 
 
+def test_a_checkpoint_of_the_former_resnet101_says_that_it_is_resnet100(tmp_path):
+    class Tiny(paddle.nn.Layer):
+        """A network with the number of blocks of a built-in one, and narrow layers."""
+
+        def __init__(self, layers):
+            super().__init__()
+            self.blocks = paddle.nn.Sequential(*(Block() for _ in range(sum(DEPTHS[layers]))))
+
+    class Block(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.residual = paddle.nn.Sequential(paddle.nn.Identity(), paddle.nn.Linear(1, 1, bias_attr=False))
+
+    assert "blocks.48.residual.1.weight" in build_model("ResNet100", 2, (1, 16, 16)).state_dict()
+    head = build_head("dist_softmax", 5, 2)
+    for number, (meta, words) in enumerate([("ResNet101", "set_model_name.'ResNet100'."), ("ResNet50", "set_model")]):
+        source = write(tmp_path / str(number), Tiny(100), head, model=meta)
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.load_backbone(source, Tiny(101))
+        checkpoint.load_backbone(source, Tiny(100))
+
+
 def test_a_head_without_the_bias_asked_for_is_refused(tmp_path):
     source = write(tmp_path / "0", paddle.nn.Linear(1, 1), build_head("dist_arcface", 4, 2), by_rows=["weight"])
     with pytest.raises(CheckpointError, match="set_loss_type"):
@@ -150,6 +174,25 @@ def test_a_meta_that_names_other_files_is_refused(saved, name):
 def test_a_folder_without_meta_json_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="meta.json"):
         checkpoint.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("net.pdparams", "net.pdparams: is in Paddle's own format.*set_state_dict, before set_model"),
+        ("", "holds net.pdparams, which is in Paddle's own format"),
+        ("text.txt", "text.txt: is a file, not the folder of a checkpoint"),
+        ("empty", "is not a checkpoint .meta.json is missing."),
+        ("nowhere", "no such folder"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(path, words, tmp_path):
+    paddle.save(paddle.nn.Linear(2, 2).state_dict(), str(tmp_path / "net.pdparams"))
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoint.open_checkpoint(tmp_path / path)
+    assert "damaged" not in str(caught.value)
 
 
 def test_what_a_killed_run_left_is_repaired(saved, tmp_path):

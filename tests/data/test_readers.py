@@ -222,6 +222,14 @@ def test_uint8_is_normalised_and_unnormalised_floats_give_a_warning(monkeypatch:
         ),
         ((np.zeros((4, *SHAPE), np.float32), np.array([1, 2, 12, 3])), "sample 2: label 12 is outside"),
         ([np.zeros((4, *SHAPE), np.float32)], "there are no labels"),
+        ((np.stack([GOOD] * 4), np.zeros((2, 2), np.int64)), r"labels int64 \[2, 2\] do not fit 4 images"),
+        ((np.stack([GOOD] * 2), np.eye(2, dtype=np.int64)), r"labels int64 \[2, 2\] do not fit 2 images"),
+        ((np.stack([GOOD] * 2), [0, 1], [0, 1]), "there are 2 arrays after the images"),
+        ((np.stack([GOOD] * 2), np.stack([GOOD] * 2)), "2 arrays of images"),
+        ((GOOD, 3), "this is a single sample"),
+        ([GOOD, GOOD], "sample 0: the sample is not a pair"),
+        ([{"image": GOOD, "label": 1}], r"the sample is a dict \(image, label\)"),
+        ([(np.zeros(SHAPE, np.uint8), 0), (GOOD, 1)], "some images are uint8"),
     ],
 )
 def test_reader_bad_batch(batch: Any, words: str) -> None:
@@ -229,12 +237,91 @@ def test_reader_bad_batch(batch: Any, words: str) -> None:
         list(loader([batch]).epoch(0))
 
 
+def forms_of(count: int) -> list[Any]:
+    """Returns a batch of images in every form in which it may be given without labels."""
+    images = np.stack([image for image, _ in samples(count)])
+    flat = images.reshape(count, -1)
+    return [
+        list(images),
+        tuple(images),
+        list(flat),
+        [paddle.to_tensor(image) for image in images],
+        [(image,) for image in images],
+        [[image, "a.jpg"] for image in images],
+        [(image, k) for k, image in enumerate(images)],
+        images,
+        flat,
+        [images],
+        (images, np.arange(count)),
+        [flat, [[k] for k in range(count)]],
+        (paddle.to_tensor(images), ["a.jpg"] * count, np.zeros([count, 3])),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_labels_may_be_left_out_whatever_the_size_of_the_batch(count: int) -> None:
+    wanted = np.stack([image for image, _ in samples(count)])
+    for form in forms_of(count):
+        ((images, labels),) = loader([form], classes=None).epoch(0)
+        np.testing.assert_array_equal(images, wanted)
+        assert labels.tolist() == [-1] * count
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_dataset_of_bare_images_gives_them_all(count: int, size: int) -> None:
+    class Bare(Samples):
+        def __getitem__(self, i: int) -> Any:
+            return self.samples[i][0]
+
+    wanted = np.stack([image for image, _ in samples(count)])
+    for reader in (Bare(count), paddle.io.DataLoader(Bare(count), batch_size=size)):
+        found = np.concatenate([images for images, _ in loader(reader, batch_size=size, classes=None).epoch(0)])
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(
-    "batch", [[GOOD] * 3, [(GOOD,)] * 3, [(GOOD, "a.jpg")] * 3, np.stack([GOOD] * 3), [np.stack([GOOD] * 3)]]
+    "labels", [[3, 4], (3, 4), np.array([[3], [4]]), np.uint8([3, 4]), paddle.to_tensor([3, 4]), np.array([[3, 4]])]
 )
-def test_labels_may_be_left_out_if_they_are_not_needed(batch: Any) -> None:
-    ((images, labels),) = loader([batch], classes=None).epoch(0)
-    assert images.shape == (3, *SHAPE) and labels.tolist() == [-1, -1, -1]
+def test_labels_of_a_batch_are_one_integer_for_each_image(labels: Any) -> None:
+    ((_, found),) = loader([(np.stack([GOOD] * 2), labels)]).epoch(0)
+    assert found.tolist() == [3, 4]
+
+
+def test_a_bfloat16_tensor_is_read_as_its_values() -> None:
+    images = paddle.to_tensor(np.stack([GOOD + 0.5] * 2)).astype("bfloat16")
+    for batch in ((images, [1, 2]), [(images[0], 1), (images[1], 2)]):
+        ((found, _),) = loader([batch]).epoch(0)
+        np.testing.assert_array_equal(found, 0.5)
+
+
+def test_images_between_0_and_1_give_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("plsc.data.reader_batches.logger.warning", lambda text, *values: said.append(text % values))
+    list(loader([[(GOOD, 0)], [(GOOD - 0.5, 0)]]).epoch(0))
+    assert not said
+    list(loader([samples(3)]).epoch(0))
+    assert len(said) == 1 and "float images are from" in said[0] and "normalise them in the reader" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (GOOD, r"float32 \[3, 8, 8\] is a single image"),
+        ((GOOD, 3), "this is a single sample"),
+        ([GOOD, np.array(3)], "this is a single sample"),
+        ((np.stack([GOOD] * 2), np.stack([GOOD] * 2)), "2 arrays of images"),
+        ((np.stack([GOOD] * 2), np.stack([GOOD] * 3).reshape(3, -1)), "2 arrays of images"),
+        ([{"image": GOOD}], "sample 0: the sample is a dict"),
+        ([np.zeros(SHAPE, np.uint8), GOOD], "some images are uint8"),
+        ([GOOD * 1j], "not an array of numbers"),
+        ([GOOD.transpose(1, 2, 0)], "transpose it to CHW"),
+        ([GOOD[0]], r"yield batches|shape \[8\]"),
+    ],
+)
+def test_images_without_labels_in_another_form_are_refused(batch: Any, words: str) -> None:
+    with pytest.raises(DataError, match=f"train_reader, epoch 0, batch 0.*{words}"):
+        list(loader([batch], classes=None).epoch(0))
 
 
 def test_what_can_be_read_only_once_is_refused() -> None:

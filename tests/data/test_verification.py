@@ -58,6 +58,30 @@ def test_protocols_and_arrays(tmp_path: Path, protocol: int) -> None:
     assert np.array_equal(load_verification(write(tmp_path / "f.bin", (fortran, same), protocol), SHAPE).images, pixels)
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_encoded_bytes_are_known_by_how_they_begin(tmp_path: Path, protocol: int) -> None:
+    pixels, encoded = pictures(4)
+    longest = max(map(len, encoded))
+    padded = np.stack([np.frombuffer(data.ljust(longest, b"\0"), np.uint8) for data in encoded])
+    bytes_of = [np.frombuffer(data, np.uint8) for data in encoded]
+    columns, rows = ([one.reshape(shape) for one in bytes_of] for shape in ((-1, 1), (1, -1)))
+    for images in (columns, rows, padded, padded[:, :, None], padded[:, None]):
+        one = load_verification(write(tmp_path / "a.bin", (images, [True, False]), protocol), SHAPE)
+        assert np.array_equal(one.images, pixels)
+    with pytest.raises(DataError, match=r"image 0: an array of shape \[6, 1\] .* may be pixels or a damaged file"):
+        load_verification(write(tmp_path / "a.bin", (np.zeros((2, 6, 1), np.uint8), [True])), SHAPE)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", ["bool", "int8", "uint8", "<i2", ">i4", "int64", ">u8", "uint64", "object"])
+def test_issame_may_be_of_any_kind_of_integers(tmp_path: Path, protocol: int, kind: str) -> None:
+    _, encoded = pictures(4)
+    same = np.array([1, 0]).astype(kind)
+    for issame in (same, same[:, None], list(same), tuple(int(value) for value in same)):
+        one = load_verification(write(tmp_path / "a.bin", (encoded, issame), protocol), SHAPE)
+        assert one.issame.tolist() == [True, False]
+
+
 @pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
 def test_old_and_new_numpy_names(tmp_path: Path, core: str) -> None:
     pixels, _ = pictures(2)
@@ -130,6 +154,10 @@ def test_refused_globals(tmp_path: Path, body: bytes) -> None:
         (([b"x", b"y"], [True]), "image 0: cannot decode"),
         ((["x", "y"], [True]), "image 0: str"),
         (([np.zeros((6, 6, 3)), b"y"], [True]), "float|f8"),
+        (([b"x", b"y"], np.array(1)), "not a verification set"),
+        (([b"x", b"y"], np.array([2])), "issame of pair 0"),
+        (([b"x", b"y"], np.array([1.0])), "f8"),
+        (([np.zeros((6, 6, 3), np.int64), b"y"], [True]), "int64 array of shape"),
     ],
 )
 def test_bad_content(tmp_path: Path, content: Any, words: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -12,7 +13,7 @@ from ranks import run_plsc, start
 
 from plsc import Entry, Predictor, cli
 from plsc.config import Config
-from plsc.data.collection import open_collection
+from plsc.data.collection import ArrayImages, open_collection
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation import embedder
 from plsc.evaluation.embedder import Embedder
@@ -216,6 +217,15 @@ def test_a_network_with_another_size_or_infinite_embeddings_is_refused(glyphs, t
     with pytest.raises(DataError, match="0.jpg: its embedding is not finite"):
         config.emb_dim = 5
         Embedder(TrainedNetwork(network, config), config, flip=False).embed(images)
+
+
+def test_an_export_that_gives_no_finite_embedding_is_not_called_a_diverged_training():
+    network = SimpleNamespace(
+        image_shape=(3, 4, 4), emb_dim=2, export="digest", embed=lambda images: np.full([len(images), 2], np.nan)
+    )
+    images = ArrayImages("set", np.zeros((3, 4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match="set: image 0: its embedding is not finite; .*export it in float32"):
+        Embedder(network, Config(), flip=False).embed(images)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Tests on sets of every kind, compared with a plain computation."""
 
+import base64
 import json
 import shutil
 
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 from ranks import run_plsc
 
 from plsc import cli, metrics
@@ -15,6 +17,7 @@ from plsc.data.test_sets import find_sets, read_gallery
 from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification
 from plsc.errors import ConfigError, DataError
+from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
 from plsc.inference.networks import TrainedNetwork
 
@@ -156,6 +159,71 @@ def test_kept_embeddings_are_used_while_images_and_network_stay_the_same(glyphs,
     net.product.weight.set_value(net.product.weight + 0.1)
     assert result_of(config, net, kept_dir=kept) != first and net.images > embedded
     assert len(list(kept.iterdir())) == 5  # Both sets, the changed set, and both with the other network.
+
+
+def made_set(folder, kind):
+    """Makes a test set `set` that cannot work, and returns the settings that name it."""
+
+    def image(name, content=None):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(path)
+        if content is not None:
+            path.write_bytes(content)
+
+    one_each = ["set/a/1.jpg", "set/b/1.jpg", "set/c/1.jpg"]
+    two_of_a = ["set/a/1.jpg", "set/a/2.jpg", "set/b/1.jpg"]
+    for name in {"one image each": one_each, "one identity": two_of_a[:2]}.get(kind, two_of_a):
+        image(name)
+    if kind == "empty file":
+        image("set/b/1.jpg", b"")
+    if kind == "no image":
+        image("set/b/1.jpg", b"<html>not found</html>")
+    if kind == "cut header":
+        image("set/b/1.jpg", (folder / "set/a/1.jpg").read_bytes()[:3])
+    if kind == "pairs":
+        (folder / "set.txt").write_text("set/a/1.jpg set/a/2.jpg 1\nset/a/1.jpg set/b/9.jpg 0\n")
+    if kind == "pairs of an empty file":
+        image("set/b/1.jpg", b"")
+        (folder / "set.txt").write_text("set/a/1.jpg set/a/2.jpg 1\nset/a/1.jpg set/b/1.jpg 0\n")
+    if kind == "base64":
+        line = base64.b64encode((folder / "set/a/1.jpg").read_bytes()).decode()
+        image("set/1/1.jpg")
+        (folder / "part").write_text(f"{line}\t1\n{line[:-3]}\t1\n{line}\t2\n")
+        (folder / "file_list.txt").write_text("part\n")
+        return {"val_targets": "", "identification": (str(folder / "set"), str(folder / "file_list.txt"))}
+    if kind == "other probes":
+        image("probes/z/1.jpg")
+        return {"val_targets": "", "identification": (str(folder / "set"), str(folder / "probes"))}
+    return {"val_targets": "set"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("one image each", "set: .*3 images of 3 classes do not give pairs of both kinds"),
+        ("one identity", "set: .*2 images of 1 classes do not give pairs"),
+        ("empty file", "set/b/1.jpg: the file is empty"),
+        ("no image", "set/b/1.jpg: the file is not an image"),
+        ("cut header", "set/b/1.jpg: the file is not an image"),
+        ("pairs", "set.txt:2: .*9.jpg is neither an image nor a folder"),
+        ("pairs of an empty file", "set.txt:2: set/b/1.jpg: the file is empty"),
+        ("base64", "part:2: .*base64"),
+        ("other probes", "probes: no probe has an identity of the gallery"),
+    ],
+)
+def test_a_set_that_cannot_work_is_refused_before_training(kind, words, tmp_path):
+    config = Config(dataset_dir=str(tmp_path), image_shape=SHAPE, emb_dim=16, **made_set(tmp_path, kind))
+    with pytest.raises(DataError, match=words) as caught:
+        build_evaluator(config).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_and_the_gallery_need_different_names(few_glyphs, tmp_path):
+    shutil.copytree(few_glyphs / "images", tmp_path / "identification")
+    config = config_of(tmp_path, "identification", identification=(str(tmp_path / "identification"),) * 2)
+    with pytest.raises(DataError, match="two test sets are called 'identification'"):
+        build_evaluator(config)
 
 
 def test_an_embedding_that_is_not_finite_is_named(glyphs):

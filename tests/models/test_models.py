@@ -4,8 +4,9 @@ import pytest
 
 from plsc.errors import ConfigError
 from plsc.models import build_model
+from plsc.models.base_model import build
 from plsc.models.mobilefacenet import MobileFaceNet
-from plsc.models.resnet import ResNet
+from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
 pytestmark = pytest.mark.core
@@ -24,9 +25,17 @@ def small(name, emb_dim, shape):
 
 
 # In millions, from the model zoo of insightface's arcface_torch.
-@pytest.mark.parametrize("layers, millions", [(18, 24.03), (34, 34.14), (50, 43.59), (101, 65.15)])
+@pytest.mark.parametrize("layers, millions", [(18, 24.03), (34, 34.14), (50, 43.59), (100, 65.15)])
 def test_resnet_has_the_published_number_of_weights(layers, millions):
     assert weights(ResNet(layers)) == pytest.approx(millions * 1e6, rel=0.002)
+
+
+def test_resnet101_has_the_blocks_of_the_published_script():
+    assert DEPTHS[101] == (3, 4, 23, 3)
+    # Nine blocks of 128 channels and seven of 256 fewer than ResNet100; each has two 3x3 convolutions, three batch
+    # normalisations and a PReLU.
+    fewer = sum(count * (18 * width**2 + 7 * width) for count, width in ((9, 128), (7, 256)))
+    assert weights(build_model("ResNet101", 512, (3, 112, 112))) == pytest.approx(65.15e6 - fewer, rel=0.002)
 
 
 def test_mobilefacenet_has_the_published_number_of_weights():
@@ -115,6 +124,13 @@ def test_saved_for_inference(name, tmp_path):
     loaded.eval()
     for number in (3, 1):
         np.testing.assert_allclose(loaded(x[:number]).numpy(), model(x[:number]).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_operator_that_this_device_has_not_is_named():
+    model = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.SyncBatchNorm(4), paddle.nn.Flatten())
+    with pytest.raises(ConfigError, match="no sync_batch_norm for cpu; make 1 a BatchNorm2D") as caught:
+        build(model, (3, 16, 16))
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_name():

@@ -1,0 +1,50 @@
+"""Refuses a training that cannot fit into the memory of this machine, before anything large is allocated."""
+
+from __future__ import annotations
+
+import os
+
+from plsc import parallel
+from plsc.config import Config, kind_of
+from plsc.engine.forecast import size_text
+from plsc.errors import ConfigError
+from plsc.heads import shard_bounds
+from plsc.machine.memory import memory_limit
+
+_FLOAT = 4
+
+
+def check_head_fits(config: Config) -> None:
+    """Checks that the class centres of the ranks of this machine fit into its memory, if they compute on its CPU.
+
+    It counts the weights, and the momentum of the default optimizer, and nothing else: what it refuses cannot work.
+
+    Raises:
+        ConfigError: They do not fit; on every rank.
+    """
+    limit, ranks = memory_limit(), parallel.world_size()
+    if limit is None or not parallel.on_cpu():
+        return
+    is_sharded = config.loss_type.startswith("dist_")
+    shards = ranks if is_sharded else 1
+    copies = 2 if config.optimizer is None and config.param_attr is None else 1
+    has_bias = kind_of(config.loss_type) == "softmax" and config.bias_attr is not False
+    per_class = copies * _FLOAT * (config.emb_dim + has_bias)
+    lower, upper = shard_bounds(config.num_classes, shards, parallel.rank() if is_sharded else 0)
+    here = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)  # A launcher that does not tell may use several machines.
+    needed = per_class * (upper - lower) * here
+    parallel.together(lambda: _refuse(config, needed, limit, per_class) if needed > limit else None, "the start")
+
+
+def _refuse(config: Config, needed: int, limit: int, per_class: int) -> None:
+    what = "class centres" if per_class < 2 * _FLOAT * config.emb_dim else "class centres and their momentum"
+    if config.loss_type.startswith("dist_"):
+        machines = -(-per_class * config.num_classes // limit)
+        advice = f"spread the ranks over at least {machines:,} such machines"
+    else:
+        advice = f"choose 'dist_{kind_of(config.loss_type)}', which shards them over the ranks"
+    raise ConfigError(
+        f"set_class_num({config.num_classes}): the {what} of size {config.emb_dim} take {size_text(needed)}, and this "
+        f"machine has {size_text(limit)}, which holds at most {limit // per_class:,} classes; take fewer classes or a "
+        f"smaller embedding, or {advice}; sampling classes saves time, but no memory for them (see plsc plan)"
+    )
