@@ -23,6 +23,7 @@ import numpy as np
 
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, write_all
+from plsc.machine.json_files import as_integer, as_integers, as_text, parse_json, read_json
 from plsc.machine.locks import lock_folder
 
 _FORMAT = "plsc embeddings 1"
@@ -57,9 +58,10 @@ def open_embeddings(folder: Path) -> Embeddings:
         DataError: The folder is missing or incomplete, or its files do not belong together.
     """
     try:
-        meta = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        count, emb_dim = int(meta["count"]), int(meta["emb_dim"])
-        vectors = np.lib.format.open_memmap(folder / _VECTORS, mode="r")
+        meta = read_json(folder / _MANIFEST)
+        count, emb_dim = as_integer(meta["count"]), as_integer(meta["emb_dim"], 1)
+        check_source(meta)
+        vectors = _mapped(folder / _VECTORS)
         names, identities = read_table(folder / _TABLE)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
@@ -71,6 +73,28 @@ def open_embeddings(folder: Path) -> Embeddings:
             f"but manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
         )
     return Embeddings(vectors, names, identities, meta)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as problem:  # NumPy raises exceptions of many types for damaged headers.
+        raise ValueError(f"{path.name}: not an array of NumPy ({type(problem).__name__})") from None
+
+
+def check_source(meta: dict[str, Any]) -> None:
+    """Checks what a manifest says about the network and the images.
+
+    Raises:
+        ValueError: A part of it has another type than `predict` wrote.
+    """
+    for name in ("model", "source", "images"):
+        if meta.get(name) is not None:
+            as_text(meta[name])
+    if meta.get("image_shape") is not None:
+        as_integers(meta["image_shape"], 1, 3)
 
 
 class EmbeddingsWriter:
@@ -149,11 +173,11 @@ class EmbeddingsWriter:
 
     def _begin(self) -> None:
         """Takes over what an interrupted writer left; refuses other embeddings, and files that plsc did not write."""
-        found, begun = _read(self._folder / _MANIFEST), _read(self._folder / _PROGRESS)
+        found, begun = _read(self._folder / _MANIFEST), _read_progress(self._folder / _PROGRESS)
         if begun is None and found == self._meta:
             self.rows, self._complete = self._count, True
             return
-        made_of = (found if begun is None else begun.get("meta")) or {}
+        made_of = (found if begun is None else begun["meta"]) or {}
         if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
             made_of = self._meta  # No image was damaged so far, so the option has made no difference.
         if made_of.get("format") == _FORMAT and made_of != self._meta:
@@ -276,7 +300,7 @@ def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
     if not os.path.lexists(place):
         return None
     try:
-        return json.loads(parquet.read_schema(place).metadata[_PARQUET_META])
+        return parse_json(parquet.read_schema(place).metadata[_PARQUET_META])
     except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
         raise ConfigError(
             f"{place}: plsc predict did not write this file; name another folder, or move it away"
@@ -332,9 +356,21 @@ def reason(problem: Exception) -> str:
 
 def _read(path: Path) -> Optional[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:
         raise ConfigError(f"{path}: plsc did not write this file; name another folder, or move it away") from None
     return content if isinstance(content, dict) else {}
+
+
+def _read_progress(path: Path) -> Optional[dict[str, Any]]:
+    begun = _read(path)
+    if begun is not None:
+        try:
+            as_integer(begun["rows"])
+            if not isinstance(begun["meta"], dict):
+                raise ValueError("its meta is not an object")
+        except (KeyError, ValueError) as problem:
+            raise ConfigError(f"{path}: is damaged ({reason(problem)}); remove it, and start again") from None
+    return begun

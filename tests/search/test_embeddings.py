@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -194,18 +193,6 @@ def test_only_one_process_writes_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     write(tmp_path / "e")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A mounted file system of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_full_disk_is_reported_and_with_space_the_writer_resumes(small_disk):
