@@ -22,7 +22,7 @@ from plsc.inference.export import export
 from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
 from plsc.models import build_backbone
-from plsc.search.embeddings import check_parquet, write_parquet
+from plsc.search.parquet import check_parquet, write_parquet
 
 logger = logging.getLogger("plsc")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.inference.foreign import last_words
+from plsc.machine.threads import computing_threads
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -41,10 +41,6 @@ def load(files: Sequence[Path], format: str) -> Run:
         ) from None
 
 
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # plsc.machine.threads sets the variable.
-
-
 def load_paddle(program: Path, parameters: Path) -> Run:
     """Loads files of Paddle's format; see `load`. Errors of Paddle are raised as they are."""
     import paddle
@@ -59,7 +55,7 @@ def load_paddle(program: Path, parameters: Path) -> Run:
         config.enable_use_gpu(256, int(paddle.device.get_device().rpartition(":")[2]))
     else:
         config.disable_gpu()
-        config.set_cpu_math_library_num_threads(_threads())
+        config.set_cpu_math_library_num_threads(computing_threads())
     config.disable_glog_info()
     predictor = inference.create_predictor(config)
     entrance = predictor.get_input_handle(predictor.get_input_names()[0])
@@ -86,7 +82,7 @@ def load_onnx(file: Path) -> Run:
             f"{file}: an ONNX network needs onnxruntime; run pip install '.[onnx]' in the plsc clone"
         ) from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = computing_threads()
     options.log_severity_level = 3  # Errors only.
     session: Any = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
     name = session.get_inputs()[0].name

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import io
 import json
 import os
@@ -22,8 +21,8 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, write_all
-from plsc.machine.json_files import as_integer, as_integers, as_text, parse_json, read_json
+from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
+from plsc.machine.json_files import as_integer, as_integers, as_text, read_json
 from plsc.machine.locks import lock_folder
 
 _FORMAT = "plsc embeddings 1"
@@ -31,7 +30,6 @@ _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
 _ANOTHER_FOLDER = "choose another folder"
 _SAVE_SECONDS = 10.0  # Time between two records of the progress.
-_PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
 
 
 @dataclass
@@ -145,9 +143,8 @@ class EmbeddingsWriter:
         assert self.rows == self._count
         with self._writing():
             self._save()  # From now on a resumed writer may replace files of these names.
-            with temporary(self._folder / _TABLE) as table:
+            with replacing(self._folder / _TABLE) as table:
                 write_table(table, images)
-                os.replace(table, self._folder / _TABLE)
             if (self._folder / _PART).exists():
                 os.replace(self._folder / _PART, self._folder / _VECTORS)
             text = json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n"
@@ -231,80 +228,6 @@ class EmbeddingsWriter:
             raise ConfigError(
                 f"{self._folder}: cannot be written ({problem.strerror}); free space or name another folder"
             ) from None
-
-
-def check_parquet(folder: Path) -> None:
-    """Checks, before the images are embedded, that `write_parquet` will be able to write.
-
-    Raises:
-        ConfigError: pyarrow is missing, or the folder holds an `embeddings.parquet` that plsc did not write.
-    """
-    _, parquet = _pyarrow()
-    _parquet_meta(parquet, folder / _PARQUET)
-
-
-def write_parquet(folder: Path) -> Path:
-    """Writes `embeddings.parquet` into a complete folder, with columns `name`, `identity` and `embedding`.
-
-    A file of the same embeddings stays unchanged.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ConfigError: pyarrow is missing, or the file cannot be written, or plsc did not write the existing one.
-        DataError: The folder is not complete.
-    """
-    pyarrow, parquet = _pyarrow()
-    place = folder / _PARQUET
-    made = open_embeddings(folder)
-    if _parquet_meta(parquet, place) == made.meta:
-        return place
-    kind = pyarrow.list_(pyarrow.float32(), made.vectors.shape[1])
-    schema = pyarrow.schema(
-        [("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)],
-        metadata={_PARQUET_META: json.dumps(made.meta, ensure_ascii=False)},
-    )
-    try:
-        with lock_folder(folder, _ANOTHER_FOLDER), temporary(place) as written:
-            remove_leftovers(place)
-            with parquet.ParquetWriter(written, schema) as writer:
-                for first in range(0, len(made.names), _PARQUET_ROWS):
-                    part = slice(first, first + _PARQUET_ROWS)
-                    values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
-                    rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
-                    writer.write_table(pyarrow.table([made.names[part], made.identities[part], rows], schema=schema))
-            sync(written)
-            os.replace(written, place)
-            sync(folder)
-    except OSError as problem:
-        raise ConfigError(
-            f"{place}: cannot be written ({problem.strerror or problem}); free space, or name another folder"
-        ) from None
-    return place
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow; run pip install '.[parquet]' in the plsc clone") from None
-
-
-def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
-    """Returns the manifest that the file holds a copy of; None if there is no file.
-
-    Raises:
-        ConfigError: plsc did not write the file.
-    """
-    if not os.path.lexists(place):
-        return None
-    try:
-        return parse_json(parquet.read_schema(place).metadata[_PARQUET_META])
-    except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
-        raise ConfigError(
-            f"{place}: plsc predict did not write this file; name another folder, or move it away"
-        ) from None
 
 
 def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:

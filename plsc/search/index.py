@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import replace_file, sync, temporary
+from plsc.machine.files import replace_file, replacing, sync
 from plsc.machine.json_files import as_integer, read_json, short
 from plsc.search.embeddings import Embeddings, check_source, open_embeddings, read_table, reason, write_table
 
@@ -337,14 +337,12 @@ def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
 
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(file) as new_index, temporary(_companion(file, ".tsv")) as new_table:
+    with replacing(_companion(file, ".tsv")) as new_table, replacing(file) as new_index:
         faiss.write_index(index, str(new_index))
         write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
         sync(new_index)
         # An index without .json is not valid, so an old and a new part are never taken for one index.
         _companion(file, ".json").unlink(missing_ok=True)
-        os.replace(new_index, file)
-        os.replace(new_table, _companion(file, ".tsv"))
     replace_file(_companion(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
 
 

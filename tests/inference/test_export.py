@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -231,12 +232,18 @@ def test_smaller_exports_report_how_far_their_embeddings_move(tmp_path, few_glyp
         meta = json.loads((folder / "inference_meta.json").read_text())
         cosine = meta["cosine_with_network"]
         assert meta["precision"] == Predictor(folder).precision == precision
+        assert re.fullmatch(r"onnxruntime [\d.]+ on .+", cosine["measured_with"])
         assert (cosine["count"], cosine["images"]) == (
             (16, "random") if calibration is None else (24, str(calibration))
         )
         sizes[precision], lowest[precision] = (folder / "inference.onnx").stat().st_size, cosine["lowest"]
     assert sizes["float16"] < 0.55 * sizes["float32"] and sizes["int8"] < 0.4 * sizes["float32"]
     assert lowest["float32"] >= 0.999999 > lowest["int8"] and lowest["float16"] > 0.999 and lowest["int8"] > 0.95
+    # Weights have 7 bits, so that no sum overflows on a CPU without VNNI.
+    onnx = pytest.importorskip("onnx")
+    network = onnx.load(str(tmp_path / "int8" / "inference.onnx"))
+    arrays = map(onnx.numpy_helper.to_array, network.graph.initializer)
+    assert 60 < max(np.abs(one.astype(int)).max() for one in arrays if one.dtype == np.int8 and one.size) <= 64
     # A user gets the cosine that the manifest reports.
     images = sorted((few_glyphs / "images").rglob("*.jpg"))
     found, wanted = (Predictor(tmp_path / name).embed(images) for name in ("int8", "float32"))

@@ -11,14 +11,14 @@ import pytest
 
 from plsc.errors import ConfigError, DataError
 from plsc.search import embeddings
+from plsc.search import parquet as parquet_module
 from plsc.search.embeddings import (
     EmbeddingsWriter,
-    check_parquet,
     open_embeddings,
     read_table,
-    write_parquet,
     write_table,
 )
+from plsc.search.parquet import check_parquet, write_parquet
 
 VECTORS = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
 META = {"count": 7, "emb_dim": 3, "model": "m", "flip": False, "skip_damaged": False}
@@ -235,7 +235,7 @@ def test_folders_that_cannot_be_read_are_reported(tmp_path):
 
 def test_parquet_holds_the_same_embeddings(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(embeddings, "_PARQUET_ROWS", 3)
+    monkeypatch.setattr(parquet_module, "_ROWS", 3)
     folder = write(tmp_path / "e")
     check_parquet(folder)
     table = parquet.read_table(write_parquet(folder))
