@@ -619,7 +619,11 @@ class Entry:
             return trained.predict(wanted, self._prepare(), self._backbone)
 
     def convert_for_prediction(
-        self, format: str = "paddle", precision: str = "float32", calibration: Union[str, Path, None] = None
+        self,
+        format: str = "paddle",
+        precision: str = "float32",
+        calibration: Union[str, Path, None] = None,
+        force: bool = False,
     ) -> Path:
         """Exports the model of the last `train`, or else that of the checkpoint folder, into the model save folder.
 
@@ -628,15 +632,19 @@ class Entry:
             precision: 'float32', or for ONNX also 'float16' or 'int8'. The log reports how far embeddings move.
             calibration: Images like those to embed, in a form that `predict` takes. int8 needs them. The export is
                 compared with the model on up to 256 of them, or else on noise.
+            force: Whether an export whose embeddings differ too much from the model's is written, with a warning.
 
         Returns:
             The folder, for `plsc.Predictor`. Its other files are left alone.
 
         Raises:
-            PlscError: There is no model, the format does not support that precision, or the folder cannot be written.
+            PlscError: There is no model, the format does not support that precision, the export does not agree with
+                the model, or the folder cannot be written.
         """
         with self._action():
-            return trained.convert(self._prepare(), self._backbone, format, precision, calibration)
+            return trained.convert(
+                self._prepare(), self._backbone, format, precision=precision, calibration=calibration, force=force
+            )
 
     def _set(self, name: str, *arguments: Any, **named: Any) -> None:
         """Does the work of every setter."""

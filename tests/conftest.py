@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,3 +168,15 @@ def spark(tmp_path_factory):
     yield session
     session.stop()
     restore_interrupt(on_interrupt)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A mounted file system of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)

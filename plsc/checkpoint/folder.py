@@ -11,6 +11,8 @@ import json
 import os
 import re
 import shutil
+import stat
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,17 @@ from typing import Any, Optional
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
 from plsc.errors import CheckpointError
 from plsc.machine.files import sync, write_synced
+from plsc.machine.json_files import (
+    as_integer,
+    as_integers,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    parse_json,
+    read_bytes,
+    short,
+)
 from plsc.machine.locks import lock_folder
 
 FORMAT = 1
@@ -29,6 +42,17 @@ _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
 _OF_PADDLE = (".pdparams", ".pdopt", ".pdmodel", ".pdiparams")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Entries that checkpoints of training have, and what they must be. Who needs one finds out that it is missing.
+_OPTIONAL: dict[str, Callable[[Any], Any]] = {
+    "run": as_text,
+    "model": as_text,
+    "loss_type": as_text,
+    "emb_dim": lambda value: as_integer(value, 1),
+    "image_shape": lambda value: as_integers(value, 1, 3),
+    "by_rows": lambda value: [as_text(one) for one in as_list(value)],
+    "accumulators": as_object,
+}
 _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 
 
@@ -40,6 +64,13 @@ def head_file(rank: int) -> str:
 def is_own_file(name: str) -> bool:
     """Returns whether a checkpoint may contain a file of that name."""
     return name in (META, BACKBONE, OPTIMIZER) or _HEAD_FILE.fullmatch(name) is not None
+
+
+class Meta(dict[str, Any]):
+    """The content of a `meta.json`, in which an entry that someone needs may be missing."""
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{META}: has no {name!r}, which this needs; use a checkpoint that a training has saved")
 
 
 @dataclass
@@ -71,9 +102,14 @@ def score_of(meta: dict[str, Any]) -> Optional[float]:
     """Returns the mean accuracy, or rank-1 rate, over the test sets that `meta.json` records.
 
     Returns None if it records no test.
+
+    Raises:
+        ValueError: A result is not a number.
     """
     test = meta.get("test")
-    return sum(one.get("accuracy", one.get("rank@1")) for one in test.values()) / len(test) if test else None
+    if not test:
+        return None
+    return sum(as_number(one.get("accuracy", one.get("rank@1"))) for one in as_object(test).values()) / len(test)
 
 
 def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
@@ -90,10 +126,10 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     """
     path = folder / META
     try:
-        checkpoint = parse_meta(folder, path.read_bytes())
+        checkpoint = parse_meta(folder, read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{folder}: {_what_it_is(folder)}") from None
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
     for name, expected in checkpoint.files.items():
         if not (partial and _HEAD_FILE.fullmatch(name) and not (folder / name).exists()):
@@ -126,11 +162,11 @@ def parse_meta(folder: Path, text: bytes) -> Checkpoint:
     """Returns the checkpoint whose `meta.json` is `text`.
 
     Raises:
-        DamagedError: The text cannot be read.
+        DamagedError: The text cannot be read, or is not what `write_meta` writes.
         CheckpointError: It has another format.
     """
     try:
-        return _read_meta(folder, json.loads(text.decode("utf-8")))
+        return _read_meta(folder, parse_json(text))
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise DamagedError(
             f"{folder / META}: damaged ({type(problem).__name__}: {problem}); use another checkpoint"
@@ -146,27 +182,44 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     """Raises the errors of Python where `meta` is not what `write_meta` wrote."""
     if meta["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder / META}: has format {meta['format']!r}, but this plsc reads format {FORMAT}; update plsc"
+            f"{folder / META}: has format {short(meta['format'])}, but this plsc reads format {FORMAT}; update plsc"
         )
     if meta["block_bytes"] != BLOCK_BYTES:
-        raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
-    files = {str(name): FileSum(int(meta["size"][name]), tuple(meta["blocks"][name])) for name in meta["sha256"]}
-    checkpoint = Checkpoint(folder, meta, files)
-    if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
+        raise ValueError(f"blocks of {short(meta['block_bytes'])} bytes instead of {BLOCK_BYTES}")
+    files = {name: _sum_of(meta["size"][name], meta["blocks"][name]) for name in as_object(meta["sha256"])}
+    checkpoint = Checkpoint(folder, Meta(meta), files)
+    if len(as_integers(checkpoint.head_rows)) > len(files):
+        raise ValueError("it does not name all head files")
+    if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]):
         raise ValueError("its numbers contradict each other")
+    as_integer(meta["step"])
+    as_number(meta["written"])
+    for name, check in _OPTIONAL.items():
+        if name in meta:
+            check(meta[name])
+    score_of(meta)
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")
     for name in files:
         if not is_own_file(name):
-            raise ValueError(f"it names the file {name!r}")
+            raise ValueError(f"it names the file {short(name)}")
     return checkpoint
+
+
+def _sum_of(size: Any, blocks: Any) -> FileSum:
+    if not isinstance(blocks, list) or not all(isinstance(one, str) and _DIGEST.fullmatch(one) for one in blocks):
+        raise ValueError("a checksum is not a SHA-256")
+    return FileSum(as_integer(size), tuple(blocks))
 
 
 def _check_file(path: Path, expected: FileSum) -> None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError:
         raise missing(path) from None
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError(f"{path}: is not an ordinary file; use another checkpoint")
     if size != expected.size:
         raise DamagedError(
             f"{path}: has {size:,} bytes, but {META} says {expected.size:,}; the file is damaged, "

@@ -47,7 +47,7 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
                     "check set_emb_size, set_image_shape and set_model"
                 )
         for name, tensor in state.items():
-            _assign(tensor, file.read(name))
+            _assign(tensor, file.read(name), f"{path}: {name}")
 
 
 def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
@@ -73,7 +73,7 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
             if name == "margin_state":
                 if files.shape(name) != tuple(tensor.shape):
                     raise CheckpointError(f"{files.path}: {name} belongs to another loss; check set_loss_type")
-                _assign(tensor, files.read(name))
+                _assign(tensor, files.read(name), f"{files.path}: {name}")
             else:
                 files.fill(tensor, name, head.lower)
         return files.bytes_read
@@ -97,14 +97,14 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
                 done.append(f"head {name} is fresh: the checkpoint has none")
             elif name == "margin_state":
                 if files.shape(name) == tuple(tensor.shape):
-                    _assign(tensor, files.read(name))
+                    _assign(tensor, files.read(name), f"{files.path}: {name}")
                     done.append(f"head {name} loaded")
                 else:
                     done.append(f"head {name} is fresh: the checkpoint's is of another loss")
             elif files.shape(name)[1:] != tuple(tensor.shape[1:]):
                 raise CheckpointError(
-                    f"{checkpoint.folder}: has class centers of size {files.shape(name)[1]}, but set_emb_size says "
-                    f"{head.emb_dim}; make them agree, or call set_head_init('fresh')"
+                    f"{checkpoint.folder}: has {name} {list(files.shape(name))}, but set_emb_size says {head.emb_dim}; "
+                    "make them agree, or call set_head_init('fresh')"
                 )
             else:
                 files.fill(tensor, name, head.lower, classes)
@@ -134,7 +134,7 @@ def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
                     f"{path}: {key} has shape {list(file.shape(key))}, but the optimizer has {list(tensor.shape)}"
                     f"{_OTHER_OPTIMIZER}"
                 )
-            _assign(tensor, file.read(key))
+            _assign(tensor, file.read(key), f"{path}: {key}")
 
 
 def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: OptimizerState) -> None:
@@ -153,13 +153,18 @@ def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: Opt
         for key, tensor in wanted.items():
             axis = row_axis(tensor.shape, parameters[key.partition("/")[0]].shape)
             if axis is None:
-                _assign(tensor, files.read(key))
+                if math.prod(files.shape(key)) != math.prod(tensor.shape):
+                    raise CheckpointError(
+                        f"{files.path}: {key} has shape {list(files.shape(key))}, but the optimizer has "
+                        f"{list(tensor.shape)}{_OTHER_OPTIMIZER}"
+                    )
+                _assign(tensor, files.read(key), f"{files.path}: {key}")
             elif axis == 0:
                 files.fill(tensor, key, head.lower)
             else:
                 rows = paddle.empty([tensor.shape[1], tensor.shape[0], *tensor.shape[2:]], tensor.dtype)
                 files.fill(rows, key, head.lower)
-                _assign(tensor, np.moveaxis(rows.numpy(), 0, 1))
+                _assign(tensor, np.moveaxis(rows.numpy(), 0, 1), f"{files.path}: {key}")
 
 
 def row_axis(shape: Any, parameter_shape: Any) -> int | None:
@@ -238,7 +243,7 @@ class HeadFiles:
             if begin < end and file is None:
                 raise missing(path)
             if begin < end and file is not None:
-                if name not in file or file.shape(name)[0] != count:
+                if name not in file or file.shape(name)[:1] != (count,):
                     raise DamagedError(f"{file.path}: does not hold {count} rows of {name}; use another checkpoint")
                 yield from file.rows(name, begin - first, end - first)
             first += count
@@ -253,6 +258,7 @@ class HeadFiles:
                     raise CheckpointError(
                         f"{self.path}: {name} has rows of {list(part.shape[1:])} instead of {list(tensor.shape[1:])}"
                     )
+                _check_dtype(part, f"{self.path}: {name}")
                 paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
 
@@ -260,8 +266,15 @@ class HeadFiles:
         return next(file for file in self._present if name in file)
 
 
-def _assign(tensor: paddle.Tensor, value: np.ndarray) -> None:
+def _assign(tensor: paddle.Tensor, value: np.ndarray, where: str) -> None:
+    _check_dtype(value, where)
     tensor.set_value(paddle.to_tensor(value).astype(tensor.dtype).reshape(tensor.shape))
+
+
+def _check_dtype(value: np.ndarray, where: str) -> None:
+    """Refuses types that Paddle lacks. It takes uint16 for bfloat16."""
+    if value.dtype.kind == "u" and value.dtype.itemsize > 1:
+        raise DamagedError(f"{where}: is stored as {value.dtype}, which no training has saved; use another checkpoint")
 
 
 def _by_key(state: OptimizerState) -> dict[str, paddle.Tensor]:

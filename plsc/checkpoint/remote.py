@@ -8,7 +8,6 @@ folder.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -24,6 +23,7 @@ from plsc.checkpoint.folder import META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import sync, write_synced
+from plsc.machine.json_files import parse_json
 from plsc.storage import Retrying, StorageError
 from plsc.storage.base import write_bytes
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
@@ -51,7 +51,7 @@ class Remote:
 def hidden_of(path: str, meta_text: bytes, kind: str = "writing") -> str:
     """Returns the hidden folder in which the checkpoint for `path` is put together."""
     folder, name = posixpath.split(path)
-    run = re.sub("[^0-9a-z]", "", str(json.loads(meta_text).get("run", "")))[:12] or "0"
+    run = re.sub("[^0-9a-z]", "", str(parse_json(meta_text).get("run", "")))[:12] or "0"
     return posixpath.join(folder, f".{name}.{run}.{hashlib.sha256(meta_text).hexdigest()[:12]}.{kind}")
 
 

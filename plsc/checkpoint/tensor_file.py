@@ -22,9 +22,11 @@ import numpy as np
 
 from plsc.errors import CheckpointError
 from plsc.machine.files import write_all
+from plsc.machine.json_files import as_integers, parse_json
 
 BLOCK_BYTES = 8 << 20
 _LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
+_MOST_AXES, _MOST_VALUES = 16, 2**48  # of a tensor; more of them, if one is empty, would be refused by NumPy
 _HASHING_THREADS, _READING_THREADS = 2, 2
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
@@ -248,19 +250,30 @@ class TensorFile:
             (length,) = struct.unpack("<Q", self._bytes(0, 8).tobytes())
             if length > min(_LARGEST_HEADER, self._expected.size - 8):
                 raise ValueError("its header is too long")
-            header = json.loads(self._bytes(8, length).tobytes())
+            header = parse_json(self._bytes(8, length).tobytes())
             header.pop("__metadata__", None)
             self._tensors = {name: self._entry(entry, 8 + length) for name, entry in header.items()}
+            self._check_apart()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
             raise DamagedError(f"{self.path}: not a safetensors file ({problem}); use another checkpoint") from None
 
     def _entry(self, entry: dict, data: int) -> tuple[np.dtype, tuple[int, ...], int]:
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(int(side) for side in entry["shape"])
-        begin, end = entry["data_offsets"]
-        size = dtype.itemsize * math.prod(shape)
-        if min(shape, default=0) < 0 or begin < 0 or end - begin != size or data + end > self._expected.size:
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(as_integers(entry["shape"]))
+        if len(shape) > _MOST_AXES or math.prod(filter(None, shape)) > _MOST_VALUES:
+            raise ValueError("a shape is too large")
+        begin, end = as_integers(entry["data_offsets"], count=2)
+        if end - begin != dtype.itemsize * math.prod(shape) or data + end > self._expected.size:
             raise ValueError("its offsets do not fit")
         return dtype, shape, data + begin
+
+    def _check_apart(self) -> None:
+        """Raises ValueError if two tensors share bytes."""
+        taken = 0
+        for dtype, shape, begin in sorted(self._tensors.values(), key=lambda tensor: tensor[2]):
+            size = dtype.itemsize * math.prod(shape)
+            if size and begin < taken:
+                raise ValueError("its tensors overlap")
+            taken = max(taken, begin + size)
 
     def _bytes(self, begin: int, count: int, memory: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns `count` bytes from `begin` on, out of blocks that were checked."""

@@ -33,10 +33,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="FOLDER_OR_LIST",
         help="images like those to embed; int8 needs them, and every export is compared with the network on them",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="write an export whose embeddings differ too much from the network's"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     entry = trained.entry_of(options, {"model_save_dir": options.output})
-    entry.convert_for_prediction(options.format, options.precision, options.calibration)
+    entry.convert_for_prediction(options.format, options.precision, options.calibration, force=options.force)
     return 0

@@ -22,7 +22,7 @@ from plsc.inference.export import export
 from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
 from plsc.models import build_backbone
-from plsc.search.embeddings import check_parquet, write_parquet
+from plsc.search.parquet import check_parquet, write_parquet
 
 logger = logging.getLogger("plsc")
 
@@ -136,6 +136,7 @@ def convert(
     format: str,
     precision: str,
     calibration: Union[str, Path, None],
+    force: bool = False,
 ) -> Path:
     """Does what `Entry.convert_for_prediction` documents, with prepared settings."""
     found = _find_backbone("convert_for_prediction", config, backbone)
@@ -143,6 +144,7 @@ def convert(
         raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
     if not isinstance(calibration, (str, Path, type(None))):
         raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
+    check_bool("convert_for_prediction: force", force)
     folder = export(
         found,
         Path(config.model_save_dir),
@@ -150,6 +152,7 @@ def convert(
         format,
         precision,
         None if calibration is None else Path(calibration),
+        force=force,
     )
     logger.info("exported to %s", folder)
     return folder

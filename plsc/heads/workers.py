@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,13 +9,14 @@ from typing import TypeVar
 from paddle.base import core
 
 from plsc import parallel
+from plsc.machine.threads import computing_threads
 
 Result = TypeVar("Result")
 
 
 def walking_threads() -> int:
     """Returns how many threads walk over the rows of this process: as many as it computes with; one on a GPU."""
-    return int(os.environ.get("OMP_NUM_THREADS", 1)) if parallel.on_cpu() else 1
+    return computing_threads() if parallel.on_cpu() else 1
 
 
 class Workers:

@@ -3,6 +3,8 @@
 networks          what embeds a batch: `TrainedNetwork` (in training) and `ExportedNetwork` (loaded from an export)
 export            writes an export
 export_folder     the layout of an export: its manifest, and how to open it
+onnx_file         makes the ONNX file of an export, and runs it, in a child process
+foreign           runs foreign tools in a child process
 precision         float16 and int8 for ONNX
 comparison        how far the embeddings of an export are from those of the trained network
 runtime           runs the files of an export, with Paddle's inference library or onnxruntime

@@ -13,6 +13,10 @@ from plsc.errors import ConfigError
 
 _MOST_IMAGES = 256
 _RANDOM_IMAGES = 16
+# What the cosines of an export have to reach. In float32 only the order of additions differs, which moves a cosine by
+# 1e-6 or less. float16 rounds to 2**-11: over 100 layers that adds up to some 1e-5, unless numbers overflow. int8
+# rounds every number by up to 1/254 of its largest; single images with rare numbers lose more, hence the mean.
+_BOUNDS = {"float32": ("lowest", 0.9999), "float16": ("lowest", 0.999), "int8": ("mean", 0.99)}
 
 
 def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -39,11 +43,24 @@ def cosines(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
     """Returns the `mean` and the `lowest` cosine between the rows of two arrays [N, D]; 1 where both rows are zero.
 
     Raises:
-        ConfigError: `found`, the embeddings of the exported network, are not finite.
+        ConfigError: `found`, the embeddings of the exported network, are not finite or have another shape.
     """
+    if found.shape != wanted.shape:
+        raise ConfigError(
+            f"the exported network gives embeddings {list(found.shape)} instead of {list(wanted.shape)}; the network "
+            "must treat each image of a batch by itself"
+        )
     if not np.isfinite(found).all():
         raise ConfigError("the exported network gives embeddings that are not finite; export it in float32")
     found, wanted = found.astype("float64"), wanted.astype("float64")
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     each = np.where(lengths > 0, (found * wanted).sum(1) / np.where(lengths > 0, lengths, 1), (found == wanted).all(1))
     return {"mean": round(float(each.mean()), 6), "lowest": round(float(each.min()), 6)}
+
+
+def disagreement(precision: str, found: dict[str, Any]) -> Optional[str]:
+    """Returns what is wrong with the `cosines` of an export of that precision; None if they are good enough."""
+    which, bound = _BOUNDS[precision]
+    if found[which] >= bound:
+        return None
+    return f"the {which} cosine is {found[which]:.5f}, and {precision} needs at least {bound}"

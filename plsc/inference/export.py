@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.util
-import io
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,19 +21,21 @@ import paddle
 from plsc import parallel
 from plsc.errors import ConfigError
 from plsc.inference import runtime
-from plsc.inference.comparison import cosines, images_for_check
+from plsc.inference.comparison import cosines, disagreement, images_for_check
 from plsc.inference.export_folder import MANIFEST
+from plsc.inference.foreign import last_words
 from plsc.inference.networks import embed_batch
-from plsc.inference.precision import check_precision, reduce_precision
+from plsc.inference.onnx_file import make_onnx
+from plsc.inference.precision import check_precision
+from plsc.machine import processor
 from plsc.machine.files import sha256_of, sync
 from plsc.machine.locks import lock_folder
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
 _NAME = "inference"
-_OPSET = 17
 _BATCH = 16
-_PARITY = 0.9999  # A float32 export with a lower cosine gets a warning.
+_FREE_BYTES = 64 << 20  # With less free space, a full disk may be the cause of a failure.
 
 logger = logging.getLogger("plsc")
 
@@ -45,12 +47,14 @@ def export(
     format: str = "paddle",
     precision: str = "float32",
     calibration: Optional[Path] = None,
+    *,
+    force: bool = False,
 ) -> Path:
     """Exports the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B. Rank 0 does it.
 
     The export is `inference.json` (Paddle 2: `inference.pdmodel`) and `inference.pdiparams`, or `inference.onnx`. The
-    files replace those of an earlier export once they are complete and have been run. `inference_meta.json`, which
-    `plsc.Predictor` reads, comes last. Nothing else in the folder is touched.
+    files replace those of an earlier export once they are complete, have been run, and agree with the network.
+    `inference_meta.json`, which `plsc.Predictor` reads, comes last. Nothing else in the folder is touched.
 
     Args:
         backbone: The trained network.
@@ -60,12 +64,14 @@ def export(
         precision: 'float32', or for ONNX also 'float16' or 'int8'.
         calibration: Folder or label file of images, on which the export is compared with the network, and from which
             int8 takes the ranges of its numbers. None compares on noise.
+        force: Whether an export that disagrees with the network gives a warning instead of an error.
 
     Returns:
         `folder`.
 
     Raises:
-        ConfigError: The tools of the format are missing or cannot make the export, or the folder cannot be written.
+        ConfigError: The tools of the format are missing or cannot make the export, its embeddings differ too much from
+            those of the network, or the folder cannot be written.
         DataError: An image of `calibration` cannot be read.
     """
     if format not in FORMATS:
@@ -77,22 +83,30 @@ def export(
         )
     if parallel.rank() == 0:
         images = images_for_check(calibration, image_shape)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _workspace(folder) as temporary:
-                files, meta = _write(
-                    backbone, temporary, image_shape=image_shape, format=format, precision=precision, images=images
-                )
-                meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
+        with _workspace(folder) as temporary:
+            files, meta = _write(
+                backbone, temporary, image_shape=image_shape, format=format, precision=precision, images=images
+            )
+            meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
+            _judge(meta, force)
+            with _writing(folder):
                 manifest = temporary / MANIFEST
                 manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
                 _replace([*files, manifest], folder)
-            sync(folder)
-        except OSError as problem:
-            raise ConfigError(f"{folder}: cannot be written ({problem.strerror}); choose another folder") from None
-        _report(meta)
+                sync(folder)
     parallel.meet("the export")
     return folder
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns the errors of the file system into a ConfigError. Other things are not to be done inside."""
+    try:
+        yield
+    except OSError as problem:
+        raise ConfigError(
+            f"{folder}: cannot be written ({problem.strerror or problem}); choose another folder"
+        ) from None
 
 
 def _replace(files: list[Path], folder: Path) -> None:
@@ -114,31 +128,45 @@ def _replace(files: list[Path], folder: Path) -> None:
 def _workspace(folder: Path) -> Iterator[Path]:
     """Makes a hidden folder in `folder`, and removes it at the end, together with those that killed exports left."""
     advice = "choose another folder"
-    for left in folder.glob(".export-*"):
-        with contextlib.suppress(ConfigError), lock_folder(left, advice) as is_protected:
-            if is_protected:
-                shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".export-*"):
+            with contextlib.suppress(ConfigError), lock_folder(left, advice) as is_protected:
+                if is_protected:
+                    shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         # Another export may look at the new folder, and remove it, before it is locked; the lock then makes it again.
         with lock_folder(temporary, advice, patience=60):
             yield temporary
+    except ConfigError as error:
+        free = shutil.disk_usage(folder).free  # Paddle and paddle2onnx report no error if the disk is full.
+        remark = f"; is the disk full ({free >> 20} MB left)?" if free < _FREE_BYTES else ""
+        raise ConfigError(f"{error}{remark}") from error.__cause__
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _report(meta: dict[str, Any]) -> None:
+def _judge(meta: dict[str, Any], force: bool) -> None:
+    """Logs how well the export agrees with the network.
+
+    Raises:
+        ConfigError: It does not agree, and `force` is False.
+    """
     found = meta["cosine_with_network"]
-    low = meta["precision"] == "float32" and found["lowest"] < _PARITY
-    logger.log(
-        logging.WARNING if low else logging.INFO,
-        "%s export, cosine of its embeddings with the network's on %d images (%s): mean %.5f, lowest %.5f",
-        meta["precision"],
-        found["count"],
-        found["images"],
-        found["mean"],
-        found["lowest"],
+    wrong = disagreement(meta["precision"], found)
+    measured = (
+        f"{meta['precision']} export, cosine of its embeddings with the network's on {found['count']} images "
+        f"({found['images']}), {found['measured_with']}: mean {found['mean']:.5f}, lowest {found['lowest']:.5f}"
     )
+    if wrong is None:
+        logger.info("%s", measured)
+    elif force:
+        logger.warning("%s; %s; written because it was forced", measured, wrong)
+    else:
+        other = "paddle" if meta["format"] == "onnx" else "onnx"
+        advice = f"format {other!r}" if meta["precision"] == "float32" else "precision 'float32'"
+        raise ConfigError(f"{measured}; {wrong}; nothing was replaced; export with {advice}, or force it")
 
 
 def _write(
@@ -153,17 +181,21 @@ def _write(
     network = copy.deepcopy(backbone)
     network.eval()
     _complete_norms(network)
-    batches = [images[first : first + _BATCH] for first in range(0, len(images), _BATCH)]
+    # The first batch is a single image: an export must work with batches of any size.
+    batches = [images[max(0, first) : first + _BATCH] for first in range(1 - _BATCH, len(images), _BATCH)]
     wanted = np.concatenate([embed_batch(network, batch) for batch in batches])
-    spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
-    paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
-    program = next(path for path in (folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel") if path.exists())
-    files = [program, folder / f"{_NAME}.pdiparams"]
+    if not np.isfinite(wanted).all():
+        raise ConfigError(
+            "the network itself gives embeddings that are not finite; look for NaN in its parameters, or export an "
+            "earlier checkpoint"
+        )
+    files = _save(network, folder, image_shape)
     if format == "onnx":
-        files = [_to_onnx(*files)]
-    if precision != "float32":
-        reduce_precision(files[0], precision, images)
-    run = _tried(files, format)
+        with _writing(folder.parent):
+            file, found = make_onnx(files[0], files[1], precision, batches)
+        files = [file]
+    else:
+        found = _tried(files, batches)
     meta: dict[str, Any] = {
         "format": format,
         "precision": precision,
@@ -172,8 +204,9 @@ def _write(
         "emb_dim": wanted.shape[1],
         "pixels": f"{'grey' if image_shape[0] == 1 else 'RGB'}, (x - 127.5) / 128",
         "cosine_with_network": {
-            **cosines(np.concatenate([run(batch) for batch in batches]), wanted),
+            **cosines(found, wanted),
             "count": len(images),
+            "measured_with": f"{_library(format)} on {processor.describe()}",
         },
         "model": type(backbone).__name__,
         "plsc": __version__,
@@ -182,15 +215,43 @@ def _write(
     return files, meta
 
 
-def _tried(files: list[Path], format: str) -> runtime.Run:
-    """Loads the files as a user will. Paddle and paddle2onnx report no error if the disk is full."""
+def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, int]) -> list[Path]:
+    """Writes the network in Paddle's format; returns the files with its program and its parameters.
+
+    Paddle reports no error if the disk is full. The files then cannot be converted or run, or hold zeros.
+    """
+    spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
     try:
-        return runtime.load(files, format)
-    except ConfigError as problem:
-        free = shutil.disk_usage(files[0].parent).free // 2**20
+        paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
+    except Exception as problem:  # Paddle raises exceptions of many types for layers that it cannot translate.
+        words = last_words(str(problem), folder)
         raise ConfigError(
-            f"{files[0].parent}: the exported network cannot be run; is the disk full ({free} MB left)? {problem}"
+            f"paddle.jit.save cannot save the network ({type(problem).__name__}: {words}); change "
+            "that part of its forward, and define its classes in a file"
+        ) from problem
+    files = [folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel"]
+    return [next(filter(Path.exists, files), files[0]), folder / f"{_NAME}.pdiparams"]
+
+
+def _tried(files: list[Path], batches: Sequence[np.ndarray]) -> np.ndarray:
+    """Embeds images with the files of Paddle's format, as a user will."""
+    try:
+        run = runtime.load_paddle(*files)
+        return np.concatenate([run(batch) for batch in batches])
+    except Exception as problem:  # Paddle raises exceptions of many types.
+        folder = files[0].parent
+        words = last_words(str(problem), folder)
+        raise ConfigError(
+            f"Paddle's inference library cannot run the exported network ({type(problem).__name__}: {words}); "
+            "export with format 'onnx', or change that part of the network"
         ) from None
+
+
+def _library(format: str) -> str:
+    """Returns the name and the version of the library that runs a format."""
+    if format == "paddle":
+        return f"Paddle {paddle.__version__}"
+    return f"onnxruntime {importlib.import_module('onnxruntime').__version__}"
 
 
 def _complete_norms(network: paddle.nn.Layer) -> None:
@@ -204,16 +265,3 @@ def _complete_norms(network: paddle.nn.Layer) -> None:
                 if getattr(layer, name) is None:
                     fill = paddle.ParamAttr(initializer=paddle.nn.initializer.Constant(value), trainable=False)
                     setattr(layer, name, layer.create_parameter([layer._num_features], attr=fill))
-
-
-def _to_onnx(program: Path, parameters: Path) -> Path:
-    import paddle2onnx  # The import takes seconds, and the package is optional.
-
-    target = program.parent / f"{_NAME}.onnx"
-    with contextlib.redirect_stdout(io.StringIO()):  # It draws on the terminal.
-        paddle2onnx.export(str(program), str(parameters), str(target), opset_version=_OPSET, verbose=False)
-    if not target.exists():
-        raise ConfigError(
-            "export to ONNX: paddle2onnx does not support an operator of the network; export with format 'paddle'"
-        )
-    return target

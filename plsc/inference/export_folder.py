@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from plsc.errors import ConfigError
+from plsc.inference.precision import PRECISIONS
 from plsc.inference.runtime import Run, load
 from plsc.machine.files import sha256_of
+from plsc.machine.json_files import as_integer, as_integers, as_text, read_json
 
 MANIFEST = "inference_meta.json"  # `export` writes it, and it names the other files.
+_FILES = {
+    "onnx": [["inference.onnx"]],
+    "paddle": [["inference.json", "inference.pdiparams"], ["inference.pdiparams", "inference.pdmodel"]],
+}
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,25 @@ def open_export(folder: Path) -> Export:
     """
     manifest = folder / MANIFEST
     try:
-        meta = json.loads(manifest.read_text(encoding="utf-8"))
-        channels, height, width = meta["image_shape"]
-        emb_dim, precision, format = int(meta["emb_dim"]), str(meta["precision"]), meta["format"]
-        digests = {folder / name: str(digest) for name, digest in meta["files"].items()}
+        meta = read_json(manifest)
+        image_shape = as_integers(meta["image_shape"], 1, 3)
+        emb_dim, format, precision = as_integer(meta["emb_dim"], 1), meta["format"], meta["precision"]
+        digests = {folder / name: as_text(digest) for name, digest in meta["files"].items()}
+        if sorted(meta["files"]) not in _FILES.get(format, ()) or precision not in PRECISIONS:
+            raise ValueError("its files, format or precision are not those of an export")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        if (folder / "meta.json").is_file() and not manifest.exists():
+            raise ConfigError(
+                f"{folder}: is a checkpoint and not an export; run plsc export --checkpoint {folder} --output net, and "
+                "name net"
+            ) from None
         raise ConfigError(
             f"{manifest}: no exported network there ({type(problem).__name__}); make one with plsc export"
         ) from None
     for file, digest in digests.items():
         _check(file, digest)
-    return Export((channels, height, width), emb_dim, precision, list(digests.values()), load(list(digests), format))
+    shape = (image_shape[0], image_shape[1], image_shape[2])
+    return Export(shape, emb_dim, precision, list(digests.values()), load(list(digests), format))
 
 
 def _check(file: Path, digest: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from pathlib import Path
 from typing import Optional, Protocol
 
@@ -14,6 +15,8 @@ from plsc import parallel
 from plsc.config import Config
 from plsc.inference.export_folder import open_export
 from plsc.models.modes import evaluating
+
+_modes = threading.Lock()  # Networks of several threads may share layers, whose mode is set for each batch.
 
 
 class Network(Protocol):
@@ -69,7 +72,8 @@ class TrainedNetwork:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
-        return embed_batch(self._backbone, images)
+        with _modes:
+            return embed_batch(self._backbone, images)
 
 
 class ExportedNetwork:

@@ -13,7 +13,7 @@ from PIL import Image
 from plsc.config import check_int
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 from plsc.inference.export_folder import open_export
 from plsc.metrics.vectors import unit_rows
 
@@ -24,6 +24,8 @@ _pillow = threading.Lock()  # Pillow loads an image when it is first used, and a
 
 class Predictor:
     """An exported network, as `Entry.convert_for_prediction` or `plsc export` wrote it, that embeds images.
+
+    Threads may share one: with ONNX they run at the same time, and with Paddle's format one after the other.
 
     Args:
         path: Folder of the export.
@@ -46,6 +48,8 @@ class Predictor:
     """
 
     def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+        if not isinstance(path, (str, Path)):
+            raise ConfigError(f"Predictor: path={path!r}: expected the folder of an export")
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
         export = open_export(Path(path))
@@ -93,9 +97,10 @@ class Predictor:
             embeddings = (embeddings + self._run(images[..., ::-1])) / 2
         finite = np.isfinite(embeddings).all(axis=1)
         if not finite.all():
+            advice = "" if self.precision == "float32" else f", or export in float32 instead of {self.precision}"
             raise DataError(
                 f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for "
-                f"NaN in the image, or export in float32 (this export is {self.precision})"
+                f"NaN in the image{advice}"
             )
         return embeddings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
@@ -10,6 +10,8 @@ from typing import Any, Callable
 import numpy as np
 
 from plsc.errors import ConfigError
+from plsc.inference.foreign import last_words
+from plsc.machine.threads import computing_threads
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -22,28 +24,25 @@ def load(files: Sequence[Path], format: str) -> Run:
         format: 'paddle' or 'onnx'.
 
     Returns:
-        A function from normalised images [B, C, H, W] float32, B above 0, to embeddings [B, D] float32.
+        A function from normalised images [B, C, H, W] float32, B above 0, to embeddings [B, D] float32. Threads may
+        call it at the same time.
 
     Raises:
         ConfigError: The files cannot be run here.
     """
     try:
-        return _onnx(files[0]) if format == "onnx" else _paddle(*files)
+        return load_onnx(files[0]) if format == "onnx" else load_paddle(*files)
     except ConfigError:
         raise
     except Exception as problem:  # Both libraries raise exceptions of many types.
-        reason = str(problem).strip().splitlines()
+        words = last_words(str(problem), files[0].parent)
         raise ConfigError(
-            f"{files[0]}: cannot be run here ({type(problem).__name__}: {reason[-1] if reason else ''}); "
-            "export the network again"
+            f"{files[0]}: cannot be run here ({type(problem).__name__}: {words}); export the network again"
         ) from None
 
 
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", "1"))  # plsc.machine.threads sets the variable.
-
-
-def _paddle(program: Path, parameters: Path) -> Run:
+def load_paddle(program: Path, parameters: Path) -> Run:
+    """Loads files of Paddle's format; see `load`. Errors of Paddle are raised as they are."""
     import paddle
     from paddle import inference
 
@@ -56,21 +55,26 @@ def _paddle(program: Path, parameters: Path) -> Run:
         config.enable_use_gpu(256, int(paddle.device.get_device().rpartition(":")[2]))
     else:
         config.disable_gpu()
-        config.set_cpu_math_library_num_threads(_threads())
+        config.set_cpu_math_library_num_threads(computing_threads())
     config.disable_glog_info()
     predictor = inference.create_predictor(config)
     entrance = predictor.get_input_handle(predictor.get_input_names()[0])
     exit = predictor.get_output_handle(predictor.get_output_names()[0])
+    # The handles belong to the predictor, so calls must not overlap. A clone for each thread would be no faster: Paddle
+    # 3.3 holds Python's global lock while it runs, and a call uses all cores that it may.
+    lock = threading.Lock()
 
     def run(images: np.ndarray) -> np.ndarray:
-        entrance.copy_from_cpu(np.ascontiguousarray(images))
-        predictor.run()
-        return exit.copy_to_cpu()
+        with lock:
+            entrance.copy_from_cpu(np.ascontiguousarray(images))
+            predictor.run()
+            return exit.copy_to_cpu()
 
     return run
 
 
-def _onnx(file: Path) -> Run:
+def load_onnx(file: Path) -> Run:
+    """Loads an ONNX file; see `load`. Errors of onnxruntime are raised as they are."""
     try:
         import onnxruntime
     except ImportError:
@@ -78,7 +82,7 @@ def _onnx(file: Path) -> Run:
             f"{file}: an ONNX network needs onnxruntime; run pip install '.[onnx]' in the plsc clone"
         ) from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = computing_threads()
     options.log_severity_level = 3  # Errors only.
     session: Any = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
     name = session.get_inputs()[0].name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
@@ -28,29 +29,29 @@ def write_synced(path: Union[str, Path], data: bytes) -> None:
 def replace_file(path: Union[str, Path], data: bytes) -> None:
     """Writes a file under a temporary name and renames it, so that it appears whole or not at all."""
     path = Path(path)
-    with temporary(path) as written:
+    with replacing(path) as written:
         write_synced(written, data)
-        os.replace(written, path)
     sync(path.parent)
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in the folder of `path`, for a file to be renamed to `path` when it is complete.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name in the folder of `path`, for a file that is renamed to `path` at the end of the block.
 
-    A file that still has that name at the end is removed.
+    If the block raises an error, the file is removed and `path` stays as it is.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
     try:
         yield part
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the `temporary` files for `path` that killed processes left. Call it under the lock that writers hold."""
+    """Removes the temporary files for `path` that killed processes left. Call it under the lock that writers hold."""
     for left in path.parent.glob(f".{path.name}.*.part"):
-        if left.name[len(path.name) + 2 : -len(".part")].isdigit():
+        if left.name[len(path.name) + 2 : -len(".part")].replace(".", "").isdigit():
             left.unlink()
 
 

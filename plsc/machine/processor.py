@@ -1,4 +1,4 @@
-"""What the math libraries must be told about the processor before they load."""
+"""The processor: what it is, and what the math libraries must be told about it before they load."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
 _AVX2 = "5"  # the code path that MKL takes on Intel processors with AVX2
+_BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}  # instructions, as /proc/cpuinfo calls them
 
 
 def use_fast_mkl() -> bool:
@@ -24,6 +25,16 @@ def use_fast_mkl() -> bool:
         return True
     os.environ[MKL_VARIABLE] = _AVX2
     return not _is_loaded()
+
+
+def describe() -> str:
+    """Returns the processor's name, and whether it multiplies bytes as int8 networks want it (VNNI and its like)."""
+    fields = _first_processor()
+    name = fields.get("model name") or platform.machine() or "an unknown processor"
+    flags = set((fields.get("flags") or fields.get("Features", "")).split())
+    if not flags:
+        return name
+    return f"{name} ({'with' if flags & _BYTE_PRODUCTS else 'without'} VNNI or the like)"
 
 
 def _needs_it() -> bool:

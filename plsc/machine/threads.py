@@ -21,6 +21,12 @@ def threads_per_rank(local_ranks: int) -> int:
     return max(1, cores() // max(1, local_ranks))
 
 
+def computing_threads() -> int:
+    """Returns the threads with which this process computes, as OMP_NUM_THREADS says, which may be a list of levels."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else 1
+
+
 def cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,6 @@ in the file. All its arrays but the first two may be missing.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.errors import ConfigError
-from plsc.machine.files import temporary
+from plsc.machine.files import replacing
 from plsc.report.markup import clean
 
 SUFFIX = "_pairs.npz"
@@ -93,10 +92,8 @@ def write_pairs(folder: Path, set_name: str, arrays: PairArrays) -> None:
     content = {one.name: getattr(arrays, one.name) for one in dataclasses.fields(arrays)}
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(place) as written:
-            with open(written, "wb") as stream:
-                np.savez(stream, **{name: value for name, value in content.items() if value is not None})
-            os.replace(written, place)
+        with replacing(place) as written, open(written, "wb") as stream:
+            np.savez(stream, **{name: value for name, value in content.items() if value is not None})
     except OSError as problem:
         raise ConfigError(
             f"{place}: cannot be written ({problem.strerror}); free space, or name another folder"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import io
 import json
 import os
@@ -22,7 +21,8 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import remove_leftovers, replace_file, sync, temporary, write_all
+from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
+from plsc.machine.json_files import as_integer, as_integers, as_text, read_json
 from plsc.machine.locks import lock_folder
 
 _FORMAT = "plsc embeddings 1"
@@ -30,7 +30,6 @@ _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
 _ANOTHER_FOLDER = "choose another folder"
 _SAVE_SECONDS = 10.0  # Time between two records of the progress.
-_PARQUET, _PARQUET_META, _PARQUET_ROWS = "embeddings.parquet", b"plsc", 65_536
 
 
 @dataclass
@@ -57,9 +56,10 @@ def open_embeddings(folder: Path) -> Embeddings:
         DataError: The folder is missing or incomplete, or its files do not belong together.
     """
     try:
-        meta = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        count, emb_dim = int(meta["count"]), int(meta["emb_dim"])
-        vectors = np.lib.format.open_memmap(folder / _VECTORS, mode="r")
+        meta = read_json(folder / _MANIFEST)
+        count, emb_dim = as_integer(meta["count"]), as_integer(meta["emb_dim"], 1)
+        check_source(meta)
+        vectors = _mapped(folder / _VECTORS)
         names, identities = read_table(folder / _TABLE)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
@@ -71,6 +71,28 @@ def open_embeddings(folder: Path) -> Embeddings:
             f"but manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
         )
     return Embeddings(vectors, names, identities, meta)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as problem:  # NumPy raises exceptions of many types for damaged headers.
+        raise ValueError(f"{path.name}: not an array of NumPy ({type(problem).__name__})") from None
+
+
+def check_source(meta: dict[str, Any]) -> None:
+    """Checks what a manifest says about the network and the images.
+
+    Raises:
+        ValueError: A part of it has another type than `predict` wrote.
+    """
+    for name in ("model", "source", "images"):
+        if meta.get(name) is not None:
+            as_text(meta[name])
+    if meta.get("image_shape") is not None:
+        as_integers(meta["image_shape"], 1, 3)
 
 
 class EmbeddingsWriter:
@@ -121,9 +143,8 @@ class EmbeddingsWriter:
         assert self.rows == self._count
         with self._writing():
             self._save()  # From now on a resumed writer may replace files of these names.
-            with temporary(self._folder / _TABLE) as table:
+            with replacing(self._folder / _TABLE) as table:
                 write_table(table, images)
-                os.replace(table, self._folder / _TABLE)
             if (self._folder / _PART).exists():
                 os.replace(self._folder / _PART, self._folder / _VECTORS)
             text = json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n"
@@ -149,11 +170,11 @@ class EmbeddingsWriter:
 
     def _begin(self) -> None:
         """Takes over what an interrupted writer left; refuses other embeddings, and files that plsc did not write."""
-        found, begun = _read(self._folder / _MANIFEST), _read(self._folder / _PROGRESS)
+        found, begun = _read(self._folder / _MANIFEST), _read_progress(self._folder / _PROGRESS)
         if begun is None and found == self._meta:
             self.rows, self._complete = self._count, True
             return
-        made_of = (found if begun is None else begun.get("meta")) or {}
+        made_of = (found if begun is None else begun["meta"]) or {}
         if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
             made_of = self._meta  # No image was damaged so far, so the option has made no difference.
         if made_of.get("format") == _FORMAT and made_of != self._meta:
@@ -209,80 +230,6 @@ class EmbeddingsWriter:
             ) from None
 
 
-def check_parquet(folder: Path) -> None:
-    """Checks, before the images are embedded, that `write_parquet` will be able to write.
-
-    Raises:
-        ConfigError: pyarrow is missing, or the folder holds an `embeddings.parquet` that plsc did not write.
-    """
-    _, parquet = _pyarrow()
-    _parquet_meta(parquet, folder / _PARQUET)
-
-
-def write_parquet(folder: Path) -> Path:
-    """Writes `embeddings.parquet` into a complete folder, with columns `name`, `identity` and `embedding`.
-
-    A file of the same embeddings stays unchanged.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ConfigError: pyarrow is missing, or the file cannot be written, or plsc did not write the existing one.
-        DataError: The folder is not complete.
-    """
-    pyarrow, parquet = _pyarrow()
-    place = folder / _PARQUET
-    made = open_embeddings(folder)
-    if _parquet_meta(parquet, place) == made.meta:
-        return place
-    kind = pyarrow.list_(pyarrow.float32(), made.vectors.shape[1])
-    schema = pyarrow.schema(
-        [("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)],
-        metadata={_PARQUET_META: json.dumps(made.meta, ensure_ascii=False)},
-    )
-    try:
-        with lock_folder(folder, _ANOTHER_FOLDER), temporary(place) as written:
-            remove_leftovers(place)
-            with parquet.ParquetWriter(written, schema) as writer:
-                for first in range(0, len(made.names), _PARQUET_ROWS):
-                    part = slice(first, first + _PARQUET_ROWS)
-                    values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
-                    rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
-                    writer.write_table(pyarrow.table([made.names[part], made.identities[part], rows], schema=schema))
-            sync(written)
-            os.replace(written, place)
-            sync(folder)
-    except OSError as problem:
-        raise ConfigError(
-            f"{place}: cannot be written ({problem.strerror or problem}); free space, or name another folder"
-        ) from None
-    return place
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow; run pip install '.[parquet]' in the plsc clone") from None
-
-
-def _parquet_meta(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
-    """Returns the manifest that the file holds a copy of; None if there is no file.
-
-    Raises:
-        ConfigError: plsc did not write the file.
-    """
-    if not os.path.lexists(place):
-        return None
-    try:
-        return json.loads(parquet.read_schema(place).metadata[_PARQUET_META])
-    except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
-        raise ConfigError(
-            f"{place}: plsc predict did not write this file; name another folder, or move it away"
-        ) from None
-
-
 def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Writes names and identities so that they survive a power cut.
 
@@ -332,9 +279,21 @@ def reason(problem: Exception) -> str:
 
 def _read(path: Path) -> Optional[dict[str, Any]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError:
         raise ConfigError(f"{path}: plsc did not write this file; name another folder, or move it away") from None
     return content if isinstance(content, dict) else {}
+
+
+def _read_progress(path: Path) -> Optional[dict[str, Any]]:
+    begun = _read(path)
+    if begun is not None:
+        try:
+            as_integer(begun["rows"])
+            if not isinstance(begun["meta"], dict):
+                raise ValueError("its meta is not an object")
+        except (KeyError, ValueError) as problem:
+            raise ConfigError(f"{path}: is damaged ({reason(problem)}); remove it, and start again") from None
+    return begun

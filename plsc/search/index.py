@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -13,13 +14,15 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import replace_file, sync, temporary
-from plsc.search.embeddings import Embeddings, open_embeddings, read_table, reason, write_table
+from plsc.machine.files import replace_file, replacing, sync
+from plsc.machine.json_files import as_integer, read_json, short
+from plsc.search.embeddings import Embeddings, check_source, open_embeddings, read_table, reason, write_table
 
 KINDS = ("auto", "flat", "ivf")
 _FORMAT = "plsc index 1"
 _FLAT_UP_TO = 200_000  # Up to so many vectors an exact search takes a CPU some hundredths of a second.
 _BLOCK = 16_384  # Rows that are read, normalised and added at a time.
+_WIDEST = 1024  # Images that `search` looks at for each query before it searches other identities alone.
 _TRAIN_ROWS_PER_LIST, _TRAIN_ROUNDS = 40, 10  # faiss asks for at least 39 rows.
 _SAMPLE, _RECALL, _LEAST_PROBES = 256, 0.95, 16  # They decide the number of probes; see `_lists_and_probes`.
 
@@ -55,25 +58,27 @@ class SearchIndex:
     """
 
     def __init__(self, file: Path) -> None:
-        faiss = _faiss()
+        self._faiss = _faiss()
         self.meta = _read_meta(file)
         try:
             self.names, self.identities = read_table(_companion(file, ".tsv"))
-            self._index = faiss.read_index(str(file))
-        except (OSError, ValueError, RuntimeError) as problem:
+            self._index = self._faiss.read_index(str(file))
+        except (OSError, ValueError, RuntimeError, MemoryError) as problem:
             raise DataError(f"{file}: the index cannot be read ({reason(problem)}); make it again") from None
-        if not self._index.ntotal == len(self.names) == self.meta["count"] or self._index.d != self.emb_dim:
+        kind = {"flat": self._faiss.IndexFlat, "ivf": self._faiss.IndexIVFFlat}[self.meta["kind"]]
+        sizes_fit = isinstance(self._index, kind) and self._index.d == self.emb_dim
+        if not sizes_fit or not self._index.ntotal == len(self.names) == self.meta["count"]:
             raise DataError(f"{file}: the index does not belong to its .json and .tsv; make it again")
 
     @property
     def emb_dim(self) -> int:
         """Size of an embedding, D."""
-        return int(self.meta["emb_dim"])
+        return self.meta["emb_dim"]
 
     def nearest(
         self, embeddings: np.ndarray, number: int, probes: Optional[int] = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the images nearest to embeddings.
+        """Finds the images nearest to embeddings. Threads may search at the same time.
 
         Args:
             embeddings: Queries [B, D], which need not have unit length.
@@ -86,22 +91,7 @@ class SearchIndex:
         Raises:
             DataError: The embeddings have another size, or one is zero or not finite.
         """
-        queries = np.asarray(embeddings, dtype="float64")  # In float32 the squares of extreme numbers would overflow.
-        if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
-            raise DataError(
-                f"search: embeddings {list(queries.shape)} do not fit the index, which holds [N, {self.emb_dim}]; "
-                "embed the queries with the network of the index"
-            )
-        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-        bad = ~(np.isfinite(lengths) & (lengths > 0))
-        if bad.any():
-            raise DataError(
-                f"search: the embedding of query {int(bad.argmax())} is zero or not finite; leave that image out"
-            )
-        if self.meta["kind"] == "ivf":
-            self._index.nprobe = min(probes or self.meta["probes"], self._index.nlist)
-        unit = np.ascontiguousarray(queries / lengths, dtype="float32")
-        return self._index.search(unit, min(number, self._index.ntotal))
+        return self._find(self._queries(embeddings), number, probes)
 
     def search(self, embeddings: np.ndarray, top: int = 5, probes: Optional[int] = None) -> list[list[Hit]]:
         """Finds the identities nearest to embeddings; the nearest image of each identity represents it.
@@ -120,28 +110,84 @@ class SearchIndex:
         Raises:
             DataError: As for `nearest`.
         """
-        found: list[list[Hit]] = [[] for _ in range(len(embeddings))]
-        lacking, number = np.arange(len(embeddings)), 4 * top
-        while len(lacking):
-            cosines, rows = self.nearest(np.asarray(embeddings)[lacking], number, probes)
+        queries, number = self._queries(embeddings), 4 * top
+        top, widest = min(top, self._identity_count), max(number, _WIDEST)
+        found: list[dict[int, Hit]] = [{} for _ in queries]
+        lacking = np.arange(len(queries))
+        while len(lacking) and number <= widest:
+            cosines, rows = self._find(queries[lacking], number, probes)
             for query, one_cosines, one_rows in zip(lacking, cosines, rows):
-                found[query] = self._identities(one_cosines, one_rows, top)
+                found[query] = self._nearest_of_each(one_cosines, one_rows, top)
             exhausted = (rows[:, -1] < 0) | (rows.shape[1] == self._index.ntotal)
             lacking = lacking[[not done and len(found[query]) < top for query, done in zip(lacking, exhausted)]]
             number *= 4
-        return found
+        for query in lacking:
+            self._complete(found[query], queries[query : query + 1], top, probes)
+        return [list(hits.values()) for hits in found]
 
-    def _identities(self, cosines: np.ndarray, rows: np.ndarray, top: int) -> list[Hit]:
-        hits: list[Hit] = []
-        seen: set[str] = set()
+    def _complete(self, hits: dict[int, Hit], query: np.ndarray, top: int, probes: Optional[int]) -> None:
+        """Adds hits for one query until there are `top`, by searching the images of the other identities alone.
+
+        It is for identities with so many images that one cannot look at all of them to find the next identity.
+        """
+        while len(hits) < top:
+            others = ~np.isin(self._numbers, list(hits))
+            cosines, rows = self._find(query, 4 * top, probes, others)
+            more = self._nearest_of_each(cosines[0], rows[0], top - len(hits))
+            if not more:
+                return
+            hits.update(more)
+
+    def _queries(self, embeddings: np.ndarray) -> np.ndarray:
+        """Returns embeddings at unit length, as faiss takes them."""
+        queries = np.asarray(embeddings, dtype="float64")  # In float32 the squares of extreme numbers would overflow.
+        if queries.ndim != 2 or queries.shape[1] != self.emb_dim:
+            raise DataError(
+                f"search: embeddings {list(queries.shape)} do not fit the index, which holds [N, {self.emb_dim}]; "
+                "embed the queries with the network of the index"
+            )
+        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+        bad = ~(np.isfinite(lengths) & (lengths > 0))
+        if bad.any():
+            raise DataError(
+                f"search: the embedding of query {int(bad.argmax())} is zero or not finite; leave that image out"
+            )
+        return np.ascontiguousarray(queries / lengths, dtype="float32")
+
+    def _find(
+        self, queries: np.ndarray, number: int, probes: Optional[int], allowed: Optional[np.ndarray] = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Does the work of `nearest`. Only rows count for which `allowed` [N] is true."""
+        options: dict[str, Any] = {}  # They belong to the call; those of the index would be those of other threads too.
+        if allowed is not None:
+            options["sel"] = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        if self.meta["kind"] == "ivf":
+            options["nprobe"] = min(probes or self.meta["probes"], self._index.nlist)
+            parameters = self._faiss.SearchParametersIVF(**options)
+        else:
+            parameters = self._faiss.SearchParameters(**options)
+        return self._index.search(queries, min(number, self._index.ntotal), params=parameters)
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        """A number for the identity of each row [N]; an image without an identity has one of its own."""
+        numbers: dict[Any, int] = {}
+        found = (numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(self.identities))
+        return np.fromiter(found, np.int64, len(self.identities))
+
+    @functools.cached_property
+    def _identity_count(self) -> int:
+        return int(self._numbers.max(initial=-1)) + 1
+
+    def _nearest_of_each(self, cosines: np.ndarray, rows: np.ndarray, top: int) -> dict[int, Hit]:
+        """Returns the first image of each of the first `top` identities, by the number of the identity."""
+        hits: dict[int, Hit] = {}
         for cosine, row in zip(cosines, rows):
             if row < 0 or len(hits) == top:
                 break
-            identity = self.identities[row]
-            if identity and identity in seen:
-                continue
-            seen.add(identity)
-            hits.append(Hit(self.names[row], identity, float(cosine)))
+            number = int(self._numbers[row])
+            if number not in hits:
+                hits[number] = Hit(self.names[row], self.identities[row], float(cosine))
         return hits
 
 
@@ -291,14 +337,12 @@ def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
 
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with temporary(file) as new_index, temporary(_companion(file, ".tsv")) as new_table:
+    with replacing(_companion(file, ".tsv")) as new_table, replacing(file) as new_index:
         faiss.write_index(index, str(new_index))
         write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
         sync(new_index)
         # An index without .json is not valid, so an old and a new part are never taken for one index.
         _companion(file, ".json").unlink(missing_ok=True)
-        os.replace(new_index, file)
-        os.replace(new_table, _companion(file, ".tsv"))
     replace_file(_companion(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
@@ -317,13 +361,20 @@ def _check_replaceable(file: Path) -> None:
 def _read_meta(file: Path) -> dict[str, Any]:
     place = _companion(file, ".json")
     try:
-        meta = json.loads(place.read_text(encoding="utf-8"))
+        meta = read_json(place)
         if meta["format"] != _FORMAT:
-            raise ValueError(f"format {meta['format']!r}")
+            raise ValueError(f"format {short(meta['format'])}")
+        as_integer(meta["count"], 1)
+        as_integer(meta["emb_dim"], 1)
+        if meta["kind"] not in ("flat", "ivf"):
+            raise ValueError(f"kind {short(meta['kind'])}")
+        if meta["kind"] == "ivf":
+            as_integer(meta["probes"], 1)
+        check_source(meta)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         inner = "" if isinstance(problem, OSError) else f"{place.name}: "  # `reason` names the file of an OSError
         raise DataError(f"{file}: not a complete index ({inner}{reason(problem)}); make one with plsc index") from None
-    return meta
+    return {**dict.fromkeys(("model", "source", "images", "image_shape", "flip")), **meta}
 
 
 def _companion(file: Path, suffix: str) -> Path:

@@ -1,6 +1,9 @@
+import copy
+import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import pytest
 from plsc import checkpoint
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint import tensor_file
+from plsc.checkpoint.convert import convert
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import build_head
 from plsc.models import build_model
@@ -257,3 +261,107 @@ def test_no_pickle_is_read():
         with open(path, encoding="utf-8") as source:
             text = source.read()
         assert "pickle" not in text and "paddle.load" not in text and "np.load" not in text
+
+
+HOSTILE = [
+    None, True, -1, 0, 3, 2**53 + 1, 10**400, 1.5, 1e999, float("nan"), "", "5", "../x", "\ud800", [], [[]], {},
+    {"a": 1}, [1e999], [-1, 6], [5, 5], ["5"], list(range(40)), [0] * 1000, {"weight": {}},
+]  # fmt: skip
+
+
+def places_in(content, path=()):
+    """Yields the path of every value in a JSON content."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*path, key)
+        if isinstance(value, (dict, list)):
+            yield from places_in(value, (*path, key))
+
+
+def changed(content, path, value):
+    """Returns a copy of a JSON content with another value at a path; with `...` the value is removed."""
+    content = copy.deepcopy(content)
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    if value is ...:
+        del inner[path[-1]]
+    return content
+
+
+def use(folder, backbone, head):
+    """Does with a checkpoint what training and the commands do."""
+    found = checkpoint.open_checkpoint(folder)
+    _ = found.written, found.head_rows, layout.score_of(found.meta)
+    checkpoint.load_backbone(found, backbone)
+    checkpoint.load_head(found, head)
+    checkpoint.load_common_head(found, head)
+    checkpoint.load_optimizer(found, {"weight": {"velocity": paddle.zeros([3, 2])}})
+    checkpoint.load_head_optimizer(found, head, {})
+    convert(folder, folder.parent / "converted", 2)
+    shutil.rmtree(folder.parent / "converted")
+
+
+def test_a_crafted_meta_json_gives_no_other_error_than_ours(saved):
+    source, backbone, head = saved
+    meta = json.loads((source.folder / "meta.json").read_text())
+    meta["test"] = {"lfw": {"accuracy": 0.5}}
+    refused = 0
+    every = [(path, value) for path in places_in(meta) for value in (*HOSTILE, ...)]
+    texts = [json.dumps(changed(meta, *one)) for one in every[::4]]  # every place has a share of the values
+    texts += ["", "[]", "3", "null", "[" * 100_000, '{"format":' * 100_000, "\x00"]
+    for text in texts:
+        (source.folder / "meta.json").write_text(text)
+        try:
+            use(source.folder, backbone, head)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500
+    assert 0.7 * len(texts) < refused < len(texts)
+
+
+@pytest.mark.parametrize("name", [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)])
+def test_a_crafted_header_gives_no_other_error_than_ours(saved, name):
+    source, backbone, head = saved
+    path = source.folder / name
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    meta = json.loads((source.folder / "meta.json").read_text())
+    types = [*tensor_file._DTYPES, "X"]
+    shapes = [[], [5], [2, 5], [5, 2, 1], [0, 2**40], [0, 2**60], [1] * 70, [2**40, 2**40], [5.0, 2], ["5"], [True]]
+    offsets = [[0, 0], [8, 4], [-4, 4], [0, 2**60], [0.0, 8.0], ["0", "8"], [0], [0, 8, 16]]
+    every = [(place, value) for place in places_in(header) for value in (*HOSTILE, ...)]
+    headers = [changed(header, *one) for one in every[::3]]
+    for tensor in header:
+        for key, values in (("dtype", types), ("shape", shapes), ("data_offsets", offsets)):
+            headers += [changed(header, (tensor, key), value) for value in values]
+    headers.append({**header, "another": next(iter(header.values()))})
+    files = [json.dumps(one).encode() for one in headers] + [b"[" * 100_000, b'{"a":' * 100_000]
+    files = [struct.pack("<Q", len(one)) + one + data for one in files]
+    files += [struct.pack("<Q", number) + content[8:] for number in (0, 1, 2**31, 2**60, 2**64 - 1)]
+    refused = 0
+    for one in files:
+        path.write_bytes(one)
+        sums = {
+            "size": len(one),
+            "blocks": [hashlib.sha256(one).hexdigest()],
+            "sha256": hashlib.sha256(one).hexdigest(),
+        }
+        new = {**meta, **{key: {**meta[key], name: value} for key, value in sums.items()}}
+        (source.folder / "meta.json").write_text(json.dumps(new))
+        try:
+            use(source.folder, backbone, head)
+        except CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 0.7 * len(files) < refused < len(files)
+
+
+def test_a_pipe_instead_of_a_file_is_refused(saved):
+    source, _, _ = saved
+    for name in (checkpoint.BACKBONE, "meta.json"):
+        (source.folder / name).unlink()
+        os.mkfifo(source.folder / name)
+        with pytest.raises(checkpoint.DamagedError, match=f"{name}.*ordinary file"):
+            checkpoint.open_checkpoint(source.folder)

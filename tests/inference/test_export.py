@@ -1,17 +1,27 @@
 import json
 import os
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
 import pytest
+from checkpoint_folders import make_checkpoint
 from norm_statistics import randomize_norms
 from PIL import Image
 from ranks import run_plsc
 
 from plsc import Entry, Predictor
+from plsc.config import Config
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
+from plsc.inference import export as export_module
+from plsc.inference import runtime
+from plsc.inference.comparison import disagreement
 from plsc.inference.export import export
+from plsc.inference.networks import TrainedNetwork
 from plsc.machine.locks import lock_folder
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel, build
@@ -121,6 +131,79 @@ def test_predictor_takes_images_of_every_kind(tmp_path):
     np.testing.assert_allclose(flipped, both / 2, rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture
+def eager_switches():
+    """Lets Python change threads after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_threads_that_share_a_predictor_get_their_own_embeddings(earlier, format, eager_switches):
+    predictor = Predictor(earlier / format, batch_size=2, num_workers=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, *SHAPE[1:], 3), dtype=np.uint8)
+    wanted = [predictor.embed(list(images)) for images in pixels]
+
+    def embed(number):
+        found = [predictor.embed(list(pixels[number])) for _ in range(40)]
+        return sum(not np.allclose(one, wanted[number], atol=1e-5) for one in found)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(embed, range(4))) == [0] * 4
+
+
+def test_threads_may_embed_with_networks_that_share_layers(eager_switches):
+    model = trained(Plain())
+    model.train()
+    images = np.random.default_rng(0).normal(size=(4, 2, *SHAPE)).astype("float32")
+    config = Config(image_shape=SHAPE, emb_dim=8)
+    networks = [TrainedNetwork(model, config) for _ in range(4)]
+    wanted = [networks[0].embed(one) for one in images]
+
+    def embed(number):
+        return sum(not np.allclose(networks[number].embed(images[number]), wanted[number]) for _ in range(40))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(embed, range(4))) == [0] * 4
+    assert model.training
+
+
+def test_what_is_no_export_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="Predictor: path=3: expected the folder of an export"):
+        Predictor(3)
+    make_checkpoint(tmp_path / "output" / "0")
+    with pytest.raises(ConfigError, match="0: is a checkpoint and not an export; run plsc export --checkpoint"):
+        Predictor(tmp_path / "output" / "0")
+
+
+def test_a_crafted_manifest_is_refused(earlier, tmp_path):
+    folder = shutil.copytree(earlier / "paddle", tmp_path / "net")
+    manifest = folder / "inference_meta.json"
+    meta = json.loads(manifest.read_text())
+    parameters, digest = "inference.pdiparams", meta["files"]["inference.pdiparams"]
+    wrong = {
+        "image_shape": (None, 3, "abc", [3, 32], [3, 32, "32"], [3, 32, 0], [3, 32, 1e999], [3, 32, True]),
+        "emb_dim": (0, -1, 2.5, "8", None, 10**30, float("inf")),
+        "format": (None, "tflite", [], "onnx", {}),
+        "precision": (None, 3, "int4", []),
+        "files": (None, [], {}, "ab", {parameters: digest}, {"/dev/zero": digest}, {**meta["files"], "x": digest},
+                  dict.fromkeys(meta["files"], 3)),
+    }  # fmt: skip
+    texts = [json.dumps({**meta, key: value}) for key, values in wrong.items() for value in values]
+    texts += [json.dumps({k: v for k, v in meta.items() if k != key}) for key in wrong]
+    texts += ["", "[]", "3", "[" * 100_000, '{"a":' * 100_000, "\x00"]
+    for text in texts:
+        manifest.write_text(text)
+        with pytest.raises(ConfigError, match="no exported network there"):
+            Predictor(folder)
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(ConfigError, match="no exported network there"):
+        Predictor(folder)
+
+
 def test_missing_exports_and_bad_images_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="no exported network there"):
         Predictor(tmp_path)
@@ -149,12 +232,18 @@ def test_smaller_exports_report_how_far_their_embeddings_move(tmp_path, few_glyp
         meta = json.loads((folder / "inference_meta.json").read_text())
         cosine = meta["cosine_with_network"]
         assert meta["precision"] == Predictor(folder).precision == precision
+        assert re.fullmatch(r"onnxruntime [\d.]+ on .+", cosine["measured_with"])
         assert (cosine["count"], cosine["images"]) == (
             (16, "random") if calibration is None else (24, str(calibration))
         )
         sizes[precision], lowest[precision] = (folder / "inference.onnx").stat().st_size, cosine["lowest"]
     assert sizes["float16"] < 0.55 * sizes["float32"] and sizes["int8"] < 0.4 * sizes["float32"]
     assert lowest["float32"] >= 0.999999 > lowest["int8"] and lowest["float16"] > 0.999 and lowest["int8"] > 0.95
+    # Weights have 7 bits, so that no sum overflows on a CPU without VNNI.
+    onnx = pytest.importorskip("onnx")
+    network = onnx.load(str(tmp_path / "int8" / "inference.onnx"))
+    arrays = map(onnx.numpy_helper.to_array, network.graph.initializer)
+    assert 60 < max(np.abs(one.astype(int)).max() for one in arrays if one.dtype == np.int8 and one.size) <= 64
     # A user gets the cosine that the manifest reports.
     images = sorted((few_glyphs / "images").rglob("*.jpg"))
     found, wanted = (Predictor(tmp_path / name).embed(images) for name in ("int8", "float32"))
@@ -181,7 +270,7 @@ def test_a_failed_export_is_reported_and_keeps_the_earlier_one(tmp_path, glyphs)
     build(infinite, SHAPE)
     for parameter in infinite.parameters():
         parameter.set_value(paddle.full(parameter.shape, float("nan")))
-    refused(ConfigError, "embeddings that are not finite", model=infinite)
+    refused(ConfigError, "the network itself gives embeddings that are not finite", model=infinite)
 
 
 def test_files_of_a_killed_export_are_removed_but_not_of_one_in_progress(tmp_path):
@@ -191,7 +280,107 @@ def test_files_of_a_killed_export_are_removed_but_not_of_one_in_progress(tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == [".export-alive"]
 
 
-def test_a_full_disk_or_a_folder_in_the_way_keeps_the_earlier_export(tmp_path, monkeypatch):
+class Pooled(paddle.nn.Layer):
+    """A network whose adaptive pooling paddle2onnx does not convert to the same numbers, unless it is lucky."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.conv, self.pool = paddle.nn.Conv2D(3, 4, 3, stride=2, padding=1), paddle.nn.AdaptiveAvgPool2D(side)
+        self.fc = paddle.nn.Linear(4 * side * side, 8)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).flatten(1))
+
+
+class Scaled(Plain):
+    """A network that changes the size of its feature map by a factor."""
+
+    def forward(self, x):
+        return super().forward(paddle.nn.functional.interpolate(x, scale_factor=2, mode="bilinear"))
+
+
+class Unknown(Plain):
+    """A network with an operator that paddle2onnx does not know."""
+
+    def forward(self, x):
+        return paddle.lgamma(super().forward(x))
+
+
+class Sourceless(Plain):
+    """A network of which Paddle cannot read the source code, as of one that was typed into an interpreter."""
+
+    exec("def forward(self, x):\n    return self.fc(self.conv(x).mean([2, 3]))")
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A folder with exports in both formats."""
+    place = tmp_path_factory.mktemp("earlier")
+    for format in ("paddle", "onnx"):
+        export(trained(Plain()), place / format, SHAPE, format)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("make", "format", "words"),
+    [
+        (lambda: Pooled(7), "onnx", r"the lowest cosine is -?0\.\d+, and float32 needs at least 0.9999; nothing was"),
+        (lambda: Pooled(24), "onnx", "paddle2onnx was killed by SIGFPE; export with format 'paddle'"),
+        (Scaled, "onnx", r"paddle2onnx ended with status 255 \(Failed to convert PaddlePaddle model: .*MUST be"),
+        (Unknown, "onnx", r"was killed by SIGABRT \(Due to the unsupported operators, the conversion is aborted"),
+        (Sourceless, "paddle", r"paddle.jit.save cannot save the network \(OSError: could not get source code\)"),
+    ],
+)
+def test_an_export_that_fails_or_disagrees_is_an_error_and_replaces_nothing(earlier, make, format, words):
+    paddle.seed(0)
+    model, place = make(), earlier / format
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ConfigError, match=words) as caught:
+        export(model, place, SHAPE, format)
+    assert "\n" not in str(caught.value) and ".cc:" not in str(caught.value) and ".export-" not in str(caught.value)
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_an_export_that_disagrees_can_be_forced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(export_module, "cosines", lambda found, wanted: {"mean": 0.98, "lowest": 0.5})
+    with pytest.raises(ConfigError, match="export with format 'onnx', or force it"):
+        export(trained(Plain()), tmp_path, SHAPE)
+    assert not any(tmp_path.iterdir())
+    export(trained(Plain()), tmp_path, SHAPE, force=True)
+    assert "mean 0.98000, lowest 0.50000; the lowest cosine is 0.50000, and float32 needs" in caplog.text
+    assert json.loads((tmp_path / "inference_meta.json").read_text())["cosine_with_network"]["lowest"] == 0.5
+    for precision, found, words in (
+        ("float32", {"mean": 1, "lowest": 0.99989}, "the lowest cosine is 0.99989, and float32 needs at least 0.9999"),
+        ("float16", {"mean": 1, "lowest": 0.9989}, "the lowest cosine is 0.99890, and float16 needs at least 0.999"),
+        ("int8", {"mean": 0.9899, "lowest": 0.98}, "the mean cosine is 0.98990, and int8 needs at least 0.99"),
+        ("int8", {"mean": 0.99, "lowest": 0.3}, None),
+    ):
+        assert disagreement(precision, found) == words
+
+
+def test_every_size_of_a_batch_is_tried(tmp_path, monkeypatch):
+    sizes = []
+    load = runtime.load_paddle
+
+    def noting(*files):
+        run = load(*files)
+        return lambda images: (sizes.append(len(images)), run(images))[1]
+
+    monkeypatch.setattr(runtime, "load_paddle", noting)
+    export(trained(Plain()), tmp_path, SHAPE)
+    assert sizes == [1, 15]
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_a_full_disk_is_named(small_disk, format):
+    (small_disk / "of others").write_bytes(bytes(900_000))
+    model = paddle.nn.Sequential(Plain(), paddle.nn.Linear(8, 20_000))
+    with pytest.raises(ConfigError, match=r"is the disk full \(0 MB left\)\?|No space left on device"):
+        export(model, small_disk / "net", SHAPE, format)
+    assert not any((small_disk / "net").iterdir())
+
+
+def test_a_cut_file_or_a_folder_in_the_way_keeps_the_earlier_export(tmp_path, monkeypatch):
     model = trained(Own())
     export(model, tmp_path, SHAPE)
     save = paddle.jit.save
@@ -202,7 +391,7 @@ def test_a_full_disk_or_a_folder_in_the_way_keeps_the_earlier_export(tmp_path, m
             stream.truncate(100)
 
     monkeypatch.setattr(paddle.jit, "save", cut_short)
-    with pytest.raises(ConfigError, match="is the disk full"):
+    with pytest.raises(ConfigError, match="Paddle's inference library cannot run the exported network"):
         export(model, tmp_path, SHAPE)
     monkeypatch.undo()
     before = Predictor(tmp_path).embed_batch(np.ones((2, *SHAPE), "float32"))

@@ -5,21 +5,20 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
 from plsc.errors import ConfigError, DataError
 from plsc.search import embeddings
+from plsc.search import parquet as parquet_module
 from plsc.search.embeddings import (
     EmbeddingsWriter,
-    check_parquet,
     open_embeddings,
     read_table,
-    write_parquet,
     write_table,
 )
+from plsc.search.parquet import check_parquet, write_parquet
 
 VECTORS = np.random.default_rng(0).standard_normal((7, 3)).astype("float32")
 META = {"count": 7, "emb_dim": 3, "model": "m", "flip": False, "skip_damaged": False}
@@ -196,18 +195,6 @@ def test_only_one_process_writes_at_a_time(tmp_path, monkeypatch):
     write(tmp_path / "e")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A mounted file system of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_is_reported_and_with_space_the_writer_resumes(small_disk):
     meta = {**META, "count": 4, "emb_dim": 50_000}  # 0.2 MB per row.
     row = np.ones((1, 50_000), "float32")
@@ -248,7 +235,7 @@ def test_folders_that_cannot_be_read_are_reported(tmp_path):
 
 def test_parquet_holds_the_same_embeddings(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(embeddings, "_PARQUET_ROWS", 3)
+    monkeypatch.setattr(parquet_module, "_ROWS", 3)
     folder = write(tmp_path / "e")
     check_parquet(folder)
     table = parquet.read_table(write_parquet(folder))

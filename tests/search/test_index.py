@@ -1,12 +1,14 @@
 """Building an index of embeddings, and searching it."""
 
 import base64
+import contextlib
 import csv
 import importlib
 import io
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from plsc import cli
 from plsc.errors import ConfigError, DataError
 from plsc.search import index as search
-from plsc.search.embeddings import open_embeddings
+from plsc.search.embeddings import EmbeddingsWriter, open_embeddings
 from plsc.search.index import SearchIndex, build_index
 from plsc.search.page import write_page
 
@@ -98,6 +100,81 @@ def test_each_identity_is_found_once_and_images_without_one_count_alone(kind, tm
     assert np.allclose([hit.cosine for hit in hits], np.cos(np.radians([1, 2, 3, 5, 30])), atol=1e-6)
     (all_there_is,) = SearchIndex(tmp_path / "x").search(np.array([[2.0, 0]]), 99)
     assert all_there_is == hits
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("others", [2, 9])
+def test_a_search_does_not_widen_to_all_images_of_a_large_identity(kind, others, tmp_path, monkeypatch):
+    rng = np.random.default_rng(6)
+    vectors = rng.standard_normal((3000, 8))
+    identities = ["large" if row >= others else str(row % 8) for row in range(len(vectors))]  # row 8 is of 0, too
+    build_index(write_folder(tmp_path / "e", vectors, identities=identities), tmp_path / "x", kind, 128)
+    index = SearchIndex(tmp_path / "x")
+    asked = []
+    find = SearchIndex._find
+    monkeypatch.setattr(SearchIndex, "_find", lambda self, *those: (asked.append(those[1]), find(self, *those))[1])
+    queries = unit(rng.standard_normal((4, 8)))
+    cosines = queries @ unit(vectors).T
+    numbers = np.array([*(row % 8 for row in range(others)), *[8] * (3000 - others)])
+    for query, hits in zip(cosines, index.search(queries, 5)):
+        best = sorted((float(query[numbers == number].max()) for number in set(numbers.tolist())), reverse=True)[:5]
+        np.testing.assert_allclose([hit.cosine for hit in hits], best, atol=1e-5)
+        assert len({hit.identity for hit in hits}) == len(hits) == min(5, others + 1)
+    assert max(asked) <= 1280 and len(asked) < 4 + 4 * 5
+
+
+def test_threads_that_share_an_index_get_what_they_ask_for(tmp_path):
+    rng = np.random.default_rng(7)
+    vectors, _ = clustered(200, 10, 16, rng)
+    build_index(write_folder(tmp_path / "e", vectors), tmp_path / "x", "ivf", 4)
+    index, queries = SearchIndex(tmp_path / "x"), rng.standard_normal((20, 16))
+    wanted = {probes: index.nearest(queries, 10, probes)[1] for probes in (1, 2, 8, 40)}
+
+    def search(probes):
+        return sum(not np.array_equal(index.nearest(queries, 10, probes)[1], wanted[probes]) for _ in range(150))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(search, wanted)) == [0] * 4
+
+
+HOSTILE = [None, True, -1, 0, 2**60, 1e999, float("nan"), "", "3", [], {}, ["a"], [3, 32, 1e999]]
+
+
+def test_crafted_manifests_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "e", np.eye(3), format="plsc embeddings 1")
+    build_index(folder, tmp_path / "x", "ivf")
+
+    def tried(place, action, keys):
+        whole = json.loads(place.read_text())
+        texts = [json.dumps({**whole, key: value}) for key in keys for value in HOSTILE]
+        texts += [json.dumps({k: v for k, v in whole.items() if k != key}) for key in keys]
+        refused = 0
+        for text in (*texts, "", "[]", "3", "[" * 100_000, "\x00"):
+            place.write_text(text)
+            try:
+                action()
+            except (ConfigError, DataError):
+                refused += 1
+        place.write_text(json.dumps(whole))
+        action()
+        return refused / len(texts)
+
+    keys = ["count", "emb_dim", "model", "source", "images", "image_shape"]
+    assert tried(folder / "manifest.json", lambda: open_embeddings(folder), keys) > 0.5
+    assert tried(tmp_path / "x.json", lambda: SearchIndex(tmp_path / "x").search(np.eye(3)), [*keys, "kind"]) > 0.5
+
+    def resume():
+        with contextlib.closing(EmbeddingsWriter(tmp_path / "w", {"count": 5, "emb_dim": 3})) as writer:
+            writer.append(np.eye(3)[:1]) if not writer.rows else None
+
+    resume()
+    assert tried(tmp_path / "w" / ".embeddings.progress.json", resume, ["rows", "meta"]) > 0.5
+
+    header = (folder / "embeddings.npy").read_bytes()
+    for shape in (b"(" * 90, b"-" * 90, b"(2**62,3)", b"(9999999999999999999, 3)", b"('a', 3)", b"(1e999, 3)", b"()"):
+        (folder / "embeddings.npy").write_bytes(header.replace(b"(3, 3)", shape))
+        with pytest.raises(DataError):
+            open_embeddings(folder)
 
 
 def test_an_index_keeps_names_and_settings_and_can_be_replaced(tmp_path):

@@ -1,0 +1,129 @@
+"""Reads JSON that anyone may have written: whatever it holds, only the errors named here are raised."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from numbers import Real
+from pathlib import Path
+from typing import Any, Optional, Union
+
+_LARGEST = 256 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
+_LARGEST_INTEGER = 2**53  # what every program can read from JSON
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no JSON, or no ordinary file, or has more than 256 MB.
+    """
+    return parse_json(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the bytes of a file of moderate size.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no ordinary file, or has more than 256 MB.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # A pipe would wait for a writer.
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise ValueError("not an ordinary file, or too large")
+        return stream.read(_LARGEST)
+
+
+def parse_json(text: Union[bytes, str]) -> Any:
+    """Returns what a JSON text in UTF-8 holds.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def as_integer(value: Any, least: int = 0) -> int:
+    """Returns `value`, which must be an integer of at least `least` and at most 2**53.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if type(value) is not int or not least <= value <= _LARGEST_INTEGER:
+        raise ValueError(f"expected an integer of at least {least}, got {short(value)}")
+    return value
+
+
+def as_integers(value: Any, least: int = 0, count: Optional[int] = None) -> list[int]:
+    """Returns `value`, which must be a list of `count` integers, as in `as_integer`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if count not in (None, len(as_list(value))):
+        raise ValueError(f"expected a list of {count} integers, got {short(value)}")
+    return [as_integer(one, least) for one in as_list(value)]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns `value`, which must be a list.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, got {short(value)}")
+    return value
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """Returns `value`, which must be a JSON object.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {short(value)}")
+    return value
+
+
+def as_number(value: Any) -> float:
+    """Returns `value`, which must be a number, as a float.
+
+    Raises:
+        ValueError: It is something else, or an integer too large for a float.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(f"expected a number, got {short(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a number is too large") from None
+
+
+def as_text(value: Any) -> str:
+    """Returns `value`, which must be a text.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {short(value)}")
+    return value
+
+
+def short(value: Any) -> str:
+    """Returns a value for an error message, on one line of a few words."""
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write an integer of thousands of digits.
+        return "a huge integer"
+    return text if len(text) <= 60 else f"{text[:60]}..."
