@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
@@ -17,9 +19,17 @@ def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def refuse_links(path: str, flags: int) -> int:
+    """Opens a file for `open(..., opener=refuse_links)`, and raises OSError if its name is a symbolic link.
+
+    In a folder that others can write to, such a link would send the bytes to another file of the user.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_synced(path: Union[str, Path], data: bytes) -> None:
     """Makes a file whose bytes outlast a power cut. Its name does so after `sync` of the folder."""
-    with open(path, "wb") as stream:
+    with open(path, "wb", opener=refuse_links) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -36,11 +46,13 @@ def replace_file(path: Union[str, Path], data: bytes) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in the folder of `path`, for a file to be renamed to `path` when it is complete.
+    """Makes an empty file in the folder of `path`, to be filled and renamed to `path` when it is complete.
 
-    A file that still has that name at the end is removed.
+    Nobody can guess its name, and a link of that name is never followed. If the file still has that name at the end, it
+    is removed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield part
     finally:
@@ -49,9 +61,10 @@ def temporary(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Removes the `temporary` files for `path` that killed processes left. Call it under the lock that writers hold."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        if left.name[len(path.name) + 2 : -len(".part")].isdigit():
-            left.unlink()
+    names = re.compile(rf"\.{re.escape(path.name)}\.\d+(\.[0-9a-f]+)?\.part")
+    for left in path.parent.iterdir():
+        if names.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def sync(path: Union[str, Path]) -> None:
