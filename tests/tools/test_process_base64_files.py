@@ -193,13 +193,20 @@ def contents_of_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def running(data, output, *arguments):
-    """Starts a run, and returns once it has begun to write."""
+def running(data, output, *arguments, ignored=()):
+    """Starts a run that ignores some signals, and returns once it has begun to write."""
+
+    def inherit():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
     process = subprocess.Popen(
         command(data, "--output_dir", str(output), *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
+        preexec_fn=inherit,
     )
     while not list(output.glob(".base64_shuffle-*/runs-*")):
         assert process.poll() is None
@@ -217,6 +224,15 @@ def test_a_signal_cleans_up(data, tmp_path, number, workers):
     assert process.returncode == 1
     assert errors == f"plsc: error: stopped by {number.name} before it was done; run it again to start over\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_signals_that_nohup_or_a_shell_made_the_tool_ignore_end_neither_it_nor_its_workers(data, expected, tmp_path):
+    process = running(data, tmp_path, "--workers=2", ignored=(signal.SIGHUP, signal.SIGINT))
+    for number in (signal.SIGHUP, signal.SIGINT):
+        os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (0, "")
+    assert contents(tmp_path) == expected
 
 
 def test_two_runs_at_once(data, expected, tmp_path):
