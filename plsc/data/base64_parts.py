@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
 from plsc.storage.local import LOCAL
 
@@ -122,7 +123,8 @@ def open_part(part: Part) -> Any:
     try:
         file = open(part.path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     except OSError as error:
-        raise DataError(f"{part.path}: cannot read the part ({error.strerror}); restore it and run again") from error
+        advice = advice_on(error, "restore it and run again")
+        raise DataError(f"{part.path}: cannot read the part ({error.strerror}); {advice}") from error
     status = os.fstat(file.fileno())
     if (status.st_size, status.st_mtime) != (part.size, part.modified):
         file.close()

@@ -9,6 +9,7 @@ import numpy as np
 
 from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 
 
 class LabelFile:
@@ -51,9 +52,9 @@ class LabelFile:
             with open(os.path.join(self.dataset_dir, self.paths[i]), "rb") as file:
                 return file.read(), int(self.labels[i])
         except OSError as error:
+            advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
-                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); "
-                "restore the file or remove the line"
+                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); {advice}"
             ) from error
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.n
 
 def unreadable(where: str, problem: OSError) -> DataError:
     """Returns the error for an image file that cannot be read."""
-    return DataError(f"{where}: cannot be read ({problem.strerror}); restore the file, or leave it out")
+    advice = advice_on(problem, "restore the file, or leave it out")
+    return DataError(f"{where}: cannot be read ({problem.strerror}); {advice}")
 
 
 def from_pixels(pixels: np.ndarray, image_shape: Sequence[int], where: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -74,6 +75,13 @@ def sync(path: Union[str, Path]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def advice_on(problem: OSError, advice: str) -> str:
+    """Returns what to do about a file that cannot be read: `advice`, unless it is not the file that is at fault."""
+    if problem.errno in (errno.EMFILE, errno.ENFILE):
+        return "the file itself is fine; raise the limit of open files, for example with ulimit -n 4096"
+    return advice
 
 
 def drop_from_cache(descriptor: int, first: int, size: int) -> None:
