@@ -14,7 +14,7 @@ import numpy as np
 from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import advice_on
+from plsc.machine.files import advice_on, from_text
 
 SHUFFLES = ("window", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
@@ -185,11 +185,11 @@ class Base64Files:
 
     def _command(self, nranks: int) -> str:
         """Returns the command that splits the data again."""
-        source, output = self._folder, ""
-        if not os.path.exists(os.path.join(source, self._manifest.source_list)):
-            source, output = f"<folder of {self._manifest.source_list}>", f" --output_dir={source}"
+        source, output, source_list = self._folder, "", from_text(self._manifest.source_list)
+        if not os.path.exists(os.path.join(source, source_list)):
+            source, output = f"<folder of {source_list}>", f" --output_dir={source}"
         return (
-            f"python tools/process_base64_files.py --data_dir={source} --file_list={self._manifest.source_list}"
+            f"python tools/process_base64_files.py --data_dir={source} --file_list={source_list}"
             f"{output} --nranks={nranks}"
         )
 

@@ -292,7 +292,7 @@ def write_skipped(plan: Plan, scans: Sequence[Scan]) -> list[str]:
     firsts = _first_lines(plan, scans)
     path = os.path.join(plan.staging, SKIPPED_NAME)
     try:
-        with open(path, "w", encoding="utf-8") as output:
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as output:
             for task in tasks:
                 name = plan.parts[plan.tasks[task][0]].name
                 with open(_skipped_path(plan, task), "rb") as file:

@@ -38,6 +38,7 @@ from plsc.data.base64_parts import (
     read_file_list,
 )
 from plsc.errors import ConfigError, DataError
+from plsc.machine.files import to_text
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
 from plsc.shuffle.plan import BLOCK, Options
@@ -74,11 +75,12 @@ def shuffle_on_spark(options: Options) -> Result:
         ConfigError: The options cannot work, or there is no Spark.
         DataError: An input has a mistake, files are in the way, or Spark failed. No output is changed or left behind.
     """
+    _check_name(options.data_dir)
     with _spark() as context, _worded():
         source = _storage_of(context, options.data_dir)
         parts = read_file_list(options.data_dir, options.file_list, source)
         for part in parts:
-            _check_name(part.path)
+            _check_part(part.path)
         output_dir = options.output_dir or options.data_dir
         _check_name(output_dir)
         with _open_workspace(context, output_dir) as workspace:
@@ -143,7 +145,7 @@ def _manifest(options: Options, parts: Sequence[Part], scans: Sequence[RangeScan
         samples_per_file=files[0].samples,
         largest_label=max(scanned.largest_label for scanned in scans),
         files=files,
-        source_list=options.file_list,
+        source_list=to_text(options.file_list),
         sources=[
             {
                 "name": part.name,
@@ -199,9 +201,12 @@ def restore_interrupt(handler: Any) -> None:
 def _worded() -> Iterator[None]:
     """Turns a failure of Spark into a DataError of one line."""
     from py4j.protocol import Py4JError, Py4JJavaError
+    from pyspark.errors import PySparkException
 
     try:
         yield
+    except PySparkException as error:  # Some exceptions of Java come in this form.
+        raise DataError(f"Spark failed ({str(error).partition(chr(10))[0]}); its log says more") from error
     except Py4JJavaError as error:
         raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error
     except Py4JError as error:
@@ -224,6 +229,17 @@ def _uri(path: str) -> str:
 def _check_name(path: str) -> None:
     if any(character in path for character in _BAD_CHARACTERS):
         raise ConfigError(f"{path}: Spark cannot use a path that contains one of {_BAD_CHARACTERS}; rename it")
+    if not base64_parts.is_utf8(path):
+        raise ConfigError(f"{path}: Spark cannot use a path that is not UTF-8; rename it, or use --engine local")
+
+
+def _check_part(path: str) -> None:
+    """Raises ConfigError for a part that Hadoop cannot read: it calls some names hidden, and some no path."""
+    _check_name(path)
+    if os.path.basename(path).startswith(("_", ".")):
+        raise ConfigError(f"{path}: Spark leaves out files whose names begin with '_' or '.'; rename it")
+    if ":" in re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*", "", path):
+        raise ConfigError(f"{path}: Spark cannot read a path that contains ':'; rename it, or use --engine local")
 
 
 @contextlib.contextmanager
