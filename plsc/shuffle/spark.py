@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import os
+import pwd
 import re
 import signal
 import sys
@@ -172,6 +173,8 @@ def _spark() -> Iterator[Any]:
             "--engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone"
         ) from None
     running, on_interrupt = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
+    if running is None:
+        _check_user()
     try:
         session = running or SparkSession.builder.appName("plsc: shuffle of base64 data").getOrCreate()
     except (PySparkException, OSError) as error:
@@ -189,6 +192,18 @@ def _spark() -> Iterator[Any]:
         if running is None:
             session.stop()
             restore_interrupt(on_interrupt)
+
+
+def _check_user() -> None:
+    """Raises ConfigError if this user has no name, as in many containers: Hadoop's log-in fails without one."""
+    user = os.geteuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        raise ConfigError(
+            f"--engine spark: user {user} has no entry in /etc/passwd, which Hadoop needs; add one such as "
+            f"'name:x:{user}:{os.getegid()}::/tmp:/bin/sh', start the container as another user, or use --engine local"
+        ) from None
 
 
 def restore_interrupt(handler: Any) -> None:

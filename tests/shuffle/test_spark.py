@@ -193,6 +193,18 @@ def test_names_that_hadoop_cannot_read_are_reported_before_spark_starts(path, sa
 
 
 @needs_spark
+def test_a_user_without_a_name_is_reported_before_java_fails(monkeypatch, capsys):
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    monkeypatch.setattr(os, "geteuid", lambda: 2_000_111_222)
+    assert base64_command.main(["--data_dir=.", "--file_list=list", "--nranks=2", "--engine=spark"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("plsc: error: --engine spark: user 2000111222 has no entry in /etc/passwd")
+    assert error.count("\n") == 1
+
+
+@needs_spark
 def test_exceptions_that_pyspark_translates_are_one_line():
     from pyspark.errors import IllegalArgumentException
 
