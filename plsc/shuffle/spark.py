@@ -221,7 +221,8 @@ def _worded() -> Iterator[None]:
     try:
         yield
     except PySparkException as error:  # Some exceptions of Java come in this form.
-        raise DataError(f"Spark failed ({str(error).partition(chr(10))[0]}); its log says more") from error
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"Spark failed ({reason}); its log says more, and nothing was changed") from error
     except Py4JJavaError as error:
         raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error
     except Py4JError as error:

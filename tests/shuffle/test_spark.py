@@ -211,7 +211,10 @@ def test_exceptions_that_pyspark_translates_are_one_line():
     from plsc.shuffle.spark import _worded
 
     with (
-        pytest.raises(DataError, match="^Spark failed .*Relative path in absolute URI.*; its log says more$"),
+        pytest.raises(
+            DataError,
+            match="^Spark failed .*Relative path in absolute URI.*; its log says more, and nothing was changed$",
+        ),
         _worded(),
     ):
         raise IllegalArgumentException("Relative path in absolute URI: a:b\nat java.lang.Thread.run(Thread.java)")
