@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import posixpath
 import threading
@@ -106,7 +107,8 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> N
     if found is None or not parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
         return
     folder = save_dir / posixpath.basename(found.path)
-    hidden = folder.with_name(f".{folder.name}.fetching")
+    # An earlier download of another checkpoint of that name is left alone; `recover` removes it in time.
+    hidden = folder.with_name(f".{folder.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
 
     def check() -> None:
         meta = folder / "meta.json"

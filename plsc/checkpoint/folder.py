@@ -1,17 +1,21 @@
 """The folder of a checkpoint: its file names, `meta.json`, how it is put in place, and what is done after a killed run.
 
-A checkpoint is written to `.<name>.writing` in the same folder and renamed when it is complete. Meanwhile a checkpoint
-that it replaces is `.<name>.replaced`; one that is removed is first renamed to `.<name>.removed`. Nothing else is ever
-removed.
+A checkpoint is written to `.<name>.writing` in the same folder, or downloaded to `.<name>.fetching`, and renamed when
+it is complete. Meanwhile a checkpoint that it replaces is `.<name>.replaced`; one that is removed is first renamed to
+`.<name>.removed`. A number or digest may follow such a name. Nothing else is ever removed. These folders may also hold
+files that are not part of a checkpoint: what a killed run left of a download or of `leader_of`, and `.nfs...`, as NFS
+calls removed files that are still open.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import re
-import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,7 +43,9 @@ META = "meta.json"
 BACKBONE = "backbone.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"\d+|step_\d+")
-_LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
+_LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed|fetching)(\.[0-9a-f]+)?")
+_PASSING = re.compile(r"\.rank_\d+\.[0-9a-f]{32}|\.nfs[0-9a-f]+|\..+\.[0-9a-f]{12}\.part")
+_FETCHING_SECONDS = 86400.0  # a download in progress writes to its folder all the time
 _OF_PADDLE = (".pdparams", ".pdopt", ".pdmodel", ".pdiparams")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -71,6 +77,11 @@ class Meta(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise CheckpointError(f"{META}: has no {name!r}, which this needs; use a checkpoint that a training has saved")
+
+
+def _may_be_removed(folder: Path) -> bool:
+    """Returns whether all that a folder holds is from a checkpoint, or passing."""
+    return all(is_own_file(name) or _PASSING.fullmatch(name) for name in os.listdir(folder))
 
 
 @dataclass
@@ -254,8 +265,7 @@ def publish(folder: Path) -> None:
     """
     if folder.exists():
         _check_replaceable(folder)
-        previous = folder.with_name(f".{folder.name}.replaced")
-        _remove_tree(previous)
+        previous = _free_name(folder, "replaced")
         os.rename(folder, previous)
         os.rename(temporary_of(folder), folder)
         sync(folder.parent)
@@ -266,8 +276,7 @@ def publish(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    names = os.listdir(folder) if folder.is_dir() else [folder.name]
-    if not all(map(is_own_file, names)):
+    if not folder.is_dir() or not _may_be_removed(folder):
         raise OSError("something that is not a checkpoint has that name; move it away")
 
 
@@ -275,10 +284,15 @@ def remove(folder: Path) -> None:
     """Removes a checkpoint, after it has hidden it: it is whole or gone. A folder that is no checkpoint stays."""
     if (folder / META).is_file():
         _check_replaceable(folder)
-        hidden = folder.with_name(f".{folder.name}.removed")
-        _remove_tree(hidden)
+        hidden = _free_name(folder, "removed")
         os.rename(folder, hidden)
         _remove_tree(hidden)
+
+
+def _free_name(folder: Path, kind: str) -> Path:
+    """Returns a hidden name for a folder, after removing what has such a name, as far as that is possible."""
+    names = (folder.with_name(f".{folder.name}.{kind}{f'.{number}' * (number > 0)}") for number in itertools.count())
+    return next(hidden for hidden in names if _remove_tree(hidden) or not os.path.lexists(hidden))
 
 
 def discard(folder: Path) -> None:
@@ -298,12 +312,23 @@ def recover(save_dir: Path) -> list[str]:
         leftover, place = save_dir / match[0], save_dir / match[1]
         if not is_checkpoint_name(place.name):
             continue
-        if match[2] == "replaced" and not place.exists():
+        if match[2] == "fetching" and not _is_old(leftover):  # another process may still be downloading to it
+            continue
+        if match[2] == "replaced" and not place.exists() and (leftover / META).is_file():
             os.rename(leftover, place)
             done.append(f"{place}: restored, since a run ended while it was being replaced")
         elif _remove_tree(leftover):
             done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
     return done
+
+
+def _is_old(folder: Path) -> bool:
+    """Returns whether nothing in a folder has changed for a while."""
+    try:
+        changed = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:  # a process renames files in it
+        return False
+    return time.time() - changed > _FETCHING_SECONDS
 
 
 def list_checkpoints(save_dir: Path) -> list[Path]:
@@ -324,8 +349,24 @@ def locked(save_dir: Path) -> AbstractContextManager[bool]:
 
 
 def _remove_tree(folder: Path) -> bool:
-    """Removes a folder if its name and all names in it are those that this module gives. Returns whether it did."""
-    if not _LEFTOVER.fullmatch(folder.name) or not folder.is_dir() or not all(map(is_own_file, os.listdir(folder))):
+    """Removes a folder if its name and all names in it are those that this module gives. Returns whether it did.
+
+    A file that NFS keeps because some process has it open stays, with its folder, until a later run.
+    """
+    if not _LEFTOVER.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
         return False
-    shutil.rmtree(folder)
+    if not _may_be_removed(folder):
+        return False
+    for name in os.listdir(folder):
+        try:
+            os.unlink(folder / name)
+        except OSError:
+            if not name.startswith(".nfs"):
+                raise
+    try:
+        os.rmdir(folder)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+            raise
+        return False
     return True

@@ -22,7 +22,7 @@ from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
-from plsc.machine.files import sync, write_synced
+from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import parse_json
 from plsc.storage import Retrying, StorageError
 from plsc.storage.base import write_bytes
@@ -245,9 +245,9 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             advance(expected.size)
             return
     part, source = _part_of(place, remote.meta_text), posixpath.join(remote.path, place.name)
-    with open(part, "ab"):
+    with open(part, "ab", opener=refuse_links):
         pass
-    with open(part, "r+b") as stream:
+    with open(part, "r+b", opener=refuse_links) as stream:
         block = _good_blocks(stream, expected)
         advance(min(block * BLOCK_BYTES, expected.size))
         failed = -1

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import uuid
 from pathlib import Path
 
 from plsc import parallel
 from plsc.errors import ConfigError
+
+_TOKEN = re.compile(r"\.rank_\d+\.[0-9a-f]{32}")
+_OLD_SECONDS = 86400.0
 
 
 def leader_of(folder: Path, setter: str) -> int:
@@ -38,5 +43,15 @@ def leader_of(folder: Path, setter: str) -> int:
     parallel.together(leave_token, f"the folder of {setter}")
     leader = next(rank for rank in range(parallel.rank() + 1) if (folder / f".rank_{rank}.{token}").exists())
     parallel.meet(f"the folder of {setter}")
+    _remove_old_tokens(folder, own)
     own.unlink(missing_ok=True)
     return leader
+
+
+def _remove_old_tokens(folder: Path, own: Path) -> None:
+    """Removes what ranks that were killed in `leader_of` left. One clock, that of the folder, dates all tokens."""
+    with contextlib.suppress(OSError):
+        now = own.stat().st_mtime
+        for path in folder.iterdir():
+            if _TOKEN.fullmatch(path.name) and now - path.stat().st_mtime > _OLD_SECONDS:
+                path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 
 LENGTH = np.dtype("<u4")
 _NEWLINE = 10
@@ -44,7 +45,10 @@ def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarra
         lengths = np.load(index_path, allow_pickle=False)
     except FileNotFoundError:
         return _scan(path, lines, size)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        advice = advice_on(error, "check the disk and the permissions, or remove the index, which can be done without")
+        raise DataError(f"{index_path}: cannot read the index ({error.strerror or error}); {advice}") from error
+    except (ValueError, EOFError) as error:
         raise DataError(
             f"{index_path}: is not an index ({error}); remove it, since the data can be read without it"
         ) from error

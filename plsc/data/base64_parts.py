@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Optional
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import DataError
+from plsc.machine.files import advice_on, from_text
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
-from plsc.storage.local import LOCAL
+from plsc.storage.local import LOCAL, LocalStorage
 
 MANIFEST_NAME = "base64_manifest.json"
 FILE_LIST_NAME = "base64_file_list.txt"
@@ -25,6 +27,7 @@ FORMAT = "plsc-base64"
 VERSION = 1
 LONGEST_LABEL = 18  # digits, so that a label fits an int64
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NEWLINE, _TAB, _ZERO, _NINE, _PADDING = b"\n\t09="
 
@@ -39,7 +42,7 @@ class Part:
     """One input file.
 
     Attributes:
-        name: Its name in the list.
+        name: Its name in the list, with bytes that are not UTF-8 as surrogates; see `to_text`.
         path: Its path.
         size: Its size in bytes when the list was read.
         modified: Seconds since 1970 of its last change when the list was read.
@@ -53,6 +56,8 @@ class Part:
 
 def read_file_list(data_dir: str, file_list: str, storage: Storage = LOCAL) -> list[Part]:
     """Reads and checks `data_dir/file_list`, which names one part a line, relative to `data_dir`.
+
+    On a disk the bytes of a line are the bytes of a name, whatever their encoding and the locale.
 
     Raises:
         DataError: A line is blank, has a Windows line end, is an absolute path or leaves the folder; or a part is named
@@ -77,11 +82,12 @@ def read_file_list(data_dir: str, file_list: str, storage: Storage = LOCAL) -> l
     for number, line in enumerate(lines, 1):
         where = f"{list_path}:{number}"
         name = _part_name(line, where)
-        status = _part_status(storage, os.path.join(data_dir, name), name, where)
+        path = os.path.join(data_dir, from_text(name) if isinstance(storage, LocalStorage) else _utf8(name, where))
+        status = _part_status(storage, path, name, where)
         first = seen.setdefault(status.identity, number)
         if first != number:
             raise DataError(f"{where}: {name!r} is the same file as the part in line {first}; remove one of the lines")
-        parts.append(Part(name, os.path.join(data_dir, name), status.size, status.modified))
+        parts.append(Part(name, path, status.size, status.modified))
     return parts
 
 
@@ -90,15 +96,23 @@ def _part_name(line: bytes, where: str) -> str:
         raise DataError(f"{where}: blank line; remove it")
     if line.endswith(b"\r"):
         raise DataError(f"{where}: Windows line end; convert the list, for example with sed -i 's/\\r$//'")
-    try:
-        name = line.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: not UTF-8; save the list as UTF-8") from None
+    name = line.decode("utf-8", "surrogateescape")
     if os.path.isabs(name):
         raise DataError(f"{where}: {name!r} is an absolute path; write it relative to --data_dir")
     if ".." in name.split("/"):
         raise DataError(f"{where}: {name!r} leaves --data_dir; write a path without '..'")
     return name
+
+
+def _utf8(name: str, where: str) -> str:
+    if not is_utf8(name):
+        raise DataError(f"{where}: not UTF-8; save the list as UTF-8, since its parts are not files of this machine")
+    return name
+
+
+def is_utf8(name: str) -> bool:
+    """Returns whether the bytes of a name that `to_text` returned are UTF-8."""
+    return not _SURROGATE.search(name)
 
 
 def _part_status(storage: Storage, path: str, name: str, where: str) -> Status:
@@ -109,6 +123,9 @@ def _part_status(storage: Storage, path: str, name: str, where: str) -> Status:
         reason = getattr(error, "reason", error)
         raise DataError(f"{where}: cannot read part {name!r} ({reason}); {advice}") from error
     if status is None:
+        advice += (
+            "" if is_utf8(name) else "; the line is not UTF-8, so if the name of the file is, save the list as UTF-8"
+        )
         raise DataError(f"{where}: cannot read part {name!r} (no such file); {advice}")
     if not status.is_file:
         raise DataError(f"{where}: {name!r} is not a file; name files only")
@@ -122,7 +139,8 @@ def open_part(part: Part) -> Any:
     try:
         file = open(part.path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     except OSError as error:
-        raise DataError(f"{part.path}: cannot read the part ({error.strerror}); restore it and run again") from error
+        advice = advice_on(error, "restore it and run again")
+        raise DataError(f"{part.path}: cannot read the part ({error.strerror}); {advice}") from error
     status = os.fstat(file.fileno())
     if (status.st_size, status.st_mtime) != (part.size, part.modified):
         file.close()
@@ -327,7 +345,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """Returns the text of `base64_manifest.json`."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 has none
 
 
 def load_manifest(folder: str, storage: Storage = LOCAL) -> Optional[Manifest]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import functools
 import hashlib
 import os
 import weakref
@@ -14,19 +15,32 @@ import numpy as np
 from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line
 from plsc.errors import ConfigError, DataError
+from plsc.machine.files import advice_on, from_text
 
 SHUFFLES = ("window", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _WINDOW_BLOCKS = 16  # the number of blocks whose lines are mixed
+_OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
 class _Lines(NamedTuple):
-    """An open file. Line i is the bytes [offsets[i], offsets[i + 1])."""
+    """A file. Line i is the bytes [offsets[i], offsets[i + 1])."""
 
     path: str
-    descriptor: int
     offsets: np.ndarray
+
+
+class _Opened:
+    """A file that is open as long as this object exists: while it is among the last that were used, or is being read.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class Base64Files:
@@ -73,7 +87,8 @@ class Base64Files:
             )
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
-        self._files = {number: self._open(number) for number in range(rank, manifest.nranks, world_size)}
+        self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)  # threads share it
+        self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
         self._begun = [-1] * _SLOTS
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
@@ -104,12 +119,14 @@ class Base64Files:
         number, line = divmod(i, self._manifest.samples_per_file)
         file = self._files[number]
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
-        if self._shuffle == "window":
-            self._read_ahead(file, number, line // self._block_lines)
         try:
-            text = os.pread(file.descriptor, end - first, first)
+            opened = self._opened(file.path)
+            if self._shuffle == "window":
+                self._read_ahead(opened, number, line // self._block_lines)
+            text = os.pread(opened.descriptor, end - first, first)
         except OSError as error:
-            raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); check the disk") from error
+            advice = advice_on(error, "check the disk")
+            raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error
         image, _, digits = text.rpartition(b"\t")
         data = _decoded(image)
         if data is None or not (digits[:-1].isdigit() and digits.endswith(b"\n") and len(digits) <= LONGEST_LABEL + 1):
@@ -146,43 +163,41 @@ class Base64Files:
         each = self._manifest.samples_per_file
         return samples // each * each + samples % each // self._block_lines
 
-    def _read_ahead(self, file: _Lines, number: int, block: int) -> None:
+    def _read_ahead(self, opened: _Opened, number: int, block: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its lines to be read."""
         name = number * self._manifest.samples_per_file + block
         if self._begun[name % _SLOTS] == name or not hasattr(os, "posix_fadvise"):
             return
         self._begun[name % _SLOTS] = name
-        first = int(file.offsets[block * self._block_lines])
-        end = int(file.offsets[min((block + 1) * self._block_lines, len(file.offsets) - 1)])
+        offsets = self._files[number].offsets
+        first = int(offsets[block * self._block_lines])
+        end = int(offsets[min((block + 1) * self._block_lines, len(offsets) - 1)])
         with contextlib.suppress(OSError):  # some file systems take no advice
-            os.posix_fadvise(file.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(opened.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
 
-    def _open(self, number: int) -> _Lines:
+    def _find_lines(self, number: int) -> _Lines:
         made = self._manifest.files[number]
         path = os.path.join(self._folder, made.name)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-            size = os.fstat(descriptor).st_size
+            size = os.fstat(self._opened(path).descriptor).st_size
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot read ({error.strerror}); copy it again from where the data was split"
-            ) from error
+            advice = advice_on(error, "copy it again from where the data was split")
+            raise DataError(f"{path}: cannot read ({error.strerror}); {advice}") from error
         if size != made.bytes:
             raise DataError(
                 f"{path}: has {size} bytes, but the manifest says {made.bytes}; copy it again, or run "
                 f"{self._command(self._manifest.nranks)}"
             )
         index_path = os.path.join(self._folder, index_name(number))
-        return _Lines(path, descriptor, load_offsets(path, index_path, made.samples, made.bytes))
+        return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
 
     def _command(self, nranks: int) -> str:
         """Returns the command that splits the data again."""
-        source, output = self._folder, ""
-        if not os.path.exists(os.path.join(source, self._manifest.source_list)):
-            source, output = f"<folder of {self._manifest.source_list}>", f" --output_dir={source}"
+        source, output, source_list = self._folder, "", from_text(self._manifest.source_list)
+        if not os.path.exists(os.path.join(source, source_list)):
+            source, output = f"<folder of {source_list}>", f" --output_dir={source}"
         return (
-            f"python tools/process_base64_files.py --data_dir={source} --file_list={self._manifest.source_list}"
+            f"python tools/process_base64_files.py --data_dir={source} --file_list={source_list}"
             f"{output} --nranks={nranks}"
         )
 

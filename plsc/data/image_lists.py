@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from plsc.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -55,6 +58,40 @@ def folder_of_images(root: Path, folder: Path) -> list[Listed]:
     return listed
 
 
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a text file that are not blank, with their numbers, counted from 1.
+
+    Lines may end as on Unix, on Windows or on an old Mac. Their ends, and a byte order mark, are left out.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    number = 0
+    with open(path, "rb") as file:
+        for raw in file:
+            for line in raw.splitlines():
+                number += 1
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+                if line and not line.isspace():
+                    yield number, line
+
+
+def text_of(line: bytes) -> str:
+    """Returns a line as text. Raises ValueError if it is not UTF-8."""
+    if b"\0" in line:
+        raise ValueError
+    return line.decode("utf-8")
+
+
+def columns_of(line: str) -> list[str]:
+    """Splits a line of a list at its tabs, or, if it has none, at its last blank.
+
+    Blanks around a column do not belong to it. Without a tab a path may hold blanks, and an identity may not.
+    """
+    line = line.strip()
+    return [column.strip() for column in line.split("\t")] if "\t" in line else line.rsplit(None, 1)
+
+
 def read_list(path: Path) -> list[tuple[int, str]]:
     """Returns the lines of a text file that are not blank, with their numbers.
 
@@ -62,15 +99,12 @@ def read_list(path: Path) -> list[tuple[int, str]]:
         DataError: The file cannot be read, is not UTF-8 text, or has no such line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if "\0" in text:
-            raise ValueError
+        found = [(number, text_of(line)) for number, line in lines_of(path)]
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or "not UTF-8"
         raise DataError(
             f"{path}: cannot be read ({reason}); name a folder of images, or a UTF-8 list of them"
         ) from None
-    found = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not found:
         raise DataError(f"{path}: lists no image; write one image per line")
     return found
@@ -82,11 +116,11 @@ def parse_line(path: Path, number: int, line: str) -> Listed:
     Raises:
         DataError: The line has another form.
     """
-    words = [word.strip() for word in (line.split("\t") if "\t" in line else line.rsplit(None, 1))]
+    words = columns_of(line)
     if not 2 <= len(words) <= 3 or not all(words[:2]):
         raise DataError(
             f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; if the lines "
             "are plain paths, check that the images of the first lines exist"
         )
     name, identity = words[0], sys.intern(words[1])  # Millions of images share few identities.
-    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] and words[2] else "", number)
+    return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] else "", number)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
+from pathlib import Path
 
 import numpy as np
 
+from plsc.data.image_lists import columns_of, lines_of, text_of
 from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 
 _HASHED_PATHS = 1 << 16  # at a time
 
@@ -65,9 +68,9 @@ class LabelFile:
             with open(os.path.join(self.dataset_dir, self.paths[i]), "rb") as file:
                 return file.read(), int(self.labels[i])
         except OSError as error:
+            advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
-                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); "
-                "restore the file or remove the line"
+                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); {advice}"
             ) from error
 
 
@@ -77,7 +80,7 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
     Args:
         dataset_dir: Folder that holds the label file; paths in the file are relative to it.
         num_classes: Number of classes; labels must be in [0, num_classes).
-        name: Name of the label file. Each of its lines is `path label`.
+        name: Name of the label file. Each of its lines is `path label`, as in the lists of `plsc predict`.
 
     Raises:
         DataError: A line is wrong, or an image file is missing. The message names the first such line.
@@ -88,15 +91,11 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
     lines = array("q")
     try:
         # The lines are decoded one by one, so that the error for a bad byte can name its line.
-        with open(file_path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
-                    raw = raw[3:]
-                parsed = _parse_line(raw, f"{file_path}:{number}", num_classes)
-                if parsed is not None:
-                    paths.append(parsed[0])
-                    labels.append(parsed[1])
-                    lines.append(number)
+        for number, line in lines_of(Path(file_path)):
+            path, label = _parse_line(line, f"{file_path}:{number}", num_classes)
+            paths.append(path)
+            labels.append(label)
+            lines.append(number)
     except OSError as error:
         raise DataError(
             f"{file_path}: cannot read the label file ({error.strerror or error}); check the data set directory"
@@ -108,18 +107,17 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
     return source
 
 
-def _parse_line(raw: bytes, where: str, num_classes: int) -> tuple[str, int] | None:
-    """Returns (path, label), or None for a blank line."""
+def _parse_line(line: bytes, where: str, num_classes: int) -> tuple[str, int]:
+    """Returns the path and the label of a line. A third column, the template, does not matter to training."""
     try:
-        line = raw.decode("utf-8").rstrip()
-    except UnicodeDecodeError as error:
+        columns = columns_of(text_of(line))
+    except ValueError as error:
         raise DataError(f"{where}: the line is not UTF-8; save the label file as UTF-8") from error
-    if not line:
-        return None
-    parts = line.rsplit(None, 1)
-    if len(parts) != 2:
-        raise DataError(f"{where}: {line!r} has no label; each line must be 'path label'")
-    path, text = parts
+    if not 2 <= len(columns) <= 3 or not all(columns[:2]):
+        raise DataError(
+            f"{where}: {text_of(line)[:80]!r} has no label; each line must be 'path label', with a single tab or blanks"
+        )
+    path, text = columns[:2]
     # int() alone would also accept '1_000' and the digits of other scripts.
     if not (text.isascii() and text.lstrip("+-").isdecimal()):
         raise DataError(f"{where}: label {text!r} is not an integer; each line must be 'path label'")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import DataError
+from plsc.machine.files import advice_on
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def check_header(stream: BinaryIO, where: str) -> None:
 
 def unreadable(where: str, problem: OSError) -> DataError:
     """Returns the error for an image file that cannot be read."""
-    return DataError(f"{where}: cannot be read ({problem.strerror}); restore the file, or leave it out")
+    advice = advice_on(problem, "restore the file, or leave it out")
+    return DataError(f"{where}: cannot be read ({problem.strerror}); {advice}")
 
 
 def from_pixels(pixels: np.ndarray, image_shape: Sequence[int], where: str) -> np.ndarray:

@@ -32,7 +32,8 @@ class MetricsFile:
     Args:
         save_dir: Folder of the run, or None.
         resumed_size: `size` at the checkpoint that a resumed run starts from. What was written later is cut off,
-            because the run will do it again.
+            because the run will do it again. A last line that a full disk or a power cut has left half written is
+            ended, so that the next record gets a line to itself.
     """
 
     def __init__(self, save_dir: Optional[Path], resumed_size: Optional[int] = None) -> None:
@@ -44,6 +45,9 @@ class MetricsFile:
             self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
             if resumed_size is not None and self.size > resumed_size:
                 self._stream.truncate(resumed_size)
+            if _is_torn(self._path):
+                self._stream.write("\n")
+                self._stream.flush()
         except OSError as problem:
             raise ConfigError(
                 f"{self._path}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"
@@ -72,6 +76,14 @@ class MetricsFile:
         if self._stream is not None:
             with contextlib.suppress(OSError):  # `write` has already reported what could not be written
                 self._stream.close()
+
+
+def _is_torn(path: Path) -> bool:
+    """Returns whether the last line of a file lacks its end."""
+    with open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        return stream.read(1) not in (b"", b"\n")
 
 
 class ProgressLog(Callback):

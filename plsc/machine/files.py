@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import threading
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
@@ -18,9 +20,17 @@ def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def refuse_links(path: str, flags: int) -> int:
+    """Opens a file for `open(..., opener=refuse_links)`, and raises OSError if its name is a symbolic link.
+
+    In a folder that others can write to, such a link would send the bytes to another file of the user.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_synced(path: Union[str, Path], data: bytes) -> None:
     """Makes a file whose bytes outlast a power cut. Its name does so after `sync` of the folder."""
-    with open(path, "wb") as stream:
+    with open(path, "wb", opener=refuse_links) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
@@ -36,11 +46,13 @@ def replace_file(path: Union[str, Path], data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name in the folder of `path`, for a file that is renamed to `path` at the end of the block.
+    """Makes an empty file in the folder of `path`, which is renamed to `path` at the end of the block.
 
-    If the block raises an error, the file is removed and `path` stays as it is.
+    Nobody can guess its name, and a link of that name is never followed. If the block raises an error, the file is
+    removed and `path` stays as it is.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield part
         os.replace(part, path)
@@ -50,9 +62,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Removes the temporary files for `path` that killed processes left. Call it under the lock that writers hold."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        if left.name[len(path.name) + 2 : -len(".part")].replace(".", "").isdigit():
-            left.unlink()
+    names = re.compile(rf"\.{re.escape(path.name)}\.\d+(\.[0-9a-f]+)?\.part")
+    for left in path.parent.iterdir():
+        if names.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def sync(path: Union[str, Path]) -> None:
@@ -62,6 +75,23 @@ def sync(path: Union[str, Path]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def to_text(path: str) -> str:
+    """Returns a path as it is written into files: as UTF-8 whatever the locale, and with all its bytes."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def from_text(text: str) -> str:
+    """Returns the path that `to_text` was given, as Python names it in this locale."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def advice_on(problem: OSError, advice: str) -> str:
+    """Returns what to do about a file that cannot be read: `advice`, unless it is not the file that is at fault."""
+    if problem.errno in (errno.EMFILE, errno.ENFILE):
+        return "the file itself is fine; raise the limit of open files, for example with ulimit -n 4096"
+    return advice
 
 
 def drop_from_cache(descriptor: int, first: int, size: int) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import platform
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def lock_folder(folder: Union[str, Path], advice: str, patience: float = 0.0) ->
 
     Raises:
         FolderInUseError: Another process holds the lock.
-        ConfigError: The folder cannot be made or written.
+        ConfigError: The folder cannot be made or written, or something else has the name of the lock file.
     """
     folder = Path(folder)
     descriptor, is_protected = _acquire(folder, advice, patience)
@@ -97,10 +98,24 @@ def _acquire(folder: Path, advice: str, patience: float) -> tuple[int, bool]:
 def _open(folder: Path, advice: str) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as problem:
+        if problem.errno == errno.ELOOP:
+            raise _not_a_lock(folder, advice) from None
         where = "" if problem.filename == str(folder) else f"{problem.filename}: "
         raise ConfigError(f"{folder}: cannot write there ({where}{problem.strerror}); {advice}") from None
+    # The holder's name is written into the file, so a planted hard link must not lead to another file of the user.
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _not_a_lock(folder, advice)
+    return descriptor
+
+
+def _not_a_lock(folder: Path, advice: str) -> ConfigError:
+    return ConfigError(
+        f"{folder / LOCK_NAME}: is a link or not a regular file, so that it is no lock of plsc; remove it, or {advice}"
+    )
 
 
 def _try_lock(descriptor: int, folder: Path) -> bool:
@@ -124,7 +139,7 @@ def _try_lock(descriptor: int, folder: Path) -> bool:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one at `path`: its last holder may have removed it before this process locked it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 

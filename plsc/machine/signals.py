@@ -5,9 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Optional
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to end
+
+
+def heeded(numbers: Iterable[signal.Signals] = ENDING) -> list[signal.Signals]:
+    """Returns those signals that this process does not ignore.
+
+    `nohup` starts a process that ignores SIGHUP, and a shell one in the background that ignores SIGINT. A handler would
+    end what they keep alive.
+    """
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 class StopRequest:
@@ -41,7 +52,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Lets SIGINT, SIGTERM and SIGHUP wait until the end of the `with` block.
+    """Lets SIGINT, SIGTERM and SIGHUP wait until the end of the `with` block. Ignored signals stay ignored.
 
     It uses handlers rather than a mask: a mask belongs to one thread, and any thread may receive a signal.
     """
@@ -49,8 +60,7 @@ def deferred_signals() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heeded()}
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from plsc.arguments import Parser, at_least, exit_status, size
 from plsc.errors import ConfigError, PlscError
+from plsc.machine.signals import heeded
 from plsc.shuffle.local import Result, shuffle_base64
 from plsc.shuffle.plan import Options
 
@@ -178,7 +179,7 @@ def _add_checks(parser: Parser) -> None:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Turns the first signal that asks to end into Stopped, and ignores later ones while everything is cleaned up."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = heeded()
 
     def stop(number: int, frame: Any) -> None:
         for each in numbers:

@@ -24,6 +24,7 @@ from plsc.data.base64_parts import (
     rank_file_name,
     read_file_list,
 )
+from plsc.machine.files import to_text
 from plsc.machine.memory import peak_memory
 from plsc.shuffle.plan import BLOCK, Options, Plan, make_plan
 from plsc.shuffle.runs import INDEX
@@ -126,7 +127,7 @@ def _manifest(plan: Plan, scans: Sequence[Scan], files: list[OutputFile]) -> Man
         samples_per_file=files[0].samples,
         largest_label=max(scan.largest_label for scan in scans),
         files=files,
-        source_list=plan.options.file_list,
+        source_list=to_text(plan.options.file_list),
         sources=[
             {"name": part.name, "bytes": part.size, "lines": count}
             for part, count in zip(plan.parts, lines_of_parts(plan, scans))

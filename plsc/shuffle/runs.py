@@ -327,9 +327,9 @@ class RunReader:
 
 
 def create(path: str, mode: int = 0o600) -> int:
-    """Makes a file and returns its descriptor. Raises DataError."""
+    """Makes a file and returns its descriptor. Raises DataError, also if something has that name."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise write_error(path, error) from error
 

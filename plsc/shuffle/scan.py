@@ -11,7 +11,7 @@ import numpy as np
 
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
 from plsc.errors import DataError
-from plsc.machine.files import drop_from_cache, sync
+from plsc.machine.files import drop_from_cache, refuse_links, sync
 from plsc.machine.memory import keep_freed_memory, peak_memory
 from plsc.shuffle.plan import AHEAD, BLOCK, CHECK_LINES, Plan
 from plsc.shuffle.runs import INDEX, Run, RunWriter, make_arena, write_error
@@ -184,7 +184,7 @@ class _Scanner:
         self.skipped[self._number] = self.skipped.get(self._number, 0) + len(rows)
         path = _skipped_path(self._plan, self._number)
         try:
-            with open(path, "ab") as file:
+            with open(path, "ab", opener=refuse_links) as file:
                 file.write(np.stack([rows, faults.astype(rows.dtype)], axis=1).astype(np.int64).tobytes())
         except OSError as error:
             raise write_error(path, error) from error
@@ -292,7 +292,7 @@ def write_skipped(plan: Plan, scans: Sequence[Scan]) -> list[str]:
     firsts = _first_lines(plan, scans)
     path = os.path.join(plan.staging, SKIPPED_NAME)
     try:
-        with open(path, "w", encoding="utf-8") as output:
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as output:
             for task in tasks:
                 name = plan.parts[plan.tasks[task][0]].name
                 with open(_skipped_path(plan, task), "rb") as file:

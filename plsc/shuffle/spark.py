@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import os
+import pwd
 import re
 import signal
 import sys
@@ -38,6 +39,7 @@ from plsc.data.base64_parts import (
     read_file_list,
 )
 from plsc.errors import ConfigError, DataError
+from plsc.machine.files import to_text
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
 from plsc.shuffle.plan import BLOCK, Options
@@ -74,11 +76,12 @@ def shuffle_on_spark(options: Options) -> Result:
         ConfigError: The options cannot work, or there is no Spark.
         DataError: An input has a mistake, files are in the way, or Spark failed. No output is changed or left behind.
     """
+    _check_name(options.data_dir)
     with _spark() as context, _worded():
         source = _storage_of(context, options.data_dir)
         parts = read_file_list(options.data_dir, options.file_list, source)
         for part in parts:
-            _check_name(part.path)
+            _check_part(part.path)
         output_dir = options.output_dir or options.data_dir
         _check_name(output_dir)
         with _open_workspace(context, output_dir) as workspace:
@@ -143,7 +146,7 @@ def _manifest(options: Options, parts: Sequence[Part], scans: Sequence[RangeScan
         samples_per_file=files[0].samples,
         largest_label=max(scanned.largest_label for scanned in scans),
         files=files,
-        source_list=options.file_list,
+        source_list=to_text(options.file_list),
         sources=[
             {
                 "name": part.name,
@@ -170,6 +173,8 @@ def _spark() -> Iterator[Any]:
             "--engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone"
         ) from None
     running, on_interrupt = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
+    if running is None:
+        _check_user()
     try:
         session = running or SparkSession.builder.appName("plsc: shuffle of base64 data").getOrCreate()
     except (PySparkException, OSError) as error:
@@ -189,6 +194,18 @@ def _spark() -> Iterator[Any]:
             restore_interrupt(on_interrupt)
 
 
+def _check_user() -> None:
+    """Raises ConfigError if this user has no name, as in many containers: Hadoop's log-in fails without one."""
+    user = os.geteuid()
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        raise ConfigError(
+            f"--engine spark: user {user} has no entry in /etc/passwd, which Hadoop needs; add one such as "
+            f"'name:x:{user}:{os.getegid()}::/tmp:/bin/sh', start the container as another user, or use --engine local"
+        ) from None
+
+
 def restore_interrupt(handler: Any) -> None:
     """Restores the handler of Ctrl-C: PySpark leaves one behind that fails once its session has ended."""
     if handler is not None and threading.current_thread() is threading.main_thread():
@@ -199,9 +216,13 @@ def restore_interrupt(handler: Any) -> None:
 def _worded() -> Iterator[None]:
     """Turns a failure of Spark into a DataError of one line."""
     from py4j.protocol import Py4JError, Py4JJavaError
+    from pyspark.errors import PySparkException
 
     try:
         yield
+    except PySparkException as error:  # Some exceptions of Java come in this form.
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"Spark failed ({reason}); its log says more, and nothing was changed") from error
     except Py4JJavaError as error:
         raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error
     except Py4JError as error:
@@ -224,6 +245,17 @@ def _uri(path: str) -> str:
 def _check_name(path: str) -> None:
     if any(character in path for character in _BAD_CHARACTERS):
         raise ConfigError(f"{path}: Spark cannot use a path that contains one of {_BAD_CHARACTERS}; rename it")
+    if not base64_parts.is_utf8(path):
+        raise ConfigError(f"{path}: Spark cannot use a path that is not UTF-8; rename it, or use --engine local")
+
+
+def _check_part(path: str) -> None:
+    """Raises ConfigError for a part that Hadoop cannot read: it calls some names hidden, and some no path."""
+    _check_name(path)
+    if os.path.basename(path).startswith(("_", ".")):
+        raise ConfigError(f"{path}: Spark leaves out files whose names begin with '_' or '.'; rename it")
+    if ":" in re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*", "", path):
+        raise ConfigError(f"{path}: Spark cannot read a path that contains ':'; rename it, or use --engine local")
 
 
 @contextlib.contextmanager

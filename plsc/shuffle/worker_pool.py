@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from plsc.errors import DataError, PlscError
+from plsc.machine.signals import heeded
 
 
 class Tasks:
@@ -139,7 +140,7 @@ def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch:
 
 def _work(function: Callable[[Tasks], Any], tasks: _SharedTasks, pipe: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in heeded([signal.SIGTERM, signal.SIGHUP]):
         signal.signal(number, signal.SIG_DFL)
     try:
         answer = (False, function(tasks))

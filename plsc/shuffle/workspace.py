@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,11 @@ from plsc.storage.base import DurableStorage, StorageError, read_bytes, write_by
 from plsc.storage.local import LOCAL
 
 _JOURNAL_NAME = "publishing.json"
+_LISTS = (FILE_LIST_NAME, SKIPPED_NAME, MANIFEST_NAME)
+_NUMBERED = re.compile(r"base64_(rank_[0-9]+|index_[0-9]+\.npy)")
+_TEMPORARY = re.compile(r"(runs|skipped)-[0-9]+|padding|split-([0-9]+|padding)\++|ranks|\.nfs[0-9a-f]+")
+
+logger = logging.getLogger("plsc")
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,22 @@ def open_workspace(output_dir: str, tmp_dir: str) -> Iterator[Workspace]:
         if not os.path.isdir(tmp_dir):
             raise ConfigError(f"{tmp_dir}: no such folder; make it, or give another with --tmp_dir")
         # The name says which output a folder belongs to: several outputs may share a folder for temporary files.
-        prefix = f".base64_shuffle-{hashlib.sha256(os.path.realpath(output_dir).encode()).hexdigest()[:12]}-"
-        for folder in {os.path.realpath(output_dir), os.path.realpath(tmp_dir)}:
-            _remove_leftovers(output_dir, folder, prefix)
+        prefix = f".base64_shuffle-{hashlib.sha256(os.fsencode(os.path.realpath(output_dir))).hexdigest()[:12]}-"
+        for path in _leftovers(output_dir, prefix):
+            discard(LOCAL, output_dir, path)
+        if not os.path.samefile(output_dir, tmp_dir):
+            for path in _leftovers(tmp_dir, prefix):  # no run keeps its journal there, so that none is believed
+                _delete(LOCAL, path)
         made: list[str] = []
         try:
             for folder in (output_dir, tmp_dir):
                 made.append(_make_hidden(folder, prefix))
             yield Workspace(output_dir, made[0], made[1])
         finally:
-            for folder in made:
-                discard(LOCAL, output_dir, folder)
+            for staging in made[:1]:
+                discard(LOCAL, output_dir, staging)
+            for scratch in made[1:]:
+                _delete(LOCAL, scratch)
 
 
 def _make_hidden(folder: str, prefix: str) -> str:
@@ -82,13 +95,51 @@ def _make_hidden(folder: str, prefix: str) -> str:
         ) from error
 
 
-def _remove_leftovers(output_dir: str, folder: str, prefix: str) -> None:
-    with os.scandir(folder) as entries:
-        left = [
-            entry.path for entry in entries if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
-        ]
-    for path in left:
-        discard(LOCAL, output_dir, path)
+def _leftovers(folder: str, prefix: str) -> list[str]:
+    """Returns the hidden folders in `folder` that killed runs of this user left.
+
+    Only a folder that no other user can have made or filled is taken for one, and only if the names in it are those
+    that this tool gives.
+    """
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.startswith(prefix)]
+    if not paths:
+        return []
+    wanted, own = _marks_of_new_folders(folder, prefix), []
+    for path in paths:
+        if _marks(path) == wanted and all(map(_is_of_tool, os.listdir(path))):
+            own.append(path)
+        else:
+            logger.warning(
+                "%s: stays, since a run of another user may have made it; remove it if it is not needed", path
+            )
+    return own
+
+
+def _is_output(name: object) -> bool:
+    """Returns whether the tool gives such a name to a file of a split."""
+    return isinstance(name, str) and (name in _LISTS or _NUMBERED.fullmatch(name) is not None)
+
+
+def _is_of_tool(name: str) -> bool:
+    return name == _JOURNAL_NAME or _is_output(name) or _TEMPORARY.fullmatch(name) is not None
+
+
+def _marks(path: str) -> tuple[int, int]:
+    """Returns the owner and the mode of a file or folder, by which folders of `tempfile.mkdtemp` are recognised."""
+    found = os.lstat(path)
+    return found.st_uid, stat.S_IFMT(found.st_mode) | (found.st_mode & 0o777)
+
+
+def _marks_of_new_folders(folder: str, prefix: str) -> tuple[int, int]:
+    """Returns the owner and the mode that folders get in `folder`: some network file systems map them to others."""
+    try:
+        probe = tempfile.mkdtemp(prefix=prefix, dir=folder)
+    except OSError:  # a full disk, which the leftovers may be filling
+        return os.geteuid(), stat.S_IFDIR | 0o700
+    try:
+        return _marks(probe)
+    finally:
+        os.rmdir(probe)
 
 
 def discard(storage: DurableStorage, output_dir: str, hidden: str) -> None:
@@ -98,19 +149,28 @@ def discard(storage: DurableStorage, output_dir: str, hidden: str) -> None:
         for name in names:
             _remove_file(storage, os.path.join(output_dir, name))
         storage.sync(output_dir)
+    _delete(storage, hidden)
+
+
+def _delete(storage: DurableStorage, hidden: str) -> None:
     with contextlib.suppress(StorageError):  # the next run tries again
         storage.delete(hidden)
 
 
 def _published(storage: DurableStorage, hidden: str) -> list[str]:
-    """Returns the names in the journal of a hidden folder. Without a complete journal no file was published."""
+    """Returns the names in the journal of a hidden folder.
+
+    No file was published without a complete journal. One that holds anything but names of outputs is not by this tool.
+    """
     path = os.path.join(hidden, _JOURNAL_NAME)
-    if storage.status(path) is None:
+    found = storage.status(path)
+    if found is None or not found.is_file:
         return []
     try:
-        return json.loads(read_bytes(storage, path))
-    except ValueError:
+        names = json.loads(read_bytes(storage, path))
+    except (ValueError, RecursionError):
         return []
+    return names if isinstance(names, list) and all(map(_is_output, names)) else []
 
 
 def _remove_file(storage: DurableStorage, path: str) -> None:
@@ -132,9 +192,16 @@ def check_targets(
         storage: The store that holds all of them.
 
     Raises:
-        DataError: A file of such a name exists that no manifest lists, or that is an input.
+        DataError: A file of such a name exists that no manifest lists, or that is an input; or a manifest lists files
+            that this tool does not write.
     """
     earlier = _names_of(load_manifest(output_dir, storage))
+    foreign = [name for name in earlier if not _is_output(name)]
+    if foreign:
+        raise DataError(
+            f"{os.path.join(output_dir, MANIFEST_NAME)}: lists {foreign[0]!r}, which is not a file of this tool; move "
+            "the manifest away, or give another folder with --output_dir"
+        )
     read = {found.identity for found in map(storage.status, inputs) if found is not None}
     for name in {*names, *earlier}:
         path = os.path.join(output_dir, name)

@@ -1,4 +1,5 @@
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 
-from plsc import checkpoint
+from plsc import checkpoint, parallel
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint import tensor_file
 from plsc.checkpoint.convert import convert
@@ -214,6 +215,63 @@ def test_what_a_killed_run_left_is_repaired(saved, tmp_path):
     assert len(done) == 3 and "restored" in done[0]
     checkpoint.open_checkpoint(output / "0")
     assert checkpoint.recover(output) == [] and checkpoint.recover(tmp_path / "absent") == []
+
+
+def test_a_download_that_was_given_up_is_removed_after_a_day(saved):
+    source, _, _ = saved
+    output = source.folder.parent
+    for name in (".3.fetching", ".4.fetching.0123456789ab", ".5.fetching"):
+        shutil.copytree(source.folder, output / name)
+        (output / name / ".backbone.safetensors.0123456789ab.part").touch()
+        (output / name / f".rank_0.{'0' * 32}").touch()
+        for path in (*(output / name).iterdir(), output / name):
+            os.utime(path, (1, 1))
+    (output / ".5.fetching" / "meta.json").touch()
+    assert len(checkpoint.recover(output)) == 2
+    assert sorted(os.listdir(output)) == [".5.fetching", source.folder.name]
+
+
+@pytest.mark.parametrize("left", [f".rank_1.{'f' * 32}", ".nfs0000000000000017", ".meta.json.0123456789ab.part"])
+def test_files_that_are_left_in_a_checkpoint_are_never_in_the_way(saved, monkeypatch, left):
+    """NFS keeps the file that it calls `.nfs...` for as long as a process has it open."""
+    source, _, _ = saved
+    output, unlink = source.folder.parent, os.unlink
+    shutil.copytree(source.folder, output / "copy")
+
+    def unlink_unless_open(path, **options):
+        if os.path.basename(path).startswith(".nfs"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_unless_open)
+        for _ in range(3):
+            (source.folder / left).touch()
+            layout.remove(source.folder)
+            assert not source.folder.exists()
+            shutil.copytree(output / "copy", layout.temporary_of(source.folder))
+            layout.publish(source.folder)
+            (source.folder / left).touch()
+            shutil.copytree(output / "copy", layout.temporary_of(source.folder))
+            layout.publish(source.folder)
+            checkpoint.recover(output)
+            checkpoint.open_checkpoint(source.folder)
+    checkpoint.recover(output)
+    assert sorted(os.listdir(output)) == sorted([source.folder.name, "copy"])
+
+
+def test_tokens_of_killed_ranks_are_removed_after_a_day(tmp_path, monkeypatch):
+    for name, result in (("world_size", 2), ("rank", 0), ("barrier", None)):
+        monkeypatch.setattr(parallel, name, lambda result=result: result)
+    monkeypatch.setattr(parallel, "all_gather_object", lambda one: [one, one])
+    monkeypatch.setattr(parallel, "together", lambda action: action())
+    old, new, other = tmp_path / f".rank_1.{'0' * 32}", tmp_path / f".rank_2.{'0' * 32}", tmp_path / ".rank_1.mine"
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    assert checkpoint.leader_of(tmp_path, "set_model_save_dir") == 0
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

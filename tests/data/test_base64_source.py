@@ -1,7 +1,10 @@
 import base64
 import collections
+import errno
 import json
 import os
+import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -114,6 +117,45 @@ def test_the_lines_are_found_without_the_index_too(tmp_path):
     for rank in range(2):
         os.remove(f"{folder}/base64_index_{rank}.npy")
     assert [epoch_of(open_images(folder, 100, rank, 2), rank, 2) for rank in range(2)] == wanted
+
+
+@pytest.fixture
+def limit_of_open_files():
+    """Returns a function that sets how many files this process may open, and restores the limit at the end."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda count: resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files):
+    folder = split(tmp_path / "data", 400, 400)
+    limit_of_open_files(300)
+    for shuffle in base64_source.SHUFFLES:
+        source = open_images(folder, 400, 0, 1, "base64", shuffle)
+        assert sorted(epoch_of(source, 0, 1)) == list(range(400))
+    del source
+    assert len(os.listdir("/proc/self/fd")) < 100  # the files do not stay open
+
+
+def test_threads_share_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(base64_source, "_OPEN_FILES", 2)
+    source = open_images(split(tmp_path / "data", 60, 20), 60, 0, 1)
+    wanted = list(range(60)) * 20
+    with ThreadPoolExecutor(4) as threads:
+        read = threads.map(lambda i: int(source.read(i)[0]), wanted)
+        assert collections.Counter(read) == collections.Counter(wanted)
+
+
+@pytest.mark.parametrize("place, name", [((os, "open"), "base64_rank_0"), ((np, "load"), "base64_index_0.npy")])
+def test_too_many_open_files_are_not_blamed_on_a_file(tmp_path, monkeypatch, place, name):
+    folder = split(tmp_path / "data", 4, 1)
+
+    def refuse(path, *arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr(*place, refuse)
+    with pytest.raises(DataError, match=rf"{name}: cannot .* \(Too many open files\); the file itself is fine; raise"):
+        open_images(folder, 4, 0, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an index", np.arange(3)])

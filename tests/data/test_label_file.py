@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plsc.data.collection import open_collection
 from plsc.data.label_file import read_label_file
 from plsc.errors import DataError
 
@@ -31,11 +32,35 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffa.jpg 0\nb c.jpg 1\n",
+        "a.jpg\t0\nb c.jpg\t1\n",
+        "a.jpg 0\rb c.jpg 1\r",
+        "a.jpg 0\r\n\r\nb c.jpg 1",
+        "  a.jpg\t0 \n\n \t \nb c.jpg  1\t\n",
+        "a.jpg \t 0\r\rb c.jpg\u30001\n",
+        "a.jpg 0\n\ufeffb c.jpg 1\n",
+        "a.jpg\t0\tvideo 1\nb c.jpg\t1\t\n",
+    ],
+    ids=["mark", "tabs", "Mac", "Windows", "blanks", "mixed", "appended", "templates"],
+)
+def test_training_and_predict_read_the_same_lines(tmp_path: Path, text: str) -> None:
+    root = make(tmp_path, text.encode(), ("a.jpg", "b c.jpg"))
+    trained, embedded = read_label_file(root, 2), open_collection(tmp_path)
+    assert trained.paths == [embedded.name(i) for i in range(embedded.num_images)] == ["a.jpg", "b c.jpg"]
+    assert trained.labels.tolist() == [int(embedded.identity(i)) for i in range(2)] == [0, 1]
+    assert [f"{trained.where(i)}: {trained.paths[i]}" for i in range(2)] == [embedded.where(i) for i in range(2)]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (b"", ["label.txt", "lists no images"]),
         (b"\n \n", ["lists no images"]),
         (b"1.jpg 0\n1.jpg\n", ["label.txt:2", "no label"]),
+        (b"1.jpg\t\t1\n", ["label.txt:1", "no label", "single tab"]),
+        (b"1.jpg 0\n1\0.jpg 1\n", ["label.txt:2", "UTF-8"]),
         (b"1.jpg 0\n1.jpg x\n", ["label.txt:2", "'x'", "not an integer"]),
         (b"1.jpg 1.0\n", ["label.txt:1", "not an integer"]),
         (b"1.jpg 1_0\n", ["label.txt:1", "not an integer"]),

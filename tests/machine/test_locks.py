@@ -162,3 +162,19 @@ with lock_folder(sys.argv[1], ""):
 """
     process = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert process.stdout == f"7 {[LOCK_NAME]}\n", process.stderr
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "folder", "pipe"])
+def test_something_else_with_the_name_of_the_lock_file_is_refused_and_keeps_its_bytes(tmp_path, kind):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    lock = tmp_path / "o" / LOCK_NAME
+    {
+        "symbolic": lambda: lock.symlink_to(tmp_path / "precious"),
+        "folder": lock.mkdir,
+        "pipe": lambda: os.mkfifo(lock),
+    }.get(kind, lambda: os.link(tmp_path / "precious", lock))()
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/o.*\.plsc\.lock: (is a link|Is a directory).*{ADVICE}"):
+        take(tmp_path / "o")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert os.path.lexists(lock)

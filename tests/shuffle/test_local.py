@@ -1,5 +1,6 @@
 import base64
 import collections
+import errno
 import hashlib
 import json
 import os
@@ -557,7 +558,7 @@ def test_a_journal_that_a_kill_cut_short_means_that_nothing_was_published(tmp_pa
     with base64_workspace.open_workspace(str(data), str(data)) as workspace:
         prefix = Path(workspace.staging).name.rsplit("-", 1)[0]
     for number, text in enumerate((b"", b'["base64_rank_0", "base64_')):
-        (data / f"{prefix}-{number}").mkdir()
+        (data / f"{prefix}-{number}").mkdir(0o700)
         (data / f"{prefix}-{number}" / "publishing.json").write_bytes(text)
     shuffle(data)
     assert len(outputs(data)) == 4
@@ -568,7 +569,7 @@ def test_a_folder_with_the_name_of_a_published_file_is_not_removed(tmp_path):
     data = many_parts(tmp_path / "data", 60)
     with base64_workspace.open_workspace(str(data), str(data)) as workspace:
         hidden = Path(workspace.staging)
-    hidden.mkdir()
+    hidden.mkdir(0o700)
     (hidden / "publishing.json").write_text('["base64_rank_0", "base64_rank_1"]')
     (data / "base64_rank_0").write_text("half")
     (data / "base64_rank_1").mkdir()
@@ -576,6 +577,102 @@ def test_a_folder_with_the_name_of_a_published_file_is_not_removed(tmp_path):
     with pytest.raises(DataError, match="base64_rank_1: was not made by this tool"):
         shuffle(data)
     assert (data / "base64_rank_1" / "thesis.tex").exists() and not (data / "base64_rank_0").exists()
+
+
+JOURNALS = ["", '["base64_rank_0", "base', "null", "5", "[5]", "{}", "[" * 100_000, '["\\u0000"]', '["\\ud800"]', None]
+JOURNALS += [
+    f'["{name}"]' for name in ("../precious", "precious", "..", "", "base64_rank_0/../precious", "part0", "list")
+]
+
+
+@pytest.mark.parametrize("tmp_dir", ["data", "tmp"])
+def test_no_journal_harms_other_files_or_stops_a_run(tmp_path, tmp_dir):
+    data = many_parts(tmp_path / "data", 50)
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    with base64_workspace.open_workspace(str(data), str(tmp_path / tmp_dir)) as workspace:
+        prefix = Path(workspace.scratch).name.rsplit("-", 1)[0]
+    for place in (data, tmp_path):
+        (place / "precious").write_text("mine")
+    for text in JOURNALS:
+        hidden = tmp_path / tmp_dir / f"{prefix}-0"
+        hidden.mkdir(0o700)
+        (hidden / "runs-7").write_text("a copy of the data")
+        if text is None:
+            (hidden / "publishing.json").mkdir()
+        else:
+            (hidden / "publishing.json").write_text(text)
+        shuffle(data, output_dir=str(data), tmp_dir=str(tmp_path / tmp_dir))
+        assert len(outputs(data)) == 4, text
+        assert not list(hidden.parent.glob(".*")), text
+        assert (data / "precious").exists() and (tmp_path / "precious").exists(), text
+
+
+def test_a_journal_in_the_folder_for_temporary_files_is_not_believed(tmp_path):
+    data = many_parts(tmp_path / "data", 50)
+    (tmp_path / "tmp").mkdir()
+    with base64_workspace.open_workspace(str(data), str(tmp_path / "tmp")) as workspace:
+        hidden = Path(workspace.scratch)
+    hidden.mkdir(0o700)
+    (hidden / "publishing.json").write_text('["base64_rank_7"]')
+    (data / "base64_rank_7").write_text("mine")
+    shuffle(data, tmp_dir=str(tmp_path / "tmp"))
+    assert (data / "base64_rank_7").read_text() == "mine"
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_hidden_folder_that_others_may_have_filled_stays(tmp_path, monkeypatch, caplog):
+    data = many_parts(tmp_path / "data", 50)
+    with base64_workspace.open_workspace(str(data), str(data)) as workspace:
+        prefix = Path(workspace.staging).name.rsplit("-", 1)[0]
+    (tmp_path / "precious").mkdir(0o700)
+    names = ("open to others", "by another user", "with other files", "linked")
+    for name, mode in zip(names, (0o777, 0o700, 0o700)):
+        (data / f"{prefix}-{name}").mkdir()
+        (data / f"{prefix}-{name}").chmod(mode)
+        (data / f"{prefix}-{name}" / "publishing.json").write_text('["base64_rank_9"]')
+    (data / f"{prefix}-with other files" / "thesis.tex").write_text("mine")
+    os.symlink(tmp_path / "precious", data / f"{prefix}-linked")
+    if os.geteuid() == 0:
+        os.chown(data / f"{prefix}-by another user", 1234, 1234)
+    else:
+        names = [name for name in names if name != "by another user"]
+    (data / "base64_rank_9").write_text("mine")
+    shuffle(data)
+    assert (data / "base64_rank_9").read_text() == "mine"
+    assert (tmp_path / "precious").is_dir()
+    for name in names:
+        assert (data / f"{prefix}-{name}").exists()
+        assert f"{prefix}-{name}: stays" in caplog.text
+
+
+def test_a_killed_run_leaves_folders_that_the_next_one_removes_from_a_full_disk(tmp_path, monkeypatch):
+    data = many_parts(tmp_path / "data", 50)
+    with base64_workspace.open_workspace(str(data), str(data)) as workspace:
+        hidden = Path(workspace.staging)
+    hidden.mkdir(0o700)
+    (hidden / "runs-7").write_text("a copy of the data")
+    make_folder = os.mkdir
+
+    def mkdir(path, *arguments, **options):
+        if hidden.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        make_folder(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    shuffle(data)
+    assert not list(data.glob(".*"))
+
+
+def test_a_manifest_that_lists_files_of_the_user_is_refused(tmp_path):
+    data = many_parts(tmp_path / "data", 50)
+    shuffle(data)
+    manifest = data / "base64_manifest.json"
+    manifest.write_text(manifest.read_text().replace("base64_rank_0", "precious"))
+    (data / "base64_rank_0").rename(data / "precious")
+    before = contents(data)
+    with pytest.raises(DataError, match="lists 'precious', which is not a file of this tool; move the manifest away"):
+        shuffle(data)
+    assert contents(data) == before
 
 
 def test_a_kill_before_publication_leaves_the_earlier_outputs(tmp_path):

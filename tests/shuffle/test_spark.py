@@ -1,6 +1,7 @@
 """The Spark engine gives the same order and bytes as the local one, which other tests check."""
 
 import base64
+import contextlib
 import importlib.util
 import json
 import os
@@ -168,6 +169,55 @@ def test_inputs_that_spark_cannot_use_are_reported(spark, small_blocks, tmp_path
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot write there .*--output_dir"):
         small_blocks(options(data, "hdfs://127.0.0.1:1/none"))
+
+
+@pytest.mark.parametrize(
+    "path, says",
+    [
+        ("/data/_part", "begin with '_' or '.'"),
+        ("hdfs://host:9000/data/.part", "begin with '_' or '.'"),
+        ("/data/12:30/part", "contains ':'"),
+        ("hdfs://host:9000/data/a:b", "contains ':'"),
+        ("/data/part\udcca", "not UTF-8"),
+        ("/data/part,1", "contains one of"),
+        ("/_data/.hidden/part_1", None),
+        ("hdfs://host:9000/数据/part", None),
+    ],
+)
+def test_names_that_hadoop_cannot_read_are_reported_before_spark_starts(path, says):
+    from plsc.shuffle.spark import _check_part
+
+    with pytest.raises(ConfigError, match=says) if says else contextlib.nullcontext() as caught:
+        _check_part(path)
+    assert not says or str(caught.value).startswith(f"{path}: Spark ") and "rename it" in str(caught.value)
+
+
+@needs_spark
+def test_a_user_without_a_name_is_reported_before_java_fails(monkeypatch, capsys):
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
+    monkeypatch.setattr(os, "geteuid", lambda: 2_000_111_222)
+    assert base64_command.main(["--data_dir=.", "--file_list=list", "--nranks=2", "--engine=spark"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("plsc: error: --engine spark: user 2000111222 has no entry in /etc/passwd")
+    assert error.count("\n") == 1
+
+
+@needs_spark
+def test_exceptions_that_pyspark_translates_are_one_line():
+    from pyspark.errors import IllegalArgumentException
+
+    from plsc.shuffle.spark import _worded
+
+    with (
+        pytest.raises(
+            DataError,
+            match="^Spark failed .*Relative path in absolute URI.*; its log says more, and nothing was changed$",
+        ),
+        _worded(),
+    ):
+        raise IllegalArgumentException("Relative path in absolute URI: a:b\nat java.lang.Thread.run(Thread.java)")
 
 
 @pytest.mark.parametrize("option", ["--memory=1GB", "--workers=2", "--tmp_dir=.", "--compress-tmp"])

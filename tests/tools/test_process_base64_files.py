@@ -193,13 +193,20 @@ def contents_of_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def running(data, output, *arguments):
-    """Starts a run, and returns once it has begun to write."""
+def running(data, output, *arguments, ignored=()):
+    """Starts a run that ignores some signals, and returns once it has begun to write."""
+
+    def inherit():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
     process = subprocess.Popen(
         command(data, "--output_dir", str(output), *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
+        preexec_fn=inherit,
     )
     while not list(output.glob(".base64_shuffle-*/runs-*")):
         assert process.poll() is None
@@ -219,6 +226,15 @@ def test_a_signal_cleans_up(data, tmp_path, number, workers):
     assert not list(tmp_path.iterdir())
 
 
+def test_signals_that_nohup_or_a_shell_made_the_tool_ignore_end_neither_it_nor_its_workers(data, expected, tmp_path):
+    process = running(data, tmp_path, "--workers=2", ignored=(signal.SIGHUP, signal.SIGINT))
+    for number in (signal.SIGHUP, signal.SIGINT):
+        os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, errors) == (0, "")
+    assert contents(tmp_path) == expected
+
+
 def test_two_runs_at_once(data, expected, tmp_path):
     first = running(data, tmp_path)
     os.kill(first.pid, signal.SIGSTOP)
@@ -231,6 +247,47 @@ def test_two_runs_at_once(data, expected, tmp_path):
     )
     assert first.wait() == 0
     assert contents(tmp_path) == expected
+
+
+@pytest.fixture(scope="module")
+def locales(tmp_path_factory):
+    """A folder of locales that do not use UTF-8."""
+    folder = tmp_path_factory.mktemp("locales")
+    for language, encoding in (("en_US", "ISO-8859-1"), ("zh_CN", "GBK")):
+        try:
+            subprocess.run(
+                ["localedef", "-i", language, "-f", encoding, str(folder / f"{language}.{encoding}")],
+                capture_output=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip(f"the locale {language}.{encoding} cannot be made here")
+    return folder
+
+
+def test_names_are_bytes_whatever_the_locale(locales, tmp_path):
+    names = ["part 数据 é".encode(), "部分".encode("gbk"), b"\xff\x80"]
+    found = []
+    for locale in ("C.UTF-8", "en_US.ISO-8859-1", "zh_CN.GBK"):
+        data = os.path.join(os.fsencode(tmp_path), locale.encode(), "文件夹".encode("gbk"))
+        os.makedirs(data)
+        for number, name in enumerate(names):
+            with open(os.path.join(data, name), "wb") as file:
+                file.write(b"QUJD\t%d\nbad line\n" % number)
+        with open(os.path.join(data, "列表".encode("gbk")), "wb") as file:
+            file.write(b"\n".join(names))
+        process = subprocess.run(
+            [sys.executable, TOOL, b"--data_dir=" + data, b"--file_list=" + "列表".encode("gbk"), b"--nranks=2"]
+            + [b"--on-error=skip", b"--tmp_dir=" + os.path.dirname(data)],
+            env={**os.environ, "LOCPATH": str(locales), "LC_ALL": locale},
+            capture_output=True,
+        )
+        assert (process.returncode, process.stderr) == (0, b"")
+        found.append({name: open(os.path.join(data, name), "rb").read() for name in os.listdir(data)})  # noqa: SIM115
+    assert found[0] == found[1] == found[2]
+    manifest = json.loads(found[0][b"base64_manifest.json"])
+    assert [source["name"].encode("utf-8", "surrogateescape") for source in manifest["sources"]] == names
+    assert found[0][b"base64_skipped.txt"].split(b"\n")[1].startswith(names[1] + b":2: no tab")
 
 
 def test_a_file_that_cannot_grow_is_one_line(data, tmp_path):

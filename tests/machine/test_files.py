@@ -1,0 +1,46 @@
+"""Temporary files in folders that other users can write to."""
+
+import os
+import secrets
+
+import pytest
+
+from plsc.machine.files import remove_leftovers, replace_file, replacing, write_synced
+
+
+def test_a_planted_link_is_never_written_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "guessed")
+    precious, target = tmp_path / "precious", tmp_path / "page.html"
+    precious.write_text("mine")
+    for name in (f".page.html.{os.getpid()}.part", f".page.html.{os.getpid()}.guessed.part"):
+        (tmp_path / name).symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        replace_file(target, b"page")
+    with pytest.raises(OSError, match="symbolic link"):
+        write_synced(tmp_path / f".page.html.{os.getpid()}.part", b"page")
+    assert precious.read_text() == "mine" and not target.exists()
+
+
+def test_the_target_is_replaced_and_a_failure_leaves_nothing(tmp_path):
+    target = tmp_path / "page[1].html"
+    replace_file(target, b"one")
+    replace_file(target, b"two")
+    assert target.read_bytes() == b"two" and os.listdir(tmp_path) == [target.name]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+    with pytest.raises(ZeroDivisionError), replacing(target) as part:
+        assert part.parent == tmp_path and part.read_bytes() == b""
+        part.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"two" and os.listdir(tmp_path) == [target.name]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    target = tmp_path / "page[1].html"
+    left = [".page[1].html.12.part", ".page[1].html.12.0123456789abcdef.part"]
+    kept = [".page[1].html.x.part", ".page1.html.12.part", "page[1].html.12.part", ".page[1].html.part"]
+    for name in left + kept:
+        (tmp_path / name).touch()
+    remove_leftovers(target)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
