@@ -19,3 +19,7 @@ class CheckpointError(PlscError):
 
 class TrainingError(PlscError):
     """A training that cannot continue, for instance because a rank failed."""
+
+
+# The exit status of a process that ends with an error which a restart would meet again (EX_CONFIG of sysexits.h).
+STATUS_OF_MISTAKE = 78
