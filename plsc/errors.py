@@ -1,5 +1,8 @@
 """The errors that plsc raises for its users. Each says what is wrong, where, and what to do, in one line."""
 
+LASTING_STATUS = 78  # with which a rank ends after an error that would happen again in a restarted run
+LASTING_VARIABLE = "PLSC_LASTING_STATUS"  # set where the launcher wants that status
+
 
 class PlscError(Exception):
     """The base of all errors that plsc raises for a user's mistake or a machine's failure."""
@@ -19,7 +22,3 @@ class CheckpointError(PlscError):
 
 class TrainingError(PlscError):
     """A training that cannot continue, for instance because a rank failed."""
-
-
-# The exit status of a process that ends with an error which a restart would meet again (EX_CONFIG of sysexits.h).
-STATUS_OF_MISTAKE = 78

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -69,7 +69,8 @@ class _Failure:
     moment: float
     cause: str
     tail: list[str] = field(default_factory=list)
-    is_mistake: bool = False
+    tail_is_reason: bool = True
+    is_lasting: bool = False
 
 
 class Hub:
@@ -97,6 +98,7 @@ class Hub:
         self._thread = threading.Thread(target=self._serve_all, daemon=True, name="hub")
         self._listener, self._agreed, self._nnodes = listener, agreed, nnodes
         self._restarts, self._patience, self._silence = restarts, patience, silence
+        self._secret = messages.secret()
         self._members: list[_Member] = []
         self._numbers: dict[int, str] = {}  # the name of the machine that last had each number
         self._phase = "gathering"  # then "running"; and again, or "over"
@@ -219,7 +221,8 @@ class Hub:
             self._start_if_all_are_ready()
         elif kind == "failed" and self._phase == "running":
             tail = [str(line) for line in message["tail"]]
-            self._failures.append(_Failure(now - message["ago"], message["cause"], tail, message["is_mistake"]))
+            moment, tail_is_reason, lasts = now - message["ago"], message["tail_is_reason"], message["is_lasting"]
+            self._failures.append(_Failure(moment, message["cause"], tail, tail_is_reason, lasts))
         elif kind == "done":
             member.is_done = True
             launchers = [one for one in self._members if one.name]
@@ -245,7 +248,8 @@ class Hub:
 
     def _objection(self, member: _Member, hello: dict[str, Any]) -> tuple[str, bool]:
         """Returns why a launcher cannot join, or an empty text; and whether it may be right a little later."""
-        if not hmac.compare_digest(hello["proof"].encode("utf-8", "replace"), proof_of(member.nonce).encode()):
+        proof = proof_of(member.nonce, self._secret)
+        if not hmac.compare_digest(hello["proof"].encode("utf-8", "replace"), proof.encode()):
             return f"{messages.SECRET_VARIABLE} differs between the machines; set it to one value on all of them", False
         for words, value in self._agreed.items():
             given = hello["agreed"].get(words)
@@ -284,8 +288,9 @@ class Hub:
                 self._lose(member, f"nothing was heard from it for {silent:.0f} s", since=member.heard)
         first = min(self._failures, key=lambda one: one.moment, default=None)
         if first is not None and now - first.moment > _SECONDS_FOR_THE_FIRST_CAUSE:
-            again = self._attempt < self._restarts and not first.is_mistake
-            self._stop(first.cause, first.tail, again=again)
+            again = self._attempt < self._restarts and not first.is_lasting
+            cause = f"{first.cause}; all ranks of all machines were stopped"
+            self._stop(cause, first.tail, tail_is_reason=first.tail_is_reason, again=again)
         if self._phase == "gathering":
             if now - self._gathering_since > self._patience:
                 self._stop(f"{self._missing()} within {self._patience:.0f} s")
@@ -301,13 +306,22 @@ class Hub:
     def _stop(
         self,
         cause: str,
-        tail: Optional[list[str]] = None,
+        tail: Sequence[str] = (),
         *,
+        tail_is_reason: bool = True,
         number: Optional[int] = None,
         again: bool = False,
         hurry: bool = False,
     ) -> None:
-        self._tell_all("stop", cause=cause, tail=tail or [], signal=number, again=again, hurry=hurry)
+        self._tell_all(
+            "stop",
+            cause=cause,
+            tail=list(tail),
+            tail_is_reason=tail_is_reason,
+            signal=number,
+            again=again,
+            hurry=hurry,
+        )
         self._failures.clear()
         self._phase = "gathering" if again else "over"
         self._attempt += again

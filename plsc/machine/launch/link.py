@@ -50,7 +50,7 @@ class Link:
         self._socket = socket.create_connection((address, port), timeout=_SECONDS_TO_ANSWER)
         try:
             nonce = self._read_nonce(f"{address}:{port}")
-            self._socket.sendall(encode("hello", proof=proof_of(nonce), **hello))
+            self._socket.sendall(encode("hello", proof=proof_of(nonce, messages.secret()), **hello))
         except BaseException:
             self._socket.close()
             raise
@@ -92,9 +92,7 @@ class Link:
         for further in greetings[1:]:
             self._heard.put(further)
         if greetings[0]["kind"] != "hub":
-            raise OtherProgramError(
-                f"{where}: a program that is not plsc listens there; choose another port for --master"
-            )
+            raise OtherProgramError(f"{where}: a program that is not plsc listens there; give --master another port")
         if greetings[0]["protocol"] != messages.PROTOCOL:
             raise OtherProgramError(f"{where}: another version of plsc listens there; install one version everywhere")
         return greetings[0]["nonce"]

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from plsc.errors import STATUS_OF_MISTAKE, ConfigError
+from plsc.errors import LASTING_STATUS, LASTING_VARIABLE, ConfigError
 from plsc.machine import threads
 from plsc.machine.memory import machine_memory
 
@@ -77,9 +78,27 @@ class Failure:
         return killed if self.status < 0 else f"ended with status {self.status}"
 
     @property
-    def is_mistake(self) -> bool:
-        """Whether the error is the user's, so that a restart would meet it again."""
-        return self.status == STATUS_OF_MISTAKE
+    def is_lasting(self) -> bool:
+        """Whether the error would happen again in a restarted run, because it is a mistake of the user."""
+        return self.status == LASTING_STATUS
+
+    @property
+    def text(self) -> str:
+        """What to show of it: the last lines, in which the rank gives the reason unless something has killed it."""
+        how = f"plsc: rank {self.rank} {self.how}; all ranks were stopped"
+        tail = f"The last lines of rank {self.rank}:\n{''.join(self.tail)}"
+        return f"plsc: {tail}{how}\n" if self.status < 0 else f"{how}. {tail}"
+
+
+def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[str, str]:
+    """Returns the environment variables of all ranks that this launcher starts, first or again.
+
+    Args:
+        given: Those that the caller asks for.
+        restarts: How many restarts the caller allows.
+    """
+    lasting = {LASTING_VARIABLE: "1"} if restarts else {}
+    return {"PLSC_LAUNCH": uuid.uuid4().hex, **lasting, **(given or {})}
 
 
 class LocalRanks:
@@ -101,7 +120,7 @@ class LocalRanks:
         try:
             for local in range(place.ranks):
                 self._processes.append(_start(command, place, local, variables))
-        except BaseException:
+        except Exception:
             for process in self._processes:
                 process.kill()
             raise

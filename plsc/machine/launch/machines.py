@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 from plsc.errors import ConfigError, TrainingError
 from plsc.machine.launch.hub import SIGNALS, Hub
 from plsc.machine.launch.link import Link
-from plsc.machine.launch.local_ranks import LocalRanks, Place, say
+from plsc.machine.launch.local_ranks import LocalRanks, Place, say, variables_of_run
 from plsc.machine.launch.network import (
     address_of_interface,
     address_towards,
@@ -65,14 +65,23 @@ class _End:
     Attributes:
         cause: One line; empty when all ranks have succeeded.
         tail: The last lines of the rank that failed first.
+        tail_is_reason: Whether they say why.
         signal: The signal that stopped one of the launchers.
         again: Whether the run is to be restarted.
     """
 
     cause: str = ""
     tail: Sequence[str] = ()
+    tail_is_reason: bool = True
     signal: Optional[int] = None
     again: bool = False
+
+    @property
+    def text(self) -> str:
+        """What to show of it; the reason comes last."""
+        cause = f"plsc: {self.cause}\n"
+        tail = "".join(["plsc: the last lines of that rank:\n", *self.tail]) if self.tail else ""
+        return cause + tail if self.tail_is_reason else tail + cause
 
 
 def run_on_machines(command: Sequence[str], machines: Machines, variables: Mapping[str, str]) -> int:
@@ -107,7 +116,8 @@ class _Launcher:
         signals: list[int],
         resources: contextlib.ExitStack,
     ) -> None:
-        self._command, self._machines, self._variables = command, machines, variables
+        self._command, self._machines = command, machines
+        self._variables = variables_of_run(variables, machines.restarts)
         self._signals, self._sent = signals, 0  # the signals so far, and how many of them the hub knows
         self._signalled = self._noted = time.monotonic()  # when the hub learned of the last one; when a line was shown
         self._host, self._port = parse_address(machines.master)
@@ -138,8 +148,7 @@ class _Launcher:
                 return 128 + end.signal
             if not end.cause:
                 return 0
-            say(f"plsc: {end.cause}{'' if isinstance(start, _End) else '; all ranks of all machines were stopped'}\n")
-            say("".join(["The last lines of that rank:\n", *end.tail]) if end.tail else "")
+            say(end.text)
             if not end.again:
                 return 1
             self._attempt += 1
@@ -276,7 +285,7 @@ class _Launcher:
         """Returns whether this launcher has received a signal and no hub says what follows."""
         if not self._signals:
             return False
-        is_unanswered = time.monotonic() - self._signalled > _SECONDS_TO_ANSWER_A_SIGNAL
+        is_unanswered = self._sent > 0 and time.monotonic() - self._signalled > _SECONDS_TO_ANSWER_A_SIGNAL
         return link is None or link.lost is not None or is_unanswered
 
     def _end_by_signal(self) -> _End:
@@ -337,9 +346,10 @@ class _Launcher:
                     self._link.send(
                         "failed",
                         cause=f"rank {failure.rank} on {self._name} {failure.how}",
+                        tail_is_reason=failure.status > 0,
                         tail=tail,
                         ago=time.monotonic() - failure.moment,
-                        is_mistake=failure.is_mistake,
+                        is_lasting=failure.is_lasting,
                     )
             message = self._link.next_message(POLL_SECONDS)
             if message is not None and message["kind"] == "finish":
@@ -351,9 +361,15 @@ class _Launcher:
             if self._is_left_alone(self._link):
                 return self._end_by_signal()
             if self._link.lost is not None:
-                cause = f"{names[0]} (node rank 0, the master) was lost: {self._link.lost}"
+                cause = f"{names[0]} (node rank 0, the master) was lost: {self._link.lost}; the ranks here were stopped"
                 return _End(cause, again=self._attempt < self._machines.restarts)
 
 
 def _end_of(message: dict[str, Any]) -> _End:
-    return _End(message["cause"], [str(line) for line in message["tail"]], message["signal"], message["again"])
+    return _End(
+        cause=message["cause"],
+        tail=[str(line) for line in message["tail"]],
+        tail_is_reason=message["tail_is_reason"],
+        signal=message["signal"],
+        again=message["again"],
+    )

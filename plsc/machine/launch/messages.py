@@ -24,7 +24,9 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
         "agreed": (dict,),
     },
     "ready": {"attempt": (int,), "age": (int, float), "address": (str,), "ports": (list,)},
-    "failed": {"cause": (str,), "tail": (list,), "ago": (int, float), "is_mistake": (bool,)},
+    "failed": {
+        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_lasting": (bool,),
+    },
     "done": {},
     "signal": {"number": (int,)},
     # from the hub to a launcher
@@ -32,7 +34,10 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "refused": {"reason": (str,), "retry": (bool,)},
     "note": {"text": (str,)},
     "start": {"node_rank": (int,), "attempt": (int,), "age": (int, float), "endpoints": (list,), "names": (list,)},
-    "stop": {"cause": (str,), "tail": (list,), "signal": (int, type(None)), "again": (bool,), "hurry": (bool,)},
+    "stop": {
+        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "signal": (int, type(None)), "again": (bool,),
+        "hurry": (bool,),
+    },
     "finish": {},
     # both ways
     "alive": {},
@@ -84,7 +89,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     return message
 
 
-def proof_of(nonce: str) -> str:
-    """Returns what shows that this launcher has the same PLSC_SECRET as the one that sent `nonce`."""
-    secret = os.environ.get(SECRET_VARIABLE, "").encode("utf-8", "surrogateescape")
+def secret() -> bytes:
+    """Returns what only the launchers of a run know; empty unless the user has chosen a secret."""
+    return os.environ.get(SECRET_VARIABLE, "").encode("utf-8", "surrogateescape")
+
+
+def proof_of(nonce: str, secret: bytes) -> str:
+    """Returns what shows, to the one that chose `nonce`, that this launcher knows the secret."""
     return hmac.new(secret, nonce.encode("utf-8", "replace"), hashlib.sha256).hexdigest()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
-from plsc.machine.launch.local_ranks import LocalRanks, Place, say
+from plsc.machine.launch.local_ranks import Failure, LocalRanks, Place, say, variables_of_run
 from plsc.machine.launch.network import free_ports
 
 POLL_SECONDS = 0.05
@@ -32,16 +32,19 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
         0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks.
     """
     began = time.time()
+    variables = variables_of_run(variables, restarts)
     with caught_signals() as signals:
         for attempt in range(restarts + 1):
-            status, can_restart = _run_once(command, ranks, variables or {}, began if attempt else None, signals)
+            failure = _run_once(command, ranks, variables, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
-            if not status or not can_restart:
-                return status
+            if failure is None:
+                return 0
+            if restarts and failure.is_lasting:
+                return 1
             if attempt < restarts:
                 say(f"plsc: restart {attempt + 1} of {restarts}\n")
-        return status
+        return max(1, failure.status) if failure is not None and ranks == 1 else 1
 
 
 @contextlib.contextmanager
@@ -61,8 +64,8 @@ def caught_signals() -> Iterator[list[int]]:
 
 def _run_once(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
-) -> tuple[int, bool]:
-    """Runs the ranks until all have ended; returns the status of `run`, and whether a restart may help."""
+) -> Optional[Failure]:
+    """Runs the ranks until all have ended, and reports and returns the first failure."""
     endpoints = [f"127.0.0.1:{port}" for port in free_ports(ranks)]
     running = LocalRanks(command, Place(endpoints, ranks, restart_of=restart_of), variables)
     try:
@@ -71,13 +74,8 @@ def _run_once(
         failure = None if signals else running.first_failure()
     finally:
         running.end(signals[0] if signals else None, lambda: len(signals) > 1)
-    if failure is None:
-        return 0, False
-    if ranks == 1:  # what the script wrote is the last line already
-        say(f"plsc: the script {failure.how}\n" if failure.status < 0 else "")
-    else:
-        say(
-            f"plsc: rank {failure.rank} {failure.how}; all ranks were stopped. The last lines of rank {failure.rank}:\n"
-        )
-        say("".join(failure.tail))
-    return max(1, failure.status) if ranks == 1 else 1, not failure.is_mistake
+    if failure is not None and ranks > 1:
+        say(failure.text)
+    elif failure is not None and failure.status < 0:  # otherwise the last line is that of the script already
+        say(f"plsc: the script {failure.how}\n")
+    return failure
