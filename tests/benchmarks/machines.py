@@ -199,7 +199,7 @@ CASES = {
 
 def last_line(program):
     lines = [line for line in program.lines if line.strip()] or ["nothing"]
-    return re.sub(r"/\S*/disk/", "", lines[-1])[:170]
+    return re.sub(r"/\S*/disk/", "", lines[-1])[:200]
 
 
 def run_case(name, folder, data, straight):

@@ -46,7 +46,7 @@ def read_cluster(environment: Mapping[str, str]) -> Optional[Cluster]:
     for system, (number, count, local, advice) in _SYSTEMS.items():
         if number not in environment or (count is not None and count not in environment):
             continue
-        on_this_machine = _number(environment, local) if local in environment else 1
+        on_this_machine = _number(environment, local) if local is not None and local in environment else 1
         if system == "Slurm":
             on_this_machine = _slurm_tasks(environment)
         if on_this_machine != 1:
