@@ -28,10 +28,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc run --nnodes 2 --master 10.0.0.1:29500 --ranks 4 train.py   # the same on both machines",
             "plsc run --nnodes auto --ranks 4 train.py                        # srun starts it on every machine",
         ],
-        "Options of the script come after it. The same command on each of several machines, with --nnodes and --master, "
-        "starts, ends and restarts the ranks of all of them together. Scripts that `import paddle.fluid` get plsc.fluid. With several ranks, "
+        "Options of the script come after it. Scripts that `import paddle.fluid` get plsc.fluid. With several ranks, "
         "the first failure ends all of them, and the last lines of the failed rank are shown. With one rank, the exit "
-        "status is that of the script. Settings of --set and --config win over the setters of the script.",
+        "status is that of the script. The same command on each of several machines, with --nnodes and --master, "
+        "starts, ends and restarts their ranks together. Settings of --set and --config win over the setters of the "
+        "script.",
     )
     add_ranks(parser, "number of processes on this machine (default 1)")
     parser.add_argument(
