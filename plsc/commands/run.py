@@ -108,7 +108,6 @@ def run(options: argparse.Namespace) -> int:
     if not script.is_file():
         wrong = "is a folder, not a script" if script.is_dir() else "no such script"
         raise ConfigError(f"{options.script}: {wrong}; name a Python script, as in {program()} run train.py")
-    launch.check_ranks(options.ranks)
     command = [sys.executable, options.script, *options.args]
     machines = _machines(options)
     if machines is None:

@@ -15,7 +15,7 @@ from typing import Any, Optional, Union
 from plsc.errors import ConfigError, TrainingError
 from plsc.machine.launch.hub import SIGNALS, Hub
 from plsc.machine.launch.link import Link
-from plsc.machine.launch.local_ranks import LocalRanks, Place, say, variables_of_run
+from plsc.machine.launch.local_ranks import LocalRanks, Place, check_ranks, say, variables_of_run
 from plsc.machine.launch.network import (
     address_of_interface,
     address_towards,
@@ -103,6 +103,7 @@ def run_on_machines(command: Sequence[str], machines: Machines, variables: Mappi
         ConfigError: The options do not fit this machine, or those of the other machines.
         TrainingError: The other machines did not come.
     """
+    check_ranks(machines.ranks)
     with caught_signals() as signals, contextlib.ExitStack() as resources:
         return _Launcher(command, machines, variables, signals, resources).run()
 
@@ -182,8 +183,8 @@ class _Launcher:
         is_own = is_own_address(self._address)
         if machines.node_rank != 0 and (machines.node_rank is not None or not is_own):
             return machines.node_rank
-        # The address may be one that another machine has for this one, or a name that means 127.0.0.1 only here.
-        is_loopback = self._host == "localhost" or self._host.startswith("127.")
+        # The address may be one that others have for this machine, or a name that means 127.0.1.1 only here (Debian).
+        is_loopback = self._host in ("localhost", "127.0.0.1")
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -313,22 +314,25 @@ class _Launcher:
         shown = "" if node_rank == 0 else f"; rank 0 writes on {names[0]}"
         say(f"plsc: {self._name} is machine {node_rank} of {len(names)}, with {own}{shown}\n")
         running = LocalRanks(self._command, place, self._variables)
-        hurry = [False]
+        late: list[_End] = []  # what the hub says while the ranks end: a signal, or a second one
 
         def is_hurried() -> bool:
             """Passes on what comes while the ranks end; says whether a second signal is among it."""
+            is_second = len(self._signals) > 1
             if self._link is not None:
                 self._send_signals(self._link)
                 message = self._link.next_message(0)
-                hurry[0] |= message is not None and message["kind"] == "stop" and message["hurry"]
-            return hurry[0] or len(self._signals) > 1
+                if message is not None and message["kind"] == "stop":
+                    late.append(_end_of(message))
+                    is_second |= message["hurry"]
+            return is_second
 
         end = None
         try:
             end = self._watch(running, names)
         finally:
             running.end(None if end is None else end.signal, is_hurried)
-        return end
+        return next((one for one in late if one.signal is not None), end)
 
     def _watch(self, running: LocalRanks, names: Sequence[str]) -> _End:
         """Waits until the hub tells all machines to stop, and tells it how this one fares."""

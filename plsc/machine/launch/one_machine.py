@@ -8,7 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
-from plsc.machine.launch.local_ranks import Failure, LocalRanks, Place, say, variables_of_run
+from plsc.machine.launch.local_ranks import (
+    Failure,
+    LocalRanks,
+    Place,
+    check_ranks,
+    say,
+    variables_of_run,
+)
 from plsc.machine.launch.network import free_ports
 
 POLL_SECONDS = 0.05
@@ -30,7 +37,11 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
 
     Returns:
         0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks.
+
+    Raises:
+        ConfigError: This machine has no memory for so many processes.
     """
+    check_ranks(ranks)
     began = time.time()
     variables = variables_of_run(variables, restarts)
     with caught_signals() as signals:
