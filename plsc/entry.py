@@ -680,7 +680,7 @@ def _shown(value: Any) -> str:
 
 
 def _shorten_errors() -> None:
-    """Makes an uncaught PlscError end the program with its one line. Every other error keeps its traceback."""
+    """Makes an uncaught PlscError or Ctrl-C end the program with one line. Every other error keeps its traceback."""
     if getattr(sys.excepthook, "plsc", False):
         return
     previous = sys.excepthook
@@ -688,6 +688,8 @@ def _shorten_errors() -> None:
     def hook(kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
         if issubclass(kind, PlscError):
             print(f"plsc: error: {error}", file=sys.stderr, flush=True)
+        elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+            print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
         else:
             previous(kind, error, traceback)
         parallel.report_end(error)

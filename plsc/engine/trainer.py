@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +50,14 @@ from plsc.models import build_backbone
 from plsc.models.base_model import inputs_of
 from plsc.models.modes import TrainingModes
 
-_SECONDS_TO_UPLOAD = 40.0  # after SIGTERM; clusters grant a minute or less
+_SECONDS_TO_UPLOAD = 40.0  # after a signal; clusters grant a minute or less
 
 
 class Note(enum.IntFlag):
     """What a rank tells the others along with its labels, so that all ranks act on it after the same step."""
 
     WRITTEN = 1  # its part of the checkpoint is on disk
-    SIGTERM = 2  # it has received SIGTERM
+    SIGNAL = 2  # it has received SIGTERM, or Ctrl-C
     STOP = 4  # one of its callbacks has called `stop`
 
 
@@ -142,7 +141,7 @@ class Trainer:
             self.writer.on_saved = lambda folder: self.call("on_save", folder)
 
         # Signals and records.
-        self.sigterm = resources.enter_context(StopRequest())
+        self.stop_request = resources.enter_context(StopRequest())
         self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
         resources.callback(self.metrics.close)
         write_run_record(self.save_dir, config, self.state.run, resumed, self.steps_per_epoch)
@@ -185,13 +184,13 @@ class Trainer:
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
             notes = self.step(micro_batches)
             # Every rank has the notes of all ranks, so all take the same branches.
-            if any(Note.SIGTERM in note for note in notes):
-                self.exit_after_sigterm()
+            if any(Note.SIGNAL in note for note in notes):
+                self.exit_after_signal()
             if any(Note.STOP in note for note in notes):
                 self.save(f"step_{progress.step}")
                 return self.agreed_reason()
-        if parallel.any_rank(self.sigterm.requested, f"the end of epoch {progress.epoch}"):
-            self.exit_after_sigterm()
+        if parallel.any_rank(self.stop_request.requested, f"the end of epoch {progress.epoch}"):
+            self.exit_after_signal()
         self.first_pass.end(began, progress.batch, self.steps_per_epoch)
         self.state.steps_per_epoch = self.steps_per_epoch or progress.batch
         with self.clock.paused():
@@ -288,7 +287,7 @@ class Trainer:
     def note(self) -> Note:
         """Returns what the other ranks must know before this step."""
         note = Note.WRITTEN if self.writer is not None and self.writer.written else Note(0)
-        note |= Note.SIGTERM if self.sigterm.requested else Note(0)
+        note |= Note.SIGNAL if self.stop_request.requested else Note(0)
         return note | (Note.STOP if self.stop_reason else Note(0))
 
     def embed(self, images: np.ndarray, labels: np.ndarray) -> paddle.Tensor:
@@ -308,11 +307,11 @@ class Trainer:
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 
-    def exit_after_sigterm(self) -> None:
-        """Saves a checkpoint and ends the program, because some rank has received SIGTERM.
+    def exit_after_signal(self) -> None:
+        """Saves a checkpoint and ends the program, because some rank has received SIGTERM or Ctrl-C.
 
         Raises:
-            SystemExit: Always, with the status of a process that SIGTERM has ended.
+            SystemExit: Always, with the status of a process that the signal has ended.
         """
         step = self.progress.step
         saved = "nothing was saved, because set_model_save_dir is empty"
@@ -323,8 +322,8 @@ class Trainer:
             saved = f"saved {self.writer.save_dir / name}; set_resume(True) resumes from there"
             if self.uploader is not None:
                 self.uploader.hurry(self, _SECONDS_TO_UPLOAD)
-        logger.warning("stopped by SIGTERM after step %d: %s", step, saved)
-        raise SystemExit(128 + signal.SIGTERM)
+        logger.warning("stopped by %s after step %d: %s", self.stop_request.name, step, saved)
+        raise SystemExit(128 + self.stop_request.number)
 
     @property
     def progress(self) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 
@@ -25,7 +26,11 @@ def set_up_logging(rank: int) -> None:
 
 
 class _AboveTheBar(logging.StreamHandler):
-    """A handler that writes log lines to stderr without tearing a progress bar."""
+    """A handler that writes log lines to stderr without tearing a progress bar.
+
+    A stderr that is full or has no reader loses the lines, and nothing else.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The memory of this process: how much it has, and how it is allocated."""
+"""The memory of this process and of this machine: how much there is, and how it is allocated."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterator
 from typing import Optional
-
-import numpy as np
 
 from plsc.errors import TrainingError
 
@@ -59,6 +57,8 @@ def keep_freed_memory() -> None:
     It returns freed pieces to the kernel if they are larger than the largest piece it has seen freed. To get them back
     costs a page fault for every 4 kB, which is a third of the time of a shuffle.
     """
+    import numpy as np  # the launcher, which only asks for the limit, starts sooner without it
+
     np.empty(1 << 22, np.uint8)  # freed at once, and never touched
 
 

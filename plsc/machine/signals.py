@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, Optional
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to end
+_SECONDS_OF_ONE_REQUEST = 2.0  # a cluster may send SIGTERM to the launcher and to the ranks, which then get it twice
 
 
 def heeded(numbers: Iterable[signal.Signals] = ENDING) -> list[signal.Signals]:
@@ -22,32 +25,60 @@ def heeded(numbers: Iterable[signal.Signals] = ENDING) -> list[signal.Signals]:
 
 
 class StopRequest:
-    """The wish of a cluster to take the machine away, which it announces with SIGTERM.
+    """The wish to end the program, which a cluster announces with SIGTERM, and a user with Ctrl-C (SIGINT).
 
-    Inside the `with` block the first SIGTERM only sets `requested`. A second one ends the process as if it had no
+    Inside the `with` block the first signal only sets `requested`. A second one ends the process as if it had no
     handler. In threads other than the main one nothing changes, since only that one can handle signals.
 
+    Ctrl-C counts where Python would raise KeyboardInterrupt, except in an interactive session. Where it is ignored, as
+    in the ranks of `plsc run`, it still is no request, but the name of the SIGTERM that follows.
+
     Attributes:
-        requested: Whether SIGTERM has come.
+        requested: Whether a signal has asked for the end.
+        number: The signal.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        self.number = int(signal.SIGTERM)
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """What users call the signal."""
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+            handlers: dict[int, Any] = dict.fromkeys(heeded((signal.SIGTERM,)), self._note)
+            interrupt = signal.getsignal(signal.SIGINT)
+            if interrupt is signal.SIG_IGN:
+                handlers[signal.SIGINT] = self._name
+            elif interrupt is signal.default_int_handler and not hasattr(sys, "ps1"):
+                handlers[signal.SIGINT] = self._note
+            self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+    def _name(self, number: int, frame: Optional[FrameType]) -> None:
+        self.number = number
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        self.requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        is_first = not self.requested
+        if is_first:
+            self.requested, self._since = True, time.monotonic()
+        if number == signal.SIGINT:
+            self.number = number if is_first else self.number
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        elif not is_first:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if time.monotonic() - self._since > _SECONDS_OF_ONE_REQUEST:
+                signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

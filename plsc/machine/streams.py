@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -29,6 +30,18 @@ def open_closed_streams() -> None:
         sys.stdout = open(1, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w")  # noqa: SIM115
+    atexit.unregister(_give_up_stderr)
+    atexit.register(_give_up_stderr)
+
+
+def _give_up_stderr() -> None:
+    """Discards what a full disk or a missing reader keeps from stderr; Python would end with the status 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    except (AttributeError, ValueError):  # the program has closed or replaced it
+        pass
 
 
 class OutputError(PlscError):
@@ -67,4 +80,10 @@ def _checked() -> Iterator[None]:
 
 def silence_stdout() -> None:
     """Discards what is still to be written to a standard output that cannot take it; Python flushes it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
+
+
+def _discard(stream: Any) -> None:
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)

@@ -11,7 +11,8 @@ from paddle import distributed
 from plsc.errors import PlscError, RankError, TrainingError, is_mistake
 from plsc.parallel.peers import Peers, peers
 
-_ORDERLY = (None, 0, 128 + signal.SIGTERM)  # exit codes; all ranks end together after SIGTERM
+# Exit codes; all ranks end together after SIGTERM and Ctrl-C.
+_ORDERLY = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
 _LONGEST = 500
 

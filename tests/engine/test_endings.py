@@ -61,6 +61,26 @@ def test_sigterm_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(glyphs
     assert same_tensors(output / "2", tmp_path / "straight" / "2")
 
 
+@pytest.mark.parametrize("with_launcher", [True, False])
+def test_ctrl_c_saves_and_is_called_by_its_name(glyphs, tmp_path, with_launcher):
+    output = tmp_path / "stopped"
+    words = command("train_glyphs.py", 1, glyphs, output, *BASE, "--hold-step=3")
+    process = subprocess.Popen(
+        words if with_launcher else [sys.executable, *words[words.index(str(HELPERS / "train_glyphs.py")) :]],
+        env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    lines_until(process, "holding step 3")
+    process.send_signal(signal.SIGINT)
+    if with_launcher:
+        lines_until(process, "received SIGTERM")
+    (tmp_path / "stopped.release").touch()
+    said = process.stderr.read()
+    assert process.wait(timeout=TIMEOUT) == 130
+    assert "stopped by Ctrl-C after step 4: saved" in said.splitlines()[-1] and "Traceback" not in said
+    assert (output / "step_4" / "meta.json").exists()
+
+
 def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
     output = tmp_path / "output"
     process, lines = hold(glyphs, output, *BASE, ranks=3)

@@ -1,8 +1,71 @@
+"""Requests to stop, by signals that really come, and sections that wait for their end."""
+
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from ranks import environment
 
-from plsc.machine.signals import deferred_signals, heeded
+from plsc.machine.signals import StopRequest, deferred_signals, heeded
+
+
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """Gives SIGINT and SIGTERM the handlers of a fresh Python."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_is_a_request_and_the_second_one_interrupts():
+    with StopRequest() as request:
+        assert not request.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (request.requested, request.number, request.name) == (True, signal.SIGINT, "Ctrl-C")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_where_ctrl_c_is_ignored_it_only_names_the_sigterm_that_follows():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as request:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not request.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.requested and request.name == "Ctrl-C"
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_handler_of_the_user_stays():
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append(1))
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came and not request.requested
+
+
+def test_sigterm_that_comes_twice_at_once_is_one_request():
+    """A cluster may send it to the launcher and to the ranks, to which the launcher passes it on."""
+    with StopRequest() as request:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.requested and request.name == "SIGTERM"
+
+
+def test_sigterm_that_comes_again_later_ends_the_process():
+    code = (
+        "import os, signal, time\nfrom plsc.machine import signals\nsignals._SECONDS_OF_ONE_REQUEST = 0\n"
+        "with signals.StopRequest():\n"
+        "    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == -signal.SIGTERM
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Programs run and end as usual whichever standard streams are closed."""
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -45,7 +47,8 @@ def test_an_error_of_another_file_is_not_blamed_on_the_output():
         exit_status(command)
 
 
-def test_a_training_without_stderr_ends_well(tmp_path):
+@pytest.mark.parametrize("streams", ["> /dev/null 2>&-", "2> /dev/full", "2>&1 | head -1"])
+def test_a_training_without_stderr_ends_well(tmp_path, streams):
     script = tmp_path / "train.py"
     script.write_text(
         "import numpy as np\nfrom plsc import Entry\nins = Entry()\n"
@@ -54,5 +57,36 @@ def test_a_training_without_stderr_ends_well(tmp_path):
         "ins.set_image_shape((3, 32, 32))\nins.set_class_num(4)\nins.set_emb_size(8)\nins.set_train_epochs(1)\n"
         "ins.set_with_test(False)\nins.set_model_save_dir('out')\nins.train()\n"
     )
-    process = shell(f"cd {tmp_path} && {sys.executable} train.py > /dev/null 2>&-")
+    process = shell(f"cd {tmp_path} && set -o pipefail && {sys.executable} train.py {streams}")
     assert process.returncode == 0 and (tmp_path / "out" / "0" / "meta.json").exists()
+
+
+# `plsc run`: the launcher copies the stderr of rank 0, must read that of all ranks, and waits for their processes.
+
+CLOSED_OR_BROKEN = ["2>&-", "2>/dev/full", "2>&1 | head -1", ">&-", ">/dev/full", ">&- 2>&-", "<&- >&- 2>&-",
+                    ">/dev/full 2>&1", "| head -1"]  # fmt: skip
+TALKATIVE = "import sys\nfor _ in range(20000): print('x' * 100, file=sys.stderr)\nsys.exit({})\n"
+
+
+@pytest.mark.parametrize(
+    "streams, status", [*((streams, 1) for streams in CLOSED_OR_BROKEN), ("2>/dev/full", 0), ("2>&1 | head -1", 0)]
+)
+def test_ranks_end_with_their_status_whatever_becomes_of_the_streams(tmp_path, streams, status):
+    (tmp_path / "script.py").write_text(TALKATIVE.format(status))
+    run = f"{sys.executable} -m plsc run --ranks 2 {tmp_path}/script.py"
+    assert shell(f"set -o pipefail; {run} {streams}").returncode == status
+
+
+def test_a_rank_has_ended_though_a_process_that_it_started_holds_its_stderr(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import os, subprocess, sys, time\n"
+        "if os.environ['PADDLE_TRAINER_ID'] == '0': time.sleep(600)\n"
+        f"child = subprocess.Popen(['sleep', '600'])\nopen('{tmp_path}/pid', 'w').write(str(child.pid))\n"
+        "sys.exit('rank one is broken')\n"
+    )
+    command = [sys.executable, "-m", "plsc", "run", "--ranks", "2", str(tmp_path / "script.py")]
+    try:
+        process = subprocess.run(command, env=environment(), stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert process.returncode == 1 and process.stderr.splitlines()[-1] == "rank one is broken"

@@ -1,0 +1,249 @@
+"""The ranks that this launcher starts: their environment, what they write, and how they end."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE, ConfigError
+from plsc.machine import threads
+from plsc.machine.memory import memory_limit
+
+# Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid.
+_SITE = Path(__file__).parent.parent / "site"
+_SECONDS_AFTER_FAILURE = 5.0
+_SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
+_SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
+_TAIL_LINES = 40
+_BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
+_RANKS_PER_CORE = 4
+_LONGEST_LINE = 1 << 16  # bytes; longer ones are shown in parts
+
+
+@dataclass(frozen=True)
+class Place:
+    """The part of a run that this launcher starts.
+
+    Attributes:
+        endpoints: `address:port` of every rank of the run, in the order of the ranks.
+        ranks: The number of ranks on this machine.
+        node_rank: The number of this machine, from 0.
+        interface: The network interface to the other machines; None leaves the choice to the libraries.
+        restart_of: When the run first started, in seconds since 1970; None unless this is a restart.
+    """
+
+    endpoints: Sequence[str]
+    ranks: int
+    node_rank: int = 0
+    interface: Optional[str] = None
+    restart_of: Optional[float] = None
+
+    @property
+    def first_rank(self) -> int:
+        """The lowest rank on this machine."""
+        return self.node_rank * self.ranks
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a rank failed.
+
+    Attributes:
+        rank: The rank, counted over all machines.
+        status: What `Popen.returncode` says.
+        moment: When it ended, on the clock of `time.monotonic`.
+        tail: Its last lines, each with its line end.
+    """
+
+    rank: int
+    status: int
+    moment: float
+    tail: Sequence[str]
+
+    @property
+    def how(self) -> str:
+        """The end of the process in words."""
+        killed = f"was killed by signal {-self.status}"
+        return killed if self.status < 0 else f"ended with status {self.status}"
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the error would happen again in a restarted run, because it is a mistake of the user."""
+        return self.status == STATUS_OF_MISTAKE
+
+    @property
+    def text(self) -> str:
+        """What to show of it: the last lines, in which the rank gives the reason unless something has killed it."""
+        how = f"plsc: rank {self.rank} {self.how}; all ranks were stopped"
+        tail = f"The last lines of rank {self.rank}:\n{''.join(self.tail)}"
+        return f"plsc: {tail}{how}\n" if self.status < 0 else f"{how}. {tail}"
+
+
+def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[str, str]:
+    """Returns the environment variables of all ranks that this launcher starts, first or again.
+
+    Args:
+        given: Those that the caller asks for.
+        restarts: How many restarts the caller allows.
+    """
+    lasting = {VARIABLE_OF_MISTAKE: "1"} if restarts else {}
+    return {"PLSC_LAUNCH": uuid.uuid4().hex, **lasting, **(given or {})}
+
+
+class LocalRanks:
+    """The running ranks of this machine.
+
+    Rank 0 writes directly to this terminal. The stderr of the other ranks is kept for `Failure.tail`.
+
+    Args:
+        command: The words of the command line.
+        place: The part of the run.
+        variables: Environment variables of the ranks, in addition to those of this process.
+    """
+
+    def __init__(self, command: Sequence[str], place: Place, variables: Mapping[str, str]) -> None:
+        self._first = place.first_rank
+        # A terminal sends Ctrl-C to all processes at once. The ranks ignore it; this process asks them to save and end.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._processes: list[subprocess.Popen] = []
+        try:
+            for local in range(place.ranks):
+                self._processes.append(_start(command, place, local, variables))
+        except Exception:
+            for process in self._processes:
+                process.kill()
+            raise
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        self._tails = [collections.deque[str](maxlen=_TAIL_LINES) for _ in self._processes]
+        # Ranks in the order in which they ended, and when: a rank that loses a peer ends after it.
+        self._ended: list[tuple[int, float]] = []
+        self._readers = [
+            _thread(_collect, process, tail, shown=place.first_rank + number == 0)
+            for number, (process, tail) in enumerate(zip(self._processes, self._tails))
+        ]
+        for number, process in enumerate(self._processes):
+            _thread(self._await, number, process)
+
+    def _await(self, number: int, process: subprocess.Popen) -> None:
+        # A rank has ended when its process has, whoever still holds its stderr.
+        process.wait()
+        self._ended.append((number, time.monotonic()))
+
+    @property
+    def have_ended(self) -> bool:
+        """Whether all ranks have ended."""
+        return len(self._ended) == len(self._processes)
+
+    def first_failure(self) -> Optional[Failure]:
+        """Returns the first rank that failed, or None when none has."""
+        for number, moment in list(self._ended):
+            status = self._processes[number].returncode
+            if status:
+                return Failure(self._first + number, status, moment, self._tails[number])
+        return None
+
+    def end(self, number: Optional[int], hurried: Callable[[], bool]) -> None:
+        """Asks the running ranks to end, waits for them, and kills them when they take too long.
+
+        Args:
+            number: The signal that asked this launcher to stop, which gives the ranks time to save; None after a
+                failure.
+            hurried: Says whether to kill them at once.
+        """
+        running = [process for process in self._processes if process.poll() is None]
+        if number == signal.SIGINT:  # SIGTERM follows; this only tells them what to call it
+            for process in running:
+                process.send_signal(signal.SIGINT)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + (_SECONDS_AFTER_FAILURE if number is None else _SECONDS_TO_SAVE)
+        while any(process.poll() is None for process in running):
+            if time.monotonic() > deadline or hurried():
+                for process in running:
+                    process.kill()
+            time.sleep(0.02)
+        last = time.monotonic() + _SECONDS_OF_OUTPUT
+        for reader in self._readers:
+            reader.join(timeout=max(0.0, last - time.monotonic()))
+
+
+def check_ranks(ranks: int) -> None:
+    """Refuses more ranks than the memory of this machine can hold, and warns of many more than it has cores.
+
+    A few ranks to a core are usual in trials; they only take turns. Thousands are a slip of the finger, and would make
+    the machine swap until nothing else runs on it.
+
+    Raises:
+        ConfigError: Paddle alone would need more than the memory.
+    """
+    total, needed = memory_limit() or 0, ranks * _BYTES_OF_A_RANK
+    if needed > total > 0:
+        raise ConfigError(
+            f"--ranks {ranks}: so many processes need {needed / 1e9:.3g} GB for Paddle alone, and this machine has "
+            f"{total / 1e9:.3g} GB; --ranks counts the processes of this machine, usually one for each GPU"
+        )
+    if ranks > _RANKS_PER_CORE * threads.cores() and not Path("/dev/nvidiactl").exists():
+        say(f"plsc: {ranks} ranks share {threads.cores()} cores, so most of the time they wait for each other\n")
+
+
+def say(text: str) -> None:
+    """Writes to stderr; a stderr that is closed, full or without a reader changes nothing else."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[str, str]) -> subprocess.Popen:
+    rank = place.first_rank + local
+    environment = {**os.environ, **variables}
+    if not threads.user_chose:
+        environment["OMP_NUM_THREADS"] = str(threads.threads_per_rank(place.ranks))
+    environment.setdefault("GLOG_minloglevel", "1")  # the ports and addresses of every rank are noise
+    if place.interface is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", place.interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", place.interface)
+    environment.update(
+        PADDLE_TRAINER_ID=str(rank),
+        PADDLE_LOCAL_RANK=str(local),
+        PADDLE_RANK_IN_NODE=str(local),
+        PADDLE_TRAINERS_NUM=str(len(place.endpoints)),
+        PADDLE_LOCAL_SIZE=str(place.ranks),
+        PADDLE_TRAINER_ENDPOINTS=",".join(place.endpoints),
+        PADDLE_CURRENT_ENDPOINT=place.endpoints[rank],
+        FLAGS_selected_gpus=str(local),
+    )
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
+    if place.restart_of is not None:
+        environment["PLSC_RESTART"] = repr(place.restart_of)
+    return subprocess.Popen(
+        command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def _collect(process: subprocess.Popen, tail: collections.deque[str], shown: bool) -> None:
+    """Reads the stderr of a rank until its end, whatever becomes of this process's own: a full pipe would block it."""
+    assert process.stderr is not None
+    with process.stderr as stream:
+        for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
+            text = line.decode("utf-8", "replace")
+            tail.append(text)
+            if shown:
+                say(text)
+
+
+def _thread(target: Callable[..., None], *arguments: object, **named: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, kwargs=named, daemon=True)
+    thread.start()
+    return thread
