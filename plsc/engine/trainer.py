@@ -38,7 +38,7 @@ from plsc.engine.verdict import (
     report_skipped_step,
     step_of,
 )
-from plsc.errors import PlscError
+from plsc.errors import PlscError, RankError
 from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import HeadOutput
@@ -215,8 +215,9 @@ class Trainer:
             progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
             self.call("on_test", progress.test)
         except Exception as problem:
-            # Only a PlscError is known to be raised on every rank, and all of them must save.
-            if self.writer is None or not (isinstance(problem, PlscError) or parallel.world_size() == 1):
+            # Only a PlscError of this rank's own is known to be raised on every rank, and all of them must save.
+            on_all = isinstance(problem, PlscError) and not isinstance(problem, RankError)
+            if self.writer is None or not (on_all or parallel.world_size() == 1):
                 raise
             try:
                 folder = self.writer.start(str(progress.epoch), self.state.files(self.writer.leads), meta, rng)

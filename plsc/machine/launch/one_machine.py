@@ -53,6 +53,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
             if failure is None:
                 return 0
             if restarts and failure.is_lasting:
+                say("plsc: not restarted, because the same error would come again\n")
                 return 1
             if attempt < restarts:
                 say(f"plsc: restart {attempt + 1} of {restarts}\n")
