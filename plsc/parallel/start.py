@@ -30,7 +30,8 @@ def initialise() -> None:
     """Joins the ranks of this run; further calls in a process do nothing.
 
     Raises:
-        ConfigError: The launcher has chosen a GPU for this rank that this machine does not have.
+        ConfigError: This machine does not have the GPU that was chosen for this rank, or the script has joined the
+            ranks itself, in a way that plsc cannot use.
     """
     global _initialised
     if _initialised:
@@ -45,14 +46,14 @@ def initialise() -> None:
 def initialise_fleet(averaging: Averaging) -> None:
     """Initialises fleet for pure data parallelism; further calls change only how gradients are averaged.
 
-    Raises:
-        ConfigError: The script has joined the ranks itself, in a way that plsc cannot use.
-
     The groups that fleet makes for other kinds of parallelism are left out (`heter_ccl_mode`, on gloo and nccl alike).
     On gloo they fail at random, with "Connection refused" in 4 of 10 starts of 4 ranks: Paddle stores the addresses of
     the ranks of every group under the same keys (`ProcessGroupGloo` gives its store no prefix). A rank that is faster
     to make its second group than another one finds the address that the other had in its first group, where nothing
     listens any more. On nccl each would be a further communicator, which training does not need.
+
+    Raises:
+        ConfigError: The script has joined the ranks itself, in a way that plsc cannot use.
     """
     # Fleet warns when it has been initialised before, which is what a second training does.
     fleet.init(is_collective=True, strategy=strategy_of(averaging), log_level="ERROR")
