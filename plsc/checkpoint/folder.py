@@ -73,10 +73,19 @@ def is_own_file(name: str) -> bool:
 
 
 class Meta(dict[str, Any]):
-    """The content of a `meta.json`, in which an entry that someone needs may be missing."""
+    """The content of a `meta.json`, in which an entry that someone needs may be missing.
+
+    Args:
+        path: The file.
+        content: The content.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        super().__init__(content)
+        self._path = path
 
     def __missing__(self, name: str) -> Any:
-        raise CheckpointError(f"{META}: has no {name!r}, which this needs; use a checkpoint that a training has saved")
+        raise CheckpointError(f"{self._path}: has no {name!r}; use a checkpoint that a training has saved")
 
 
 def _may_be_removed(folder: Path) -> bool:
@@ -198,7 +207,7 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     if meta["block_bytes"] != BLOCK_BYTES:
         raise ValueError(f"blocks of {short(meta['block_bytes'])} bytes instead of {BLOCK_BYTES}")
     files = {name: _sum_of(meta["size"][name], meta["blocks"][name]) for name in as_object(meta["sha256"])}
-    checkpoint = Checkpoint(folder, Meta(meta), files)
+    checkpoint = Checkpoint(folder, Meta(folder / META, meta), files)
     if len(as_integers(checkpoint.head_rows)) > len(files):
         raise ValueError("it does not name all head files")
     if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]):
