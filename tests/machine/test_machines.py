@@ -503,14 +503,15 @@ def test_a_machine_that_is_killed_and_returns_resumes_to_the_bit(network, glyphs
     training = (*TRAINING, "log_period=1", "--pause=0.1")
     words = ("--restarts", 1, HELPERS / "train_glyphs.py", glyphs, network.disk / "o", *training)
     master, other = (start_on(machine, network.machines[0], *words) for machine in network.machines)
-    master.wait_for("saved ")
+    master.wait_for("/o/step_6")
     other.kill()
     began = time.monotonic()
     master.wait_for("machine-a (node rank 1) was lost")
     assert time.monotonic() - began < 30
     other = start_on(network.machines[1], network.machines[0], *words)
     assert [master.wait(), other.wait()] == [0, 0]
-    assert "resumed from" in master.text and same_on_disks(network, tmp_path / "o" / "1")
+    assert "resumed from" in master.text, master.text
+    assert same_on_disks(network, tmp_path / "o" / "1")
 
 
 RANK = """import os, socket, sys, time
