@@ -199,7 +199,7 @@ class Trainer:
         meta, rng = self.state.meta(), self.state.rank_rng()
         try:
             progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
-            self.call("on_test", progress.test)
+            parallel.together(lambda: self.call("on_test", progress.test))
         except Exception as problem:
             # Only a PlscError is known to be raised on every rank, and all of them must save.
             if self.writer is None or not (isinstance(problem, PlscError) or parallel.world_size() == 1):

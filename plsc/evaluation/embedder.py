@@ -98,14 +98,16 @@ class Embedder:
             Embeddings [N, D] float32 and labels [N], the same on every rank.
         """
         batches = loader.epoch(0)
-        first = next(batches)
+        first = parallel.together(lambda: next(batches))
         ranks, rank = parallel.world_size(), parallel.rank()
         same = ranks > 1 and len(set(parallel.all_gather_object(digest(first)))) == 1
-        parts = [
-            (number if same else rank, self._forward(images), labels)
-            for number, (images, labels) in enumerate(itertools.chain([first], batches))
-            if not same or number % ranks == rank
-        ]
+        parts = parallel.together(
+            lambda: [
+                (number if same else rank, self._forward(images), labels)
+                for number, (images, labels) in enumerate(itertools.chain([first], batches))
+                if not same or number % ranks == rank
+            ]
+        )
         every = [part for parts in parallel.all_gather_object(parts) for part in parts]
         every.sort(key=lambda part: part[0])
         embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
