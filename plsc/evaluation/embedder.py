@@ -98,16 +98,20 @@ class Embedder:
             Embeddings [N, D] float32 and labels [N], the same on every rank.
         """
         batches = loader.epoch(0)
-        first = next(batches)
+        first = parallel.together(lambda: next(batches), "the first batch of the reader")
         ranks, rank = parallel.world_size(), parallel.rank()
-        same = ranks > 1 and len(set(parallel.all_gather_object(digest(first), "the first batch of the reader"))) == 1
-        parts = [
-            (number if same else rank, self._forward(images), labels)
-            for number, (images, labels) in enumerate(itertools.chain([first], batches))
-            if not same or number % ranks == rank
-        ]
-        gathered = parallel.all_gather_object(parts, "its embeddings of the reader")
-        every = [part for parts in gathered for part in parts]
+        what = "the first batch of the reader"
+        same = ranks > 1 and len(set(parallel.all_gather_object(digest(first), what))) == 1
+        what = "its embeddings of the reader"
+        parts = parallel.together(
+            lambda: [
+                (number if same else rank, self._forward(images), labels)
+                for number, (images, labels) in enumerate(itertools.chain([first], batches))
+                if not same or number % ranks == rank
+            ],
+            what,
+        )
+        every = [part for parts in parallel.all_gather_object(parts, what) for part in parts]
         every.sort(key=lambda part: part[0])
         embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
         if loader.splits:  # Of n ranks, rank r had samples r, r + n, r + 2n, ...

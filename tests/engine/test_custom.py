@@ -45,6 +45,7 @@ def test_readers_on_two_ranks(ranks, tmp_path):
     assert "plsc.shard_reader(reader)" in process.stderr
     found = [dict(np.load(tmp_path / f"rank_{rank}.npz")) for rank in range(2)]
     assert "other parameters are frozen" in str(found[0].pop("refused"))
+    assert [str(one.pop("broken")) for one in found] == ["the reader of rank 1 is broken"] * 2
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
         if name.startswith("test"):

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from plsc import Entry, parallel, shard_reader
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, DataError
 from plsc.inference.networks import embed_batch
 
 IMAGES = np.random.default_rng(0).normal(size=(21, 3, 16, 16)).astype("float32")
@@ -34,6 +34,14 @@ def samples():
 def own_samples():
     """Rank 0 has the first 9 images, rank 1 the others."""
     yield from list(samples())[: 9 if parallel.rank() == 0 else None][0 if parallel.rank() == 0 else 9 :]
+
+
+def broken():
+    """Fails on rank 1 alone, at the second batch."""
+    yield list(samples())[:4]
+    if parallel.rank() == 1:
+        raise DataError("the reader of rank 1 is broken")
+    yield list(samples())[4:8]
 
 
 def main(output):
@@ -71,6 +79,12 @@ def main(output):
             ins.test_reader = reader
             measured = ins.test()["test_reader"].values()
             found[f"test {name}"] = np.array([value for value in measured if not isinstance(value, dict)])
+    ins.test_reader = broken
+    try:
+        ins.test()
+        found["broken"] = np.array("")
+    except DataError as problem:
+        found["broken"] = np.array(str(problem))
     net[1].bias.stop_gradient = True
     try:
         ins.train()
