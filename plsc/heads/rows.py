@@ -47,6 +47,11 @@ class Rows:
         first, last = self._bounds(number)
         return self.shard.lower + (np.arange(first, last) if self.selected is None else self.selected[first:last])
 
+    def size(self, number: int) -> int:
+        """Returns how many rows a chunk has."""
+        first, last = self._bounds(number)
+        return last - first
+
     def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
         """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""
         first, last = self._bounds(number)
