@@ -6,6 +6,7 @@ They are written under a temporary name and renamed, and checked when they are r
 from plsc.checkpoint.folder import (
     BACKBONE,
     OPTIMIZER,
+    Age,
     Checkpoint,
     head_file,
     list_checkpoints,
@@ -30,6 +31,7 @@ from plsc.checkpoint.writer import Saved, Writer, saved_by_run
 __all__ = [
     "BACKBONE",
     "OPTIMIZER",
+    "Age",
     "Checkpoint",
     "DamagedError",
     "Saved",

@@ -8,6 +8,7 @@ removed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,9 @@ _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed)")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
 _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
+
+
+Age = tuple[float, int, float]
 
 
 def head_file(rank: int) -> str:
@@ -64,6 +68,15 @@ class Checkpoint:
     def written(self) -> float:
         """When the checkpoint was put in place, in seconds since 1970."""
         return float(self.meta["written"])
+
+    @property
+    def age(self) -> Age:
+        """What orders checkpoints, whatever the clocks of the machines say; the newest has the largest.
+
+        It is when the run began, which is later than all that was in the folder then; the steps of the run; and when
+        the checkpoint was written. Earlier versions of plsc recorded only the last.
+        """
+        return float(self.meta.get("began", self.written)), int(self.meta["step"]), self.written
 
 
 def score_of(meta: dict[str, Any]) -> Optional[float]:
@@ -136,7 +149,8 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"blocks of {meta['block_bytes']!r} bytes instead of {BLOCK_BYTES}")
     files = {str(name): FileSum(int(meta["size"][name]), tuple(meta["blocks"][name])) for name in meta["sha256"]}
     checkpoint = Checkpoint(folder, meta, files)
-    if sum(checkpoint.head_rows) != meta["num_classes"] or not isinstance(meta["step"], int):
+    numbers_are_sound = isinstance(meta["step"], int) and all(map(math.isfinite, checkpoint.age))
+    if sum(checkpoint.head_rows) != meta["num_classes"] or not numbers_are_sound:
         raise ValueError("its numbers contradict each other")
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")

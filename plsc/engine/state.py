@@ -37,6 +37,8 @@ class TrainingState:
         steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
         callbacks: The callbacks whose states are saved too.
         run: Identifies the run; a resumed run keeps it.
+        began: When the run began, in seconds since 1970, or later: it orders the runs of a folder, whatever clocks say.
+        launches: The names of the `plsc run` commands that have trained it; a restart resumes what its command trained.
         progress: How far the run has come.
         rng: Random state of this rank at the beginning of the epoch.
     """
@@ -50,6 +52,8 @@ class TrainingState:
     steps_per_epoch: Optional[int]
     callbacks: Sequence[Callback] = ()
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began: float = 0.0
+    launches: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     rng: dict[str, Any] = field(default_factory=random_state.capture)
 
@@ -102,6 +106,8 @@ class TrainingState:
             "plsc": __version__,
             "paddle": paddle.__version__,
             "run": self.run,
+            "began": self.began,
+            "launches": list(self.launches),
             # the epoch of the last step
             "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
             "step": progress.step,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -40,6 +41,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
         0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks.
     """
     signals: list[int] = []
+    variables = {"PLSC_LAUNCH": uuid.uuid4().hex, **(variables or {})}
     began = time.time()
     previous = {
         number: signal.signal(number, lambda number, frame: signals.append(number))
@@ -47,7 +49,7 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
     }
     try:
         for attempt in range(restarts + 1):
-            status = _run_once(command, ranks, variables or {}, began if attempt else None, signals)
+            status = _run_once(command, ranks, variables, began if attempt else None, signals)
             if signals:
                 return 128 + signals[0]
             if not status:

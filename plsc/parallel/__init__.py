@@ -12,7 +12,7 @@ from plsc.parallel.collectives import (
     sum_number,
 )
 from plsc.parallel.model import broadcast_statistics, distributed_model, without_gradient_sync
-from plsc.parallel.ranks import on_cpu, rank, restarted, world_size
+from plsc.parallel.ranks import launch_name, on_cpu, rank, restarted, world_size
 from plsc.parallel.start import initialise
 from plsc.parallel.together import from_rank_0, together
 
@@ -27,6 +27,7 @@ __all__ = [
     "distributed_model",
     "from_rank_0",
     "initialise",
+    "launch_name",
     "on_cpu",
     "rank",
     "restarted",
