@@ -25,7 +25,7 @@ from plsc.checkpoint.load import (
 )
 from plsc.checkpoint.sharing import leader_of
 from plsc.checkpoint.snapshot import host_array
-from plsc.checkpoint.tensor_file import DamagedError
+from plsc.checkpoint.tensor_file import DamagedError, Stream
 from plsc.checkpoint.writer import Saved, Writer, saved_by_run
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Checkpoint",
     "DamagedError",
     "Saved",
+    "Stream",
     "Writer",
     "head_file",
     "host_array",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -16,12 +16,12 @@ from plsc import parallel
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import Age, Checkpoint
 from plsc.checkpoint.snapshot import Snapshot
-from plsc.checkpoint.tensor_file import FileSum, write_tensors
+from plsc.checkpoint.tensor_file import FileSum, Stream, write_tensors
 from plsc.errors import CheckpointError
 
 logger = logging.getLogger("plsc")
 
-Files = Mapping[str, Mapping[str, np.ndarray]]  # {file name: {tensor name: array}}
+Files = Mapping[str, Mapping[str, Union[np.ndarray, Stream]]]  # {file name: {tensor name: array}}
 
 
 @dataclass

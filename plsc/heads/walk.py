@@ -29,6 +29,8 @@ from plsc.heads.sinks import RowSink
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
 _LOWEST_PEAK = -1e29
 _L2_BYTES = 2 << 20
+# A walk starts about 30 operators for each chunk, which takes the processor 0.3 ms. On 256 MB of data they keep a GPU
+# busy for longer: five passes take 0.6 ms at 2 TB/s. This is an estimate; it was not measured on a GPU.
 _GPU_BYTES = 256 << 20
 _REDUCED_BYTES = 32 << 20  # of the gradient that the ranks sum at once; the latency of a sum is small against it
 
@@ -397,7 +399,7 @@ class _Walk:
         assert plain is not None
         if self.queries.others:  # then the labels are still among the products
             product_CB = self.without_labels(number, product_CB.clone(), _NO_LOGIT)
-        smaller_CB = paddle.to_tensor(self.rows.classes(number)).unsqueeze(1) < plain.class_1B
+        smaller_CB = self.rows.classes(number).unsqueeze(1) < plain.class_1B
         tied_CB = paddle.logical_and(product_CB == plain.logit_B, smaller_CB)
         return paddle.logical_or(product_CB > plain.logit_B, tied_CB).astype("int64").sum(axis=0)
 

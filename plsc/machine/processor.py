@@ -1,4 +1,4 @@
-"""What the math libraries must be told about the processor before they load."""
+"""What the math libraries must be told about the processor and the GPU before they load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 _AVX2 = "5"  # the code path that MKL takes on Intel processors with AVX2
 
 
@@ -24,6 +25,15 @@ def use_fast_mkl() -> bool:
         return True
     os.environ[MKL_VARIABLE] = _AVX2
     return not _is_loaded()
+
+
+def compute_in_float32() -> None:
+    """Keeps NVIDIA's libraries from rounding the operands of float32 products to TF32, which has 10 bits of mantissa.
+
+    By default Paddle lets them do so on GPUs from Ampere on. A value that the user has set stays: 1 allows it. The
+    processes that this one starts inherit the variable.
+    """
+    os.environ.setdefault(TF32_VARIABLE, "0")
 
 
 def _needs_it() -> bool:

@@ -2,6 +2,7 @@
 
 from plsc.parallel.collectives import (
     Pending,
+    all_gather_arrays,
     all_gather_object,
     all_gather_rows,
     all_reduce_sum,
@@ -18,6 +19,7 @@ from plsc.parallel.together import from_rank_0, together
 
 __all__ = [
     "Pending",
+    "all_gather_arrays",
     "all_gather_object",
     "all_gather_rows",
     "all_reduce_sum",
