@@ -6,6 +6,7 @@ They are written under a temporary name and renamed, and checked when they are r
 from plsc.checkpoint.folder import (
     BACKBONE,
     OPTIMIZER,
+    Age,
     Checkpoint,
     head_file,
     list_checkpoints,
@@ -24,15 +25,17 @@ from plsc.checkpoint.load import (
 )
 from plsc.checkpoint.sharing import leader_of
 from plsc.checkpoint.snapshot import host_array
-from plsc.checkpoint.tensor_file import DamagedError
+from plsc.checkpoint.tensor_file import DamagedError, Stream
 from plsc.checkpoint.writer import Saved, Writer, saved_by_run
 
 __all__ = [
     "BACKBONE",
     "OPTIMIZER",
+    "Age",
     "Checkpoint",
     "DamagedError",
     "Saved",
+    "Stream",
     "Writer",
     "head_file",
     "host_array",

@@ -89,23 +89,33 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
     )
 
 
-def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> None:
+def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> Optional[checkpoint.Age]:
     """Downloads the newest checkpoint in `fs_dir_for_save` to the save folder, if the run is to be resumed.
 
     Nothing is downloaded when every machine has that checkpoint or a newer one. All ranks raise the same error.
+
+    Returns:
+        The age of that checkpoint, downloaded or not; None if there is none.
 
     Raises:
         StorageError: The checkpoint cannot be read.
         CheckpointError: The checkpoint is damaged.
         ConfigError: The folder holds another checkpoint of that name.
     """
-    if store is None or config.hdfs is None or config.hdfs.fs_dir_for_save is None or not config.resume:
-        return
+    if store is None or config.hdfs is None or config.hdfs.fs_dir_for_save is None:
+        return None
     place = config.hdfs.fs_dir_for_save
 
     found = parallel.from_rank_0(lambda: remote.newest(store, place), "the search for a checkpoint in HDFS")
-    if found is None or not parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
-        return
+    if found is None:
+        return None
+    if config.resume and parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
+        _fetch_to_save_dir(config, store, found, save_dir)
+    return found.checkpoint.age
+
+
+def _fetch_to_save_dir(config: Config, store: Retrying, found: remote.Remote, save_dir: Path) -> None:
+    """Downloads a checkpoint to the save folder, where it is hidden until it is complete."""
     folder = save_dir / posixpath.basename(found.path)
     # An earlier download of another checkpoint of that name is left alone; `recover` removes it in time.
     hidden = folder.with_name(f".{folder.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
@@ -131,7 +141,7 @@ def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
         except CheckpointError:
             continue
         is_whole = all((folder / name).exists() for name in _needed(config, own, [parallel.rank()]))
-        if is_whole and own.written >= found.checkpoint.written:
+        if is_whole and own.age >= found.checkpoint.age:
             return False
     return True
 

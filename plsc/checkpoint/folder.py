@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -60,6 +61,9 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "accumulators": as_object,
 }
 _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
+
+
+Age = tuple[float, int, float]
 
 
 def head_file(rank: int) -> str:
@@ -116,6 +120,15 @@ class Checkpoint:
     def written(self) -> float:
         """When the checkpoint was put in place, in seconds since 1970."""
         return float(self.meta["written"])
+
+    @property
+    def age(self) -> Age:
+        """What orders checkpoints, whatever the clocks of the machines say; the newest has the largest.
+
+        It is when the run began, which is later than all that was in the folder then; the steps of the run; and when
+        the checkpoint was written. Earlier versions of plsc recorded only the last.
+        """
+        return float(self.meta.get("began", self.written)), int(self.meta["step"]), self.written
 
 
 def score_of(meta: dict[str, Any]) -> Optional[float]:
@@ -210,10 +223,10 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     checkpoint = Checkpoint(folder, Meta(folder / META, meta), files)
     if len(as_integers(checkpoint.head_rows)) > len(files):
         raise ValueError("it does not name all head files")
-    if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]):
-        raise ValueError("its numbers contradict each other")
     as_integer(meta["step"])
     as_number(meta["written"])
+    if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]) or not all(map(math.isfinite, checkpoint.age)):
+        raise ValueError("its numbers contradict each other")
     for name, check in _OPTIONAL.items():
         if name in meta:
             check(meta[name])

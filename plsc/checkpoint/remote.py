@@ -184,11 +184,11 @@ def list_remote(storage: Retrying, folder: str) -> list[Remote]:
             except CheckpointError:
                 continue
             found += [remote] if remote is not None else []
-    return sorted(found, key=lambda one: one.checkpoint.written)
+    return sorted(found, key=lambda one: one.checkpoint.age)
 
 
 def newest(storage: Retrying, folder: str) -> Optional[Remote]:
-    """Returns the complete checkpoint in a folder that was written last, or None if there is none."""
+    """Returns the newest complete checkpoint in a folder, or None if there is none."""
     return next(reversed(list_remote(storage, folder)), None)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Union
 
 import numpy as np
 import paddle
 
 from plsc import parallel
+from plsc.checkpoint.tensor_file import Stream
+
+_PART_BYTES = 32 << 20  # of a tensor on a device, copied at a time
 
 
 class Snapshot:
@@ -17,29 +21,28 @@ class Snapshot:
     def __init__(self) -> None:
         self._copies: dict[str, np.ndarray] = {}
 
-    def take(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def take(self, arrays: Mapping[str, Union[np.ndarray, Stream]]) -> dict[str, np.ndarray]:
         """Returns contiguous copies of all arrays, which are valid until the next call."""
         copies = {}
         for name, array in arrays.items():
             kept = self._copies.get(name)
             if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
                 kept = np.empty(array.shape, array.dtype)
-            np.copyto(kept, array)
+            _copy(array, kept)
             copies[name] = kept
         self._copies = copies
         return copies
 
 
-def host_array(tensor: paddle.Tensor) -> np.ndarray:
-    """Returns a tensor as an array: its own memory on a CPU, and a copy from another device.
+def host_array(tensor: paddle.Tensor) -> Union[np.ndarray, Stream]:
+    """Returns a tensor as an array that shares its memory on a CPU, and otherwise as a stream of parts.
 
-    bfloat16, which NumPy does not have, becomes float32.
+    The parts are copied from the device while the stream is read. bfloat16, which NumPy does not have, becomes float32.
     """
-    if tensor.dtype == paddle.bfloat16:
-        tensor = tensor.astype("float32")
-    if not tensor.place.is_cpu_place():
-        return tensor.numpy()
-    return np.from_dlpack(_ForNumpy(tensor.detach()))
+    if _is_on_host(tensor) and tensor.dtype != paddle.bfloat16:
+        return np.from_dlpack(_ForNumpy(tensor.detach()))
+    dtype = "float32" if tensor.dtype == paddle.bfloat16 else str(tensor.dtype).rpartition(".")[2]
+    return Stream(np.dtype(dtype), tuple(tensor.shape), _Parts(tensor.detach(), dtype))
 
 
 def as_tensor(array: np.ndarray) -> paddle.Tensor:
@@ -47,6 +50,36 @@ def as_tensor(array: np.ndarray) -> paddle.Tensor:
     if not parallel.on_cpu() or array.dtype == bool:  # the exchange format has booleans only since 2022
         return paddle.to_tensor(array)
     return paddle.utils.dlpack.from_dlpack(array.__dlpack__())
+
+
+def _is_on_host(tensor: paddle.Tensor) -> bool:
+    return bool(tensor.place.is_cpu_place())
+
+
+def _copy(source: Union[np.ndarray, Stream], target: np.ndarray) -> None:
+    if isinstance(source, np.ndarray):
+        np.copyto(target, source)
+        return
+    flat, done = target.reshape(-1), 0
+    for part in source.parts:
+        flat[done : done + part.size] = part.reshape(-1)
+        done += part.size
+
+
+class _Parts:
+    """The parts of a tensor along the first axis, as arrays in host memory; each iteration copies them again."""
+
+    def __init__(self, tensor: paddle.Tensor, dtype: str) -> None:
+        self._tensor, self._dtype = tensor, dtype
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if not self._tensor.shape:
+            yield self._tensor.astype(self._dtype).numpy()
+            return
+        rows, a_row = self._tensor.shape[0], np.dtype(self._dtype).itemsize * math.prod(self._tensor.shape[1:])
+        step = max(1, _PART_BYTES // max(1, a_row))
+        for first in range(0, rows, step):
+            yield self._tensor[first : first + step].astype(self._dtype).numpy()
 
 
 class _ForNumpy:

@@ -8,20 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from plsc import parallel
 from plsc.checkpoint import folder as layout
-from plsc.checkpoint.folder import Checkpoint
+from plsc.checkpoint.folder import Age, Checkpoint
 from plsc.checkpoint.snapshot import Snapshot
-from plsc.checkpoint.tensor_file import FileSum, write_tensors
+from plsc.checkpoint.tensor_file import FileSum, Stream, write_tensors
 from plsc.errors import CheckpointError
 
 logger = logging.getLogger("plsc")
 
-Files = Mapping[str, Mapping[str, np.ndarray]]  # {file name: {tensor name: array}}
+Files = Mapping[str, Mapping[str, Union[np.ndarray, Stream]]]  # {file name: {tensor name: array}}
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Saved:
     score: Optional[float]
 
 
-def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
-    """Returns the complete checkpoints of a run, the oldest first. Every rank must call it, and gets what rank 0 sees.
+def saved_by_run(save_dir: Path, run: str, until: Age) -> list[Saved]:
+    """Returns the complete checkpoints of a run that some rank sees, the oldest first. Every rank must call it.
 
     Args:
         save_dir: The folder that holds them.
         run: The name of the run.
-        until: The latest time at which they were written, in seconds since 1970.
+        until: The age of the newest.
     """
     found: list[Checkpoint] = []
     for folder in layout.list_checkpoints(save_dir):
@@ -51,13 +51,13 @@ def saved_by_run(save_dir: Path, run: str, until: float) -> list[Saved]:
             checkpoint = layout.open_checkpoint(folder, partial=True)
         except CheckpointError:
             continue
-        if checkpoint.meta.get("run") == run and checkpoint.written <= until:
+        if checkpoint.meta.get("run") == run and checkpoint.age <= until:
             found.append(checkpoint)
-    found.sort(key=lambda one: one.written)
-    names = [(one.folder.name, layout.score_of(one.meta)) for one in found]
-    return [
-        Saved(save_dir / name, score) for name, score in parallel.all_gather_object(names, "the saved checkpoints")[0]
-    ]
+    own = [(one.age, one.folder.name, layout.score_of(one.meta)) for one in found]
+    what = "the saved checkpoints"
+    of_ranks = {(age, name): score for found in parallel.all_gather_object(own, what) for age, name, score in found}
+    scores = {name: of_ranks[age, name] for age, name in sorted(of_ranks)}
+    return [Saved(save_dir / name, score) for name, score in scores.items()]
 
 
 @dataclass

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
@@ -16,6 +21,7 @@ from plsc.config import Config
 from plsc.engine.state import TrainingState
 from plsc.errors import CheckpointError
 from plsc.heads import ClassifierHead
+from plsc.machine.json_files import read_bytes
 from plsc.storage import Retrying
 
 logger = logging.getLogger("plsc")
@@ -63,61 +69,125 @@ def open_save_dir(
     parallel.together(
         lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
     )
-    fetch_newest(config, store, save_dir)
+    uploaded = fetch_newest(config, store, save_dir)
     if leads:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
     parallel.meet("the save folder, which it cleans up")
-    source = _resume_if_wanted(state, save_dir)
-    saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.written)
+    found = find_candidates(save_dir)
+    launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
+    source = _resume_if_wanted(state, save_dir, found, launches)
+    saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.age)
+    state.began = _began(found, source, uploaded)
+    state.launches = sorted(launches.union([] if source is None else source.meta.get("launches", [])))
     writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
     resources.callback(writer.close)
     return writer, source is not None
 
 
-def _resume_if_wanted(state: TrainingState, save_dir: Path) -> Optional[Checkpoint]:
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A folder that some rank has, and that may be a checkpoint to resume from.
+
+    Attributes:
+        age: The age of the checkpoint; `_UNREADABLE` if it is not known.
+        name: The name of the folder.
+        holder: The first rank that has it.
+        launches: The `plsc run` commands that have trained the run.
+    """
+
+    age: checkpoint.Age
+    name: str
+    holder: int = field(compare=False)
+    launches: tuple[str, ...] = field(compare=False)
+
+
+# What cannot be read comes first, so that it is reported, and counts as damaged if there is nothing else.
+_UNREADABLE = (math.inf, 0, 0.0)
+
+
+def find_candidates(save_dir: Path) -> list[Candidate]:
+    """Returns what the folders of all ranks hold, the newest first; the same on every rank, which all call it.
+
+    The order does not depend on a clock, nor on one rank's disk, which may have been lost.
+    """
+    own = []
+    for folder in checkpoint.list_checkpoints(save_dir):
+        try:
+            found = checkpoint.parse_meta(folder, read_bytes(folder / "meta.json"))
+            age, launches = found.age, tuple(map(str, found.meta.get("launches", ())))
+        except (CheckpointError, OSError, ValueError):
+            age, launches = _UNREADABLE, ()
+        own.append(Candidate(age, folder.name, parallel.rank(), launches))
+    of_ranks: dict[Candidate, Candidate] = {}
+    for one in itertools.chain(*parallel.all_gather_object(own, "the list of checkpoints")):
+        of_ranks.setdefault(one, one)
+    readable = {one.name for one in of_ranks if one.age != _UNREADABLE}
+    return sorted((one for one in of_ranks if one.age != _UNREADABLE or one.name not in readable), reverse=True)
+
+
+def _resume_if_wanted(
+    state: TrainingState, save_dir: Path, found: Sequence[Candidate], launches: set[str]
+) -> Optional[Checkpoint]:
     """Resumes the run if the settings or a restart ask for it; returns the checkpoint, or None at a fresh start."""
-    restarted = parallel.restarted()
-    if not state.config.resume and restarted is None:
-        return None
-    # A restart by itself resumes its own run, and no earlier one that used the same folder.
-    since = 0.0 if state.config.resume or restarted is None else restarted
-    source = resume_from_newest(state, save_dir, since)
+    if not state.config.resume:
+        if not parallel.any_rank(parallel.restarted() is not None, "the start"):
+            return None
+        # A restart by itself resumes its own run, and no earlier one that used the same folder.
+        found = [one for one in found if launches.intersection(one.launches)]
+    source = resume_from_newest(state, save_dir, found)
     if source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
     return source
 
 
-def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0) -> Optional[Checkpoint]:
+def _began(found: Sequence[Candidate], source: Optional[Checkpoint], uploaded: Optional[checkpoint.Age]) -> float:
+    """Returns the `began` that makes the run's next checkpoints newer than all that exist, also if a clock was wrong.
+
+    Args:
+        found: What the ranks have in their folders.
+        source: What the run is resumed from; None at a fresh start.
+        uploaded: The age of the newest checkpoint in the store; None if there is none.
+    """
+    ages = [*([] if uploaded is None else [uploaded]), *(one.age for one in found if one.age != _UNREADABLE)]
+    newest = max((began for began, _, _ in ages), default=0.0)
+    if source is not None and source.age[0] >= newest:
+        return source.age[0]
+    return max(newest + 1.0, *parallel.all_gather_object(time.time(), "the start"))
+
+
+def resume_from_newest(state: TrainingState, save_dir: Path, found: Sequence[Candidate]) -> Optional[Checkpoint]:
     """Loads the newest good checkpoint in `save_dir` into `state`, the same one on every rank.
 
-    The newest is the one written last, not the one with the most steps: an earlier run in the same folder may have come
-    further.
+    The newest is the last one of the run that began last, not the one with the most steps: an earlier run in the same
+    folder may have come further.
 
     Args:
         state: The training, before its first step.
         save_dir: Folder of the checkpoints.
-        since: Time before which checkpoints do not count, in seconds since 1970.
+        found: What may be resumed, the newest first.
 
     Returns:
-        The checkpoint, or None when the folder has none.
+        The checkpoint, or None when there is none.
 
     Raises:
-        CheckpointError: The newest complete checkpoint does not fit the settings, or all are damaged.
+        CheckpointError: The newest complete checkpoint does not fit the settings, or none can be loaded by all ranks.
     """
-    found = sorted(parallel.all_gather_object(_candidates(save_dir, since), "the list of checkpoints")[0], reverse=True)
     first_error = None
-    for written, name in found:
+    for candidate in found:
         source, error, is_damage = None, None, False
         try:
-            source = checkpoint.open_checkpoint(save_dir / name, partial=True)
-            if source.written != written:
-                raise DamagedError(f"{source.folder}: this is not the checkpoint that rank 0 has there; move it away")
+            source = _open(save_dir, candidate)
             state.load(source)
         except CheckpointError as problem:
             error, is_damage = str(problem), isinstance(problem, DamagedError)
-        results = parallel.all_gather_object((error, is_damage), f"the checkpoint {name}, which it loads")
-        problems = [(error, damage) for error, damage in results if error]
+        of_ranks = parallel.all_gather_object((error, is_damage), f"the checkpoint {candidate.name}, which it loads")
+        many = parallel.world_size() > 1
+        problems = [
+            (f"rank {rank}: {error}" if many else error, damage)
+            for rank, (error, damage) in enumerate(of_ranks)
+            if error
+        ]
         for error, damage in problems:
             if not damage:
                 raise CheckpointError(error)
@@ -128,22 +198,28 @@ def resume_from_newest(state: TrainingState, save_dir: Path, since: float = 0.0)
         logger.warning("%s; trying the checkpoint before it", problems[0][0])
         first_error = first_error or problems[0][0]
     if first_error is not None:
-        raise CheckpointError(f"{save_dir}: no checkpoint can be resumed; the newest one: {first_error}")
+        raise CheckpointError(
+            f"{save_dir}: no checkpoint can be resumed, and nothing was changed; the newest one: {first_error}"
+        )
     return None
 
 
-def _candidates(save_dir: Path, since: float) -> list[tuple[float, str]]:
-    """Returns when checkpoints were written, and their names; for damaged ones, when their folder changed."""
-    if parallel.rank() != 0:
-        return []
-    found = []
-    for folder in checkpoint.list_checkpoints(save_dir):
-        try:
-            written = checkpoint.open_checkpoint(folder, partial=True).written
-        except (CheckpointError, KeyError, TypeError, ValueError):
-            written = folder.stat().st_mtime
-        found.append((written, folder.name))
-    return [one for one in found if one[0] >= since]
+def _open(save_dir: Path, candidate: Candidate) -> Checkpoint:
+    """Opens a candidate on this rank.
+
+    Raises:
+        CheckpointError: The folder of this rank does not hold it, or it is damaged.
+    """
+    folder = save_dir / candidate.name
+    if not folder.exists():
+        raise DamagedError(
+            f"{folder}: is missing here, but rank {candidate.holder} has it; copy the files of this machine's ranks "
+            "there from where they are"
+        )
+    source = checkpoint.open_checkpoint(folder, partial=True)
+    if source.age != candidate.age:
+        raise DamagedError(f"{folder}: this is not the checkpoint that rank {candidate.holder} has there; move it away")
+    return source
 
 
 def _log_resumed(state: TrainingState, source: Checkpoint) -> None:

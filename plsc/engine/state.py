@@ -6,7 +6,7 @@ import dataclasses
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
@@ -40,6 +40,8 @@ class TrainingState:
         steps_per_epoch: Steps in an epoch; None when a reader cannot tell.
         callbacks: The callbacks whose states are saved too.
         run: Identifies the run; a resumed run keeps it.
+        began: When the run began, in seconds since 1970, or later: it orders the runs of a folder, whatever clocks say.
+        launches: The names of the `plsc run` commands that have trained it; a restart resumes what its command trained.
         progress: How far the run has come.
         rng: Random state of this rank at the beginning of the epoch.
         schedules: The learning rates of the optimizer.
@@ -54,6 +56,8 @@ class TrainingState:
     steps_per_epoch: Optional[int]
     callbacks: Sequence[Callback] = ()
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    began: float = 0.0
+    launches: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     rng: dict[str, Any] = field(default_factory=random_state.capture)
     schedules: optim.Schedules = field(init=False)
@@ -65,24 +69,23 @@ class TrainingState:
         """Remembers the random state that a reader of the user finds in this epoch."""
         self.rng = random_state.capture()
 
-    def files(self, leads: Optional[bool] = None) -> dict[str, dict[str, np.ndarray]]:
+    def files(self, leads: Optional[bool] = None) -> dict[str, dict[str, Union[np.ndarray, checkpoint.Stream]]]:
         """Returns what this rank writes: {file: {tensor: array}}; on a CPU the arrays share the memory of the tensors.
 
         Args:
             leads: Whether this rank also writes what is the same on every rank; None lets rank 0 alone do so.
         """
         leads = parallel.rank() == 0 if leads is None else leads
-        files = {}
+        files: dict[str, dict[str, Union[np.ndarray, checkpoint.Stream]]] = {}
         accumulators = self._accumulators()
         if self.head.sharded or leads:
             head = {name: checkpoint.host_array(tensor) for name, tensor in self.head.state_dict().items()}
             parameters = dict(self.head.named_parameters())
             for parameter, tensors in self._head_accumulators(accumulators).items():
                 for name, tensor in tensors.items():
-                    array = checkpoint.host_array(tensor)
                     if checkpoint.row_axis(tensor.shape, parameters[parameter].shape) == 1:
-                        array = np.moveaxis(array, 1, 0)
-                    head[f"{parameter}/{name}"] = array
+                        tensor = paddle.moveaxis(tensor, 1, 0)
+                    head[f"{parameter}/{name}"] = checkpoint.host_array(tensor)
             files[checkpoint.head_file(parallel.rank() if self.head.sharded else 0)] = head
         if leads:
             state = self.backbone.state_dict()
@@ -110,6 +113,8 @@ class TrainingState:
             "plsc": __version__,
             "paddle": paddle.__version__,
             "run": self.run,
+            "began": self.began,
+            "launches": list(self.launches),
             # the epoch of the last step
             "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
             "step": progress.step,

@@ -213,7 +213,7 @@ class Trainer:
         meta, rng = self.state.meta(), self.state.rank_rng()
         try:
             progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
-            parallel.together(lambda: self.call("on_test", progress.test))
+            parallel.together(lambda: self.call("on_test", progress.test), "the callbacks")
         except Exception as problem:
             # Only a PlscError of this rank's own is known to be raised on every rank, and all of them must save.
             on_all = isinstance(problem, PlscError) and not isinstance(problem, RankError)

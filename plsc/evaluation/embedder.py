@@ -111,7 +111,7 @@ class Embedder:
             ],
             what,
         )
-        every = [part for parts in parallel.all_gather_object(parts, what) for part in parts]
+        every = _parts_of_all_ranks(parts, self._network.emb_dim, what)
         every.sort(key=lambda part: part[0])
         embeddings, labels = (np.concatenate([part[k] for part in every]) for k in (1, 2))
         if loader.splits:  # Of n ranks, rank r had samples r, r + n, r + 2n, ...
@@ -280,8 +280,23 @@ def _of_rank_0(folder: Path, meta: dict[str, Any]) -> np.ndarray:
     seen = made is not None and all(made.meta.get(key) == value for key, value in meta.items())
     given = None
     if parallel.any_rank(not seen, what):
-        given = parallel.from_rank_0(lambda: np.array(made.vectors), what)  # type: ignore[union-attr]
+        own = made.vectors if parallel.rank() == 0 else np.empty((0, 0))  # type: ignore[union-attr]
+        given = parallel.all_gather_arrays(own, what)[0]
     return made.vectors if seen else given  # type: ignore[union-attr, return-value]
+
+
+def _parts_of_all_ranks(
+    parts: list[tuple[int, np.ndarray, np.ndarray]], emb_dim: int, what: str
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Returns the (number, embeddings, labels) of all ranks, in rank order."""
+    own = np.concatenate([np.empty((0, emb_dim), "float32"), *(rows for _, rows, _ in parts)])
+    rows_of_ranks = parallel.all_gather_arrays(own, what)
+    every = []
+    labels_of_ranks = parallel.all_gather_object([(number, labels) for number, _, labels in parts], what)
+    for rows, found in zip(rows_of_ranks, labels_of_ranks):
+        ends = np.cumsum([len(labels) for _, labels in found])
+        every += [(number, part, labels) for (number, labels), part in zip(found, np.split(rows, ends[:-1]))]
+    return every
 
 
 def digest(batch: tuple[np.ndarray, np.ndarray]) -> str:

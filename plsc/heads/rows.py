@@ -42,10 +42,17 @@ class Rows:
         """Returns where these rows of the shard are in the walk; all of them take part."""
         return shard_rows if self.selected is None else np.searchsorted(self.selected, shard_rows)
 
-    def classes(self, number: int) -> np.ndarray:
-        """Returns the classes of a chunk's rows."""
+    def classes(self, number: int) -> paddle.Tensor:
+        """Returns the classes of a chunk's rows [C], int64; they are made on the device."""
+        (first, last), lower = self._bounds(number), self.shard.lower
+        if self._index is None:
+            return paddle.arange(lower + first, lower + last, dtype="int64")
+        return self._index[first:last] + lower
+
+    def size(self, number: int) -> int:
+        """Returns how many rows a chunk has."""
         first, last = self._bounds(number)
-        return self.shard.lower + (np.arange(first, last) if self.selected is None else self.selected[first:last])
+        return last - first
 
     def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
         """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""

@@ -39,9 +39,10 @@ def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Opt
         micro_batches: The labels of all micro-batches.
         selected: This rank's rows that take part, ascending; None for all.
     """
-    samples = sum(sum(one.counts) for one in micro_batches)
-    computed = samples if shard.sharded else sum(one.counts[parallel.rank()] for one in micro_batches)
-    chunk = shard.chunk or walk.chunk_rows(max(computed, 1), shard.emb_dim)
+    of_ranks = [sum(counts) for counts in zip(*(one.counts for one in micro_batches))]
+    samples = sum(of_ranks)
+    # All ranks must use one chunk where they reduce their gradients chunk by chunk, also if their batches differ.
+    chunk = shard.chunk or walk.chunk_rows(samples if shard.sharded else max(of_ranks), shard.emb_dim)
     return Step(samples, None if shard.weight is None else Rows(shard, selected, chunk))
 
 

@@ -51,8 +51,9 @@ def load_paddle(program: Path, parameters: Path) -> Run:
             f"{program}: Paddle 3 wrote it, and this is {paddle.__version__}; export the network with this version"
         )
     config = inference.Config(str(program), str(parameters))
-    if paddle.is_compiled_with_cuda():
-        config.enable_use_gpu(256, int(paddle.device.get_device().rpartition(":")[2]))
+    kind, _, number = paddle.device.get_device().partition(":")  # "cpu" for a GPU build on a machine without a GPU
+    if kind == "gpu":
+        config.enable_use_gpu(256, int(number))
     else:
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(computing_threads())

@@ -1,4 +1,4 @@
-"""The processor: what it is, and what the math libraries must be told about it before they load."""
+"""The processor: what it is, and what the math libraries must be told about it and the GPU before they load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 _AVX2 = "5"  # the code path that MKL takes on Intel processors with AVX2
 _BYTE_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}  # instructions, as /proc/cpuinfo calls them
 
@@ -35,6 +36,15 @@ def describe() -> str:
     if not flags:
         return name
     return f"{name} ({'with' if flags & _BYTE_PRODUCTS else 'without'} VNNI or the like)"
+
+
+def compute_in_float32() -> None:
+    """Keeps NVIDIA's libraries from rounding the operands of float32 products to TF32, which has 10 bits of mantissa.
+
+    By default Paddle lets them do so on GPUs from Ampere on. A value that the user has set stays: 1 allows it. The
+    processes that this one starts inherit the variable.
+    """
+    os.environ.setdefault(TF32_VARIABLE, "0")
 
 
 def _needs_it() -> bool:

@@ -4,6 +4,7 @@ from plsc.parallel.action import action, meet, report_end
 from plsc.parallel.agreement import check_same
 from plsc.parallel.collectives import (
     Pending,
+    all_gather_arrays,
     all_gather_object,
     all_gather_rows,
     all_reduce_sum,
@@ -13,7 +14,7 @@ from plsc.parallel.collectives import (
     sum_number,
 )
 from plsc.parallel.model import broadcast_statistics, distributed_model, without_gradient_sync
-from plsc.parallel.ranks import on_cpu, rank, restarted, world_size
+from plsc.parallel.ranks import launch_name, on_cpu, rank, restarted, world_size
 from plsc.parallel.start import gpu_count, initialise
 from plsc.parallel.strategy import check_strategy
 from plsc.parallel.together import from_rank_0, together
@@ -21,6 +22,7 @@ from plsc.parallel.together import from_rank_0, together
 __all__ = [
     "Pending",
     "action",
+    "all_gather_arrays",
     "all_gather_object",
     "all_gather_rows",
     "all_reduce_sum",
@@ -32,6 +34,7 @@ __all__ = [
     "from_rank_0",
     "gpu_count",
     "initialise",
+    "launch_name",
     "meet",
     "on_cpu",
     "rank",

@@ -6,13 +6,17 @@ that may follow long work of one rank.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Union
 
+import numpy as np
 import paddle
 from paddle import distributed
 
 from plsc.parallel.action import meet
 from plsc.parallel.ranks import world_size
+
+_PIECE_BYTES = 32 << 20
 
 
 def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -80,6 +84,32 @@ def all_gather_rows(tensor: paddle.Tensor, counts: list[int]) -> paddle.Tensor:
         padded = padding if tensor.shape[0] == 0 else paddle.concat([tensor, padding])
     parts = start_all_gather(padded).wait()
     return paddle.concat([part[:count] for part, count in zip(parts, counts) if count])
+
+
+def all_gather_arrays(array: np.ndarray, what: str) -> list[np.ndarray]:
+    """Returns the array of every rank, in rank order; they may differ in the size of the first axis.
+
+    They travel as tensors, some rows at a time. As an object, the longest one would be held once for each rank on every
+    device, whatever the size of the others.
+
+    Args:
+        array: The array of this rank.
+        what: What late ranks are waited for; see `meet`.
+    """
+    if world_size() == 1:
+        return [array]
+    shapes = all_gather_object((array.shape, array.dtype.str), what)
+    counts = [shape[0] for shape, _ in shapes]
+    shape, dtype = shapes[int(np.argmax(counts))]  # a rank without rows may not know the others' shape
+    own = array if len(array) else np.empty((0, *shape[1:]), dtype)
+    step = max(1, _PIECE_BYTES // max(1, own.itemsize * math.prod(shape[1:])))
+    pieces: list[list[np.ndarray]] = [[np.empty((0, *shape[1:]), dtype)] for _ in counts]
+    for first in range(0, max(counts), step):
+        sizes = [min(max(count - first, 0), step) for count in counts]
+        rows = all_gather_rows(paddle.to_tensor(own[first : first + step]), sizes).numpy()
+        for of_rank, piece in zip(pieces, np.split(rows, np.cumsum(sizes)[:-1])):
+            of_rank.append(piece)
+    return [np.concatenate(of_rank) for of_rank in pieces]
 
 
 def all_gather_object(value: Any, what: str) -> list[Any]:

@@ -27,6 +27,11 @@ def restarted() -> Optional[float]:
     return None if first is None else float(first)
 
 
+def launch_name() -> str:
+    """Returns the name of the `plsc run` command that has started this process, first or again; "" without one."""
+    return os.environ.get("PLSC_LAUNCH", "")
+
+
 def on_cpu() -> bool:
     """Returns whether this process computes on a CPU, where Paddle has no half-precision arithmetic."""
     return str(paddle.get_device()) == "cpu"

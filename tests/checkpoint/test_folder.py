@@ -261,10 +261,11 @@ def test_files_that_are_left_in_a_checkpoint_are_never_in_the_way(saved, monkeyp
 
 
 def test_tokens_of_killed_ranks_are_removed_after_a_day(tmp_path, monkeypatch):
-    for name, result in (("world_size", 2), ("rank", 0), ("barrier", None)):
+    for name, result in (("world_size", 2), ("rank", 0)):
         monkeypatch.setattr(parallel, name, lambda result=result: result)
-    monkeypatch.setattr(parallel, "all_gather_object", lambda one: [one, one])
-    monkeypatch.setattr(parallel, "together", lambda action: action())
+    monkeypatch.setattr(parallel, "all_gather_object", lambda one, what: [one, one])
+    monkeypatch.setattr(parallel, "meet", lambda what: None)
+    monkeypatch.setattr(parallel, "together", lambda action, what: action())
     old, new, other = tmp_path / f".rank_1.{'0' * 32}", tmp_path / f".rank_2.{'0' * 32}", tmp_path / ".rank_1.mine"
     for path in (old, new, other):
         path.touch()

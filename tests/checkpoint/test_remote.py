@@ -151,6 +151,19 @@ def test_the_newest_is_the_one_written_last(store, tmp_path):
     assert remote.newest(store, "runs").path == "runs/0" and remote.newest(store, "absent") is None
 
 
+def test_the_newest_is_the_last_one_of_the_run_that_began_last(store, tmp_path):
+    for name, began, step, written in (
+        ("5", 2.0, 30, 3.0),
+        ("0", 2.0, 5, 9.0),
+        ("7", 1.0, 40, 8.0),
+        ("1", None, 50, 1.5),
+    ):
+        entries = {} if began is None else {"began": began}  # earlier versions did not record it
+        make_checkpoint(tmp_path / "store/runs" / name, step=step, written=written, **entries)
+    found = [one.path for one in remote.list_remote(store, "runs")]
+    assert found == ["runs/7", "runs/1", "runs/0", "runs/5"]
+
+
 def fetch(store, folder, path="0"):
     found, seen = remote.open_remote(store, path), []
     remote.download(store, found, folder, found.checkpoint.files, seen.append)

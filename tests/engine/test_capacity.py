@@ -28,7 +28,7 @@ GB = 10**9
 def test_only_what_surely_does_not_fit_is_refused(monkeypatch, classes, ranks, here, settings, needed):
     config = Config(num_classes=classes, **{"emb_dim": 512, **settings})
     monkeypatch.setattr(parallel, "world_size", lambda: ranks)
-    monkeypatch.setattr(parallel, "together", lambda action: action())
+    monkeypatch.setattr(parallel, "together", lambda action, what: action())
     monkeypatch.setenv("PADDLE_LOCAL_SIZE", here or "")
     monkeypatch.setattr(capacity, "memory_limit", lambda: needed)
     capacity.check_head_fits(config)

@@ -109,13 +109,22 @@ def test_restarts_resume_from_the_newest_checkpoint(ranks, glyphs, tmp_path):
     options = ("train_epochs=2", "save_period=1", "with_test=false", "--dropout=0.2")
     ranks("train_glyphs.py", 2, glyphs, tmp_path / "straight", *options)
     # set_resume is not needed: a restart resumes by itself.
-    # It ignores an earlier run in the same folder, which had come further.
-    ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, "train_epochs=3", "save_period=7", "seed=9")
+    # It ignores an earlier run in the same folder, which had come further, on a machine whose clock was a day ahead.
+    earlier = (*options, "train_epochs=3", "save_period=7", "seed=9", "--clock=86400")
+    ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *earlier)
     kill = ("--kill-rank=1", "--kill-step=4", "--kill-after-resume")
     process = ranks("train_glyphs.py", 2, glyphs, tmp_path / "killed", *options, *kill, restarts=2)
     assert "restart 1 of 2" in process.stderr and "restart 2" not in process.stderr
     assert "resumed from" in process.stderr
     assert same_tensors(tmp_path / "killed" / "1", tmp_path / "straight" / "1")
+
+
+def test_a_restart_before_the_first_checkpoint_does_not_resume_an_earlier_run(ranks, glyphs, tmp_path):
+    options = ("train_epochs=1", "with_test=false", "num_workers=0")
+    ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "--clock=86400")
+    kill = ("--kill-rank=0", "--kill-step=1", "--kill-after-resume")
+    process = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "seed=9", *kill, restarts=1)
+    assert "restart 1 of 1" in process.stderr and "nothing to resume" in process.stderr
 
 
 def test_restarts_end_after_the_given_number(glyphs, tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -105,6 +107,66 @@ def test_the_newest_is_the_one_written_last(ranks, glyphs, tmp_path):
         f"resumed from {tmp_path / '0'}: epoch 1, step 0; 6 steps" in process.stderr
         and "last bit" not in process.stderr
     )
+
+
+def bytes_of(folder):
+    """Returns the content of all tensor files below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("clock", [-3600, 86400])
+def test_clocks_do_not_decide_which_checkpoint_is_the_newest(ranks, glyphs, tmp_path, clock):
+    """A run is resumed on a machine with another clock; then a new run in the same folder begins with a third one."""
+    options = ("with_test=false", "num_workers=0", "keep_checkpoints=2")
+
+    def train(*more):
+        return ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, *more).stderr
+
+    train("train_epochs=2")
+    train("train_epochs=3", "resume=true", f"--clock={clock}")
+    assert sorted(path.parent.name for path in tmp_path.glob("*/meta.json")) == ["1", "2"]
+    assert f"resumed from {tmp_path / '2'}: epoch 3, step 0; 18 steps" in train("train_epochs=3", "resume=true")
+    train("train_epochs=1", "seed=5", f"--clock={-2 * abs(clock)}")
+    for path in tmp_path.glob("*/meta.json"):
+        os.utime(path.parent, (1.0, 1.0) if path.parent.name == "0" else None)  # as a copy may have it
+    after = train("train_epochs=2", "seed=5", "resume=true")
+    assert f"resumed from {tmp_path / '0'}: epoch 1, step 0; 6 steps" in after and "last bit" not in after
+
+
+def test_checkpoints_of_earlier_versions_come_in_the_order_in_which_they_were_written(ranks, glyphs, tmp_path):
+    options = ("with_test=false", "num_workers=0")
+    ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "save_period=4")
+    for name, written in (("1", 3e9), ("0", 1e9), ("2", 2e9), ("step_4", 3e9), ("step_8", 2e9)):
+        path = tmp_path / name / "meta.json"
+        meta = json.loads(path.read_text())
+        meta["written"] = written
+        del meta["began"], meta["launches"]
+        path.write_text(json.dumps(meta))
+    again = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "resume=true")
+    assert f"resumed from {tmp_path / '1'}: epoch 2, step 0; 12 steps" in again.stderr
+    assert json.loads((tmp_path / "2" / "meta.json").read_text())["began"] == 3e9
+    last = ranks("train_glyphs.py", 1, glyphs, tmp_path, *options, "train_epochs=3", "resume=true")
+    assert f"resumed from {tmp_path / '2'}: epoch 3, step 0; 18 steps" in last.stderr
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_checkpoints_of_every_disk_count(ranks, glyphs, tmp_path, lost):
+    """A rank that lacks the newest checkpoint does not decide alone, and one that lost all does not start afresh."""
+    options = ("with_test=false", "num_workers=0", "--disks=[0,1]")
+    ranks("train_glyphs.py", 2, glyphs, tmp_path, *options, "train_epochs=2")
+    expected, disk, other = bytes_of(tmp_path), tmp_path / f"disk_{lost}", tmp_path / f"disk_{1 - lost}"
+    shutil.rmtree(disk / "1")
+    process = ranks("train_glyphs.py", 2, glyphs, tmp_path, *options, "train_epochs=2", "resume=true")
+    assert f"rank {lost}: {disk / '1'}: is missing here, but rank {1 - lost} has it" in process.stderr
+    assert f"resumed from {tmp_path / 'disk_0' / '0'}: epoch 1, step 0" in process.stderr
+    assert bytes_of(tmp_path) == expected, "the lost part of the last checkpoint was trained again"
+    shutil.rmtree(disk)
+    before = bytes_of(other)
+    process = start("train_glyphs.py", 2, glyphs, tmp_path, *options, "train_epochs=3", "resume=true")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert f"rank {lost}: {disk / '1'}: is missing here, but rank {1 - lost} has it" in last
+    assert "nothing was changed" in last and bytes_of(other) == before and not bytes_of(disk)
 
 
 @pytest.mark.parametrize("file", ["meta.json", "dist@head@rank@00001.safetensors"])

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import paddle
 import pytest
+import uneven_heads
 from head_cases import CASES, DIM, KINDS, SCALE, data, expected_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from plsc.errors import DataError
 from plsc.heads import ClassifierHead, build_head
 from plsc.heads.margins import AdaFace, CurricularFace
+from plsc.heads.walk import chunk_rows
 
 
 def kind_of(loss_type):
@@ -143,6 +145,24 @@ def test_running_statistics_see_each_micro_batch():
         head.backward()
         states.append(head.margin_state.numpy())
     np.testing.assert_array_equal(states[0], states[1])
+
+
+@pytest.mark.core
+def test_a_head_on_every_rank_takes_batches_of_any_size_in_few_reductions(ranks, tmp_path):
+    """The rows are walked in more than one chunk, and a rank's own batch would ask for another chunk on each rank."""
+    assert len({chunk_rows(max(batch, 1), uneven_heads.DIM) for batch in (300, 120, 0)}) > 1
+    for world in (1, 2, 3):
+        ranks("uneven_heads.py", world, tmp_path)
+    for case, (kind, _) in enumerate(uneven_heads.CASES):
+        whole, *parts = [
+            dict(np.load(tmp_path / f"{world}_{rank}.npz")) for world in (1, 2, 3) for rank in range(world)
+        ]
+        assert not len(whole[f"{case}/reductions"])
+        for part in parts:
+            sizes = [uneven_heads.CLASSES * uneven_heads.DIM, *([uneven_heads.CLASSES] if kind == "softmax" else [])]
+            assert part[f"{case}/reductions"].tolist() == sizes
+            for name in (f"{case}/loss", f"{case}/weight"):
+                np.testing.assert_allclose(part[name], whole[name], rtol=1e-5, atol=2e-6, err_msg=f"{kind}, {name}")
 
 
 @pytest.mark.core

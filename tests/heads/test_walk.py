@@ -183,6 +183,26 @@ def test_a_cpu_computes_in_float32_whatever_is_asked():
     np.testing.assert_array_equal(asked["weight"], exact["weight"])
 
 
+@pytest.mark.parametrize("kind", ["arcface", "curricularface"])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_nothing_is_uploaded_for_each_chunk(kind, ratio, monkeypatch):
+    uploads, to_tensor = [], paddle.to_tensor
+    counts = []
+    for chunk in (2, 64):
+        head = build_head(kind, CLASSES, DIM, sample_ratio=ratio, chunk=chunk)
+        embedding, label = batches(1)[0]
+        embedding = to_tensor(embedding)
+        monkeypatch.setattr(
+            paddle, "to_tensor", lambda *values, **options: (uploads.append(1), to_tensor(*values, **options))[1]
+        )
+        uploads.clear()
+        head(embedding, label, True)
+        head.backward()
+        counts.append(len(uploads))
+        monkeypatch.setattr(paddle, "to_tensor", to_tensor)
+    assert counts[0] == counts[1]
+
+
 def test_chunks_fit_the_batch_and_the_embedding():
     sizes = [chunk_rows(batch, dim) for batch, dim in ((64, 128), (256, 512), (1024, 512), (8192, 2048), (1, 1))]
     assert all(size & (size - 1) == 0 and 128 <= size <= 65536 for size in sizes)

@@ -7,14 +7,15 @@ from plsc.checkpoint import tensor_file
 from plsc.checkpoint.folder import META, write_meta
 
 
-def make_checkpoint(folder, run="run", step=0, heads=2, written=1.0, seed=0):
-    """Makes a checkpoint of `heads` ranks, and returns its meta.json."""
+def make_checkpoint(folder, run="run", step=0, heads=2, written=1.0, seed=0, **entries):
+    """Makes a checkpoint of `heads` ranks, and returns its meta.json, to which `entries` are added."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     names = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, *map(checkpoint.head_file, range(heads))]
     tensors = {"a": rng.normal(size=(700, 3)).astype("float32")}
     files = {name: tensor_file.write_tensors(folder / name, tensors) for name in names}
     meta = {"run": run, "step": step, "num_classes": 4 * heads, "head_rows": [4] * heads, "written": written}
+    meta.update(entries)
     write_meta(folder, meta, files)
     return (folder / META).read_bytes()
 

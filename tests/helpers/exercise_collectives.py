@@ -15,6 +15,7 @@ from paddle.distributed import fleet
 
 from plsc import parallel
 from plsc.errors import ConfigError, DataError
+from plsc.parallel import collectives
 
 RANK, RANKS = parallel.rank(), parallel.world_size()
 
@@ -38,6 +39,19 @@ def gathers_rows_also_uneven_and_empty_ones():
         gathered = parallel.all_gather_rows(paddle.to_tensor(rows_of(RANK, counts[RANK])), counts)
         expected = np.concatenate([rows_of(rank, count) for rank, count in enumerate(counts)])
         np.testing.assert_array_equal(gathered.numpy(), expected, err_msg=str(counts))
+
+
+def gathers_arrays_of_any_length_in_pieces():
+    for piece in (8, 1 << 20):
+        collectives._PIECE_BYTES = piece
+        for counts in ([2] * RANKS, [7, 1, 2][:RANKS], [0, 5, 1][:RANKS], [0] * RANKS):
+            own = rows_of(RANK, counts[RANK]) if counts[RANK] else np.empty((0, 0), "float64")
+            found = parallel.all_gather_arrays(own, "a test")
+            for rank, array in enumerate(found):
+                assert len(array) == counts[rank]
+                if any(counts):
+                    np.testing.assert_array_equal(array, rows_of(rank, counts[rank]))
+                    assert array.dtype == "float32" or RANKS == 1
 
 
 def gathers_objects_in_rank_order():
@@ -234,6 +248,7 @@ def gives_every_rank_the_weights_of_a_frozen_model():
 
 CHECKS = (
     gathers_rows_also_uneven_and_empty_ones,
+    gathers_arrays_of_any_length_in_pieces,
     gathers_objects_in_rank_order,
     sums_tensors_in_place_and_numbers_in_float64,
     starts_collectives_and_waits_for_them,

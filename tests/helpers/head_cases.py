@@ -12,6 +12,7 @@ KINDS = ("softmax", "arcface", "cosface", "sphereface", "combined", "adaface", "
 MARGINS = {"sphereface": 1.7, "combined": (1.2, 0.3, 0.1), "magface": None, "softmax": None}
 SCALE = 16.0
 DIM = 6
+CHUNK = 3
 
 # (loss type, classes, rows of the embedding per rank when there are 3 ranks, sample ratio)
 _SIZES = ((7, (4, 4, 4)), (11, (5, 1, 3)), (5, (0, 6, 2)), (2, (3, 0, 1)), (1, (1, 1, 0)))
@@ -102,8 +103,9 @@ def main(output, dtype):
     import paddle
 
     from plsc import parallel
-    from plsc.heads import build_head
+    from plsc.heads import build_head, walk
 
+    walk._REDUCED_BYTES = 2 * 4 * CHUNK * DIM  # two chunks at a time
     parallel.initialise()
     rank, world = parallel.rank(), parallel.world_size()
     results = {}
@@ -118,7 +120,7 @@ def main(output, dtype):
             dtype=dtype,
             sample_ratio=ratio,
             seed=case,
-            chunk=3,
+            chunk=CHUNK,
         )
         if head.weight is not None:
             head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))

@@ -141,6 +141,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dropout", type=float, default=0.0, help="share of the features to drop")
     parser.add_argument("--optimizer", help="class of paddle.optimizer, with a learning rate of 0.01")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds that are added to each step")
+    parser.add_argument("--clock", type=float, default=0.0, help="seconds by which the clock is wrong")
     parser.add_argument("--disks", type=json.loads, help="for each rank the n of <output>/disk_<n>, where it saves")
 
     readers = parser.add_argument_group("readers that replace the folder")
@@ -192,7 +193,8 @@ def choose_reader(options: argparse.Namespace, rank: int, model: TinyNet) -> Opt
 
 def main() -> None:
     options = make_parser().parse_intermixed_args()
-    rank = parallel.rank()
+    rank, clock = parallel.rank(), time.time
+    time.time = lambda: clock() + options.clock
     ins = small_entry(options.data, options.output)
     if options.disks:
         ins.set_model_save_dir(f"{options.output}/disk_{options.disks[rank]}")

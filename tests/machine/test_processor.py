@@ -51,6 +51,15 @@ def test_the_users_choice_stays(machine, monkeypatch, value):
     assert os.environ[processor.MKL_VARIABLE] == value
 
 
+@pytest.mark.parametrize("chosen, expected", [(None, "0"), ("1", "1"), ("0", "0")])
+def test_float32_products_are_not_rounded_to_tf32_unless_the_user_asks(monkeypatch, chosen, expected):
+    monkeypatch.delenv(processor.TF32_VARIABLE, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(processor.TF32_VARIABLE, chosen)
+    processor.compute_in_float32()
+    assert os.environ[processor.TF32_VARIABLE] == expected
+
+
 def output_of(code, **environment):
     clean = {name: value for name, value in os.environ.items() if name != processor.MKL_VARIABLE}
     process = subprocess.run(
