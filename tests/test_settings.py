@@ -79,6 +79,7 @@ ASKED = {
     "gradient_clip": ((5,), 7, 7.0),
     "mixed_precision": ((True, 8.0), {"use_fp16": True, "dtype": "bfloat16"}, MixedPrecision(True, dtype="bfloat16")),
     "max_skipped_steps": ((5,), 7, 7),
+    "rank_timeout": ((5.0,), 7, 7.0),
     "seed": ((5,), 7, 7),
     "val_targets": (("script",), "line", "line"),
     "with_test": ((True,), False, False),
