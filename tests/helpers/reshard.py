@@ -89,7 +89,7 @@ def load(output, sources):
                 assert not name.endswith(("velocity", "moment1", "/d", "/y")) or np.abs(value).max() > 0
             wanted = dict(found.meta, ranks=0, head_rows=0)
             if case[2] == "Momentum":  # its default rate is scaled by this number of ranks
-                wanted["learning_rate"] *= parallel.world_size() / int(source)
+                wanted["learning_rate"] = optim.learning_rate_at(state.config, found.meta["step"], 10)
             if parallel.rank() == 0:  # whose meta.json it is
                 assert dict(state.meta(), ranks=0, head_rows=0, test=None) == {key: wanted[key] for key in state.meta()}
             step(state, 7)  # training can continue
