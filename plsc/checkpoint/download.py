@@ -89,10 +89,19 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
     )
 
 
-def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> Optional[checkpoint.Age]:
+def fetch_newest(
+    config: Config, store: Optional[Retrying], save_dir: Path, restart_of: set[str]
+) -> Optional[checkpoint.Age]:
     """Downloads the newest checkpoint in `fs_dir_for_save` to the save folder, if the run is to be resumed.
 
     Nothing is downloaded when every machine has that checkpoint or a newer one. All ranks raise the same error.
+
+    Args:
+        config: The settings.
+        store: The storage of `set_hdfs_info`; None without one.
+        save_dir: The save folder.
+        restart_of: After a restart, the names of the `plsc run` commands that have restarted the ranks. What they have
+            trained is resumed without `set_resume` too.
 
     Returns:
         The age of that checkpoint, downloaded or not; None if there is none.
@@ -109,7 +118,8 @@ def fetch_newest(config: Config, store: Optional[Retrying], save_dir: Path) -> O
     found = parallel.from_rank_0(lambda: remote.newest(store, place), "the search for a checkpoint in HDFS")
     if found is None:
         return None
-    if config.resume and parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
+    wanted = config.resume or bool(restart_of.intersection(found.checkpoint.meta.get("launches", ())))
+    if wanted and parallel.any_rank(_is_missing(config, found, save_dir), "a look at its checkpoints"):
         _fetch_to_save_dir(config, store, found, save_dir)
     return found.checkpoint.age
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import math
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,14 +70,16 @@ def open_save_dir(
     parallel.together(
         lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
     )
-    uploaded = fetch_newest(config, store, save_dir)
+    launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
+    is_restart = parallel.any_rank(parallel.restarted() is not None, "the start")
+    restart_of = launches if is_restart else set()
+    uploaded = fetch_newest(config, store, save_dir, restart_of)
     if leads:
         for line in checkpoint.recover(save_dir):
             logger.warning(line)
     parallel.meet("the save folder, which it cleans up")
     found = find_candidates(save_dir)
-    launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
-    source = _resume_if_wanted(state, save_dir, found, launches)
+    source = _resume_if_wanted(state, save_dir, found, restart_of)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.age)
     state.began = _began(found, source, uploaded)
     state.launches = sorted(launches.union([] if source is None else source.meta.get("launches", [])))
@@ -127,14 +130,14 @@ def find_candidates(save_dir: Path) -> list[Candidate]:
 
 
 def _resume_if_wanted(
-    state: TrainingState, save_dir: Path, found: Sequence[Candidate], launches: set[str]
+    state: TrainingState, save_dir: Path, found: Sequence[Candidate], restart_of: set[str]
 ) -> Optional[Checkpoint]:
     """Resumes the run if the settings or a restart ask for it; returns the checkpoint, or None at a fresh start."""
     if not state.config.resume:
-        if not parallel.any_rank(parallel.restarted() is not None, "the start"):
+        if not restart_of:
             return None
         # A restart by itself resumes its own run, and no earlier one that used the same folder.
-        found = [one for one in found if launches.intersection(one.launches)]
+        found = [one for one in found if restart_of.intersection(one.launches)]
     source = resume_from_newest(state, save_dir, found)
     if source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
@@ -213,8 +216,8 @@ def _open(save_dir: Path, candidate: Candidate) -> Checkpoint:
     folder = save_dir / candidate.name
     if not folder.exists():
         raise DamagedError(
-            f"{folder}: is missing here, but rank {candidate.holder} has it; copy the files of this machine's ranks "
-            "there from where they are"
+            f"{folder}: is missing on {platform.node()}, but rank {candidate.holder} has it; copy the files of this "
+            "machine's ranks there from where they are"
         )
     source = checkpoint.open_checkpoint(folder, partial=True)
     if source.age != candidate.age:

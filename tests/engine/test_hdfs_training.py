@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ranks import ROOT, TIMEOUT, command, environment, start
 
 from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
-from plsc.checkpoint.download import fetch_checkpoint
+from plsc.checkpoint.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.config import Config, Hdfs
 from plsc.errors import CheckpointError, ConfigError
 from plsc.storage import StorageError, open_hdfs
@@ -69,6 +70,26 @@ def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, 
         assert (folder / "1" / "meta.json").read_bytes() == (tmp_path / "disk_0" / "1" / "meta.json").read_bytes()
         for name in {*common, *heads} - {"meta.json"}:
             assert (folder / "1" / name).read_bytes() == (straight / "1" / name).read_bytes(), name
+
+
+def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_path, place, monkeypatch):
+    """The machine comes back with an empty disk, and the script does not call `set_resume`."""
+    script = [sys.executable, ROOT / "tests" / "helpers" / "train_glyphs.py", glyphs]
+    options = (*BASE, info(hdfs, place), 'hdfs_upload=["epoch"]')
+    monkeypatch.setenv("PLSC_LAUNCH", "first")
+    for folder, epochs, words in (("a", 1, "uploaded"), ("b", 2, "resumed from")):
+        process = subprocess.run(
+            [*script, tmp_path / folder, *options, f"train_epochs={epochs}"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert process.returncode == 0 and words in process.stderr, process.stderr[-3000:]
+        monkeypatch.setenv("PLSC_RESTART", "1.0")
+    config = Config(hdfs=Hdfs(hdfs.web, "name,passwd", fs_dir_for_save=place))
+    assert fetch_newest(config, open_store(config, threading.Event()), tmp_path / "c", {"second"}) is not None
+    assert not (tmp_path / "c").exists()
 
 
 def test_machines_upload_their_parts_and_new_machines_resume_from_them(hdfs, glyphs, tmp_path, place, straight):

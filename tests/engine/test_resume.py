@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import shutil
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_the_checkpoints_of_every_disk_count(ranks, glyphs, tmp_path, lost):
     expected, disk, other = bytes_of(tmp_path), tmp_path / f"disk_{lost}", tmp_path / f"disk_{1 - lost}"
     shutil.rmtree(disk / "1")
     process = ranks("train_glyphs.py", 2, glyphs, tmp_path, *options, "train_epochs=2", "resume=true")
-    assert f"rank {lost}: {disk / '1'}: is missing here, but rank {1 - lost} has it" in process.stderr
+    assert f"rank {lost}: {disk / '1'}: is missing on {platform.node()}, but rank {1 - lost} has it" in process.stderr
     assert f"resumed from {tmp_path / 'disk_0' / '0'}: epoch 1, step 0" in process.stderr
     assert bytes_of(tmp_path) == expected, "the lost part of the last checkpoint was trained again"
     shutil.rmtree(disk)
@@ -165,7 +166,7 @@ def test_the_checkpoints_of_every_disk_count(ranks, glyphs, tmp_path, lost):
     process = start("train_glyphs.py", 2, glyphs, tmp_path, *options, "train_epochs=3", "resume=true")
     assert process.returncode == 1 and "Traceback" not in process.stderr
     last = process.stderr.splitlines()[-1]
-    assert f"rank {lost}: {disk / '1'}: is missing here, but rank {1 - lost} has it" in last
+    assert f"rank {lost}: {disk / '1'}: is missing on {platform.node()}, but rank {1 - lost} has it" in last
     assert "nothing was changed" in last and bytes_of(other) == before and not bytes_of(disk)
 
 
