@@ -353,7 +353,7 @@ class Entry:
     def set_max_skipped_steps(self, n: int) -> None:
         """Sets after how many skipped steps in a row training stops.
 
-        A step is skipped when its loss or its embeddings are not finite.
+        A step is skipped when its loss, its embeddings or its gradients are not finite.
         """
         self._set("max_skipped_steps", n)
 

@@ -254,7 +254,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "max_skipped_steps",
             _integer(1),
             "after how many skipped steps in a row training stops",
-            "a step is skipped when its loss or its embeddings are not finite",
+            "a step is skipped when its loss, its embeddings or its gradients are not finite",
         ),
         Setting(
             "rank_timeout",
