@@ -53,11 +53,12 @@ def _log_identification(name: str, values: Mapping[str, Any], with_rates: bool) 
     _log_rates(name, "TPIR@FPIR", values["at_fpir"])
     strangers = values["probes"] - values["mated"]
     if not can_tell(strangers, min(FPIRS)):
-        text = "test %s: only %s strangers among the probes; to measure an FPIR takes %d / FPIR of them"
+        text = "test %s: only %s strangers among the probes; measuring an FPIR needs at least %d / FPIR of them"
         logger.info(text, name, f"{strangers:,}", LEAST_ACCEPTS)
 
 
 def _log_rates(name: str, what: str, rates: Mapping[str, Mapping[str, float]]) -> None:
     for rate, found in rates.items():
         bounds = f"[{found['low']:.4f}, {found['high']:.4f}]"
-        logger.info("test %s: %s=%s %.4f %s from %.3f on", name, what, rate, found["tar"], bounds, found["threshold"])
+        text = "test %s: %s=%s %.4f %s at threshold %.3f"
+        logger.info(text, name, what, rate, found["tar"], bounds, found["threshold"])
