@@ -179,6 +179,7 @@ OBJECTS = {
     "distfc_attr": (None, None),
     "hdfs_info": ("hdfs://a:9000", "name,word", "folder", "folder"),
     "hdfs_client": (None,),
+    "strategy": (None,),
 }
 
 

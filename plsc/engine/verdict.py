@@ -18,6 +18,8 @@ from plsc.heads.shard import first_row_not_finite
 
 logger = logging.getLogger("plsc")
 
+_CURE = "Lower set_lr, add set_warmup_epochs, or check the images"
+
 
 def gradient_problem(backbone: paddle.nn.Layer, images: Sequence[np.ndarray]) -> Optional[str]:
     """Returns what is wrong with the backbone's gradients, which are the same on every rank; None when they are finite.
@@ -59,12 +61,9 @@ def report_skipped_step(progress: Progress, problem: str, most: int) -> None:
     logger.warning("step %d was skipped and updated nothing: %s", progress.step, problem)
     if progress.skipped_in_a_row >= most:
         raise TrainingError(
-            f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. Lower set_lr, "
-            "add set_warmup_epochs, or check the images; set_max_skipped_steps allows more skipped steps"
+            f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. {_CURE}; "
+            "set_max_skipped_steps allows more skipped steps"
         )
-
-
-_CURE = "Lower set_lr, add set_warmup_epochs, or check the images"
 
 
 def check_epoch(progress: Progress, last: Optional[Step]) -> None:

@@ -15,7 +15,7 @@ _MOST_IMAGES = 256
 _RANDOM_IMAGES = 16
 # What the cosines of an export have to reach. In float32 only the order of additions differs, which moves a cosine by
 # 1e-6 or less. float16 rounds to 2**-11: over 100 layers that adds up to some 1e-5, unless numbers overflow. int8
-# rounds every number by up to 1/254 of its largest; single images with rare numbers lose more, hence the mean.
+# rounds weights of 7 bits by up to 1/126 of the largest; single images with rare numbers lose more, hence the mean.
 _BOUNDS = {"float32": ("lowest", 0.9999), "float16": ("lowest", 0.999), "int8": ("mean", 0.99)}
 
 

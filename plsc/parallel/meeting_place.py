@@ -213,7 +213,7 @@ class MeetingPlace:
                 self._announce(Failure(min(late), text, place[0]))
             elif waited >= _REMINDER_SECONDS * (meeting.reminders + 1):
                 meeting.reminders += 1
-                text = f"waiting for {_names(late)} since {waited:.0f} s, for {meeting.what}"
+                text = f"still waiting for {_names(late)} after {waited:.0f} s, for {meeting.what}"
                 self._tell(meeting.arrived | {0}, {"late": text})  # users read the log of rank 0
 
     def _announce(self, failure: Failure) -> None:

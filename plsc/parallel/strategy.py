@@ -73,7 +73,10 @@ def check_strategy(setter: str, strategy: Any) -> fleet.DistributedStrategy:
         ConfigError: It is not a strategy, or it asks for what has no effect here or what another setter does.
     """
     if not isinstance(strategy, fleet.DistributedStrategy):
-        raise ConfigError(f"{setter}({strategy!r}): expected a paddle.distributed.fleet.DistributedStrategy")
+        raise ConfigError(
+            f"{setter}: expected a paddle.distributed.fleet.DistributedStrategy, not an object of type "
+            f"{type(strategy).__name__}"
+        )
     for name in _changed(strategy):
         if name not in (*_USED, "heter_ccl_mode"):
             advice = _INSTEAD.get(name.removesuffix("_configs"), _NO_USE)

@@ -33,5 +33,5 @@ def test_the_device_of_this_process_is_used(monkeypatch, tmp_path, device, expec
     for name in ("net.pdmodel", "net.pdiparams"):
         (tmp_path / name).touch()
     with pytest.raises(Stopped):
-        runtime._paddle(tmp_path / "net.pdmodel", tmp_path / "net.pdiparams")
+        runtime.load_paddle(tmp_path / "net.pdmodel", tmp_path / "net.pdiparams")
     assert calls == [expected]
