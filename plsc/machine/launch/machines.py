@@ -353,7 +353,7 @@ class _Launcher:
                         tail_is_reason=failure.status > 0,
                         tail=tail,
                         ago=time.monotonic() - failure.moment,
-                        is_lasting=failure.is_lasting,
+                        is_mistake=failure.is_mistake,
                     )
             message = self._link.next_message(POLL_SECONDS)
             if message is not None and message["kind"] == "finish":

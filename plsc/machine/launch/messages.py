@@ -25,7 +25,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     },
     "ready": {"attempt": (int,), "age": (int, float), "address": (str,), "ports": (list,)},
     "failed": {
-        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_lasting": (bool,),
+        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_mistake": (bool,),
     },
     "done": {},
     "signal": {"number": (int,)},

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
 from plsc.machine.launch.local_ranks import (
+    NOT_RESTARTED,
     Failure,
     LocalRanks,
     Place,
@@ -52,8 +53,8 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
                 return 128 + signals[0]
             if failure is None:
                 return 0
-            if restarts and failure.is_lasting:
-                say("plsc: not restarted, because the same error would come again\n")
+            if restarts and failure.is_mistake:
+                say(f"plsc: {NOT_RESTARTED}\n")
                 return 1
             if attempt < restarts:
                 say(f"plsc: restart {attempt + 1} of {restarts}\n")
