@@ -118,7 +118,7 @@ def find_candidates(save_dir: Path) -> list[Candidate]:
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
             found = checkpoint.parse_meta(folder, read_bytes(folder / "meta.json"))
-            age, launches = found.age, tuple(map(str, found.meta.get("launches", ())))
+            age, launches = found.age, tuple(found.meta.get("launches", ()))
         except (CheckpointError, OSError, ValueError):
             age, launches = _UNREADABLE, ()
         own.append(Candidate(age, folder.name, parallel.rank(), launches))
