@@ -71,7 +71,7 @@ def open_save_dir(
         lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
     )
     launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
-    is_restart = parallel.any_rank(parallel.restarted() is not None, "the start")
+    is_restart = parallel.any_rank(parallel.restarted(), "the start")
     restart_of = launches if is_restart else set()
     uploaded = fetch_newest(config, store, save_dir, restart_of)
     if leads:

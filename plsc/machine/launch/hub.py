@@ -352,7 +352,6 @@ class Hub:
                 "start",
                 node_rank=member.node_rank,
                 attempt=self._attempt,
-                age=max(one["age"] for one in ready),
                 endpoints=endpoints,
                 names=[one.name for one in members],
             )

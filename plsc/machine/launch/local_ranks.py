@@ -41,14 +41,14 @@ class Place:
         ranks: The number of ranks on this machine.
         node_rank: The number of this machine, from 0.
         interface: The network interface to the other machines; None leaves the choice to the libraries.
-        restart_of: When the run first started, in seconds since 1970; None unless this is a restart.
+        is_restart: Whether the run has failed before.
     """
 
     endpoints: Sequence[str]
     ranks: int
     node_rank: int = 0
     interface: Optional[str] = None
-    restart_of: Optional[float] = None
+    is_restart: bool = False
 
     @property
     def first_rank(self) -> int:
@@ -226,8 +226,8 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
         FLAGS_selected_gpus=str(local),
     )
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
-    if place.restart_of is not None:
-        environment["PLSC_RESTART"] = repr(place.restart_of)
+    if place.is_restart:
+        environment["PLSC_RESTART"] = "1"
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )

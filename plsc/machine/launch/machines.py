@@ -131,7 +131,6 @@ class _Launcher:
             f"{Path(command[1]).name} (SHA-256)": hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()[:16],
         }
         self._attempt = 0
-        self._began: Optional[float] = None  # when the run first started, on the monotonic clock
         self._node_rank: Optional[int] = None
         self._link: Optional[Link] = None
         self._own_address = address_of_interface(machines.interface) if machines.interface else None
@@ -271,9 +270,8 @@ class _Launcher:
             self._link = None
 
     def _readiness(self) -> dict[str, Any]:
-        age = 0.0 if self._began is None else time.monotonic() - self._began
         address = self._own_address or address_towards(self._address)
-        return {"attempt": self._attempt, "age": age, "address": address, "ports": free_ports(self._machines.ranks)}
+        return {"attempt": self._attempt, "address": address, "ports": free_ports(self._machines.ranks)}
 
     def _send_signals(self, link: Optional[Link]) -> None:
         """Tells the hub which signals this launcher has received since the last call."""
@@ -298,16 +296,13 @@ class _Launcher:
         """Runs the ranks of this machine until all machines stop."""
         node_rank, ranks, names = start["node_rank"], self._machines.ranks, start["names"]
         self._node_rank, self._attempt = node_rank, start["attempt"]
-        if self._began is None:
-            self._began = time.monotonic() - start["age"]
-        age = time.monotonic() - self._began
         place = Place(
             endpoints=start["endpoints"],
             ranks=ranks,
             node_rank=node_rank,
             interface=self._machines.interface
             or interface_of(start["endpoints"][node_rank * ranks].rpartition(":")[0]),
-            restart_of=time.time() - age if self._attempt else None,
+            is_restart=self._attempt > 0,
         )
         last = place.first_rank + ranks - 1
         own = f"rank {last}" if ranks == 1 else f"ranks {place.first_rank} to {last}"

@@ -23,7 +23,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
         "name": (str,), "proof": (str,), "asked_rank": (int, type(None)), "former_rank": (int, type(None)),
         "agreed": (dict,),
     },
-    "ready": {"attempt": (int,), "age": (int, float), "address": (str,), "ports": (list,)},
+    "ready": {"attempt": (int,), "address": (str,), "ports": (list,)},
     "failed": {
         "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_mistake": (bool,),
     },
@@ -33,7 +33,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "hub": {"protocol": (int,), "nonce": (str,)},
     "refused": {"reason": (str,), "retry": (bool,)},
     "note": {"text": (str,)},
-    "start": {"node_rank": (int,), "attempt": (int,), "age": (int, float), "endpoints": (list,), "names": (list,)},
+    "start": {"node_rank": (int,), "attempt": (int,), "endpoints": (list,), "names": (list,)},
     "stop": {
         "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "signal": (int, type(None)), "again": (bool,),
         "hurry": (bool,),
