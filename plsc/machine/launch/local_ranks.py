@@ -138,7 +138,7 @@ class LocalRanks:
             _thread(self._await, number, process)
 
     def _await(self, number: int, process: subprocess.Popen) -> None:
-        # A rank has ended when its process has, whoever still holds its stderr.
+        # A rank has ended when its process has, even if another process still holds its stderr.
         process.wait()
         self._ended.append((number, time.monotonic()))
 

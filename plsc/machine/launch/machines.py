@@ -60,7 +60,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class _End:
-    """Why the ranks of all machines stop.
+    """The reason why the ranks of all machines stop.
 
     Attributes:
         cause: One line; empty when all ranks have succeeded.
@@ -139,7 +139,7 @@ class _Launcher:
         resources.callback(self._disconnect)  # before the hub leaves, which waits for its launchers
 
     def run(self) -> int:
-        """Starts the ranks as often as the hub says; returns the status of `run_on_machines`."""
+        """Starts the ranks, again after a failure if the hub says so; returns the status of `run_on_machines`."""
         while True:
             start = self._await_start()
             end = start if isinstance(start, _End) else self._run_once(start)
@@ -307,7 +307,7 @@ class _Launcher:
         last = place.first_rank + ranks - 1
         own = f"rank {last}" if ranks == 1 else f"ranks {place.first_rank} to {last}"
         shown = "" if node_rank == 0 else f"; rank 0 writes on {names[0]}"
-        say(f"plsc: {self._name} is machine {node_rank} of {len(names)}, with {own}{shown}\n")
+        say(f"plsc: {self._name} has node rank {node_rank} among {len(names)} machines, with {own}{shown}\n")
         running = LocalRanks(self._command, place, self._variables)
         late: list[_End] = []  # what the hub says while the ranks end: a signal, or a second one
 

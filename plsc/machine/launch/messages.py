@@ -54,7 +54,7 @@ def encode(kind: str, **values: Any) -> bytes:
 
 
 class Lines:
-    """Collects the bytes of a connection into messages.
+    """A buffer that turns the bytes of a connection into messages.
 
     Args:
         longest: The most bytes of a message.
