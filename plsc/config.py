@@ -174,6 +174,16 @@ class Config:
         """The number of samples that a rank contributes to one step of the optimizer."""
         return self.train_batch_size * self.gradient_accumulation
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds its own share of the class centres, rather than all of them."""
+        return self.loss_type.startswith("dist_")
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return kind_of(self.loss_type) == "softmax" and self.bias_attr is not False
+
     def check_combination(self) -> None:
         """Checks what no single setter can know. Every action calls it before it does anything.
 

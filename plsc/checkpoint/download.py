@@ -179,7 +179,7 @@ def _needed(config: Config, found: checkpoint.Checkpoint, ranks: list[int]) -> l
     """Lists the files of a checkpoint that these ranks read."""
     heads = [checkpoint.head_file(number) for number in range(len(found.head_rows))]
     shared = sorted(set(found.files) - set(heads))
-    if found.meta["num_classes"] != config.num_classes or not config.loss_type.startswith("dist_"):
+    if found.meta["num_classes"] != config.num_classes or not config.is_sharded:
         return [*shared, *heads]
     needed, end = [], 0
     bounds = [shard_bounds(config.num_classes, parallel.world_size(), rank) for rank in ranks]

@@ -53,6 +53,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Entries that checkpoints of training have, and what they must be. Who needs one finds out that it is missing.
 _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "run": as_text,
+    "began": as_number,
+    "launches": lambda value: [as_text(one) for one in as_list(value)],
     "model": as_text,
     "loss_type": as_text,
     "emb_dim": lambda value: as_integer(value, 1),
@@ -225,12 +227,12 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
         raise ValueError("it does not name all head files")
     as_integer(meta["step"])
     as_number(meta["written"])
-    if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]) or not all(map(math.isfinite, checkpoint.age)):
-        raise ValueError("its numbers contradict each other")
     for name, check in _OPTIONAL.items():
         if name in meta:
             check(meta[name])
     score_of(meta)
+    if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]) or not all(map(math.isfinite, checkpoint.age)):
+        raise ValueError("its numbers contradict each other")
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")
     for name in files:

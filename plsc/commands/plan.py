@@ -10,6 +10,7 @@ from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, size
 from plsc.config import LARGEST_TOTAL, Config
 from plsc.errors import ConfigError
+from plsc.machine.memory import out_of_memory_as, resident_memory, size_text, usable_memory
 
 if TYPE_CHECKING:
     from plsc.engine.forecast import OptimizerSize, Workload
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     memory = options.device_memory
     workload = _workload(config, options.ranks, options.optimizer, on_cpu=memory is None)
     made = forecast.forecast(workload)
-    known = forecast.host_memory() if memory is None else memory
+    known = usable_memory() if memory is None else memory
     shared = options.ranks if memory is None else 1  # ranks on CPUs share the memory of one machine
     most = None if known is None else made.max_classes(known // shared)
     if options.json:
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(made.lines()))
     if known is not None and most is not None:
         owner = "of this machine" if memory is None else "a rank"
-        print(f"largest class count for {forecast.size_text(known)} {owner}: {most:,}")
+        print(f"largest class count for {size_text(known)} {owner}: {most:,}")
         if most < config.num_classes:
             print("\n".join(forecast.advice(workload, known, one_machine=memory is None)))
     return 0
@@ -109,7 +110,6 @@ def _sides(text: str) -> list[int]:
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
-    from plsc.machine.memory import out_of_memory_as, resident_memory
     from plsc.models import build_model
 
     process = resident_memory()

@@ -28,8 +28,9 @@ _MAY_DIFFER = {
     "hdfs.fs_name",
     "num_workers",
     "log_period",
-    "rank_timeout",
 }
+# These may differ too, but must be set on all ranks or on none: a rank makes other calls where they are empty.
+_SET_ON_ALL = ("model_save_dir", "checkpoint_dir")
 
 
 def check_settings(config: Config) -> None:
@@ -48,6 +49,8 @@ def check_settings(config: Config) -> None:
     for name, value in _flat({**plain_settings(config), **objects}).items():
         if name not in _MAY_DIFFER:
             values[f"the setting {name}"] = repr(value)
+    for name in _SET_ON_ALL:
+        values[f"whether {name} is set"] = "yes" if getattr(config, name) else "no"
     parallel.check_same(values, "give all ranks the same script, settings and versions")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any, Optional
 
 import paddle
 
-from plsc.config import Config, kind_of
+from plsc.config import Config
 from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows
 from plsc.heads.workers import walking_threads
+from plsc.machine.memory import size_text
 from plsc.models.base_model import inputs_of
 from plsc.models.modes import evaluating
 
@@ -124,8 +124,8 @@ def workload_of(
         batch=config.train_batch_size,
         backbone=backbone,
         image_shape=config.image_shape,
-        sharded=config.loss_type.startswith("dist_"),
-        has_bias=kind_of(config.loss_type) == "softmax" and config.bias_attr is not False,
+        sharded=config.is_sharded,
+        has_bias=config.has_bias,
         sample_ratio=config.sample_ratio,
         optimizer=optimizer,
         micro_batches=config.gradient_accumulation,
@@ -381,19 +381,3 @@ def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], 
 
 def _bytes(tensor: paddle.Tensor) -> int:
     return int(math.prod(tensor.shape)) * tensor.element_size()
-
-
-def host_memory() -> Optional[int]:
-    """Returns the memory of this machine, in bytes; None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def size_text(size: float) -> str:
-    """Returns a size in bytes as a short text, such as '1.2 GB'."""
-    units = ["B", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 999.5 and len(units) > 1:  # such a size would be rounded to 1,000
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}" if size < 999.5 else f"{size:,.0f} {units[0]}"

@@ -71,7 +71,7 @@ def open_save_dir(
         lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
     )
     launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
-    is_restart = parallel.any_rank(parallel.restarted() is not None, "the start")
+    is_restart = parallel.any_rank(parallel.restarted(), "the start")
     restart_of = launches if is_restart else set()
     uploaded = fetch_newest(config, store, save_dir, restart_of)
     if leads:
@@ -118,7 +118,7 @@ def find_candidates(save_dir: Path) -> list[Candidate]:
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
             found = checkpoint.parse_meta(folder, read_bytes(folder / "meta.json"))
-            age, launches = found.age, tuple(map(str, found.meta.get("launches", ())))
+            age, launches = found.age, tuple(found.meta.get("launches", ()))
         except (CheckpointError, OSError, ValueError):
             age, launches = _UNREADABLE, ()
         own.append(Candidate(age, folder.name, parallel.rank(), launches))

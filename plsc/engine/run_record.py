@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +12,10 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config, plain_settings
-from plsc.engine.forecast import host_memory
 from plsc.errors import ConfigError
+from plsc.machine import processor, threads
 from plsc.machine.files import replace_file
+from plsc.machine.memory import machine_memory
 from plsc.version import __version__
 
 NAME = "run.json"
@@ -71,9 +71,9 @@ def objects_of(config: Config) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Describes what this process runs on; a value that the system does not tell is None."""
     return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": host_memory(),
+        "cpu": processor.name(),
+        "cores": threads.cores(),
+        "memory": machine_memory(),
         "gpu": None if parallel.on_cpu() else paddle.device.cuda.get_device_name(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -89,11 +89,3 @@ def _earlier(path: Path, run: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and record.get("run") == run else {}
-
-
-def _cpu_model() -> Optional[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or None

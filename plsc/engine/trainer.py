@@ -96,17 +96,7 @@ class Trainer:
         fetch_checkpoint(config, store)
 
         check_head_fits(config)
-
-        # Data. The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
-        self.loader = build_loader(config)
-        check_data(self.loader)
-        self.first_pass = FirstPass(config, self.loader)
-        steps = steps_per_epoch(self.loader, config.gradient_accumulation)
-        check_warmup(config, steps)
-        warn_of_ignored_number(config, self.loader)
-        self.evaluator = build_evaluator(config) if config.with_test else None
-        if self.evaluator is not None:
-            self.evaluator.check()
+        steps = self.open_data()
 
         # Backbone and head: the same random numbers on every rank while they are made, different ones afterwards.
         random_state.seed_everything(config.seed)
@@ -148,6 +138,23 @@ class Trainer:
         for callback in self.callbacks:
             resources.callback(callback.close)
         self.clock = Clock()
+
+    def open_data(self) -> Optional[int]:
+        """Opens the training data and the test sets; returns the steps in an epoch, None when a reader cannot tell.
+
+        The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
+        """
+        config = self.config
+        self.loader = build_loader(config)
+        check_data(self.loader)
+        self.first_pass = FirstPass(config, self.loader)
+        steps = steps_per_epoch(self.loader, config.gradient_accumulation)
+        check_warmup(config, steps)
+        warn_of_ignored_number(config, self.loader)
+        self.evaluator = build_evaluator(config) if config.with_test else None
+        if self.evaluator is not None:
+            self.evaluator.check()
+        return steps
 
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""

@@ -190,20 +190,11 @@ class ClassifierHead(paddle.nn.Layer):
         self._differentiate(kept, weight_sink, bias_sink, factor)
 
     @paddle.no_grad()
-    def gradient_square_sum(self) -> float:
-        """Returns the sum of the squares of the gradients `backward` will give, over all shards; changes nothing.
-
-        Frozen parameters do not count. It walks over the rows once more, as `gradient_squares` does.
-        """
-        own = sum(self.gradient_squares().values())
-        return parallel.sum_number(own) if self.sharded else own
-
-    @paddle.no_grad()
     def gradient_squares(self) -> dict[str, float]:
         """Returns the sums of the squares of the gradients `backward` will give on this rank: {parameter name: sum}.
 
-        Frozen parameters are left out. It walks over the rows once more, which costs two products of the four of a
-        step, and no memory.
+        Frozen parameters are left out. It changes nothing, and walks over the rows once more, which costs two products
+        of the four of a step, and no memory.
         """
         weight, bias = SquareSum(), SquareSum()
         if self._kept and self.weight is not None:

@@ -81,7 +81,8 @@ def export(
         raise ConfigError(
             "export to ONNX needs paddle2onnx and onnxruntime; run pip install '.[onnx]' in the plsc clone"
         )
-    if parallel.rank() == 0:
+
+    def make() -> None:
         images = images_for_check(calibration, image_shape)
         with _workspace(folder) as temporary:
             files, meta = _write(
@@ -89,12 +90,9 @@ def export(
             )
             meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
             _judge(meta, force)
-            with _writing(folder):
-                manifest = temporary / MANIFEST
-                manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
-                _replace([*files, manifest], folder)
-                sync(folder)
-    parallel.meet("the export")
+            _publish(files, meta, temporary, folder)
+
+    parallel.from_rank_0(make, "the export")
     return folder
 
 
@@ -107,6 +105,15 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"{folder}: cannot be written ({problem.strerror or problem}); choose another folder"
         ) from None
+
+
+def _publish(files: list[Path], meta: dict[str, Any], temporary: Path, folder: Path) -> None:
+    """Writes the manifest, and puts it and the files into the folder."""
+    with _writing(folder):
+        manifest = temporary / MANIFEST
+        manifest.write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        _replace([*files, manifest], folder)
+        sync(folder)
 
 
 def _replace(files: list[Path], folder: Path) -> None:

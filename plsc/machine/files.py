@@ -48,8 +48,8 @@ def replace_file(path: Union[str, Path], data: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Makes an empty file in the folder of `path`, which is renamed to `path` at the end of the block.
 
-    Nobody can guess its name, and a link of that name is never followed. If the block raises an error, the file is
-    removed and `path` stays as it is.
+    Other users cannot guess its name, and a link of that name is never followed. If the block raises an error, the file
+    is removed and `path` stays as it is.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from typing import Optional
@@ -20,13 +21,29 @@ def peak_memory() -> int:
     return _status("VmHWM")
 
 
+def machine_memory() -> Optional[int]:
+    """Returns the memory of this machine, in bytes; None where the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def usable_memory() -> Optional[int]:
+    """Returns the memory that this process can use without swap, in bytes; None where the system does not report it.
+
+    It is the memory of the machine, unless the control group (as in a container) allows less.
+    """
+    return min((size for size in (machine_memory(), memory_limit()) if size is not None), default=None)
+
+
 def memory_limit() -> Optional[int]:
     """Returns the memory that this process can surely not exceed, in bytes; None where the system does not report it.
 
     It is the memory of the machine with its swap, or the limit of the control group, whichever is less.
     """
-    machine = [_field("/proc/meminfo", name) for name in ("MemTotal", "SwapTotal")]
-    limits = [sum(machine)] if machine[0] else []
+    machine = machine_memory()
+    limits = [] if machine is None else [machine + _field("/proc/meminfo", "SwapTotal")]
     # Version 2 of control groups, with swap apart, and version 1.
     version_2 = [_number(f"/sys/fs/cgroup/{name}") for name in ("memory.max", "memory.swap.max")]
     if None not in version_2:
@@ -49,6 +66,14 @@ def out_of_memory_as(advice: str) -> Iterator[None]:
         words = re.search(r"[^\n]*(?:[Oo]ut of memory|[Uu]nable to allocate|[Cc]annot allocate)[^\n]*", str(problem))
         reason = f" ({words[0].strip()[:200]})" if words else ""
         raise TrainingError(f"the memory is not enough{reason}; {advice}") from problem
+
+
+def size_text(size: float) -> str:
+    """Returns a size in bytes as a short text, such as '1.2 GB'."""
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:  # such a size would be rounded to 1,000
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}" if size < 999.5 else f"{size:,.0f} {units[0]}"
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Optional
 
 MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
@@ -28,14 +29,18 @@ def use_fast_mkl() -> bool:
     return not _is_loaded()
 
 
+def name() -> Optional[str]:
+    """Returns the name of the processor, or at least its kind; None where the system does not report it."""
+    return _first_processor().get("model name") or platform.processor() or platform.machine() or None
+
+
 def describe() -> str:
     """Returns the processor's name, and whether it multiplies bytes as int8 networks want it (VNNI and its like)."""
     fields = _first_processor()
-    name = fields.get("model name") or platform.machine() or "an unknown processor"
-    flags = set((fields.get("flags") or fields.get("Features", "")).split())
+    flags, title = set((fields.get("flags") or fields.get("Features", "")).split()), name() or "an unknown processor"
     if not flags:
-        return name
-    return f"{name} ({'with' if flags & _BYTE_PRODUCTS else 'without'} VNNI or the like)"
+        return title
+    return f"{title} ({'with' if flags & _BYTE_PRODUCTS else 'without'} VNNI or the like)"
 
 
 def compute_in_float32() -> None:
@@ -48,7 +53,7 @@ def compute_in_float32() -> None:
 
 
 def _needs_it() -> bool:
-    """Whether this is an x86-64 processor with AVX2 that Intel did not make; False where the system does not tell."""
+    """Returns whether this is an x86-64 processor with AVX2 that Intel did not make, as far as the system tells."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     fields = _first_processor()
@@ -56,7 +61,7 @@ def _needs_it() -> bool:
 
 
 def _first_processor() -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
+    """Returns the fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -66,7 +71,7 @@ def _first_processor() -> dict[str, str]:
 
 
 def _is_loaded() -> bool:
-    """Whether this process has loaded MKL, which Paddle does at its first matrix product."""
+    """Returns whether this process has loaded MKL, which Paddle does at its first matrix product."""
     try:
         return "libmklml" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:

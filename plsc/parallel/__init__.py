@@ -11,7 +11,6 @@ from plsc.parallel.collectives import (
     any_rank,
     start_all_gather,
     start_all_reduce_sum,
-    sum_number,
 )
 from plsc.parallel.model import broadcast_statistics, distributed_model, without_gradient_sync
 from plsc.parallel.ranks import launch_name, on_cpu, rank, restarted, world_size
@@ -42,7 +41,6 @@ __all__ = [
     "restarted",
     "start_all_gather",
     "start_all_reduce_sum",
-    "sum_number",
     "together",
     "without_gradient_sync",
     "world_size",

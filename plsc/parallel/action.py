@@ -95,8 +95,10 @@ def _announce(others: Peers, error: BaseException) -> None:
 
 
 def _is_broken_collective(error: BaseException) -> bool:
+    """Returns whether Paddle raised an error for a collective. An OSError with an errno is one of the system."""
+    is_paddles = isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
     text = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError)) and ("gloo" in text or "nccl" in text)
+    return is_paddles and ("gloo" in text or "nccl" in text)
 
 
 def _line_of(error: BaseException) -> str:

@@ -26,11 +26,6 @@ def all_reduce_sum(tensor: paddle.Tensor) -> paddle.Tensor:
     return tensor
 
 
-def sum_number(value: float) -> float:
-    """Returns the sum of a number over the ranks, in float64."""
-    return all_reduce_sum(paddle.to_tensor([value], dtype="float64")).item()
-
-
 class Pending:
     """The result of a collective that may still be running.
 

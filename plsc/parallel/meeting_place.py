@@ -35,6 +35,7 @@ from typing import Any, Optional
 _REMINDER_SECONDS = 30.0
 _SILENCE_SECONDS = 60  # after which a machine that does not even acknowledge packets counts as lost
 _MESSAGE_BYTES = 1 << 16
+_SAME_CALLS = "every rank must make the same calls of train, test, predict and run.save"
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ class MeetingPlace:
             self.close()
 
     def _accept(self) -> None:
-        connection = self._listener.accept()[0]
-        prepare(connection)
-        self._selector.register(connection, selectors.EVENT_READ, _Visitor(connection))
+        with contextlib.suppress(OSError):  # the other side may have gone already, as a port scanner does
+            connection = self._listener.accept()[0]
+            prepare(connection)
+            self._selector.register(connection, selectors.EVENT_READ, _Visitor(connection))
 
     def _receive(self, visitor: _Visitor) -> None:
         try:
@@ -175,11 +177,7 @@ class MeetingPlace:
         if what != meeting.what:
             found = sorted([(min(meeting.arrived), meeting.what), (rank, what)])
             text = " while ".join(f"rank {one} came to {what}" for one, what in found)
-            self._announce(
-                Failure(
-                    rank, f"{text}; every rank must make the same calls of train, test, predict and run.save", place[0]
-                )
-            )
+            self._announce(Failure(rank, f"{text}; {_SAME_CALLS}", place[0]))
             return
         meeting.arrived.add(rank)
         if len(meeting.arrived) == self._ranks:
@@ -198,7 +196,8 @@ class MeetingPlace:
         """Announces a failure if ranks wait for one that has left."""
         for (action, _), meeting in self._meetings.items():
             for rank in sorted(self._left - meeting.arrived):
-                text = f"rank {rank}: its program has ended, while {_names(meeting.arrived)} waited for {meeting.what}"
+                waiting = f"{_names(meeting.arrived)} waited for {meeting.what}"
+                text = f"rank {rank}: its program has ended, while {waiting}; {_SAME_CALLS}"
                 self._announce(Failure(rank, text, action, ends=True))
 
     def _remind(self, now: float) -> None:

@@ -24,6 +24,7 @@ logger = logging.getLogger("plsc")
 _CONNECT_SECONDS = 60.0
 _ANSWER_SECONDS = 2.0  # for an announcement to travel to rank 0 and back
 _GRACE_SECONDS = 3.0  # in which a rank may end by itself after another one has failed
+_SECONDS_TO_CLOSE = 60.0  # in which a rank may end by itself after rank 0 has ended without a failure
 
 _peers: Optional[Peers] = None
 
@@ -76,11 +77,11 @@ class Peers:
                 self._action, self._meeting = self._action + 1, 0
 
     def meet(self, what: str, wait: bool = True) -> None:
-        """Tells the other ranks that this one is here, and waits until all of them are.
+        """Tells the other ranks that this one is here, and waits until all of them are. Only the main thread calls it.
 
         Args:
             what: What a late rank is waited for, in the log and in errors.
-            wait: Without it the ranks only learn about each other.
+            wait: Without it the ranks only learn about each other, and what has failed already is raised.
 
         Raises:
             RankError: Another rank has failed or left, or was waited for too long.
@@ -88,17 +89,18 @@ class Peers:
         self._meeting += 1
         place = (self._action, self._meeting)
         self._send({"at": place, "what": what})
-        if not wait:
-            return
         with self._changed:
-            came = self._changed.wait_for(
+            came = not wait or self._changed.wait_for(
                 lambda: self._open >= place or self._failure() is not None, self._patience + _CONNECT_SECONDS
             )
             failure = None if self._open >= place else self._failure()
-        if not came:
-            raise RankError(f"rank 0: waited {self._patience / 60:g} min for its answer, for {what}")
         if failure is not None:
             raise RankError(failure.text, failure.mistake)
+        if not came:
+            raise RankError(
+                f"rank 0: waited {self._patience / 60:g} min for its answer about {what}; find out what keeps that "
+                "process or its network, or wait longer with set_rank_timeout"
+            )
 
     def fail(self, text: str, mistake: bool, ends: bool = False) -> None:
         """Announces that this rank has failed; returns when all ranks know it, or after some seconds.
@@ -147,8 +149,12 @@ class Peers:
         except OSError:
             pass
         with self._changed:
-            if 0 not in self._left or rank() not in self._left:
-                self._add(lost(0, self._action))
+            if 0 not in self._left:
+                self._add(lost(0, self._action), _GRACE_SECONDS)
+            elif rank() not in self._left:
+                # After a signal rank 0 may end while others still close their files. If one waits for it, gloo fails
+                # at once; nccl does not.
+                self._add(Failure(0, "rank 0: its program has ended", self._action, ends=True), _SECONDS_TO_CLOSE)
 
     def _handle(self, message: dict[str, Any]) -> None:
         if "late" in message:
@@ -158,17 +164,20 @@ class Peers:
             if "open" in message:
                 self._open = tuple(message["open"])
             elif "failure" in message:
-                self._add(Failure(**message["failure"]))
+                self._add(Failure(**message["failure"]), _GRACE_SECONDS)
             elif "left" in message:
                 self._left.add(message["left"])
             self._changed.notify_all()
 
-    def _add(self, failure: Failure) -> None:
-        """Notes a failure, and has it end this process soon if the main thread does not; with the lock held."""
+    def _add(self, failure: Failure, seconds: float) -> None:
+        """Notes a failure, and has it end this process after some seconds unless it ends by itself; with the lock held.
+
+        The lock is that of `_changed`.
+        """
         self._failures.append(failure)
         self._changed.notify_all()
         if self._depth and self._failure() is failure and failure.rank != rank():
-            timer = threading.Timer(_GRACE_SECONDS, self._end_process, (failure, self._action))
+            timer = threading.Timer(seconds, self._end_process, (failure, self._action))
             timer.daemon = True
             timer.start()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Optional
 
 import paddle
 
@@ -18,13 +17,9 @@ def world_size() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
 
 
-def restarted() -> Optional[float]:
-    """Returns when `plsc run --restarts` first started this run, in seconds since 1970.
-
-    It is None unless the run has failed and been started again.
-    """
-    first = os.environ.get("PLSC_RESTART")
-    return None if first is None else float(first)
+def restarted() -> bool:
+    """Returns whether `plsc run --restarts` has started this process after a failure of the run."""
+    return "PLSC_RESTART" in os.environ
 
 
 def launch_name() -> str:

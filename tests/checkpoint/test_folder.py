@@ -16,6 +16,7 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint import tensor_file
 from plsc.checkpoint.convert import convert
+from plsc.engine.resume import find_candidates
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import build_head
 from plsc.models import build_model
@@ -352,6 +353,7 @@ def use(folder, backbone, head):
     """Does with a checkpoint what training and the commands do."""
     found = checkpoint.open_checkpoint(folder)
     _ = found.written, found.head_rows, layout.score_of(found.meta)
+    find_candidates(folder.parent)
     checkpoint.load_backbone(found, backbone)
     checkpoint.load_head(found, head)
     checkpoint.load_common_head(found, head)
@@ -364,7 +366,7 @@ def use(folder, backbone, head):
 def test_a_crafted_meta_json_gives_no_other_error_than_ours(saved):
     source, backbone, head = saved
     meta = json.loads((source.folder / "meta.json").read_text())
-    meta["test"] = {"lfw": {"accuracy": 0.5}}
+    meta.update(test={"lfw": {"accuracy": 0.5}}, launches=["abc"], began=1.0)
     refused = 0
     every = [(path, value) for path in places_in(meta) for value in (*HOSTILE, ...)]
     texts = [json.dumps(changed(meta, *one)) for one in every[::4]]  # every place has a share of the values

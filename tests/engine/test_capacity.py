@@ -60,10 +60,11 @@ def test_a_machine_reports_its_memory_and_a_control_group_its_limit(monkeypatch)
     assert memory.memory_limit() > GB
     numbers = {"/sys/fs/cgroup/memory.max": 2 * GB, "/sys/fs/cgroup/memory.swap.max": GB}
     monkeypatch.setattr(memory, "_number", numbers.get)
-    monkeypatch.setattr(memory, "_field", lambda path, name: {"MemTotal": 8 * GB, "SwapTotal": GB}[name])
-    assert memory.memory_limit() == 3 * GB
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * GB)
+    monkeypatch.setattr(memory, "_field", lambda path, name: {"SwapTotal": GB}[name])
+    assert memory.memory_limit() == memory.usable_memory() == 3 * GB
     numbers.pop("/sys/fs/cgroup/memory.swap.max")  # which has no limit, as "max" says
-    assert memory.memory_limit() == 9 * GB
+    assert (memory.memory_limit(), memory.usable_memory()) == (9 * GB, 8 * GB)
     numbers["/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"] = 4 * GB
     assert memory.memory_limit() == 4 * GB
 

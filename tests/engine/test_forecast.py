@@ -16,9 +16,9 @@ from plsc.engine.forecast import (
     advice,
     backbone_size,
     forecast,
-    size_text,
     workload_of,
 )
+from plsc.machine.memory import size_text
 from plsc.models import build_model
 
 ADAM = OptimizerSize("Adam", 2.0)

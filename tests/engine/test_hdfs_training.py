@@ -86,7 +86,7 @@ def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_
             timeout=TIMEOUT,
         )
         assert process.returncode == 0 and words in process.stderr, process.stderr[-3000:]
-        monkeypatch.setenv("PLSC_RESTART", "1.0")
+        monkeypatch.setenv("PLSC_RESTART", "1")
     config = Config(hdfs=Hdfs(hdfs.web, "name,passwd", fs_dir_for_save=place))
     assert fetch_newest(config, open_store(config, threading.Event()), tmp_path / "c", {"second"}) is not None
     assert not (tmp_path / "c").exists()

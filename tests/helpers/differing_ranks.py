@@ -82,6 +82,11 @@ CASES: dict[str, tuple[Callable[[Entry, Path], None], tuple[str, ...]]] = {
     "length": (lambda ins, folder: setattr(ins, "train_reader", Noise(40)), ("train_reader (48 on rank 0, 40 on",)),
     "script": (other_script, ("the script", "same script")),
     "version": (other_version, ("plsc (", "0.0.1 on rank 1")),
+    "save folder": (
+        lambda ins, folder: ins.set_model_save_dir(None),
+        ("whether model_save_dir is set (yes on rank 0, no on rank 1)",),
+    ),
+    "patience": (lambda ins, folder: ins.set_rank_timeout(7), ("rank_timeout (30.0 on rank 0, 7.0 on rank 1)",)),
     "places": (other_places, ()),
 }
 

@@ -90,6 +90,7 @@ HARD_PLACES = {
     "killed": Place("plsc.engine.trainer:log_header", 1, BROKEN),
     "rank 0 killed": Place("plsc.engine.trainer:log_header", 0, BROKEN),
     "left": Place("plsc.engine.trainer:log_header", 1, SystemExit(0)),
+    "rank 0 left": Place("plsc.engine.trainer:log_header", 0, SystemExit(0)),
     "other calls": Place(
         "plsc.engine.trainer:log_header", 1, RankError("while rank 1 came to its own save; every rank must")
     ),

@@ -60,12 +60,10 @@ def gathers_objects_in_rank_order():
     assert parallel.all_gather_object(None, "it") == [None] * RANKS
 
 
-def sums_tensors_in_place_and_numbers_in_float64():
+def sums_tensors_in_place():
     tensor = paddle.to_tensor(rows_of(RANK, 2))
     assert parallel.all_reduce_sum(tensor) is tensor
     np.testing.assert_array_equal(tensor.numpy(), sum(rows_of(rank, 2) for rank in range(RANKS)))
-    # float32 would lose the small part; every sum is exact in float64.
-    assert parallel.sum_number(2.0**30 + RANK / 1024) == sum(2.0**30 + rank / 1024 for rank in range(RANKS))
 
 
 def starts_collectives_and_waits_for_them():
@@ -250,7 +248,7 @@ CHECKS = (
     gathers_rows_also_uneven_and_empty_ones,
     gathers_arrays_of_any_length_in_pieces,
     gathers_objects_in_rank_order,
-    sums_tensors_in_place_and_numbers_in_float64,
+    sums_tensors_in_place,
     starts_collectives_and_waits_for_them,
     tells_all_ranks_when_one_of_them_is_affected,
     raises_the_error_of_one_rank_on_all,

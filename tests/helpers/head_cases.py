@@ -77,7 +77,7 @@ def accumulate(results, case, head, embedding, label):
     """Computes the same batch again in three micro-batches, the last of which is empty on some ranks or on all."""
     import paddle
 
-    from plsc import parallel
+    from plsc import optim, parallel
 
     kept = {name: parameter.grad.numpy() for name, parameter in head.named_parameters()}
     head.next_step = 0
@@ -88,7 +88,8 @@ def accumulate(results, case, head, embedding, label):
     for part, (rows, _) in enumerate(parts):
         rows = paddle.to_tensor(rows) if len(rows) else paddle.zeros([0, DIM], embedding.dtype.name)
         outputs.append(head(rows, gathered, True, part))
-    squares = head.gradient_square_sum()
+    own = sum(head.gradient_squares().values())
+    squares = optim.head_squares({"weight": own}, head.sharded and parallel.world_size() > 1)[("weight",)]
     head.backward()
     results[f"{case}/parts/loss"] = sum(out.loss for out in outputs)
     results[f"{case}/parts/correct"] = np.sum([out.correct for out in outputs], axis=0)

@@ -10,7 +10,8 @@ import disturbed_ranks
 import pytest
 from ranks import HELPERS, environment, start
 
-from plsc.errors import PlscError
+from plsc.errors import PlscError, RankError
+from plsc.parallel import peers
 
 pytestmark = pytest.mark.core
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
@@ -61,6 +62,7 @@ def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name)
         ("killed", [1, -9], ["plsc: error: rank 1: its process ended without an error message; it was killed", ""]),
         ("rank 0 killed", [-9, 1], ["", "plsc: error: rank 0: its process ended without an error message; it was"]),
         ("left", [1, 0], ["plsc: error: rank 1: its program has ended, while rank 0 waited for the ", ""]),
+        ("rank 0 left", [0, 1], ["", "plsc: error: rank 0: its program has ended"]),
     ],
 )
 def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, statuses, last):
@@ -74,6 +76,35 @@ def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, s
         assert process.returncode == status, stderr
         assert not line or stderr.splitlines()[-1].startswith(line)
     assert time.monotonic() - began < SECONDS
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize(
+    ("words", "text", "seconds"),
+    [
+        ([{"left": 0}], "rank 0: its program has ended", 0.2),  # it may close its files in peace
+        ([], "rank 0: its process ended without an error message", 0.0),
+    ],
+)
+def test_the_end_of_rank_0_is_called_what_it_is(monkeypatch, wait, words, text, seconds):
+    ended = []
+    monkeypatch.setattr(peers, "rank", lambda: 1)
+    monkeypatch.setattr(peers, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(peers, "_SECONDS_TO_CLOSE", 0.2)
+    monkeypatch.setattr(peers.Peers, "_end_process", lambda self, failure, action: ended.append(time.monotonic()))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        own = peers.Peers(socket.create_connection(server.getsockname()), "token", None)
+        own.begin(60)
+        began = time.monotonic()
+        with server.accept()[0] as connection:
+            connection.sendall(b"".join(json.dumps(one).encode() + b"\n" for one in words))
+        own.wait_for_failure()
+        with pytest.raises(RankError, match=text):
+            own.meet("the batch of step 7", wait)
+    while not ended and time.monotonic() - began < SECONDS:
+        time.sleep(0.01)
+    assert ended[0] - began >= seconds
+    own.close()
 
 
 @pytest.mark.parametrize(("name", "restarts"), [("busy", 0), ("forward", 2)])

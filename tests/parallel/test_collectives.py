@@ -21,9 +21,9 @@ def test_every_collective_gives_every_rank_what_it_promises(ranks, tmp_path, num
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, [0, 1, None]),
-        ({"PADDLE_TRAINER_ID": "5"}, [0, 1, None]),  # an id without a launcher's count of ranks means nothing
-        ({"PADDLE_TRAINER_ID": "5", "PADDLE_TRAINERS_NUM": "7", "PLSC_RESTART": "12.5"}, [5, 7, 12.5]),
+        ({}, [0, 1, False]),
+        ({"PADDLE_TRAINER_ID": "5"}, [0, 1, False]),  # an id without a launcher's count of ranks means nothing
+        ({"PADDLE_TRAINER_ID": "5", "PADDLE_TRAINERS_NUM": "7", "PLSC_RESTART": "1"}, [5, 7, True]),
     ],
 )
 def test_ranks_and_restarts_are_those_of_the_launcher(monkeypatch, variables, expected):

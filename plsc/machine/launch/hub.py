@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from plsc.machine.launch import messages
+from plsc.machine.launch.local_ranks import NOT_RESTARTED
 from plsc.machine.launch.messages import GarbageError, Lines, encode, proof_of
 
 _SECONDS_TO_SAY_HELLO = 10.0
@@ -70,7 +71,7 @@ class _Failure:
     cause: str
     tail: list[str] = field(default_factory=list)
     tail_is_reason: bool = True
-    is_lasting: bool = False
+    is_mistake: bool = False
 
 
 class Hub:
@@ -221,8 +222,8 @@ class Hub:
             self._start_if_all_are_ready()
         elif kind == "failed" and self._phase == "running":
             tail = [str(line) for line in message["tail"]]
-            moment, tail_is_reason, lasts = now - message["ago"], message["tail_is_reason"], message["is_lasting"]
-            self._failures.append(_Failure(moment, message["cause"], tail, tail_is_reason, lasts))
+            moment, tail_is_reason, is_mistake = now - message["ago"], message["tail_is_reason"], message["is_mistake"]
+            self._failures.append(_Failure(moment, message["cause"], tail, tail_is_reason, is_mistake))
         elif kind == "done":
             member.is_done = True
             launchers = [one for one in self._members if one.name]
@@ -288,8 +289,10 @@ class Hub:
                 self._lose(member, f"nothing was heard from it for {silent:.0f} s", since=member.heard)
         first = min(self._failures, key=lambda one: one.moment, default=None)
         if first is not None and now - first.moment > _SECONDS_FOR_THE_FIRST_CAUSE:
-            again = self._attempt < self._restarts and not first.is_lasting
+            again = self._attempt < self._restarts and not first.is_mistake
             cause = f"{first.cause}; all ranks of all machines were stopped"
+            if self._attempt < self._restarts and not again:
+                cause += f"; {NOT_RESTARTED}"
             self._stop(cause, first.tail, tail_is_reason=first.tail_is_reason, again=again)
         if self._phase == "gathering":
             if now - self._gathering_since > self._patience:
@@ -349,7 +352,6 @@ class Hub:
                 "start",
                 node_rank=member.node_rank,
                 attempt=self._attempt,
-                age=max(one["age"] for one in ready),
                 endpoints=endpoints,
                 names=[one.name for one in members],
             )

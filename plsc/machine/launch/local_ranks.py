@@ -18,10 +18,11 @@ from typing import Optional
 
 from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE, ConfigError
 from plsc.machine import threads
-from plsc.machine.memory import memory_limit
+from plsc.machine.memory import memory_limit, size_text
 
 # Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid.
 _SITE = Path(__file__).parent.parent / "site"
+NOT_RESTARTED = "not restarted, because the same error would come again"
 _SECONDS_AFTER_FAILURE = 5.0
 _SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 _SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
@@ -40,14 +41,14 @@ class Place:
         ranks: The number of ranks on this machine.
         node_rank: The number of this machine, from 0.
         interface: The network interface to the other machines; None leaves the choice to the libraries.
-        restart_of: When the run first started, in seconds since 1970; None unless this is a restart.
+        is_restart: Whether the run has failed before.
     """
 
     endpoints: Sequence[str]
     ranks: int
     node_rank: int = 0
     interface: Optional[str] = None
-    restart_of: Optional[float] = None
+    is_restart: bool = False
 
     @property
     def first_rank(self) -> int:
@@ -78,7 +79,7 @@ class Failure:
         return killed if self.status < 0 else f"ended with status {self.status}"
 
     @property
-    def is_lasting(self) -> bool:
+    def is_mistake(self) -> bool:
         """Whether the error would happen again in a restarted run, because it is a mistake of the user."""
         return self.status == STATUS_OF_MISTAKE
 
@@ -97,8 +98,8 @@ def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[
         given: Those that the caller asks for.
         restarts: How many restarts the caller allows.
     """
-    lasting = {VARIABLE_OF_MISTAKE: "1"} if restarts else {}
-    return {"PLSC_LAUNCH": uuid.uuid4().hex, **lasting, **(given or {})}
+    wanted = {VARIABLE_OF_MISTAKE: "1"} if restarts else {}
+    return {"PLSC_LAUNCH": uuid.uuid4().hex, **wanted, **(given or {})}
 
 
 class LocalRanks:
@@ -137,7 +138,7 @@ class LocalRanks:
             _thread(self._await, number, process)
 
     def _await(self, number: int, process: subprocess.Popen) -> None:
-        # A rank has ended when its process has, whoever still holds its stderr.
+        # A rank has ended when its process has, even if another process still holds its stderr.
         process.wait()
         self._ended.append((number, time.monotonic()))
 
@@ -191,8 +192,8 @@ def check_ranks(ranks: int) -> None:
     total, needed = memory_limit() or 0, ranks * _BYTES_OF_A_RANK
     if needed > total > 0:
         raise ConfigError(
-            f"--ranks {ranks}: so many processes need {needed / 1e9:.3g} GB for Paddle alone, and this machine has "
-            f"{total / 1e9:.3g} GB; --ranks counts the processes of this machine, usually one for each GPU"
+            f"--ranks {ranks}: so many processes need {size_text(needed)} for Paddle alone, and this machine has "
+            f"{size_text(total)}; --ranks counts the processes of this machine, usually one for each GPU"
         )
     if ranks > _RANKS_PER_CORE * threads.cores() and not Path("/dev/nvidiactl").exists():
         say(f"plsc: {ranks} ranks share {threads.cores()} cores, so most of the time they wait for each other\n")
@@ -225,8 +226,8 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
         FLAGS_selected_gpus=str(local),
     )
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
-    if place.restart_of is not None:
-        environment["PLSC_RESTART"] = repr(place.restart_of)
+    if place.is_restart:
+        environment["PLSC_RESTART"] = "1"
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )

@@ -60,7 +60,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class _End:
-    """Why the ranks of all machines stop.
+    """The reason why the ranks of all machines stop.
 
     Attributes:
         cause: One line; empty when all ranks have succeeded.
@@ -131,7 +131,6 @@ class _Launcher:
             f"{Path(command[1]).name} (SHA-256)": hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()[:16],
         }
         self._attempt = 0
-        self._began: Optional[float] = None  # when the run first started, on the monotonic clock
         self._node_rank: Optional[int] = None
         self._link: Optional[Link] = None
         self._own_address = address_of_interface(machines.interface) if machines.interface else None
@@ -140,7 +139,7 @@ class _Launcher:
         resources.callback(self._disconnect)  # before the hub leaves, which waits for its launchers
 
     def run(self) -> int:
-        """Starts the ranks as often as the hub says; returns the status of `run_on_machines`."""
+        """Starts the ranks, again after a failure if the hub says so; returns the status of `run_on_machines`."""
         while True:
             start = self._await_start()
             end = start if isinstance(start, _End) else self._run_once(start)
@@ -271,9 +270,8 @@ class _Launcher:
             self._link = None
 
     def _readiness(self) -> dict[str, Any]:
-        age = 0.0 if self._began is None else time.monotonic() - self._began
         address = self._own_address or address_towards(self._address)
-        return {"attempt": self._attempt, "age": age, "address": address, "ports": free_ports(self._machines.ranks)}
+        return {"attempt": self._attempt, "address": address, "ports": free_ports(self._machines.ranks)}
 
     def _send_signals(self, link: Optional[Link]) -> None:
         """Tells the hub which signals this launcher has received since the last call."""
@@ -298,21 +296,18 @@ class _Launcher:
         """Runs the ranks of this machine until all machines stop."""
         node_rank, ranks, names = start["node_rank"], self._machines.ranks, start["names"]
         self._node_rank, self._attempt = node_rank, start["attempt"]
-        if self._began is None:
-            self._began = time.monotonic() - start["age"]
-        age = time.monotonic() - self._began
         place = Place(
             endpoints=start["endpoints"],
             ranks=ranks,
             node_rank=node_rank,
             interface=self._machines.interface
             or interface_of(start["endpoints"][node_rank * ranks].rpartition(":")[0]),
-            restart_of=time.time() - age if self._attempt else None,
+            is_restart=self._attempt > 0,
         )
         last = place.first_rank + ranks - 1
         own = f"rank {last}" if ranks == 1 else f"ranks {place.first_rank} to {last}"
         shown = "" if node_rank == 0 else f"; rank 0 writes on {names[0]}"
-        say(f"plsc: {self._name} is machine {node_rank} of {len(names)}, with {own}{shown}\n")
+        say(f"plsc: {self._name} has node rank {node_rank} among {len(names)} machines, with {own}{shown}\n")
         running = LocalRanks(self._command, place, self._variables)
         late: list[_End] = []  # what the hub says while the ranks end: a signal, or a second one
 
@@ -353,7 +348,7 @@ class _Launcher:
                         tail_is_reason=failure.status > 0,
                         tail=tail,
                         ago=time.monotonic() - failure.moment,
-                        is_lasting=failure.is_lasting,
+                        is_mistake=failure.is_mistake,
                     )
             message = self._link.next_message(POLL_SECONDS)
             if message is not None and message["kind"] == "finish":

@@ -23,9 +23,9 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
         "name": (str,), "proof": (str,), "asked_rank": (int, type(None)), "former_rank": (int, type(None)),
         "agreed": (dict,),
     },
-    "ready": {"attempt": (int,), "age": (int, float), "address": (str,), "ports": (list,)},
+    "ready": {"attempt": (int,), "address": (str,), "ports": (list,)},
     "failed": {
-        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_lasting": (bool,),
+        "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "ago": (int, float), "is_mistake": (bool,),
     },
     "done": {},
     "signal": {"number": (int,)},
@@ -33,7 +33,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "hub": {"protocol": (int,), "nonce": (str,)},
     "refused": {"reason": (str,), "retry": (bool,)},
     "note": {"text": (str,)},
-    "start": {"node_rank": (int,), "attempt": (int,), "age": (int, float), "endpoints": (list,), "names": (list,)},
+    "start": {"node_rank": (int,), "attempt": (int,), "endpoints": (list,), "names": (list,)},
     "stop": {
         "cause": (str,), "tail": (list,), "tail_is_reason": (bool,), "signal": (int, type(None)), "again": (bool,),
         "hurry": (bool,),
@@ -54,7 +54,7 @@ def encode(kind: str, **values: Any) -> bytes:
 
 
 class Lines:
-    """Collects the bytes of a connection into messages.
+    """A buffer that turns the bytes of a connection into messages.
 
     Args:
         longest: The most bytes of a message.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
 from plsc.machine.launch.local_ranks import (
+    NOT_RESTARTED,
     Failure,
     LocalRanks,
     Place,
@@ -43,17 +44,16 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
         ConfigError: This machine has no memory for so many processes.
     """
     check_ranks(ranks)
-    began = time.time()
     variables = variables_of_run(variables, restarts)
     with caught_signals() as signals:
         for attempt in range(restarts + 1):
-            failure = _run_once(command, ranks, variables, began if attempt else None, signals)
+            failure = _run_once(command, ranks, variables, attempt > 0, signals)
             if signals:
                 return 128 + signals[0]
             if failure is None:
                 return 0
-            if restarts and failure.is_lasting:
-                say("plsc: not restarted, because the same error would come again\n")
+            if restarts and failure.is_mistake:
+                say(f"plsc: {NOT_RESTARTED}\n")
                 return 1
             if attempt < restarts:
                 say(f"plsc: restart {attempt + 1} of {restarts}\n")
@@ -76,11 +76,11 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def _run_once(
-    command: Sequence[str], ranks: int, variables: Mapping[str, str], restart_of: Optional[float], signals: list[int]
+    command: Sequence[str], ranks: int, variables: Mapping[str, str], is_restart: bool, signals: list[int]
 ) -> Optional[Failure]:
     """Runs the ranks until all have ended, and reports and returns the first failure."""
     endpoints = [f"127.0.0.1:{port}" for port in free_ports(ranks)]
-    running = LocalRanks(command, Place(endpoints, ranks, restart_of=restart_of), variables)
+    running = LocalRanks(command, Place(endpoints, ranks, is_restart=is_restart), variables)
     try:
         while not signals and running.first_failure() is None and not running.have_ended:
             time.sleep(POLL_SECONDS)
