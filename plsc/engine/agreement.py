@@ -49,6 +49,9 @@ def check_settings(config: Config) -> None:
     for name, value in _flat({**plain_settings(config), **objects}).items():
         if name not in _MAY_DIFFER:
             values[f"the setting {name}"] = repr(value)
+    for name, value in getattr(config.margin_object, "__dict__", {}).items():
+        if isinstance(value, (bool, int, float, str, tuple)):
+            values[f"{type(config.margin_object).__name__}.{name}"] = repr(value)
     for name in _SET_ON_ALL:
         values[f"whether {name} is set"] = "yes" if getattr(config, name) else "no"
     parallel.check_same(values, "give all ranks the same script, settings and versions")

@@ -18,6 +18,7 @@ from train_glyphs import TinyNet, small_entry
 import plsc.engine.agreement
 from plsc import Entry, parallel
 from plsc.errors import ConfigError
+from plsc.heads.margins import MagFace
 
 RANK = parallel.rank()
 
@@ -85,6 +86,7 @@ CASES: dict[str, tuple[Callable[[Entry, Path], None], tuple[str, ...]]] = {
     "precision": (lambda ins, folder: ins.set_mixed_precision(True), ("mixed_precision",)),
     "seed": (lambda ins, folder: ins.set_seed(3), ("the setting seed (0 on rank 0, 3 on rank 1)",)),
     "model": (lambda ins, folder: ins.set_model(paddle.nn.Linear(2, 2)), ("the setting model ('TinyNet' on rank 0",)),
+    "margin": (lambda ins, folder: ins.set_loss_type(MagFace(l_m=0.3)), ("rank 1", "MagFace.", "0.3 on rank 1")),
     "layers": (lambda ins, folder: setattr(ins._config.model, "more", paddle.nn.Linear(2, 2)), ("the parameters and",)),
     "strategy": (lambda ins, folder: set_strategy(ins, 3), ("rank 1", "the strategy", "same model and set_strategy")),
     "length": (lambda ins, folder: setattr(ins, "train_reader", Noise(40)), ("train_reader (48 on rank 0, 40 on",)),
@@ -111,6 +113,8 @@ def main() -> None:
         ins.set_with_test(False)
         if name == "length":
             ins.train_reader = Noise(48)
+        if name == "margin":
+            ins.set_loss_type(MagFace(l_m=0.4))
         if name == "strategy":
             set_strategy(ins, 4)
         if RANK == 1:
