@@ -15,6 +15,7 @@ from plsc.config import Config, plain_settings
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.engine.run_record import objects_of
+from plsc.optim import rate_of
 from plsc.version import __version__
 
 # These settings may differ: where a machine keeps its files and reaches HDFS, and what only speed or the log depend on.
@@ -65,6 +66,17 @@ def check_data(loader: Union[ImageLoader, ReaderLoader]) -> None:
     """
     if parallel.world_size() > 1:
         parallel.check_same(loader.digests(), "give all machines the same data set")
+
+
+def check_rate(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Checks that all ranks begin with the same learning rate, which a custom optimizer brings along.
+
+    With different rates, the backbones of the ranks would drift apart.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    parallel.check_same({"the learning rate": repr(rate_of(optimizer))}, "give all ranks the same set_optimizer")
 
 
 def _script() -> str:
