@@ -15,6 +15,7 @@ from plsc.config import Config, plain_settings
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.engine.run_record import objects_of
+from plsc.optim import rate_of
 from plsc.version import __version__
 
 # These settings may differ: where a machine keeps its files and reaches HDFS, and what only speed or the log depend on.
@@ -49,6 +50,9 @@ def check_settings(config: Config) -> None:
     for name, value in _flat({**plain_settings(config), **objects}).items():
         if name not in _MAY_DIFFER:
             values[f"the setting {name}"] = repr(value)
+    for name, value in getattr(config.margin_object, "__dict__", {}).items():
+        if isinstance(value, (bool, int, float, str, tuple)):
+            values[f"{type(config.margin_object).__name__}.{name}"] = repr(value)
     for name in _SET_ON_ALL:
         values[f"whether {name} is set"] = "yes" if getattr(config, name) else "no"
     parallel.check_same(values, "give all ranks the same script, settings and versions")
@@ -62,6 +66,17 @@ def check_data(loader: Union[ImageLoader, ReaderLoader]) -> None:
     """
     if parallel.world_size() > 1:
         parallel.check_same(loader.digests(), "give all machines the same data set")
+
+
+def check_rate(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Checks that all ranks begin with the same learning rate, which a custom optimizer brings along.
+
+    With different rates, the backbones of the ranks would drift apart.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    parallel.check_same({"the learning rate": repr(rate_of(optimizer))}, "give all ranks the same set_optimizer")
 
 
 def _script() -> str:

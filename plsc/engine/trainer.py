@@ -18,7 +18,7 @@ from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.checkpoint.folder import score_of
 from plsc.config import Config
 from plsc.engine import forecast
-from plsc.engine.agreement import check_data, check_settings
+from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
@@ -112,6 +112,7 @@ class Trainer:
         # Optimizer, clipping and loss scaling.
         self.updates = Updates(config, self.backbone, self.head, steps)
         self.optimizer = self.updates.optimizer
+        check_rate(self.optimizer)
         self.scaler = amp.DynamicLossScaler(config.mixed_precision)
 
         # The state to save, and the checkpoint to resume from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import weakref
 from typing import NamedTuple, Optional
 
@@ -12,6 +13,7 @@ from paddle.distributed import fleet
 
 from plsc.errors import ConfigError
 from plsc.parallel.action import meet
+from plsc.parallel.agreement import check_same
 from plsc.parallel.ranks import world_size
 from plsc.parallel.start import initialise_fleet
 from plsc.parallel.strategy import Averaging, averaging_of
@@ -47,15 +49,17 @@ def distributed_model(
         strategy: A strategy that `check_strategy` has accepted; None is plsc's own.
 
     Raises:
-        ConfigError: The model was wrapped before, and other parameters are trained now, or with another strategy.
+        ConfigError: The ranks differ in what they train or in their strategies; or the model was wrapped before, and
+            other parameters are trained now, or with another strategy.
     """
     if world_size() == 1:
         return model
     meet("the model, with its weights")
     trained = tuple(name for name, parameter in model.named_parameters() if not parameter.stop_gradient)
     averaging = averaging_of(strategy, find_unused_parameters)
+    _check_ranks(model, averaging)
     if model in _wrapped:
-        _check_same(type(model).__name__, _wrapped[model], trained, averaging)
+        _check_unchanged(type(model).__name__, _wrapped[model], trained, averaging)
     elif trained:
         initialise_fleet(averaging)
         _wrapped[model] = _Wrapped(fleet.distributed_model(model), trained, averaging)
@@ -64,7 +68,17 @@ def distributed_model(
     return _wrapped[model].wrapper if trained else model
 
 
-def _check_same(name: str, first: _Wrapped, trained: tuple[str, ...], averaging: Averaging) -> None:
+def _check_ranks(model: paddle.nn.Layer, averaging: Averaging) -> None:
+    """Checks that all ranks have the same tensors and average alike: otherwise sums would mix tensors, or hang."""
+    tensors = [f"{name} {list(t.shape)} {t.dtype} {t.stop_gradient}" for name, t in sorted(model.state_dict().items())]
+    values = {
+        "the parameters and statistics of the model": hashlib.sha256("\n".join(tensors).encode()).hexdigest(),
+        "the strategy": str(averaging),
+    }
+    check_same(values, "give all ranks the same model and set_strategy")
+
+
+def _check_unchanged(name: str, first: _Wrapped, trained: tuple[str, ...], averaging: Averaging) -> None:
     """Checks that a model is trained as it was first trained; what Paddle has prepared for that stays as it is."""
     if trained != first.trained:
         raise ConfigError(

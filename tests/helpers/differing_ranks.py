@@ -16,8 +16,9 @@ import paddle
 from train_glyphs import TinyNet, small_entry
 
 import plsc.engine.agreement
-from plsc import Entry, parallel
+from plsc import Entry, optim, parallel
 from plsc.errors import ConfigError
+from plsc.heads.margins import MagFace
 
 RANK = parallel.rank()
 
@@ -61,6 +62,16 @@ def other_version(ins: Entry, folder: Path) -> None:
     plsc.engine.agreement.__version__ = "0.0.1"
 
 
+def set_strategy(ins: Entry, size: int) -> None:
+    strategy = paddle.distributed.fleet.DistributedStrategy()
+    strategy.fuse_grad_size_in_MB = size
+    ins.set_strategy(strategy)
+
+
+def sgd_of(rate: float) -> paddle.optimizer.Optimizer:
+    return paddle.optimizer.SGD(rate, parameters=optim.deferred())
+
+
 def other_places(ins: Entry, folder: Path) -> None:
     other_labels(lambda lines: lines)(ins, folder)
     ins.set_model_save_dir(str(folder / "elsewhere"))
@@ -79,6 +90,10 @@ CASES: dict[str, tuple[Callable[[Entry, Path], None], tuple[str, ...]]] = {
     "precision": (lambda ins, folder: ins.set_mixed_precision(True), ("mixed_precision",)),
     "seed": (lambda ins, folder: ins.set_seed(3), ("the setting seed (0 on rank 0, 3 on rank 1)",)),
     "model": (lambda ins, folder: ins.set_model(paddle.nn.Linear(2, 2)), ("the setting model ('TinyNet' on rank 0",)),
+    "margin": (lambda ins, folder: ins.set_loss_type(MagFace(l_m=0.3)), ("rank 1", "MagFace.", "0.3 on rank 1")),
+    "optimizer": (lambda ins, folder: ins.set_optimizer(sgd_of(0.2)), ("the learning rate (0.1 on rank 0, 0.2 on",)),
+    "layers": (lambda ins, folder: setattr(ins._config.model, "more", paddle.nn.Linear(2, 2)), ("the parameters and",)),
+    "strategy": (lambda ins, folder: set_strategy(ins, 3), ("rank 1", "the strategy", "same model and set_strategy")),
     "length": (lambda ins, folder: setattr(ins, "train_reader", Noise(40)), ("train_reader (48 on rank 0, 40 on",)),
     "script": (other_script, ("the script", "same script")),
     "version": (other_version, ("plsc (", "0.0.1 on rank 1")),
@@ -103,6 +118,12 @@ def main() -> None:
         ins.set_with_test(False)
         if name == "length":
             ins.train_reader = Noise(48)
+        if name == "optimizer":
+            ins.set_optimizer(sgd_of(0.1))
+        if name == "margin":
+            ins.set_loss_type(MagFace(l_m=0.4))
+        if name == "strategy":
+            set_strategy(ins, 4)
         if RANK == 1:
             change(ins, folder)
         try:

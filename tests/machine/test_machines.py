@@ -495,8 +495,10 @@ def test_two_machines_with_two_ranks_each_end_like_one_with_four(network, glyphs
     words = ("--ranks", 2, HELPERS / "train_glyphs.py", glyphs, network.disk / "o", *TRAINING)
     programs = [start_on(machine, network.machines[0], *words) for machine in network.machines]
     assert [program.wait() for program in programs] == [0, 0]
-    assert "plsc: machine-b is machine 0 of 2, with ranks 0 to 1" in programs[0].text
-    assert programs[1].lines == ["plsc: machine-a is machine 1 of 2, with ranks 2 to 3; rank 0 writes on machine-b"]
+    assert "plsc: machine-b has node rank 0 among 2 machines, with ranks 0 to 1" in programs[0].text
+    assert programs[1].lines == [
+        "plsc: machine-a has node rank 1 among 2 machines, with ranks 2 to 3; rank 0 writes on machine-b"
+    ]
     assert same_on_disks(network, tmp_path / "o" / "1")
 
 
