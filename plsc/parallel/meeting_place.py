@@ -148,9 +148,12 @@ class MeetingPlace:
             if not hmac.compare_digest(str(message["token"]), self.token):
                 return False
             visitor.rank = int(message["rank"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return False
         self._visitors[visitor.rank] = visitor
+        if len(self._visitors) == self._ranks:  # nobody else has to come in
+            self._selector.unregister(self._listener)
+            self._listener.close()
         for failure in self._failures.values():  # what it has missed
             self._tell([visitor.rank], {"failure": dataclasses.asdict(failure)})
         for rank in self._left:

@@ -1,0 +1,35 @@
+"""The server at which the ranks meet, and what comes to it from outside."""
+
+import contextlib
+import json
+import socket
+
+import pytest
+
+from plsc.parallel.meeting_place import MeetingPlace
+
+pytestmark = pytest.mark.core
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"[" * 10_000 + b"\n", b'{"token": "\xc3\xa4"}\n', b"7\n"]
+)
+def test_strangers_are_turned_away_and_all_ranks_together_close_the_door(garbage):
+    place = MeetingPlace("127.0.0.1", 2)
+    address = ("127.0.0.1", place.port)
+    try:
+        with socket.create_connection(address, timeout=10) as stranger:
+            stranger.sendall(garbage)
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(1) == b""
+        ranks = [socket.create_connection(address, timeout=10) for _ in range(2)]
+        for rank, connection in enumerate(ranks):
+            for message in ({"token": place.token, "rank": rank}, {"at": (1, 1), "what": "a test"}):
+                connection.sendall(json.dumps(message).encode() + b"\n")
+        for connection in ranks:
+            with connection, connection.makefile() as lines:
+                assert json.loads(lines.readline()) == {"open": [1, 1]}
+        with pytest.raises(OSError):
+            socket.create_connection(address, timeout=10)
+    finally:
+        place.close()
