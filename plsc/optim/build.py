@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections import defaultdict
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
@@ -14,8 +15,8 @@ from paddle.incubate import ModelAverage
 from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimizer
 
 from plsc import parallel
-from plsc.config import Config
-from plsc.errors import ConfigError
+from plsc.config import Config, one_line
+from plsc.errors import ConfigError, PlscError
 from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
 
 logger = logging.getLogger("plsc")
@@ -59,7 +60,8 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
     `parameters` that it does not list join the group of the placeholder, or a group with the optimizer's own settings.
 
     Raises:
-        ConfigError: The function given to `set_optimizer` returns something else, or the optimizer cannot train.
+        ConfigError: The function given to `set_optimizer` fails or returns something else, or the optimizer cannot
+            train.
     """
     chosen = config.optimizer
     if chosen is None:
@@ -69,16 +71,11 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
         )
     is_object = isinstance(chosen, paddle.optimizer.Optimizer)
     if is_object:
-        optimizer = copy.deepcopy(chosen, _shared_by_a_copy(chosen))
-    else:
-        optimizer = chosen(list(parameters))
-        if not isinstance(optimizer, paddle.optimizer.Optimizer):
-            raise ConfigError(
-                f"set_optimizer: the function returned {type(optimizer).__name__}, expected a "
-                "paddle.optimizer.Optimizer"
-            )
+        _check_object(chosen, parameters)
+    optimizer = _made(chosen, parameters)
     for one in chain_of(optimizer):
         _check_step(one)
+    _check_lists(optimizer)
     if is_object or any(_is_deferred(parameter) for parameter in parameters_of(optimizer)):
         for one in chain_of(optimizer):
             _adopt(one, parameters)
@@ -123,6 +120,73 @@ def check_parameters(
             f"set_optimizer: {type(by_norm[0]).__name__} scales a step by the norm of the whole matrix of class "
             "centres, of which each rank holds a part; use AdamW or Momentum, or keep the whole matrix on every rank "
             "with set_loss_type('arcface') or another loss whose name does not begin with dist_"
+        )
+
+
+def _made(chosen: OptimizerOrFactory, parameters: Sequence[Any]) -> paddle.optimizer.Optimizer:
+    """Returns a copy of the user's optimizer, or what the user's function makes.
+
+    Raises:
+        ConfigError: That fails, or the function returns something else. The error keeps its cause where the user's own
+            code failed, and not Paddle.
+    """
+    try:
+        if isinstance(chosen, paddle.optimizer.Optimizer):
+            return copy.deepcopy(chosen, _shared_by_a_copy(chosen))
+        optimizer = chosen(list(parameters))
+    except PlscError:
+        raise
+    except Exception as problem:  # noqa: BLE001 - whatever the user's function or Paddle raises is reported in one line
+        last = traceback.extract_tb(problem.__traceback__)[-1]
+        is_paddles = last.filename.startswith(paddle.__path__[0])
+        reason = one_line(str(problem)) or last.line
+        raise ConfigError(f"set_optimizer: {_what_failed(chosen)} ({type(problem).__name__}: {reason})") from (
+            None if is_paddles or isinstance(chosen, (type, paddle.optimizer.Optimizer)) else problem
+        )
+    if not isinstance(optimizer, paddle.optimizer.Optimizer):
+        raise ConfigError(
+            f"set_optimizer: the function returned {type(optimizer).__name__}, expected a paddle.optimizer.Optimizer"
+        )
+    return optimizer
+
+
+def _what_failed(chosen: OptimizerOrFactory) -> str:
+    """Returns what failed when `chosen` was to give an optimizer, and what to do."""
+    if isinstance(chosen, type):
+        return (
+            f"{chosen.__name__} is a class, which cannot be made from the parameters alone; give a function of the "
+            f"parameters, such as lambda parameters: {chosen.__name__}(..., parameters=parameters), or an object made "
+            "with parameters=plsc.optim.deferred()"
+        )
+    if isinstance(chosen, paddle.optimizer.Optimizer):
+        return f"{type(chosen).__name__} cannot be copied; give a function of the parameters that makes it"
+    return "the function of the parameters failed"
+
+
+def _check_object(chosen: paddle.optimizer.Optimizer, parameters: Sequence[Any]) -> None:
+    """Raises a ConfigError for an optimizer object that was made for another model."""
+    listed, trained = parameters_of(chosen), {id(parameter) for parameter in parameters}
+    if not any(id(p) in trained or _is_deferred(p) for p in listed) and any(not p.stop_gradient for p in listed):
+        raise ConfigError(
+            f"set_optimizer: {type(chosen).__name__} lists {len(listed)} parameters, none of which is trained; make "
+            "it with parameters=plsc.optim.deferred(), or with those of the model given to set_model"
+        )
+
+
+def _check_lists(optimizer: paddle.optimizer.Optimizer) -> None:
+    """Raises a ConfigError for an optimizer that lists a parameter twice, or has the placeholder in two groups."""
+    counts = Counter(id(parameter) for parameter in parameters_of(optimizer))
+    twice = [parameter.name for parameter in parameters_of(optimizer) if counts[id(parameter)] > 1]
+    if twice:
+        raise ConfigError(
+            f"set_optimizer: the optimizer lists the parameter {twice[0]} more than once and would move it as often in "
+            "a step; list each parameter once"
+        )
+    groups = [group for group in groups_of(optimizer) if any(_is_deferred(p) for p in group["params"])]
+    if len(groups) > 1:
+        raise ConfigError(
+            f"set_optimizer: {len(groups)} parameter groups have the placeholder plsc.optim.deferred(), which stands "
+            "for all parameters that no other group lists; leave it in one group"
         )
 
 

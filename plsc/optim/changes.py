@@ -17,6 +17,7 @@ import paddle
 Snapshot = dict[str, Any]  # {attribute: its value as `_encoded` gives it}
 
 _INTERNAL = ("_var_name", "keys")  # of Paddle's schedules: names of this process, and what to save
+_LARGEST = 64  # elements of a tensor that counts as plain; larger ones are parameters and their like
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "deque": deque}
 
 
@@ -85,7 +86,7 @@ def _encoded(value: Any) -> Any:
             return {kind: [_encoded(one) for one in ordered]}
     if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biuf":
         return {"numpy": [value.dtype.str, value.tolist(), isinstance(value, np.ndarray)]}
-    if isinstance(value, paddle.Tensor) and value.size == 1:
+    if isinstance(value, paddle.Tensor) and value.size <= _LARGEST:
         array = value.numpy()
         return {"tensor": [array.dtype.str, array.tolist()]}
     if isinstance(value, paddle.optimizer.lr.LRScheduler):

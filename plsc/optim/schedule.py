@@ -18,13 +18,25 @@ from plsc.optim.wrapped import chain_of, innermost
 
 logger = logging.getLogger("plsc")
 
+_CONVERTED = {"Rprop": ("_sign", "_learning_rate_range", "_etas"), "ASGD": ("_n_tensor",)}
 # How each schedule was before its first training. A function given to `set_optimizer` may use one object again.
 _as_made: weakref.WeakKeyDictionary[LRScheduler, Snapshot] = weakref.WeakKeyDictionary()
 
 
 def rate_of(optimizer: paddle.optimizer.Optimizer) -> float:
-    """Returns the learning rate of the next step; LookAhead itself would return its alpha."""
-    return float(innermost(optimizer).get_lr())
+    """Returns the learning rate of the next step; LookAhead itself would return its alpha.
+
+    Raises:
+        ConfigError: The schedule returns something else than a number.
+    """
+    rate = innermost(optimizer).get_lr()
+    try:
+        return float(rate)
+    except (TypeError, ValueError) as problem:
+        kind = type(innermost(optimizer)._learning_rate).__name__
+        raise ConfigError(
+            f"set_optimizer: the learning rate of {kind} is {rate!r}, expected a number ({problem})"
+        ) from None
 
 
 class Schedules:
@@ -100,7 +112,8 @@ class Schedules:
                 self._optimizers[0]._learning_rate.set_state_dict(dict(saved))
             return
         for one, state in zip(self._optimizers, saved):
-            apply(one, state["optimizer"])
+            converted = _converted(one)
+            apply(one, {name: value for name, value in state["optimizer"].items() if name not in converted})
             self._steps = int(state["steps"])
             schedule = one._learning_rate
             if "rate" in state:
@@ -190,5 +203,14 @@ def _has_own_state_dict(schedule: LRScheduler) -> bool:
 
 def _own(optimizer: paddle.optimizer.Optimizer) -> Snapshot:
     """Returns the plain attributes that only this kind of optimizer has, such as LookAhead's count of steps."""
-    common = vars(paddle.optimizer.Optimizer(0.0, parameters=[]))
-    return {name: value for name, value in snapshot(optimizer).items() if name not in common}
+    left_out = {*vars(paddle.optimizer.Optimizer(0.0, parameters=[])), *_converted(optimizer)}
+    return {name: value for name, value in snapshot(optimizer).items() if name not in left_out}
+
+
+def _converted(optimizer: paddle.optimizer.Optimizer) -> tuple[str, ...]:
+    """Returns the attributes in which the first step of an optimizer puts its settings as tensors.
+
+    Each run converts the settings of its script, so a checkpoint does not keep these attributes, and `load` skips them
+    in one that an earlier version wrote.
+    """
+    return next((_CONVERTED[base.__name__] for base in type(optimizer).__mro__ if base.__name__ in _CONVERTED), ())

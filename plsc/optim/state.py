@@ -11,13 +11,26 @@ from typing import Any, Optional
 import paddle
 from paddle.base.layer_helper import LayerHelper
 
+from plsc.config import one_line
+from plsc.errors import ConfigError
 from plsc.optim.wrapped import CREATED, chain_of, parameters_of, set_list
 
 
 def step(optimizer: paddle.optimizer.Optimizer) -> None:
-    """Moves the parameters that the optimizer still has; Paddle itself fails when it has none."""
-    if parameters_of(optimizer):
+    """Moves the parameters that the optimizer still has; Paddle itself fails when it has none.
+
+    Raises:
+        ConfigError: Paddle cannot take such a step on this device.
+    """
+    if not parameters_of(optimizer):
+        return
+    try:
         optimizer.step()
+    except NotImplementedError as problem:
+        raise ConfigError(
+            f"set_optimizer: {type(optimizer).__name__} cannot take a step on {paddle.get_device()}: "
+            f"{one_line(str(problem))}"
+        ) from None
 
 
 def clear_grad(parameters: Iterable[Any]) -> None:

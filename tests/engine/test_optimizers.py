@@ -42,6 +42,7 @@ class SetsTheRate(Callback):
             run.optimizer.set_lr(0.001)
 
 
+HAS_RPROP = hasattr(paddle.optimizer, "Rprop")
 OPTIMIZERS = {
     "LookAhead around a schedule": lambda: LookAhead(
         paddle.optimizer.Momentum(paddle.optimizer.lr.StepDecay(0.1, 3), parameters=optim.deferred()), k=2
@@ -55,6 +56,7 @@ OPTIMIZERS = {
             0.01, parameters=[{"params": parameters[:1], "learning_rate": 0.1}, {"params": parameters[1:]}]
         )
     ),
+    **({"Rprop": lambda: paddle.optimizer.Rprop(0.01, parameters=optim.deferred())} if HAS_RPROP else {}),
 }
 
 
@@ -74,7 +76,7 @@ def test_a_users_optimizer_resumes_to_the_last_bit(name, tmp_path):
     found = train(4, tmp_path / "stopped")
     for key in ("learning_rate", "schedule", "sha256"):
         assert found[key] == expected[key], key
-    rates = {"callback": 0.001, "LookAhead": 1e-5, "plateau": 0.005, "groups": 0.01}
+    rates = {"callback": 0.001, "LookAhead": 1e-5, "plateau": 0.005, "groups": 0.01, "Rprop": 0.01}
     assert found["learning_rate"] == pytest.approx(next(rate for word, rate in rates.items() if word in name))
 
 

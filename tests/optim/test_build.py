@@ -67,7 +67,7 @@ def test_parameters_that_join_the_groups_keep_the_regularizer_of_their_own():
 
 def test_an_object_with_one_list_moves_everything_that_is_trained_and_copies_no_weights():
     own, head = matrix(), matrix()
-    for listed in ([own], optim.deferred(), [matrix()]):
+    for listed in ([own], optim.deferred()):
         optimizer = built(paddle.optimizer.Adam(0.1, parameters=listed), [own, head])
         assert [id(p) for p in optimizer._parameter_list] == [id(own), id(head)]
     wrapped = built(LookAhead(paddle.optimizer.SGD(0.1, parameters=optim.deferred())), [own, head])
@@ -112,11 +112,43 @@ def test_a_function_that_leaves_out_the_head_is_refused_and_what_else_it_leaves_
         (lambda p: ModelAverage(0.15, parameters=p), "ModelAverage moves no weights"),
         (lambda p: LookAhead(paddle.optimizer.SGD(0.1, parameters=[{"params": p}])), "LookAhead cannot wrap"),
         (lambda p: "SGD", "the function returned str"),
+        (paddle.optimizer.Adam, r"Adam is a class.*lambda parameters: Adam\(.*deferred\(\)"),
+        (lambda p: paddle.optimizer.Adam("fast", parameters=p), "TypeError: learning rate should be float"),
+        (lambda p: paddle.optimizer.Adam(None, parameters=p), "AssertionError: assert learning_rate is not None"),
+        (lambda p: paddle.optimizer.SGD(0.1, parameters=[{"params": p}] * 2), "in more than one parameter group"),
+        (lambda p: paddle.optimizer.Adam(0.1, parameters=p + p), "lists the parameter .* more than once"),
+        (lambda p: paddle.optimizer.Adam(0.1, parameters=[{"params": p + p}]), "more than once"),
+        (lambda: None, "the function of the parameters failed .TypeError: .*takes 0 positional"),
     ],
 )
-def test_what_cannot_train_is_refused(make, words):
-    with pytest.raises(ConfigError, match=words):
+def test_what_cannot_train_is_refused_in_one_line(make, words):
+    with pytest.raises(ConfigError, match=f"^set_optimizer: .*{words}") as caught:
         built(make, [matrix()])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_users_own_function_keeps_its_cause_and_one_of_paddle_is_one_line():
+    with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero") as caught:
+        built(lambda p: paddle.optimizer.SGD(1 / 0, parameters=p), [matrix()])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(ConfigError, match="TypeError: learning rate") as caught:
+        built(lambda p: paddle.optimizer.SGD("fast", parameters=p), [matrix()])
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_objects_that_fit_nothing_that_is_trained_or_cannot_be_copied_are_refused():
+    own, frozen = matrix(), matrix(trainable=False)
+    for listed in ([matrix()], [{"params": [matrix()]}]):
+        with pytest.raises(ConfigError, match="Adam lists 1 parameters, none of which is trained"):
+            built(paddle.optimizer.Adam(0.1, parameters=listed), [own])
+    assert built(paddle.optimizer.Adam(0.1, parameters=[frozen]), [own])._parameter_list[0] is own
+    groups = [{"params": optim.deferred()}, {"params": optim.deferred(), "learning_rate": 0.1}]
+    with pytest.raises(ConfigError, match="2 parameter groups have the placeholder"):
+        built(paddle.optimizer.Adam(0.1, parameters=groups), [own])
+    chosen = paddle.optimizer.Adam(0.1, parameters=optim.deferred())
+    chosen.values = iter(number for number in range(3))
+    with pytest.raises(ConfigError, match="Adam cannot be copied; give a function .*generator"):
+        built(chosen, [own])
 
 
 @pytest.mark.parametrize("wrap", [lambda one: one, LookAhead])

@@ -205,6 +205,21 @@ def test_the_schedule_inside_lookahead_moves_and_its_counters_are_kept():
     assert rate_of(resumed) == rate_of(optimizer) and resumed._global_step_var.item() == 1
 
 
+def test_a_rate_that_is_no_number_is_named():
+    schedule = type("Text", (lr.LRScheduler,), {"get_lr": lambda self: "fast"})(0.5)
+    with pytest.raises(ConfigError, match="set_optimizer: the learning rate of Text is 'fast', expected a number"):
+        rate_of(sgd(schedule))
+
+
+def test_small_tensors_of_a_schedule_come_back_as_tensors():
+    first, second = lr.StepDecay(0.5, 2), lr.StepDecay(0.5, 2)
+    schedules = Schedules(sgd(first))
+    first.bounds = paddle.to_tensor([[0.25, 0.5]])
+    resumed = sgd(second)
+    Schedules(resumed).load(json.loads(json.dumps(schedules.state())))
+    assert isinstance(second.bounds, paddle.Tensor) and second.bounds.tolist() == [[0.25, 0.5]]
+
+
 def test_a_schedule_that_cannot_go_further_or_cannot_be_saved_is_named():
     schedules = Schedules(sgd(lr.OneCycleLR(0.5, 2)))
     schedules.step()
