@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from killed_runs import children_of, kill_rounds, same_tensors
-from ranks import HELPERS, ROOT, TIMEOUT, command, environment, run_plsc, start
+from ranks import HELPERS, ROOT, TIMEOUT, command, environment, run_plsc, start, wait_until
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
@@ -87,10 +88,30 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
     os.kill(children_of(process.pid)[1], signal.SIGTERM)
     (tmp_path / "output.release").touch()
     lines += process.stderr.readlines()
-    assert process.wait(timeout=TIMEOUT) == 1
+    assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
+    assert "ended after SIGTERM; all ranks were stopped" in lines[-1]
     assert any("stopped by SIGTERM after step" in line for line in lines)
     (folder,) = output.glob("step_*")
     assert len(json.loads((folder / "meta.json").read_text())["rng"]) == 3
+
+
+def is_running(pid):
+    """Returns whether a process has not ended; one that no parent has asked about yet has."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def test_ranks_whose_launcher_is_killed_save_and_end(glyphs, tmp_path):
+    process, _ = hold(glyphs, tmp_path / "output", *BASE, ranks=2)
+    ranks = children_of(process.pid)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    (tmp_path / "output.release").touch()
+    wait_until(lambda: not any(map(is_running, ranks)))
+    (folder,) = tmp_path.glob("output/step_*")
+    assert (folder / "meta.json").exists()
 
 
 def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):

@@ -9,6 +9,7 @@ several. `--help` lists the options. Each rank writes what `train()` returned to
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -66,7 +67,8 @@ def hold(step: int, release: Path) -> None:
     previous = signal.getsignal(signal.SIGTERM)
 
     def handle(number, frame):
-        print("received SIGTERM", file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # the launcher may have been killed
+            print("received SIGTERM", file=sys.stderr, flush=True)
         if callable(previous):
             previous(number, frame)
 

@@ -3,10 +3,12 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from ranks import ROOT, TIMEOUT, wait_until
 
 from plsc.cli import main
 from plsc.machine import launch
+from plsc.machine.launch import local_ranks
 
 WAIT_TO_BE_STOPPED = "time.sleep(600)\nopen('{}/never stopped', 'w').close()\n"
 
@@ -77,3 +79,50 @@ def test_ctrl_c_in_a_terminal_asks_the_ranks_to_end_and_interrupts_none(tmp_path
     said = process.communicate(timeout=TIMEOUT)[1]
     assert (process.returncode, said) == (130, b"")
     assert all((tmp_path / f"asked{rank}").exists() for rank in range(2))
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path):
+    """The ranks get SIGTERM, and what they have started does not."""
+    path = script(
+        tmp_path,
+        "import signal, subprocess\n"
+        f"def asked(*_): open(f'{tmp_path}/asked{{rank}}', 'w').close(); child.kill(); os._exit(143)\n"
+        "signal.signal(signal.SIGTERM, asked)\n"
+        "show = 'import os, sys, time; print(os.environ.get(\"PLSC_LAUNCHER_PID\"), flush=True); time.sleep(600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', show], stdout=subprocess.PIPE, text=True)\n"
+        "assert child.stdout.readline() == 'None\\n'\n"
+        f"open(f'{tmp_path}/ready{{rank}}', 'w').close()\n"
+        "time.sleep(60)\n",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", "run", "--ranks", "2", path], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
+    process.kill()
+    process.wait(timeout=TIMEOUT)
+    wait_until(lambda: all((tmp_path / f"asked{rank}").exists() for rank in range(2)))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("status, name", [(143, "SIGTERM"), (130, "Ctrl-C")])
+def test_a_signal_to_one_rank_is_no_failure(tmp_path, capfd, ranks, status, name):
+    """The rank that still saves when another one has ended is waited for, and nothing is restarted."""
+    path = script(
+        tmp_path,
+        "import signal\n"
+        f"open(f'{tmp_path}/{{rank}}', 'x').close()\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: open(f'{tmp_path}/disturbed', 'w').close())\n"
+        f"time.sleep(rank * 0.5)\nsys.exit({status})\n",
+    )
+    assert launch.run([sys.executable, path], ranks, restarts=1) == status
+    assert not (tmp_path / "disturbed").exists()
+    line = f"plsc: rank 0 ended after {name}; all ranks were stopped\n"
+    assert capfd.readouterr().err == (line if ranks == 2 else "")
+
+
+@pytest.mark.parametrize("pause, count", [(0.2, 1), (60, 0)])
+def test_a_rank_that_ends_long_before_the_others_is_reported_once(tmp_path, monkeypatch, capfd, pause, count):
+    monkeypatch.setattr(local_ranks, "_SECONDS_BETWEEN_ENDS", pause)
+    path = script(tmp_path, "time.sleep(0.8 - 0.8 * rank)\n")
+    assert launch.run([sys.executable, path], 2) == 0
+    assert capfd.readouterr().err.count("plsc: rank 1 ended 0 s ago, and other ranks still run; if they wait") == count

@@ -127,6 +127,22 @@ def test_a_signal_to_one_launcher_asks_all_ranks_to_end(launchers, tmp_path, who
     assert all((tmp_path / f"asked{rank}").exists() for rank in (0, 1))
 
 
+def test_a_signal_to_one_rank_stops_all_machines_and_is_no_failure(launchers):
+    run = launchers("time.sleep(rank * 0.5)\nsys.exit(143)\n")
+    for status, lines in map(end_of, run.start_two("--restarts", "1")):
+        assert status == 143 and "ended after SIGTERM; all ranks of all machines were stopped" in lines[-1]
+
+
+def test_another_script_on_one_machine_is_named(launchers, tmp_path):
+    run = launchers(WAIT)
+    run.start()
+    wait_until(run.is_listening)
+    run.script = tmp_path / "other.py"
+    run.script.write_text("")
+    status, lines = end_of(run.start())
+    assert status == 1 and "the script is other.py there and script.py on the master's machine" in lines[-1]
+
+
 @pytest.mark.parametrize("whom", [0, 1])
 def test_a_machine_that_is_lost_and_returns_gets_its_number_and_all_start_again(launchers, whom):
     run = launchers("if 'PLSC_RESTART' in os.environ: sys.exit()\n" + WAIT)
@@ -141,7 +157,7 @@ def test_a_machine_that_is_lost_and_returns_gets_its_number_and_all_start_again(
     ends = [end_of(process) for process in processes]
     assert [status for status, _ in ends] == [0, 0]
     for number, (_, lines) in enumerate(ends):
-        assert f"is machine {number} of 2" in lines[-1]
+        assert f"has node rank {number} among 2 machines" in lines[-1]
     assert any(f"(node rank {whom}" in line and "was lost" in line for line in ends[1 - whom][1])
     assert any("restart 1 of 2; waiting up to 600 s" in line for line in ends[1 - whom][1])
 
@@ -232,7 +248,7 @@ def start_all(*links):
         ({"agreed": {**AGREED, "--nnodes": 3}}, "--nnodes is 3 there and 2 on"),
         ({"agreed": {**AGREED, "plsc": "2"}}, "plsc is 2 there and 1 on"),
         ({"agreed": {**AGREED, "train.py (SHA-256)": "4567"}}, r"train.py \(SHA-256\) is 4567 there"),
-        ({"agreed": {}}, "--nnodes is None there"),
+        ({"agreed": {}}, "--nnodes is not given there; start the same version of plsc on every machine"),
         ({"asked_rank": 1}, "node rank 1 is taken by first; give each machine its own --node-rank"),
     ],
 )
@@ -412,7 +428,12 @@ def test_the_environment_of_a_cluster_names_the_machine(variables, expected):
             {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"},
             "has started 8 launchers on this machine; start one on each, with mpirun --npernode 1",
         ),
-        ({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX='x' in the environment is not a number"),
+        ({"JOB_COMPLETION_INDEX": "x"}, "'x' in the environment is not a number; unset it, and give --node-rank"),
+        (
+            {**SLURM, "SLURM_NNODES": "x"},
+            "SLURM_NNODES='x' in the environment is not a number; unset it, and give --nnodes",
+        ),
+        ({**SLURM, "SLURM_NODEID": "7"}, r"SLURM_NODEID=7 in .* numbers of 2 machines \(SLURM_NNODES\) are 0 to 1"),
     ],
 )
 def test_a_cluster_that_is_used_the_wrong_way_is_reported(variables, reason):

@@ -41,12 +41,13 @@ def read_cluster(environment: Mapping[str, str]) -> Optional[Cluster]:
     """Returns what the environment says, or None where no cluster has started this process.
 
     Raises:
-        ConfigError: The cluster has started several launchers on this machine, or a variable is not a number.
+        ConfigError: The cluster has started several launchers on this machine, or a variable is not a number, or
+            the number of this machine is too large.
     """
     for system, (number, count, local, advice) in _SYSTEMS.items():
         if number not in environment or (count is not None and count not in environment):
             continue
-        on_this_machine = _number(environment, local) if local is not None and local in environment else 1
+        on_this_machine = _number(environment, local, "--ranks") if local is not None and local in environment else 1
         if system == "Slurm":
             on_this_machine = _slurm_tasks(environment)
         if on_this_machine != 1:
@@ -54,16 +55,22 @@ def read_cluster(environment: Mapping[str, str]) -> Optional[Cluster]:
                 f"{system} has started {on_this_machine} launchers on this machine; start one on each, with {advice}, "
                 "and choose the number of processes with --ranks"
             )
-        nnodes = None if count is None else _number(environment, count)
+        nnodes = None if count is None else _number(environment, count, "--nnodes")
+        node_rank = _number(environment, number)
+        if nnodes is not None and node_rank >= nnodes:
+            raise ConfigError(
+                f"{number}={node_rank} in the environment: the numbers of {nnodes} machines ({count}) are 0 to "
+                f"{nnodes - 1}; unset it, and give --node-rank"
+            )
         master = _slurm_master(environment) if system == "Slurm" else None
-        return Cluster(system, _number(environment, number), nnodes, master)
+        return Cluster(system, node_rank, nnodes, master)
     return None
 
 
-def _number(environment: Mapping[str, str], name: Optional[str]) -> int:
+def _number(environment: Mapping[str, str], name: Optional[str], option: str = "--node-rank") -> int:
     text = environment.get(name or "", "")
     if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"{name}={text!r} in the environment is not a number; unset it, or give --node-rank")
+        raise ConfigError(f"{name}={text!r} in the environment is not a number; unset it, and give {option}")
     return int(text)
 
 

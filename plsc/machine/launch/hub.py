@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from plsc.machine.launch import messages
-from plsc.machine.launch.local_ranks import NOT_RESTARTED
+from plsc.machine.launch.local_ranks import NOT_RESTARTED, SIGNALS
 from plsc.machine.launch.messages import GarbageError, Lines, encode, proof_of
 
 _SECONDS_TO_SAY_HELLO = 10.0
@@ -31,7 +30,6 @@ _SUSPICIOUS_SECONDS = 5.0
 _STRANGERS = 64  # connections that have not said hello
 _MOST_UNSENT = 1 << 24  # bytes
 _LARGEST_NUMBER = 1 << 20
-SIGNALS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGTERM): "SIGTERM"}
 
 
 @dataclass(eq=False)
@@ -230,8 +228,12 @@ class Hub:
             if self._phase == "running" and not self._failures and all(one.is_done for one in launchers):
                 self._phase = "over"
                 self._tell_all("finish")
+        elif kind == "stopped" and self._phase == "running":  # ranks of several machines may report the same request
+            number = _known_signal(message["number"])
+            cause = f"rank {message['rank']} on {member.title} ended after {SIGNALS[number]}"
+            self._stop(f"{cause}; all ranks of all machines were stopped", number=number)
         elif kind == "signal":
-            self._hear_signal(member, message["number"])
+            self._hear_signal(member, _known_signal(message["number"]))
 
     def _welcome(self, member: _Member, hello: dict[str, Any]) -> None:
         """Makes a connection a launcher of this run, or refuses it."""
@@ -254,6 +256,8 @@ class Hub:
             return f"{messages.SECRET_VARIABLE} differs between the machines; set it to one value on all of them", False
         for words, value in self._agreed.items():
             given = hello["agreed"].get(words)
+            if given is None:
+                return f"{words} is not given there; start the same version of plsc on every machine", False
             if given != value:
                 return (
                     f"{words} is {given} there and {value} on the master's machine; start the same command, script and "
@@ -270,8 +274,6 @@ class Hub:
         return ("all machines are here already", True) if len(launchers) == self._nnodes else ("", False)
 
     def _hear_signal(self, member: _Member, number: int) -> None:
-        if number not in SIGNALS:
-            raise GarbageError("an unknown signal")
         self._signals += 1
         self._stop(f"{member.title} was stopped by {SIGNALS[number]}", number=number, hurry=self._signals > 1)
 
@@ -394,3 +396,9 @@ class Hub:
                     if not own.startswith("127."):
                         return own
         return address
+
+
+def _known_signal(number: int) -> int:
+    if number not in SIGNALS:
+        raise GarbageError("an unknown signal")
+    return number

@@ -20,13 +20,17 @@ from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE, ConfigError
 from plsc.machine import threads
 from plsc.machine.memory import memory_limit, size_text
 
-# Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid.
+# Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid,
+# and has the rank end with this launcher.
 _SITE = Path(__file__).parent.parent / "site"
+SIGNALS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGTERM): "SIGTERM"}
 NOT_RESTARTED = "not restarted, because the same error would come again"
 _SECONDS_AFTER_FAILURE = 5.0
 _SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 _SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
+_SECONDS_BETWEEN_ENDS = 30.0  # after which the ranks that still run may be waiting
 _TAIL_LINES = 40
+_STATUSES_OF_SIGNALS = {128 + number: number for number in SIGNALS}  # of a rank that was asked to save and end
 _BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
 _RANKS_PER_CORE = 4
 _LONGEST_LINE = 1 << 16  # bytes; longer ones are shown in parts
@@ -79,6 +83,11 @@ class Failure:
         return killed if self.status < 0 else f"ended with status {self.status}"
 
     @property
+    def request(self) -> Optional[int]:
+        """The signal that asked the rank to save and end; None for a true failure."""
+        return _STATUSES_OF_SIGNALS.get(self.status)
+
+    @property
     def is_mistake(self) -> bool:
         """Whether the error would happen again in a restarted run, because it is a mistake of the user."""
         return self.status == STATUS_OF_MISTAKE
@@ -105,7 +114,8 @@ def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[
 class LocalRanks:
     """The running ranks of this machine.
 
-    Rank 0 writes directly to this terminal. The stderr of the other ranks is kept for `Failure.tail`.
+    Rank 0 writes directly to this terminal. The stderr of the other ranks is kept for `Failure.tail`. The thread that
+    makes this object must last as long as the launcher: Linux ends the ranks when it ends.
 
     Args:
         command: The words of the command line.
@@ -130,6 +140,7 @@ class LocalRanks:
         self._tails = [collections.deque[str](maxlen=_TAIL_LINES) for _ in self._processes]
         # Ranks in the order in which they ended, and when: a rank that loses a peer ends after it.
         self._ended: list[tuple[int, float]] = []
+        self._has_noted = False
         self._readers = [
             _thread(_collect, process, tail, shown=place.first_rank + number == 0)
             for number, (process, tail) in enumerate(zip(self._processes, self._tails))
@@ -148,12 +159,30 @@ class LocalRanks:
         return len(self._ended) == len(self._processes)
 
     def first_failure(self) -> Optional[Failure]:
-        """Returns the first rank that failed, or None when none has."""
+        """Returns the first rank that failed, or None when none has.
+
+        A rank that ended because a signal asked it to counts once the others, which save at the same step, have ended
+        too, or have had the time for it.
+        """
         for number, moment in list(self._ended):
-            status = self._processes[number].returncode
-            if status:
-                return Failure(self._first + number, status, moment, self._tails[number])
+            failure = Failure(self._first + number, self._processes[number].returncode, moment, self._tails[number])
+            is_saving = not self.have_ended and time.monotonic() - moment < _SECONDS_TO_SAVE
+            if failure.status and (failure.request is None or not is_saving):
+                return failure
         return None
+
+    def note_early_end(self) -> None:
+        """Reports once that a rank has ended without a failure and others of the run have not for a while.
+
+        The others may wait for it in Paddle, which says nothing and lets no Python thread of theirs say anything.
+        """
+        if self._has_noted or not self._ended or time.monotonic() - self._ended[0][1] < _SECONDS_BETWEEN_ENDS:
+            return
+        self._has_noted = True
+        say(
+            f"plsc: rank {self._first + self._ended[0][0]} ended {_SECONDS_BETWEEN_ENDS:.0f} s ago, and other ranks "
+            "still run; if they wait for it, change the script so that every rank calls train, test or predict\n"
+        )
 
     def end(self, number: Optional[int], hurried: Callable[[], bool]) -> None:
         """Asks the running ranks to end, waits for them, and kills them when they take too long.
@@ -216,6 +245,7 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
         environment.setdefault("GLOO_SOCKET_IFNAME", place.interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", place.interface)
     environment.update(
+        PLSC_LAUNCHER_PID=str(os.getpid()),
         PADDLE_TRAINER_ID=str(rank),
         PADDLE_LOCAL_RANK=str(local),
         PADDLE_RANK_IN_NODE=str(local),

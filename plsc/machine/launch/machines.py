@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from plsc.errors import ConfigError, TrainingError
-from plsc.machine.launch.hub import SIGNALS, Hub
+from plsc.machine.launch.hub import Hub
 from plsc.machine.launch.link import Link
-from plsc.machine.launch.local_ranks import LocalRanks, Place, check_ranks, say, variables_of_run
+from plsc.machine.launch.local_ranks import SIGNALS, LocalRanks, Place, check_ranks, say, variables_of_run
 from plsc.machine.launch.network import (
     address_of_interface,
     address_towards,
@@ -66,7 +66,7 @@ class _End:
         cause: One line; empty when all ranks have succeeded.
         tail: The last lines of the rank that failed first.
         tail_is_reason: Whether they say why.
-        signal: The signal that stopped one of the launchers.
+        signal: The signal that stopped one of the launchers or ranks.
         again: Whether the run is to be restarted.
     """
 
@@ -97,7 +97,8 @@ def run_on_machines(command: Sequence[str], machines: Machines, variables: Mappi
         variables: Environment variables of the ranks, in addition to those of this process.
 
     Returns:
-        0; or 1 when a rank or a machine failed; or 128 + the signal that stopped one of the launchers.
+        0; or 1 when a rank or a machine failed; or 128 + the signal that stopped one of the launchers or
+        ranks.
 
     Raises:
         ConfigError: The options do not fit this machine, or those of the other machines.
@@ -128,7 +129,8 @@ class _Launcher:
             "--ranks": machines.ranks,
             "--restarts": machines.restarts,
             "plsc": __version__,
-            f"{Path(command[1]).name} (SHA-256)": hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()[:16],
+            "the script": Path(command[1]).name,
+            "the SHA-256 of the script": hashlib.sha256(Path(command[1]).read_bytes()).hexdigest()[:16],
         }
         self._attempt = 0
         self._node_rank: Optional[int] = None
@@ -336,10 +338,13 @@ class _Launcher:
         while True:
             self._send_signals(self._link)
             failure = running.first_failure()
+            running.note_early_end()
             if not has_reported and (failure is not None or running.have_ended):
                 has_reported = True
                 if failure is None:
                     self._link.send("done")
+                elif failure.request is not None:
+                    self._link.send("stopped", rank=failure.rank, number=failure.request)
                 else:
                     tail = "".join(failure.tail)[-_TAIL_LETTERS:].splitlines(keepends=True)
                     self._link.send(

@@ -29,6 +29,7 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     },
     "done": {},
     "signal": {"number": (int,)},
+    "stopped": {"rank": (int,), "number": (int,)},
     # from the hub to a launcher
     "hub": {"protocol": (int,), "nonce": (str,)},
     "refused": {"reason": (str,), "retry": (bool,)},

@@ -10,6 +10,7 @@ from typing import Optional
 
 from plsc.machine.launch.local_ranks import (
     NOT_RESTARTED,
+    SIGNALS,
     Failure,
     LocalRanks,
     Place,
@@ -38,7 +39,8 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
         variables: Environment variables of the ranks, in addition to those of this process.
 
     Returns:
-        0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks.
+        0; or 1 when a rank failed, and with a single rank its own status; or 128 + the signal that ended all ranks,
+        whether this process or one of them received it.
 
     Raises:
         ConfigError: This machine has no memory for so many processes.
@@ -52,6 +54,8 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
                 return 128 + signals[0]
             if failure is None:
                 return 0
+            if failure.request is not None:
+                return 128 + failure.request
             if restarts and failure.is_mistake:
                 say(f"plsc: {NOT_RESTARTED}\n")
                 return 1
@@ -83,11 +87,14 @@ def _run_once(
     running = LocalRanks(command, Place(endpoints, ranks, is_restart=is_restart), variables)
     try:
         while not signals and running.first_failure() is None and not running.have_ended:
+            running.note_early_end()
             time.sleep(POLL_SECONDS)
         failure = None if signals else running.first_failure()
     finally:
         running.end(signals[0] if signals else None, lambda: len(signals) > 1)
-    if failure is not None and ranks > 1:
+    if failure is not None and failure.request is not None and ranks > 1:
+        say(f"plsc: rank {failure.rank} ended after {SIGNALS[failure.request]}; all ranks were stopped\n")
+    elif failure is not None and ranks > 1:
         say(failure.text)
     elif failure is not None and failure.status < 0:  # otherwise the last line is that of the script already
         say(f"plsc: the script {failure.how}\n")

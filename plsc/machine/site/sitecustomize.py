@@ -1,5 +1,7 @@
 """Makes `import paddle.fluid` mean plsc.fluid in the scripts of `plsc run`, where Paddle has no such module itself.
 
+It also has a rank end when the launcher that started it ends, even by SIGKILL.
+
 Python runs this file at the start of the script and of the processes that the script starts, because `plsc run` adds
 its folder, which holds nothing else, to PYTHONPATH. The file imports neither Paddle nor plsc, and then runs the
 machine's own sitecustomize.
@@ -13,10 +15,13 @@ import importlib.machinery
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
 import types
 
 OLD, NEW = "paddle.fluid", "plsc.fluid"
+LAUNCHER = "PLSC_LAUNCHER_PID"
+_PR_SET_PDEATHSIG = 1
 
 
 class FluidFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -66,5 +71,24 @@ def _run_own_sitecustomize() -> None:
             sys.modules["sitecustomize"] = own
 
 
+def _end_with_launcher() -> None:
+    """Has Linux send SIGTERM to this process, if it is a rank, when the launcher ends, so that it saves and ends.
+
+    The variable is removed, because the processes that the rank starts are no ranks.
+    """
+    launcher = os.environ.pop(LAUNCHER, "")
+    if not sys.platform.startswith("linux") or launcher != str(os.getppid()):
+        return
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (ImportError, OSError, AttributeError):  # a Python without ctypes, or a C library without prctl
+        return
+    if launcher != str(os.getppid()):  # it ended just before the call
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+_end_with_launcher()
 sys.meta_path.append(FluidFinder())
 _run_own_sitecustomize()
