@@ -559,10 +559,10 @@ class Entry:
         """Trains all epochs. Every rank calls it.
 
         Returns:
-            `steps`, `epochs`, `loss` (the mean of the last epoch), `images_per_second` (over all ranks, loading
-            included), `skipped_steps`, `checkpoint` (the last saved folder or None), `test` (the last test's result or
-            None), `stopped` (why a callback ended training early, or None). It is the same on every rank, except for
-            rounding of the rate.
+            `steps`, `epochs`, `loss` (the mean of the last finished epoch, or of the steps so far if a callback ended
+            the first one early), `images_per_second` (over all ranks, loading included), `skipped_steps`, `checkpoint`
+            (the last saved folder or None), `test` (the last test's result or None), `stopped` (why a callback ended
+            training early, or None). It is the same on every rank, except for rounding of the rate.
 
         Raises:
             PlscError: Settings, data or a checkpoint cannot be used. Uncaught, it ends the program with its one line

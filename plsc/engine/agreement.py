@@ -50,9 +50,12 @@ def check_settings(config: Config) -> None:
     for name, value in _flat({**plain_settings(config), **objects}).items():
         if name not in _MAY_DIFFER:
             values[f"the setting {name}"] = repr(value)
-    for name, value in getattr(config.margin_object, "__dict__", {}).items():
-        if isinstance(value, (bool, int, float, str, tuple)):
-            values[f"{type(config.margin_object).__name__}.{name}"] = repr(value)
+    values.update(_attributes(type(config.margin_object).__name__, config.margin_object))
+    for kind in ("param_attr", "bias_attr"):
+        attr = getattr(config, kind)
+        values.update(_attributes(kind, attr))
+        values.update(_attributes(f"{kind}.regularizer", getattr(attr, "regularizer", None)))
+        values.pop(f"{kind}.name", None)
     for name in _SET_ON_ALL:
         values[f"whether {name} is set"] = "yes" if getattr(config, name) else "no"
     parallel.check_same(values, "give all ranks the same script, settings and versions")
@@ -77,6 +80,15 @@ def check_rate(optimizer: paddle.optimizer.Optimizer) -> None:
         ConfigError: They do not.
     """
     parallel.check_same({"the learning rate": repr(rate_of(optimizer))}, "give all ranks the same set_optimizer")
+
+
+def _attributes(owner: str, thing: Any) -> dict[str, str]:
+    """Returns the plain values that an object holds."""
+    return {
+        f"{owner}.{name}": repr(value)
+        for name, value in getattr(thing, "__dict__", {}).items()
+        if isinstance(value, (bool, int, float, str, tuple))
+    }
 
 
 def _script() -> str:

@@ -54,5 +54,13 @@ class Progress:
 
     def end_epoch(self) -> None:
         """Takes the mean loss of the epoch and moves on to the next epoch."""
-        self.loss = self.loss_sum / self.used_steps if self.used_steps else None
+        self.loss = self._mean()
         self.epoch, self.batch, self.loss_sum, self.used_steps = self.epoch + 1, 0, 0.0, 0
+
+    def result_loss(self) -> float:
+        """Returns `loss`, or the mean of the steps so far if no epoch is finished; NaN if there is none."""
+        loss = self._mean() if self.loss is None else self.loss
+        return math.nan if loss is None else loss
+
+    def _mean(self) -> Optional[float]:
+        return self.loss_sum / self.used_steps if self.used_steps else None

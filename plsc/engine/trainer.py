@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +173,7 @@ class Trainer:
         return {
             "steps": progress.step,
             "epochs": progress.epoch,
-            "loss": math.nan if progress.loss is None else progress.loss,
+            "loss": progress.result_loss(),
             "images_per_second": self.samples / self.clock.seconds,
             "skipped_steps": progress.skipped,
             "checkpoint": str(self.checkpoints[-1]) if self.checkpoints else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from typing import Optional
 
@@ -87,7 +88,9 @@ def check_epoch(progress: Progress, last: Optional[Step]) -> None:
 
 
 def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Progress, last: Optional[Step]) -> None:
-    """Checks that the weights that are about to be tested or saved are finite. Every rank must call it.
+    """Checks that the weights that are about to be tested or saved are finite, and the backbone the same on all ranks.
+
+    Every rank must call it.
 
     Args:
         backbone: The model.
@@ -96,20 +99,45 @@ def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Pro
         last: The last step, for the message.
 
     Raises:
-        TrainingError: A weight is infinite or NaN; the same on every rank.
+        TrainingError: A weight is infinite or NaN, or a rank trains another backbone; the same on every rank.
     """
     name = optim.first_tensor_not_finite(backbone.state_dict().items())
     found = "" if name is None else f"the backbone's {name} is not finite"
     row = first_row_not_finite(head.weight)
     if not found and row is not None:
         found = f"the class centre of class {head.lower + row} is not finite"
-    found = next(filter(None, parallel.all_gather_object(found, "the check of its weights")), "")
+    own = found, _digests(backbone) if parallel.world_size() > 1 else {}
+    problems, digests = zip(*parallel.all_gather_object(own, "the check of its weights"))
+    found = next(filter(None, problems), "")
     if found:
         skipped = f" ({progress.skipped_in_a_row} steps after it were skipped)" if last and last.problem else ""
         raise TrainingError(
             f"step {progress.step}: {found}, because a step was too large{skipped}; nothing is saved of these weights. "
             f"{_CURE}; set_resume(True) resumes from the last checkpoint"
         )
+    _check_replicas(digests, progress.step)
+
+
+def _digests(backbone: paddle.nn.Layer) -> dict[str, int]:
+    """Returns a digest of every trained parameter; BatchNorm's running statistics differ between the ranks."""
+    return {
+        name: zlib.crc32(parameter.numpy().tobytes())
+        for name, parameter in backbone.named_parameters()
+        if not parameter.stop_gradient
+    }
+
+
+def _check_replicas(digests: Sequence[dict[str, int]], step: int) -> None:
+    """Checks that the backbones of all ranks, which begin the same and take the same steps, are equal to the bit."""
+    first = digests[0]
+    for rank, other in enumerate(digests):
+        name = next((name for name in {**first, **other} if first.get(name) != other.get(name)), None)
+        if name is not None:
+            raise TrainingError(
+                f"step {step}: the backbone of rank {rank} is no longer that of rank 0: its {name} differs; nothing is "
+                "saved of these weights. Give every rank the same optimizer, and let callbacks call set_lr, or change "
+                "weights, on every rank; set_resume(True) resumes from the last checkpoint"
+            )
 
 
 def report_skipped_end(progress: Progress, last: Optional[Step]) -> None:

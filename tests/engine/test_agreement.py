@@ -1,13 +1,19 @@
-"""Ranks that differ in their data, settings, script or versions are refused before the first step."""
+"""Ranks that differ in their data, settings, script or versions are refused; so are backbones that drift apart."""
 
 import json
+from types import SimpleNamespace
 
 import differing_ranks
 import numpy as np
+import paddle
 import pytest
 from ranks import run_ranks
+from train_glyphs import TinyNet
 
 from plsc.data.label_file import LabelFile
+from plsc.engine import verdict
+from plsc.engine.progress import Progress
+from plsc.errors import TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,28 @@ def test_every_rank_names_what_differs(found, case):
     assert found[0][case] == found[1][case]
     assert all(word in found[0][case] for word in words)
     assert bool(found[0][case]) == bool(words)
+
+
+def test_trained_parameters_are_compared_and_frozen_ones_and_statistics_are_not(monkeypatch):
+    monkeypatch.setattr(verdict.parallel, "world_size", lambda: 2)
+    head = SimpleNamespace(weight=paddle.ones([2, 4]), lower=0)
+
+    def check(change):
+        paddle.seed(0)
+        ranks = [TinyNet(), TinyNet()]
+        ranks[1].set_state_dict(ranks[0].state_dict())
+        for one in ranks:
+            one.fc.bias.stop_gradient = True
+        change(ranks[1])
+        own = "", verdict._digests(ranks[0])
+        monkeypatch.setattr(verdict.parallel, "all_gather_object", lambda value, what: [own, value])
+        verdict.check_weights(ranks[1], head, Progress(step=7), None)
+
+    check(lambda net: None)
+    check(lambda net: paddle.assign(net.norm._mean + 1.0, net.norm._mean))
+    check(lambda net: paddle.assign(net.fc.bias + 1.0, net.fc.bias))
+    with pytest.raises(TrainingError, match=r"step 7: the backbone of rank 1 .* its fc\.weight differs; .* set_lr"):
+        check(lambda net: paddle.assign(net.fc.weight * (1 + 1e-6), net.fc.weight))
 
 
 def test_the_digests_of_a_label_file_tell_every_change():

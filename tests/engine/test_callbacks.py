@@ -1,9 +1,11 @@
 import json
+import math
 
 import pytest
 
 from plsc import Callback, Entry
 from plsc.engine.callbacks import Clock, load_states, states_of
+from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError, ConfigError
 
 
@@ -37,6 +39,18 @@ def test_hooks_are_called_in_order_on_every_rank_and_state_survives_a_stop(ranks
     notes, hooks = notes_of(tmp_path, 1)
     assert hooks == ["train begin", "epoch begin", "step end", *EPOCH[4:], "train end", "close"]
     assert notes["steps_seen"] == 6 and notes["result"]["stopped"] is None and notes["result"]["epochs"] == 2
+
+
+def test_the_loss_of_a_first_epoch_that_ended_early_is_the_mean_of_its_steps():
+    progress = Progress()
+    assert math.isnan(progress.result_loss())
+    progress.end_step(3.0, is_used=True, may_shrink=False)
+    progress.end_step(math.inf, is_used=False, may_shrink=False)
+    progress.end_step(2.0, is_used=True, may_shrink=False)
+    assert progress.result_loss() == 2.5
+    progress.end_epoch()
+    progress.end_step(1.0, is_used=True, may_shrink=False)
+    assert progress.result_loss() == 2.5
 
 
 def test_what_is_not_a_callback_and_a_state_that_cannot_be_saved_are_refused():

@@ -16,8 +16,8 @@ import paddle
 from train_glyphs import TinyNet, small_entry
 
 import plsc.engine.agreement
-from plsc import Entry, optim, parallel
-from plsc.errors import ConfigError
+from plsc import Callback, Entry, optim, parallel
+from plsc.errors import PlscError
 from plsc.heads.margins import MagFace
 
 RANK = parallel.rank()
@@ -72,6 +72,22 @@ def sgd_of(rate: float) -> paddle.optimizer.Optimizer:
     return paddle.optimizer.SGD(rate, parameters=optim.deferred())
 
 
+class OtherRate(Callback):
+    """Changes the learning rate in the middle of training."""
+
+    def on_step_end(self, run: Any) -> None:
+        if run.progress.step == 2:
+            run.optimizer.set_lr(0.5)
+
+
+def momentum_of(momentum: float) -> paddle.optimizer.Optimizer:
+    return paddle.optimizer.Momentum(0.1, momentum, parameters=optim.deferred())
+
+
+def set_attr(ins: Entry, rate: float, decay: float) -> None:
+    ins.set_distfc_attr(paddle.ParamAttr(learning_rate=rate, regularizer=paddle.regularizer.L2Decay(decay)))
+
+
 def other_places(ins: Entry, folder: Path) -> None:
     other_labels(lambda lines: lines)(ins, folder)
     ins.set_model_save_dir(str(folder / "elsewhere"))
@@ -103,6 +119,16 @@ CASES: dict[str, tuple[Callable[[Entry, Path], None], tuple[str, ...]]] = {
     ),
     "patience": (lambda ins, folder: ins.set_rank_timeout(7), ("rank_timeout (30.0 on rank 0, 7.0 on rank 1)",)),
     "places": (other_places, ()),
+    "head rate": (lambda ins, folder: set_attr(ins, 10.0, 0.1), ("param_attr.learning_rate (1.0 on rank 0, 10.0 on",)),
+    "head decay": (lambda ins, folder: set_attr(ins, 1.0, 0.2), ("param_attr.regularizer", "0.1 on rank 0, 0.2 on")),
+    "callback": (
+        lambda ins, folder: ins.add_callback(OtherRate()),
+        ("step 3: the backbone of rank 1", "its conv.weight differs", "set_lr"),
+    ),
+    "momentum": (
+        lambda ins, folder: ins.set_optimizer(momentum_of(0.5)),
+        ("step 3: the backbone of rank 1 is no longer that of rank 0", "the same optimizer"),
+    ),
 }
 
 
@@ -124,12 +150,16 @@ def main() -> None:
             ins.set_loss_type(MagFace(l_m=0.4))
         if name == "strategy":
             set_strategy(ins, 4)
+        if name in ("momentum", "callback"):
+            ins.set_optimizer(momentum_of(0.9))
+        if name.startswith("head"):
+            set_attr(ins, 1.0, 0.1)
         if RANK == 1:
             change(ins, folder)
         try:
             ins.train()
             found[name] = ""
-        except ConfigError as problem:
+        except PlscError as problem:
             found[name] = str(problem)
         plsc.engine.agreement.__version__, sys.modules["__main__"].__file__ = version, script
     (output / f"{RANK}.json").write_text(json.dumps(found))
