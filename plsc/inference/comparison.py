@@ -51,7 +51,9 @@ def cosines(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
             "must treat each image of a batch by itself"
         )
     if not np.isfinite(found).all():
-        raise ConfigError("the exported network gives embeddings that are not finite; export it in float32")
+        raise ConfigError(
+            "the exported network gives embeddings that are not finite; export it in another format, or in float32"
+        )
     found, wanted = found.astype("float64"), wanted.astype("float64")
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     each = np.where(lengths > 0, (found * wanted).sum(1) / np.where(lengths > 0, lengths, 1), (found == wanted).all(1))

@@ -25,7 +25,7 @@ from plsc.inference.comparison import cosines, disagreement, images_for_check
 from plsc.inference.export_folder import MANIFEST
 from plsc.inference.foreign import last_words
 from plsc.inference.networks import embed_batch
-from plsc.inference.onnx_file import make_onnx
+from plsc.inference.onnx_file import FEW, make_onnx
 from plsc.inference.precision import check_precision
 from plsc.machine import processor
 from plsc.machine.files import sha256_of, sync
@@ -86,10 +86,15 @@ def export(
         images = images_for_check(calibration, image_shape)
         with _workspace(folder) as temporary:
             files, meta = _write(
-                backbone, temporary, image_shape=image_shape, format=format, precision=precision, images=images
+                backbone,
+                temporary,
+                image_shape=image_shape,
+                format=format,
+                precision=precision,
+                images=images,
+                source="random" if calibration is None else str(calibration),
+                force=force,
             )
-            meta["cosine_with_network"]["images"] = "random" if calibration is None else str(calibration)
-            _judge(meta, force)
             _publish(files, meta, temporary, folder)
 
     parallel.from_rank_0(make, "the export")
@@ -154,16 +159,22 @@ def _workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _judge(meta: dict[str, Any], force: bool) -> None:
-    """Logs how well the export agrees with the network.
+def _judge(what: str, found: dict[str, Any], precision: str, advice: str, force: bool) -> None:
+    """Logs how well an export, or the conversion that it is made from, agrees with the network.
+
+    Args:
+        what: What was compared with the network.
+        found: Its entry of the manifest, 'cosine_with_network'.
+        precision: Its precision.
+        advice: What to export instead if it does not agree.
+        force: Whether a disagreement gives a warning instead of an error.
 
     Raises:
         ConfigError: It does not agree, and `force` is False.
     """
-    found = meta["cosine_with_network"]
-    wrong = disagreement(meta["precision"], found)
+    wrong = disagreement(precision, found)
     measured = (
-        f"{meta['precision']} export, cosine of its embeddings with the network's on {found['count']} images "
+        f"{what}, cosine of its embeddings with the network's on {found['count']} images "
         f"({found['images']}), {found['measured_with']}: mean {found['mean']:.5f}, lowest {found['lowest']:.5f}"
     )
     if wrong is None:
@@ -171,8 +182,6 @@ def _judge(meta: dict[str, Any], force: bool) -> None:
     elif force:
         logger.warning("%s; %s; written because it was forced", measured, wrong)
     else:
-        other = "paddle" if meta["format"] == "onnx" else "onnx"
-        advice = f"format {other!r}" if meta["precision"] == "float32" else "precision 'float32'"
         raise ConfigError(f"{measured}; {wrong}; nothing was replaced; export with {advice}, or force it")
 
 
@@ -183,8 +192,10 @@ def _write(
     format: str,
     precision: str,
     images: np.ndarray,
+    source: str,
+    force: bool,
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Writes the network; returns its files and the content of the manifest."""
+    """Writes the network and judges the result; returns its files and the content of the manifest."""
     network = copy.deepcopy(backbone)
     network.eval()
     _complete_norms(network)
@@ -196,13 +207,26 @@ def _write(
             "the network itself gives embeddings that are not finite; look for NaN in its parameters, or export an "
             "earlier checkpoint"
         )
+
+    def measure(found: np.ndarray, count: int) -> dict[str, Any]:
+        measured_with = f"{_library(format)} on {processor.describe()}"
+        return {**cosines(found, wanted[:count]), "count": count, "measured_with": measured_with, "images": source}
+
     files = _save(network, folder, image_shape)
+    advice = "format 'paddle'" if format == "onnx" else "format 'onnx'"
     if format == "onnx":
         with _writing(folder.parent):
-            file, found = make_onnx(files[0], files[1], precision, batches)
+            file, found, converted = make_onnx(files[0], files[1], precision, batches)
         files = [file]
+        if precision != "float32":
+            # The wider bound of a smaller precision must not hide an error of the conversion.
+            what = f"conversion to ONNX, before it is turned into {precision}"
+            _judge(what, measure(converted, sum(map(len, batches[:FEW]))), "float32", advice, force)
+            advice = "precision 'float32'"
     else:
         found = _tried(files, batches)
+    agreement = measure(found, len(images))
+    _judge(f"{precision} export", agreement, precision, advice, force)
     meta: dict[str, Any] = {
         "format": format,
         "precision": precision,
@@ -210,11 +234,7 @@ def _write(
         "image_shape": list(image_shape),
         "emb_dim": wanted.shape[1],
         "pixels": f"{'grey' if image_shape[0] == 1 else 'RGB'}, (x - 127.5) / 128",
-        "cosine_with_network": {
-            **cosines(found, wanted),
-            "count": len(images),
-            "measured_with": f"{_library(format)} on {processor.describe()}",
-        },
+        "cosine_with_network": agreement,
         "model": type(backbone).__name__,
         "plsc": __version__,
         "paddle": paddle.__version__,

@@ -9,7 +9,7 @@ from plsc.errors import ConfigError
 from plsc.inference.precision import PRECISIONS
 from plsc.inference.runtime import Run, load
 from plsc.machine.files import sha256_of
-from plsc.machine.json_files import as_integer, as_integers, as_text, read_json
+from plsc.machine.json_files import as_integer, as_integers, as_object, as_text, read_json
 
 MANIFEST = "inference_meta.json"  # `export` writes it, and it names the other files.
 _FILES = {
@@ -45,25 +45,36 @@ def open_export(folder: Path) -> Export:
     """
     manifest = folder / MANIFEST
     try:
-        meta = read_json(manifest)
+        meta = as_object(read_json(manifest))
         image_shape = as_integers(meta["image_shape"], 1, 3)
         emb_dim, format, precision = as_integer(meta["emb_dim"], 1), meta["format"], meta["precision"]
-        digests = {folder / name: as_text(digest) for name, digest in meta["files"].items()}
-        if sorted(meta["files"]) not in _FILES.get(format, ()) or precision not in PRECISIONS:
+        digests = {folder / name: as_text(digest) for name, digest in as_object(meta["files"]).items()}
+        if sorted(meta["files"]) not in _FILES.get(as_text(format), ()) or precision not in PRECISIONS:
             raise ValueError("its files, format or precision are not those of an export")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        if (folder / "meta.json").is_file() and not manifest.exists():
-            raise ConfigError(
-                f"{folder}: is a checkpoint and not an export; run plsc export --checkpoint {folder} --output net, and "
-                "name net"
-            ) from None
-        raise ConfigError(
-            f"{manifest}: no exported network there ({type(problem).__name__}); make one with plsc export"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(folder) from None
+    except OSError as problem:
+        raise ConfigError(f"{manifest}: cannot be read ({problem.strerror}); export the network again") from None
+    except (ValueError, KeyError) as problem:
+        words = f"no {problem}" if isinstance(problem, KeyError) else problem
+        raise ConfigError(f"{manifest}: damaged ({words}); export the network again") from None
     for file, digest in digests.items():
         _check(file, digest)
     shape = (image_shape[0], image_shape[1], image_shape[2])
     return Export(shape, emb_dim, precision, list(digests.values()), load(list(digests), format))
+
+
+def _missing(folder: Path) -> ConfigError:
+    """Returns the error for a folder without a manifest."""
+    if (folder / "meta.json").is_file():
+        return ConfigError(
+            f"{folder}: is a checkpoint and not an export; run plsc export --checkpoint {folder} --output net, and "
+            "name net"
+        )
+    if not folder.is_dir():
+        what = "is a file and not the folder of an export" if folder.exists() else "there is no such folder"
+        return ConfigError(f"{folder}: {what}; make an export with plsc export, and name its folder")
+    return ConfigError(f"{folder / MANIFEST}: no exported network there; make one with plsc export")
 
 
 def _check(file: Path, digest: str) -> None:

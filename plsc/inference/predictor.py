@@ -80,7 +80,7 @@ class Predictor:
         """Embeds normalised images, [B, C, H, W] float32 -> [B, D] float32.
 
         Raises:
-            DataError: The array has another shape or holds integers, or an embedding is not finite.
+            DataError: The array has another shape or holds integers, or an image or an embedding is not finite.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.image_shape or not np.issubdtype(images.dtype, np.floating):
@@ -92,6 +92,13 @@ class Predictor:
         if not len(images):
             return np.zeros((0, self.emb_dim), "float32")
         images = images.astype("float32", copy=False)
+        # Some libraries turn NaN into ordinary numbers on the way to the embedding.
+        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise DataError(
+                f"embed_batch: image {int(finite.argmin())} of {len(images)} holds values that are not finite; look "
+                "for NaN and infinity where it is made"
+            )
         embeddings = self._run(images)
         if self._flip:
             embeddings = (embeddings + self._run(images[..., ::-1])) / 2
@@ -100,7 +107,7 @@ class Predictor:
             advice = "" if self.precision == "float32" else f", or export in float32 instead of {self.precision}"
             raise DataError(
                 f"embed_batch: the embedding of image {int(finite.argmin())} of {len(images)} is not finite; look for "
-                f"NaN in the image{advice}"
+                f"huge values in the image{advice}"
             )
         return embeddings
 

@@ -196,17 +196,24 @@ def test_a_crafted_manifest_is_refused(earlier, tmp_path):
     texts += ["", "[]", "3", "[" * 100_000, '{"a":' * 100_000, "\x00"]
     for text in texts:
         manifest.write_text(text)
-        with pytest.raises(ConfigError, match="no exported network there"):
+        with pytest.raises(
+            ConfigError, match=r"inference_meta.json: damaged \(.+\); export the network again"
+        ) as caught:
             Predictor(folder)
+        assert not re.search(r"[a-z](Error|object|Type)\b", str(caught.value))
     manifest.unlink()
     os.mkfifo(manifest)
-    with pytest.raises(ConfigError, match="no exported network there"):
+    with pytest.raises(ConfigError, match=r"inference_meta.json: damaged \(not an ordinary file"):
         Predictor(folder)
 
 
 def test_missing_exports_and_bad_images_are_reported(tmp_path):
-    with pytest.raises(ConfigError, match="no exported network there"):
+    with pytest.raises(ConfigError, match="inference_meta.json: no exported network there; make one with plsc export"):
         Predictor(tmp_path)
+    with pytest.raises(ConfigError, match="nowhere: there is no such folder; make an export"):
+        Predictor(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="py: is a file and not the folder of an export"):
+        Predictor(__file__)
     model = trained(Plain())
     export(model, tmp_path, SHAPE)
     with pytest.raises(DataError, match="nowhere.jpg: cannot be read"):
@@ -341,6 +348,21 @@ def test_an_export_that_fails_or_disagrees_is_an_error_and_replaces_nothing(earl
     assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
+def test_a_smaller_precision_does_not_hide_a_wrong_conversion(tmp_path, few_glyphs, caplog):
+    paddle.seed(0)
+    model, shape = Pooled(4), (3, 30, 30)
+    model.fc.bias.set_value(paddle.full([8], 10.0))  # The cosines are then high enough for float16 and int8.
+    words = "conversion to ONNX, before it is turned into {}, .* on {} images .* and float32 needs at least 0.9999; {}"
+    with pytest.raises(
+        ConfigError, match=words.format("int8", 17, "nothing was replaced; export with format 'paddle'")
+    ):
+        export(model, tmp_path, shape, "onnx", "int8", few_glyphs / "label.txt")
+    assert not any(tmp_path.iterdir())
+    export(model, tmp_path, shape, "onnx", "float16", force=True)
+    assert re.search(words.format("float16", 16, "written because it was forced"), caplog.text)
+    assert Predictor(tmp_path).precision == "float16"
+
+
 def test_an_export_that_disagrees_can_be_forced(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export_module, "cosines", lambda found, wanted: {"mean": 0.98, "lowest": 0.5})
     with pytest.raises(ConfigError, match="export with format 'onnx', or force it"):
@@ -429,13 +451,24 @@ def test_embed_batch_refuses_what_it_cannot_embed(tmp_path):
     ):
         with pytest.raises(DataError, match=r"expected normalised images \[B, 3, 32, 32\] float32"):
             predictor.embed_batch(wrong)
-    images[1, 0, 5, 5] = np.nan
-    with pytest.raises(DataError, match="the embedding of image 1 of 3 is not finite"):
+    images[1] = 3e38
+    with pytest.raises(DataError, match="the embedding of image 1 of 3 is not finite; look for huge values"):
         predictor.embed_batch(images)
     with pytest.raises(DataError, match="expected a list of images, got str"):
         predictor.embed("a.jpg")
     with pytest.raises(DataError, match=r"compare: expected embeddings \[N, 8\]"):
         predictor.compare(np.ones((1, 8)), np.ones((1, 7)))
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_images_that_are_not_finite_are_refused_in_every_format(earlier, format):
+    predictor = Predictor(earlier / format)
+    images = np.zeros((3, *SHAPE), "float32")
+    assert predictor.embed_batch(images).shape == (3, 8)
+    for value in (np.nan, np.inf, -np.inf):
+        images[1, 0, 5, 5] = value
+        with pytest.raises(DataError, match="image 1 of 3 holds values that are not finite"):
+            predictor.embed_batch(images)
 
 
 def test_grey_images_of_any_size_decoded_in_threads_keep_their_order(tmp_path):
