@@ -61,7 +61,10 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "image_shape": lambda value: as_integers(value, 1, 3),
     "by_rows": lambda value: [as_text(one) for one in as_list(value)],
     "accumulators": as_object,
+    "steps_per_epoch": lambda value: value is None or as_integer(value, 1),
+    "progress": lambda value: _check_progress(as_object(value)),
 }
+_NO_COUNTS = ("loss_sum", "loss", "test")  # of the progress, whose other entries are counts
 _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 
 
@@ -239,6 +242,14 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
         if not is_own_file(name):
             raise ValueError(f"it names the file {short(name)}")
     return checkpoint
+
+
+def _check_progress(progress: dict[str, Any]) -> None:
+    for name, value in progress.items():
+        if name not in _NO_COUNTS:
+            as_integer(value)
+        elif value is not None or name == "loss_sum":
+            (as_object if name == "test" else as_number)(value)
 
 
 def _sum_of(size: Any, blocks: Any) -> FileSum:

@@ -59,7 +59,8 @@ def render_glyphs(
         base64_parts: Number of files of `base64<TAB>label` lines to write in addition to the image files.
 
     Raises:
-        DataError: matplotlib is missing, too few characters are distinct, or `output` holds something else.
+        DataError: matplotlib is missing, too few characters are distinct, `output` holds something else, or it cannot
+            be written.
     """
     settings = {
         "format": FORMAT,
@@ -87,11 +88,19 @@ def render_glyphs(
     chosen = [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
     temporary = target.with_name(f".{target.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)  # A run that was stopped has left it.
-    temporary.mkdir(parents=True)
-    _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
-    _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
-    (temporary / "glyphs.json").write_text(json.dumps(settings))
-    os.rename(temporary, target)
+    try:
+        temporary.mkdir(parents=True)
+        _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
+        _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
+        (temporary / "glyphs.json").write_text(json.dumps(settings))
+        os.rename(temporary, target)
+    except OSError as problem:
+        raise DataError(
+            f"{target}: cannot be written ({problem.strerror or problem}); free space, or choose another folder with "
+            "--output"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check(settings: dict[str, int]) -> None:

@@ -64,10 +64,11 @@ class BatchMaker:
         if self._num_classes is not None:
             bad = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
             if len(bad):
-                raise DataError(
-                    f"{where}, sample {bad[0]}: label {labels[bad[0]]} is outside [0, {self._num_classes}); correct "
-                    "the reader or check set_class_num"
-                )
+                label = labels[bad[0]]
+                problem = "is negative; correct the reader"
+                if label >= 0:
+                    problem = f"is outside [0, {self._num_classes}); correct the reader or check set_class_num"
+                raise DataError(f"{where}, sample {bad[0]}: label {label} {problem}")
         return self._normalised(images, where), labels
 
     def _arrays(self, arrays: Sequence[Any], where: str) -> Batch:

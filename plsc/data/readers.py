@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +30,13 @@ def check_reader(name: str, reader: Any) -> Reader:
         reader: The value that the user assigned.
 
     Raises:
-        ConfigError: The value is not a reader, or can be read only once.
+        ConfigError: The value is not a reader, wants arguments, or can be read only once.
     """
+    if inspect.isroutine(reader) and not _takes_nothing(reader):
+        raise ConfigError(
+            f"{name}: plsc calls {reader.__name__} without arguments, but it wants some; assign one without any, "
+            "such as functools.partial makes"
+        )
     if callable(reader) or isinstance(reader, (paddle.io.Dataset, paddle.io.DataLoader)):
         return reader
     if isinstance(reader, Iterable):
@@ -162,12 +168,15 @@ class ReaderLoader:
         Raises:
             DataError: The reader yields no batch, or one that is wrong.
         """
+        # Here rather than in the thread: only the main thread can start the processes of a DataLoader.
+        iterator = self._batches(epoch)
         ready: queue.Queue[Batch | BaseException | type[_End]] = queue.Queue(_READ_AHEAD)
         stop = threading.Event()
         thread = threading.Thread(
-            target=self._read, args=(epoch, start_step, ready, stop), name="plsc-reader", daemon=True
+            target=self._read, args=(iterator, epoch, start_step, ready, stop), name="plsc-reader", daemon=True
         )
         thread.start()
+        del iterator  # The thread closes it.
         try:
             while True:
                 item = ready.get()
@@ -181,11 +190,9 @@ class ReaderLoader:
             # The timeout keeps a reader that hangs from blocking this thread; its own thread is a daemon.
             thread.join(timeout=10)
 
-    def _read(self, epoch: int, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
-        iterator: Any = None
+    def _read(self, iterator: Any, epoch: int, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
         step = -1
         try:
-            iterator = self._batches(epoch)
             for step, samples in enumerate(iterator):
                 if stop.is_set():
                     return
@@ -201,7 +208,7 @@ class ReaderLoader:
                 )
             _put(ready, _End, stop)
         except BaseException as error:  # The consumer raises it.
-            _put(ready, error, stop)
+            _put(ready, self._explained(error), stop)
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -210,7 +217,21 @@ class ReaderLoader:
     def _batches(self, epoch: int) -> Iterator[Any]:
         if isinstance(self._reader, paddle.io.Dataset):
             return self._dataset_batches(self._reader, epoch)
-        return iter(self._reader() if callable(self._reader) else self._reader)
+        batches = self._reader() if callable(self._reader) else self._reader
+        if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+            raise DataError(
+                f"{self._name}: the function returned {batches!r:.80}; it must return batches, or be a generator"
+            )
+        return iter(batches)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Returns what to do if a reader has started the processes of a DataLoader in the thread, else `error`."""
+        if not isinstance(error, ValueError) or "signal only works in main thread" not in str(error):
+            return error
+        return DataError(
+            f"{self._name}: a DataLoader that the function iterates over cannot start processes here; assign the "
+            "DataLoader itself, or give it num_workers=0"
+        )
 
     def _dataset_batches(self, dataset: Any, epoch: int) -> Iterator[list[Any]]:
         samples: Iterator[Any]
@@ -236,8 +257,18 @@ class ReaderLoader:
 def _length(reader: Any) -> Optional[int]:
     try:
         return len(reader)
-    except (TypeError, NotImplementedError, RuntimeError):
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):  # A DataLoader of a stream raises ValueError.
         return None
+
+
+def _takes_nothing(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # Some functions in C have no signature.
+        pass
+    return True
 
 
 def _put(ready: queue.Queue[Any], item: Any, stop: threading.Event) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from plsc import parallel
 from plsc.data.collection import Collection
+from plsc.data.pair_sets import PairSet
 from plsc.data.readers import ReaderLoader
 from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
 from plsc.errors import DataError
@@ -29,6 +30,12 @@ def check_identities(one: EvaluationSet) -> None:
         )
     if isinstance(one, IdentitySet):
         _check_labels(one.images.source, one.labels)
+    if isinstance(one, PairSet) and one.issame.all() == one.issame.any():
+        kind = "the same identity" if one.issame.all() else "different identities"
+        raise DataError(
+            f"{one.name}: all {len(one.issame)} pairs are of {kind}, which gives nothing to test; list pairs of both "
+            "kinds"
+        )
 
 
 def check_images(one: EvaluationSet) -> None:

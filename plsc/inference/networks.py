@@ -14,6 +14,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.inference.export_folder import open_export
+from plsc.models.base_model import check_rows
 from plsc.models.modes import evaluating
 
 _modes = threading.Lock()  # Networks of several threads may share layers, whose mode is set for each batch.
@@ -100,7 +101,12 @@ class ExportedNetwork:
 
 @paddle.no_grad()
 def embed_batch(backbone: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
-    """Embeds a batch in evaluation mode, normalised images [b, C, H, W] -> embeddings [b, D] float32."""
+    """Embeds a batch in evaluation mode, normalised images [b, C, H, W] -> embeddings [b, D] float32.
+
+    Raises:
+        ConfigError: The backbone does not return one embedding for each image.
+    """
     with evaluating(backbone):
         embedding = backbone(paddle.to_tensor(np.ascontiguousarray(images)))
+    check_rows(backbone, embedding, len(images))
     return embedding.astype("float32").numpy()

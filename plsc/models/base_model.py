@@ -138,6 +138,19 @@ def _tested(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> Any:
         return model(paddle.zeros([2, *image_shape]))
 
 
+def check_rows(model: paddle.nn.Layer, embedding: paddle.Tensor, images: int) -> None:
+    """Checks that a model returned one embedding for each image, as it did in the dry run.
+
+    Raises:
+        ConfigError: It did not.
+    """
+    if embedding.shape[0] != images:
+        raise ConfigError(
+            f"{type(model).__name__}: gave {embedding.shape[0]} embeddings for {images} images; the model must return "
+            "one for each image, whatever the size of the batch"
+        )
+
+
 def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
     """Returns the arguments with which to call a model in training. A plain Paddle layer takes no labels."""
     return (images, labels) if isinstance(model, BaseModel) else (images,)

@@ -128,7 +128,8 @@ class Peers:
 
     def close(self) -> None:
         """Closes the sockets in a forked process."""
-        self._connection.close()
+        with contextlib.suppress(OSError):
+            os.close(self._connection.detach())  # `close` would wait for the file that the thread reads from
         if self._place is not None:
             self._place.close()
 

@@ -177,6 +177,30 @@ def test_a_meta_that_names_other_files_is_refused(saved, name):
         checkpoint.open_checkpoint(source.folder)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"progress": {"epoch": "a"}},
+        {"progress": {"batch": None}},
+        {"progress": {"loss_sum": None}},
+        {"progress": {"loss": "low"}},
+        {"progress": {"test": [1]}},
+        {"progress": 3},
+        {"steps_per_epoch": "a"},
+    ],
+    ids=str,
+)
+def test_a_progress_that_is_none_is_refused(saved, entry):
+    folder = saved[0].folder
+    meta = json.loads((folder / "meta.json").read_text())
+    known = {"epoch": 1, "loss_sum": 0.5, "loss": None, "test": {"lfw": {"accuracy": 0.5}}}
+    (folder / "meta.json").write_text(json.dumps({**meta, "progress": known, "steps_per_epoch": None}))
+    checkpoint.open_checkpoint(folder)
+    (folder / "meta.json").write_text(json.dumps({**meta, **entry}))
+    with pytest.raises(checkpoint.DamagedError, match="meta.json: damaged .*; use another checkpoint"):
+        checkpoint.open_checkpoint(folder)
+
+
 def test_a_folder_without_meta_json_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="meta.json"):
         checkpoint.open_checkpoint(tmp_path)

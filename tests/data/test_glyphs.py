@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,18 @@ def test_a_folder_with_other_content_is_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another folder"):
         render(tmp_path)
     assert content(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_verification", full)
+    assert main(["--output", str(tmp_path / "set"), "--classes", "2", "--images", "1", "--held-out", "2"]) == 1
+    assert re.search(r"set: cannot be written \(No space left on device\); .*\n$", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many_classes_are_refused(tmp_path: Path) -> None:

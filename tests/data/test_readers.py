@@ -67,7 +67,7 @@ GOOD = np.zeros(SHAPE, np.float32)
         ((np.zeros(5), 0), "shape"),
         (("text", 0), "not an array"),
         ((GOOD, 10), r"label 10 is outside \[0, 10\)"),
-        ((GOOD, -1), "label -1"),
+        ((GOOD, -1), "label -1 is negative; correct the reader$"),
         ((GOOD, 1.5), "not an integer"),
         ((GOOD, [1, 2]), "not an integer"),
         (GOOD, "not a pair"),
@@ -92,6 +92,39 @@ def test_reader_empty() -> None:
         list(loader(batched([], 4)).epoch(0))
     with pytest.raises(DataError, match="batch 0: the batch is empty"):
         list(loader(lambda: iter([[]])).epoch(0))
+
+
+def test_the_iterator_is_made_in_the_calling_thread() -> None:
+    made: list[threading.Thread] = []
+
+    def reader() -> Iterator[Any]:
+        made.append(threading.current_thread())
+        return iter([samples(2)])
+
+    assert len(list(loader(reader).epoch(0))) == 1
+    assert made == [threading.current_thread()]
+
+
+def test_a_data_loader_that_cannot_start_its_processes_is_explained() -> None:
+    def reader() -> Iterator[Any]:
+        yield samples(2)
+        raise ValueError("signal only works in main thread of the main interpreter")
+
+    with pytest.raises(DataError, match="^train_reader: a DataLoader .*assign the DataLoader itself.*num_workers=0$"):
+        list(loader(reader).epoch(0))
+
+
+@pytest.mark.parametrize("reader", [lambda: None, lambda: 3])
+def test_a_function_that_returns_no_batches_is_refused(reader: Any) -> None:
+    with pytest.raises(DataError, match="train_reader: the function returned .*generator"):
+        list(loader(reader).epoch(0))
+
+
+@pytest.mark.parametrize("reader", [lambda epoch: [], lambda *, last: []])
+def test_a_function_that_wants_arguments_is_refused(reader: Any) -> None:
+    with pytest.raises(ConfigError, match="train_reader: plsc calls <lambda> without arguments"):
+        check_reader("train_reader", reader)
+    assert callable(check_reader("train_reader", lambda epoch=3, *others, **named: []))
 
 
 def test_reader_own_error_surfaces() -> None:
@@ -160,10 +193,13 @@ def whole(count: int, size: int) -> list[Any]:
         lambda: iter(whole(10, 4)),
         [[paddle.to_tensor(images), paddle.to_tensor(labels).unsqueeze(1)] for images, labels in whole(10, 4)],
         paddle.io.DataLoader(Samples(), batch_size=4),
+        paddle.io.DataLoader(Samples(), batch_size=4, num_workers=2),
+        lambda: paddle.io.DataLoader(Samples(), batch_size=4, num_workers=2),
+        paddle.io.DataLoader(Stream(), batch_size=4),
         Stream(),
         [samples(10)[:2], samples(10)[2:4], samples(10)[4:]],  # A batch of two samples is not (images, labels).
     ],
-    ids=["arrays", "function", "tensors", "DataLoader", "IterableDataset", "pairs"],
+    ids=["arrays", "function", "tensors", "DataLoader", "workers", "made", "streamed", "IterableDataset", "pairs"],
 )
 def test_reader_shapes(reader: Any) -> None:
     one = loader(check_reader("train_reader", reader))

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from plsc import Callback, Entry
 from plsc.checkpoint import BACKBONE
 from plsc.errors import ConfigError, DataError
+from plsc.inference.networks import embed_batch
 from plsc.utils import jpeg_reader
 
 
@@ -336,3 +337,24 @@ def test_nothing_to_predict_and_a_label_out_of_range_are_reported():
     ins.set_class_num(2)
     with pytest.raises(DataError, match=r"train_reader, epoch 0, batch 0, sample \d: label \d is outside \[0, 2\)"):
         ins.train()
+
+
+class Halves(paddle.nn.Layer):
+    """Returns one embedding for two images if there are more than two, which the dry run has."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, images):
+        found = self.inner(images)
+        return found if len(found) == 2 else found[::2]
+
+
+def test_a_model_that_returns_too_few_embeddings_is_refused():
+    ins = entry(Halves())
+    words = "Halves: gave 4 embeddings for 8 images; the model must return one for each image"
+    with pytest.raises(ConfigError, match=words):
+        ins.train()
+    with pytest.raises(ConfigError, match=words):
+        embed_batch(Halves(), np.zeros((8, 3, 32, 32), "float32"))

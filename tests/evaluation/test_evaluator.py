@@ -15,7 +15,7 @@ from plsc.config import Config
 from plsc.data.image_lists import image_files
 from plsc.data.test_sets import find_sets, read_gallery
 from plsc.data.transforms import decode_file, normalize
-from plsc.data.verification import load_verification
+from plsc.data.verification import load_verification, save_verification
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
@@ -183,6 +183,10 @@ def made_set(folder, kind):
         image("set/b/1.jpg", (folder / "set/a/1.jpg").read_bytes()[:3])
     if kind == "pairs":
         (folder / "set.txt").write_text("set/a/1.jpg set/a/2.jpg 1\nset/a/1.jpg set/b/9.jpg 0\n")
+    if kind == "pairs of one kind":
+        (folder / "set.txt").write_text("set/a/1.jpg set/a/2.jpg 1\nset/a/2.jpg set/a/1.jpg 1\n")
+    if kind == "binary of one kind":
+        save_verification(str(folder / "set.bin"), [(folder / "set/a/1.jpg").read_bytes()] * 4, [False] * 2)
     if kind == "pairs of an empty file":
         image("set/b/1.jpg", b"")
         (folder / "set.txt").write_text("set/a/1.jpg set/a/2.jpg 1\nset/a/1.jpg set/b/1.jpg 0\n")
@@ -207,6 +211,8 @@ def made_set(folder, kind):
         ("no image", "set/b/1.jpg: the file is not an image"),
         ("cut header", "set/b/1.jpg: the file is not an image"),
         ("pairs", "set.txt:2: .*9.jpg is neither an image nor a folder"),
+        ("pairs of one kind", "^set: all 2 pairs are of the same identity"),
+        ("binary of one kind", "^set: all 2 pairs are of different identities"),
         ("pairs of an empty file", "set.txt:2: set/b/1.jpg: the file is empty"),
         ("base64", "part:2: .*base64"),
         ("other probes", "probes: no probe has an identity of the gallery"),
