@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,8 @@ from plsc import parallel
 from plsc.data.reader_batches import Batch, BatchMaker
 from plsc.data.sampler import epoch_indices
 from plsc.errors import ConfigError, DataError
+
+logger = logging.getLogger("plsc")
 
 # A function that returns an iterator over batches (as `paddle.batch` makes), a `paddle.io.DataLoader`, a
 # `paddle.io.Dataset` of samples, or any iterable that yields batches each time it is iterated over.
@@ -36,6 +39,13 @@ def check_reader(name: str, reader: Any) -> Reader:
         raise ConfigError(
             f"{name}: plsc calls {reader.__name__} without arguments, but it wants some; assign one without any, "
             "such as functools.partial makes"
+        )
+    if isinstance(reader, paddle.io.DataLoader) and reader.num_workers > 0:
+        logger.warning(
+            "%s: Paddle forks the %d workers of its DataLoader from a process with threads, and they sometimes "
+            "hang; use num_workers=0, which plsc reads ahead of training",
+            name,
+            reader.num_workers,
         )
     if callable(reader) or isinstance(reader, (paddle.io.Dataset, paddle.io.DataLoader)):
         return reader

@@ -186,6 +186,13 @@ def whole(count: int, size: int) -> list[Any]:
     return [(images[i : i + size], labels[i : i + size]) for i in range(0, count, size)]
 
 
+def test_workers_of_a_data_loader_give_a_warning(caplog):
+    check_reader("train_reader", paddle.io.DataLoader(Samples(), batch_size=4))
+    assert not caplog.records
+    check_reader("train_reader", paddle.io.DataLoader(Samples(), batch_size=4, num_workers=2))
+    assert "train_reader: Paddle forks the 2 workers" in caplog.text
+
+
 @pytest.mark.parametrize(
     "reader",
     [
@@ -193,13 +200,11 @@ def whole(count: int, size: int) -> list[Any]:
         lambda: iter(whole(10, 4)),
         [[paddle.to_tensor(images), paddle.to_tensor(labels).unsqueeze(1)] for images, labels in whole(10, 4)],
         paddle.io.DataLoader(Samples(), batch_size=4),
-        paddle.io.DataLoader(Samples(), batch_size=4, num_workers=2),
-        lambda: paddle.io.DataLoader(Samples(), batch_size=4, num_workers=2),
         paddle.io.DataLoader(Stream(), batch_size=4),
         Stream(),
         [samples(10)[:2], samples(10)[2:4], samples(10)[4:]],  # A batch of two samples is not (images, labels).
     ],
-    ids=["arrays", "function", "tensors", "DataLoader", "workers", "made", "streamed", "IterableDataset", "pairs"],
+    ids=["arrays", "function", "tensors", "DataLoader", "streamed", "IterableDataset", "pairs"],
 )
 def test_reader_shapes(reader: Any) -> None:
     one = loader(check_reader("train_reader", reader))
