@@ -97,18 +97,20 @@ class MeetingPlace:
         self._left: set[int] = set()
         self._meetings: dict[tuple[int, int], _Meeting] = {}
         self._failures: dict[int, Failure] = {}  # by action
+        self._closed = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         threading.Thread(target=self._serve, name="plsc-meeting-place", daemon=True).start()
 
     def close(self) -> None:
-        """Closes the sockets; a forked process must not keep the connections of its parent open."""
+        """Closes the sockets and ends the thread; a forked process must not keep its parent's connections open."""
+        self._closed = True
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
 
     def _serve(self) -> None:
         try:
-            while True:
+            while not self._closed:
                 for key, _ in self._selector.select(timeout=1.0):
                     if key.data is None:
                         self._accept()

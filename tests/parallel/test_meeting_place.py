@@ -5,6 +5,8 @@ import json
 import socket
 
 import pytest
+from ranks import wait_until
+from thread_checks import plsc_threads
 
 from plsc.parallel.meeting_place import MeetingPlace
 
@@ -33,3 +35,4 @@ def test_strangers_are_turned_away_and_all_ranks_together_close_the_door(garbage
             socket.create_connection(address, timeout=10)
     finally:
         place.close()
+        wait_until(lambda: not plsc_threads())
