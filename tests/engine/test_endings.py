@@ -103,14 +103,15 @@ def is_running(pid):
         return False
 
 
-def test_ranks_whose_launcher_is_killed_end(glyphs, tmp_path):
-    """They get SIGTERM, and save unless they fail first at writing to the launcher's end of their stderr."""
+def test_ranks_whose_launcher_is_killed_save_and_end(glyphs, tmp_path):
     process, _ = hold(glyphs, tmp_path / "output", *BASE, ranks=2)
     ranks = children_of(process.pid)
     process.kill()
     process.communicate(timeout=TIMEOUT)
     (tmp_path / "output.release").touch()
     wait_until(lambda: not any(map(is_running, ranks)))
+    (folder,) = tmp_path.glob("output/step_*")
+    assert (folder / "meta.json").exists()
 
 
 def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):

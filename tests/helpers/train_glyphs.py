@@ -66,14 +66,17 @@ def hold(step: int, release: Path) -> None:
     """Waits until the file `release` exists; prints when this begins, and when SIGTERM arrives."""
     previous = signal.getsignal(signal.SIGTERM)
 
-    def handle(number, frame):
+    def say(text):
         with contextlib.suppress(BrokenPipeError):  # the launcher may have been killed
-            print("received SIGTERM", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
+
+    def handle(number, frame):
+        say("received SIGTERM")
         if callable(previous):
             previous(number, frame)
 
     signal.signal(signal.SIGTERM, handle)
-    print(f"holding step {step}", file=sys.stderr, flush=True)
+    say(f"holding step {step}")
     while not release.exists():
         time.sleep(0.01)
 
