@@ -15,7 +15,8 @@ and receives
     {"open": [3, 17]}                     all ranks have come to that meeting
     {"late": "..."}                       a line for the log: who has not come yet, and for what
     {"failure": {...}}                    the first failure of an action
-    {"left": 1}                           a rank has left
+    {"left": 1}                           a rank has said that it ends
+    {"gone": 1}                           its process has ended
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ class MeetingPlace:
         del self._visitors[visitor.rank]
         if visitor.rank not in self._left:
             self._announce(lost(visitor.rank, visitor.action))
+        self._tell(range(self._ranks), {"gone": visitor.rank})
 
     def _check_left(self) -> None:
         """Announces a failure if ranks wait for one that has left."""

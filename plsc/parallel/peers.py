@@ -24,6 +24,7 @@ logger = logging.getLogger("plsc")
 _CONNECT_SECONDS = 60.0
 _ANSWER_SECONDS = 2.0  # for an announcement to travel to rank 0 and back
 _GRACE_SECONDS = 3.0  # in which a rank may end by itself after another one has failed
+_SECONDS_FOR_THE_CAUSE = 3.0  # in which the rank that failed ends before the others
 _SECONDS_TO_CLOSE = 60.0  # in which a rank may end by itself after rank 0 has ended without a failure
 
 _peers: Optional[Peers] = None
@@ -50,6 +51,7 @@ class Peers:
         self._open = (0, 0)
         self._failures: list[Failure] = []
         self._left: set[int] = set()
+        self._gone: set[int] = set()
         prepare(connection)
         self._send({"token": token, "rank": rank()})
         threading.Thread(target=self._receive, name="plsc-peers", daemon=True).start()
@@ -58,7 +60,7 @@ class Peers:
         """Begins an action, unless one is under way in this process already.
 
         Args:
-            patience: Seconds that a meeting waits for late ranks; that of rank 0 counts.
+            patience: Seconds that a meeting waits for late ranks, the same on every rank.
         """
         with self._changed:
             self._depth += 1
@@ -121,10 +123,17 @@ class Peers:
             return self._failure()
 
     def leave(self) -> None:
-        """Tells the other ranks that this process ends without a failure."""
+        """Tells the other ranks that this process ends without a failure of its own.
+
+        After the failure of another rank, that one ends first: launchers show the last lines of the rank that does, and
+        a traceback is among its lines alone.
+        """
+        with self._changed:
+            cause = {one.rank for one in self._failures[-1:]} - {rank()}
+            self._changed.wait_for(lambda: cause <= self._gone, _SECONDS_FOR_THE_CAUSE)
         self._send({"leaves": True})
         with self._changed:
-            self._changed.wait_for(lambda: rank() in self._left, _ANSWER_SECONDS)
+            self._changed.wait_for(lambda: rank() in self._left or 0 in self._gone, _ANSWER_SECONDS)
 
     def close(self) -> None:
         """Closes the sockets in a forked process."""
@@ -150,6 +159,8 @@ class Peers:
         except OSError:
             pass
         with self._changed:
+            self._gone.add(0)
+            self._changed.notify_all()
             if 0 not in self._left:
                 self._add(lost(0, self._action), _GRACE_SECONDS)
             elif rank() not in self._left:
@@ -168,6 +179,8 @@ class Peers:
                 self._add(Failure(**message["failure"]), _GRACE_SECONDS)
             elif "left" in message:
                 self._left.add(message["left"])
+            elif "gone" in message:
+                self._gone.add(message["gone"])
             self._changed.notify_all()
 
     def _add(self, failure: Failure, seconds: float) -> None:

@@ -276,7 +276,8 @@ def test_sampled_classes_train_and_save(ranks, glyphs, tmp_path, world):
 def test_a_failing_rank_ends_all_and_its_error_is_last(glyphs, tmp_path):
     process = start("train_glyphs.py", 3, glyphs, tmp_path, "--fail-rank=1", "with_test=false")
     assert process.returncode == 1
-    assert "the reader broke here" in process.stderr.splitlines()[-1]
+    assert process.stderr.splitlines()[-1] == "RuntimeError: the reader broke here"
+    assert "plsc: rank 1 ended with status 1" in process.stderr
 
 
 def test_bad_labels_end_every_rank_with_one_line(glyphs, tmp_path):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.core
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"[" * 10_000 + b"\n", b'{"token": "\xc3\xa4"}\n', b"7\n"]
 )
-def test_strangers_are_turned_away_and_all_ranks_together_close_the_door(garbage):
+def test_strangers_are_turned_away_and_ranks_hear_of_each_other(garbage):
     place = MeetingPlace("127.0.0.1", 2)
     address = ("127.0.0.1", place.port)
     try:
@@ -28,11 +28,14 @@ def test_strangers_are_turned_away_and_all_ranks_together_close_the_door(garbage
         for rank, connection in enumerate(ranks):
             for message in ({"token": place.token, "rank": rank}, {"at": (1, 1), "what": "a test"}):
                 connection.sendall(json.dumps(message).encode() + b"\n")
-        for connection in ranks:
-            with connection, connection.makefile() as lines:
-                assert json.loads(lines.readline()) == {"open": [1, 1]}
-        with pytest.raises(OSError):
-            socket.create_connection(address, timeout=10)
+        with ranks[0], ranks[0].makefile() as lines:
+            assert json.loads(lines.readline()) == {"open": [1, 1]}
+            with pytest.raises(OSError):
+                socket.create_connection(address, timeout=10)
+            with ranks[1], ranks[1].makefile() as other:
+                assert json.loads(other.readline()) == {"open": [1, 1]}
+            assert json.loads(lines.readline())["failure"]["rank"] == 1
+            assert json.loads(lines.readline()) == {"gone": 1}
     finally:
         place.close()
         wait_until(lambda: not plsc_threads())
