@@ -12,8 +12,8 @@ import numpy as np
 import paddle
 
 from plsc import parallel
-from plsc.config import MixedPrecision, shown
-from plsc.errors import ConfigError
+from plsc.config import MixedPrecision
+from plsc.errors import ConfigError, shown
 
 logger = logging.getLogger("plsc")
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Optional
 import numpy as np
 
 from plsc.data.transforms import Augmentation
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
 
 # The default margin of each loss. None means that the loss has no margin to set.
@@ -40,7 +39,6 @@ LARGEST_EMBEDDING = 1 << 16
 LARGEST_SIDE = 4096
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
-_LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -302,20 +300,6 @@ def _plain(value: Any) -> Any:
 def kind_of(loss_type: str) -> str:
     """Returns a loss type without the prefix `dist_`."""
     return loss_type[len("dist_") :] if loss_type.startswith("dist_") else loss_type
-
-
-def shown(value: Any) -> str:
-    """Returns a value for an error message, on one short line."""
-    try:
-        return one_line(repr(value))
-    except Exception:  # Python refuses to write an integer of thousands of digits, and objects may raise anything.
-        return f"{type(value).__name__}(...)"
-
-
-def one_line(text: str) -> str:
-    """Returns a text for a message, on one line and cut off where it is long."""
-    text = re.sub(r"\s*[\n\r]\s*", " ", text)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def check_int(setter: str, value: Any, minimum: int, maximum: int = LARGEST_COUNT) -> int:

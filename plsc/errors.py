@@ -1,11 +1,14 @@
 """The errors that plsc raises for its users. Each says what is wrong, where, and what to do, in one line."""
 
 import os
+import re
+from typing import Any
 
 # The exit status of a process that ends with an error which a restart would meet again (EX_CONFIG of sysexits.h), and
 # the environment variable by which a launcher asks for it.
 STATUS_OF_MISTAKE = 78
 VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
+_LONGEST_SHOWN = 200
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -57,3 +60,17 @@ def is_mistake(error: BaseException) -> bool:
 def exit_status_of(error: BaseException) -> int:
     """Returns the exit status of a process that an error ends."""
     return STATUS_OF_MISTAKE if VARIABLE_OF_MISTAKE in os.environ and is_mistake(error) else 1
+
+
+def shown(value: Any) -> str:
+    """Returns a value for an error message, on one short line."""
+    try:
+        return one_line(repr(value))
+    except Exception:  # Python refuses to write an integer of thousands of digits, and objects may raise anything.
+        return f"{type(value).__name__}(...)"
+
+
+def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:
+    """Returns a text for a message, on one line and cut off where it is long."""
+    text = re.sub(r"\s*[\n\r]\s*", " ", text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -1,4 +1,7 @@
 import ast
+import contextlib
+import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -104,3 +107,30 @@ def test_no_call_has_more_than_six_positional_arguments():
         for line, function in long_calls_of(path.read_text())
     ]
     assert not found, "pass these arguments by keyword, or as a record: " + ", ".join(found)
+
+
+def names_that_plsc_lacks(path):
+    """Yields the names that a script outside plsc takes from plsc, and that are not there."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "plsc":
+            for alias in node.names:
+                found = getattr(importlib.import_module(node.module), alias.name, None)
+                with contextlib.suppress(ModuleNotFoundError):
+                    found = importlib.import_module(f"{node.module}.{alias.name}")
+                if found is None:
+                    yield f"{node.module}.{alias.name}"
+                elif inspect.ismodule(found):
+                    modules[alias.asname or alias.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            module = modules[node.value.id]
+            if not hasattr(module, node.attr):
+                yield f"{module.__name__}.{node.attr}"
+
+
+@pytest.mark.parametrize("folder", ["demo", "tools", "tests/benchmarks", "tests/helpers"])
+def test_scripts_take_from_plsc_what_is_there(folder):
+    """Benchmarks are not run by the tests, so that a move of the names they use would break them unseen."""
+    missing = {path.name: list(names_that_plsc_lacks(path)) for path in (ROOT / folder).glob("*.py")}
+    assert {name: names for name, names in missing.items() if names} == {}

@@ -176,21 +176,12 @@ class Base64Parts:
 
     def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
-        line = self._read(i)
-        fault = check_line(line, len(line))
-        if fault:
-            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
-        return decode(binascii.a2b_base64(line.rpartition(b"\t")[0]), image_shape, self.where(i))
+        return decode(self._image(i), image_shape, self.where(i))
 
     def check(self, i: int, open_it: bool) -> None:
         """Checks the line and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""
-        if not open_it:
-            return
-        line = self._read(i)
-        fault = check_line(line, len(line))
-        if fault:
-            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
-        check_header(io.BytesIO(binascii.a2b_base64(line.rpartition(b"\t")[0])), self.where(i))
+        if open_it:
+            check_header(io.BytesIO(self._image(i)), self.where(i))
 
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of the names, sizes and times of modification of the parts."""
@@ -200,6 +191,14 @@ class Base64Parts:
     def _place(self, i: int) -> tuple[int, int]:
         part = bisect.bisect_right(self._firsts, i) - 1
         return part, i - self._firsts[part]
+
+    def _image(self, i: int) -> bytes:
+        """Returns an encoded image. Raises DataError if its line is wrong."""
+        line = self._read(i)
+        fault = check_line(line, len(line))
+        if fault:
+            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
+        return binascii.a2b_base64(line.rpartition(b"\t")[0])
 
     def _read(self, i: int, most: Optional[int] = None) -> bytes:
         """Returns a line without its newline, or the last `most` bytes of it."""

@@ -14,7 +14,7 @@ import paddle
 from plsc import parallel
 from plsc.data.reader_batches import Batch, BatchMaker
 from plsc.data.sampler import epoch_indices
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, shown
 
 logger = logging.getLogger("plsc")
 
@@ -57,7 +57,7 @@ def check_reader(name: str, reader: Any) -> Reader:
             "calling it"
         )
     raise ConfigError(
-        f"{name} = {reader!r:.80}: expected a function that returns batches (as paddle.batch makes), a "
+        f"{name} = {shown(reader)}: expected a function that returns batches (as paddle.batch makes), a "
         "paddle.io.DataLoader, a paddle.io.Dataset, or a list of batches"
     )
 
@@ -230,7 +230,7 @@ class ReaderLoader:
         batches = self._reader() if callable(self._reader) else self._reader
         if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
             raise DataError(
-                f"{self._name}: the function returned {batches!r:.80}; it must return batches, or be a generator"
+                f"{self._name}: the function returned {shown(batches)}; it must return batches, or be a generator"
             )
         return iter(batches)
 

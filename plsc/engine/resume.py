@@ -70,8 +70,8 @@ def open_save_dir(
     parallel.together(
         lambda: resources.enter_context(checkpoint.locked(save_dir)) if leads else None, "the lock of the save folder"
     )
-    launches = {name for name in parallel.all_gather_object(parallel.launch_name(), "the start") if name}
-    is_restart = parallel.any_rank(parallel.restarted(), "the start")
+    starts = parallel.all_gather_object((parallel.launch_name(), parallel.restarted()), "the start")
+    launches, is_restart = {name for name, _ in starts if name}, any(again for _, again in starts)
     restart_of = launches if is_restart else set()
     uploaded = fetch_newest(config, store, save_dir, restart_of)
     if leads:

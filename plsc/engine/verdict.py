@@ -121,7 +121,7 @@ def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Pro
 def _digests(backbone: paddle.nn.Layer) -> dict[str, int]:
     """Returns a digest of every trained parameter; BatchNorm's running statistics differ between the ranks."""
     return {
-        name: zlib.crc32(parameter.numpy().tobytes())
+        name: zlib.crc32(parameter.numpy())
         for name, parameter in backbone.named_parameters()
         if not parameter.stop_gradient
     }

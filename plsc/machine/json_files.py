@@ -9,7 +9,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from plsc.errors import one_line, shown
+
 _LARGEST = 256 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
+_LONGEST_SHOWN = 60
 _LARGEST_INTEGER = 2**53  # what every program can read from JSON
 
 
@@ -77,9 +80,7 @@ def as_list(value: Any) -> list[Any]:
     Raises:
         ValueError: It is something else.
     """
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, got {short(value)}")
-    return value
+    return _of_kind(value, list, "a list")
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -88,9 +89,7 @@ def as_object(value: Any) -> dict[str, Any]:
     Raises:
         ValueError: It is something else.
     """
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {short(value)}")
-    return value
+    return _of_kind(value, dict, "an object")
 
 
 def as_number(value: Any) -> float:
@@ -113,8 +112,12 @@ def as_text(value: Any) -> str:
     Raises:
         ValueError: It is something else.
     """
-    if not isinstance(value, str):
-        raise ValueError(f"expected a text, got {short(value)}")
+    return _of_kind(value, str, "a text")
+
+
+def _of_kind(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {name}, got {short(value)}")
     return value
 
 
@@ -122,8 +125,4 @@ def short(value: Any) -> str:
     """Returns a value for an error message, on one line of a few words."""
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write an integer of thousands of digits.
-        return "a huge integer"
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return one_line(shown(value), _LONGEST_SHOWN)

@@ -15,8 +15,8 @@ from paddle.incubate import ModelAverage
 from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimizer
 
 from plsc import parallel
-from plsc.config import Config, one_line
-from plsc.errors import ConfigError, PlscError
+from plsc.config import Config
+from plsc.errors import ConfigError, PlscError, one_line
 from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
 
 logger = logging.getLogger("plsc")

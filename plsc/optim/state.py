@@ -11,8 +11,7 @@ from typing import Any, Optional
 import paddle
 from paddle.base.layer_helper import LayerHelper
 
-from plsc.config import one_line
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, one_line
 from plsc.optim.wrapped import CREATED, chain_of, parameters_of, set_list
 
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from plsc.config import Config, one_line, shown
-from plsc.errors import ConfigError
+from plsc.config import Config
+from plsc.errors import ConfigError, one_line, shown
 from plsc.settings.table import SETTINGS
 
 

@@ -21,10 +21,9 @@ from plsc.config import (
     check_float,
     check_int,
     check_str,
-    shown,
 )
 from plsc.data.transforms import Augmentation
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, shown
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:

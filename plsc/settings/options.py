@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from plsc.config import one_line
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, one_line
 from plsc.settings.apply import check_name
 
 # The environment variables that carry the settings to the ranks, as JSON, in the order in which they apply.

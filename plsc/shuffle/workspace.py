@@ -74,16 +74,12 @@ def open_workspace(output_dir: str, tmp_dir: str) -> Iterator[Workspace]:
         if not os.path.samefile(output_dir, tmp_dir):
             for path in _leftovers(tmp_dir, prefix):  # no run keeps its journal there, so that none is believed
                 _delete(LOCAL, path)
-        made: list[str] = []
-        try:
-            for folder in (output_dir, tmp_dir):
-                made.append(_make_hidden(folder, prefix))
-            yield Workspace(output_dir, made[0], made[1])
-        finally:
-            for staging in made[:1]:
-                discard(LOCAL, output_dir, staging)
-            for scratch in made[1:]:
-                _delete(LOCAL, scratch)
+        with contextlib.ExitStack() as made:
+            staging = _make_hidden(output_dir, prefix)
+            made.callback(discard, LOCAL, output_dir, staging)
+            scratch = _make_hidden(tmp_dir, prefix)
+            made.callback(_delete, LOCAL, scratch)
+            yield Workspace(output_dir, staging, scratch)
 
 
 def _make_hidden(folder: str, prefix: str) -> str:

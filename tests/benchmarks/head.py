@@ -113,7 +113,7 @@ def profile(head, embedding, label):
     """Returns the fraction of a step that each kind of work takes, on one thread so that the fractions add up."""
     import paddle
 
-    from plsc import optim, parallel
+    from plsc import optim
     from plsc.heads import products, rows
 
     spent = {}
@@ -137,7 +137,7 @@ def profile(head, embedding, label):
     timed(rows, "inverse_norms", "row norms")
     timed(optim.RowUpdate, "apply", "row updates")
     for name in ("all_gather", "all_reduce"):
-        timed(parallel.distributed, name, "collectives")
+        timed(paddle.distributed, name, "collectives")
     began = time.perf_counter()
     head.step(embedding, label)
     total = time.perf_counter() - began

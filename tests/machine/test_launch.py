@@ -39,6 +39,18 @@ def test_a_killed_rank_stops_all(tmp_path, capfd):
     assert not (tmp_path / "never stopped").exists()
 
 
+def test_ranks_compute_on_the_gpus_that_the_user_has_chosen(tmp_path, monkeypatch, capsys):
+    path = script(tmp_path, f"open(f'{tmp_path}/{{rank}}', 'w').write(os.environ['FLAGS_selected_gpus'])")
+    for chosen, expected in ((None, "01"), ("", "01"), ("3,1", "31"), ("2,3,5", "23")):
+        monkeypatch.delenv("FLAGS_selected_gpus", raising=False)
+        if chosen is not None:
+            monkeypatch.setenv("FLAGS_selected_gpus", chosen)
+        assert launch.run([sys.executable, path], 2) == 0
+        assert "".join((tmp_path / str(rank)).read_text() for rank in range(2)) == expected
+    assert main(["run", "--ranks", "4", path]) == 1
+    assert "FLAGS_selected_gpus=2,3,5 in the environment names 3 GPU(s) for 4 ranks" in capsys.readouterr().err
+
+
 def test_a_missing_script_is_said(capsys):
     assert main(["run", "nowhere.py"]) == 1
     assert "nowhere.py" in capsys.readouterr().err

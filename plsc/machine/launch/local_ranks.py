@@ -33,6 +33,7 @@ _TAIL_LINES = 40
 _STATUSES_OF_SIGNALS = {128 + number: number for number in SIGNALS}  # of a rank that was asked to save and end
 _BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
 _RANKS_PER_CORE = 4
+_GPUS = "FLAGS_selected_gpus"  # Paddle's variable
 _LONGEST_LINE = 1 << 16  # bytes; longer ones are shown in parts
 
 
@@ -210,14 +211,15 @@ class LocalRanks:
 
 
 def check_ranks(ranks: int) -> None:
-    """Refuses more ranks than the memory of this machine can hold, and warns of many more than it has cores.
+    """Refuses more ranks than this machine has memory or chosen GPUs for, and warns of many more than it has cores.
 
     A few ranks to a core are usual in trials; they only take turns. Thousands are a slip of the finger, and would make
     the machine swap until nothing else runs on it.
 
     Raises:
-        ConfigError: Paddle alone would need more than the memory.
+        ConfigError: Paddle alone would need more than the memory, or the user has chosen fewer GPUs.
     """
+    gpus_of(ranks)
     total, needed = memory_limit() or 0, ranks * _BYTES_OF_A_RANK
     if needed > total > 0:
         raise ConfigError(
@@ -226,6 +228,23 @@ def check_ranks(ranks: int) -> None:
         )
     if ranks > _RANKS_PER_CORE * threads.cores() and not Path("/dev/nvidiactl").exists():
         say(f"plsc: {ranks} ranks share {threads.cores()} cores, so most of the time they wait for each other\n")
+
+
+def gpus_of(ranks: int) -> list[str]:
+    """Returns the GPU of each rank of this machine: those that the user has chosen with FLAGS_selected_gpus, in order.
+
+    Raises:
+        ConfigError: The user has chosen fewer.
+    """
+    chosen = os.environ.get(_GPUS, "").split(",")
+    if chosen == [""]:
+        return [str(number) for number in range(ranks)]
+    if len(chosen) < ranks:
+        raise ConfigError(
+            f"{_GPUS}={','.join(chosen)} in the environment names {len(chosen)} GPU(s) for {ranks} ranks; name one for "
+            "each, or unset it"
+        )
+    return chosen[:ranks]
 
 
 def say(text: str) -> None:
@@ -253,8 +272,8 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
         PADDLE_LOCAL_SIZE=str(place.ranks),
         PADDLE_TRAINER_ENDPOINTS=",".join(place.endpoints),
         PADDLE_CURRENT_ENDPOINT=place.endpoints[rank],
-        FLAGS_selected_gpus=str(local),
     )
+    environment[_GPUS] = gpus_of(place.ranks)[local]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
     if place.is_restart:
         environment["PLSC_RESTART"] = "1"
