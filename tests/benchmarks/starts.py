@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 import paddle  # noqa: E402
 
 from plsc import parallel  # noqa: E402
-from plsc.machine.launch.network import free_ports  # noqa: E402
+from plsc.machine.launch.network import reserved_ports  # noqa: E402
 
 SECONDS = 120  # after which a start has failed
 
@@ -80,8 +80,8 @@ def start_rank(how, fresh, variables, log):
 def start(how, ranks, fresh):
     """Starts all ranks; returns the last line of the rank that failed first or None, and the seconds it took."""
     began = time.monotonic()
-    ports = free_ports(ranks)
     with contextlib.ExitStack() as stack:
+        ports = stack.enter_context(reserved_ports(ranks))
         logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(ranks)]
         running = {start_rank(how, fresh, environment(rank, ports), logs[rank]): rank for rank in range(ranks)}
         failed = None

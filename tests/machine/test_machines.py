@@ -22,7 +22,7 @@ from plsc.machine.launch.cluster_environment import Cluster, read_cluster
 from plsc.machine.launch.hub import Hub
 from plsc.machine.launch.link import Link, OtherProgramError
 from plsc.machine.launch.messages import GarbageError, Lines, encode
-from plsc.machine.launch.network import address_towards, free_ports, interface_of, parse_address
+from plsc.machine.launch.network import address_towards, interface_of, parse_address, reserved_ports
 
 START = "import os, signal, sys, time\nrank, folder = int(os.environ['PADDLE_TRAINER_ID']), {!r}\n"
 WAIT = "open(f'{folder}/ready{rank}', 'w').close()\ntime.sleep(600)\n"
@@ -32,7 +32,9 @@ class Launchers:
     """Launchers of one run on this machine, each of which believes to be a machine."""
 
     def __init__(self, folder, text):
-        self.folder, self.port = folder, free_ports(1)[0]
+        self.folder = folder
+        with reserved_ports(1) as (self.port,):
+            pass  # the master takes it when it starts
         self.script = folder / "script.py"
         self.script.write_text(START.format(str(folder)) + text)
         self.processes = []

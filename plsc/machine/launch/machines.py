@@ -19,10 +19,10 @@ from plsc.machine.launch.local_ranks import SIGNALS, LocalRanks, Place, check_ra
 from plsc.machine.launch.network import (
     address_of_interface,
     address_towards,
-    free_ports,
     interface_of,
     is_own_address,
     parse_address,
+    reserved_ports,
     resolve,
 )
 from plsc.machine.launch.one_machine import POLL_SECONDS, caught_signals
@@ -135,6 +135,7 @@ class _Launcher:
         self._attempt = 0
         self._node_rank: Optional[int] = None
         self._link: Optional[Link] = None
+        self._ports = resources.enter_context(contextlib.ExitStack())
         self._own_address = address_of_interface(machines.interface) if machines.interface else None
         self._address = self._resolve()
         self._asked_rank = self._open_hub(resources)
@@ -273,7 +274,9 @@ class _Launcher:
 
     def _readiness(self) -> dict[str, Any]:
         address = self._own_address or address_towards(self._address)
-        return {"attempt": self._attempt, "address": address, "ports": free_ports(self._machines.ranks)}
+        self._ports.close()
+        ports = self._ports.enter_context(reserved_ports(self._machines.ranks))  # until the next start
+        return {"attempt": self._attempt, "address": address, "ports": ports}
 
     def _send_signals(self, link: Optional[Link]) -> None:
         """Tells the hub which signals this launcher has received since the last call."""

@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Optional
 
 from plsc.errors import ConfigError
@@ -79,15 +80,18 @@ def interface_of(address: str) -> Optional[str]:
     return None
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns ports on which nothing listens, at any address of this machine."""
-    with contextlib.ExitStack() as probes:
-        ports = []
-        for _ in range(count):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("", 0))
-            ports.append(probe.getsockname()[1])
-        return ports
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Yields ports that the system gives to no other program while the block runs, at any address of this machine.
+
+    A program that sets SO_REUSEADDR, as Paddle does, can listen on them.
+    """
+    with contextlib.ExitStack() as kept:
+        sockets = [kept.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("", 0))
+        yield [one.getsockname()[1] for one in sockets]
 
 
 def _query_address(interface: str) -> str:

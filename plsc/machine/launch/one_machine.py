@@ -18,7 +18,7 @@ from plsc.machine.launch.local_ranks import (
     say,
     variables_of_run,
 )
-from plsc.machine.launch.network import free_ports
+from plsc.machine.launch.network import reserved_ports
 from plsc.machine.signals import heeded
 
 POLL_SECONDS = 0.05
@@ -83,15 +83,16 @@ def _run_once(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], is_restart: bool, signals: list[int]
 ) -> Optional[Failure]:
     """Runs the ranks until all have ended, and reports and returns the first failure."""
-    endpoints = [f"127.0.0.1:{port}" for port in free_ports(ranks)]
-    running = LocalRanks(command, Place(endpoints, ranks, is_restart=is_restart), variables)
-    try:
-        while not signals and running.first_failure() is None and not running.have_ended:
-            running.note_early_end()
-            time.sleep(POLL_SECONDS)
-        failure = None if signals else running.first_failure()
-    finally:
-        running.end(signals[0] if signals else None, lambda: len(signals) > 1)
+    with reserved_ports(ranks) as ports:
+        endpoints = [f"127.0.0.1:{port}" for port in ports]
+        running = LocalRanks(command, Place(endpoints, ranks, is_restart=is_restart), variables)
+        try:
+            while not signals and running.first_failure() is None and not running.have_ended:
+                running.note_early_end()
+                time.sleep(POLL_SECONDS)
+            failure = None if signals else running.first_failure()
+        finally:
+            running.end(signals[0] if signals else None, lambda: len(signals) > 1)
     if failure is not None and failure.request is not None and ranks > 1:
         say(f"plsc: rank {failure.rank} ended after {SIGNALS[failure.request]}; all ranks were stopped\n")
     elif failure is not None and ranks > 1:
