@@ -44,5 +44,5 @@ def test_values_of_other_types_are_refused(check, right, wrong):
 
 
 def test_values_are_short_in_messages():
-    assert short("a" * 100) == f"'{'a' * 59}..." and short([1] * 9) == "a list of 9" and short({}) == "an object of 0"
+    assert short("a" * 100) == f"'{'a' * 56}..." and short([1] * 9) == "a list of 9" and short({}) == "an object of 0"
     assert len(short(10**5000)) < 70
