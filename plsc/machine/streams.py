@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from plsc.errors import PlscError
+from plsc.machine.names import readable
+
+_CONTROLS = "".join(map(chr, range(32)))
 
 
 def open_closed_streams() -> None:
@@ -49,10 +52,15 @@ class OutputError(PlscError):
 
 
 class CheckedOutput:
-    """A text stream that raises OutputError where `stream` raises OSError, unless nobody reads it any more."""
+    """A text stream that raises OutputError where `stream` raises OSError, unless nobody reads it any more.
+
+    Characters that its encoding lacks, and bytes of names that have no meaning, are written as escapes.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -60,7 +68,7 @@ class CheckedOutput:
     def write(self, text: str) -> int:
         """Writes a text and returns its length."""
         with _checked():
-            return self._stream.write(text)
+            return self._stream.write(readable(text, keep=_CONTROLS))
 
     def flush(self) -> None:
         """Writes what is buffered."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
+from plsc.machine.json_files import json_text
 from plsc.report.document import check_replaceable
 from plsc.report.headline import headline
 from plsc.report.run_folder import file_stem, read_runs
@@ -67,7 +67,7 @@ def report_lines(made: dict[str, Any]) -> list[str]:
 
 def report_json(made: dict[str, Any]) -> str:
     """Returns what `make_report` made as JSON, for programs."""
-    return json.dumps(made, ensure_ascii=False, allow_nan=False)
+    return json_text(made)
 
 
 def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
