@@ -14,11 +14,12 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
-_UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTROLS = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
+_UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FORMS = ("NFC", "NFD")
+_FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
 
 
 def to_text(path: str) -> str:
@@ -55,7 +56,7 @@ def readable(text: str, keep: str = "") -> str:
 
     Args:
         text: The text.
-        keep: Control characters that stay, such as `string.whitespace`.
+        keep: Control characters that stay, such as `string.whitespace`, or all of them, `CONTROLS`.
     """
     return _UNSHOWN.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from plsc.errors import PlscError
-from plsc.machine.names import readable
+from plsc.machine.names import CONTROLS, readable
 
-_CONTROLS = "".join(map(chr, range(32)))
 
 
 def open_closed_streams() -> None:
@@ -68,7 +67,7 @@ class CheckedOutput:
     def write(self, text: str) -> int:
         """Writes a text and returns its length."""
         with _checked():
-            return self._stream.write(readable(text, keep=_CONTROLS))
+            return self._stream.write(readable(text, keep=CONTROLS))
 
     def flush(self) -> None:
         """Writes what is buffered."""

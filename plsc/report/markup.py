@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any, Union
 
-from plsc.machine.names import readable
+from plsc.machine.names import CONTROLS, readable
 
 _EMPTY = frozenset({"img", "meta", "wbr", "link"})
 
@@ -56,5 +56,8 @@ def _escaped(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Returns `text` with each character replaced that is not printable and could change how its surroundings look."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+    """Returns `text` with each character replaced that is not printable and could change how its surroundings look.
+
+    Bytes of names that have no meaning are escaped.
+    """
+    return "".join(one if one.isprintable() else "\ufffd" for one in readable(text, keep=CONTROLS))

@@ -13,7 +13,7 @@ from plsc.errors import ConfigError
 from plsc.machine.files import remove_leftovers, replacing, sync
 from plsc.machine.json_files import json_text, parse_json
 from plsc.machine.locks import lock_folder
-from plsc.machine.names import readable
+from plsc.machine.names import readable, utf8_path
 from plsc.search.embeddings import open_embeddings
 
 _NAME, _META, _ROWS = "embeddings.parquet", b"plsc", 65_536  # rows that are written at a time
@@ -55,7 +55,7 @@ def write_parquet(folder: Path) -> Path:
     try:
         with lock_folder(folder, "choose another folder"), replacing(place) as written:
             remove_leftovers(place)
-            with parquet.ParquetWriter(written, schema) as writer:
+            with utf8_path(written) as path, parquet.ParquetWriter(path, schema) as writer:
                 for first in range(0, len(made.names), _ROWS):
                     part = slice(first, first + _ROWS)
                     values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
@@ -87,7 +87,8 @@ def _meta_of(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
     if not os.path.lexists(place):
         return None
     try:
-        return parse_json(parquet.read_schema(place).metadata[_META])
+        with utf8_path(place) as path:
+            return parse_json(parquet.read_schema(path).metadata[_META])
     except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
         raise ConfigError(
             f"{place}: plsc predict did not write this file; name another folder, or move it away"
