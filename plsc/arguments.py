@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError
 from plsc.machine.json_files import json_text
-from plsc.machine.names import readable
+from plsc.machine.names import readable, unwritable_name
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
@@ -187,6 +187,12 @@ def exit_status(command: Callable[[], int]) -> int:
         if isinstance(error, OutputError):
             silence_stdout()
         print(f"plsc: error: {readable(str(error))}", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        problem = unwritable_name(error)
+        if problem is None:
+            raise
+        print(f"plsc: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -296,7 +296,7 @@ def open_collection(path: Path) -> Collection:
 
 
 def _image_files(root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> ImageFiles:
-    twins = twins_among({file.identity for file in files})
+    twins = twins_among(sorted({file.identity for file in files}))
     if twins is not None:
         logger.info(
             "%s: the identities %s and %s look the same but differ in Unicode normalization (NFC, NFD), so they count "

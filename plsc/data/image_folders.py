@@ -38,8 +38,8 @@ class LeftOut:
     """What a walk left out.
 
     Attributes:
-        counts: Number of files or folders by reason, a noun phrase.
-        first: Name of the first one by reason.
+        counts: Number of files or folders by reason, a plural.
+        first: The first of their names, in the order of bytes, by reason.
         suffixes: Number of files that are no images by suffix.
     """
 
@@ -50,18 +50,18 @@ class LeftOut:
     def add(self, reason: str, name: bytes) -> None:
         """Counts one file or folder."""
         self.counts[reason] += 1
-        self.first.setdefault(reason, name)
+        self.first[reason] = min(self.first.get(reason, name), name)
 
     def __str__(self) -> str:
-        """Returns, for instance, "2 hidden (such as .a.jpg), 3 that Pillow does not open (2 .txt, 1 .heic)"."""
+        """Returns, for instance, "hidden: 2 (such as .a.jpg), files that Pillow does not open: 3 (2 .txt, 1 .heic)"."""
         words = []
-        for reason, count in self.counts.items():
-            words.append(f"{count:,} {reason} (such as {readable(os.fsdecode(self.first[reason]))})")
+        for reason, count in sorted(self.counts.items()):
+            words.append(f"{reason}: {count:,} (such as {readable(os.fsdecode(self.first[reason]))})")
         if self.suffixes:
-            most = self.suffixes.most_common(_NAMED)
+            most = sorted(self.suffixes.items(), key=lambda one: (-one[1], one[0]))[:_NAMED]
             named = [f"{count:,} {readable(os.fsdecode(one)) or 'without a suffix'}" for one, count in most]
             named += ["..."] * (len(self.suffixes) > _NAMED)
-            words.append(f"{sum(self.suffixes.values()):,} that Pillow does not open ({', '.join(named)})")
+            words.append(f"files that Pillow does not open: {sum(self.suffixes.values()):,} ({', '.join(named)})")
         return ", ".join(words)
 
 
@@ -148,12 +148,12 @@ def _entries(folder: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple
                     left_out.add("hidden", name)
                 elif _is(entry, "is_dir"):
                     if entry.is_symlink() and _leads_back(entry.path, [*around, folder]):
-                        left_out.add("linked to a folder around the link", name)
+                        left_out.add("links to a folder around them", name)
                         continue
                     folders.add(name)
                     names.append(name)
                 elif not _is(entry, "is_file"):
-                    left_out.add("a broken link" if entry.is_symlink() else "neither a file nor a folder", name)
+                    left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", name)
                 elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(entry.path, suffix):
                     names.append(name)
                 else:

@@ -6,6 +6,7 @@ Files that hold names hold their bytes, whatever the locale.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import re
@@ -70,6 +71,17 @@ def _escaped(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:  # A byte; see PEP 383.
         character = chr(ord(character) - 0xDC00)
     return character.encode("unicode_escape").decode("ascii")
+
+
+def unwritable_name(error: UnicodeEncodeError) -> Optional[str]:
+    """Returns what is wrong if a file was to be opened whose name the locale cannot write; None for other errors."""
+    encoding = sys.getfilesystemencoding()
+    if _locale_is_utf8() or codecs.lookup(error.encoding) != codecs.lookup(encoding):
+        return None
+    return (
+        f"{ascii(error.object)}: the encoding of this process, {encoding}, cannot write this name of a file; set a "
+        "UTF-8 locale, for example LC_ALL=C.UTF-8"
+    )
 
 
 def twin_of(folder: str, name: str) -> Optional[str]:

@@ -13,7 +13,6 @@ from plsc.errors import PlscError
 from plsc.machine.names import CONTROLS, readable
 
 
-
 def open_closed_streams() -> None:
     """Connects standard streams that are closed to /dev/null.
 
@@ -27,11 +26,11 @@ def open_closed_streams() -> None:
             break
         os.set_inheritable(descriptor, True)
     if sys.stdin is None:
-        sys.stdin = open(0)  # noqa: SIM115 - it stays open as long as the process
+        sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - it stays open as long as the process
     if sys.stdout is None:
-        sys.stdout = open(1, "w")  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w")  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
     atexit.unregister(_give_up_stderr)
     atexit.register(_give_up_stderr)
 

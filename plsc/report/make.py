@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
-from plsc.machine.json_files import json_text
 from plsc.report.document import check_replaceable
 from plsc.report.headline import headline
 from plsc.report.run_folder import file_stem, read_runs
@@ -63,11 +62,6 @@ def report_lines(made: dict[str, Any]) -> list[str]:
     if made["png"]:
         lines.append(f"{Path(made['png'][0]).parent}: {len(made['png'])} charts")
     return [*lines, *(f"note: {run['name']}: {note}" for run in made["runs"] for note in run["notes"])]
-
-
-def report_json(made: dict[str, Any]) -> str:
-    """Returns what `make_report` made as JSON, for programs."""
-    return json_text(made)
 
 
 def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
