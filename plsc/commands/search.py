@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.page is not None:
         check_page(options.page)
     set_up_logging(0)
-    images = [image for path in options.images for image in (image_files(path) if path.is_dir() else [path])]
+    images = [image for path in options.images for image in (image_files(path) if os.path.isdir(path) else [path])]
     index = SearchIndex(options.index)
     embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)

@@ -20,7 +20,7 @@ from plsc.data.image_folders import folder_of_images, has_image_suffix
 from plsc.data.image_lists import Listed, parse_line, read_list
 from plsc.data.transforms import check_header, decode, decode_file, unreadable
 from plsc.errors import DataError
-from plsc.machine.names import to_text, twins_among, why_missing
+from plsc.machine.names import from_text, to_text, twins_among, why_missing
 
 logger = logging.getLogger("plsc")
 
@@ -165,7 +165,7 @@ class Base64Parts:
     def name(self, i: int) -> str:
         """Returns `part:line`, with lines counted from 1."""
         part, line = self._place(i)
-        return f"{self._parts[part].name}:{line + 1}"
+        return f"{from_text(self._parts[part].name)}:{line + 1}"
 
     def identity(self, i: int) -> str:
         """Returns the label, or '' if the line has none."""
@@ -279,8 +279,9 @@ def open_collection(path: Path) -> Collection:
     Raises:
         DataError: There are no images, or the list cannot be read.
     """
-    if path.is_dir():
-        lists = [path / name for name in _LISTS if (path / name).is_file()]
+    # Unlike the methods of Path, these functions raise no errors. Reading the folder or the list will.
+    if os.path.isdir(path):
+        lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
         return open_collection(lists[0]) if lists else _image_files(path, folder_of_images(path, path))
     lines = read_list(path)
     files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / os.fsdecode(line))]

@@ -93,9 +93,9 @@ def read_pairs(path: Path) -> PairSet:
 
 def _entry(path: Path, number: int, name: str) -> list[Listed]:
     root = path.parent
-    if (root / name).is_dir():
+    if os.path.isdir(root / name):
         return [Listed(file.name, line=number) for file in folder_of_images(root, root / name)]
-    if not (root / name).is_file():
+    if not os.path.isfile(root / name):
         raise DataError(
             f"{path}:{number}: {root / name} is neither an image nor a folder; names are relative to {root}"
             f"{why_missing(str(root), name)}"
@@ -132,7 +132,7 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, bytes]]) ->
         Listed(_lfw_name(name, image, suffix), name, line=number) for (name, image), number in zip(entries, places)
     ]
     for one in listed:
-        if not (root / one.name).is_file():
+        if not os.path.isfile(root / one.name):
             raise DataError(
                 f"{path}:{one.line}: there is no image {root / one.name}; restore it{why_missing(str(root), one.name)}"
             )
@@ -144,7 +144,7 @@ def _lfw_images(path: Path, first: tuple[str, int]) -> tuple[Path, str]:
     """Returns the folder and the suffix of the images, which those of the first image decide."""
     for folder in _IMAGE_FOLDERS:
         for suffix in _LFW_SUFFIXES:
-            if (path.parent / folder / _lfw_name(*first, suffix)).is_file():
+            if os.path.isfile(path.parent / folder / _lfw_name(*first, suffix)):
                 return path.parent / folder, suffix
     raise DataError(
         f"{path}: there is no image {_lfw_name(*first, '.jpg')} (or .png) in {path.parent}, nor in its subfolders "
