@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from PIL import Image
 
@@ -52,6 +53,12 @@ class LeftOut:
         self.counts[reason] += 1
         self.first[reason] = min(self.first.get(reason, name), name)
 
+    def log(self, folder: Path, count: int) -> None:
+        """Logs one line about a folder of `count` images if something was left out."""
+        said = str(self)
+        if said:
+            logger.info("%s: %d image%s; left out: %s", folder, count, "s" * (count != 1), said)
+
     def __str__(self) -> str:
         """Returns, for instance, "hidden: 2 (such as .a.jpg), files that Pillow does not open: 3 (2 .txt, 1 .heic)"."""
         words = []
@@ -74,10 +81,11 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in image_names(folder)]
 
 
-def folder_of_images(root: Path, folder: Path) -> list[Listed]:
+def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = None) -> list[Listed]:
     """Returns the image files below `folder`, sorted, with names relative to `root`.
 
-    The first subfolder is the identity; the path of two or more subfolders is the template.
+    The first subfolder is the identity; the path of two or more subfolders is the template. For `left_out` see
+    `image_names`.
 
     Raises:
         DataError: The folder holds no image, or a folder in it cannot be listed.
@@ -85,7 +93,7 @@ def folder_of_images(root: Path, folder: Path) -> list[Listed]:
     above = folder.relative_to(root).as_posix()
     prefix = "" if above == "." else f"{above}/"
     listed, last, identity, template = [], "", "", ""
-    for name in image_names(folder):
+    for name in image_names(folder, left_out):
         inside = name.rpartition("/")[0]
         if inside != last:  # The images of a folder share the text of its name.
             last, identity = inside, inside.partition("/")[0]
@@ -94,11 +102,16 @@ def folder_of_images(root: Path, folder: Path) -> list[Listed]:
     return listed
 
 
-def image_names(folder: Path) -> list[str]:
-    """Returns the names of the image files below a folder, relative to it, sorted, and logs what it left out.
+def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
+    """Returns the names of the image files below a folder, relative to it, sorted.
 
     An image is a file that Pillow opens. The suffix decides where it is a common one; the content of other files is
     looked at. Links are followed. Hidden files and folders are left out.
+
+    Args:
+        folder: The folder.
+        left_out: Record to which what is left out is added, for callers that log it for many folders together. With
+            None it is logged here.
 
     Returns:
         Native names, in the order of the bytes of their parts, which is the same in every locale.
@@ -106,13 +119,13 @@ def image_names(folder: Path) -> list[str]:
     Raises:
         DataError: The folder holds no image, or a folder in it cannot be listed.
     """
-    left_out = LeftOut()
-    found = _walk(os.fsencode(folder), left_out)
-    said = str(left_out)
+    own = LeftOut() if left_out is None else left_out
+    found = _walk(os.fsencode(folder), own)
     if not found:
-        raise DataError(f"{folder}: holds no image{said and f'; left out: {said}'}; name a folder of images")
-    if said:
-        logger.info("%s: %d image%s; left out: %s", folder, len(found), "s" * (len(found) != 1), said)
+        left = "" if left_out is not None or not str(own) else f"; left out: {own}"
+        raise DataError(f"{folder}: holds no image{left}; name a folder of images")
+    if left_out is None:
+        own.log(folder, len(found))
     return list(map(os.fsdecode, found))
 
 

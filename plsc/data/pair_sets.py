@@ -11,7 +11,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.collection import ArrayImages, Collection, ImageFiles
-from plsc.data.image_folders import folder_of_images
+from plsc.data.image_folders import LeftOut, folder_of_images
 from plsc.data.image_lists import Listed, beginning_of, columns_of, read_list
 from plsc.data.verification import VerificationSet
 from plsc.errors import DataError
@@ -71,6 +71,7 @@ def read_pairs(path: Path) -> PairSet:
     listed: list[Listed] = []
     templates: list[int] = []
     pairs, issame = [], []
+    left_out = LeftOut()
     for number, line in lines:
         words = columns_of(line, -1)
         if len(words) != 3 or words[2] not in ("0", "1"):
@@ -80,21 +81,22 @@ def read_pairs(path: Path) -> PairSet:
             )
         for name in words[:2]:
             if name not in entries:
-                files = _entry(path, number, name)
+                files = _entry(path, number, name, left_out)
                 listed += files
                 templates += [len(entries)] * len(files)
                 entries[name] = len(entries)
         pairs.append((entries[words[0]], entries[words[1]]))
         issame.append(words[2] == "1")
+    left_out.log(path, len(listed))
     alone = len(listed) == len(entries)
     images = ImageFiles(path.parent, listed, path)
     return _pair_set(path, images, None if alone else np.array(templates), pairs, issame, None)
 
 
-def _entry(path: Path, number: int, name: str) -> list[Listed]:
+def _entry(path: Path, number: int, name: str, left_out: LeftOut) -> list[Listed]:
     root = path.parent
     if os.path.isdir(root / name):
-        return [Listed(file.name, line=number) for file in folder_of_images(root, root / name)]
+        return [Listed(file.name, line=number) for file in folder_of_images(root, root / name, left_out)]
     if not os.path.isfile(root / name):
         raise DataError(
             f"{path}:{number}: {root / name} is neither an image nor a folder; names are relative to {root}"

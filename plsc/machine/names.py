@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 CONTROLS = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
+_LOCALE_IS_UTF8 = sys.getfilesystemencoding() == "utf-8"
 _UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
@@ -28,7 +29,7 @@ def to_text(path: str) -> str:
 
     A text that is no name of the locale, such as the identity 人 in a Latin one, is returned as it is.
     """
-    if _locale_is_utf8():
+    if _LOCALE_IS_UTF8:
         return path
     try:
         return os.fsencode(path).decode("utf-8", "surrogateescape")
@@ -37,12 +38,13 @@ def to_text(path: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """Returns the native path that `to_text` was given."""
-    return text if _locale_is_utf8() else os.fsdecode(text.encode("utf-8", "surrogateescape"))
-
-
-def _locale_is_utf8() -> bool:
-    return sys.getfilesystemencoding() == "utf-8"
+    """Returns the native path that `to_text` was given; a text that holds no bytes of a name is returned as it is."""
+    if _LOCALE_IS_UTF8:
+        return text
+    try:
+        return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return text
 
 
 def is_utf8(text: str) -> bool:
@@ -76,7 +78,7 @@ def _escaped(character: str) -> str:
 def unwritable_name(error: UnicodeEncodeError) -> Optional[str]:
     """Returns what is wrong if a file was to be opened whose name the locale cannot write; None for other errors."""
     encoding = sys.getfilesystemencoding()
-    if _locale_is_utf8() or codecs.lookup(error.encoding) != codecs.lookup(encoding):
+    if _LOCALE_IS_UTF8 or codecs.lookup(error.encoding) != codecs.lookup(encoding):
         return None
     return (
         f"{ascii(error.object)}: the encoding of this process, {encoding}, cannot write this name of a file; set a "
@@ -99,6 +101,9 @@ def twin_of(folder: str, name: str) -> Optional[str]:
     """
     if name.isascii():
         return None
+    if os.path.isabs(name):
+        twin = twin_of("/", name.lstrip("/"))
+        return twin and f"/{twin}"
     found = ""
     for part in name.split("/"):
         text = to_text(part)

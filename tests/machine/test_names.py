@@ -98,6 +98,7 @@ def test_a_missing_name_whose_twin_exists_is_explained(form, other, tmp_path):
     (tmp_path / there).touch()
     said = why_missing(str(tmp_path), wanted)
     assert f"'{there}' exists, which looks the same" in said and f"({form}, where the list has {other})" in said
+    assert f"'{tmp_path}/{there}' exists" in why_missing("elsewhere", f"{tmp_path}/{wanted}")
     assert why_missing(str(tmp_path), "x.jpg") == why_missing(str(tmp_path), "ä.jpg") == ""
     assert "not UTF-8" in why_missing(str(tmp_path), os.fsdecode(b"\xff.jpg"))
 
