@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import functools
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError
+from plsc.machine.json_files import json_text
+from plsc.machine.names import readable, unwritable_name
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
@@ -155,6 +158,12 @@ def add_json(parser: argparse.ArgumentParser, about: str = "print a JSON object"
     parser.add_argument("--json", action="store_true", help=about)
 
 
+def print_json(value: Any) -> None:
+    """Prints a JSON object. A standard output that is not UTF-8 gets ASCII, which JSON always allows."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    print(json_text(value) if encoding == "utf8" else json.dumps(value))
+
+
 def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> None:
     """Adds `--ranks` to a command; its default is 1 unless `options` say otherwise."""
     options = {"default": 1, **options}
@@ -177,7 +186,13 @@ def exit_status(command: Callable[[], int]) -> int:
     except PlscError as error:
         if isinstance(error, OutputError):
             silence_stdout()
-        print(f"plsc: error: {error}", file=sys.stderr)
+        print(f"plsc: error: {readable(str(error))}", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        problem = unwritable_name(error)
+        if problem is None:
+            raise
+        print(f"plsc: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED

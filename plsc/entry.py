@@ -22,6 +22,7 @@ from plsc.engine.trainer import train
 from plsc.errors import STATUS_OF_MISTAKE, ConfigError, PlscError, exit_status_of
 from plsc.evaluation import trained
 from plsc.heads import Margin
+from plsc.machine.names import readable, unwritable_name
 from plsc.machine.streams import open_closed_streams
 from plsc.optim import OptimizerOrFactory
 
@@ -687,7 +688,9 @@ def _shorten_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
         if issubclass(kind, PlscError):
-            print(f"plsc: error: {error}", file=sys.stderr, flush=True)
+            print(f"plsc: error: {readable(str(error))}", file=sys.stderr, flush=True)
+        elif isinstance(error, UnicodeEncodeError) and (problem := unwritable_name(error)):
+            print(f"plsc: error: {problem}", file=sys.stderr, flush=True)
         elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
             print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
         else:

@@ -3,6 +3,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,30 @@ def test_no_call_has_more_than_six_positional_arguments():
         for line, function in long_calls_of(path.read_text())
     ]
     assert not found, "pass these arguments by keyword, or as a record: " + ", ".join(found)
+
+
+def unnamed_encodings_of(source):
+    """Yields the line of each call that opens a text file without naming its encoding, which locales would decide."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(one.arg == "encoding" for one in node.keywords):
+            continue
+        modes = [ast.unparse(one) for one in (*node.args[1:2], *(o.value for o in node.keywords if o.arg == "mode"))]
+        opens = isinstance(node.func, ast.Name) and node.func.id == "open" and "b" not in "".join(modes)
+        if opens or isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+            yield node.lineno
+
+
+def test_files_of_text_have_the_same_encoding_in_every_locale():
+    source = "open(a)\nopen(a, 'rb')\nopen(a, mode='w')\nopen(a, encoding='utf-8')\nb.write_text(c)\nos.open(a, 1)"
+    assert list(unnamed_encodings_of(source)) == [1, 3, 5]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for folder in ("plsc", "tools", "demo")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if re.search(r"\bopen\(|_text\(", text := path.read_text(encoding="utf-8"))
+        for line in unnamed_encodings_of(text)
+    ]
+    assert not found, "name the encoding: " + ", ".join(found)
 
 
 def names_that_plsc_lacks(path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from plsc.arguments import add_command, add_json, add_ranks
+from plsc.arguments import add_command, add_json, add_ranks, print_json
+from plsc.machine.names import to_text
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     convert(options.source, options.target, options.ranks)
     if options.json:
-        print(json.dumps({"path": str(options.target), "ranks": options.ranks}, ensure_ascii=False))
+        print_json({"path": to_text(str(options.target)), "ranks": options.ranks})
     else:
         print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import posixpath
 import time
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from plsc.arguments import add_command, add_json, at_least
+from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.errors import ConfigError
+from plsc.machine.names import to_text
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
 from plsc.storage.transfer import Advance, files_of, get, put, tree
@@ -104,7 +104,7 @@ def _ls(options: argparse.Namespace, store: Retrying) -> None:
             {"name": name, "size": one.size, "folder": one.is_folder, "modified": one.modified}
             for name, one in found.items()
         ]
-        print(json.dumps(records, ensure_ascii=False))
+        print_json(records)
         return
     for name, one in sorted(found.items()):
         size = "-" if one.is_folder else f"{one.size:,}"
@@ -163,8 +163,7 @@ def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance
 
 
 def _done(options: argparse.Namespace, place: object, size: int) -> None:
-    print(
-        json.dumps({"path": str(place), "bytes": size}, ensure_ascii=False)
-        if options.json
-        else f"{place}: {size:,} bytes"
-    )
+    if options.json:
+        print_json({"path": to_text(str(place)), "bytes": size})
+    else:
+        print(f"{place}: {size:,} bytes")

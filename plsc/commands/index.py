@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from plsc.arguments import add_command, add_json, at_least
+from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.machine.names import to_text
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     meta = build_index(options.embeddings, options.output, options.kind, options.probes)
     if options.json:
-        print(json.dumps({"index": str(options.output), **meta}, ensure_ascii=False))
+        print_json({"index": to_text(str(options.output)), **meta})
         return 0
     lists = f", a search reads {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
     lists += f" and finds {meta['recall']:.1%} of the nearest images" if "recall" in meta else ""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from plsc import settings
-from plsc.arguments import add_command, add_json, add_ranks, at_least, size
+from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json, size
 from plsc.config import LARGEST_TOTAL, Config
 from plsc.errors import ConfigError
 from plsc.machine.memory import out_of_memory_as, resident_memory, size_text, usable_memory
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     shared = options.ranks if memory is None else 1  # ranks on CPUs share the memory of one machine
     most = None if known is None else made.max_classes(known // shared)
     if options.json:
-        print(json.dumps({**made.to_json(), "max_classes": most}))
+        print_json({**made.to_json(), "max_classes": most})
         return 0
     print("\n".join(made.lines()))
     if known is not None and most is not None:

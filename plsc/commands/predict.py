@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from plsc.arguments import add_command, add_json
+from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
+from plsc.machine.names import to_text
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -58,7 +58,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     count, emb_dim = vectors.shape
     if options.json:
-        print(json.dumps({"output": options.output, "count": count, "emb_dim": emb_dim}, ensure_ascii=False))
+        print_json({"output": to_text(options.output), "count": count, "emb_dim": emb_dim})
     else:
         print(f"{options.output}: {count:,} embeddings of {emb_dim} numbers")
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from plsc.arguments import add_command, add_json
+from plsc.arguments import add_command, add_json, print_json
+from plsc.machine.names import to_text
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -31,8 +32,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.report.make import make_report, report_json, report_lines
+    from plsc.report.make import make_report, report_lines
 
     made = make_report(options.runs, options.output, options.png)
-    print(report_json(made) if options.json else "\n".join(report_lines(made)))
+    if options.json:
+        runs = [{**run, "folder": to_text(run["folder"])} for run in made["runs"]]
+        print_json({**made, "report": to_text(made["report"]), "png": list(map(to_text, made["png"])), "runs": runs})
+    else:
+        print("\n".join(report_lines(made)))
     return 0

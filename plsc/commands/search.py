@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plsc import settings
-from plsc.arguments import add_command, add_json, at_least
+from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.errors import ConfigError
+from plsc.machine.names import from_text, readable, to_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from plsc.search.index import SearchIndex
+    from plsc.search.index import Hit, SearchIndex
 
 _BATCH = 64
 
@@ -52,27 +53,33 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.data.image_lists import image_files
+    from plsc.data.image_folders import image_files
+    from plsc.machine.logs import set_up_logging
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
 
     if options.page is not None:
         check_page(options.page)
-    images = [image for path in options.images for image in (image_files(path) if path.is_dir() else [path])]
+    set_up_logging(0)
+    images = [image for path in options.images for image in (image_files(path) if os.path.isdir(path) else [path])]
     index = SearchIndex(options.index)
     embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)
     if options.page is not None:
-        write_page(options.page, index.meta["source"], images, hits)
+        write_page(options.page, from_text(index.meta["source"] or ""), images, hits)
     if options.json:
-        found = [{"image": str(image), "hits": [hit._asdict() for hit in one]} for image, one in zip(images, hits)]
-        print(json.dumps(found, ensure_ascii=False))
+        print_json([{"image": to_text(str(image)), "hits": list(map(_plain, one))} for image, one in zip(images, hits)])
         return 0
     for image, one in zip(images, hits):
-        print(image)
+        print(readable(str(image)))
         for hit in one:
-            print(f"  {hit.cosine:.4f}  {hit.identity or '-'}  {hit.name}")
+            print(f"  {hit.cosine:.4f}  {readable(hit.identity) or '-'}  {readable(hit.name)}")
     return 0
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    """Returns a hit for JSON."""
+    return {"name": to_text(hit.name), "identity": to_text(hit.identity), "cosine": hit.cosine}
 
 
 def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from plsc.arguments import add_command, add_json
+from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
 from plsc.errors import ConfigError
 from plsc.metrics.records import finite
@@ -58,7 +57,7 @@ def _test(options: argparse.Namespace) -> int:
     without_sets = {"val_targets": ""} if options.dataset is None else {}
     results = trained.entry_of(options, own, without_sets).test()  # which logs them
     if options.json:
-        print(json.dumps(finite(results), allow_nan=False))
+        print_json(finite(results))
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import json
 import os
-import re
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Optional
@@ -16,7 +15,9 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, from_text
+from plsc.machine.files import advice_on
+from plsc.machine.json_files import json_text
+from plsc.machine.names import from_text, is_utf8, quoted, why_missing
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
 from plsc.storage.local import LOCAL, LocalStorage
 
@@ -27,7 +28,6 @@ FORMAT = "plsc-base64"
 VERSION = 1
 LONGEST_LABEL = 18  # digits, so that a label fits an int64
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NEWLINE, _TAB, _ZERO, _NINE, _PADDING = b"\n\t09="
 
@@ -86,7 +86,9 @@ def read_file_list(data_dir: str, file_list: str, storage: Storage = LOCAL) -> l
         status = _part_status(storage, path, name, where)
         first = seen.setdefault(status.identity, number)
         if first != number:
-            raise DataError(f"{where}: {name!r} is the same file as the part in line {first}; remove one of the lines")
+            raise DataError(
+                f"{where}: {quoted(name)} is the same file as the part in line {first}; remove one of the lines"
+            )
         parts.append(Part(name, path, status.size, status.modified))
     return parts
 
@@ -98,9 +100,9 @@ def _part_name(line: bytes, where: str) -> str:
         raise DataError(f"{where}: Windows line end; convert the list, for example with sed -i 's/\\r$//'")
     name = line.decode("utf-8", "surrogateescape")
     if os.path.isabs(name):
-        raise DataError(f"{where}: {name!r} is an absolute path; write it relative to --data_dir")
+        raise DataError(f"{where}: {quoted(name)} is an absolute path; write it relative to --data_dir")
     if ".." in name.split("/"):
-        raise DataError(f"{where}: {name!r} leaves --data_dir; write a path without '..'")
+        raise DataError(f"{where}: {quoted(name)} leaves --data_dir; write a path without '..'")
     return name
 
 
@@ -110,27 +112,21 @@ def _utf8(name: str, where: str) -> str:
     return name
 
 
-def is_utf8(name: str) -> bool:
-    """Returns whether the bytes of a name that `to_text` returned are UTF-8."""
-    return not _SURROGATE.search(name)
-
-
 def _part_status(storage: Storage, path: str, name: str, where: str) -> Status:
     advice = "restore it or remove the line"
     try:
         status = storage.status(path)
     except (StorageError, ValueError) as error:  # a ValueError for a name with a null byte
         reason = getattr(error, "reason", error)
-        raise DataError(f"{where}: cannot read part {name!r} ({reason}); {advice}") from error
+        raise DataError(f"{where}: cannot read part {quoted(name)} ({reason}); {advice}") from error
     if status is None:
-        advice += (
-            "" if is_utf8(name) else "; the line is not UTF-8, so if the name of the file is, save the list as UTF-8"
-        )
-        raise DataError(f"{where}: cannot read part {name!r} (no such file); {advice}")
+        native = from_text(name)
+        why = why_missing(path.removesuffix(native), native) if isinstance(storage, LocalStorage) else ""
+        raise DataError(f"{where}: cannot read part {quoted(name)} (no such file); {advice}{why}")
     if not status.is_file:
-        raise DataError(f"{where}: {name!r} is not a file; name files only")
+        raise DataError(f"{where}: {quoted(name)} is not a file; name files only")
     if status.size == 0:
-        raise DataError(f"{where}: part {name!r} is empty; restore it or remove the line")
+        raise DataError(f"{where}: part {quoted(name)} is empty; restore it or remove the line")
     return status
 
 
@@ -345,8 +341,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Returns the text of `base64_manifest.json`."""
-        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
-        return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # UTF-8 has none
+        return json_text({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
 
 
 def load_manifest(folder: str, storage: Storage = LOCAL) -> Optional[Manifest]:

@@ -15,7 +15,8 @@ import numpy as np
 from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import advice_on, from_text
+from plsc.machine.files import advice_on
+from plsc.machine.names import from_text
 
 SHUFFLES = ("window", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size

@@ -6,6 +6,7 @@ import binascii
 import bisect
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,13 @@ import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
-from plsc.data.image_lists import SUFFIXES, Listed, folder_of_images, parse_line, read_list
+from plsc.data.image_folders import folder_of_images, has_image_suffix
+from plsc.data.image_lists import Listed, parse_line, read_list
 from plsc.data.transforms import check_header, decode, decode_file, unreadable
 from plsc.errors import DataError
+from plsc.machine.names import from_text, to_text, twins_among, why_missing
+
+logger = logging.getLogger("plsc")
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
 _LABEL_ENDS = LONGEST_LABEL + 2  # The last bytes of a line, which hold its tab, label and newline.
@@ -120,7 +125,12 @@ class ImageFiles:
                 with open(path, "rb") as stream:
                     check_header(stream, self.where(i))
         except OSError as problem:
-            raise unreadable(self.where(i), problem) from None
+            raise self._unreadable(i, problem) from None
+
+    def _unreadable(self, i: int, problem: OSError) -> DataError:
+        missing = isinstance(problem, FileNotFoundError)
+        why = why_missing(str(self._root), self._files[i].name) if missing else ""
+        return DataError(f"{unreadable(self.where(i), problem)}{why}")
 
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of names, identities, templates, sizes and times of modification."""
@@ -132,12 +142,9 @@ class ImageFiles:
                 state = status.st_size, status.st_mtime_ns
             except OSError as problem:
                 if not missing:
-                    raise unreadable(self.where(i), problem) from None
-            words = (*file[:3], *map(str, state))
-            try:
-                found.update(("\0".join(words) + "\n").encode())
-            except UnicodeEncodeError:
-                raise DataError(f"{self.where(i)!r}: the name is not UTF-8; rename the file") from None
+                    raise self._unreadable(i, problem) from None
+            words = (*map(to_text, file[:3]), *map(str, state))
+            found.update(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
         return found.hexdigest()
 
 
@@ -158,7 +165,7 @@ class Base64Parts:
     def name(self, i: int) -> str:
         """Returns `part:line`, with lines counted from 1."""
         part, line = self._place(i)
-        return f"{self._parts[part].name}:{line + 1}"
+        return f"{from_text(self._parts[part].name)}:{line + 1}"
 
     def identity(self, i: int) -> str:
         """Returns the label, or '' if the line has none."""
@@ -272,18 +279,33 @@ def open_collection(path: Path) -> Collection:
     Raises:
         DataError: There are no images, or the list cannot be read.
     """
-    if path.is_dir():
-        lists = [path / name for name in _LISTS if (path / name).is_file()]
-        return open_collection(lists[0]) if lists else ImageFiles(path, folder_of_images(path, path))
+    # Unlike the methods of Path, these functions raise no errors. Reading the folder or the list will.
+    if os.path.isdir(path):
+        lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
+        return open_collection(lists[0]) if lists else _image_files(path, folder_of_images(path, path))
     lines = read_list(path)
-    files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / line)]
+    files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / os.fsdecode(line))]
     if files and _is_text(files[0]):
         return Base64Parts(path)
-    if not files and check_line(lines[0][1].encode(), len(lines[0][1])) is None:
+    if not files and check_line(lines[0][1], len(lines[0][1])) is None:
         raise DataError(f"{path}: holds base64 data itself; name the list of such parts, even of a single one")
     is_plain = bool(files)  # The lines are paths and nothing else.
-    listed = [Listed(line, line=number) if is_plain else parse_line(path, number, line) for number, line in lines]
-    return ImageFiles(path.parent, listed, path)
+    listed = [
+        Listed(os.fsdecode(line), line=number) if is_plain else parse_line(path, number, line) for number, line in lines
+    ]
+    return _image_files(path.parent, listed, path)
+
+
+def _image_files(root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> ImageFiles:
+    twins = twins_among(sorted({file.identity for file in files}))
+    if twins is not None:
+        logger.info(
+            "%s: the identities %s and %s look the same but differ in Unicode normalization (NFC, NFD), so they count "
+            "as two; rename one if it is the same identity",
+            listed_in or root,
+            *map(ascii, twins),
+        )
+    return ImageFiles(root, files, listed_in)
 
 
 def _is_text(path: Path) -> bool:
@@ -291,7 +313,7 @@ def _is_text(path: Path) -> bool:
 
     Valid base64 would be too strict a test, because a part may be damaged.
     """
-    if path.suffix.lower() in SUFFIXES:
+    if has_image_suffix(path.name):
         return False
     try:
         with open(path, "rb") as stream:

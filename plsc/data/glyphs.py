@@ -92,7 +92,7 @@ def render_glyphs(
         temporary.mkdir(parents=True)
         _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
         _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
-        (temporary / "glyphs.json").write_text(json.dumps(settings))
+        (temporary / "glyphs.json").write_text(json.dumps(settings), encoding="utf-8")
         os.rename(temporary, target)
     except OSError as problem:
         raise DataError(
@@ -112,7 +112,7 @@ def _check(settings: dict[str, int]) -> None:
 
 def _settings_of(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / "glyphs.json").read_text())
+        return json.loads((folder / "glyphs.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -182,11 +182,11 @@ def _write_training(
     parts = []
     if base64_parts:
         names = [f"dataset.part{number + 1}" for number in range(base64_parts)]
-        (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
-        parts = [open(folder / name, "w") for name in names]  # noqa: SIM115 - They are closed below.
+        (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        parts = [open(folder / name, "w", encoding="utf-8") for name in names]  # noqa: SIM115 - They are closed below.
     try:
         with (
-            open(folder / "label.txt", "w") as labels,
+            open(folder / "label.txt", "w", encoding="utf-8") as labels,
             open(folder / "classes.txt", "w", encoding="utf-8") as names_file,
         ):
             for label, encoded in enumerate(_render_all(characters, 0, images, size, seed)):

@@ -1,17 +1,18 @@
-"""Finds image files: those below a folder, and those that a text file lists."""
+"""Text files that list images: one parser of lines for `label.txt`, lists to embed, galleries and pairs."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
 from plsc.errors import DataError
+from plsc.machine.names import from_text, quoted
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_LONGEST_SHOWN = 80  # bytes
 
 
 class Listed(NamedTuple):
@@ -28,34 +29,6 @@ class Listed(NamedTuple):
     identity: str = ""
     template: str = ""
     line: int = 0
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Returns the image files in a folder and its subfolders, sorted.
-
-    Raises:
-        DataError: The folder holds no image.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise DataError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); name a folder of images")
-    return found
-
-
-def folder_of_images(root: Path, folder: Path) -> list[Listed]:
-    """Returns the image files below `folder`, sorted, with names relative to `root`.
-
-    The first subfolder is the identity; the path of two or more subfolders is the template.
-
-    Raises:
-        DataError: The folder holds no image.
-    """
-    listed = []
-    for path in image_files(folder):
-        folders = path.relative_to(folder).parts[:-1]
-        template = "/".join(folders) if len(folders) > 1 else ""
-        listed.append(Listed(path.relative_to(root).as_posix(), folders[0] if folders else "", template))
-    return listed
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -76,41 +49,57 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
 
 
-def text_of(line: bytes) -> str:
-    """Returns a line as text. Raises ValueError if it is not UTF-8."""
+def checked(line: bytes, where: str) -> bytes:
+    """Returns a line. Raises DataError if it holds a zero byte, which no name does."""
     if b"\0" in line:
-        raise ValueError
-    return line.decode("utf-8")
+        raise DataError(
+            f"{where}: not UTF-8 text, because it holds a zero byte; save the list as UTF-8 (not as UTF-16)"
+        )
+    return line
 
 
-def columns_of(line: str) -> list[str]:
-    """Splits a line of a list at its tabs, or, if it has none, at its last blank.
+def columns_of(line: bytes, splits: int = 1) -> list[str]:
+    """Splits a line of a list at its tabs, or, if it has none, at its last blanks.
 
-    Blanks around a column do not belong to it. Without a tab a path may hold blanks, and an identity may not.
+    Blanks around a column do not belong to it. Without a tab a path may hold blanks, and an identity may not. A line
+    may hold the bytes of any name. Where they are UTF-8, the blanks of Unicode count too.
+
+    Args:
+        line: The line.
+        splits: Number of blanks to split at; -1 for all.
+
+    Returns:
+        Native texts; see `plsc.machine.names`.
     """
+    try:
+        return [from_text(column) for column in _split(line.decode("utf-8"), "\t", splits)]
+    except UnicodeDecodeError:
+        return [os.fsdecode(column) for column in _split(line, b"\t", splits)]
+
+
+def _split(line: AnyStr, tab: AnyStr, splits: int) -> list[AnyStr]:
     line = line.strip()
-    return [column.strip() for column in line.split("\t")] if "\t" in line else line.rsplit(None, 1)
+    return [column.strip() for column in line.split(tab)] if tab in line else line.rsplit(None, splits)
 
 
-def read_list(path: Path) -> list[tuple[int, str]]:
+def read_list(path: Path) -> list[tuple[int, bytes]]:
     """Returns the lines of a text file that are not blank, with their numbers.
 
     Raises:
-        DataError: The file cannot be read, is not UTF-8 text, or has no such line.
+        DataError: The file cannot be read, is not text, or has no such line.
     """
     try:
-        found = [(number, text_of(line)) for number, line in lines_of(path)]
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "not UTF-8"
+        found = [(number, checked(line, f"{path}:{number}")) for number, line in lines_of(path)]
+    except OSError as problem:
         raise DataError(
-            f"{path}: cannot be read ({reason}); name a folder of images, or a UTF-8 list of them"
+            f"{path}: cannot be read ({problem.strerror}); name a folder of images, or a list of them"
         ) from None
     if not found:
         raise DataError(f"{path}: lists no image; write one image per line")
     return found
 
 
-def parse_line(path: Path, number: int, line: str) -> Listed:
+def parse_line(path: Path, number: int, line: bytes) -> Listed:
     """Parses a line `path identity`, or `path<TAB>identity<TAB>template`, of the list `path`.
 
     Raises:
@@ -119,8 +108,13 @@ def parse_line(path: Path, number: int, line: str) -> Listed:
     words = columns_of(line)
     if not 2 <= len(words) <= 3 or not all(words[:2]):
         raise DataError(
-            f"{path}:{number}: {line[:80]!r} is not 'path identity' or 'path<TAB>identity<TAB>template'; if the lines "
-            "are plain paths, check that the images of the first lines exist"
+            f"{path}:{number}: {beginning_of(line)} is not 'path identity' or 'path<TAB>identity<TAB>template'; if the "
+            "lines are plain paths, check that the images of the first lines exist"
         )
     name, identity = words[0], sys.intern(words[1])  # Millions of images share few identities.
     return Listed(name, identity, f"{identity}/{words[2]}" if words[2:] else "", number)
+
+
+def beginning_of(line: bytes) -> str:
+    """Returns the beginning of a line for an error message."""
+    return quoted(line[:_LONGEST_SHOWN].decode("utf-8", "surrogateescape"))

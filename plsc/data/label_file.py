@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.data.image_lists import columns_of, lines_of, text_of
+from plsc.data.image_lists import beginning_of, checked, columns_of, lines_of
 from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
+from plsc.machine.names import quoted, to_text, why_missing
 
 _HASHED_PATHS = 1 << 16  # at a time
 
@@ -47,7 +48,8 @@ class LabelFile:
         """Returns the number of images, and digests of their labels and paths in order."""
         paths = hashlib.sha256()
         for first in range(0, len(self.paths), _HASHED_PATHS):
-            paths.update("\n".join([*self.paths[first : first + _HASHED_PATHS], ""]).encode("utf-8", "replace"))
+            text = to_text("\n".join([*self.paths[first : first + _HASHED_PATHS], ""]))
+            paths.update(text.encode("utf-8", "surrogateescape"))
         return {
             f"the number of images in {self.file_name}": str(self.num_images),
             f"the labels in {self.file_name}, or their order": hashlib.sha256(self.labels.tobytes()).hexdigest(),
@@ -70,7 +72,7 @@ class LabelFile:
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
-                f"{self.where(i)}: cannot read image {self.paths[i]!r} ({error.strerror or error}); {advice}"
+                f"{self.where(i)}: cannot read image {quoted(self.paths[i])} ({error.strerror or error}); {advice}"
             ) from error
 
 
@@ -90,7 +92,6 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
     labels = array("q")
     lines = array("q")
     try:
-        # The lines are decoded one by one, so that the error for a bad byte can name its line.
         for number, line in lines_of(Path(file_path)):
             path, label = _parse_line(line, f"{file_path}:{number}", num_classes)
             paths.append(path)
@@ -109,13 +110,10 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
 
 def _parse_line(line: bytes, where: str, num_classes: int) -> tuple[str, int]:
     """Returns the path and the label of a line. A third column, the template, does not matter to training."""
-    try:
-        columns = columns_of(text_of(line))
-    except ValueError as error:
-        raise DataError(f"{where}: the line is not UTF-8; save the label file as UTF-8") from error
+    columns = columns_of(checked(line, where))
     if not 2 <= len(columns) <= 3 or not all(columns[:2]):
         raise DataError(
-            f"{where}: {text_of(line)[:80]!r} has no label; each line must be 'path label', with a single tab or blanks"
+            f"{where}: {beginning_of(line)} has no label; each line must be 'path label', with a single tab or blanks"
         )
     path, text = columns[:2]
     # int() alone would also accept '1_000' and the digits of other scripts.
@@ -154,8 +152,8 @@ def _check_files(source: LabelFile) -> None:
         start = end
     if total:
         raise DataError(
-            f"{source.where(first)}: image file {source.paths[first]!r} is missing ({total} missing in all); "
-            f"paths are relative to {source.dataset_dir}"
+            f"{source.where(first)}: image file {quoted(source.paths[first])} is missing ({total} missing in all); "
+            f"paths are relative to {source.dataset_dir}{why_missing(source.dataset_dir, source.paths[first])}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.collection import ArrayImages, Collection, ImageFiles
-from plsc.data.image_lists import Listed, folder_of_images, read_list
+from plsc.data.image_folders import LeftOut, folder_of_images
+from plsc.data.image_lists import Listed, beginning_of, columns_of, read_list
 from plsc.data.verification import VerificationSet
 from plsc.errors import DataError
+from plsc.machine.names import why_missing
 
 _IMAGE_FOLDERS = ("", "images", "lfw")  # Relative to the folder of a pairs file.
 _LFW_SUFFIXES = (".jpg", ".png")
@@ -61,44 +64,48 @@ def read_pairs(path: Path) -> PairSet:
         DataError: A line has neither form, or an image is missing.
     """
     lines = read_list(path)
-    first = lines[0][1].split()
+    first = columns_of(lines[0][1], -1)
     if len(first) <= 2 and all(_is_count(word) for word in first):
         return _lfw_pairs(path, [int(word) for word in first], lines[1:])
     entries: dict[str, int] = {}
     listed: list[Listed] = []
     templates: list[int] = []
     pairs, issame = [], []
+    left_out = LeftOut()
     for number, line in lines:
-        words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
+        words = columns_of(line, -1)
         if len(words) != 3 or words[2] not in ("0", "1"):
             raise DataError(
-                f"{path}:{number}: {line!r} is not 'one other 1' or 'one other 0', with tabs if names hold spaces"
+                f"{path}:{number}: {beginning_of(line)} is not 'one other 1' or 'one other 0', with tabs if names "
+                "hold spaces"
             )
         for name in words[:2]:
             if name not in entries:
-                files = _entry(path, number, name)
+                files = _entry(path, number, name, left_out)
                 listed += files
                 templates += [len(entries)] * len(files)
                 entries[name] = len(entries)
         pairs.append((entries[words[0]], entries[words[1]]))
         issame.append(words[2] == "1")
+    left_out.log(path, len(listed))
     alone = len(listed) == len(entries)
     images = ImageFiles(path.parent, listed, path)
     return _pair_set(path, images, None if alone else np.array(templates), pairs, issame, None)
 
 
-def _entry(path: Path, number: int, name: str) -> list[Listed]:
+def _entry(path: Path, number: int, name: str, left_out: LeftOut) -> list[Listed]:
     root = path.parent
-    if (root / name).is_dir():
-        return [Listed(file.name, line=number) for file in folder_of_images(root, root / name)]
-    if not (root / name).is_file():
+    if os.path.isdir(root / name):
+        return [Listed(file.name, line=number) for file in folder_of_images(root, root / name, left_out)]
+    if not os.path.isfile(root / name):
         raise DataError(
             f"{path}:{number}: {root / name} is neither an image nor a folder; names are relative to {root}"
+            f"{why_missing(str(root), name)}"
         )
     return [Listed(name, line=number)]
 
 
-def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> PairSet:
+def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, bytes]]) -> PairSet:
     folds, each = counts if len(counts) == 2 else (1, counts[0])
     if len(lines) != folds * 2 * each or not lines:
         raise DataError(
@@ -109,11 +116,12 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
     places: list[int] = []
     pairs, issame = [], []
     for position, (number, line) in enumerate(lines):
-        words = line.split()
+        words = os.fsdecode(line).split()
         same = position % (2 * each) < each
         numbers = words[1:] if same else words[1::2]
         if len(words) != (3 if same else 4) or not all(map(_is_count, numbers)):
-            raise DataError(f"{path}:{number}: {line!r} is not '{'name 1 4' if same else 'name 1 other 2'}'")
+            form = "name 1 4" if same else "name 1 other 2"
+            raise DataError(f"{path}:{number}: {beginning_of(line)} is not '{form}'")
         pair = []
         for name, image in zip((words[0], words[0] if same else words[2]), map(int, numbers)):
             pair.append(entries.setdefault((name, image), len(entries)))
@@ -126,8 +134,10 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
         Listed(_lfw_name(name, image, suffix), name, line=number) for (name, image), number in zip(entries, places)
     ]
     for one in listed:
-        if not (root / one.name).is_file():
-            raise DataError(f"{path}:{one.line}: there is no image {root / one.name}; restore it")
+        if not os.path.isfile(root / one.name):
+            raise DataError(
+                f"{path}:{one.line}: there is no image {root / one.name}; restore it{why_missing(str(root), one.name)}"
+            )
     fold = np.arange(len(lines)) // (2 * each)
     return _pair_set(path, ImageFiles(root, listed, path), None, pairs, issame, fold)
 
@@ -136,7 +146,7 @@ def _lfw_images(path: Path, first: tuple[str, int]) -> tuple[Path, str]:
     """Returns the folder and the suffix of the images, which those of the first image decide."""
     for folder in _IMAGE_FOLDERS:
         for suffix in _LFW_SUFFIXES:
-            if (path.parent / folder / _lfw_name(*first, suffix)).is_file():
+            if os.path.isfile(path.parent / folder / _lfw_name(*first, suffix)):
                 return path.parent / folder, suffix
     raise DataError(
         f"{path}: there is no image {_lfw_name(*first, '.jpg')} (or .png) in {path.parent}, nor in its subfolders "

@@ -15,6 +15,7 @@ from plsc.config import Config, plain_settings
 from plsc.errors import ConfigError
 from plsc.machine import processor, threads
 from plsc.machine.files import replace_file
+from plsc.machine.json_files import json_text
 from plsc.machine.memory import machine_memory
 from plsc.version import __version__
 
@@ -52,7 +53,7 @@ def write_run_record(
         "machine": machine(),
     }
     try:
-        replace_file(save_dir / NAME, json.dumps(record, ensure_ascii=False, indent=1).encode())
+        replace_file(save_dir / NAME, json_text(record, indent=1).encode())
     except OSError as problem:
         raise ConfigError(
             f"{save_dir / NAME}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"

@@ -24,6 +24,7 @@ from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference.networks import Network
+from plsc.machine.names import to_text
 from plsc.search.embeddings import EmbeddingsWriter, open_embeddings
 from plsc.version import __version__
 
@@ -145,7 +146,7 @@ class Embedder:
         return {
             "count": images.num_images,
             "emb_dim": self._network.emb_dim,
-            "source": images.source,
+            "source": to_text(images.source),
             "images": images.fingerprint(missing=self._skip_damaged),
             "model": self._network.model,
             "export": self._network.export,
@@ -250,7 +251,7 @@ def open_together(path: Path) -> Collection:
     """
     images = parallel.together(lambda: open_collection(path), "the list of the images to embed")
     if parallel.world_size() > 1:
-        names = hashlib.sha256(repr([images.name(i) for i in range(images.num_images)]).encode("utf-8", "replace"))
+        names = hashlib.sha256(ascii([to_text(images.name(i)) for i in range(images.num_images)]).encode())
         if len(set(parallel.all_gather_object(names.digest(), "the names of the images"))) > 1:
             raise DataError(f"{path}: the ranks find different images; give every machine the same ones")
     return images

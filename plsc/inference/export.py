@@ -30,6 +30,7 @@ from plsc.inference.precision import check_precision
 from plsc.machine import processor
 from plsc.machine.files import sha256_of, sync
 from plsc.machine.locks import lock_folder
+from plsc.machine.names import utf8_path
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
@@ -149,8 +150,8 @@ def _workspace(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         # Another export may look at the new folder, and remove it, before it is locked; the lock then makes it again.
-        with lock_folder(temporary, advice, patience=60):
-            yield temporary
+        with lock_folder(temporary, advice, patience=60), utf8_path(temporary) as place:
+            yield place
     except ConfigError as error:
         free = shutil.disk_usage(folder).free  # Paddle and paddle2onnx report no error if the disk is full.
         remark = f"; is the disk full ({free >> 20} MB left)?" if free < _FREE_BYTES else ""

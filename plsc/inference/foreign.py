@@ -106,7 +106,7 @@ def _be_child(function: str, seconds: str, *arguments: str) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A crash is reported, and leaves no file.
     # When memory is short, Linux ends this process and not the one that trained.
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     warnings.simplefilter("ignore")  # They would be taken for last words.
     module, _, name = function.partition(":")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.inference.foreign import last_words
+from plsc.machine.names import utf8_path
 from plsc.machine.threads import computing_threads
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -50,7 +51,15 @@ def load_paddle(program: Path, parameters: Path) -> Run:
         raise ConfigError(
             f"{program}: Paddle 3 wrote it, and this is {paddle.__version__}; export the network with this version"
         )
-    config = inference.Config(str(program), str(parameters))
+    with utf8_path(program) as first, utf8_path(parameters) as second:
+        return _run_of_paddle(inference.Config(str(first), str(second)))
+
+
+def _run_of_paddle(config: Any) -> Run:
+    """Returns the function of `load` for a configuration of Paddle's inference library."""
+    import paddle
+    from paddle import inference
+
     kind, _, number = paddle.device.get_device().partition(":")  # "cpu" for a GPU build on a machine without a GPU
     if kind == "gpu":
         config.enable_use_gpu(256, int(number))
@@ -85,7 +94,10 @@ def load_onnx(file: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = computing_threads()
     options.log_severity_level = 3  # Errors only.
-    session: Any = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+    with utf8_path(file) as place:
+        session: Any = onnxruntime.InferenceSession(
+            str(place), options, providers=onnxruntime.get_available_providers()
+        )
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray:

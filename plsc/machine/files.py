@@ -77,16 +77,6 @@ def sync(path: Union[str, Path]) -> None:
         os.close(descriptor)
 
 
-def to_text(path: str) -> str:
-    """Returns a path as it is written into files: as UTF-8 whatever the locale, and with all its bytes."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
-
-
-def from_text(text: str) -> str:
-    """Returns the path that `to_text` was given, as Python names it in this locale."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
-
-
 def advice_on(problem: OSError, advice: str) -> str:
     """Returns what to do about a file that cannot be read: `advice`, unless it is not the file that is at fault."""
     if problem.errno in (errno.EMFILE, errno.ENFILE):

@@ -1,9 +1,10 @@
-"""Reads JSON that anyone may have written: whatever it holds, only the errors named here are raised."""
+"""Writes JSON, and reads what anyone may have written: whatever it holds, only the errors named here are raised."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from numbers import Real
 from pathlib import Path
@@ -11,9 +12,21 @@ from typing import Any, Optional, Union
 
 from plsc.errors import one_line, shown
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST = 256 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
 _LONGEST_SHOWN = 60
 _LARGEST_INTEGER = 2**53  # what every program can read from JSON
+
+
+def json_text(value: Any, indent: Optional[int] = None) -> str:
+    """Returns JSON that UTF-8 can hold, whatever bytes names have; see `plsc.machine.names.to_text`.
+
+    Args:
+        value: What `json.dumps` takes.
+        indent: Blanks for each level; None writes one line.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def read_json(path: Path) -> Any:

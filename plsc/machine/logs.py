@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import string
 import sys
 
 from tqdm import tqdm
+
+from plsc.machine.names import readable
 
 
 def set_up_logging(rank: int) -> None:
@@ -26,11 +29,11 @@ def set_up_logging(rank: int) -> None:
 
 
 class _AboveTheBar(logging.StreamHandler):
-    """A handler that writes log lines to stderr without tearing a progress bar.
+    """A handler that writes log lines to stderr without tearing a progress bar, and with unusual bytes escaped.
 
     A stderr that is full or has no reader loses the lines, and nothing else.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(readable(self.format(record), keep=string.whitespace), file=sys.stderr)

@@ -94,7 +94,7 @@ def _status(field: str) -> int:
 def _field(path: str, field: str) -> int:
     """Returns a field of a file of /proc, in bytes; 0 where there is none."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
     except (OSError, StopIteration):
         return 0
@@ -103,7 +103,7 @@ def _field(path: str, field: str) -> int:
 def _number(path: str) -> Optional[int]:
     """Returns the number in a file; None when there is none, as where a limit is not set."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return int(file.read())
     except (OSError, ValueError):
         return None

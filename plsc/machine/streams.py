@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from plsc.errors import PlscError
+from plsc.machine.names import CONTROLS, readable
 
 
 def open_closed_streams() -> None:
@@ -25,11 +26,11 @@ def open_closed_streams() -> None:
             break
         os.set_inheritable(descriptor, True)
     if sys.stdin is None:
-        sys.stdin = open(0)  # noqa: SIM115 - it stays open as long as the process
+        sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - it stays open as long as the process
     if sys.stdout is None:
-        sys.stdout = open(1, "w")  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w")  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
     atexit.unregister(_give_up_stderr)
     atexit.register(_give_up_stderr)
 
@@ -49,10 +50,15 @@ class OutputError(PlscError):
 
 
 class CheckedOutput:
-    """A text stream that raises OutputError where `stream` raises OSError, unless nobody reads it any more."""
+    """A text stream that raises OutputError where `stream` raises OSError, unless nobody reads it any more.
+
+    Characters that its encoding lacks, and bytes of names that have no meaning, are written as escapes.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -60,7 +66,7 @@ class CheckedOutput:
     def write(self, text: str) -> int:
         """Writes a text and returns its length."""
         with _checked():
-            return self._stream.write(text)
+            return self._stream.write(readable(text, keep=CONTROLS))
 
     def flush(self) -> None:
         """Writes what is buffered."""

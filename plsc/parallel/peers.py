@@ -16,6 +16,7 @@ from typing import Any, Optional
 from paddle import distributed
 
 from plsc.errors import RankError, exit_status_of
+from plsc.machine.names import readable
 from plsc.parallel.meeting_place import Failure, MeetingPlace, encode, lost, prepare
 from plsc.parallel.ranks import rank, world_size
 
@@ -200,7 +201,7 @@ class Peers:
         if self._action != action:
             return
         error = RankError(failure.text, failure.mistake)
-        print(f"plsc: error: {error}", file=sys.stderr, flush=True)
+        print(f"plsc: error: {readable(str(error))}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(exit_status_of(error))
 

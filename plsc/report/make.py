@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -63,11 +62,6 @@ def report_lines(made: dict[str, Any]) -> list[str]:
     if made["png"]:
         lines.append(f"{Path(made['png'][0]).parent}: {len(made['png'])} charts")
     return [*lines, *(f"note: {run['name']}: {note}" for run in made["runs"] for note in run["notes"])]
-
-
-def report_json(made: dict[str, Any]) -> str:
-    """Returns what `make_report` made as JSON, for programs."""
-    return json.dumps(made, ensure_ascii=False, allow_nan=False)
 
 
 def _charts(page: Any, folder: Path) -> dict[Path, bytes]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable
 from html import escape
 from typing import Any, Union
+
+from plsc.machine.names import CONTROLS, readable
 
 _EMPTY = frozenset({"img", "meta", "wbr", "link"})
 
@@ -26,7 +29,7 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
             out.
     """
     words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(str(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -42,12 +45,19 @@ def join(*children: Child) -> Markup:
         if isinstance(child, Markup):
             parts.append(child)
         elif isinstance(child, str):
-            parts.append(escape(child))
+            parts.append(_escaped(child))
         else:
             parts.append(join(*child))
     return Markup("".join(parts))
 
 
+def _escaped(text: str) -> str:
+    return escape(readable(text, keep=string.whitespace))
+
+
 def clean(text: str) -> str:
-    """Returns `text` with each character replaced that is not printable and could change how its surroundings look."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+    """Returns `text` with each character replaced that is not printable and could change how its surroundings look.
+
+    Bytes of names that have no meaning are escaped.
+    """
+    return "".join(one if one.isprintable() else "\ufffd" for one in readable(text, keep=CONTROLS))

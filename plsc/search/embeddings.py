@@ -1,7 +1,7 @@
 """Embeddings folders, which `predict` writes and `index` reads. Needs no Paddle.
 
 embeddings.npy   float32 [N, D], not normalised
-images.tsv       N lines, each with the name of an image and its identity, which may be empty
+images.tsv       N lines, each with the name of an image and its identity, which may be empty; see `write_table`
 manifest.json    what the embeddings were made from; written last
 """
 
@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ import numpy as np
 
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
-from plsc.machine.json_files import as_integer, as_integers, as_text, read_json
+from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
 from plsc.machine.locks import lock_folder
+from plsc.machine.names import from_text, to_text
 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
@@ -147,7 +149,7 @@ class EmbeddingsWriter:
                 write_table(table, images)
             if (self._folder / _PART).exists():
                 os.replace(self._folder / _PART, self._folder / _VECTORS)
-            text = json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n"
+            text = json_text(self._meta, indent=1) + "\n"
             replace_file(self._folder / _MANIFEST, text.encode())
             (self._folder / _PROGRESS).unlink()
             sync(self._folder)
@@ -233,21 +235,28 @@ class EmbeddingsWriter:
 def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Writes names and identities so that they survive a power cut.
 
+    The bytes of a name are written as they are. A name with a tab, a line end or a double quote stands in double
+    quotes, and each double quote in it is doubled, as in CSV.
+
+    Args:
+        path: File to write.
+        images: Native name and identity of each image.
+
     Raises:
         OSError: The file cannot be written.
     """
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         plain = csv.writer(stream, csv.excel_tab, lineterminator="\n")
         quoted = csv.writer(stream, csv.excel_tab, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        for row in images:
-            (quoted if "\r" in "".join(row) else plain).writerow(
-                row
-            )  # Before Python 3.13 csv does not quote \r itself.
+        for name, identity in images:
+            row = to_text(name), to_text(identity)
+            # Before Python 3.13 csv does not quote \r itself.
+            (quoted if "\r" in name or "\r" in identity else plain).writerow(row)
     sync(path)
 
 
 def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """Reads the names and identities of an `images.tsv`.
+    """Reads the native names and identities of an `images.tsv`.
 
     Raises:
         OSError: The file cannot be read.
@@ -255,14 +264,14 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
     """
     names, identities = [], []
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
             for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
                 if len(row) != 2:
                     raise ValueError(
                         f"{path.name}, line {number}: expected an image and an identity, with a tab between"
                     )
-                names.append(row[0])
-                identities.append(row[1])
+                names.append(from_text(row[0]))
+                identities.append(sys.intern(from_text(row[1])))  # Millions of images share few identities.
     except csv.Error as problem:
         raise ValueError(f"{path.name}: {problem}") from None
     return names, identities

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import numpy as np
 
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import replace_file, replacing, sync
-from plsc.machine.json_files import as_integer, read_json, short
+from plsc.machine.json_files import as_integer, json_text, read_json, short
+from plsc.machine.names import utf8_path
 from plsc.search.embeddings import Embeddings, check_source, open_embeddings, read_table, reason, write_table
 
 KINDS = ("auto", "flat", "ivf")
@@ -62,7 +62,8 @@ class SearchIndex:
         self.meta = _read_meta(file)
         try:
             self.names, self.identities = read_table(_companion(file, ".tsv"))
-            self._index = self._faiss.read_index(str(file))
+            with utf8_path(file) as place:
+                self._index = self._faiss.read_index(str(place))
         except (OSError, ValueError, RuntimeError, MemoryError) as problem:
             raise DataError(f"{file}: the index cannot be read ({reason(problem)}); make it again") from None
         kind = {"flat": self._faiss.IndexFlat, "ivf": self._faiss.IndexIVFFlat}[self.meta["kind"]]
@@ -338,12 +339,13 @@ def _nearest_other(index: Any, sample: np.ndarray, probes: int) -> np.ndarray:
 def _write(faiss: Any, index: Any, file: Path, meta: dict[str, Any], embeddings: Embeddings, kept: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(_companion(file, ".tsv")) as new_table, replacing(file) as new_index:
-        faiss.write_index(index, str(new_index))
+        with utf8_path(new_index) as place:
+            faiss.write_index(index, str(place))
         write_table(new_table, ((embeddings.names[row], embeddings.identities[row]) for row in kept))
         sync(new_index)
         # An index without .json is not valid, so an old and a new part are never taken for one index.
         _companion(file, ".json").unlink(missing_ok=True)
-    replace_file(_companion(file, ".json"), json.dumps(meta, ensure_ascii=False, indent=1).encode() + b"\n")
+    replace_file(_companion(file, ".json"), json_text(meta, indent=1).encode() + b"\n")
 
 
 def _check_replaceable(file: Path) -> None:

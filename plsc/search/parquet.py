@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from pathlib import Path
 from typing import Any, Optional
@@ -12,8 +11,9 @@ import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.machine.files import remove_leftovers, replacing, sync
-from plsc.machine.json_files import parse_json
+from plsc.machine.json_files import json_text, parse_json
 from plsc.machine.locks import lock_folder
+from plsc.machine.names import readable, utf8_path
 from plsc.search.embeddings import open_embeddings
 
 _NAME, _META, _ROWS = "embeddings.parquet", b"plsc", 65_536  # rows that are written at a time
@@ -32,6 +32,7 @@ def check_parquet(folder: Path) -> None:
 def write_parquet(folder: Path) -> Path:
     """Writes `embeddings.parquet` into a complete folder, with columns `name`, `identity` and `embedding`.
 
+    The rows are in the order of `images.tsv`. Parquet holds UTF-8 only, so names are written as `readable` shows them.
     A file of the same embeddings stays unchanged.
 
     Returns:
@@ -49,17 +50,18 @@ def write_parquet(folder: Path) -> Path:
     kind = pyarrow.list_(pyarrow.float32(), made.vectors.shape[1])
     schema = pyarrow.schema(
         [("name", pyarrow.string()), ("identity", pyarrow.string()), ("embedding", kind)],
-        metadata={_META: json.dumps(made.meta, ensure_ascii=False)},
+        metadata={_META: json_text(made.meta)},
     )
     try:
         with lock_folder(folder, "choose another folder"), replacing(place) as written:
             remove_leftovers(place)
-            with parquet.ParquetWriter(written, schema) as writer:
+            with utf8_path(written) as path, parquet.ParquetWriter(path, schema) as writer:
                 for first in range(0, len(made.names), _ROWS):
                     part = slice(first, first + _ROWS)
                     values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
                     rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
-                    writer.write_table(pyarrow.table([made.names[part], made.identities[part], rows], schema=schema))
+                    texts = [list(map(readable, column[part])) for column in (made.names, made.identities)]
+                    writer.write_table(pyarrow.table([*texts, rows], schema=schema))
             sync(written)
         sync(folder)
     except OSError as problem:
@@ -85,7 +87,8 @@ def _meta_of(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
     if not os.path.lexists(place):
         return None
     try:
-        return parse_json(parquet.read_schema(place).metadata[_META])
+        with utf8_path(place) as path:
+            return parse_json(parquet.read_schema(path).metadata[_META])
     except (OSError, ValueError, KeyError, TypeError):  # The errors of pyarrow are ValueErrors.
         raise ConfigError(
             f"{place}: plsc predict did not write this file; name another folder, or move it away"

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from plsc.arguments import Parser, at_least, exit_status, size
 from plsc.errors import ConfigError, PlscError
+from plsc.machine.names import readable
 from plsc.machine.signals import heeded
 from plsc.shuffle.local import Result, shuffle_base64
 from plsc.shuffle.plan import Options
@@ -45,7 +46,7 @@ def _run(parsed: argparse.Namespace) -> int:
             result = _shuffle(options, progress)
     except (PlscError, OSError) as error:
         progress.close()
-        print(f"plsc: error: {error}", file=sys.stderr)
+        print(f"plsc: error: {readable(str(error))}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         progress.close()

@@ -24,8 +24,8 @@ from plsc.data.base64_parts import (
     rank_file_name,
     read_file_list,
 )
-from plsc.machine.files import to_text
 from plsc.machine.memory import peak_memory
+from plsc.machine.names import to_text
 from plsc.shuffle.plan import BLOCK, Options, Plan, make_plan
 from plsc.shuffle.runs import INDEX
 from plsc.shuffle.scan import Scan, lines_of_parts, raise_first_fault, scan_parts, write_skipped

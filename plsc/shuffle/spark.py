@@ -39,7 +39,7 @@ from plsc.data.base64_parts import (
     read_file_list,
 )
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import to_text
+from plsc.machine.names import to_text
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
 from plsc.shuffle.plan import BLOCK, Options

@@ -97,8 +97,8 @@ def test_every_form_of_list_is_read(text, expected, tmp_path):
     [
         (b"", "list: lists no image"),
         (b"\n \n", "list: lists no image"),
-        (b"\xff\xfea\0", r"list: cannot be read \(not UTF-8\)"),
-        ("a.png 1\n".encode("utf-16-le"), r"list: cannot be read \(not UTF-8\)"),
+        (b"\xff\xfea\0", "list:1: not UTF-8 text, because it holds a zero byte"),
+        ("a.png 1\n".encode("utf-16-le"), "list:1: not UTF-8 text, .*not as UTF-16"),
         (b"a.png 1\n\nb.png\n", "list:3: 'b.png' is not 'path identity'"),
         (b"a.png\t1\nb.png\t\tt\n", r"list:2: 'b.png\\t\\tt' is not"),
         (b"a.png\t1\t2\t3\n", "list:1: .* is not"),
@@ -130,11 +130,21 @@ def test_missing_and_damaged_images_are_named(tmp_path):
         images.pixels(0, SHAPE)
 
 
-def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
-        pass
-    with pytest.raises(DataError, match="the name is not UTF-8; rename the file"):
-        open_collection(tmp_path).fingerprint(missing=True)
+@pytest.mark.parametrize("form", [b"%s 7\n", b"%s\t7\tvideo \xca\xfd\n", b"%s\n"], ids=["blank", "tabs", "paths alone"])
+def test_a_list_names_files_by_their_bytes(form, tmp_path):
+    raw = "数 据/图聽.png".encode("gbk")  # In UTF-8 the last two bytes of its stem would be a blank.
+    place = image(tmp_path / os.fsdecode(raw), 9)
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf" + form % raw)
+    images = open_collection(tmp_path / "list")
+    assert os.fsencode(images.name(0)) == raw and images.identity(0) == ("7" if b"7" in form else "")
+    assert greys(images) == [9]
+    before = images.fingerprint()
+    place.rename(tmp_path / "other.png")
+    with pytest.raises(
+        DataError, match="No such file.*the line is not UTF-8, so if the name of the file is, save the list"
+    ):
+        images.fingerprint()
+    assert images.fingerprint(missing=True) != before
 
 
 def test_the_fingerprint_depends_on_files_and_list(tmp_path):

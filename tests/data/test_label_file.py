@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,27 @@ def test_training_and_predict_read_the_same_lines(tmp_path: Path, text: str) -> 
     assert trained.paths == [embedded.name(i) for i in range(embedded.num_images)] == ["a.jpg", "b c.jpg"]
     assert trained.labels.tolist() == [int(embedded.identity(i)) for i in range(2)] == [0, 1]
     assert [f"{trained.where(i)}: {trained.paths[i]}" for i in range(2)] == [embedded.where(i) for i in range(2)]
+
+
+def test_a_label_file_names_images_by_their_bytes(tmp_path: Path) -> None:
+    names = ["数据/图.jpg".encode("gbk"), "人.jpg".encode()]
+    files = tuple(map(os.fsdecode, names))
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(os.fsencode(name))
+    root = make(tmp_path, b"".join(b"%s %d\r\n" % (name, label) for label, name in enumerate(names)))
+    source = read_label_file(root, 2)
+    assert tuple(source.paths) == files and [source.read(i) for i in range(2)] == list(zip(names, (0, 1)))
+    other = read_label_file(make(tmp_path, b"%s 1\n%s 0\n" % (names[1], names[0])), 2)
+    assert len(source.digests()) == 3 and not set(source.digests().items()) & set(list(other.digests().items())[1:])
+
+
+def test_a_twin_of_a_missing_image_is_named(tmp_path: Path) -> None:
+    root = make(tmp_path, "\u00e9.jpg 0\n".encode(), ("e\u0301.jpg",))
+    with pytest.raises(
+        DataError, match="label.txt:1: image file '\u00e9.jpg' is missing .*'e\u0301.jpg' exists, which looks"
+    ):
+        read_label_file(root, 1)
 
 
 @pytest.mark.parametrize(

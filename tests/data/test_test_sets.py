@@ -1,5 +1,7 @@
 """Test sets from folders and lists."""
 
+import logging
+import os
 import shutil
 
 import numpy as np
@@ -75,6 +77,27 @@ def test_pairs_of_images_and_of_folders(tmp_path):
     found = read_pairs(tmp_path / "t.txt")
     assert [found.images.name(i) for i in range(3)] == ["a.png", "d/1.png", "d/2.png"]
     assert found.templates.tolist() == [0, 1, 1] and found.pairs.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\xef\xbb\xbf%s\tb\t1\n\xef\xbb\xbfb\t%s\t0\n", b"%s b 1\r\n\r\nb %s 0\r\n", b"%s b 1\rb %s 0\r",
+     b"  %s \t b \t 1\n \t\n b\t%s\t0\n"],
+    ids=["marks", "Windows", "Mac", "blanks"],
+)  # fmt: skip
+def test_pairs_are_read_like_other_lists_and_name_any_bytes(tmp_path, text, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="plsc")
+    raw = "数".encode("gbk")
+    for name in (os.fsdecode(raw) + "/1.png", "b/1.png", "b/2.png", "b/.x/3.png"):
+        picture(tmp_path / name)
+    (tmp_path / "p.txt").write_bytes(text % (raw, raw))
+    found = read_pairs(tmp_path / "p.txt")
+    assert [os.fsencode(found.images.name(i)) for i in range(3)] == [raw + b"/1.png", b"b/1.png", b"b/2.png"]
+    assert found.pairs.tolist() == [[0, 1], [1, 0]] and found.issame.tolist() == [True, False]
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{tmp_path / 'p.txt'}: 3 images; left out: hidden: 1 (such as .x)"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ranks import run_plsc
 
 from plsc import cli, metrics
 from plsc.config import Config
-from plsc.data.image_lists import image_files
+from plsc.data.image_folders import image_files
 from plsc.data.test_sets import find_sets, read_gallery
 from plsc.data.transforms import decode_file, normalize
 from plsc.data.verification import load_verification, save_verification

@@ -70,7 +70,13 @@ def test_a_folder_holds_what_was_written_in_order(tmp_path):
 
 
 def test_names_of_any_kind_survive_the_table(tmp_path):
-    rows = [('tab\tquote".jpg', "a"), ("new\nline\r.jpg", ""), ("人/ 一", "\r"), ("'", '"')]
+    rows = [
+        ('tab\tquote".jpg', "a"),
+        ("new\nline\r.jpg", ""),
+        ("人/ 一", "\r"),
+        ("'", '"'),
+        ("\udcca\udcfd.jpg", "\udcff"),
+    ]
     write_table(tmp_path / "t", rows)
     assert list(zip(*read_table(tmp_path / "t"))) == rows
 
@@ -248,6 +254,19 @@ def test_parquet_holds_the_same_embeddings(tmp_path, monkeypatch):
     shutil.copy(folder / "embeddings.parquet", write(tmp_path / "other", meta={**META, "model": "n"}))
     other = parquet.read_schema(write_parquet(tmp_path / "other"))
     assert json.loads(other.metadata[b"plsc"])["model"] == "n"
+
+
+def test_parquet_shows_names_that_are_not_utf_8_escaped(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    raw = os.fsdecode("数".encode("gbk"))
+    monkeypatch.setattr(f"{__name__}.IMAGES", [(f"{raw}/{i}.png", raw) for i in range(7)])
+    folder = write(tmp_path / raw, meta={**META, "source": f"/{raw}"})
+    made = open_embeddings(folder)
+    assert made.names[3] == f"{raw}/3.png" and made.meta["source"] == f"/{raw}"
+    with open(write_parquet(folder), "rb") as stream:
+        table = parquet.read_table(stream)
+    assert table["name"].to_pylist()[3] == r"\xca\xfd/3.png" and table["identity"].to_pylist()[3] == r"\xca\xfd"
+    assert json.loads(table.schema.metadata[b"plsc"])["source"] == f"/{raw}"
 
 
 def test_a_foreign_parquet_file_is_kept(tmp_path):

@@ -7,7 +7,9 @@ import importlib
 import io
 import json
 import logging
+import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -297,6 +299,35 @@ def test_commands_find_the_images_of_an_index(trained, few_glyphs, tmp_path, cap
     assert cli.main(["search", file, "--model", str(trained / "net"), str(images[-1]), "--top", "1"]) == 0
     identity, name = images[-1].parent.name, images[-1].relative_to(source)
     assert re.search(rf"\n  1\.0000  {identity}  {name}\n", capsys.readouterr().out)
+
+
+def test_commands_take_and_make_files_of_any_bytes(trained, few_glyphs, tmp_path, capsys):
+    raw = "数".encode("gbk")
+    folder = tmp_path / os.fsdecode(raw)
+    source, first = folder / "images", few_glyphs / "images" / "0"
+    shutil.copytree(first, source / os.fsdecode(raw))
+    shutil.copytree(few_glyphs / "images" / "1", source / 'a\tb\n"')
+    checkpoint, net = folder / "0", folder / "net"
+    shutil.copytree(trained / "output" / "0", checkpoint)
+    shutil.copytree(trained / "net", net)
+    embeddings, file, page = folder / "e", folder / f"{os.fsdecode(raw)}.index", folder / "page.html"
+    words = ["predict", "--checkpoint", str(checkpoint), "--input", str(source), "--output", str(embeddings), "--json"]
+    assert cli.main(words) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["count"] == 4 and made["output"].encode("utf-8", "surrogateescape") == os.fsencode(embeddings)
+    table = (embeddings / "images.tsv").read_bytes()
+    assert b"%s/0.jpg\t%s\n" % (raw, raw) in table and b'"a\tb\n""/0.jpg"\t"a\tb\n"""\n' in table
+    assert cli.main(["index", str(embeddings), "--output", str(file)]) == 0
+    query = str(source / os.fsdecode(raw) / "0.jpg")
+    assert cli.main(["search", str(file), "--model", str(net), query, "--page", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert r"  1.0000  \xca\xfd  \xca\xfd/0.jpg" in shown and r'a\tb\n"/' in shown
+    text = page.read_text(encoding="utf-8")
+    assert r"\xca\xfd/0.jpg" in text and text.count("data:image/jpeg") == 3
+    assert cli.main(["search", str(file), "--model", str(net), query, "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out.splitlines()[-1])[0]["hits"]
+    assert hits[0]["name"].encode("utf-8", "surrogateescape") == raw + b"/0.jpg"
+    assert hits[1]["name"].startswith('a\tb\n"/')
 
 
 def test_a_search_with_another_network_is_refused(trained, few_glyphs, tmp_path, capsys):

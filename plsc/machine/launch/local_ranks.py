@@ -285,9 +285,10 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
 def _collect(process: subprocess.Popen, tail: collections.deque[str], shown: bool) -> None:
     """Reads the stderr of a rank until its end, whatever becomes of this process's own: a full pipe would block it."""
     assert process.stderr is not None
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"  # The rank has the same environment.
     with process.stderr as stream:
         for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
-            text = line.decode("utf-8", "replace")
+            text = line.decode(encoding, "backslashreplace")
             tail.append(text)
             if shown:
                 say(text)

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from plsc.machine.json_files import json_text
+
 PROTOCOL = 1
 ALIVE_SECONDS = 1.0  # between signs of life
 SILENCE_SECONDS = 30.0  # without a sign of life until a launcher is lost; TCP needs 13 s to recover from a cut of 10 s
@@ -51,7 +53,7 @@ class GarbageError(Exception):
 
 def encode(kind: str, **values: Any) -> bytes:
     """Returns a message as a line."""
-    return json.dumps({"kind": kind, **values}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    return json_text({"kind": kind, **values}).encode() + b"\n"
 
 
 class Lines:

@@ -1,0 +1,237 @@
+"""Finds the image files below a folder: one walk for whatever reads a folder of images."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from PIL import Image
+
+from plsc.data.image_lists import Listed
+from plsc.errors import DataError
+from plsc.machine.names import readable
+
+logger = logging.getLogger("plsc")
+
+_COMMON = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "TGA", "TIFF", "WEBP")
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow needs other programs for them, or handlers.
+_NO_IMAGE = frozenset(
+    b".bin .cfg .csv .db .doc .docx .gz .html .idx .index .ini .json .jsonl .lmdb .log .lst .mat .md .mp4 .npy .npz"
+    b" .parquet .pdf .pkl .pt .pth .py .rar .rec .tar .toml .tsv .txt .xls .xlsx .xml .yaml .yml .zip".split()
+)
+# What operating systems, network drives and trash cans leave in folders, in addition to names that begin with a dot.
+_HIDDEN = frozenset(
+    b"__MACOSX @eaDir #recycle #snapshot @Recycle $RECYCLE.BIN lost+found Thumbs.db thumbs.db desktop.ini Desktop.ini"
+    b"".split()
+) | {b"System Volume Information"}
+_NAMED = 3  # Suffixes that the log names.
+
+
+@dataclass
+class LeftOut:
+    """What a walk left out.
+
+    Attributes:
+        counts: Number of files or folders by reason, a plural.
+        first: The first of their names, in the order of bytes, by reason.
+        suffixes: Number of files that are no images by suffix.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, bytes] = field(default_factory=dict)
+    suffixes: Counter[bytes] = field(default_factory=Counter)
+
+    def add(self, reason: str, name: bytes) -> None:
+        """Counts one file or folder."""
+        self.counts[reason] += 1
+        self.first[reason] = min(self.first.get(reason, name), name)
+
+    def log(self, folder: Path, count: int) -> None:
+        """Logs one line about a folder of `count` images if something was left out."""
+        said = str(self)
+        if said:
+            logger.info("%s: %d image%s; left out: %s", folder, count, "s" * (count != 1), said)
+
+    def __str__(self) -> str:
+        """Returns, for instance, "hidden: 2 (such as .a.jpg), files that Pillow does not open: 3 (2 .txt, 1 .heic)"."""
+        words = []
+        for reason, count in sorted(self.counts.items()):
+            words.append(f"{reason}: {count:,} (such as {readable(os.fsdecode(self.first[reason]))})")
+        if self.suffixes:
+            most = sorted(self.suffixes.items(), key=lambda one: (-one[1], one[0]))[:_NAMED]
+            named = [f"{count:,} {readable(os.fsdecode(one)) or 'without a suffix'}" for one, count in most]
+            named += ["..."] * (len(self.suffixes) > _NAMED)
+            words.append(f"files that Pillow does not open: {sum(self.suffixes.values()):,} ({', '.join(named)})")
+        return ", ".join(words)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Returns the image files in a folder and its subfolders, sorted; see `image_names`.
+
+    Raises:
+        DataError: The folder holds no image, or a folder in it cannot be listed.
+    """
+    return [folder / name for name in image_names(folder)]
+
+
+def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = None) -> list[Listed]:
+    """Returns the image files below `folder`, sorted, with names relative to `root`.
+
+    The first subfolder is the identity; the path of two or more subfolders is the template. For `left_out` see
+    `image_names`.
+
+    Raises:
+        DataError: The folder holds no image, or a folder in it cannot be listed.
+    """
+    above = folder.relative_to(root).as_posix()
+    prefix = "" if above == "." else f"{above}/"
+    listed, last, identity, template = [], "", "", ""
+    for name in image_names(folder, left_out):
+        inside = name.rpartition("/")[0]
+        if inside != last:  # The images of a folder share the text of its name.
+            last, identity = inside, inside.partition("/")[0]
+            template = inside if "/" in inside else ""
+        listed.append(Listed(prefix + name, identity, template))
+    return listed
+
+
+def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
+    """Returns the names of the image files below a folder, relative to it, sorted.
+
+    An image is a file that Pillow opens. The suffix decides where it is a common one; the content of other files is
+    looked at. Links are followed. Hidden files and folders are left out.
+
+    Args:
+        folder: The folder.
+        left_out: Record to which what is left out is added, for callers that log it for many folders together. With
+            None it is logged here.
+
+    Returns:
+        Native names, in the order of the bytes of their parts, which is the same in every locale.
+
+    Raises:
+        DataError: The folder holds no image, or a folder in it cannot be listed.
+    """
+    own = LeftOut() if left_out is None else left_out
+    found = _walk(os.fsencode(folder), own)
+    if not found:
+        left = "" if left_out is not None or not str(own) else f"; left out: {own}"
+        raise DataError(f"{folder}: holds no image{left}; name a folder of images")
+    if left_out is None:
+        own.log(folder, len(found))
+    return list(map(os.fsdecode, found))
+
+
+def _walk(root: bytes, left_out: LeftOut) -> list[bytes]:
+    """Returns the sorted names of the images below `root`."""
+    found: list[bytes] = []
+    names, folders = _entries(root, [], left_out)
+    stack = [(b"", iter(names), folders)]  # The folders around the current place, with what is still to be looked at.
+    while stack:
+        prefix, rest, folders = stack[-1]
+        for name in rest:
+            if name in folders:
+                around = [os.path.join(root, one) for one, _, _ in stack]
+                names, below = _entries(os.path.join(root, prefix, name), around, left_out)
+                stack.append((prefix + name + b"/", iter(names), below))
+                break
+            found.append(prefix + name)
+        else:
+            stack.pop()
+    return found
+
+
+def _entries(folder: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:
+    """Returns the sorted names of the images and folders in a folder, and which of them are folders."""
+    names: list[bytes] = []
+    folders: set[bytes] = set()
+    suffixes = _image_suffixes()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b".") or name in _HIDDEN:
+                    left_out.add("hidden", name)
+                elif _is(entry, "is_dir"):
+                    if entry.is_symlink() and _leads_back(entry.path, [*around, folder]):
+                        left_out.add("links to a folder around them", name)
+                        continue
+                    folders.add(name)
+                    names.append(name)
+                elif not _is(entry, "is_file"):
+                    left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", name)
+                elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(entry.path, suffix):
+                    names.append(name)
+                else:
+                    left_out.suffixes[suffix] += 1
+    except OSError as problem:
+        place = os.fsdecode(problem.filename or folder)
+        raise DataError(
+            f"{place}: cannot be read ({problem.strerror or problem}); change its permissions, or move it away"
+        ) from problem
+    names.sort()
+    return names, folders
+
+
+def _is(entry: os.DirEntry[bytes], kind: str) -> bool:
+    """Returns `entry.is_dir()` or `entry.is_file()`; a link to itself is neither."""
+    try:
+        return getattr(entry, kind)()
+    except OSError as problem:
+        if problem.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def _leads_back(link: bytes, around: Sequence[bytes]) -> bool:
+    """Returns whether a link leads to one of the folders that it is in, so that to follow it would never end."""
+    target = os.stat(link)
+    return any(os.path.samestat(target, os.stat(folder)) for folder in around)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Returns whether a name ends as those of images commonly do."""
+    return os.path.splitext(os.fsencode(name))[1].lower() in _image_suffixes()
+
+
+@functools.cache
+def _image_suffixes() -> frozenset[bytes]:
+    """Returns the suffixes of the common formats that Pillow opens on this machine."""
+    every = Image.registered_extensions().items()
+    return frozenset(suffix.encode() for suffix, format in every if format in _COMMON and format in Image.OPEN)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Returns the formats that Pillow recognises by the first bytes of a file."""
+    Image.init()
+    return [name for name, (_, accept) in Image.OPEN.items() if accept is not None and name not in _NOT_DECODED]
+
+
+def _is_image(path: bytes, suffix: bytes) -> bool:
+    """Returns whether Pillow opens a file of an unusual suffix, or of none.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if suffix in _NO_IMAGE:
+        return False
+    with open(path, "rb") as stream:
+        try:
+            Image.open(stream, formats=_formats()).close()
+        except (Image.UnidentifiedImageError, SyntaxError, ValueError, EOFError, TypeError, OverflowError):
+            return False
+        except Image.DecompressionBombError:  # It is an image, and decoding it will say what is wrong.
+            return True
+        except OSError as problem:
+            if problem.errno is None:  # Pillow's own, for a damaged header.
+                return False
+            raise
+    return True
