@@ -22,6 +22,18 @@ _COMMANDS = {
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
 }
+# What other programs call these commands.
+_SYNONYMS = {
+    "train": "run",
+    "launch": "run",
+    "eval": "test",
+    "evaluate": "test",
+    "embed": "predict",
+    "infer": "predict",
+    "extract": "predict",
+    "convert": "export",
+    "identify": "classify",
+}
 _ABOUT = """\
 plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
 commands start it on several ranks, and work with the files that it leaves in its output folder.
@@ -56,7 +68,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def make_parser() -> Parser:
     """Returns the parser of all commands."""
-    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES))
+    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES), synonyms=_SYNONYMS)
     parser.add_argument("--version", action="version", version=f"plsc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="<command>", title="commands")
     for command in _COMMANDS.values():

@@ -113,7 +113,7 @@ class Config:
     export_dir: str = ""
     model_save_dir: str = "./output"
     loss_type: str = "dist_arcface"
-    num_classes: int = 85742
+    num_classes: int = 85742  # 0 until training has counted the classes of the data, for 'auto'
     image_shape: tuple[int, int, int] = (3, 112, 112)
     margin: Any = None
     scale: float = 64.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,10 @@ from plsc.evaluation import trained
 from plsc.heads import Margin
 from plsc.machine.streams import open_closed_streams
 from plsc.optim import OptimizerOrFactory
+
+
+class NoSuchNameError(ConfigError, AttributeError):
+    """A method or attribute that `Entry` does not have."""
 
 
 class Entry:
@@ -104,11 +109,25 @@ class Entry:
     def __setattr__(self, name: str, value: Any) -> None:
         # A misspelt reader would otherwise be kept and never read.
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            setter = all_settings.nearest_setter(name) or "a setter"
             raise ConfigError(
                 f"Entry.{name} cannot be assigned; assign train_reader, test_reader, predict_reader, train_batch_size "
-                "or test_batch_size, or call a setter"
+                f"or test_batch_size, or call {setter}"
             )
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Explains a name that does not exist; Python calls this method for no other.
+
+        Raises:
+            NoSuchNameError: Always.
+        """
+        own = [one for one in dir(type(self)) if not one.startswith("_")]
+        alike = difflib.get_close_matches(name, own, 1, cutoff=0.8)
+        setter = all_settings.nearest_setter(name) if name.startswith("set_") else None
+        meant = setter or (alike[0] if alike else None)
+        hint = f"did you mean {meant}?" if meant else "help(plsc.Entry) lists what it has"
+        raise NoSuchNameError(f"Entry has no {name}; {hint}")
 
     def set_dataset_dir(self, directory: str) -> None:
         """Sets the folder of the training images and the test sets.
@@ -128,10 +147,11 @@ class Entry:
         """
         self._set("data_format", data_format, shuffle=shuffle)
 
-    def set_class_num(self, n: int) -> None:
+    def set_class_num(self, n: Union[int, str]) -> None:
         """Sets the number of classes.
 
-        Labels are in [0, n).
+        Args:
+            n: Labels are in [0, n). 'auto' takes the largest label of the data set folder plus one.
         """
         self._set("num_classes", n)
 

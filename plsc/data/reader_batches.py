@@ -65,9 +65,12 @@ class BatchMaker:
             bad = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
             if len(bad):
                 label = labels[bad[0]]
-                problem = "is negative; correct the reader"
+                problem = "is negative; correct the reader: labels count from 0"
                 if label >= 0:
-                    problem = f"is outside [0, {self._num_classes}); correct the reader or check set_class_num"
+                    problem = (
+                        f"is outside [0, {self._num_classes}), and the largest label of the batch is {labels.max()}; "
+                        f"call set_class_num with at least {labels.max() + 1}, or correct the reader"
+                    )
                 raise DataError(f"{where}, sample {bad[0]}: label {label} {problem}")
         return self._normalised(images, where), labels
 

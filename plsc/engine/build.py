@@ -8,15 +8,32 @@ from typing import Optional, Union
 
 from plsc import parallel
 from plsc.config import Config
+from plsc.data import sources
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.data.sources import open_images
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
+from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, build_head
 from plsc.storage import Retrying
+
+
+def count_classes(config: Config) -> None:
+    """Puts the number of classes of the data into the settings, for `set_class_num('auto')`.
+
+    Raises:
+        ConfigError: A `train_reader` replaces the data set folder; on every rank.
+        DataError: The classes cannot be counted; on every rank.
+    """
+    if config.num_classes:
+        return
+    if config.train_reader is not None:
+        raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
+    config.num_classes = parallel.from_rank_0(
+        lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
+    )
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
@@ -35,7 +52,9 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
             world_size=world_size,
         )
     return ImageLoader(
-        open_images(config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle),
+        sources.open_images(
+            config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle
+        ),
         image_shape=config.image_shape,
         batch_size=config.train_batch_size,
         augmentation=config.augmentation,

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from plsc.config import (
     LARGEST_COUNT,
+    LARGEST_TOTAL,
     LOSS_TYPES,
     Hdfs,
     HdfsUpload,
@@ -40,6 +41,15 @@ def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) ->
                 "shuffled in full"
             )
     return data_format, shuffle
+
+
+def num_classes(setter: str, n: Any) -> int:
+    """Returns the number of classes, 0 for 'auto'."""
+    if isinstance(n, str):
+        if n != "auto":
+            raise ConfigError(f"{setter}({shown(n)}): expected a number, or 'auto' to count the classes of the data")
+        return 0
+    return check_int(setter, n, 1, LARGEST_TOTAL)
 
 
 def augmentation(setter: str, mirror: bool = True, rotate: float = 0, translate: float = 0) -> Augmentation:

@@ -113,9 +113,9 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "num_classes",
-            _integer(1, config.LARGEST_TOTAL),
+            checks.num_classes,
             "the number of classes",
-            "labels are in `[0, n)`",
+            "labels are in `[0, n)`; `auto` takes the largest label of the data set folder plus one",
             setter="set_class_num",
         ),
         Setting(

@@ -30,6 +30,7 @@ _SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 _SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
 _SECONDS_BETWEEN_ENDS = 30.0  # after which the ranks that still run may be waiting
 _TAIL_LINES = 40
+_ERROR, _TRACEBACK = "plsc: error: ", "Traceback (most recent call last)"  # how lines about errors begin
 _STATUSES_OF_SIGNALS = {128 + number: number for number in SIGNALS}  # of a rank that was asked to save and end
 _BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
 _RANKS_PER_CORE = 4
@@ -70,12 +71,14 @@ class Failure:
         status: What `Popen.returncode` says.
         moment: When it ended, on the clock of `time.monotonic`.
         tail: Its last lines, each with its line end.
+        shown: The last lines of rank 0 if they are on this terminal already.
     """
 
     rank: int
     status: int
     moment: float
     tail: Sequence[str]
+    shown: Sequence[str] = ()
 
     @property
     def how(self) -> str:
@@ -97,8 +100,18 @@ class Failure:
     def text(self) -> str:
         """What to show of it: the last lines, in which the rank gives the reason unless something has killed it."""
         how = f"plsc: rank {self.rank} {self.how}; all ranks were stopped"
-        tail = f"The last lines of rank {self.rank}:\n{''.join(self.tail)}"
+        lines = unseen(self.tail, self.shown)
+        if not lines:
+            return f"{how}\n"
+        tail = f"The last lines of rank {self.rank}:\n{''.join(lines)}"
         return f"plsc: {tail}{how}\n" if self.status < 0 else f"{how}. {tail}"
+
+
+def unseen(tail: Sequence[str], shown: Sequence[str]) -> list[str]:
+    """Returns the lines of `tail` that are not part of a line in `shown`; all of them if they include a traceback."""
+    on_screen, tail = "".join(shown), list(tail)  # copies, since a process that is left behind may still write
+    lines = [line for line in tail if line.strip().removeprefix(_ERROR) not in on_screen]
+    return tail if lines and any(line.startswith(_TRACEBACK) for line in tail) else lines
 
 
 def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[str, str]:
@@ -159,6 +172,11 @@ class LocalRanks:
         """Whether all ranks have ended."""
         return len(self._ended) == len(self._processes)
 
+    @property
+    def shown(self) -> Sequence[str]:
+        """The last lines of rank 0, which are on this terminal; none on a machine without it."""
+        return self._tails[0] if self._first == 0 else ()
+
     def first_failure(self) -> Optional[Failure]:
         """Returns the first rank that failed, or None when none has.
 
@@ -166,7 +184,8 @@ class LocalRanks:
         too, or have had the time for it.
         """
         for number, moment in list(self._ended):
-            failure = Failure(self._first + number, self._processes[number].returncode, moment, self._tails[number])
+            status, tail = self._processes[number].returncode, self._tails[number]
+            failure = Failure(self._first + number, status, moment, tail, self.shown)
             is_saving = not self.have_ended and time.monotonic() - moment < _SECONDS_TO_SAVE
             if failure.status and (failure.request is None or not is_saving):
                 return failure
