@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import contextlib
 import os
@@ -19,6 +20,7 @@ from typing import Optional
 from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE, ConfigError
 from plsc.machine import threads
 from plsc.machine.memory import memory_limit, size_text
+from plsc.machine.streams import passed_on
 
 # Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid,
 # and has the rank end with this launcher.
@@ -296,6 +298,8 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
     if place.is_restart:
         environment["PLSC_RESTART"] = "1"
+    if rank == 0:
+        passed_on(environment)
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -304,12 +308,25 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
 def _collect(process: subprocess.Popen, tail: collections.deque[str], shown: bool) -> None:
     """Reads the stderr of a rank until its end, whatever becomes of this process's own: a full pipe would block it."""
     assert process.stderr is not None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with process.stderr as stream:
-        for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
-            text = line.decode("utf-8", "replace")
-            tail.append(text)
-            if shown:
+        begun = ""
+        for piece in iter(lambda: stream.read1(_LONGEST_LINE), b""):  # type: ignore[attr-defined]
+            text = decoder.decode(piece)
+            if shown:  # at once, because a progress bar does not end its line
                 say(text)
+            *lines, begun = (begun + text).split("\n")
+            tail.extend(f"{_last_state(line)}\n" for line in lines)
+            begun = begun[-_LONGEST_LINE:]
+    if begun:
+        tail.append(f"{_last_state(begun)}\n")
+        if shown:
+            say("\n")
+
+
+def _last_state(line: str) -> str:
+    """Returns what a terminal shows of a line that a progress bar has drawn again and again."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 def _thread(target: Callable[..., None], *arguments: object, **named: object) -> threading.Thread:
