@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -20,10 +18,12 @@ from plsc.config import Config
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
-from plsc.errors import STATUS_OF_MISTAKE, ConfigError, PlscError, exit_status_of
+from plsc.errors import ConfigError
 from plsc.evaluation import trained
 from plsc.heads import Margin
+from plsc.machine.signals import end_quietly
 from plsc.machine.streams import open_closed_streams
+from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory
 
 
@@ -53,7 +53,8 @@ class Entry:
 
     def __init__(self, *, settings: Optional[Mapping[str, Any]] = None) -> None:
         open_closed_streams()
-        _shorten_errors()
+        end_quietly()
+        shorten_errors(parallel.report_end)
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
         self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
@@ -680,7 +681,7 @@ class Entry:
 
     def _prepare(self) -> Config:
         """Returns a checked copy of the settings. Logs once what won over the script."""
-        _shorten_errors()
+        shorten_errors(parallel.report_end)
         news = [line for line, is_logged in self._overridden.items() if not is_logged]
         self._overridden = dict.fromkeys(self._overridden, True)
         return trained.prepare(self._config, news)
@@ -697,24 +698,3 @@ def _call(setter: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> 
 def _shown(value: Any) -> str:
     plain = isinstance(value, (bool, int, float, str, list, tuple, type(None), np.number))
     return repr(value) if plain else f"{type(value).__name__}(...)"
-
-
-def _shorten_errors() -> None:
-    """Makes an uncaught PlscError or Ctrl-C end the program with one line. Every other error keeps its traceback."""
-    if getattr(sys.excepthook, "plsc", False):
-        return
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
-        if issubclass(kind, PlscError):
-            print(f"plsc: error: {error}", file=sys.stderr, flush=True)
-        elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
-            print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
-        else:
-            previous(kind, error, traceback)
-        parallel.report_end(error)
-        if exit_status_of(error) == STATUS_OF_MISTAKE:
-            raise SystemExit(STATUS_OF_MISTAKE)
-
-    hook.plsc = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

@@ -89,7 +89,9 @@ def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[P
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network, prepare
 
-    config = prepare(settings.make_config(trained.settings_of(options)))
+    config = settings.make_config(trained.settings_of(options))
+    config.model = trained.custom_model(options)
+    config = prepare(config)
     network, config = open_network("search", config)
     _check_network(options, index, network.emb_dim, network.image_shape)
     if index.meta["model"] not in (None, network.model):

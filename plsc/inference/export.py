@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -242,12 +243,27 @@ def _write(
     return files, meta
 
 
+class _Named(paddle.nn.Layer):
+    """A network whose `forward` has the first parameter `self`, which `paddle.jit` knows by that name only."""
+
+    def __init__(self, network: paddle.nn.Layer) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Embeds a batch, [B, C, H, W] -> [B, D]."""
+        return self.network(images)
+
+
 def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, int]) -> list[Path]:
     """Writes the network in Paddle's format; returns the files with its program and its parameters.
 
     Paddle reports no error if the disk is full. The files then cannot be converted or run, or hold zeros.
     """
     spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
+    if next(iter(inspect.signature(type(network).forward).parameters), "self") != "self":
+        network = _Named(network)
     try:
         paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
     except Exception as problem:  # Paddle raises exceptions of many types for layers that it cannot translate.

@@ -15,6 +15,7 @@ from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference.export_folder import open_export
+from plsc.machine.uncaught import shorten_errors
 from plsc.metrics.vectors import unit_rows
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
@@ -48,6 +49,7 @@ class Predictor:
     """
 
     def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+        shorten_errors()
         if not isinstance(path, (str, Path)):
             raise ConfigError(f"Predictor: path={path!r}: expected the folder of an export")
         check_int("Predictor: batch_size", batch_size, 1)

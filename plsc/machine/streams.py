@@ -37,7 +37,7 @@ def open_closed_streams() -> None:
 
 
 def shows_bars() -> bool:
-    """Returns whether progress bars can be seen: stderr is a terminal, or the launcher of this rank passes it to one."""
+    """Returns whether progress bars can be seen: stderr is a terminal, or the launcher of the rank passes it to one."""
     # The processes that a rank starts inherit the variable.
     is_passed_on = os.environ.get(_PASSED_ON) == str(os.getppid())
     return is_passed_on or (sys.stderr is not None and sys.stderr.isatty())
