@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -21,10 +22,13 @@ from plsc.engine.trainer import train
 from plsc.errors import ConfigError
 from plsc.evaluation import trained
 from plsc.heads import Margin
+from plsc.machine import random_state
 from plsc.machine.signals import end_quietly
 from plsc.machine.streams import open_closed_streams
 from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory
+
+logger = logging.getLogger("plsc")
 
 
 class NoSuchNameError(ConfigError, AttributeError):
@@ -57,6 +61,7 @@ class Entry:
         shorten_errors(parallel.report_end)
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
+        self._model_seed: Optional[int] = None  # Paddle's seed when the model was set; None once it has been trained
         self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
         for source, given in all_settings.from_environment().items():
             all_settings.override_all(self._config, given, source)
@@ -174,6 +179,8 @@ class Entry:
     def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
         """Sets how training images are changed at random.
 
+        The images of a `train_reader` are changed only after a call of this setter, and must then be uint8.
+
         Args:
             mirror: Whether to mirror half of the images, and to average embeddings over the mirror image in tests.
             rotate: The largest angle, in degrees.
@@ -213,6 +220,7 @@ class Entry:
                 with `stop_gradient` are not trained. Layers in evaluation mode stay in it.
         """
         self._set("model", model)
+        self._model_seed = random_state.initial_seed()
 
     def set_emb_size(self, n: int) -> None:
         """Sets the size of the embedding."""
@@ -397,7 +405,10 @@ class Entry:
         self._set("strategy", strategy)
 
     def set_seed(self, n: int) -> None:
-        """Sets the seed of the weights, the shuffling, the augmentation and dropout."""
+        """Sets the seed of the weights, the shuffling, the augmentation and dropout.
+
+        The weights that a custom model draws when it is made follow `paddle.seed`, to be called before.
+        """
         self._set("seed", n)
 
     def set_val_targets(self, targets: str) -> None:
@@ -590,7 +601,9 @@ class Entry:
                 and exit status 1.
         """
         with self._action():
-            result, self._backbone = train(self._prepare())
+            config = self._prepare()
+            self._log_unused_seed()
+            result, self._backbone = train(config)
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -685,6 +698,18 @@ class Entry:
         news = [line for line, is_logged in self._overridden.items() if not is_logged]
         self._overridden = dict.fromkeys(self._overridden, True)
         return trained.prepare(self._config, news)
+
+    def _log_unused_seed(self) -> None:
+        """Logs that `set_seed` comes too late for the first weights of a custom model, once for each model."""
+        model, seed, drawn_with, self._model_seed = self._config.model, self._config.seed, self._model_seed, None
+        if model is not None and model.parameters() and seed and drawn_with not in (None, seed):
+            logger.info(
+                "set_seed(%d) does not reach the first weights of %s, which was made before; call paddle.seed(%d) "
+                "before you make it",
+                seed,
+                type(model).__name__,
+                seed,
+            )
 
 
 def _call(setter: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
     """Returns a loader of the user's reader or, without one, of the images of the data set."""
     rank, world_size = parallel.rank(), parallel.world_size()
     if config.train_reader is not None:
+        wanted = config.augmentation  # by default a reader augments its images itself
         return ReaderLoader(
             name="train_reader",
             reader=config.train_reader,
@@ -48,6 +49,7 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
             num_images=config.train_image_num,
             batch_size=config.train_batch_size,
             seed=config.seed,
+            augmentation=wanted if wanted.chosen and wanted.changes else None,
             rank=rank,
             world_size=world_size,
         )

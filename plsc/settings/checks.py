@@ -58,6 +58,7 @@ def augmentation(setter: str, mirror: bool = True, rotate: float = 0, translate:
         mirror=check_bool(f"{setter}: mirror", mirror),
         rotate=check_float(f"{setter}: rotate", rotate, 0, 180),
         translate=check_float(f"{setter}: translate", translate, 0, 1),
+        chosen=True,
     )
 
 
