@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
-from plsc.commands import convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
+from plsc.commands import classify, convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -16,6 +16,7 @@ _COMMANDS = {
     "report": report,
     "export": export,
     "predict": predict,
+    "classify": classify,
     "index": index,
     "search": search,
     "plan": plan,

@@ -15,7 +15,7 @@ import paddle
 
 from plsc import parallel
 from plsc import settings as all_settings
-from plsc.config import Config
+from plsc.config import Config, check_bool
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
@@ -61,6 +61,7 @@ class Entry:
         shorten_errors(parallel.report_end)
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
+        self._last_checkpoint: Optional[str] = None
         self._model_seed: Optional[int] = None  # Paddle's seed when the model was set; None once it has been trained
         self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
         for source, given in all_settings.from_environment().items():
@@ -160,6 +161,15 @@ class Entry:
             n: Labels are in [0, n). 'auto' takes the largest label of the data set folder plus one.
         """
         self._set("num_classes", n)
+
+    def set_class_names(self, names: Union[str, Sequence[str], None]) -> None:
+        """Sets the names of the classes, which checkpoints and exports keep for `plsc classify`.
+
+        Args:
+            names: The name of each class, in the order of their numbers; or a UTF-8 text file with one name on each
+                line. None, the default, knows no names.
+        """
+        self._set("class_names", names)
 
     def set_train_image_num(self, n: int) -> None:
         """Sets the number of training images, for readers that cannot tell it.
@@ -604,6 +614,7 @@ class Entry:
             config = self._prepare()
             self._log_unused_seed()
             result, self._backbone = train(config)
+            self._last_checkpoint = result["checkpoint"]
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -658,6 +669,7 @@ class Entry:
         precision: str = "float32",
         calibration: Union[str, Path, None] = None,
         force: bool = False,
+        with_classes: bool = False,
     ) -> Path:
         """Exports the model of the last `train`, or else that of the checkpoint folder, into the model save folder.
 
@@ -667,6 +679,8 @@ class Entry:
             calibration: Images like those to embed, in a form that `predict` takes. int8 needs them. The export is
                 compared with the model on up to 256 of them, or else on noise.
             force: Whether an export whose embeddings differ too much from the model's is written, with a warning.
+            with_classes: Whether the export also holds the class centres of the checkpoint, or of the one that the last
+                `train` saved, for `Predictor.classify`.
 
         Returns:
             The folder, for `plsc.Predictor`. Its other files are left alone.
@@ -677,7 +691,13 @@ class Entry:
         """
         with self._action():
             return trained.convert(
-                self._prepare(), self._backbone, format, precision=precision, calibration=calibration, force=force
+                self._prepare(),
+                self._backbone,
+                format,
+                precision=precision,
+                calibration=calibration,
+                force=force,
+                classes_from=self._checkpoint_with_classes() if check_bool("with_classes", with_classes) else None,
             )
 
     def _set(self, name: str, *arguments: Any, **named: Any) -> None:
@@ -698,6 +718,20 @@ class Entry:
         news = [line for line, is_logged in self._overridden.items() if not is_logged]
         self._overridden = dict.fromkeys(self._overridden, True)
         return trained.prepare(self._config, news)
+
+    def _checkpoint_with_classes(self) -> str:
+        """Returns the checkpoint that holds the class centres of the model to export.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        found = self._config.checkpoint_dir if self._backbone is None else self._last_checkpoint
+        if not found:
+            raise ConfigError(
+                "convert_for_prediction(with_classes=True): no checkpoint holds the class centres; train with "
+                "set_model_save_dir, or name a checkpoint with set_checkpoint_dir"
+            )
+        return found
 
     def _log_unused_seed(self) -> None:
         """Logs that `set_seed` comes too late for the first weights of a custom model, once for each model."""

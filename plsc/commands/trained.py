@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -16,6 +16,8 @@ from plsc.machine import launch
 if TYPE_CHECKING:
     import paddle
 
+    from plsc.config import Config
+    from plsc.data.collection import Collection
     from plsc.entry import Entry
 
 _Settings = Mapping[str, Any]
@@ -87,6 +89,34 @@ def custom_model(options: argparse.Namespace) -> Optional[paddle.nn.Layer]:
 
     meta = open_checkpoint(Path(options.checkpoint), partial=True).meta
     return make_model(options.model_from, {name: meta[name] for name in ("emb_dim", "image_shape", "num_classes")})
+
+
+def prepared_config(options: argparse.Namespace) -> Config:
+    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`."""
+    from plsc.evaluation.trained import prepare
+
+    config = settings.make_config(settings_of(options))
+    config.model = custom_model(options)
+    return prepare(config)
+
+
+def image_paths(paths: Sequence[Path]) -> list[Path]:
+    """Returns the images that a command line names, and those in the folders that it names.
+
+    Raises:
+        DataError: A folder holds no image.
+    """
+    from plsc.data.image_lists import image_files
+
+    return [image for path in paths for image in (image_files(path) if path.is_dir() else [path])]
+
+
+def collection_of(images: Sequence[Path]) -> Collection:
+    """Returns image files as something that an `Embedder` takes."""
+    from plsc.data.collection import ImageFiles
+    from plsc.data.image_lists import Listed
+
+    return ImageFiles(Path(), [Listed(str(image)) for image in images])
 
 
 def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _Settings = _NONE) -> dict[str, Any]:

@@ -24,16 +24,21 @@ def count_classes(config: Config) -> None:
     """Puts the number of classes of the data into the settings, for `set_class_num('auto')`.
 
     Raises:
-        ConfigError: A `train_reader` replaces the data set folder; on every rank.
+        ConfigError: A `train_reader` replaces the data set folder, or there are more or fewer names than classes; on
+            every rank.
         DataError: The classes cannot be counted; on every rank.
     """
-    if config.num_classes:
-        return
-    if config.train_reader is not None:
-        raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
-    config.num_classes = parallel.from_rank_0(
-        lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
-    )
+    if not config.num_classes:
+        if config.train_reader is not None:
+            raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
+        config.num_classes = parallel.from_rank_0(
+            lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
+        )
+    if config.class_names and len(config.class_names) != config.num_classes:
+        raise ConfigError(
+            f"set_class_names gives {len(config.class_names):,} names, and there are {config.num_classes:,} classes; "
+            "give one for each"
+        )
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:

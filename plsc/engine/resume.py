@@ -89,6 +89,8 @@ def open_save_dir(
     found = find_candidates(save_dir)
     source = _resume_if_wanted(state, save_dir, found, restart_of)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.age)
+    if source is not None and config.class_names is None and "class_names" in source.meta:
+        config.class_names = tuple(source.meta["class_names"])
     state.began = _began(found, source, uploaded)
     aside = None
     if source is None:

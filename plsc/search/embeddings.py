@@ -90,7 +90,7 @@ def check_source(meta: dict[str, Any]) -> None:
     Raises:
         ValueError: A part of it has another type than `predict` wrote.
     """
-    for name in ("model", "source", "images"):
+    for name in ("model", "export", "source", "images"):
         if meta.get(name) is not None:
             as_text(meta[name])
     if meta.get("image_shape") is not None:

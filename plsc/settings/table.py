@@ -119,6 +119,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             setter="set_class_num",
         ),
         Setting(
+            "class_names",
+            checks.class_names,
+            "the names of the classes, in the order of their numbers",
+            "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
+            "[`plsc classify`](use.md#which-class-is-this)",
+        ),
+        Setting(
             "train_image_num",
             _integer(1, config.LARGEST_TOTAL),
             "the number of training images, for readers that cannot tell it",
