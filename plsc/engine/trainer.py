@@ -46,7 +46,7 @@ from plsc.machine import random_state
 from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
-from plsc.models.base_model import check_rows, inputs_of
+from plsc.models.base_model import check_is_frozen, check_rows, inputs_of
 from plsc.models.modes import TrainingModes
 
 _SECONDS_TO_UPLOAD = 40.0  # after a signal; clusters grant a minute or less
@@ -304,6 +304,8 @@ class Trainer:
         with amp.autocast(self.config.mixed_precision):
             embedding = self.model(*inputs_of(self.backbone, paddle.to_tensor(images), paddle.to_tensor(labels)))
         check_rows(self.backbone, embedding, len(images))
+        if embedding.stop_gradient:
+            check_is_frozen(self.backbone)
         return embedding.astype("float32")
 
     def save(self, name: str) -> None:
