@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -29,6 +29,25 @@ from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory
 
 logger = logging.getLogger("plsc")
+
+
+_ends_at_actions = False
+
+
+class _ActionReachedError(BaseException):
+    """A script has come to an action. It is no `Exception`, so that the script does not handle it."""
+
+
+@contextlib.contextmanager
+def ends_at_actions() -> Iterator[None]:
+    """Leaves the `with` block at the first action of any `Entry`, for those who want a script's definitions alone."""
+    global _ends_at_actions
+    _ends_at_actions = True
+    try:
+        with contextlib.suppress(_ActionReachedError):
+            yield
+    finally:
+        _ends_at_actions = False
 
 
 class NoSuchNameError(ConfigError, AttributeError):
@@ -709,6 +728,8 @@ class Entry:
 
     def _action(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context that fails on all ranks when it fails on one."""
+        if _ends_at_actions:
+            raise _ActionReachedError
         parallel.initialise()
         return parallel.action(60 * self._config.rank_timeout)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from plsc.errors import ConfigError, one_line
 
@@ -56,12 +55,10 @@ def make_model(text: str, sizes: Mapping[str, Any]) -> paddle.nn.Layer:
         ) from problem
 
 
-class _ActionReachedError(BaseException):
-    """The script has called an action of `Entry`. It is no `Exception`, so that the script does not handle it."""
-
-
 def _run(path: Path, text: str) -> ModuleType:
     """Runs a script up to the first action of an `Entry`, and returns it as a module."""
+    from plsc.entry import ends_at_actions
+
     _provide_fluid()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -69,7 +66,7 @@ def _run(path: Path, text: str) -> ModuleType:
     sys.modules[path.stem] = module  # paddle.jit looks for the source of the model there
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        with _without_actions(), contextlib.suppress(_ActionReachedError):
+        with ends_at_actions():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:
         raise ConfigError(
@@ -77,22 +74,6 @@ def _run(path: Path, text: str) -> ModuleType:
             "without arguments"
         ) from problem
     return module
-
-
-@contextlib.contextmanager
-def _without_actions() -> Iterator[None]:
-    """Makes every action of every `Entry` raise `_ActionReachedError` while the block runs."""
-    from plsc.entry import Entry
-
-    def stop(entry: Entry) -> NoReturn:
-        raise _ActionReachedError
-
-    action = Entry._action
-    Entry._action = stop  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        Entry._action = action  # type: ignore[method-assign]
 
 
 def _provide_fluid() -> None:
