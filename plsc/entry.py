@@ -182,11 +182,13 @@ class Entry:
         self._set("num_classes", n)
 
     def set_class_names(self, names: Union[str, Sequence[str], None]) -> None:
-        """Sets the names of the classes, which checkpoints and exports keep for `plsc classify`.
+        """Sets the names of the classes, in the order of their numbers.
+
+        Checkpoints and exports keep them for `plsc classify`.
 
         Args:
-            names: The name of each class, in the order of their numbers; or a UTF-8 text file with one name on each
-                line. None, the default, knows no names.
+            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default, knows no
+                names.
         """
         self._set("class_names", names)
 

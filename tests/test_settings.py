@@ -56,7 +56,8 @@ class Custom(BaseModel):
 ASKED = {
     "dataset_dir": (("script",), "line", "line"),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
-    "num_classes": ((5,), 7, 7),
+    "num_classes": ((5,), "auto", 0),
+    "class_names": ((["a"],), ["b", "c"], ("b", "c")),
     "train_image_num": ((5,), 7, 7),
     "image_shape": (((3, 32, 32),), [3, 64, 64], (3, 64, 64)),
     "augmentation": ((False, 5, 0.1), {"rotate": 9}, Augmentation(True, 9.0, 0.0)),

@@ -97,11 +97,11 @@ def known_words(has_text: bool = True) -> dict[str, str]:
     Args:
         has_text: Whether to leave out the settings that only a script can set.
     """
-    known = dict(_SYNONYMS)
+    known: dict[str, str] = {}
     for one in SETTINGS.values():
         if one.has_text or not has_text:
             known[one.setter.removeprefix("set_")] = known[one.name] = one.name
-    return known
+    return {**known, **_SYNONYMS}
 
 
 def nearest_setter(word: str) -> Optional[str]:

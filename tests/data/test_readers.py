@@ -67,7 +67,7 @@ GOOD = np.zeros(SHAPE, np.float32)
         ((np.zeros(5), 0), "shape"),
         (("text", 0), "not an array"),
         ((GOOD, 10), r"label 10 is outside \[0, 10\)"),
-        ((GOOD, -1), "label -1 is negative; correct the reader$"),
+        ((GOOD, -1), "label -1 is negative; correct the reader: labels count from 0$"),
         ((GOOD, 1.5), "not an integer"),
         ((GOOD, [1, 2]), "not an integer"),
         (GOOD, "not a pair"),
