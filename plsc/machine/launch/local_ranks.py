@@ -103,8 +103,8 @@ class Failure:
         """What to show of it: the last lines, in which the rank gives the reason unless something has killed it."""
         how = f"plsc: rank {self.rank} {self.how}; all ranks were stopped"
         lines = unseen(self.tail, self.shown)
-        if not lines:
-            return f"{how}\n"
+        if not lines:  # an error of plsc stays the last line
+            return "" if self.tail and self.tail[-1].startswith(_ERROR) else f"{how}\n"
         tail = f"The last lines of rank {self.rank}:\n{''.join(lines)}"
         return f"plsc: {tail}{how}\n" if self.status < 0 else f"{how}. {tail}"
 
