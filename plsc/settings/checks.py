@@ -64,7 +64,7 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
         where = f"{setter}({str(names)!r})"
         try:
             names = Path(check_str(setter, names)).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as problem:
+        except (OSError, ValueError) as problem:  # the latter for bytes that are not UTF-8, also in the name
             reason = getattr(problem, "strerror", None) or "not UTF-8"
             raise ConfigError(
                 f"{where}: the file cannot be read ({reason}); name a text file with one class name on each line"

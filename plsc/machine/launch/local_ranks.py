@@ -32,7 +32,7 @@ _SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 _SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
 _SECONDS_BETWEEN_ENDS = 30.0  # after which the ranks that still run may be waiting
 _TAIL_LINES = 40
-_ERROR, _TRACEBACK = "plsc: error: ", "Traceback (most recent call last)"  # how lines about errors begin
+_ERROR = "plsc: error: "  # how the line about an error of plsc begins
 _STATUSES_OF_SIGNALS = {128 + number: number for number in SIGNALS}  # of a rank that was asked to save and end
 _BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
 _RANKS_PER_CORE = 4
@@ -110,10 +110,11 @@ class Failure:
 
 
 def unseen(tail: Sequence[str], shown: Sequence[str]) -> list[str]:
-    """Returns the lines of `tail` that are not part of a line in `shown`; all of them if they include a traceback."""
-    on_screen, tail = "".join(shown), list(tail)  # copies, since a process that is left behind may still write
-    lines = [line for line in tail if line.strip().removeprefix(_ERROR) not in on_screen]
-    return tail if lines and any(line.startswith(_TRACEBACK) for line in tail) else lines
+    """Returns the last lines of a rank, or nothing if rank 0 has shown them all, or the error of plsc at their end."""
+    on_screen, lines = "".join(shown), list(tail)  # copies, since a process that is left behind may still write
+    if lines and lines[-1].startswith(_ERROR) and lines[-1].strip().removeprefix(_ERROR) in on_screen:
+        return []
+    return [] if all(line in on_screen for line in lines) else lines
 
 
 def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[str, str]:
