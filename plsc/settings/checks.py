@@ -61,7 +61,7 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
         return None
     where = setter
     if isinstance(names, (str, os.PathLike)):
-        where = f"{setter}({str(names)!r})"
+        where = f"{setter}({shown(str(names))})"
         try:
             names = Path(check_str(setter, names)).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         except (OSError, ValueError) as problem:  # the latter for bytes that are not UTF-8, also in the name
@@ -75,7 +75,7 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
         raise ConfigError(f"{where}: {len(names):,} names are too many; at most {MOST_NAMES:,} are kept")
     found = tuple(name.strip() for name in names)
     for number, name in enumerate(found):
-        if not name or len(name.splitlines()) > 1:
+        if not name or len(name.splitlines()) > 1 or not name.isprintable():
             raise ConfigError(
                 f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line"
             )
