@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from plsc.machine.processor import MKL_VARIABLE, compute_in_float32, use_fast_mkl
+from plsc.machine.quiet_import import quiet_import
 from plsc.machine.threads import set_threads_per_rank
 from plsc.version import __version__
 
@@ -26,6 +27,7 @@ if importlib.util.find_spec("paddle") is None:
 
 # Paddle reads the number of threads once, when it loads its math libraries.
 set_threads_per_rank()
+quiet_import()
 compute_in_float32()
 if not use_fast_mkl():
     logging.getLogger("plsc").warning(

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, Optional
@@ -78,11 +78,19 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         examples: Command lines, shown below the options.
+        synonyms: Other words that users try, and what to suggest for each: `{"train": "run"}`.
         description: Paragraphs, separated by an empty line. They are filled to the width of the terminal.
         options: Arguments of `ArgumentParser`.
     """
 
-    def __init__(self, *, examples: Sequence[str] = (), description: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        examples: Sequence[str] = (),
+        synonyms: Optional[Mapping[str, str]] = None,
+        description: str = "",
+        **options: Any,
+    ) -> None:
         width = min(shutil.get_terminal_size().columns - 2, _WIDEST)
         if examples:
             options["epilog"] = "\n".join(["examples:", *(f"  {line}" for line in examples)])
@@ -91,6 +99,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             allow_abbrev=False, formatter_class=formatter, description="\n\n".join(filled) or None, **options
         )
+        self.synonyms = dict(synonyms or {})
         self._given: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -110,10 +119,13 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, message: str) -> str:
         known, wrong = self._words(message)
+        meant = {**self.synonyms, **{word: word for word in known}}
         for word in wrong:
-            alike = difflib.get_close_matches(word, known, 1)
+            if word.endswith(".py") and "run" in known:
+                return f"; to run a script, write {self.prog} run {word}"
+            alike = difflib.get_close_matches(word, meant, 1)
             if alike:
-                return f"; did you mean {alike[0]} instead of {word}?"
+                return f"; did you mean {meant[alike[0]]} instead of {word}?"
         return ""
 
     def _words(self, message: str) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
-from plsc.commands import convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
+from plsc.commands import classify, convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -16,11 +16,24 @@ _COMMANDS = {
     "report": report,
     "export": export,
     "predict": predict,
+    "classify": classify,
     "index": index,
     "search": search,
     "plan": plan,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
+}
+# What other programs call these commands.
+_SYNONYMS = {
+    "train": "run",
+    "launch": "run",
+    "eval": "test",
+    "evaluate": "test",
+    "embed": "predict",
+    "infer": "predict",
+    "extract": "predict",
+    "convert": "export",
+    "identify": "classify",
 }
 _ABOUT = """\
 plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
@@ -56,7 +69,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def make_parser() -> Parser:
     """Returns the parser of all commands."""
-    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES))
+    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES), synonyms=_SYNONYMS)
     parser.add_argument("--version", action="version", version=f"plsc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="<command>", title="commands")
     for command in _COMMANDS.values():

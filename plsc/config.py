@@ -39,6 +39,7 @@ LARGEST_EMBEDDING = 1 << 16
 LARGEST_SIDE = 4096
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+MOST_NAMES = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Config:
     dataset_dir: str = "./train_data"
     data_format: str = "auto"
     shuffle: Optional[str] = None
+    class_names: Optional[tuple[str, ...]] = None
     train_image_num: Optional[int] = None
     train_epochs: int = 120
     warmup_epochs: int = 0
@@ -113,7 +115,7 @@ class Config:
     export_dir: str = ""
     model_save_dir: str = "./output"
     loss_type: str = "dist_arcface"
-    num_classes: int = 85742
+    num_classes: int = 85742  # 0 until training has counted the classes of the data, for 'auto'
     image_shape: tuple[int, int, int] = (3, 112, 112)
     margin: Any = None
     scale: float = 64.0
@@ -154,6 +156,7 @@ class Config:
     overrides: dict[str, str] = field(default_factory=dict)
 
     OBJECTS: ClassVar = (
+        "class_names",  # too many for a record of settings
         "margin_object",
         "model",
         "optimizer",

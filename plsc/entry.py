@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
-import sys
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -15,16 +15,43 @@ import paddle
 
 from plsc import parallel
 from plsc import settings as all_settings
-from plsc.config import Config
+from plsc.config import Config, check_bool
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
-from plsc.errors import STATUS_OF_MISTAKE, ConfigError, PlscError, exit_status_of
+from plsc.errors import ConfigError
 from plsc.evaluation import trained
 from plsc.heads import Margin
-from plsc.machine.names import readable, unwritable_name
+from plsc.machine import random_state
+from plsc.machine.signals import end_quietly
 from plsc.machine.streams import open_closed_streams
+from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory
+
+logger = logging.getLogger("plsc")
+
+
+_ends_at_actions = False
+
+
+class _ActionReachedError(BaseException):
+    """A script has come to an action. It is no `Exception`, so that the script does not handle it."""
+
+
+@contextlib.contextmanager
+def ends_at_actions() -> Iterator[None]:
+    """Leaves the `with` block at the first action of any `Entry`, for those who want a script's definitions alone."""
+    global _ends_at_actions
+    _ends_at_actions = True
+    try:
+        with contextlib.suppress(_ActionReachedError):
+            yield
+    finally:
+        _ends_at_actions = False
+
+
+class NoSuchNameError(ConfigError, AttributeError):
+    """A method or attribute that `Entry` does not have."""
 
 
 class Entry:
@@ -49,9 +76,12 @@ class Entry:
 
     def __init__(self, *, settings: Optional[Mapping[str, Any]] = None) -> None:
         open_closed_streams()
-        _shorten_errors()
+        end_quietly()
+        shorten_errors(parallel.report_end)
         self._config = Config()
         self._backbone: Optional[paddle.nn.Layer] = None
+        self._last_checkpoint: Optional[str] = None
+        self._model_seed: Optional[int] = None  # Paddle's seed when the model was set; None once it has been trained
         self._overridden: dict[str, bool] = {}  # lines for the log, and whether they are there already
         for source, given in all_settings.from_environment().items():
             all_settings.override_all(self._config, given, source)
@@ -105,11 +135,25 @@ class Entry:
     def __setattr__(self, name: str, value: Any) -> None:
         # A misspelt reader would otherwise be kept and never read.
         if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            setter = all_settings.nearest_setter(name) or "a setter"
             raise ConfigError(
                 f"Entry.{name} cannot be assigned; assign train_reader, test_reader, predict_reader, train_batch_size "
-                "or test_batch_size, or call a setter"
+                f"or test_batch_size, or call {setter}"
             )
         super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Explains a name that does not exist; Python calls this method for no other.
+
+        Raises:
+            NoSuchNameError: Always.
+        """
+        own = [one for one in dir(type(self)) if not one.startswith("_")]
+        alike = difflib.get_close_matches(name, own, 1, cutoff=0.8)
+        setter = all_settings.nearest_setter(name) if name.startswith("set_") else None
+        meant = setter or (alike[0] if alike else None)
+        hint = f"did you mean {meant}?" if meant else "help(plsc.Entry) lists what it has"
+        raise NoSuchNameError(f"Entry has no {name}; {hint}")
 
     def set_dataset_dir(self, directory: str) -> None:
         """Sets the folder of the training images and the test sets.
@@ -129,12 +173,24 @@ class Entry:
         """
         self._set("data_format", data_format, shuffle=shuffle)
 
-    def set_class_num(self, n: int) -> None:
+    def set_class_num(self, n: Union[int, str]) -> None:
         """Sets the number of classes.
 
-        Labels are in [0, n).
+        Args:
+            n: Labels are in [0, n). 'auto' takes the largest label of the data set folder plus one.
         """
         self._set("num_classes", n)
+
+    def set_class_names(self, names: Union[str, Sequence[str], None]) -> None:
+        """Sets the names of the classes, in the order of their numbers.
+
+        Checkpoints and exports keep them for `plsc classify`.
+
+        Args:
+            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default, knows no
+                names.
+        """
+        self._set("class_names", names)
 
     def set_train_image_num(self, n: int) -> None:
         """Sets the number of training images, for readers that cannot tell it.
@@ -153,6 +209,8 @@ class Entry:
 
     def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
         """Sets how training images are changed at random.
+
+        The images of a `train_reader` are changed only after a call of this setter, and must then be uint8.
 
         Args:
             mirror: Whether to mirror half of the images, and to average embeddings over the mirror image in tests.
@@ -193,6 +251,7 @@ class Entry:
                 with `stop_gradient` are not trained. Layers in evaluation mode stay in it.
         """
         self._set("model", model)
+        self._model_seed = random_state.initial_seed()
 
     def set_emb_size(self, n: int) -> None:
         """Sets the size of the embedding."""
@@ -377,7 +436,10 @@ class Entry:
         self._set("strategy", strategy)
 
     def set_seed(self, n: int) -> None:
-        """Sets the seed of the weights, the shuffling, the augmentation and dropout."""
+        """Sets the seed of the weights, the shuffling, the augmentation and dropout.
+
+        The weights that a custom model draws when it is made follow `paddle.seed`, to be called before.
+        """
         self._set("seed", n)
 
     def set_val_targets(self, targets: str) -> None:
@@ -570,7 +632,10 @@ class Entry:
                 and exit status 1.
         """
         with self._action():
-            result, self._backbone = train(self._prepare())
+            config = self._prepare()
+            self._log_unused_seed()
+            result, self._backbone = train(config)
+            self._last_checkpoint = result["checkpoint"]
         return result
 
     def test(self) -> dict[str, dict[str, Any]]:
@@ -625,6 +690,7 @@ class Entry:
         precision: str = "float32",
         calibration: Union[str, Path, None] = None,
         force: bool = False,
+        with_classes: bool = False,
     ) -> Path:
         """Exports the model of the last `train`, or else that of the checkpoint folder, into the model save folder.
 
@@ -634,6 +700,8 @@ class Entry:
             calibration: Images like those to embed, in a form that `predict` takes. int8 needs them. The export is
                 compared with the model on up to 256 of them, or else on noise.
             force: Whether an export whose embeddings differ too much from the model's is written, with a warning.
+            with_classes: Whether the export also holds the class centres of the checkpoint, or of the one that the last
+                `train` saved, for `Predictor.classify`.
 
         Returns:
             The folder, for `plsc.Predictor`. Its other files are left alone.
@@ -644,7 +712,13 @@ class Entry:
         """
         with self._action():
             return trained.convert(
-                self._prepare(), self._backbone, format, precision=precision, calibration=calibration, force=force
+                self._prepare(),
+                self._backbone,
+                format,
+                precision=precision,
+                calibration=calibration,
+                force=force,
+                classes_from=self._checkpoint_with_classes() if check_bool("with_classes", with_classes) else None,
             )
 
     def _set(self, name: str, *arguments: Any, **named: Any) -> None:
@@ -656,15 +730,43 @@ class Entry:
 
     def _action(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context that fails on all ranks when it fails on one."""
+        if _ends_at_actions:
+            raise _ActionReachedError
         parallel.initialise()
         return parallel.action(60 * self._config.rank_timeout)
 
     def _prepare(self) -> Config:
         """Returns a checked copy of the settings. Logs once what won over the script."""
-        _shorten_errors()
+        shorten_errors(parallel.report_end)
         news = [line for line, is_logged in self._overridden.items() if not is_logged]
         self._overridden = dict.fromkeys(self._overridden, True)
         return trained.prepare(self._config, news)
+
+    def _checkpoint_with_classes(self) -> str:
+        """Returns the checkpoint that holds the class centres of the model to export.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        found = self._config.checkpoint_dir if self._backbone is None else self._last_checkpoint
+        if not found:
+            raise ConfigError(
+                "convert_for_prediction(with_classes=True): no checkpoint holds the class centres; train with "
+                "set_model_save_dir, or name a checkpoint with set_checkpoint_dir"
+            )
+        return found
+
+    def _log_unused_seed(self) -> None:
+        """Logs that `set_seed` comes too late for the first weights of a custom model, once for each model."""
+        model, seed, drawn_with, self._model_seed = self._config.model, self._config.seed, self._model_seed, None
+        if model is not None and model.parameters() and seed and drawn_with not in (None, seed):
+            logger.info(
+                "set_seed(%d) does not reach the first weights of %s, which was made before; call paddle.seed(%d) "
+                "before you make it",
+                seed,
+                type(model).__name__,
+                seed,
+            )
 
 
 def _call(setter: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:
@@ -678,26 +780,3 @@ def _call(setter: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> 
 def _shown(value: Any) -> str:
     plain = isinstance(value, (bool, int, float, str, list, tuple, type(None), np.number))
     return repr(value) if plain else f"{type(value).__name__}(...)"
-
-
-def _shorten_errors() -> None:
-    """Makes an uncaught PlscError or Ctrl-C end the program with one line. Every other error keeps its traceback."""
-    if getattr(sys.excepthook, "plsc", False):
-        return
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
-        if issubclass(kind, PlscError):
-            print(f"plsc: error: {readable(str(error))}", file=sys.stderr, flush=True)
-        elif isinstance(error, UnicodeEncodeError) and (problem := unwritable_name(error)):
-            print(f"plsc: error: {problem}", file=sys.stderr, flush=True)
-        elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
-            print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
-        else:
-            previous(kind, error, traceback)
-        parallel.report_end(error)
-        if exit_status_of(error) == STATUS_OF_MISTAKE:
-            raise SystemExit(STATUS_OF_MISTAKE)
-
-    hook.plsc = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

@@ -326,3 +326,18 @@ def test_convert_checkpoint_prints_json(monkeypatch, capsys):
     monkeypatch.setattr(convert, "convert", lambda source, target, ranks: None)
     assert cli.main(["convert-checkpoint", "a", "b", "--ranks", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": "b", "ranks": 2}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["trian"], "did you mean run instead of trian?"),
+        (["train"], "did you mean run instead of train?"),
+        (["embed"], "did you mean predict instead of embed?"),
+        (["train.py"], "to run a script, write {program} run train.py"),
+        (["plan", "--class-num", "4"], "did you mean --set num_classes=... instead of --class-num?"),
+        (["plan", "--epochs=4"], "did you mean --set train_epochs=... instead of --epochs?"),
+    ],
+)
+def test_words_of_other_programs_are_answered_with_those_of_plsc(words, said, capsys):
+    assert refused(cli.make_parser, words, capsys).endswith(said.format(program=arguments.program()))

@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,15 @@ from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 
+MISSPELT = [
+    ("set_batch_size", "set_train_batch_size"),
+    ("set_learning_rate", "set_lr"),
+    ("set_class_number", "set_class_num"),
+    ("set_modle", "set_model"),
+    ("set_epochs", "set_train_epochs"),
+    ("trian", "train"),
+    ("fit", "help(plsc.Entry)"),
+]
 REFUSED = [
     ("set_train_batch_size", 0),
     ("set_data_format", "png"),
@@ -251,3 +261,22 @@ def test_folders_may_be_paths(tmp_path):
 def test_settings_of_another_type_are_refused(settings):
     with pytest.raises(ConfigError, match="expected a mapping of names and values, such as"):
         Entry(settings=settings)
+
+
+@pytest.mark.parametrize("name, meant", MISSPELT)
+def test_a_name_that_does_not_exist_is_answered_with_the_one_that_was_meant(name, meant):
+    with pytest.raises(ConfigError, match=f"Entry has no {name}; .*{re.escape(meant)}"):
+        getattr(Entry(), name)
+    assert not hasattr(Entry(), name)
+    with pytest.raises(ConfigError, match="Entry.learning_rate cannot be assigned; .* or call set_lr"):
+        Entry().learning_rate = 0.1
+
+
+def test_class_names_come_from_a_list_or_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("苹果\r\nred apple \n", encoding="utf-8-sig")
+    ins = Entry()
+    for given in (["苹果", "red apple"], str(tmp_path / "names.txt"), tmp_path / "names.txt"):
+        ins.set_class_names(given)
+        assert ins._config.class_names == ("苹果", "red apple")
+    ins.set_class_names(None)
+    assert ins._config.class_names is None

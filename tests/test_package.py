@@ -35,6 +35,12 @@ def test_threads_are_shared_by_the_ranks_unless_the_user_chose(given, ranks, exp
     assert process.stdout.split()[-1] == str(expected), process.stderr
 
 
+def test_paddle_is_imported_without_warnings_and_with_the_threads_that_were_chosen():
+    code = "import plsc, os, paddle; print(os.environ['OMP_NUM_THREADS'])"
+    process = python(code, OMP_NUM_THREADS="2")
+    assert (process.stdout, process.stderr) == ("2\n", "")
+
+
 def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):

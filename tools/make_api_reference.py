@@ -96,7 +96,7 @@ def _default(setting: Any) -> str:
     """A default as a reader would write it."""
     value = setting.default
     if dataclasses.is_dataclass(value):
-        values = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        values = [getattr(value, field.name) for field in dataclasses.fields(value) if field.repr]
         return ", ".join(map(_plain, values if len(values) <= 4 else values[:1]))
     return ", ".join(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
 

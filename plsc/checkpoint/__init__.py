@@ -16,6 +16,7 @@ from plsc.checkpoint.folder import (
     recover,
 )
 from plsc.checkpoint.load import (
+    HeadFiles,
     load_backbone,
     load_common_head,
     load_head,
@@ -34,6 +35,7 @@ __all__ = [
     "Age",
     "Checkpoint",
     "DamagedError",
+    "HeadFiles",
     "Saved",
     "Stream",
     "Writer",

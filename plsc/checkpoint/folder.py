@@ -56,6 +56,7 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "began": as_number,
     "launches": lambda value: [as_text(one) for one in as_list(value)],
     "model": as_text,
+    "class_names": lambda value: [as_text(one) for one in as_list(value)],
     "loss_type": as_text,
     "emb_dim": lambda value: as_integer(value, 1),
     "image_shape": lambda value: as_integers(value, 1, 3),

@@ -36,10 +36,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--force", action="store_true", help="write an export whose embeddings differ too much from the network's"
     )
+    parser.add_argument(
+        "--with-classes",
+        action="store_true",
+        help="also write the class centres, with which Predictor.classify and plsc classify --model name the class of "
+        "an image",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     entry = trained.entry_of(options, {"model_save_dir": options.output})
-    entry.convert_for_prediction(options.format, options.precision, options.calibration, force=options.force)
+    entry.convert_for_prediction(
+        options.format,
+        options.precision,
+        options.calibration,
+        force=options.force,
+        with_classes=options.with_classes,
+    )
     return 0

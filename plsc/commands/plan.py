@@ -60,8 +60,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     config = _config(options)
-    if "num_classes" not in config.overrides:
-        options.wrong_usage("--classes is required, or num_classes in --set or --config")
+    if "num_classes" not in config.overrides or not config.num_classes:
+        options.wrong_usage("--classes is required, or the number num_classes in --set or --config")
 
     from plsc.engine import forecast
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from plsc import settings
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.errors import ConfigError
@@ -53,15 +51,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.data.image_folders import image_files
-    from plsc.machine.logs import set_up_logging
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
 
     if options.page is not None:
         check_page(options.page)
-    set_up_logging(0)
-    images = [image for path in options.images for image in (image_files(path) if os.path.isdir(path) else [path])]
+    images = trained.image_paths(options.images)
     index = SearchIndex(options.index)
     embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)
@@ -86,30 +81,46 @@ def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[
     from plsc.inference.predictor import Predictor
 
     predictor = Predictor(options.model, _BATCH, flip=bool(index.meta["flip"]))
-    _check_network(options, index, predictor.emb_dim, predictor.image_shape)
+    _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
+    _check_network(options, index, predictor.network, predictor.digest)
     return predictor.embed(images)
 
 
 def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    from plsc.data.collection import ImageFiles
-    from plsc.data.image_lists import Listed
     from plsc.evaluation.embedder import Embedder
-    from plsc.evaluation.trained import open_network, prepare
+    from plsc.evaluation.trained import open_network
 
-    config = prepare(settings.make_config(trained.settings_of(options)))
-    network, config = open_network("search", config)
-    _check_network(options, index, network.emb_dim, network.image_shape)
-    if index.meta["model"] not in (None, network.model):
+    network, config = open_network("search", trained.prepared_config(options))
+    _check_sizes(options, index, network.emb_dim, network.image_shape)
+    _check_network(options, index, network.model)
+    return Embedder(network, config, flip=bool(index.meta["flip"])).embed(trained.collection_of(images))
+
+
+def _check_network(
+    options: argparse.Namespace, index: SearchIndex, network: Optional[str], export: Optional[str] = None
+) -> None:
+    """Refuses another network than that of the index, as far as both record which network that is.
+
+    Args:
+        options: The command line.
+        index: The index.
+        network: The sha256 of the trained network.
+        export: The sha256 of the export, if it is one.
+    """
+    same = [
+        found == made
+        for found, made in ((network, index.meta["model"]), (export, index.meta["export"]))
+        if found is not None and made is not None
+    ]
+    if same and not any(same):
         raise ConfigError(
-            f"{options.checkpoint}: {options.index} was made with another network, whose embeddings cannot be "
-            "compared with those of this one; name that checkpoint, or embed the images again and make a new index"
+            f"{options.model or options.checkpoint}: {options.index} was made with another network, whose embeddings "
+            "cannot be compared with those of this one; name that network, or embed the images again and make a new "
+            "index"
         )
-    return Embedder(network, config, flip=bool(index.meta["flip"])).embed(
-        ImageFiles(Path(), [Listed(str(image)) for image in images])
-    )
 
 
-def _check_network(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:
+def _check_sizes(options: argparse.Namespace, index: SearchIndex, emb_dim: int, image_shape: Sequence[int]) -> None:
     named = options.model or options.checkpoint
     if emb_dim != index.emb_dim:
         raise ConfigError(

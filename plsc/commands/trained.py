@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
 from plsc.errors import ConfigError
 from plsc.machine import launch
 
 if TYPE_CHECKING:
+    import paddle
+
+    from plsc.config import Config
+    from plsc.data.collection import Collection
     from plsc.entry import Entry
 
 _Settings = Mapping[str, Any]
@@ -21,11 +25,22 @@ _NONE: _Settings = {}
 
 
 def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
-    """Adds `--checkpoint`, `--set` and `--config`, and with `exports` also `--model`, which replaces `--checkpoint`."""
+    """Adds the options that choose the network, `--set` and `--config`.
+
+    Args:
+        parser: The parser of the command.
+        exports: Whether `--model`, an export, can replace `--checkpoint`.
+    """
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--checkpoint", metavar="DIR", help="folder of the checkpoint, such as output/19")
     if exports:
         network.add_argument("--model", metavar="DIR", help="folder of an export, instead of a checkpoint")
+    parser.add_argument(
+        "--model-from",
+        metavar="FILE:NAME",
+        help="script and class of a custom model, such as train.py:Net, for the checkpoint of one; NAME may also be a "
+        "function that returns the model",
+    )
     settings.add_options(parser)
 
 
@@ -46,10 +61,62 @@ def on_ranks(options: argparse.Namespace, action: Callable[[], int]) -> int:
 
 
 def entry_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _Settings = _NONE) -> Entry:
-    """Returns an `Entry` with the settings of `settings_of`."""
+    """Returns an `Entry` with the settings of `settings_of`, and the model of `--model-from`."""
     from plsc.entry import Entry
 
-    return Entry(settings=settings_of(options, own, defaults))
+    entry = Entry(settings=settings_of(options, own, defaults))
+    model = custom_model(options)
+    if model is not None:
+        entry.set_model(model)
+    return entry
+
+
+def custom_model(options: argparse.Namespace) -> Optional[paddle.nn.Layer]:
+    """Returns the model of `--model-from`, with the sizes of the checkpoint; None without that option.
+
+    Raises:
+        ConfigError: The script does not define it, or `--model` names an export, which needs no script.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    if options.model_from is None:
+        return None
+    if getattr(options, "model", None):
+        raise ConfigError(
+            "--model-from is for the checkpoint of a custom model, and --model is an export; leave it out"
+        )
+    from plsc.checkpoint import open_checkpoint
+    from plsc.commands.model_file import make_model
+
+    meta = open_checkpoint(Path(options.checkpoint), partial=True).meta
+    return make_model(options.model_from, {name: meta[name] for name in ("emb_dim", "image_shape", "num_classes")})
+
+
+def prepared_config(options: argparse.Namespace) -> Config:
+    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`."""
+    from plsc.evaluation.trained import prepare
+
+    config = settings.make_config(settings_of(options))
+    config.model = custom_model(options)
+    return prepare(config)
+
+
+def image_paths(paths: Sequence[Path]) -> list[Path]:
+    """Returns the images that a command line names, and those in the folders that it names.
+
+    Raises:
+        DataError: A folder holds no image.
+    """
+    from plsc.data.image_folders import image_files
+
+    return [image for path in paths for image in (image_files(path) if path.is_dir() else [path])]
+
+
+def collection_of(images: Sequence[Path]) -> Collection:
+    """Returns image files as something that an `Embedder` takes."""
+    from plsc.data.collection import ImageFiles
+    from plsc.data.image_lists import Listed
+
+    return ImageFiles(Path(), [Listed(str(image)) for image in images])
 
 
 def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _Settings = _NONE) -> dict[str, Any]:
@@ -71,23 +138,24 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
     if getattr(options, "model", None):
         network, place = {}, {"export_dir": options.model}
     else:
-        network, place = _settings_of_checkpoint(options.checkpoint), {"checkpoint_dir": options.checkpoint}
+        network, place = _settings_of_checkpoint(options), {"checkpoint_dir": options.checkpoint}
     return {"model_save_dir": "", **defaults, **network, **chosen, **place, **given}
 
 
-def _settings_of_checkpoint(folder: str) -> dict[str, Any]:
+def _settings_of_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     from plsc.checkpoint import open_checkpoint
     from plsc.models import MODEL_NAMES
 
+    folder = options.checkpoint
     meta = open_checkpoint(Path(folder)).meta
-    if meta["model"] not in MODEL_NAMES:
+    is_custom = options.model_from is not None
+    if meta["model"] not in MODEL_NAMES and not is_custom:
         raise ConfigError(
-            f"{folder}: its model {meta['model']!r} is a custom one, which only the script knows; call set_model, "
-            "set_checkpoint_dir and the action in the script, or export the model there and name the export with "
-            "--model"
+            f"{folder}: its model {meta['model']!r} is a custom one; name the script and the class that define it, as "
+            f"in --model-from train.py:{meta['model']}"
         )
     return {
-        "model_name": meta["model"],
+        **({} if is_custom else {"model_name": meta["model"]}),
         "image_shape": meta["image_shape"],
         "emb_dim": meta["emb_dim"],
         "num_classes": meta["num_classes"],

@@ -84,7 +84,7 @@ class Base64Files:
         if manifest.largest_label >= num_classes:
             raise DataError(
                 f"{where}: the largest label is {manifest.largest_label}, outside [0, {num_classes}); "
-                "check set_class_num, or correct the label and split the data again"
+                f"call set_class_num({manifest.largest_label + 1}), or correct the label and split the data again"
             )
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)

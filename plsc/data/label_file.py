@@ -123,11 +123,30 @@ def _parse_line(line: bytes, where: str, num_classes: int) -> tuple[str, int]:
         label = int(text)
     except ValueError as error:
         raise DataError(f"{where}: label {text[:40]!r} is not an integer; each line must be 'path label'") from error
-    if not 0 <= label < num_classes:
+    if label < 0:
+        raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
+    if label >= num_classes:
+        largest = largest_label(Path(where.rpartition(":")[0]))
         raise DataError(
-            f"{where}: label {label} is outside [0, {num_classes}); correct the label or check set_class_num"
+            f"{where}: label {label} is outside [0, {num_classes}), and the largest label of the file is {largest}; "
+            f"call set_class_num({largest + 1}), or correct the labels, which count from 0"
         )
     return path, label
+
+
+def largest_label(path: Path) -> int:
+    """Returns the largest label of a label file, -1 if it has none. Lines with other mistakes do not count.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    largest = -1
+    for _, line in lines_of(path):
+        try:
+            largest = max(largest, int(columns_of(line)[1]))
+        except (ValueError, IndexError):
+            continue
+    return largest
 
 
 def _check_files(source: LabelFile) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc.data.transforms import normalize
+from plsc.data.transforms import Augmentation, augment, normalize
 from plsc.errors import DataError
 
 logger = logging.getLogger("plsc")
@@ -27,14 +27,20 @@ class BatchMaker:
         image_shape: Shape of one image, (C, H, W).
         num_classes: Number of classes, which labels must be below. With None the reader need not yield labels, and
             every label of the result is -1.
+        augmentation: Random changes to uint8 images; None changes none.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: Optional[int]) -> None:
+    def __init__(
+        self, image_shape: Sequence[int], num_classes: Optional[int], augmentation: Optional[Augmentation] = None
+    ) -> None:
         self._image_shape = tuple(image_shape)
         self._num_classes = num_classes
+        self._augmentation = augmentation
         self._warned = False
 
-    def __call__(self, samples: Any, where: str, are_samples: bool = False) -> Batch:
+    def __call__(
+        self, samples: Any, where: str, are_samples: bool = False, seed: Optional[Sequence[int]] = None
+    ) -> Batch:
         """Converts one batch.
 
         Args:
@@ -42,6 +48,7 @@ class BatchMaker:
                 dimensions of the first array tell them apart, never the length of the list.
             where: Where the batch comes from, for error messages.
             are_samples: Whether the batch is known to be a list of samples.
+            seed: Seed of the random changes to this batch; None changes nothing.
 
         Raises:
             DataError: The batch has another form, or its images or labels do not fit the settings.
@@ -65,11 +72,28 @@ class BatchMaker:
             bad = np.flatnonzero((labels < 0) | (labels >= self._num_classes))
             if len(bad):
                 label = labels[bad[0]]
-                problem = "is negative; correct the reader"
+                problem = "is negative; correct the reader: labels count from 0"
                 if label >= 0:
-                    problem = f"is outside [0, {self._num_classes}); correct the reader or check set_class_num"
+                    problem = (
+                        f"is outside [0, {self._num_classes}), and the largest label of the batch is {labels.max()}; "
+                        f"call set_class_num with at least {labels.max() + 1}, or correct the reader"
+                    )
                 raise DataError(f"{where}, sample {bad[0]}: label {label} {problem}")
+        if self._augmentation is not None and seed is not None:
+            images = self._augmented(images, where, seed)
         return self._normalised(images, where), labels
+
+    def _augmented(self, images: np.ndarray, where: str, seed: Sequence[int]) -> np.ndarray:
+        """Returns randomly changed images, uint8 [b, C, H, W]."""
+        assert self._augmentation is not None
+        if images.dtype != np.uint8:
+            raise DataError(
+                f"{where}: set_augmentation changes uint8 images, and these are float32; yield uint8 pixels, which "
+                "plsc normalises, or augment in the reader and leave set_augmentation out"
+            )
+        rng = np.random.default_rng(seed)
+        pixels = images.transpose(0, 2, 3, 1)
+        return np.stack([augment(one, self._augmentation, rng) for one in pixels]).transpose(0, 3, 1, 2)
 
     def _arrays(self, arrays: Sequence[Any], where: str) -> Batch:
         """Converts images [b, ...] and labels [b] or [b, 1]."""

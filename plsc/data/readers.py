@@ -14,6 +14,7 @@ import paddle
 from plsc import parallel
 from plsc.data.reader_batches import Batch, BatchMaker
 from plsc.data.sampler import epoch_indices
+from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, DataError, shown
 
 logger = logging.getLogger("plsc")
@@ -113,7 +114,8 @@ class ReaderLoader:
         num_classes: Number of classes. With None labels are not needed, and every label of a batch is -1.
         num_images: Number of images of all ranks, for a reader that has no length; None if it is unknown.
         batch_size: Batch size of a Dataset; also used to derive the number of batches from `num_images`.
-        seed: Seed of the order of a Dataset; None keeps its own order.
+        seed: Seed of the order of a Dataset and of the changes to images; None keeps its order.
+        augmentation: Random changes to uint8 images; None changes none.
         rank: Rank of this process.
         world_size: Number of ranks.
 
@@ -132,12 +134,13 @@ class ReaderLoader:
         num_images: Optional[int],
         batch_size: int,
         seed: Optional[int] = None,
+        augmentation: Optional[Augmentation] = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         self._name = name
         self._reader = reader
-        self._make_batch = BatchMaker(image_shape, num_classes)
+        self._make_batch = BatchMaker(image_shape, num_classes, augmentation)
         self._batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
@@ -209,7 +212,8 @@ class ReaderLoader:
                 if step < start_step:
                     continue
                 are_samples = isinstance(self._reader, paddle.io.Dataset)
-                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}", are_samples)
+                seed = None if self._seed is None else (self._seed, epoch, step, self._rank)
+                batch = self._make_batch(samples, f"{self._name}, epoch {epoch}, batch {step}", are_samples, seed)
                 if not _put(ready, batch, stop):
                     return
             if step < 0:

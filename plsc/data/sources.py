@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Optional, Protocol
 
 import numpy as np
 
 from plsc.data.base64_parts import MANIFEST_NAME, load_manifest
 from plsc.data.base64_source import Base64Files
-from plsc.data.label_file import read_label_file
+from plsc.data.label_file import largest_label, read_label_file
 from plsc.errors import DataError
 
 DATA_FORMATS = ("auto", "jpeg", "base64")
@@ -75,3 +76,29 @@ def open_images(
             "shuffle out"
         )
     return read_label_file(folder, num_classes)
+
+
+def count_classes(folder: str, data_format: str = "auto") -> int:
+    """Returns the number of classes of a data set folder: its largest label plus one.
+
+    Args:
+        folder: Folder that holds `label.txt`, or base64 data that has been split for the ranks.
+        data_format: As for `open_images`.
+
+    Raises:
+        DataError: The folder holds no labels that can be counted.
+    """
+    manifest = None if data_format == "jpeg" else load_manifest(folder)
+    if manifest is not None:
+        return manifest.largest_label + 1
+    path = Path(folder, "label.txt")
+    try:
+        count = largest_label(path) + 1
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read the label file ({error.strerror or error}), so set_class_num('auto') cannot count "
+            "the classes; check the data set directory, or give their number"
+        ) from error
+    if not count:
+        raise DataError(f"{path}: no line has a label; write one 'path label' per line")
+    return count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,11 @@ import numpy as np
 
 from plsc.data.collection import Collection, open_collection
 from plsc.data.pair_sets import PairSet, of_verification, read_pairs
-from plsc.data.verification import describe_sets, load_verification
+from plsc.data.verification import load_verification
 from plsc.errors import DataError
+
+_NAMED, _LOOKED_AT = 8, 100  # test sets in a message, and entries of a folder
+_OTHER_LISTS = ("label.txt", "file_list.txt", "classes.txt")
 
 
 @dataclass
@@ -87,9 +92,41 @@ def _find(folder: Path, target: str, image_shape: Sequence[int]) -> EvaluationSe
     if path.is_dir():
         return identities_of(path)
     raise DataError(
-        f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; "
-        f"{describe_sets(str(folder))}"
+        f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; {_held_by(folder)}; "
+        "name the sets with set_val_targets (--targets in plsc test), or train without a test with set_with_test(False)"
     )
+
+
+def _held_by(folder: Path) -> str:
+    """Returns which test sets a folder seems to hold, for error messages."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(name for name in (_set_name(entry) for entry in entries) if name)
+    except OSError as error:
+        return f"{folder} cannot be listed ({error.strerror or error})"
+    if not found:
+        return f"{folder} holds no test sets"
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"{folder} holds {', '.join(found[:_NAMED])}{more}"
+
+
+def _set_name(entry: os.DirEntry[str]) -> str:
+    """Returns how to name an entry of a folder as a test set; '' if it cannot be one."""
+    path = Path(entry.path)
+    if path.suffix == ".bin" and entry.is_file():
+        return path.stem
+    if path.suffix == ".txt" and path.name not in _OTHER_LISTS and entry.is_file():
+        return path.stem
+    return f"{path.name} (folder)" if entry.is_dir() and _has_folders(path) else ""
+
+
+def _has_folders(folder: Path) -> bool:
+    """Returns whether one of the first entries of a folder is a folder, as in `<identity>/<image>`."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.is_dir() for entry in itertools.islice(entries, _LOOKED_AT))
+    except OSError:
+        return False
 
 
 def identities_of(folder: Path) -> IdentitySet:

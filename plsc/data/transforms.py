@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,11 +24,18 @@ class Augmentation:
         mirror: Whether to flip the image left to right with probability 1/2.
         rotate: Largest angle, in degrees.
         translate: Largest shift, as a fraction of the side.
+        chosen: Whether the user has chosen it, so that images of a reader are changed too.
     """
 
     mirror: bool = True
     rotate: float = 0.0
     translate: float = 0.0
+    chosen: bool = field(default=False, compare=False, repr=False)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes any image."""
+        return bool(self.mirror or self.rotate or self.translate)
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:

@@ -8,21 +8,44 @@ from typing import Optional, Union
 
 from plsc import parallel
 from plsc.config import Config
+from plsc.data import sources
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.data.sources import open_images
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
+from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, build_head
 from plsc.storage import Retrying
+
+
+def count_classes(config: Config) -> None:
+    """Puts the number of classes of the data into the settings, for `set_class_num('auto')`.
+
+    Raises:
+        ConfigError: A `train_reader` replaces the data set folder, or there are more or fewer names than classes; on
+            every rank.
+        DataError: The classes cannot be counted; on every rank.
+    """
+    if not config.num_classes:
+        if config.train_reader is not None:
+            raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
+        config.num_classes = parallel.from_rank_0(
+            lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
+        )
+    if config.class_names and len(config.class_names) != config.num_classes:
+        raise ConfigError(
+            f"set_class_names gives {len(config.class_names):,} names, and there are {config.num_classes:,} classes; "
+            "give one for each"
+        )
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
     """Returns a loader of the user's reader or, without one, of the images of the data set."""
     rank, world_size = parallel.rank(), parallel.world_size()
     if config.train_reader is not None:
+        wanted = config.augmentation  # by default a reader augments its images itself
         return ReaderLoader(
             name="train_reader",
             reader=config.train_reader,
@@ -31,11 +54,14 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
             num_images=config.train_image_num,
             batch_size=config.train_batch_size,
             seed=config.seed,
+            augmentation=wanted if wanted.chosen and wanted.changes else None,
             rank=rank,
             world_size=world_size,
         )
     return ImageLoader(
-        open_images(config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle),
+        sources.open_images(
+            config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle
+        ),
         image_shape=config.image_shape,
         batch_size=config.train_batch_size,
         augmentation=config.augmentation,

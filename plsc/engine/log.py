@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,9 +18,12 @@ from plsc import parallel
 from plsc.engine.callbacks import Callback, Run, Step
 from plsc.errors import ConfigError, TrainingError
 from plsc.evaluation.log import log_test
+from plsc.machine.streams import shows_bars
 from plsc.metrics.records import finite
 
 logger = logging.getLogger("plsc")
+
+_SECONDS_TO_FIRST_LINE = 5.0  # with `set_log_period` alone, it would come after minutes on a slow machine
 
 
 class MetricsFile:
@@ -89,7 +91,8 @@ def _is_torn(path: Path) -> bool:
 class ProgressLog(Callback):
     """The log of a training: loss, speed, remaining time, accuracy and tests.
 
-    It shows a progress bar on a terminal and plain lines elsewhere, and always writes to `metrics.jsonl`.
+    It shows a progress bar on a terminal and plain lines elsewhere, and always writes to `metrics.jsonl`. The first
+    line comes after the first step that ends more than 5 s after the beginning, if that is before `log_period` steps.
     """
 
     def __init__(self) -> None:
@@ -98,6 +101,7 @@ class ProgressLog(Callback):
         self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
         self._steps, self._samples, self._began = 0, 0, 0.0
         self._epoch, self._step_of_epoch = 0, 0  # of the last step
+        self._has_shown = False
 
     def state(self) -> dict[str, float]:
         """Returns the sums that are not recorded yet."""
@@ -109,7 +113,7 @@ class ProgressLog(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Shows the progress bar on a terminal."""
-        if parallel.rank() == 0 and sys.stderr.isatty():
+        if parallel.rank() == 0 and shows_bars():
             total = _total_steps(run)
             self._bar = tqdm(total=total, initial=run.progress.step, unit="step", dynamic_ncols=True)
         self._began = run.clock.seconds
@@ -128,6 +132,8 @@ class ProgressLog(Callback):
             self._bar.update()
         if run.progress.step % run.config.log_period == 0:
             self._flush(run)
+        elif not self._has_shown and run.clock.seconds - self._began >= _SECONDS_TO_FIRST_LINE:
+            self._show(run, run.last)
 
     def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
         """Shows and records the results of a test."""
@@ -155,12 +161,8 @@ class ProgressLog(Callback):
         """Shows and records the steps since the last record, if there are any."""
         if self._steps == 0 or run.last is None:
             return
-        sums, last = self._sums, run.last
-        elapsed = max(run.clock.seconds - self._began, 1e-9)
-        means: dict[str, float] = {"loss": sums["loss"] / sums["steps"]} if sums["steps"] else {}
-        if last.correct is not None and sums["samples"] > 0:
-            means.update(acc1=sums["top1"] / sums["samples"], acc5=sums["top5"] / sums["samples"])
-        speed = self._samples / elapsed
+        means, last = self._means(run.last), run.last
+        elapsed = self._elapsed(run)
         run.record(
             "train",
             step=run.progress.step,
@@ -168,26 +170,43 @@ class ProgressLog(Callback):
             time=_now(),
             lr=last.lr,
             loss=means.get("loss"),
-            images_per_second=speed,
+            images_per_second=self._samples / elapsed,
             loss_scaling=last.scale,
             skipped_steps=run.progress.skipped,
             acc1=means.get("acc1"),
             acc5=means.get("acc5"),
         )
-        text = _text_of(means, last, run.progress.skipped) + f", {speed:.1f} images/s"
+        self._show(run, last)
+        self._sums = dict.fromkeys(self._sums, 0)
+        self._steps, self._samples, self._began = 0, 0, run.clock.seconds
+
+    def _show(self, run: Run, last: Step) -> None:
+        """Shows the steps since the last record."""
+        self._has_shown = True
+        elapsed, means = self._elapsed(run), self._means(last)
+        text = _text_of(means, last, run.progress.skipped) + f", {self._samples / elapsed:.1f} images/s"
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {self._epoch}")
             self._bar.set_postfix_str(f"lr {last.lr:.4g}, {text}")
-        else:
-            of_epoch = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
-            line = f"epoch {self._epoch}, step {self._step_of_epoch}{of_epoch}, lr {last.lr:.6g}, {text}"
-            total = _total_steps(run)
-            if total is not None:
-                seconds = max(0, total - run.progress.step) * elapsed / self._steps
-                line += f", ETA {timedelta(seconds=round(seconds))}"
-            logger.info(line)
-        self._sums = dict.fromkeys(self._sums, 0)
-        self._steps, self._samples, self._began = 0, 0, run.clock.seconds
+            return
+        of_epoch = f"/{run.steps_per_epoch}" if run.steps_per_epoch else ""
+        line = f"epoch {self._epoch}, step {self._step_of_epoch}{of_epoch}, lr {last.lr:.6g}, {text}"
+        total = _total_steps(run)
+        if total is not None:
+            seconds = max(0, total - run.progress.step) * elapsed / self._steps
+            line += f", ETA {timedelta(seconds=round(seconds))}"
+        logger.info(line)
+
+    def _elapsed(self, run: Run) -> float:
+        return max(run.clock.seconds - self._began, 1e-9)
+
+    def _means(self, last: Step) -> dict[str, float]:
+        """Returns the mean loss and the accuracies of the steps since the last record that were not skipped."""
+        sums = self._sums
+        means = {"loss": sums["loss"] / sums["steps"]} if sums["steps"] else {}
+        if last.correct is not None and sums["samples"] > 0:
+            means.update(acc1=sums["top1"] / sums["samples"], acc5=sums["top5"] / sums["samples"])
+        return means
 
 
 def _text_of(means: Mapping[str, float], last: Step, skipped: int) -> str:

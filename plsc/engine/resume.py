@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -20,12 +21,17 @@ from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
 from plsc.config import Config
 from plsc.engine.state import TrainingState
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import ClassifierHead
+from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
+from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
 from plsc.storage import Retrying
 
 logger = logging.getLogger("plsc")
+
+_EARLIER = "earlier_"  # followed by a number, from 1
+_OTHERS_OF_A_RUN = ("metrics.jsonl", "run.json", "classes.txt", "scalars")
 
 
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
@@ -49,6 +55,8 @@ def open_save_dir(
     state: TrainingState, store: Optional[Retrying], resources: contextlib.ExitStack
 ) -> tuple[Optional[checkpoint.Writer], bool]:
     """Locks the save folder, cleans it up, and resumes from its newest good checkpoint where that is asked for.
+
+    A run that is not resumed is moved aside.
 
     Args:
         state: The training, before its first step.
@@ -81,11 +89,69 @@ def open_save_dir(
     found = find_candidates(save_dir)
     source = _resume_if_wanted(state, save_dir, found, restart_of)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.age)
+    if source is not None and config.class_names is None and "class_names" in source.meta:
+        config.class_names = tuple(source.meta["class_names"])
     state.began = _began(found, source, uploaded)
+    aside = None
+    if source is None:
+        aside = parallel.together(lambda: _set_aside(save_dir) if leads else None, "the earlier run, which it moves")
     state.launches = sorted(launches.union([] if source is None else source.meta.get("launches", [])))
     writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
+    if aside is not None:
+        resources.callback(_bring_back, save_dir, aside, writer)
     resources.callback(writer.close)
     return writer, source is not None
+
+
+def _set_aside(save_dir: Path) -> Optional[Path]:
+    """Moves what an earlier run left in a folder to `earlier_<n>` in that folder, so that no file of it is replaced.
+
+    Returns:
+        The new folder; None if there was no earlier run.
+
+    Raises:
+        ConfigError: It cannot be moved.
+    """
+    checkpoints = [folder for folder in checkpoint.list_checkpoints(save_dir) if (folder / "meta.json").is_file()]
+    if not checkpoints:
+        return None
+    others = [save_dir / name for name in _OTHERS_OF_A_RUN] + sorted(save_dir.glob(f"*{PAIRS_SUFFIX}"))
+    target = next(place for n in itertools.count(1) if not (place := save_dir / f"{_EARLIER}{n}").exists())
+    try:
+        target.mkdir()
+        for path in [*checkpoints, *others]:
+            if path.exists():
+                os.rename(path, target / path.name)
+        sync(target)
+        sync(save_dir)
+    except OSError as problem:
+        raise ConfigError(
+            f"{save_dir}: holds an earlier run, which cannot be moved to {target.name} "
+            f"({problem.strerror or problem}); choose another folder with set_model_save_dir, or resume the run with "
+            "set_resume(True)"
+        ) from None
+    logger.warning(
+        "%s held an earlier run, with %d checkpoint%s; it is now in %s, and set_resume(True) would have resumed it",
+        save_dir,
+        len(checkpoints),
+        "" if len(checkpoints) == 1 else "s",
+        target,
+    )
+    return target
+
+
+def _bring_back(save_dir: Path, aside: Path, writer: checkpoint.Writer) -> None:
+    """Undoes `_set_aside` if the new run has saved nothing, so that the earlier one can still be resumed."""
+    if writer.saved:
+        return
+    try:
+        for path in sorted(aside.iterdir()):
+            os.replace(path, save_dir / path.name)
+        aside.rmdir()
+    except OSError as problem:
+        logger.warning("%s: cannot be moved back to %s (%s)", aside, save_dir, problem.strerror or problem)
+    else:
+        logger.warning("nothing was saved, so the earlier run is in %s again", save_dir)
 
 
 @dataclass(frozen=True, order=True)
@@ -141,6 +207,9 @@ def _resume_if_wanted(
     source = resume_from_newest(state, save_dir, found)
     if source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
+        earlier = sorted(save_dir.glob(f"{_EARLIER}*"), key=os.path.getmtime)
+        if earlier:
+            logger.info("to resume the run in %s instead, move its files to %s", earlier[-1], save_dir)
     return source
 
 

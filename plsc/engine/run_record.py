@@ -19,13 +19,15 @@ from plsc.machine.json_files import json_text
 from plsc.machine.memory import machine_memory
 from plsc.version import __version__
 
-NAME = "run.json"
+NAME, CLASSES = "run.json", "classes.txt"
 
 
 def write_run_record(
     save_dir: Optional[Path], config: Config, run: str, resumed: bool, steps_per_epoch: Optional[int]
 ) -> None:
-    """Writes `<save_dir>/run.json` on rank 0; does nothing without a save folder.
+    """Writes `<save_dir>/run.json` on rank 0, and `classes.txt` if the classes have names.
+
+    Does nothing without a save folder.
 
     Args:
         save_dir: Folder of the run, or None.
@@ -54,6 +56,8 @@ def write_run_record(
     }
     try:
         replace_file(save_dir / NAME, json_text(record, indent=1).encode())
+        if config.class_names:
+            replace_file(save_dir / CLASSES, "".join(f"{name}\n" for name in config.class_names).encode())
     except OSError as problem:
         raise ConfigError(
             f"{save_dir / NAME}: cannot write there ({problem.strerror}); choose another folder with set_model_save_dir"

@@ -119,6 +119,7 @@ class TrainingState:
             "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
             "step": progress.step,
             "num_classes": head.num_classes,
+            **({"class_names": list(config.class_names)} if config.class_names else {}),
             "emb_dim": head.emb_dim,
             "loss_type": config.loss_type,
             "sharded": head.sharded,

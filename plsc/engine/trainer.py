@@ -18,7 +18,7 @@ from plsc.checkpoint.folder import score_of
 from plsc.config import Config
 from plsc.engine import forecast
 from plsc.engine.agreement import check_data, check_rate, check_settings
-from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader
+from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, count_classes
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
@@ -46,7 +46,7 @@ from plsc.machine import random_state
 from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
-from plsc.models.base_model import check_rows, inputs_of
+from plsc.models.base_model import check_is_frozen, check_rows, inputs_of
 from plsc.models.modes import TrainingModes
 
 _SECONDS_TO_UPLOAD = 40.0  # after a signal; clusters grant a minute or less
@@ -94,6 +94,7 @@ class Trainer:
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
 
+        count_classes(config)
         check_head_fits(config)
         steps = self.open_data()
 
@@ -303,6 +304,8 @@ class Trainer:
         with amp.autocast(self.config.mixed_precision):
             embedding = self.model(*inputs_of(self.backbone, paddle.to_tensor(images), paddle.to_tensor(labels)))
         check_rows(self.backbone, embedding, len(images))
+        if embedding.stop_gradient:
+            check_is_frozen(self.backbone)
         return embedding.astype("float32")
 
     def save(self, name: str) -> None:

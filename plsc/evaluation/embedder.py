@@ -25,6 +25,7 @@ from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
+from plsc.machine.streams import shows_bars
 from plsc.search.embeddings import EmbeddingsWriter, open_embeddings
 from plsc.version import __version__
 
@@ -158,7 +159,7 @@ class Embedder:
 
     def _shown(self, images: Collection, first: int) -> Iterator[np.ndarray]:
         """Yields what `_blocks` does, and shows the progress."""
-        hidden = None if self._progress and parallel.rank() == 0 else True  # With None a bar shows on a terminal only.
+        hidden = not (self._progress and parallel.rank() == 0 and shows_bars())
         blocks, done, began = self._blocks(images, first), first, time.monotonic()
         logged = began
         with tqdm(total=images.num_images, initial=first, unit="image", dynamic_ncols=True, disable=hidden) as bar:

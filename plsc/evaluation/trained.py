@@ -14,10 +14,13 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, check_bool
+from plsc.data.collection import Collection
 from plsc.errors import ConfigError
 from plsc.evaluation.build import build_evaluator, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
 from plsc.evaluation.log import log_test
+from plsc.inference.classes import Answer, CheckpointCentres
+from plsc.inference.classes import classify as find_classes
 from plsc.inference.export import export
 from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
@@ -136,9 +139,21 @@ def convert(
     format: str,
     precision: str,
     calibration: Union[str, Path, None],
+    *,
     force: bool = False,
+    classes_from: Optional[str] = None,
 ) -> Path:
-    """Does what `Entry.convert_for_prediction` documents, with prepared settings."""
+    """Does what `Entry.convert_for_prediction` documents, with prepared settings.
+
+    Args:
+        config: The settings.
+        backbone: The network of the last training of this process.
+        format: 'paddle' or 'onnx'.
+        precision: 'float32', 'float16' or 'int8'.
+        calibration: Images like those to embed.
+        force: Whether an export that disagrees with the network gives a warning instead of an error.
+        classes_from: The checkpoint whose class centres the export is to hold; None leaves them out.
+    """
     found = _find_backbone("convert_for_prediction", config, backbone)
     if not config.model_save_dir:
         raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
@@ -153,9 +168,33 @@ def convert(
         precision,
         None if calibration is None else Path(calibration),
         force=force,
+        class_names=_class_names(config),
+        centres=None if classes_from is None else CheckpointCentres(Path(classes_from)),
     )
     logger.info("exported to %s", folder)
     return folder
+
+
+def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]:
+    """Returns the classes that images most probably show, with the network and the head of the checkpoint.
+
+    Args:
+        config: Prepared settings, which name the checkpoint.
+        images: The images.
+        top: Number of answers for each image.
+    """
+    network, config = open_network("classify", config)
+    embeddings = Embedder(network, config, flip=False).embed(images)
+    centres = CheckpointCentres(Path(config.checkpoint_dir))
+    centres.names = config.class_names or centres.names
+    return find_classes(embeddings, centres, top)
+
+
+def _class_names(config: Config) -> Sequence[str]:
+    """Returns the names of the classes, as the settings or else the checkpoint know them."""
+    if config.class_names is not None or not config.checkpoint_dir:
+        return config.class_names or ()
+    return checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True).meta.get("class_names", ())
 
 
 def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> paddle.nn.Layer:

@@ -99,5 +99,7 @@ class GatheredLabels:
         wrong = labels[(labels < 0) | (labels >= num_classes)]
         if len(wrong):
             raise DataError(
-                f"rank {rank}: label {wrong[0]} is not in [0, {num_classes}); correct the labels, or call set_class_num"
+                f"rank {rank}: label {wrong[0]} is not in [0, {num_classes}), and the largest label of the batch is "
+                f"{labels.max()}; correct the labels, which count from 0, or call set_class_num with at least "
+                f"{max(num_classes, labels.max() + 1)}"
             )

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -21,10 +22,11 @@ import paddle
 from plsc import parallel
 from plsc.errors import ConfigError
 from plsc.inference import runtime
+from plsc.inference.classes import ClassCentres, write_centres
 from plsc.inference.comparison import cosines, disagreement, images_for_check
 from plsc.inference.export_folder import MANIFEST
 from plsc.inference.foreign import last_words
-from plsc.inference.networks import embed_batch
+from plsc.inference.networks import digest_of, embed_batch
 from plsc.inference.onnx_file import FEW, make_onnx
 from plsc.inference.precision import check_precision
 from plsc.machine import processor
@@ -50,6 +52,8 @@ def export(
     calibration: Optional[Path] = None,
     *,
     force: bool = False,
+    class_names: Sequence[str] = (),
+    centres: Optional[ClassCentres] = None,
 ) -> Path:
     """Exports the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B. Rank 0 does it.
 
@@ -66,6 +70,8 @@ def export(
         calibration: Folder or label file of images, on which the export is compared with the network, and from which
             int8 takes the ranges of its numbers. None compares on noise.
         force: Whether an export that disagrees with the network gives a warning instead of an error.
+        class_names: Name of each class; empty if they are unknown.
+        centres: The class centres that the export is to hold, for `Predictor.classify`; None leaves them out.
 
     Returns:
         `folder`.
@@ -96,6 +102,11 @@ def export(
                 source="random" if calibration is None else str(calibration),
                 force=force,
             )
+            meta["class_names"] = list(class_names)
+            if centres is not None:
+                with _writing(folder):
+                    written, meta["classes"] = write_centres(centres, meta["emb_dim"], temporary)
+                files += written
             _publish(files, meta, temporary, folder)
 
     parallel.from_rank_0(make, "the export")
@@ -236,11 +247,25 @@ def _write(
         "emb_dim": wanted.shape[1],
         "pixels": f"{'grey' if image_shape[0] == 1 else 'RGB'}, (x - 127.5) / 128",
         "cosine_with_network": agreement,
+        "network": digest_of(backbone),
         "model": type(backbone).__name__,
         "plsc": __version__,
         "paddle": paddle.__version__,
     }
     return files, meta
+
+
+class _Named(paddle.nn.Layer):
+    """A network whose `forward` has the first parameter `self`, which `paddle.jit` knows by that name only."""
+
+    def __init__(self, network: paddle.nn.Layer) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Embeds a batch, [B, C, H, W] -> [B, D]."""
+        return self.network(images)
 
 
 def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, int]) -> list[Path]:
@@ -249,6 +274,8 @@ def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, i
     Paddle reports no error if the disk is full. The files then cannot be converted or run, or hold zeros.
     """
     spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
+    if next(iter(inspect.signature(type(network).forward).parameters), "self") != "self":
+        network = _Named(network)
     try:
         paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
     except Exception as problem:  # Paddle raises exceptions of many types for layers that it cannot translate.

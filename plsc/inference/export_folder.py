@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Optional
 
 from plsc.errors import ConfigError
+from plsc.inference.classes import ExportedCentres
 from plsc.inference.precision import PRECISIONS
 from plsc.inference.runtime import Run, load
 from plsc.machine.files import sha256_of
-from plsc.machine.json_files import as_integer, as_integers, as_object, as_text, read_json
+from plsc.machine.json_files import as_integer, as_integers, as_list, as_object, as_text, read_json
 
 MANIFEST = "inference_meta.json"  # `export` writes it, and it names the other files.
 _FILES = {
@@ -28,6 +32,9 @@ class Export:
         precision: float32, float16 or int8.
         digests: The sha256 of each file.
         run: Function that embeds a batch; see `runtime.load`.
+        network: The sha256 of the trained network that it was made from; None if it does not record it.
+        class_names: Name of each class; empty if they are unknown.
+        classes: What the manifest records of the class centres; None without them.
     """
 
     image_shape: tuple[int, int, int]
@@ -35,6 +42,14 @@ class Export:
     precision: str
     digests: list[str]
     run: Run
+    network: Optional[str] = None
+    class_names: Sequence[str] = ()
+    classes: Optional[dict[str, Any]] = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all files that embed."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
 
 def open_export(folder: Path) -> Export:
@@ -51,6 +66,9 @@ def open_export(folder: Path) -> Export:
         digests = {folder / name: as_text(digest) for name, digest in as_object(meta["files"]).items()}
         if sorted(meta["files"]) not in _FILES.get(as_text(format), ()) or precision not in PRECISIONS:
             raise ValueError("its files, format or precision are not those of an export")
+        network = None if meta.get("network") is None else as_text(meta["network"])
+        names = [as_text(one) for one in as_list(meta.get("class_names", []))]
+        classes = None if meta.get("classes") is None else as_object(meta["classes"])
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder) from None
     except OSError as problem:
@@ -61,7 +79,33 @@ def open_export(folder: Path) -> Export:
     for file, digest in digests.items():
         _check(file, digest)
     shape = (image_shape[0], image_shape[1], image_shape[2])
-    return Export(shape, emb_dim, precision, list(digests.values()), load(list(digests), format))
+    return Export(
+        image_shape=shape,
+        emb_dim=emb_dim,
+        precision=precision,
+        digests=list(digests.values()),
+        run=load(list(digests), format),
+        network=network,
+        class_names=names,
+        classes=classes,
+    )
+
+
+def open_centres(folder: Path, export: Export) -> ExportedCentres:
+    """Opens the class centres of an export.
+
+    Raises:
+        ConfigError: The export holds none, or they are damaged.
+    """
+    if export.classes is None:
+        raise ConfigError(
+            f"{folder}: holds no class centres, so it cannot tell which class an image shows; export the network with "
+            "plsc export --with-classes"
+        )
+    try:
+        return ExportedCentres(folder, export.classes, export.class_names)
+    except (ValueError, KeyError) as problem:
+        raise ConfigError(f"{folder / MANIFEST}: damaged (classes: {problem}); export the network again") from None
 
 
 def _missing(folder: Path) -> ConfigError:

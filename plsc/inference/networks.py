@@ -26,7 +26,8 @@ class Network(Protocol):
     Attributes:
         image_shape: Shape of one image, (C, H, W).
         emb_dim: Size of an embedding, D.
-        model: The sha256 of the names and values of a trained network; None for an export.
+        model: The sha256 of the names and values of the trained network, also of the one that an export was made from;
+            None for an export of an earlier version of plsc.
         export: The sha256 of the files of an export; None for a trained network.
     """
 
@@ -35,7 +36,7 @@ class Network(Protocol):
 
     @property
     def model(self) -> Optional[str]:
-        """The sha256 of the names and values of a trained network; None for an export."""
+        """The sha256 of the names and values of the trained network; None where an export does not record it."""
 
     @property
     def export(self) -> Optional[str]:
@@ -65,11 +66,7 @@ class TrainedNetwork:
     @functools.cached_property
     def model(self) -> str:
         """The sha256 of names and values, as they are when the property is first read."""
-        found = hashlib.sha256()
-        for name, value in sorted(self._backbone.state_dict().items()):
-            found.update(f"{name} {value.dtype} {value.shape}\n".encode())
-            found.update(np.ascontiguousarray(value.numpy()).data)
-        return found.hexdigest()
+        return digest_of(self._backbone)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
@@ -87,16 +84,24 @@ class ExportedNetwork:
         ConfigError: The folder holds no export, or it cannot be run here.
     """
 
-    model = None
-
     def __init__(self, folder: Path) -> None:
         export = open_export(folder)
+        self.model = export.network
         self.image_shape, self.emb_dim, self._run = export.image_shape, export.emb_dim, export.run
-        self.export = hashlib.sha256("".join(export.digests).encode()).hexdigest()
+        self.export = export.digest
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
         return self._run(images)
+
+
+def digest_of(backbone: paddle.nn.Layer) -> str:
+    """Returns the sha256 of the names and values of a network."""
+    found = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        found.update(np.ascontiguousarray(value.numpy()).data)
+    return found.hexdigest()
 
 
 @paddle.no_grad()

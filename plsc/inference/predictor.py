@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,9 @@ from plsc.config import check_int
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
-from plsc.inference.export_folder import open_export
+from plsc.inference.classes import Answer, ClassCentres, classify
+from plsc.inference.export_folder import open_centres, open_export
+from plsc.machine.uncaught import shorten_errors
 from plsc.metrics.vectors import unit_rows
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
@@ -37,6 +39,8 @@ class Predictor:
         image_shape: Shape of one image, (C, H, W); images of other sizes are resized.
         emb_dim: Size of an embedding, D.
         precision: float32, float16 or int8.
+        network: The sha256 of the trained network that the export was made from; None if it does not record it.
+        digest: The sha256 of the export.
 
     Raises:
         ConfigError: The folder holds no export, or it cannot be run here.
@@ -48,13 +52,16 @@ class Predictor:
     """
 
     def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+        shorten_errors()
         if not isinstance(path, (str, Path)):
             raise ConfigError(f"Predictor: path={path!r}: expected the folder of an export")
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
         export = open_export(Path(path))
         self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
-        self._run = export.run
+        self._run, self.network, self.digest = export.run, export.network, export.digest
+        self._folder, self._export = Path(path), export
+        self._centres: Optional[ClassCentres] = None
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
@@ -75,6 +82,27 @@ class Predictor:
             )
         parts = [self.embed_batch(batch) for batch in self._batches(images)]
         return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
+
+    def classify(self, images: Sequence[Picture], top: int = 5) -> list[list[Answer]]:
+        """Returns the classes that images most probably show, of those that the network was trained on.
+
+        The export must hold the class centres: `plsc export --with-classes`.
+
+        Args:
+            images: As for `embed`.
+            top: Number of answers for each image.
+
+        Returns:
+            For each image its answers (`number`, `name`, `cosine`), the best first.
+
+        Raises:
+            ConfigError: The export holds no class centres.
+            DataError: One of them is not an image.
+        """
+        check_int("classify: top", top, 1)
+        if self._centres is None:
+            self._centres = open_centres(self._folder, self._export)
+        return classify(self.embed(images), self._centres, top)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Embeds normalised images, [B, C, H, W] float32 -> [B, D] float32.

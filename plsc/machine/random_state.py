@@ -22,6 +22,11 @@ def seed_everything(seed: int) -> None:
     paddle.seed(seed % 2**63)
 
 
+def initial_seed() -> int:
+    """Returns the last seed of Paddle's generator for the device in use."""
+    return int(paddle.get_rng_state()[0].current_seed())
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seeds Paddle for one step of one rank."""
     paddle.seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))

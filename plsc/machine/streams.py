@@ -6,11 +6,13 @@ import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from plsc.errors import PlscError
 from plsc.machine.names import CONTROLS, readable
+
+_PASSED_ON = "PLSC_STDERR_PASSED_ON"
 
 
 def open_closed_streams() -> None:
@@ -33,6 +35,26 @@ def open_closed_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
     atexit.unregister(_give_up_stderr)
     atexit.register(_give_up_stderr)
+
+
+def shows_bars() -> bool:
+    """Returns whether progress bars can be seen: stderr is a terminal, or the launcher of the rank passes it to one."""
+    # The processes that a rank starts inherit the variable.
+    is_passed_on = os.environ.get(_PASSED_ON) == str(os.getppid())
+    return is_passed_on or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def passed_on(variables: MutableMapping[str, str]) -> None:
+    """Tells a process whose stderr this one passes on that it can show bars, if this one's stderr is a terminal.
+
+    Args:
+        variables: Environment variables of the process.
+    """
+    variables.pop(_PASSED_ON, None)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        variables[_PASSED_ON] = str(os.getpid())
+        variables.setdefault("COLUMNS", str(columns))
 
 
 def _give_up_stderr() -> None:

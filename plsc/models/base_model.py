@@ -151,6 +151,21 @@ def check_rows(model: paddle.nn.Layer, embedding: paddle.Tensor, images: int) ->
         )
 
 
+def check_is_frozen(model: paddle.nn.Layer) -> None:
+    """Checks that a model whose embeddings carry no gradient has nothing to train.
+
+    Raises:
+        ConfigError: It has, so that training would move the head alone.
+    """
+    trained = next((name for name, one in model.named_parameters() if not one.stop_gradient), None)
+    if trained is not None:
+        raise ConfigError(
+            f"{type(model).__name__}: its embeddings carry no gradient, so {trained} and its other parameters would "
+            "not be trained; look for detach() and paddle.no_grad() in the model, or set stop_gradient = True on all "
+            "its parameters to train the head alone"
+        )
+
+
 def inputs_of(model: paddle.nn.Layer, images: paddle.Tensor, labels: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
     """Returns the arguments with which to call a model in training. A plain Paddle layer takes no labels."""
     return (images, labels) if isinstance(model, BaseModel) else (images,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import paddle
 from paddle import distributed
@@ -15,6 +17,7 @@ from plsc.parallel.strategy import Averaging, strategy_of
 
 _BACKEND = "PADDLE_DISTRI_BACKEND"
 _GPUS = "FLAGS_selected_gpus"
+_CHOSEN_FLAGS = (_GPUS, "FLAGS_enable_pir_in_executor")
 _initialised = False
 
 
@@ -55,8 +58,9 @@ def initialise_fleet(averaging: Averaging) -> None:
     Raises:
         ConfigError: The script has joined the ranks itself, in a way that plsc cannot use.
     """
-    # Fleet warns when it has been initialised before, which is what a second training does.
-    fleet.init(is_collective=True, strategy=strategy_of(averaging), log_level="ERROR")
+    with _chosen_flags_left_out():
+        # Fleet warns when it has been initialised before, which is what a second training does.
+        fleet.init(is_collective=True, strategy=strategy_of(averaging), log_level="ERROR")
     if not distributed.is_initialized():  # The script has joined the ranks in Paddle's older way, which has no groups.
         raise ConfigError(
             "the script calls fleet.init or init_parallel_env before plsc has chosen gloo; leave the call out, because "
@@ -64,6 +68,25 @@ def initialise_fleet(averaging: Averaging) -> None:
         )
     if not hasattr(fleet.fleet, "_hcg"):
         fleet.fleet._hcg = _DataParallelism()
+
+
+@contextlib.contextmanager
+def _chosen_flags_left_out() -> Iterator[None]:
+    """Keeps Paddle's list of modified flags to those of the user, and unprinted without any.
+
+    `init_parallel_env` lists each flag that is not at its default. Paddle's import changes one itself, and the launcher
+    of plsc chooses the GPU of each rank with another.
+    """
+    module = distributed.parallel
+    list_flags = getattr(module, "_get_modified_flags", None)
+    if list_flags is None:
+        yield
+        return
+    module._get_modified_flags = lambda: [flag for flag in list_flags() if flag.name not in _CHOSEN_FLAGS]
+    try:
+        yield
+    finally:
+        module._get_modified_flags = list_flags
 
 
 def gpu_count() -> int:

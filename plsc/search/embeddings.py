@@ -29,8 +29,10 @@ from plsc.machine.names import from_text, to_text
 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
+PARQUET = "embeddings.parquet"  # plsc.search.parquet writes it
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
 _ANOTHER_FOLDER = "choose another folder"
+_NAMED = 3  # files of the user in a message
 _SAVE_SECONDS = 10.0  # Time between two records of the progress.
 
 
@@ -90,7 +92,7 @@ def check_source(meta: dict[str, Any]) -> None:
     Raises:
         ValueError: A part of it has another type than `predict` wrote.
     """
-    for name in ("model", "source", "images"):
+    for name in ("model", "export", "source", "images"):
         if meta.get(name) is not None:
             as_text(meta[name])
     if meta.get("image_shape") is not None:
@@ -194,10 +196,23 @@ class EmbeddingsWriter:
                 f"{self._folder}: holds {', '.join(others)}, which plsc predict did not write; name another folder, or "
                 "move the files away"
             )
+        if begun is None:
+            self._check_alone()
         for name in (_TABLE, _MANIFEST, _PROGRESS):
             remove_leftovers(self._folder / name)
         if part or not finishing or not (self._folder / _VECTORS).exists():
             self._open(part)
+
+    def _check_alone(self) -> None:
+        """Refuses to start in a folder that holds files of the user, hidden ones aside."""
+        names = (name for name in os.listdir(self._folder) if not name.startswith("."))
+        strangers = sorted(set(names) - {*_FILES, PARQUET})
+        if strangers:
+            more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
+            raise ConfigError(
+                f"{self._folder}: holds {', '.join(strangers[:_NAMED])}{more}, and embeddings get a folder of their "
+                f"own; name a new one, such as {self._folder / 'embeddings'}"
+            )
 
     def _open(self, part: bool) -> None:
         place, size = self._folder / _PART, len(self._header()) + 4 * self._emb_dim * self.rows

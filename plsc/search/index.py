@@ -229,7 +229,7 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
         "identities": len({embeddings.identities[row] for row in kept} - {""}),
         "emb_dim": dim,
         **(_lists_and_probes(index, embeddings.vectors, kept, probes) if kind == "ivf" else {}),
-        **{key: embeddings.meta.get(key) for key in ("model", "source", "images", "image_shape", "flip")},
+        **{key: embeddings.meta.get(key) for key in ("model", "export", "source", "images", "image_shape", "flip")},
     }
     try:
         _write(faiss, index, file, meta, embeddings, kept)
@@ -376,7 +376,7 @@ def _read_meta(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         inner = "" if isinstance(problem, OSError) else f"{place.name}: "  # `reason` names the file of an OSError
         raise DataError(f"{file}: not a complete index ({inner}{reason(problem)}); make one with plsc index") from None
-    return {**dict.fromkeys(("model", "source", "images", "image_shape", "flip")), **meta}
+    return {**dict.fromkeys(("model", "export", "source", "images", "image_shape", "flip")), **meta}
 
 
 def _companion(file: Path, suffix: str) -> Path:

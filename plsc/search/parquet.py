@@ -14,9 +14,9 @@ from plsc.machine.files import remove_leftovers, replacing, sync
 from plsc.machine.json_files import json_text, parse_json
 from plsc.machine.locks import lock_folder
 from plsc.machine.names import readable, utf8_path
-from plsc.search.embeddings import open_embeddings
+from plsc.search.embeddings import PARQUET, open_embeddings
 
-_NAME, _META, _ROWS = "embeddings.parquet", b"plsc", 65_536  # rows that are written at a time
+_NAME, _META, _ROWS = PARQUET, b"plsc", 65_536  # rows that are written at a time
 
 
 def check_parquet(folder: Path) -> None:

@@ -4,7 +4,7 @@ The table is `plsc.settings.table`, which holds one record per setting. `Entry`'
 `--config` and `Entry(settings=...)` call `override`, which wins over the setters.
 """
 
-from plsc.settings.apply import change, make_config, override, override_all
+from plsc.settings.apply import change, make_config, nearest_setter, override, override_all
 from plsc.settings.options import add_options, from_environment, read_options, to_environment
 from plsc.settings.table import GROUPS, SETTINGS, Setting
 
@@ -16,6 +16,7 @@ __all__ = [
     "change",
     "from_environment",
     "make_config",
+    "nearest_setter",
     "override",
     "override_all",
     "read_options",

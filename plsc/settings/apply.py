@@ -75,22 +75,55 @@ def _as_text(value: Any) -> str:
         return shown(value)
 
 
+# What other programs call these settings.
+_SYNONYMS = {
+    "batch_size": "train_batch_size",
+    "classes": "num_classes",
+    "data_dir": "dataset_dir",
+    "embedding_size": "emb_dim",
+    "epochs": "train_epochs",
+    "learning_rate": "lr",
+    "output_dir": "model_save_dir",
+    "save_dir": "model_save_dir",
+    "workers": "num_workers",
+}
+
+
+def known_words(has_text: bool = True) -> dict[str, str]:
+    """Returns the words that users know settings by, each with the name of its setting.
+
+    These are the names, the setters without `set_`, and what other programs call them.
+
+    Args:
+        has_text: Whether to leave out the settings that only a script can set.
+    """
+    known: dict[str, str] = {}
+    for one in SETTINGS.values():
+        if one.has_text or not has_text:
+            known[one.setter.removeprefix("set_")] = known[one.name] = one.name
+    return {**known, **_SYNONYMS}
+
+
+def nearest_setter(word: str) -> Optional[str]:
+    """Returns the setter that `word` probably means; None if there is none like it."""
+    known = known_words(has_text=False)
+    alike = difflib.get_close_matches(word.removeprefix("set_"), known, 1)
+    return SETTINGS[known[alike[0]]].setter if alike else None
+
+
 def check_name(name: str, where: str) -> None:
     """Checks that a setting of this name can be given as text.
 
     Raises:
         ConfigError: It cannot. The message begins with `where` and suggests the name that was probably meant.
     """
-    known = {one.name: one.name for one in SETTINGS.values() if one.has_text}
-    if name in known:
+    if name in SETTINGS and SETTINGS[name].has_text:
         return
     where = f"{where}: " if where else ""
     if name in SETTINGS:
         raise ConfigError(f"{where}{name!r} is set in the script only, by {SETTINGS[name].setter}")
-    for one in SETTINGS.values():
-        if one.has_text:  # users know some settings by the name of the setter
-            known[one.setter] = known[one.setter.removeprefix("set_")] = one.name
-    alike = difflib.get_close_matches(name, known, 1)
+    known = known_words()
+    alike = difflib.get_close_matches(name.removeprefix("set_"), known, 1)
     hint = (
         f"did you mean {known[alike[0]]!r}?"
         if alike

@@ -6,12 +6,16 @@ it is imported only where a check needs it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 from plsc.config import (
     LARGEST_COUNT,
+    LARGEST_TOTAL,
     LOSS_TYPES,
+    MOST_NAMES,
     Hdfs,
     HdfsUpload,
     MixedPrecision,
@@ -42,12 +46,49 @@ def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) ->
     return data_format, shuffle
 
 
+def num_classes(setter: str, n: Any) -> int:
+    """Returns the number of classes, 0 for 'auto'."""
+    if isinstance(n, str):
+        if n != "auto":
+            raise ConfigError(f"{setter}({shown(n)}): expected a number, or 'auto' to count the classes of the data")
+        return 0
+    return check_int(setter, n, 1, LARGEST_TOTAL)
+
+
+def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
+    """Returns the names of a list, or of a text file with one name on each line, or None."""
+    if names is None:
+        return None
+    where = setter
+    if isinstance(names, (str, os.PathLike)):
+        where = f"{setter}({shown(str(names))})"
+        try:
+            names = Path(check_str(setter, names)).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        except (OSError, ValueError) as problem:  # the latter for bytes that are not UTF-8, also in the name
+            reason = getattr(problem, "strerror", None) or "not UTF-8"
+            raise ConfigError(
+                f"{where}: the file cannot be read ({reason}); name a text file with one class name on each line"
+            ) from None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where}({shown(names)}): expected a list of names, or a file with one on each line")
+    if len(names) > MOST_NAMES:
+        raise ConfigError(f"{where}: {len(names):,} names are too many; at most {MOST_NAMES:,} are kept")
+    found = tuple(name.strip() for name in names)
+    for number, name in enumerate(found):
+        if not name or len(name.splitlines()) > 1 or not name.isprintable():
+            raise ConfigError(
+                f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line"
+            )
+    return found
+
+
 def augmentation(setter: str, mirror: bool = True, rotate: float = 0, translate: float = 0) -> Augmentation:
     """Returns how training images are changed."""
     return Augmentation(
         mirror=check_bool(f"{setter}: mirror", mirror),
         rotate=check_float(f"{setter}: rotate", rotate, 0, 180),
         translate=check_float(f"{setter}: translate", translate, 0, 1),
+        chosen=True,
     )
 
 

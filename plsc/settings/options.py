@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
+from plsc.arguments import Parser
 from plsc.errors import ConfigError, one_line
-from plsc.settings.apply import check_name
+from plsc.settings.apply import check_name, known_words
 
 # The environment variables that carry the settings to the ranks, as JSON, in the order in which they apply.
 _VARIABLES = {"--config": "PLSC_CONFIG", "--set": "PLSC_SETTINGS"}
@@ -31,6 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(docs/settings.md lists the names)",
     )
     parser.add_argument("--config", metavar="FILE", help="read settings from a YAML file; --set wins over it")
+    if isinstance(parser, Parser):
+        names = {f"--{word.replace('_', '-')}": name for word, name in known_words().items()}
+        parser.synonyms.update({option: f"--set {name}=..." for option, name in names.items()})
+        parser.synonyms["--batch-size"] = "--set test_batch_size=..., or train_batch_size to train,"
 
 
 def read_options(options: argparse.Namespace) -> dict[str, Any]:

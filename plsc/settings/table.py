@@ -113,10 +113,17 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "num_classes",
-            _integer(1, config.LARGEST_TOTAL),
+            checks.num_classes,
             "the number of classes",
-            "labels are in `[0, n)`",
+            "labels are in `[0, n)`; `auto` takes the largest label of the data set folder plus one",
             setter="set_class_num",
+        ),
+        Setting(
+            "class_names",
+            checks.class_names,
+            "the names of the classes, in the order of their numbers",
+            "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
+            "[`plsc classify`](use.md#which-class-is-this)",
         ),
         Setting(
             "train_image_num",

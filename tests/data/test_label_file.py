@@ -8,6 +8,7 @@ import pytest
 
 from plsc.data.collection import open_collection
 from plsc.data.label_file import read_label_file
+from plsc.data.sources import count_classes
 from plsc.errors import DataError
 
 
@@ -87,7 +88,7 @@ def test_a_twin_of_a_missing_image_is_named(tmp_path: Path) -> None:
         (b"1.jpg 1.0\n", ["label.txt:1", "not an integer"]),
         (b"1.jpg 1_0\n", ["label.txt:1", "not an integer"]),
         (b"1.jpg +-1\n", ["label.txt:1", "not an integer"]),
-        (b"1.jpg 0\n\n1.jpg 7\n", ["label.txt:3", "label 7", "[0, 7)", "set_class_num"]),
+        (b"1.jpg 0\n\n1.jpg 7\nx\n1.jpg 9\n", ["label.txt:3", "label 7", "[0, 7)", "is 9", "set_class_num(10)"]),
         (b"1.jpg -1\n", ["label.txt:1", "label -1"]),
         (b"1.jpg 99999999999999999999\n", ["label.txt:1", "outside"]),
         (b"1.jpg 0\n\xff.jpg 0\n", ["label.txt:2", "UTF-8"]),
@@ -104,6 +105,15 @@ def test_bad_files_are_named(tmp_path: Path, text: bytes, words: list[str]) -> N
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_classes_are_counted_by_the_largest_label(tmp_path: Path) -> None:
+    root = make(tmp_path, b"\xef\xbb\xbf1.jpg 0\n\n1.jpg\t11\ta template\n1.jpg 7\nno label\n", ("1.jpg",))
+    assert count_classes(root) == 12
+    with pytest.raises(DataError, match="no line has a label"):
+        count_classes(make(tmp_path, b"1.jpg\n", ()))
+    with pytest.raises(DataError, match=r"nowhere.label.txt: cannot read.*set_class_num\('auto'\)"):
+        count_classes(str(tmp_path / "nowhere"))
 
 
 def test_a_missing_label_file_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the firs
 
 from plsc.data.readers import ReaderLoader, check_reader, shard_reader
 from plsc.data.sampler import epoch_indices
-from plsc.data.transforms import normalize
+from plsc.data.transforms import Augmentation, normalize
 from plsc.errors import ConfigError, DataError
 
 SHAPE = (3, 8, 8)
@@ -67,7 +67,7 @@ GOOD = np.zeros(SHAPE, np.float32)
         ((np.zeros(5), 0), "shape"),
         (("text", 0), "not an array"),
         ((GOOD, 10), r"label 10 is outside \[0, 10\)"),
-        ((GOOD, -1), "label -1 is negative; correct the reader$"),
+        ((GOOD, -1), "label -1 is negative; correct the reader: labels count from 0$"),
         ((GOOD, 1.5), "not an integer"),
         ((GOOD, [1, 2]), "not an integer"),
         (GOOD, "not a pair"),
@@ -380,3 +380,22 @@ def test_shard_reader_gives_every_rank_equally_many_items(count: int) -> None:
     seen = sorted(item for part in parts for item in part)
     assert set(seen) == set(range(count)) and len(seen) - count < 3
     assert list(shard_reader(lambda: range(count))()) == list(range(count))
+
+
+def test_augmentation_changes_uint8_images_in_the_same_way_at_every_pass() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
+    reader = batched([(image, k) for k, image in enumerate(pixels)], 4)
+    plain = normalize(pixels.transpose(0, 2, 3, 1))
+    changed = loader(reader, seed=1, augmentation=Augmentation(mirror=True))
+
+    def images(epoch: int, start: int = 0) -> np.ndarray:
+        return np.concatenate([batch[0] for batch in changed.epoch(epoch, start)])
+
+    mirrored = [bool((one == other[..., ::-1]).all()) for one, other in zip(images(0), plain)]
+    assert {True, False} == set(mirrored)
+    np.testing.assert_array_equal(images(0), [o[..., ::-1] if m else o for o, m in zip(plain, mirrored)])
+    np.testing.assert_array_equal(images(0, 1), images(0)[4:])  # as a resumed run sees them
+    assert (images(0) != images(1)).any()
+    floats = loader(batched(samples(4), 4), seed=1, augmentation=Augmentation())
+    with pytest.raises(DataError, match="set_augmentation changes uint8 images, and these are float32"):
+        list(floats.epoch(0))

@@ -156,3 +156,19 @@ def test_gallery_and_probes_have_templates_and_identities(tmp_path):
     found = read_gallery(tmp_path / "known", tmp_path / "q")
     assert found.probe_templates.tolist() == [0, 1, 1, 2, 3] and found.probe_identities.tolist() == [0, 0, 0, -1]
     assert np.array_equal(np.unique(found.probe_templates), np.arange(len(found.probe_identities)))
+
+
+def test_a_missing_set_names_those_of_the_folder_and_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="cannot be listed"):
+        find_sets(str(tmp_path / "nowhere"), "lfw", SHAPE)
+    for name in ("images/1.png", "people/x/1.png"):
+        picture(tmp_path / name)
+    (tmp_path / "label.txt").touch()
+    with pytest.raises(DataError, match=r"lfw.bin: no such .* holds no test sets|holds people \(folder\)") as caught:
+        find_sets(str(tmp_path), "lfw", SHAPE)
+    for word in ("holds people (folder);", "set_val_targets", "--targets", "set_with_test(False)"):
+        assert word in str(caught.value)
+    for name in ("a.bin", "pairs.txt", *(f"z{number}.bin" for number in range(9))):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"holds a, pairs, people \(folder\), z0, z1, z2, z3, z4 and 4 more;"):
+        find_sets(str(tmp_path), "lfw", SHAPE)

@@ -1,10 +1,13 @@
 """The file of metrics, whatever an earlier run left in it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from plsc.engine.log import MetricsFile
+from plsc.engine import log
+from plsc.engine.callbacks import Step
+from plsc.engine.log import MetricsFile, ProgressLog
 
 WHOLE = '{"event": "train", "step": 1}\n'
 
@@ -28,3 +31,26 @@ def test_a_half_written_line_takes_no_other_record_with_it(tmp_path, left, resum
     metrics.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text.startswith(kept) and json.loads(text[len(kept) :]) == {"event": "train", "step": 7}
+
+
+@pytest.mark.parametrize("seconds, shown", [(4.9, []), (5.0, [1, 10]), (2.5, [2, 10])])
+def test_the_first_line_comes_after_some_seconds_and_records_nothing_more(monkeypatch, caplog, seconds, shown):
+    monkeypatch.setattr(log, "shows_bars", lambda: False)
+    caplog.set_level("INFO", "plsc")
+    records = []
+    run = SimpleNamespace(
+        clock=SimpleNamespace(seconds=0.0),
+        progress=SimpleNamespace(step=0, epoch=0, batch=0, skipped=0),
+        config=SimpleNamespace(log_period=10, train_epochs=1),
+        last=Step(loss=2.0, lr=0.1, scale=None, samples=8, correct=None, problem=None),
+        steps_per_epoch=10,
+        record=lambda event, **values: records.append(values["step"]),
+    )
+    progress_log = ProgressLog()
+    progress_log.on_train_begin(run)
+    for step in range(1, 11 if shown else 2):
+        run.clock.seconds += seconds
+        run.progress.step = run.progress.batch = step
+        progress_log.on_step_end(run)
+    assert [line.split("step ")[1].split("/")[0] for line in caplog.messages] == [str(step) for step in shown]
+    assert records == ([10] if shown else [])

@@ -4,9 +4,14 @@ import platform
 import shutil
 
 import numpy as np
+import paddle
 import pytest
+from PIL import Image
 from ranks import start
 from safetensors.numpy import load_file
+
+from plsc import Entry
+from plsc.errors import ConfigError
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
@@ -207,3 +212,93 @@ def test_resuming_with_other_settings_is_refused(glyphs, tmp_path):
     ):
         process = start("train_glyphs.py", 1, glyphs, tmp_path, "with_test=false", "resume=true", option)
         assert process.returncode == 1 and words in process.stderr.splitlines()[-1], process.stderr[-2000:]
+
+
+class Small(paddle.nn.Layer):
+    """A network of one layer."""
+
+    def __init__(self, detached=False):
+        super().__init__()
+        self.fc, self.detached = paddle.nn.Linear(768, 4), detached
+
+    def forward(self, images):
+        embedding = self.fc(images.flatten(1))
+        return embedding.detach() if self.detached else embedding
+
+
+def small(save_dir, model=None, **settings):
+    """An entry that trains a small network for one epoch of two steps, in this process."""
+    ins = Entry(settings={"num_classes": 3, "image_shape": [3, 16, 16], "emb_dim": 4, "with_test": False, **settings})
+    ins.set_model(model or Small())
+    ins.set_model_save_dir(str(save_dir))
+    ins.set_train_epochs(1)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), dtype=np.uint8)
+    ins.train_reader = [[(pixels[i], i % 3) for i in part] for part in ((0, 1, 2), (3, 4, 5))]
+    return ins
+
+
+def test_a_new_run_moves_an_earlier_one_aside_and_brings_it_back_if_it_saves_nothing(tmp_path, capsys):
+    names = ["apple", "苹果", "pear"]
+    small(tmp_path, class_names=names).train()
+    assert (tmp_path / "classes.txt").read_text() == "apple\n苹果\npear\n"
+    assert json.loads((tmp_path / "0" / "meta.json").read_text())["class_names"] == names
+    (tmp_path / "notes.txt").touch()
+    first = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "run.json", "0/meta.json")}
+
+    with pytest.raises(ConfigError, match="Small: its embeddings carry no gradient, so fc.weight"):
+        small(tmp_path, Small(detached=True)).train()
+    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert not (tmp_path / "earlier_1").exists()
+    assert f"the earlier run is in {tmp_path} again" in capsys.readouterr().err
+
+    small(tmp_path).train()
+    assert {name: (tmp_path / "earlier_1" / name).read_bytes() for name in first} == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0",
+        "earlier_1",
+        "metrics.jsonl",
+        "notes.txt",
+        "run.json",
+    ]
+    assert f"held an earlier run, with 1 checkpoint; it is now in {tmp_path}/earlier_1" in capsys.readouterr().err
+    small(tmp_path).train()
+    small(tmp_path, resume=True).train()
+    assert (tmp_path / "earlier_2").is_dir() and not (tmp_path / "earlier_3").exists()
+
+
+def test_a_resumed_run_keeps_the_names_of_its_classes(tmp_path):
+    small(tmp_path, class_names=["a", "b", "c"]).train()
+    ins = small(tmp_path, resume=True)
+    ins.set_train_epochs(2)
+    ins.train()
+    assert json.loads((tmp_path / "1" / "meta.json").read_text())["class_names"] == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="set_class_names gives 2 names, and there are 3 classes"):
+        small(tmp_path, class_names=["a", "b"]).train()
+    with pytest.raises(ConfigError, match=r"set_class_num\('auto'\) cannot count the classes of a train_reader"):
+        small(tmp_path, num_classes="auto").train()
+
+
+def test_a_frozen_network_trains_its_head_alone(tmp_path):
+    model = Small(detached=True)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    assert small(tmp_path, model).train()["steps"] == 2
+
+
+def test_a_seed_that_does_not_reach_a_network_is_reported_once(tmp_path, capsys):
+    for drawn_with, words in ((3, 1), (5, 0)):
+        paddle.seed(drawn_with)
+        ins = small("", seed=5)
+        ins.train()
+        ins.train()
+        assert capsys.readouterr().err.count("set_seed(5) does not reach the first weights of Small") == words
+
+
+def test_classes_are_counted_for_a_training(tmp_path):
+    for number in (0, 2):
+        Image.new("RGB", (16, 16), (number * 90, 9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "label.txt").write_text("0.png 0\n2.png 2\n")
+    ins = small(tmp_path / "out", num_classes="auto", dataset_dir=str(tmp_path))
+    ins.train_reader = None
+    ins.train()
+    assert json.loads((tmp_path / "out" / "0" / "meta.json").read_text())["num_classes"] == 3

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from norm_statistics import randomize_norms
 from PIL import Image
 from ranks import run_plsc
 
-from plsc import Entry, Predictor
+from plsc import Entry, Predictor, cli
 from plsc.config import Config
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
@@ -506,3 +507,55 @@ def test_the_commands_train_test_and_export(few_glyphs, tmp_path):
     assert predictor.precision == "int8" and predictor.embed([np.zeros((32, 32, 3), np.uint8)]).shape == (1, 16)
     process = run_plsc("export", "--checkpoint", tmp_path, "--output", tmp_path / "other")
     assert process.returncode == 1 and "Traceback" not in process.stderr
+
+
+SCRIPT = """
+import paddle
+from plsc import Entry
+
+class Net(paddle.nn.Layer):
+    def __init__(me, emb_dim=512, *, image_shape=(3, 16, 16)):
+        super().__init__()
+        me.fc = paddle.nn.Linear(3 * image_shape[1] * image_shape[2], emb_dim)
+
+    def forward(me, pixels):  # Python does not ask for the name self
+        return me.fc(pixels.flatten(1))
+
+def wide():
+    return Net(7)
+
+def wants(size):
+    return Net(size)
+
+ins = Entry(settings={"num_classes": 3, "image_shape": [3, 16, 16], "emb_dim": 4, "with_test": False})
+ins.set_model(Net(4))
+ins.set_model_save_dir(FOLDER)
+ins.set_train_epochs(1)
+ins.train_reader = [[(paddle.ones([3, 16, 16]).numpy() * i, i) for i in range(3)]]
+ins.train()
+raise SystemExit("the script ran on after its training")
+"""
+
+
+def test_the_commands_take_the_model_of_a_checkpoint_from_its_script(tmp_path, capsys):
+    script, output, net = tmp_path / "my_script.py", tmp_path / "out", tmp_path / "net"
+    text = SCRIPT.replace("FOLDER", repr(str(output)))
+    with contextlib.suppress(SystemExit):
+        exec(compile(text, "script", "exec"), {"__name__": "script"})
+    script.write_text(text)
+    words = ["export", "--checkpoint", str(output / "0"), "--output", str(net)]
+    for option, said in (
+        ([], "'Net' is a custom one; name the script and the class that define it, as in --model-from train.py:Net"),
+        (["--model-from", str(script)], "expected FILE:NAME"),
+        (["--model-from", f"{script}:Nett"], "defines no Nett; it defines Net"),
+        (["--model-from", f"{script}:wants"], "wants() raised TypeError: "),
+        (["--model-from", f"{script}:ins"], "set_model(Entry): expected an instance"),
+        (["--model-from", f"{script}:wide"], "set_emb_size(4), but Net returns embeddings of size 7"),
+        (["--model-from", f"{tmp_path}:Net"], "is not a file"),
+    ):
+        assert cli.main([*words, *option]) == 1
+        assert said in capsys.readouterr().err
+    before = (output / "0" / "meta.json").read_bytes()
+    assert cli.main([*words, "--model-from", f"{script}:Net"]) == 0
+    assert (output / "0" / "meta.json").read_bytes() == before and not (output / "earlier_1").exists()
+    assert Predictor(net).emb_dim == 4

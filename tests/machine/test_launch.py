@@ -138,3 +138,49 @@ def test_a_rank_that_ends_long_before_the_others_is_reported_once(tmp_path, monk
     path = script(tmp_path, "time.sleep(0.8 - 0.8 * rank)\n")
     assert launch.run([sys.executable, path], 2) == 0
     assert capfd.readouterr().err.count("plsc: rank 1 ended 0 s ago, and other ranks still run; if they wait") == count
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ("if rank == 0: sys.exit('plsc: error: bad')", ["plsc: error: bad"]),
+        ("if rank == 1: sys.exit('plsc: error: bad')", ["plsc: error: rank 1: bad"]),
+        ("if rank == 1: sys.exit('plsc: error: worse')", ["plsc: error: rank 1: bad", "rank 1 ended", "worse"]),
+        (
+            "if rank == 1: raise ValueError('bad')",
+            ["error: rank 1: bad", "rank 1 ended", "Traceback", "ValueError: bad"],
+        ),
+    ],
+)
+def test_an_error_that_rank_0_has_shown_is_not_shown_again(tmp_path, capfd, text, lines):
+    shown = f"if rank == 0: print({lines[0]!r}, file=sys.stderr, flush=True); time.sleep(1)\n"
+    path = script(tmp_path, ("" if "rank == 0" in text else f"{shown}time.sleep(0.3)\n") + f"{text}\ntime.sleep(60)\n")
+    assert launch.run([sys.executable, path], 2) == 1
+    said = capfd.readouterr().err
+    at = [said.index(line) for line in lines]
+    assert at == sorted(at) and all(said.count(line) == 1 for line in lines), said
+    assert ("The last lines of" in said) == (len(lines) > 2)
+
+
+def test_what_rank_0_writes_is_passed_on_at_once_also_without_a_line_end(tmp_path):
+    """A progress bar draws its line again and again, and ends it when it is done."""
+    path = script(
+        tmp_path,
+        "from plsc.machine.streams import shows_bars\n"
+        "for part in ('\\r10 %', '\\r20 %', f'\\r{shows_bars()}'): print(part, end='', file=sys.stderr, flush=True)\n"
+        f"while not os.path.exists('{tmp_path}/seen'): time.sleep(0.01)\n",
+    )
+    main, other = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", "run", "--ranks", "1", path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=other,
+    )
+    os.close(other)
+    said = b""
+    while b"True" not in said:
+        said += os.read(main, 1000)
+    (tmp_path / "seen").touch()
+    assert process.wait(timeout=TIMEOUT) == 0
+    assert said.startswith(b"\r10 %\r20 %\rTrue")
+    os.close(main)

@@ -41,6 +41,19 @@ def write(folder, first=0, meta=META):
     return folder
 
 
+def test_a_folder_with_files_of_the_user_is_refused(tmp_path):
+    for name in ("photo.jpg", "embeddings.parquet", ".hidden"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: holds photo.jpg, and .* such as {tmp_path}/embeddings"):
+        write(tmp_path)
+    assert contents(tmp_path) == before
+    (tmp_path / "photo.jpg").unlink()
+    write(tmp_path)
+    (tmp_path / "faces.index").touch()  # what the user adds later is no hindrance
+    write(tmp_path)
+
+
 def contents(folder):
     """Returns the bytes of each file."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

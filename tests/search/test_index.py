@@ -341,6 +341,8 @@ def test_a_search_with_another_network_is_refused(trained, few_glyphs, tmp_path,
         ({"model": other}, ["--checkpoint", checkpoint], "was made with another network"),
         ({"image_shape": [3, 48, 48]}, ["--checkpoint", checkpoint], "takes images [3, 32, 32]"),
         ({"emb_dim": 16}, ["--model", str(trained / "net")], "have 32 numbers, those of"),
+        ({"model": other}, ["--model", str(trained / "net")], "was made with another network"),
+        ({"model": None, "export": other}, ["--model", str(trained / "net")], "was made with another network"),
     ):
         meta = {**embeddings.meta, **change}
         write_folder(tmp_path / "other", embeddings.vectors[:, : meta["emb_dim"]], **meta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import contextlib
 import os
@@ -19,6 +20,7 @@ from typing import Optional
 from plsc.errors import STATUS_OF_MISTAKE, VARIABLE_OF_MISTAKE, ConfigError
 from plsc.machine import threads
 from plsc.machine.memory import memory_limit, size_text
+from plsc.machine.streams import passed_on
 
 # Every Python process of a rank first runs the file in this folder, which makes `import paddle.fluid` mean plsc.fluid,
 # and has the rank end with this launcher.
@@ -30,6 +32,7 @@ _SECONDS_TO_SAVE = 60.0  # after SIGTERM, for one step and a checkpoint
 _SECONDS_OF_OUTPUT = 2.0  # for the last lines of the ranks; a process that they leave behind may hold their stderr
 _SECONDS_BETWEEN_ENDS = 30.0  # after which the ranks that still run may be waiting
 _TAIL_LINES = 40
+_ERROR = "plsc: error: "  # how the line about an error of plsc begins
 _STATUSES_OF_SIGNALS = {128 + number: number for number in SIGNALS}  # of a rank that was asked to save and end
 _BYTES_OF_A_RANK = 130_000_000  # of Paddle 3.3.1 on a CPU after its import, not counting what processes share
 _RANKS_PER_CORE = 4
@@ -70,12 +73,14 @@ class Failure:
         status: What `Popen.returncode` says.
         moment: When it ended, on the clock of `time.monotonic`.
         tail: Its last lines, each with its line end.
+        shown: The last lines of rank 0 if they are on this terminal already.
     """
 
     rank: int
     status: int
     moment: float
     tail: Sequence[str]
+    shown: Sequence[str] = ()
 
     @property
     def how(self) -> str:
@@ -97,8 +102,19 @@ class Failure:
     def text(self) -> str:
         """What to show of it: the last lines, in which the rank gives the reason unless something has killed it."""
         how = f"plsc: rank {self.rank} {self.how}; all ranks were stopped"
-        tail = f"The last lines of rank {self.rank}:\n{''.join(self.tail)}"
+        lines = unseen(self.tail, self.shown)
+        if not lines:  # an error of plsc stays the last line
+            return "" if self.tail and self.tail[-1].startswith(_ERROR) else f"{how}\n"
+        tail = f"The last lines of rank {self.rank}:\n{''.join(lines)}"
         return f"plsc: {tail}{how}\n" if self.status < 0 else f"{how}. {tail}"
+
+
+def unseen(tail: Sequence[str], shown: Sequence[str]) -> list[str]:
+    """Returns the last lines of a rank, or nothing if rank 0 has shown them all, or the error of plsc at their end."""
+    on_screen, lines = "".join(shown), list(tail)  # copies, since a process that is left behind may still write
+    if lines and lines[-1].startswith(_ERROR) and lines[-1].strip().removeprefix(_ERROR) in on_screen:
+        return []
+    return [] if all(line in on_screen for line in lines) else lines
 
 
 def variables_of_run(given: Optional[Mapping[str, str]], restarts: int) -> dict[str, str]:
@@ -159,6 +175,11 @@ class LocalRanks:
         """Whether all ranks have ended."""
         return len(self._ended) == len(self._processes)
 
+    @property
+    def shown(self) -> Sequence[str]:
+        """The last lines of rank 0, which are on this terminal; none on a machine without it."""
+        return self._tails[0] if self._first == 0 else ()
+
     def first_failure(self) -> Optional[Failure]:
         """Returns the first rank that failed, or None when none has.
 
@@ -166,7 +187,8 @@ class LocalRanks:
         too, or have had the time for it.
         """
         for number, moment in list(self._ended):
-            failure = Failure(self._first + number, self._processes[number].returncode, moment, self._tails[number])
+            status, tail = self._processes[number].returncode, self._tails[number]
+            failure = Failure(self._first + number, status, moment, tail, self.shown)
             is_saving = not self.have_ended and time.monotonic() - moment < _SECONDS_TO_SAVE
             if failure.status and (failure.request is None or not is_saving):
                 return failure
@@ -277,6 +299,8 @@ def _start(command: Sequence[str], place: Place, local: int, variables: Mapping[
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SITE), environment.get("PYTHONPATH")]))
     if place.is_restart:
         environment["PLSC_RESTART"] = "1"
+    if rank == 0:
+        passed_on(environment)
     return subprocess.Popen(
         command, env=environment, stdout=None if rank == 0 else subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -286,12 +310,25 @@ def _collect(process: subprocess.Popen, tail: collections.deque[str], shown: boo
     """Reads the stderr of a rank until its end, whatever becomes of this process's own: a full pipe would block it."""
     assert process.stderr is not None
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"  # The rank has the same environment.
+    decoder = codecs.getincrementaldecoder(encoding)("backslashreplace")
     with process.stderr as stream:
-        for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
-            text = line.decode(encoding, "backslashreplace")
-            tail.append(text)
-            if shown:
+        begun = ""
+        for piece in iter(lambda: stream.read1(_LONGEST_LINE), b""):  # type: ignore[attr-defined]
+            text = decoder.decode(piece)
+            if shown:  # at once, because a progress bar does not end its line
                 say(text)
+            *lines, begun = (begun + text).split("\n")
+            tail.extend(f"{_last_state(line)}\n" for line in lines)
+            begun = begun[-_LONGEST_LINE:]
+    if begun:
+        tail.append(f"{_last_state(begun)}\n")
+        if shown:
+            say("\n")
+
+
+def _last_state(line: str) -> str:
+    """Returns what a terminal shows of a line that a progress bar has drawn again and again."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 def _thread(target: Callable[..., None], *arguments: object, **named: object) -> threading.Thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import socket
@@ -15,7 +16,7 @@ from typing import Any, Optional, Union
 from plsc.errors import ConfigError, TrainingError
 from plsc.machine.launch.hub import Hub
 from plsc.machine.launch.link import Link
-from plsc.machine.launch.local_ranks import SIGNALS, LocalRanks, Place, check_ranks, say, variables_of_run
+from plsc.machine.launch.local_ranks import SIGNALS, LocalRanks, Place, check_ranks, say, unseen, variables_of_run
 from plsc.machine.launch.network import (
     address_of_interface,
     address_towards,
@@ -327,12 +328,13 @@ class _Launcher:
                     is_second |= message["hurry"]
             return is_second
 
-        end = None
+        end: Optional[_End] = None
         try:
             end = self._watch(running, names)
         finally:
             running.end(None if end is None else end.signal, is_hurried)
-        return next((one for one in late if one.signal is not None), end)
+        end = next((one for one in late if one.signal is not None), end)
+        return dataclasses.replace(end, tail=unseen(end.tail, running.shown))
 
     def _watch(self, running: LocalRanks, names: Sequence[str]) -> _End:
         """Waits until the hub tells all machines to stop, and tells it how this one fares."""

@@ -1,6 +1,6 @@
 """Makes `import paddle.fluid` mean plsc.fluid in the scripts of `plsc run`, where Paddle has no such module itself.
 
-It also has a rank end when the launcher that started it ends, even by SIGKILL.
+It also keeps `import paddle` quiet, and has a rank end when the launcher that started it ends, even by SIGKILL.
 
 Python runs this file at the start of the script and of the processes that the script starts, because `plsc run` adds
 its folder, which holds nothing else, to PYTHONPATH. The file imports neither Paddle nor plsc, and then runs the
@@ -89,6 +89,17 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _quieten_paddle() -> None:
+    """Runs plsc/machine/quiet_import.py, since the script may import Paddle before plsc."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "quiet_import.py")
+    spec = importlib.util.spec_from_file_location("plsc_quiet_import", path)
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.quiet_import()
+
+
 _end_with_launcher()
+_quieten_paddle()
 sys.meta_path.append(FluidFinder())
 _run_own_sitecustomize()

@@ -1,0 +1,65 @@
+"""Keeps Paddle's import from warning about what plsc has chosen, or does not use."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from typing import Optional
+
+_THREADS = "OMP_NUM_THREADS"
+_CHECKS_THREADS = "paddle.base"  # the module that reads the variable when it is imported
+
+
+def quiet_import() -> None:
+    """Prepares a quiet `import paddle`; changes nothing once Paddle is loaded.
+
+    Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none.
+    """
+    warnings.filterwarnings("ignore", "No ccache found", UserWarning)
+    if _CHECKS_THREADS not in sys.modules and not any(isinstance(one, _Finder) for one in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """A finder that has `paddle.base` loaded by `_Loader`."""
+
+    def find_spec(
+        self, fullname: str, path: Optional[Sequence[str]] = None, target: Optional[types.ModuleType] = None
+    ) -> Optional[importlib.machinery.ModuleSpec]:
+        if fullname != _CHECKS_THREADS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A loader that shows `paddle.base` a number of threads about which it does not warn.
+
+    Paddle warns of more than one thread, because a build on OpenBLAS could not use them; its wheels have MKL. It does
+    not understand a list of levels, such as `2,1`, and then says nothing. The libraries that read the variable when
+    they are loaded take the first number of the list, and those that read it at the first product find it restored.
+    """
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Optional[types.ModuleType]:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        threads = os.environ.get(_THREADS, "")
+        if threads.isdecimal() and int(threads) > 1:
+            os.environ[_THREADS] = f"{threads},1"
+        try:
+            self._loader.exec_module(module)
+        finally:
+            if threads:
+                os.environ[_THREADS] = threads

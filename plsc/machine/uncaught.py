@@ -1,0 +1,44 @@
+"""What a program shows of an error that nothing has caught."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Optional
+
+from plsc.errors import STATUS_OF_MISTAKE, PlscError, exit_status_of
+from plsc.machine.names import readable, unwritable_name
+
+
+def shorten_errors(report: Optional[Callable[[BaseException], None]] = None) -> None:
+    """Makes an uncaught PlscError or Ctrl-C end the program with one line. Every other error keeps its traceback.
+
+    Args:
+        report: Is called with the error, whatever its kind; None keeps what an earlier call gave.
+    """
+    if not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
+    sys.excepthook.report = report or sys.excepthook.report
+
+
+class _Hook:
+    """A replacement of `sys.excepthook`."""
+
+    def __init__(self, previous: Callable[..., None]) -> None:
+        self._previous = previous
+        self.report: Optional[Callable[[BaseException], None]] = None
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
+        if issubclass(kind, PlscError):
+            print(f"plsc: error: {readable(str(error))}", file=sys.stderr, flush=True)
+        elif isinstance(error, UnicodeEncodeError) and (problem := unwritable_name(error)):
+            print(f"plsc: error: {problem}", file=sys.stderr, flush=True)
+        elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+            print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
+        else:
+            self._previous(kind, error, traceback)
+        if self.report is not None:
+            self.report(error)
+        if exit_status_of(error) == STATUS_OF_MISTAKE:
+            raise SystemExit(STATUS_OF_MISTAKE)
