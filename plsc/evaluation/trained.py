@@ -58,16 +58,18 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
         backbone: The network of the last training of this process.
 
     Returns:
-        The network, and the settings with its sizes.
+        The network, and the settings with its sizes and with what it takes images for.
 
     Raises:
         ConfigError: There is no network, or it does not fit the settings.
         CheckpointError: The checkpoint cannot be used.
     """
     if not config.export_dir:
-        return TrainedNetwork(_find_backbone(action, config, backbone), config), config
+        backbone, config = _find_backbone(action, config, backbone)
+        return TrainedNetwork(backbone, config), config
     network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)), "the export")
-    return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
+    config = dataclasses.replace(config.with_images_of(network.images), image_shape=network.image_shape)
+    return network, dataclasses.replace(config, emb_dim=network.emb_dim)
 
 
 def evaluate(config: Config, backbone: Optional[paddle.nn.Layer] = None) -> dict[str, dict[str, Any]]:
@@ -139,12 +141,12 @@ def convert(
     force: bool = False,
 ) -> Path:
     """Does what `Entry.convert_for_prediction` documents, with prepared settings."""
-    found = _find_backbone("convert_for_prediction", config, backbone)
     if not config.model_save_dir:
         raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
     if not isinstance(calibration, (str, Path, type(None))):
         raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
     check_bool("convert_for_prediction: force", force)
+    found, config = _find_backbone("convert_for_prediction", config, backbone)
     folder = export(
         found,
         Path(config.model_save_dir),
@@ -153,20 +155,24 @@ def convert(
         precision,
         None if calibration is None else Path(calibration),
         force=force,
+        rule=config.pixels,
+        mirror=config.augmentation.mirror,
     )
     logger.info("exported to %s", folder)
     return folder
 
 
-def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> paddle.nn.Layer:
-    """Returns `backbone`, or else the network of the checkpoint."""
+def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> tuple[paddle.nn.Layer, Config]:
+    """Returns `backbone`, or else the network of the checkpoint, and the settings with the images of its training."""
     if backbone is not None:
-        return backbone
+        return backbone, config
     if not config.checkpoint_dir:
         raise ConfigError(
             f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
         )
     fetch_checkpoint(config)
+    source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
+    config = config.with_images_of(source.meta)
     backbone = build_backbone(config)
-    checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True), backbone)
-    return backbone
+    checkpoint.load_backbone(source, backbone)
+    return backbone, config

@@ -19,6 +19,7 @@ import numpy as np
 import paddle
 
 from plsc import parallel
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import ConfigError
 from plsc.inference import runtime
 from plsc.inference.comparison import cosines, disagreement, images_for_check
@@ -49,6 +50,8 @@ def export(
     calibration: Optional[Path] = None,
     *,
     force: bool = False,
+    rule: PixelRule = NEWEST,
+    mirror: Optional[bool] = None,
 ) -> Path:
     """Exports the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B. Rank 0 does it.
 
@@ -65,6 +68,8 @@ def export(
         calibration: Folder or label file of images, on which the export is compared with the network, and from which
             int8 takes the ranges of its numbers. None compares on noise.
         force: Whether an export that disagrees with the network gives a warning instead of an error.
+        rule: What the pixels of image files mean to the network.
+        mirror: Whether tests average the embeddings of an image and its mirror image; None records nothing.
 
     Returns:
         `folder`.
@@ -83,7 +88,7 @@ def export(
         )
 
     def make() -> None:
-        images = images_for_check(calibration, image_shape)
+        images = images_for_check(calibration, image_shape, rule)
         with _workspace(folder) as temporary:
             files, meta = _write(
                 backbone,
@@ -95,6 +100,8 @@ def export(
                 source="random" if calibration is None else str(calibration),
                 force=force,
             )
+            meta.update(pixel_rule=rule.number, image_ground=list(rule.ground))
+            meta.update({} if mirror is None else {"mirror": mirror})
             _publish(files, meta, temporary, folder)
 
     parallel.from_rank_0(make, "the export")

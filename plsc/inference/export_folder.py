@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from plsc.data.pixels import IMAGE_RECORD, PILLOW_RULE, WHITE, PixelRule
 from plsc.errors import ConfigError
 from plsc.inference.precision import PRECISIONS
 from plsc.inference.runtime import Run, load
@@ -23,18 +25,30 @@ class Export:
     """An exported network, loaded.
 
     Attributes:
-        image_shape: Shape of one image, (C, H, W).
+        images: What the manifest records about the images: `image_shape` and, unless an earlier version wrote it, the
+            entries of `IMAGE_RECORD`.
         emb_dim: Size of an embedding, D.
         precision: float32, float16 or int8.
         digests: The sha256 of each file.
         run: Function that embeds a batch; see `runtime.load`.
     """
 
-    image_shape: tuple[int, int, int]
+    images: dict[str, Any]
     emb_dim: int
     precision: str
     digests: list[str]
     run: Run
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        channels, height, width = self.images["image_shape"]
+        return channels, height, width
+
+    @property
+    def pixels(self) -> PixelRule:
+        """What the pixels of image files mean to the network."""
+        return PixelRule(self.images.get("pixel_rule", PILLOW_RULE), tuple(self.images.get("image_ground", WHITE)))
 
 
 def open_export(folder: Path) -> Export:
@@ -46,7 +60,8 @@ def open_export(folder: Path) -> Export:
     manifest = folder / MANIFEST
     try:
         meta = as_object(read_json(manifest))
-        image_shape = as_integers(meta["image_shape"], 1, 3)
+        images = {"image_shape": as_integers(meta["image_shape"], 1, 3)}
+        images.update({name: check(meta[name]) for name, check in IMAGE_RECORD.items() if name in meta})
         emb_dim, format, precision = as_integer(meta["emb_dim"], 1), meta["format"], meta["precision"]
         digests = {folder / name: as_text(digest) for name, digest in as_object(meta["files"]).items()}
         if sorted(meta["files"]) not in _FILES.get(as_text(format), ()) or precision not in PRECISIONS:
@@ -60,8 +75,7 @@ def open_export(folder: Path) -> Export:
         raise ConfigError(f"{manifest}: damaged ({words}); export the network again") from None
     for file, digest in digests.items():
         _check(file, digest)
-    shape = (image_shape[0], image_shape[1], image_shape[2])
-    return Export(shape, emb_dim, precision, list(digests.values()), load(list(digests), format))
+    return Export(images, emb_dim, precision, list(digests.values()), load(list(digests), format))
 
 
 def _missing(folder: Path) -> ConfigError:

@@ -83,6 +83,9 @@ class ExportedNetwork:
     Args:
         folder: Folder of the export.
 
+    Attributes:
+        images: What the export records about the images; see `Config.with_images_of`.
+
     Raises:
         ConfigError: The folder holds no export, or it cannot be run here.
     """
@@ -92,6 +95,7 @@ class ExportedNetwork:
     def __init__(self, folder: Path) -> None:
         export = open_export(folder)
         self.image_shape, self.emb_dim, self._run = export.image_shape, export.emb_dim, export.run
+        self.images = export.images
         self.export = hashlib.sha256("".join(export.digests).encode()).hexdigest()
 
     def embed(self, images: np.ndarray) -> np.ndarray:
