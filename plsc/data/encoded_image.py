@@ -18,6 +18,7 @@ _FIRST = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # The usual formats come first, b
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _REPLACE = "replace the file or remove the sample"
+_COPY = "copy or download it again, or remove the sample"
 
 # What files begin with that are not images, or no images that are read here, and what to do about them.
 _OTHERS = (
@@ -43,7 +44,7 @@ _KNOWN = (
     (b"MM\0*", "TIFF"),
     (b"\0\0\0\x0cjP", "JPEG 2000"),
 )
-_CUT = ("truncated", "Truncated", "unexpected end", "not enough image data", "EOF", "end of file")
+_CUT = ("truncated", "Truncated", "unexpected end", "not enough image data", "EOF", "end of file", "only got")
 
 
 class _TooManyPixelsError(Exception):
@@ -169,7 +170,8 @@ def _explained(where: str, error: Exception, begin: bytes, size: int) -> DataErr
     """Returns the error for an image that cannot be decoded: what, where, why, and what to do."""
     kind = next((name for start, name in _KNOWN if begin.startswith(start)), "")
     if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
-        kind = "WebP"
+        kind, length = "WebP", int.from_bytes(begin[4:8], "little") + 8
+        error = EOFError(f"it should have {length:,} bytes") if length > size else error
     if begin[4:8] == b"ftyp":
         kind = "AVIF" if begin[8:11] == b"avi" else "HEIC"
     why, advice = _reason(error, kind, begin, size)
@@ -193,9 +195,11 @@ def _reason(error: Exception, kind: str, begin: bytes, size: int) -> tuple[str, 
         return "a compressed part of its header is too large for Pillow", "write the image again without metadata"
     if "not available" in words or "not installed" in words:
         return f"Pillow has no decoder for it here ({words})", "install Pillow's own wheel, or convert it to PNG"
+    if words.startswith("image file is truncated"):
+        return "the file ends too early", _COPY
     if isinstance(error, EOFError) or any(one in words for one in _CUT):
-        return f"the file ends too early ({words})", "copy or download it again, or remove the sample"
-    return f"it is damaged ({type(error).__name__}: {words})", _REPLACE
+        return f"the file ends too early ({words})", _COPY
+    return f"it is damaged or cut off ({type(error).__name__}: {words})", _REPLACE
 
 
 def _unidentified(kind: str, begin: bytes, size: int) -> tuple[str, str]:
@@ -205,7 +209,7 @@ def _unidentified(kind: str, begin: bytes, size: int) -> tuple[str, str]:
     if kind == "HEIC":
         return "Pillow cannot decode HEIC", "convert it to JPEG, or call pillow_heif.register_heif_opener()"
     if kind:
-        return "its header is damaged or cut off", "copy or download it again, or remove the sample"
+        return "its header is damaged or cut off", _COPY
     if not any(begin):
         return "the file begins with zero bytes, as after a crash or an unfinished download", _REPLACE
     text = begin.lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from plsc.machine.json_files import as_integer, as_integers, as_truth
 
@@ -34,6 +34,7 @@ _TURNS = {
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 262, 339  # tags of TIFF, which EXIF uses too
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "LAB"}
 _SAME = 2  # A profile that moves no colour further than this counts as sRGB.
+_EXACT = 0x0100  # cmsFLAGS_NOOPTIMIZE of LittleCMS, whose fast way is up to 10 levels off in dark greys.
 _ROWS = 256  # Rows that are scaled at a time, which bounds the memory.
 
 logger = logging.getLogger("plsc")
@@ -95,19 +96,21 @@ def interpret(image: Image.Image, mode: str, rule: PixelRule = NEWEST, of_file: 
     image.load()  # Some formats have the marks behind the pixels.
     marks = [name for name in _MARKS if name in image.info]
     if image.mode in _PLAIN and not marks and not _has_palette_alpha(image):
-        return image if image.mode == mode else image.convert(mode)
+        return _as(image, mode)
     colours, alpha = _without_alpha(image)
     if of_file and image.info.get("icc_profile"):
         colours = _in_srgb(colours, image.info["icc_profile"])
     if colours.mode == "LAB":
         colours = _from_lab(colours)
     if alpha is not None:
-        ground = Image.new("RGB", image.size, rule.ground)
-        ground.paste(colours.convert("RGB"), mask=alpha)
-        colours = ground
+        colours = _as(colours, "RGB")
+        colours.paste(rule.ground, mask=ImageChops.invert(alpha))  # `colours` is a copy, which `_without_alpha` made.
     turn = _TURNS.get(_orientation(image.info.get("exif"))) if of_file else None
-    colours = colours if turn is None else colours.transpose(turn)
-    return colours if colours.mode == mode else colours.convert(mode)
+    return _as(colours if turn is None else colours.transpose(turn), mode)
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _has_palette_alpha(image: Image.Image) -> bool:
@@ -204,7 +207,8 @@ def _transform(profile: bytes, mode: str) -> Any:
         source = cms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != _SPACES[mode]:
             return None
-        transform = cms.buildTransform(source, cms.createProfile("sRGB"), mode, "RGB")
+        flags = _EXACT if mode == "L" else 0
+        transform = cms.buildTransform(source, cms.createProfile("sRGB"), mode, "RGB", flags=flags)
     except (cms.PyCMSError, OSError, ValueError, TypeError):
         return None
     if mode in ("L", "RGB"):
