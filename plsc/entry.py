@@ -153,7 +153,7 @@ class Entry:
     def set_image_ground(self, colour: Sequence[int]) -> None:
         """Sets the colour behind transparent pixels, (red, green, blue).
 
-        Each is from 0 to 255; white is the default. See docs/images.md.
+        Each is from 0 to 255; white is the default. See docs/pixels.md.
         """
         self._set("image_ground", colour)
 
@@ -170,7 +170,7 @@ class Entry:
         Args:
             n: 2, the default, shows the network what a viewer shows. 1 is the rule of runs before this setting existed,
                 which ignores orientation, transparency and colour profiles. A resumed run, and a test, a prediction or
-                an export of a checkpoint, keeps the rule of its training. See docs/images.md.
+                an export of a checkpoint, keeps the rule of its training. See docs/pixels.md.
         """
         self._set("pixel_rule", n)
 
