@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -14,6 +14,7 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, check_bool
+from plsc.data.pixels import NEWEST_RULE
 from plsc.errors import ConfigError
 from plsc.evaluation.build import build_evaluator, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
@@ -68,7 +69,7 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
         backbone, config = _find_backbone(action, config, backbone)
         return TrainedNetwork(backbone, config), config
     network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)), "the export")
-    config = dataclasses.replace(config.with_images_of(network.images), image_shape=network.image_shape)
+    config = dataclasses.replace(_with_images_of(network.images, config), image_shape=network.image_shape)
     return network, dataclasses.replace(config, emb_dim=network.emb_dim)
 
 
@@ -172,7 +173,15 @@ def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Lay
         )
     fetch_checkpoint(config)
     source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
-    config = config.with_images_of(source.meta)
+    config = _with_images_of(source.meta, config)
     backbone = build_backbone(config)
     checkpoint.load_backbone(source, backbone)
     return backbone, config
+
+
+def _with_images_of(record: Mapping[str, Any], config: Config) -> Config:
+    """Returns the settings with what a checkpoint or an export records about images; logs an earlier pixel rule."""
+    config = config.with_images_of(record)
+    if config.pixel_rule != NEWEST_RULE and parallel.rank() == 0:
+        logger.info("images are read by pixel rule %d, as in the training of the network", config.pixel_rule)
+    return config

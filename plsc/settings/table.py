@@ -145,7 +145,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "pixel_rule",
-            lambda setter, n: config.check_int(setter, n, 1, 2),
+            _integer(1, 2),
             "the rule that turns image files into pixels",
             "2, or 1 for that of runs before the setting existed: see [images](pixels.md#rules)",
         ),
