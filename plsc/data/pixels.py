@@ -188,8 +188,9 @@ def _orientation(exif: Any) -> int:
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Returns an image with the colours that its profile says, in sRGB; a profile that cannot be used is ignored."""
-    transform = _transform(profile, image.mode)
-    return image if transform is None else transform.apply(image)
+    mode = image.mode if image.mode in _SPACES else "RGB"
+    transform = _transform(profile, mode)
+    return image if transform is None else transform.apply(_as(image, mode))
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
@@ -201,7 +202,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 def _transform(profile: bytes, mode: str) -> Any:
     """Returns the transform of a profile to sRGB; None if it changes nothing, or does not fit the mode."""
     cms = _color_management()
-    if cms is None or mode not in _SPACES:
+    if cms is None:
         return None
     try:
         source = cms.ImageCmsProfile(io.BytesIO(profile))

@@ -188,6 +188,10 @@ KINDS: dict[str, tuple[bytes, np.ndarray]] = {
         encode(np.dstack([RGB, ALPHA]), icc_profile=profile(b"RGB ", 563 / 256, ADOBE_RGB)),
         over(ADOBE, ALPHA),
     ),
+    "PNG, palette in Adobe RGB": (
+        encode(paletted(PLACES), icc_profile=profile(b"RGB ", 563 / 256, ADOBE_RGB)),
+        srgb((PALETTE / 255) ** (563 / 256) @ np.array(ADOBE_RGB))[PLACES],
+    ),
     CHANNELS_SWAPPED: (
         encode(RGB, icc_profile=profile(b"RGB ", 563 / 256, SWAPPED)),
         srgb((RGB / 255) ** (563 / 256) @ np.array(SWAPPED)),
@@ -201,7 +205,8 @@ INEXACT = {
     "TIFF, LAB": 2,
     "PNG, Adobe RGB": 1,
     "PNG, RGBA in Adobe RGB": 1,
-    "PNG, a profile that swaps the channels": 1,
+    "PNG, palette in Adobe RGB": 1,
+    CHANNELS_SWAPPED: 1,
 }
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PLAIN = {
@@ -211,6 +216,7 @@ PLAIN = {
     "PNG": encode(RGB),
     "PNG, grey": encode(GREY),
     "PNG, sRGB": encode(RGB, icc_profile=SRGB),
+    "PNG, palette, sRGB": encode(paletted(PLACES), icc_profile=SRGB),
     "PNG, opaque": encode(np.dstack([RGB, OPAQUE])),
     "PNG, palette": png(PLACES, 3, PLTE),
     "PNG, 1 bit": encode(GREY > 127),
