@@ -13,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image, ImageChops
 
+from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_integers, as_truth
 
 PILLOW_RULE = 1  # Pillow's `convert` alone: the rule of runs whose records name none
@@ -48,11 +49,18 @@ class PixelRule:
         number: 2, or 1 for the rule of earlier versions, which ignores orientation, transparency and colour profiles.
         ground: Colour behind transparent pixels, (R, G, B); rule 1 does not use it.
         most_pixels: Most pixels that an image may have.
+
+    Raises:
+        ConfigError: There is no rule of that number.
     """
 
     number: int = NEWEST_RULE
     ground: tuple[int, int, int] = WHITE
     most_pixels: int = MOST_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.number not in (PILLOW_RULE, NEWEST_RULE):
+            raise ConfigError(f"pixel rule {self.number!r}: expected {PILLOW_RULE} or {NEWEST_RULE}")
 
 
 NEWEST = PixelRule()
