@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 
+from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, PixelRule
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
@@ -37,6 +38,7 @@ LARGEST_COUNT = 10**9
 LARGEST_TOTAL = 10**12  # of classes, images and steps
 LARGEST_EMBEDDING = 1 << 16
 LARGEST_SIDE = 4096
+LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
 MOST_NAMES = 5_000_000
@@ -117,6 +119,9 @@ class Config:
     loss_type: str = "dist_arcface"
     num_classes: int = 85742  # 0 until training has counted the classes of the data, for 'auto'
     image_shape: tuple[int, int, int] = (3, 112, 112)
+    image_ground: tuple[int, int, int] = WHITE
+    max_image_pixels: int = MOST_PIXELS
+    pixel_rule: int = NEWEST_RULE
     margin: Any = None
     scale: float = 64.0
     emb_dim: int = 512
@@ -154,6 +159,8 @@ class Config:
     hdfs_client: Any = None
     # The settings that win over the setters of a script, by name, as the user wrote them: {"lr": "--set lr=0.05"}.
     overrides: dict[str, str] = field(default_factory=dict)
+    # The fields that a setter or an override has set.
+    given: frozenset[str] = frozenset()
 
     OBJECTS: ClassVar = (
         "class_names",  # too many for a record of settings
@@ -179,6 +186,33 @@ class Config:
     def is_sharded(self) -> bool:
         """Whether each rank holds its own share of the class centres, rather than all of them."""
         return self.loss_type.startswith("dist_")
+
+    @property
+    def pixels(self) -> PixelRule:
+        """What the pixels of image files mean."""
+        return PixelRule(self.pixel_rule, self.image_ground, self.max_image_pixels)
+
+    def image_record(self) -> dict[str, Any]:
+        """Returns what checkpoints and exports record about the images that a network takes."""
+        return {
+            "image_shape": list(self.image_shape),
+            "pixel_rule": self.pixel_rule,
+            "image_ground": list(self.image_ground),
+            "mirror": self.augmentation.mirror,
+        }
+
+    def with_images_of(self, record: Mapping[str, Any]) -> Config:
+        """Returns the settings with what an `image_record` says, except for what the user has set.
+
+        A record of an earlier version says nothing about pixels: it is one of the rule that was the only one then.
+        """
+        kept: dict[str, Any] = {"pixel_rule": record.get("pixel_rule", PILLOW_RULE)}
+        for name in ("image_shape", "image_ground"):
+            if name in record:
+                kept[name] = tuple(record[name])
+        if "mirror" in record:
+            kept["augmentation"] = dataclasses.replace(self.augmentation, mirror=record["mirror"])
+        return dataclasses.replace(self, **{name: value for name, value in kept.items() if name not in self.given})
 
     @property
     def has_bias(self) -> bool:
@@ -287,7 +321,7 @@ class Config:
 def plain_settings(config: Config) -> dict[str, Any]:
     """Returns the settings that JSON can hold, by name. Leaves out the objects of the user and the credentials."""
     plain = _plain(config)
-    return {name: value for name, value in plain.items() if name not in Config.OBJECTS and name != "overrides"}
+    return {name: value for name, value in plain.items() if name not in (*Config.OBJECTS, "overrides", "given")}
 
 
 def _plain(value: Any) -> Any:
@@ -369,6 +403,14 @@ def check_image_shape(setter: str, value: Any) -> tuple[int, int, int]:
             f"16 and at most {LARGEST_SIDE:,}"
         )
     return (int(value[0]), int(value[1]), int(value[2]))
+
+
+def check_colour(setter: str, value: Any) -> tuple[int, int, int]:
+    """Returns `value` as (red, green, blue), each from 0 to 255."""
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ConfigError(f"{setter}({shown(value)}): expected (red, green, blue), such as (255, 255, 255)")
+    red, green, blue = (check_int(setter, part, 0, 255) for part in value)
+    return red, green, blue
 
 
 def check_rates(setter: str, value: Any) -> tuple[float, ...]:

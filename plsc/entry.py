@@ -207,6 +207,30 @@ class Entry:
         """
         self._set("image_shape", shape)
 
+    def set_image_ground(self, colour: Sequence[int]) -> None:
+        """Sets the colour behind transparent pixels, (red, green, blue).
+
+        Each is from 0 to 255; white is the default. See docs/pixels.md.
+        """
+        self._set("image_ground", colour)
+
+    def set_max_image_pixels(self, n: int) -> None:
+        """Sets the most pixels that an image file may have.
+
+        A larger image is an error, which its header shows before it takes memory.
+        """
+        self._set("max_image_pixels", n)
+
+    def set_pixel_rule(self, n: int) -> None:
+        """Sets the rule that turns image files into pixels.
+
+        Args:
+            n: 2, the default, shows the network what a viewer shows. 1 is the rule of runs before this setting existed,
+                which ignores orientation, transparency and colour profiles. A resumed run, and a test, a prediction or
+                an export of a checkpoint, keeps the rule of its training. See docs/pixels.md.
+        """
+        self._set("pixel_rule", n)
+
     def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
         """Sets how training images are changed at random.
 
@@ -634,7 +658,7 @@ class Entry:
         with self._action():
             config = self._prepare()
             self._log_unused_seed()
-            result, self._backbone = train(config)
+            result, self._backbone, self._config.pixel_rule = train(config)
             self._last_checkpoint = result["checkpoint"]
         return result
 

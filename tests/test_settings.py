@@ -60,6 +60,9 @@ ASKED = {
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
     "train_image_num": ((5,), 7, 7),
     "image_shape": (((3, 32, 32),), [3, 64, 64], (3, 64, 64)),
+    "image_ground": (((0, 0, 0),), [1, 2, 3], (1, 2, 3)),
+    "max_image_pixels": ((1000,), 2000, 2000),
+    "pixel_rule": ((2,), 1, 1),
     "augmentation": ((False, 5, 0.1), {"rotate": 9}, Augmentation(True, 9.0, 0.0)),
     "train_batch_size": ((5,), 7, 7),
     "test_batch_size": ((5,), 7, 7),
@@ -106,7 +109,7 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", "overrides"}
+    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", "overrides", "given"}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}
 

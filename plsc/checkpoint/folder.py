@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
+from plsc.data.pixels import IMAGE_RECORD
 from plsc.errors import CheckpointError
 from plsc.machine.files import sync, write_synced
 from plsc.machine.json_files import (
@@ -60,6 +61,7 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "loss_type": as_text,
     "emb_dim": lambda value: as_integer(value, 1),
     "image_shape": lambda value: as_integers(value, 1, 3),
+    **IMAGE_RECORD,
     "by_rows": lambda value: [as_text(one) for one in as_list(value)],
     "accumulators": as_object,
     "steps_per_epoch": lambda value: value is None or as_integer(value, 1),

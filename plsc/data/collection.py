@@ -16,9 +16,11 @@ import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
+from plsc.data.encoded_image import check_header
 from plsc.data.image_folders import folder_of_images, has_image_suffix
 from plsc.data.image_lists import Listed, parse_line, read_list
-from plsc.data.transforms import check_header, decode, decode_file, unreadable
+from plsc.data.pixels import NEWEST, PixelRule
+from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
 from plsc.machine.names import from_text, to_text, twins_among, why_missing
 
@@ -52,8 +54,13 @@ class Collection(Protocol):
     def where(self, i: int) -> str:
         """Returns where to find the image, for error messages."""
 
-    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+    def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Returns the image as uint8 [H, W, C], resized to `image_shape` (C, H, W).
+
+        Args:
+            i: The image.
+            image_shape: Shape of the result, (C, H, W).
+            rule: What the pixels of a file mean.
 
         Raises:
             DataError: The image cannot be read or decoded.
@@ -111,9 +118,9 @@ class ImageFiles:
         file = self._files[i]
         return f"{self._listed_in}:{file.line}: {file.name}" if self._listed_in else str(self._root / file.name)
 
-    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+    def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
-        return decode_file(self._root / self._files[i].name, image_shape, self.where(i))
+        return decode_file(self._root / self._files[i].name, image_shape, self.where(i), rule)
 
     def check(self, i: int, open_it: bool) -> None:
         """Checks the size of a file, and with `open_it` the header of the image; see `Collection.check`."""
@@ -181,9 +188,9 @@ class Base64Parts:
         part, line = self._place(i)
         return f"{self._parts[part].path}:{line + 1}"
 
-    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+    def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
-        return decode(self._image(i), image_shape, self.where(i))
+        return decode(self._image(i), image_shape, self.where(i), rule)
 
     def check(self, i: int, open_it: bool) -> None:
         """Checks the line and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""
@@ -255,7 +262,7 @@ class ArrayImages:
         """Returns the name of the array and the number of the image."""
         return f"{self._name}: {self.name(i)}"
 
-    def pixels(self, i: int, image_shape: Sequence[int]) -> np.ndarray:
+    def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Returns the image unchanged; `image_shape` must be its shape."""
         return self._images[self._firsts[i]]
 

@@ -14,6 +14,7 @@ from typing import Optional
 
 from PIL import Image
 
+from plsc.data.encoded_image import formats
 from plsc.data.image_lists import Listed
 from plsc.errors import DataError
 from plsc.machine.names import readable
@@ -21,7 +22,6 @@ from plsc.machine.names import readable
 logger = logging.getLogger("plsc")
 
 _COMMON = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "TGA", "TIFF", "WEBP")
-_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow needs other programs for them, or handlers.
 _NO_IMAGE = frozenset(
     b".bin .cfg .csv .db .doc .docx .gz .html .idx .index .ini .json .jsonl .lmdb .log .lst .mat .md .mp4 .npy .npz"
     b" .parquet .pdf .pkl .pt .pth .py .rar .rec .tar .toml .tsv .txt .xls .xlsx .xml .yaml .yml .zip".split()
@@ -209,10 +209,9 @@ def _image_suffixes() -> frozenset[bytes]:
 
 
 @functools.cache
-def _formats() -> list[str]:
+def _formats_by_content() -> list[str]:
     """Returns the formats that Pillow recognises by the first bytes of a file."""
-    Image.init()
-    return [name for name, (_, accept) in Image.OPEN.items() if accept is not None and name not in _NOT_DECODED]
+    return [name for name in formats() if Image.OPEN[name][1] is not None]
 
 
 def _is_image(path: bytes, suffix: bytes) -> bool:
@@ -225,7 +224,7 @@ def _is_image(path: bytes, suffix: bytes) -> bool:
         return False
     with open(path, "rb") as stream:
         try:
-            Image.open(stream, formats=_formats()).close()
+            Image.open(stream, formats=_formats_by_content()).close()
         except (Image.UnidentifiedImageError, SyntaxError, ValueError, EOFError, TypeError, OverflowError):
             return False
         except Image.DecompressionBombError:  # It is an image, and decoding it will say what is wrong.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation, augment, decode, normalize
@@ -31,6 +32,7 @@ class ImageLoader:
         num_workers: Number of threads that prepare whole batches; 0 prepares them in the calling thread.
         rank: Rank of this process.
         world_size: Number of ranks.
+        rule: What the pixels of the images mean.
 
     Attributes:
         splits: Whether the loader splits the samples over the ranks; always True.
@@ -48,6 +50,7 @@ class ImageLoader:
         num_workers: int = 4,
         rank: int = 0,
         world_size: int = 1,
+        rule: PixelRule = NEWEST,
     ):
         self._source = source
         self._image_shape = tuple(image_shape)
@@ -57,6 +60,7 @@ class ImageLoader:
         self._num_workers = num_workers
         self._rank = rank
         self._world_size = world_size
+        self._rule = rule
 
     @property
     def num_images(self) -> int:
@@ -107,7 +111,7 @@ class ImageLoader:
             if stop.is_set():  # The batch will not be used.
                 break
             data, labels[k] = self._source.read(i)
-            image = decode(data, self._image_shape, self._source.where(i))
+            image = decode(data, self._image_shape, self._source.where(i), self._rule)
             # Each global position has its own generator. So the numbers do not depend on the thread, and a sample
             # that is repeated as padding is changed in another way than the first time.
             position = (first + k) * self._world_size + self._rank

@@ -13,6 +13,7 @@ import numpy as np
 
 from plsc.data.collection import Collection, open_collection
 from plsc.data.pair_sets import PairSet, of_verification, read_pairs
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.verification import load_verification
 from plsc.errors import DataError
 
@@ -61,7 +62,9 @@ class GallerySet:
 EvaluationSet = Union[PairSet, IdentitySet, GallerySet]
 
 
-def find_sets(dataset_dir: str, targets: str, image_shape: Sequence[int]) -> list[EvaluationSet]:
+def find_sets(
+    dataset_dir: str, targets: str, image_shape: Sequence[int], rule: PixelRule = NEWEST
+) -> list[EvaluationSet]:
     """Opens the test sets of a folder that `targets` names.
 
     Args:
@@ -69,24 +72,25 @@ def find_sets(dataset_dir: str, targets: str, image_shape: Sequence[int]) -> lis
         targets: Comma separated names, with or without suffix. A name is that of a `.bin` file of pairs; else of a
             pairs file, `.txt`; else of a folder of images, `<identity>/<image>`.
         image_shape: (C, H, W), to which the images of `.bin` files are decoded.
+        rule: What their pixels mean.
 
     Raises:
         DataError: A set is missing or damaged, or two sets have the same name.
     """
     found: list[EvaluationSet] = []
     for target in filter(None, (part.strip() for part in targets.split(","))):
-        one = _find(Path(dataset_dir), target, image_shape)
+        one = _find(Path(dataset_dir), target, image_shape, rule)
         if any(one.name == other.name for other in found):
             raise DataError(f"{dataset_dir}: two test sets are called {one.name!r}; rename one of them")
         found.append(one)
     return found
 
 
-def _find(folder: Path, target: str, image_shape: Sequence[int]) -> EvaluationSet:
+def _find(folder: Path, target: str, image_shape: Sequence[int], rule: PixelRule) -> EvaluationSet:
     path = folder / target
     binary, text = (path if path.suffix == end else path.with_name(path.name + end) for end in (".bin", ".txt"))
     if binary.is_file():
-        return of_verification(load_verification(str(binary), image_shape))
+        return of_verification(load_verification(str(binary), image_shape, rule))
     if text.is_file():
         return read_pairs(text)
     if path.is_dir():

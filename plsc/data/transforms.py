@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from plsc.data.encoded_image import decode_image
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
 
@@ -38,39 +38,32 @@ class Augmentation:
         return bool(self.mirror or self.rotate or self.translate)
 
 
-def decode(data: bytes, image_shape: Sequence[int], where: str) -> np.ndarray:
+def decode(data: bytes, image_shape: Sequence[int], where: str, rule: PixelRule = NEWEST) -> np.ndarray:
     """Decodes an encoded image, and resizes it if it has another size (bilinear).
 
     Args:
         data: An encoded image, such as the content of a JPEG file.
         image_shape: Shape of the result, (C, H, W) with C 1 (grey) or 3 (RGB).
         where: Where the image comes from, for the error message.
+        rule: What the pixels of the file mean.
 
     Returns:
         uint8 [H, W, C].
 
     Raises:
-        DataError: The image is damaged, or `image_shape` has another number of channels.
+        DataError: The image is damaged or too large, or `image_shape` has another number of channels.
     """
-    mode = _mode(image_shape)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            converted = image.convert(mode)
-    except Exception as error:  # For damaged files Pillow's decoders raise many unrelated types.
-        raise DataError(
-            f"{where}: cannot decode the image ({len(data)} bytes: {type(error).__name__}); "
-            "replace the file or remove the sample"
-        ) from error
-    return _fit(converted, image_shape)
+    return _fit(decode_image(data, _mode(image_shape), where, rule), image_shape)
 
 
-def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.ndarray:
+def decode_file(path: Path, image_shape: Sequence[int], where: str = "", rule: PixelRule = NEWEST) -> np.ndarray:
     """Reads and decodes an image file; see `decode`.
 
     Args:
         path: The image file.
         image_shape: Shape of the result, (C, H, W).
         where: Where the image comes from, for the error message; by default the path.
+        rule: What the pixels of the file mean.
 
     Raises:
         DataError: The file cannot be read or decoded.
@@ -80,28 +73,7 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "") -> np.n
         data = path.read_bytes()
     except OSError as problem:
         raise unreadable(where, problem) from None
-    return decode(data, image_shape, where)
-
-
-def check_header(stream: BinaryIO, where: str) -> None:
-    """Checks that Pillow recognises an image by its header, without decoding it.
-
-    Args:
-        stream: The encoded image.
-        where: Where the image comes from, for the error message.
-
-    Raises:
-        DataError: It does not.
-        OSError: The stream cannot be read.
-    """
-    try:
-        Image.open(stream).close()
-    except UnidentifiedImageError:
-        raise DataError(f"{where}: the file is not an image; replace the file or remove the sample") from None
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where}: cannot decode the image ({type(error).__name__}); replace the file or remove the sample"
-        ) from error
+    return decode(data, image_shape, where, rule)
 
 
 def unreadable(where: str, problem: OSError) -> DataError:

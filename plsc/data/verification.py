@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.transforms import decode, from_pixels
 from plsc.errors import DataError
 from plsc.machine.files import replace_file
@@ -114,12 +115,13 @@ def _unwrap(value: Any) -> Any:
     return value.value if isinstance(value, _Array) else value
 
 
-def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
+def load_verification(path: str, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> VerificationSet:
     """Reads a `.bin` file of pairs, which is a pickle of (2P encoded images, P bools) from Python 2 or 3.
 
     Args:
         path: The file.
         image_shape: (C, H, W), to which the images are decoded and resized.
+        rule: What the pixels of encoded images mean.
 
     Raises:
         DataError: The file has any other content. A pickle that asks to run code is refused.
@@ -144,7 +146,7 @@ def load_verification(path: str, image_shape: Sequence[int]) -> VerificationSet:
     channels, height, width = image_shape
     images = np.empty((len(encoded), height, width, channels), np.uint8)
     for i, item in enumerate(encoded):
-        images[i] = _decode_item(_unwrap(item), image_shape, f"{path}: image {i}")
+        images[i] = _decode_item(_unwrap(item), image_shape, f"{path}: image {i}", rule)
     name = os.path.basename(path)
     name = name[:-4] if name.endswith(".bin") else name
     return VerificationSet(name, images, issame)  # type: ignore[call-arg]  # mypy skips the stubs of dataclasses
@@ -171,7 +173,7 @@ def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
     return encoded, np.array([bool(value) for value in raw_issame], dtype=bool)
 
 
-def _decode_item(item: Any, image_shape: Sequence[int], where: str) -> np.ndarray:
+def _decode_item(item: Any, image_shape: Sequence[int], where: str, rule: PixelRule) -> np.ndarray:
     if isinstance(item, np.ndarray):
         if not _is_line(item):
             return from_pixels(item, image_shape, where)
@@ -184,7 +186,7 @@ def _decode_item(item: Any, image_shape: Sequence[int], where: str) -> np.ndarra
         item = item.tobytes()
     if not isinstance(item, (bytes, bytearray)):
         raise DataError(f"{where}: {type(item).__name__} is not an encoded image; make the file again")
-    return decode(bytes(item), image_shape, where)
+    return decode(bytes(item), image_shape, where, rule)
 
 
 def _is_line(array: np.ndarray) -> bool:

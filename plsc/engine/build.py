@@ -69,6 +69,7 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
         num_workers=config.num_workers,
         rank=rank,
         world_size=world_size,
+        rule=config.pixels,
     )
 
 

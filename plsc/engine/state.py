@@ -15,6 +15,7 @@ from plsc import checkpoint, optim, parallel
 from plsc.amp import DynamicLossScaler
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
+from plsc.data.pixels import PILLOW_RULE
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError
@@ -123,7 +124,7 @@ class TrainingState:
             "emb_dim": head.emb_dim,
             "loss_type": config.loss_type,
             "sharded": head.sharded,
-            "image_shape": list(config.image_shape),
+            **config.image_record(),
             "model": config.model_name if config.model is None else type(config.model).__name__,
             "optimizer": type(self.optimizer).__name__,
             "ranks": parallel.world_size(),
@@ -186,6 +187,8 @@ class TrainingState:
         same_batches = (meta["batch_per_rank"], meta["ranks"]) == (self.config.batch_per_rank, ranks)
         if self.steps_per_epoch is None and same_batches:
             self.steps_per_epoch = meta.get("steps_per_epoch")  # counted before the run was stopped
+        if "pixel_rule" not in self.config.given:
+            self.config = dataclasses.replace(self.config, pixel_rule=meta.get("pixel_rule", PILLOW_RULE))
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)
@@ -200,13 +203,16 @@ class TrainingState:
             "model": "the model",
             "optimizer": "the optimizer",
             "loss_type": "the loss",
+            "pixel_rule": "the pixel rule",
+            "image_ground": "the ground of transparent images",
             "plsc": "the version of plsc",
             "paddle": "the version of Paddle",
         }
+        was = {"pixel_rule": PILLOW_RULE, "image_ground": now["image_ground"], **source.meta}
         return [
-            f"{words} was {source.meta.get(name)} and is {now[name]} now"
+            f"{words} was {was.get(name)} and is {now[name]} now"
             for name, words in names.items()
-            if source.meta.get(name) != now[name] and (source.meta.get(name), now[name]) != _RENAMED_MODEL
+            if was.get(name) != now[name] and (was.get(name), now[name]) != _RENAMED_MODEL
         ]
 
     def _accumulators(self) -> dict[str, dict[str, paddle.Tensor]]:

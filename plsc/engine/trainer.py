@@ -60,12 +60,12 @@ class Note(enum.IntFlag):
     STOP = 4  # one of its callbacks has called `stop`
 
 
-def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer]:
-    """Trains all epochs; returns what `Entry.train` documents, and the trained backbone."""
+def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer, int]:
+    """Trains all epochs; returns what `Entry.train` documents, the trained backbone, and the pixel rule of the run."""
     advice = "lower set_train_batch_size, and ask plsc plan what a training needs"
     with forecast.training(), contextlib.ExitStack() as resources, out_of_memory_as(advice):
         trainer = Trainer(config, resources)
-        return trainer.run(), trainer.backbone
+        return trainer.run(), trainer.backbone, trainer.config.pixel_rule
 
 
 class Trainer:
@@ -128,6 +128,10 @@ class Trainer:
         )
         log_header(self.state, self.loader.num_images, process_bytes)
         self.writer, resumed = open_save_dir(self.state, store, resources)
+        if self.state.config.pixels != config.pixels:
+            self.config = config = self.state.config
+            logger.info("images are read by pixel rule %d, with which the run began", config.pixel_rule)
+            self.open_data()
         if self.writer is not None:
             self.writer.on_saved = lambda folder: self.call("on_save", folder)
 

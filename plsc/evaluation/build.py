@@ -29,7 +29,7 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     """
     sets, reader = [], None
     if config.test_reader is None:
-        sets = find_sets(config.dataset_dir, config.val_targets, config.image_shape)
+        sets = find_sets(config.dataset_dir, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)
     if config.identification is not None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection, open_collection
+from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
@@ -41,7 +42,7 @@ class Embedder:
 
     Args:
         network: The network.
-        config: Its `test_batch_size` and `num_workers` are used.
+        config: Its `test_batch_size`, `num_workers` and `pixels` are used.
         flip: Whether to average the embeddings of an image and its mirror image.
         progress: Whether to show a bar on a terminal, or else log a line every half minute.
         skip_damaged: Whether an image that cannot be read or decoded gets zeros and a warning, instead of an error.
@@ -56,7 +57,7 @@ class Embedder:
         skip_damaged: bool = False,
     ) -> None:
         self._network, self._flip, self._progress, self._skip_damaged = network, flip, progress, skip_damaged
-        self._batch_size, self._num_workers = config.test_batch_size, config.num_workers
+        self._batch_size, self._num_workers, self._rule = config.test_batch_size, config.num_workers, config.pixels
 
     def embed(self, images: Collection) -> np.ndarray:
         """Returns the embeddings of a collection, [N, D] float32.
@@ -144,6 +145,8 @@ class Embedder:
 
     def _meta(self, images: Collection) -> dict[str, Any]:
         """Returns everything that the embeddings depend on."""
+        # Folders of earlier versions, which say nothing about pixels, hold embeddings of the rule of their time.
+        newer = self._rule.number != PILLOW_RULE
         return {
             "count": images.num_images,
             "emb_dim": self._network.emb_dim,
@@ -152,6 +155,7 @@ class Embedder:
             "model": self._network.model,
             "export": self._network.export,
             "image_shape": list(self._network.image_shape),
+            **({"pixel_rule": self._rule.number, "image_ground": list(self._rule.ground)} if newer else {}),
             "flip": self._flip,
             "skip_damaged": self._skip_damaged,
             "plsc": __version__,
@@ -206,7 +210,7 @@ class Embedder:
         pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
         for row, i in enumerate(chosen):
             try:
-                pixels[row] = images.pixels(i, self._network.image_shape)
+                pixels[row] = images.pixels(i, self._network.image_shape, self._rule)
             except DataError as problem:
                 if not self._skip_damaged:
                     raise

@@ -136,12 +136,12 @@ class Evaluator:
         images: Optional[Collection],
         firsts: Optional[np.ndarray] = None,
     ) -> None:
-        folder, image_shape = self._pairs_dir, self._config.image_shape
+        folder, shape, rule = self._pairs_dir, self._config.image_shape, self._config.pixels
         if folder is None:
             return
         parallel.from_rank_0(
             lambda: write_pairs(
-                folder, name, pairs_for_report(embeddings, *pairs_and_issame, images, firsts, image_shape)
+                folder, name, pairs_for_report(embeddings, *pairs_and_issame, images, firsts, shape, rule=rule)
             ),
             f"the pairs of {name} for the report",
         )

@@ -8,6 +8,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.collection import Collection
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.metrics import pair_similarity
 from plsc.metrics.vectors import unit_rows
 from plsc.report.pairs_file import PairArrays
@@ -23,6 +24,7 @@ def pairs_for_report(
     images: Optional[Collection],
     firsts: Optional[np.ndarray],
     image_shape: Sequence[int],
+    rule: PixelRule = NEWEST,
 ) -> PairArrays:
     """Returns the arrays of one `<set>_pairs.npz`.
 
@@ -33,13 +35,14 @@ def pairs_for_report(
         images: The images; None if they are gone, which leaves out hard pairs and map.
         firsts: For each embedding the image that stands for it, int [N]; None if that is the image of the same number.
         image_shape: (C, H, W), to which images are decoded.
+        rule: What the pixels of image files mean.
     """
     made = PairArrays(similarity=pair_similarity(embeddings, pairs), issame=issame)
     if images is not None:
         shown = np.arange(len(embeddings)) if firsts is None else firsts
         made.hard_pairs = _hardest(made.similarity, pairs, issame)
         both = shown[pairs[made.hard_pairs]].tolist()
-        made.hard_images = np.array([[images.pixels(i, image_shape) for i in pair] for pair in both])
+        made.hard_images = np.array([[images.pixels(i, image_shape, rule) for i in pair] for pair in both])
         made.hard_names = np.array([[images.name(i) for i in pair] for pair in both], "U")
         made.map_embeddings = unit_rows(embeddings[:_MAPPED])
         made.map_identities = _identities(images, shown[:_MAPPED], pairs[issame])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,6 +15,7 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, check_bool
 from plsc.data.collection import Collection
+from plsc.data.pixels import NEWEST_RULE
 from plsc.errors import ConfigError
 from plsc.evaluation.build import build_evaluator, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
@@ -61,16 +62,18 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
         backbone: The network of the last training of this process.
 
     Returns:
-        The network, and the settings with its sizes.
+        The network, and the settings with its sizes and with what it takes images for.
 
     Raises:
         ConfigError: There is no network, or it does not fit the settings.
         CheckpointError: The checkpoint cannot be used.
     """
     if not config.export_dir:
-        return TrainedNetwork(_find_backbone(action, config, backbone), config), config
+        backbone, config = _find_backbone(action, config, backbone)
+        return TrainedNetwork(backbone, config), config
     network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)), "the export")
-    return network, dataclasses.replace(config, image_shape=network.image_shape, emb_dim=network.emb_dim)
+    config = dataclasses.replace(_with_images_of(network.images, config), image_shape=network.image_shape)
+    return network, dataclasses.replace(config, emb_dim=network.emb_dim)
 
 
 def evaluate(config: Config, backbone: Optional[paddle.nn.Layer] = None) -> dict[str, dict[str, Any]]:
@@ -154,12 +157,12 @@ def convert(
         force: Whether an export that disagrees with the network gives a warning instead of an error.
         classes_from: The checkpoint whose class centres the export is to hold; None leaves them out.
     """
-    found = _find_backbone("convert_for_prediction", config, backbone)
     if not config.model_save_dir:
         raise ConfigError("convert_for_prediction(): set_model_save_dir is empty; name the folder to export to")
     if not isinstance(calibration, (str, Path, type(None))):
         raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
     check_bool("convert_for_prediction: force", force)
+    found, config = _find_backbone("convert_for_prediction", config, backbone)
     folder = export(
         found,
         Path(config.model_save_dir),
@@ -170,6 +173,8 @@ def convert(
         force=force,
         class_names=_class_names(config),
         centres=None if classes_from is None else CheckpointCentres(Path(classes_from)),
+        rule=config.pixels,
+        mirror=config.augmentation.mirror,
     )
     logger.info("exported to %s", folder)
     return folder
@@ -197,15 +202,25 @@ def _class_names(config: Config) -> Sequence[str]:
     return checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True).meta.get("class_names", ())
 
 
-def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> paddle.nn.Layer:
-    """Returns `backbone`, or else the network of the checkpoint."""
+def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> tuple[paddle.nn.Layer, Config]:
+    """Returns `backbone`, or else the network of the checkpoint, and the settings with the images of its training."""
     if backbone is not None:
-        return backbone
+        return backbone, config
     if not config.checkpoint_dir:
         raise ConfigError(
             f"{action}(): there is no trained model; call train() first, or set_checkpoint_dir('output/<epoch>')"
         )
     fetch_checkpoint(config)
+    source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
+    config = _with_images_of(source.meta, config)
     backbone = build_backbone(config)
-    checkpoint.load_backbone(checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True), backbone)
-    return backbone
+    checkpoint.load_backbone(source, backbone)
+    return backbone, config
+
+
+def _with_images_of(record: Mapping[str, Any], config: Config) -> Config:
+    """Returns the settings with what a checkpoint or an export records about images; logs an earlier pixel rule."""
+    config = config.with_images_of(record)
+    if config.pixel_rule != NEWEST_RULE and parallel.rank() == 0:
+        logger.info("images are read by pixel rule %d, as in the training of the network", config.pixel_rule)
+    return config

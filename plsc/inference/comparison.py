@@ -8,6 +8,7 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.data.collection import open_collection
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError
 
@@ -19,13 +20,16 @@ _RANDOM_IMAGES = 16
 _BOUNDS = {"float32": ("lowest", 0.9999), "float16": ("lowest", 0.999), "int8": ("mean", 0.99)}
 
 
-def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, int]) -> np.ndarray:
+def images_for_check(
+    calibration: Optional[Path], image_shape: tuple[int, int, int], rule: PixelRule = NEWEST
+) -> np.ndarray:
     """Returns images to compare the networks on, normalised, [N, C, H, W] float32.
 
     Args:
         calibration: A folder, a label file or base64 parts, of which up to 256 images are used, evenly spaced. None
             gives 16 images of noise.
         image_shape: Shape of one image, (C, H, W).
+        rule: What the pixels of image files mean.
 
     Raises:
         DataError: There are no images, or one cannot be read.
@@ -36,7 +40,7 @@ def images_for_check(calibration: Optional[Path], image_shape: tuple[int, int, i
         return normalize(noise)
     images = open_collection(calibration)
     drawn = np.linspace(0, images.num_images - 1, min(images.num_images, _MOST_IMAGES)).round().astype(int)
-    return normalize(np.stack([images.pixels(index, image_shape) for index in drawn.tolist()]))
+    return normalize(np.stack([images.pixels(index, image_shape, rule) for index in drawn.tolist()]))
 
 
 def cosines(found: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import paddle
 
 from plsc import parallel
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import ConfigError
 from plsc.inference import runtime
 from plsc.inference.classes import ClassCentres, write_centres
@@ -54,6 +55,8 @@ def export(
     force: bool = False,
     class_names: Sequence[str] = (),
     centres: Optional[ClassCentres] = None,
+    rule: PixelRule = NEWEST,
+    mirror: Optional[bool] = None,
 ) -> Path:
     """Exports the network from normalised images [B, C, H, W] float32 to embeddings [B, D], for any B. Rank 0 does it.
 
@@ -72,6 +75,8 @@ def export(
         force: Whether an export that disagrees with the network gives a warning instead of an error.
         class_names: Name of each class; empty if they are unknown.
         centres: The class centres that the export is to hold, for `Predictor.classify`; None leaves them out.
+        rule: What the pixels of image files mean to the network.
+        mirror: Whether tests average the embeddings of an image and its mirror image; None records nothing.
 
     Returns:
         `folder`.
@@ -90,7 +95,7 @@ def export(
         )
 
     def make() -> None:
-        images = images_for_check(calibration, image_shape)
+        images = images_for_check(calibration, image_shape, rule)
         with _workspace(folder) as temporary:
             files, meta = _write(
                 backbone,
@@ -107,6 +112,8 @@ def export(
                 with _writing(folder):
                     written, meta["classes"] = write_centres(centres, meta["emb_dim"], temporary)
                 files += written
+            meta.update(pixel_rule=rule.number, image_ground=list(rule.ground))
+            meta.update({} if mirror is None else {"mirror": mirror})
             _publish(files, meta, temporary, folder)
 
     parallel.from_rank_0(make, "the export")

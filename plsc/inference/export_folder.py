@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from plsc.data.pixels import IMAGE_RECORD, PILLOW_RULE, WHITE, PixelRule
 from plsc.errors import ConfigError
 from plsc.inference.classes import ExportedCentres
 from plsc.inference.precision import PRECISIONS
@@ -27,7 +28,8 @@ class Export:
     """An exported network, loaded.
 
     Attributes:
-        image_shape: Shape of one image, (C, H, W).
+        images: What the manifest records about the images: `image_shape` and, unless an earlier version wrote it, the
+            entries of `IMAGE_RECORD`.
         emb_dim: Size of an embedding, D.
         precision: float32, float16 or int8.
         digests: The sha256 of each file.
@@ -37,7 +39,7 @@ class Export:
         classes: What the manifest records of the class centres; None without them.
     """
 
-    image_shape: tuple[int, int, int]
+    images: dict[str, Any]
     emb_dim: int
     precision: str
     digests: list[str]
@@ -51,6 +53,17 @@ class Export:
         """The sha256 of all files that embed."""
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        channels, height, width = self.images["image_shape"]
+        return channels, height, width
+
+    @property
+    def pixels(self) -> PixelRule:
+        """What the pixels of image files mean to the network."""
+        return PixelRule(self.images.get("pixel_rule", PILLOW_RULE), tuple(self.images.get("image_ground", WHITE)))
+
 
 def open_export(folder: Path) -> Export:
     """Loads what `Entry.convert_for_prediction` or `plsc export` wrote.
@@ -61,7 +74,8 @@ def open_export(folder: Path) -> Export:
     manifest = folder / MANIFEST
     try:
         meta = as_object(read_json(manifest))
-        image_shape = as_integers(meta["image_shape"], 1, 3)
+        images = {"image_shape": as_integers(meta["image_shape"], 1, 3)}
+        images.update({name: check(meta[name]) for name, check in IMAGE_RECORD.items() if name in meta})
         emb_dim, format, precision = as_integer(meta["emb_dim"], 1), meta["format"], meta["precision"]
         digests = {folder / name: as_text(digest) for name, digest in as_object(meta["files"]).items()}
         if sorted(meta["files"]) not in _FILES.get(as_text(format), ()) or precision not in PRECISIONS:
@@ -78,9 +92,8 @@ def open_export(folder: Path) -> Export:
         raise ConfigError(f"{manifest}: damaged ({words}); export the network again") from None
     for file, digest in digests.items():
         _check(file, digest)
-    shape = (image_shape[0], image_shape[1], image_shape[2])
     return Export(
-        image_shape=shape,
+        images=images,
         emb_dim=emb_dim,
         precision=precision,
         digests=list(digests.values()),

@@ -80,6 +80,9 @@ class ExportedNetwork:
     Args:
         folder: Folder of the export.
 
+    Attributes:
+        images: What the export records about the images; see `Config.with_images_of`.
+
     Raises:
         ConfigError: The folder holds no export, or it cannot be run here.
     """
@@ -88,7 +91,7 @@ class ExportedNetwork:
         export = open_export(folder)
         self.model = export.network
         self.image_shape, self.emb_dim, self._run = export.image_shape, export.emb_dim, export.run
-        self.export = export.digest
+        self.images, self.export = export.images, export.digest
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""

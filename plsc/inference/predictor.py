@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Optional, Union
 import numpy as np
 from PIL import Image
 
-from plsc.config import check_int
+from plsc.config import LARGEST_PIXELS, check_int
+from plsc.data.encoded_image import interpret_opened
+from plsc.data.pixels import MOST_PIXELS
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
@@ -34,6 +37,7 @@ class Predictor:
         batch_size: Images per forward pass.
         flip: Whether to average the embeddings of an image and its mirror image, as tests on faces do.
         num_workers: Threads that decode images while others are embedded; 0 decodes in between.
+        max_image_pixels: Most pixels that an image may have; see `set_max_image_pixels`.
 
     Attributes:
         image_shape: Shape of one image, (C, H, W); images of other sizes are resized.
@@ -51,15 +55,24 @@ class Predictor:
         >>> predictor.compare(predictor.embed(["a.jpg"]), predictor.embed(["b.jpg"]))  # doctest: +SKIP
     """
 
-    def __init__(self, path: Union[str, Path], batch_size: int = 64, flip: bool = False, num_workers: int = 2) -> None:
+    def __init__(
+        self,
+        path: Union[str, Path],
+        batch_size: int = 64,
+        flip: bool = False,
+        num_workers: int = 2,
+        max_image_pixels: int = MOST_PIXELS,
+    ) -> None:
         shorten_errors()
         if not isinstance(path, (str, Path)):
             raise ConfigError(f"Predictor: path={path!r}: expected the folder of an export")
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
+        check_int("Predictor: max_image_pixels", max_image_pixels, 1, LARGEST_PIXELS)
         export = open_export(Path(path))
         self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
         self._run, self.network, self.digest = export.run, export.network, export.digest
+        self._rule = dataclasses.replace(export.pixels, most_pixels=max_image_pixels)
         self._folder, self._export = Path(path), export
         self._centres: Optional[ClassCentres] = None
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
@@ -68,7 +81,8 @@ class Predictor:
         """Embeds images.
 
         Args:
-            images: Paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB).
+            images: Paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB). A Pillow image as `Image.open`
+                returned it is read like its file; one that Pillow made from it is not turned or changed in colour.
 
         Returns:
             Embeddings [N, D] float32.
@@ -166,10 +180,10 @@ class Predictor:
     def _pixels(self, image: Picture, number: int) -> np.ndarray:
         where = f"image {number}"
         if isinstance(image, (str, Path)):
-            return decode_file(Path(image), self.image_shape)
+            return decode_file(Path(image), self.image_shape, rule=self._rule)
         if isinstance(image, bytes):
-            return decode(image, self.image_shape, where)
+            return decode(image, self.image_shape, where, self._rule)
         if isinstance(image, Image.Image):
             with _pillow:
-                image = np.asarray(image.convert("RGB"))
+                image = np.asarray(interpret_opened(image, "RGB", where, self._rule))
         return from_pixels(np.asarray(image), self.image_shape, where)

@@ -128,6 +128,15 @@ def as_text(value: Any) -> str:
     return _of_kind(value, str, "a text")
 
 
+def as_truth(value: Any) -> bool:
+    """Returns `value`, which must be true or false.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return _of_kind(value, bool, "true or false")
+
+
 def _of_kind(value: Any, kind: type, name: str) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"expected {name}, got {short(value)}")

@@ -82,7 +82,7 @@ def _charts(page: Any, folder: Path) -> dict[Path, bytes]:
 
 def _is_chart(path: Path, software: str) -> bool:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             return bool(image.info.get("Software") == software)
     except (OSError, UnidentifiedImageError, ValueError):
         return False

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from PIL import Image
-
+from plsc.data.encoded_image import check_size, open_image
+from plsc.data.pixels import MOST_PIXELS, interpret
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
 from plsc.report.document import check_replaceable, document, image_url
@@ -95,10 +95,11 @@ def _figure(path: Path, name: str, *more: Markup, title: Optional[str] = None, c
 def _thumbnail(path: Path) -> Optional[str]:
     """Returns a thumbnail as a data URL; None if the image is missing or damaged."""
     try:
-        with Image.open(path) as image:
+        with open_image(path.read_bytes()) as image:
+            check_size(image, MOST_PIXELS)
             image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # Large JPEGs are decoded at a fraction of their size.
-            small = image.convert("RGB")
-        small.thumbnail((_SIDE, _SIDE))
-        return image_url(small)
+            small = interpret(image, "RGB")
+            small.thumbnail((_SIDE, _SIDE))
+            return image_url(small)
     except Exception:  # For damaged files Pillow's decoders raise many unrelated types.
         return None

@@ -30,6 +30,7 @@ def change(config: Config, name: str, *arguments: Any, **named: Any) -> Optional
         return None if all(_same(getattr(config, field), value) for field, value in values.items()) else won
     for field, value in values.items():
         setattr(config, field, value)
+    config.given |= set(values)
     return None
 
 
@@ -52,6 +53,7 @@ def override(config: Config, name: str, value: Any, words: str) -> None:
         raise ConfigError(f"{words}: {problem}") from None
     for field, one in values.items():
         setattr(config, field, one)
+    config.given |= set(values)
     config.overrides[name] = words
 
 

@@ -139,6 +139,24 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "images have 1 or 3 channels, and sides of 16 to 4096",
         ),
         Setting(
+            "image_ground",
+            config.check_colour,
+            "the colour behind transparent pixels, (red, green, blue)",
+            "each from 0 to 255: see [images](pixels.md)",
+        ),
+        Setting(
+            "max_image_pixels",
+            _integer(1, config.LARGEST_PIXELS),
+            "the most pixels that an image file may have",
+            "a larger image is an error, found by its header: see [images](pixels.md#large-images)",
+        ),
+        Setting(
+            "pixel_rule",
+            _integer(1, 2),
+            "the rule that turns image files into pixels",
+            "2, or 1 for that of runs before the setting existed: see [images](pixels.md#rules)",
+        ),
+        Setting(
             "augmentation",
             checks.augmentation,
             "how training images are changed at random",

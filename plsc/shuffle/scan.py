@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
@@ -238,13 +237,15 @@ def _cut(region: bytes) -> Iterator[bytes]:
 
 
 def is_image(encoded: bytes) -> bool:
-    """Returns whether Pillow can decode a base64 image."""
+    """Returns whether a base64 image can be decoded, and has no more pixels than a training allows by default."""
     import base64
 
-    from PIL import Image
+    from plsc.data.encoded_image import check_size, open_image
+    from plsc.data.pixels import MOST_PIXELS
 
     try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        with open_image(base64.b64decode(encoded)) as image:
+            check_size(image, MOST_PIXELS)
             image.load()
     except Exception:  # Pillow's decoders raise many kinds of errors for a broken file
         return False

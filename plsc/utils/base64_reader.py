@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plsc.data.pixels import NEWEST_RULE
 from plsc.data.sources import open_images
 from plsc.utils.sample_reader import SampleReader, rank_and_world_size, sample_reader, test
 
@@ -18,6 +19,7 @@ def arc_train(
     image_shape: Sequence[int] = (3, 112, 112),
     num_workers: int = 4,
     shuffle: str = "window",
+    pixel_rule: int = NEWEST_RULE,
 ) -> SampleReader:
     """Returns a reader of this rank's samples. Each call of the reader is the next epoch, in another order.
 
@@ -32,6 +34,7 @@ def arc_train(
         num_workers: Number of threads that decode images.
         shuffle: 'window' mixes the lines of a few blocks, which are read as a whole; 'full' mixes all lines of the
             files.
+        pixel_rule: How files become pixels; 1 is the rule of earlier versions: see docs/pixels.md.
 
     Returns:
         A function that returns an iterator over (image, label). The image is float32 [C, H, W], normalised and randomly
@@ -43,4 +46,4 @@ def arc_train(
     """
     rank, world_size = rank_and_world_size()
     source = open_images(data_dir, class_dim, rank, world_size, "base64", shuffle)
-    return sample_reader(source, seed, image_shape, num_workers, rank, world_size)
+    return sample_reader(source, seed, image_shape, num_workers, rank, world_size, pixel_rule=pixel_rule)

@@ -10,6 +10,7 @@ from typing import Callable
 import numpy as np
 
 from plsc.data.loader import ImageLoader
+from plsc.data.pixels import NEWEST_RULE, PixelRule
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation
 from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
@@ -22,7 +23,13 @@ _CHUNK = 32
 
 
 def sample_reader(
-    source: ImageSource, seed: int, image_shape: Sequence[int], num_workers: int, rank: int, world_size: int
+    source: ImageSource,
+    seed: int,
+    image_shape: Sequence[int],
+    num_workers: int,
+    rank: int,
+    world_size: int,
+    pixel_rule: int = NEWEST_RULE,
 ) -> SampleReader:
     """Returns a reader of the samples of a rank, normalised and randomly mirrored. Each call is the next epoch."""
     loader = ImageLoader(
@@ -34,6 +41,7 @@ def sample_reader(
         num_workers=num_workers,
         rank=rank,
         world_size=world_size,
+        rule=PixelRule(pixel_rule),
     )
     epochs = itertools.count()
 
@@ -71,7 +79,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def test(
-    data_dir: str, datasets: str, *, image_shape: Sequence[int] = (3, 112, 112)
+    data_dir: str, datasets: str, *, image_shape: Sequence[int] = (3, 112, 112), pixel_rule: int = NEWEST_RULE
 ) -> tuple[list[VerificationSet], list[str]]:
     """Reads verification sets.
 
@@ -79,6 +87,7 @@ def test(
         data_dir: Folder that holds the sets `NAME.bin`.
         datasets: Comma separated names of sets.
         image_shape: Shape to which images are resized, (C, H, W).
+        pixel_rule: How files become pixels; 1 is the rule of earlier versions: see docs/pixels.md.
 
     Returns:
         The sets, and their names.
@@ -86,5 +95,8 @@ def test(
     Raises:
         DataError: A set is missing or damaged.
     """
-    sets = [load_verification(path, image_shape) for path in find_verification_sets(data_dir, datasets)]
+    sets = [
+        load_verification(path, image_shape, PixelRule(pixel_rule))
+        for path in find_verification_sets(data_dir, datasets)
+    ]
     return sets, [one.name for one in sets]

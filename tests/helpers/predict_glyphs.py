@@ -23,7 +23,7 @@ def count_decoded():
     decoded = []
     for kind in (ImageFiles, Base64Parts):
         pixels = kind.pixels
-        kind.pixels = lambda self, i, shape, pixels=pixels: decoded.append(i) or pixels(self, i, shape)
+        kind.pixels = lambda self, i, *how, pixels=pixels: decoded.append(i) or pixels(self, i, *how)
     return decoded
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_images import encode
 from PIL import Image
 
 from plsc.data.transforms import decode, normalize
@@ -47,6 +48,15 @@ def test_samples_are_the_images(dataset: str) -> None:
     assert [label for _, label in again()] == seen
     other = jpeg_reader.arc_train(dataset, 11, image_shape=SHAPE, num_workers=0, seed=1)
     assert [label for _, label in other()] != seen
+
+
+def test_the_pixel_rule_can_be_that_of_earlier_versions(tmp_path: Path) -> None:
+    clear = np.dstack([np.full((16, 16, 3), 50, np.uint8), np.zeros((16, 16), np.uint8)])
+    (tmp_path / "0.png").write_bytes(encode(clear))
+    (tmp_path / "label.txt").write_text("0.png 0\n")
+    for number, level in ((1, 50), (2, 255)):
+        reader = jpeg_reader.arc_train(str(tmp_path), 1, image_shape=(3, 16, 16), pixel_rule=number)
+        assert np.unique(next(reader())[0]) == (level - 127.5) / 128
 
 
 def test_ranks_share_the_samples(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
