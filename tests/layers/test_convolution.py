@@ -202,7 +202,6 @@ def fallbacks():
     yield "1x1", [x, weight[:, :, :1, :1]], {}
     yield "few channels", [x[:, :3], weight[:, :3]], {}
     yield "few filters", [x, weight[:4]], {}
-    yield "an empty batch", [x[:0], weight], {}
 
 
 @pytest.mark.parametrize("case", [name for name, *_ in fallbacks()])
@@ -213,6 +212,12 @@ def test_paddle_computes_what_onednn_does_not(case):
             value = conv2d(*inputs, **options)
         assert not calls
         np.testing.assert_array_equal(value.numpy(), conv2d(*inputs, **options).numpy())
+
+
+@pytest.mark.parametrize("image", [(0, 8, 6, 6), (2, 16, 6, 6), (2, 8, 2, 6)])
+def test_paddle_decides_about_empty_batches_and_shapes_that_do_not_match(image):
+    options = {"strides": (1, 1), "padding": ("EXPLICIT", 0, 0), "dilations": (1, 1), "groups": 1, "threads": 1}
+    assert convolution._convolution(image, (8, 8, 3, 3), channels_last=False, **options) is None
 
 
 def test_paddle_refuses_channels_that_do_not_match():
