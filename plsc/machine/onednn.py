@@ -122,11 +122,15 @@ class Convolution:
         )
         self._any = tuple(library.any_layout(shape) for shape in (g.source, weight, g.output))
         self._windows = [_numbers(sizes) for sizes in (g.strides, [d - 1 for d in g.dilations], g.before, g.after)]
-        self._forward = self._descriptor("forward", self._any)
+        forward = self._descriptor("forward", self._any)
+        self._source_gradient = self._descriptor("backward_data", self._any, forward)
+        self._weight_gradient = self._descriptor("backward_weights", self._any, forward)
+        gradients = (self._source_gradient, self._weight_gradient)
+        is_slow = any(library.implementation(gradient).endswith(":any") for gradient in gradients)
+        if is_slow or not library.implementation(forward).startswith(("jit", "brg")):
+            raise NotImplementedError(f"oneDNN has no kernels of this processor for {geometry}")
         source, weight_layout, output = self._plain
-        if "jit" not in library.implementation(self._forward) or "gemm" in library.implementation(self._forward):
-            raise NotImplementedError(f"oneDNN has no kernel of this processor for {geometry}")
-        self._output = _Operation(library, self._forward, {_SOURCE: source, _WEIGHT: weight_layout}, (_OUTPUT, output))
+        self._output = _Operation(library, forward, {_SOURCE: source, _WEIGHT: weight_layout}, (_OUTPUT, output))
 
     def output(self, source: int, weight: int, output: int) -> None:
         """Writes the convolution of the source with the weight to `output`."""
@@ -151,13 +155,12 @@ class Convolution:
     def _of_source(self) -> _Operation:
         source, weight, output = self._plain
         inputs = {_OUTPUT_GRADIENT: output, _WEIGHT: weight}
-        descriptor = self._descriptor("backward_data", self._any, self._forward)
-        return _Operation(self._library, descriptor, inputs, (_SOURCE_GRADIENT, source))
+        return _Operation(self._library, self._source_gradient, inputs, (_SOURCE_GRADIENT, source))
 
     @functools.cached_property
     def _of_weight(self) -> _Operation:
         source, weight, output = self._plain
-        descriptor = self._descriptor("backward_weights", self._any, self._forward)
+        descriptor = self._weight_gradient
         is_slow = self._geometry.groups == 1 and self._geometry.weight[1] >= _MANY_CHANNELS
         if is_slow and self._library.implementation(descriptor) == "jit:avx2" and not self._geometry.channels_last:
             forward = self._descriptor("forward", self._plain)
