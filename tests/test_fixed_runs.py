@@ -48,8 +48,9 @@ def earlier_source(tmp_path_factory):
 
 def numbers_of(source, output, ranks, settings):
     """Losses of the steps, and the tensors of the last checkpoint, of one training with the plsc in `source`."""
-    # The earlier plsc does not choose MKL's code path by itself.
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "5"}
+    # The earlier plsc does not choose MKL's code path by itself, and leaves all convolutions to Paddle.
+    chosen = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "5", "PLSC_ONEDNN": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(source), **chosen}
     command = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(HELPERS / "fixed_run.py"), str(output)]
     process = subprocess.run(
         [*command, *settings], cwd=source, env=environment, capture_output=True, text=True, timeout=240

@@ -42,6 +42,7 @@ from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import HeadOutput
 from plsc.inference.networks import TrainedNetwork
+from plsc.layers.convolution import fast_convolutions
 from plsc.machine import random_state
 from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
@@ -305,7 +306,7 @@ class Trainer:
 
     def embed(self, images: np.ndarray, labels: np.ndarray) -> paddle.Tensor:
         """Returns the embeddings of a batch, [b, D] float32."""
-        with amp.autocast(self.config.mixed_precision):
+        with fast_convolutions(), amp.autocast(self.config.mixed_precision):
             embedding = self.model(*inputs_of(self.backbone, paddle.to_tensor(images), paddle.to_tensor(labels)))
         check_rows(self.backbone, embedding, len(images))
         if embedding.stop_gradient:

@@ -14,6 +14,7 @@ import paddle
 from plsc import parallel
 from plsc.config import Config
 from plsc.inference.export_folder import open_export
+from plsc.layers.convolution import fast_convolutions
 from plsc.models.base_model import check_rows
 from plsc.models.modes import evaluating
 
@@ -114,7 +115,7 @@ def embed_batch(backbone: paddle.nn.Layer, images: np.ndarray) -> np.ndarray:
     Raises:
         ConfigError: The backbone does not return one embedding for each image.
     """
-    with evaluating(backbone):
+    with fast_convolutions(), evaluating(backbone):
         embedding = backbone(paddle.to_tensor(np.ascontiguousarray(images)))
     check_rows(backbone, embedding, len(images))
     return embedding.astype("float32").numpy()
