@@ -10,12 +10,12 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from plsc.errors import PlscError
+from plsc.errors import PlscError, UsageError
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
@@ -75,11 +75,19 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         examples: Command lines, shown below the options.
+        synonyms: Words that are no command or option but that users try, and the right word for each.
         description: Paragraphs, separated by an empty line. They are filled to the width of the terminal.
         options: Arguments of `ArgumentParser`.
     """
 
-    def __init__(self, *, examples: Sequence[str] = (), description: str = "", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        examples: Sequence[str] = (),
+        description: str = "",
+        synonyms: Optional[Mapping[str, str]] = None,
+        **options: Any,
+    ) -> None:
         width = min(shutil.get_terminal_size().columns - 2, _WIDEST)
         if examples:
             options["epilog"] = "\n".join(["examples:", *(f"  {line}" for line in examples)])
@@ -89,6 +97,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False, formatter_class=formatter, description="\n\n".join(filled) or None, **options
         )
         self._given: list[str] = []
+        self._synonyms = synonyms or {}
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses unknown arguments, because the parser above would show its own usage with the error."""
@@ -108,9 +117,9 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, message: str) -> str:
         known, wrong = self._words(message)
         for word in wrong:
-            alike = difflib.get_close_matches(word, known, 1)
+            alike = difflib.get_close_matches(word, [*known, *self._synonyms], 1)
             if alike:
-                return f"; did you mean {alike[0]} instead of {word}?"
+                return f"; did you mean {self._synonyms.get(alike[0], alike[0])} instead of {word}?"
         return ""
 
     def _words(self, message: str) -> tuple[list[str], list[str]]:
@@ -164,8 +173,8 @@ def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> No
 def exit_status(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status.
 
-    A `PlscError` is printed as one line and gives 1, as does a standard output on a full disk. Ctrl-C gives 130, and a
-    standard output without a reader (as with `| head`) 141; both print nothing.
+    A `PlscError` is printed as one line and gives 1, as does a standard output on a full disk; a `UsageError` gives 2.
+    Ctrl-C gives 130, and a standard output without a reader (as with `| head`) 141; both print nothing.
     """
     open_closed_streams()
     try:
@@ -178,7 +187,7 @@ def exit_status(command: Callable[[], int]) -> int:
         if isinstance(error, OutputError):
             silence_stdout()
         print(f"plsc: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:

@@ -22,12 +22,13 @@ _COMMANDS = {
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
 }
+_SYNONYMS = {"train": "run", "evaluate": "test", "embed": "predict", "convert": "convert-checkpoint"}
 _ABOUT = """\
 plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
 commands start it on several ranks, and work with the files that it leaves in its output folder.
 
-The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), or 2 for a wrong command \
-line."""
+The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), or 2 for a command line \
+that plsc cannot read, as with an unknown command, option or setting."""
 _EXAMPLES = (
     "plsc run --ranks 2 train.py                                   # train",
     "plsc test --checkpoint output/19 --dataset ./train_data       # measure the accuracy",
@@ -46,7 +47,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         arguments: The words of the command line; those of this process by default.
 
     Returns:
-        The exit status: 0, or 1 for a failure, which one line explains.
+        The exit status: 0, 1 for a failure, which one line explains, or 2 for a wrong `--set`.
 
     Raises:
         SystemExit: The command line is wrong (status 2), or asks for help (status 0).
@@ -56,7 +57,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def make_parser() -> Parser:
     """Returns the parser of all commands."""
-    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES))
+    parser = Parser(prog=program(), description=_ABOUT, examples=as_called(_EXAMPLES), synonyms=_SYNONYMS)
     parser.add_argument("--version", action="version", version=f"plsc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="<command>", title="commands")
     for command in _COMMANDS.values():

@@ -20,6 +20,10 @@ class ConfigError(PlscError):
     """A setting, or a combination of settings, that cannot work."""
 
 
+class UsageError(ConfigError):
+    """A command line that plsc cannot read, which gives the exit status 2."""
+
+
 class DataError(PlscError):
     """A data set, label file, image or verification set that cannot be used."""
 
