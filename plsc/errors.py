@@ -75,6 +75,7 @@ def shown(value: Any) -> str:
 
 
 def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:
-    """Returns a text for a message, on one line and cut off where it is long."""
-    text = re.sub(r"\s*[\n\r]\s*", " ", text)
+    """Returns a text for a message, on one line and cut off where it is long, with other controls escaped."""
+    text = re.sub(r"\s*[\n\r]\s*", " ", text[: 10 * longest])
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -25,7 +25,7 @@ from plsc.machine.files import write_all
 from plsc.machine.json_files import as_integers, parse_json
 
 BLOCK_BYTES = 8 << 20
-_LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
+_LARGEST_HEADER = 16 << 20  # bytes, for more than 100,000 tensors
 _MOST_AXES, _MOST_VALUES = 16, 2**48  # of a tensor; more of them, if one is empty, would be refused by NumPy
 _HASHING_THREADS, _READING_THREADS = 2, 2
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync

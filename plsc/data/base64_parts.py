@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import DataError, one_line, shown
 from plsc.machine.files import advice_on, from_text
+from plsc.machine.json_files import as_integer, as_list, as_object, as_text, parse_json, short
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
 from plsc.storage.local import LOCAL, LocalStorage
 
@@ -86,7 +87,9 @@ def read_file_list(data_dir: str, file_list: str, storage: Storage = LOCAL) -> l
         status = _part_status(storage, path, name, where)
         first = seen.setdefault(status.identity, number)
         if first != number:
-            raise DataError(f"{where}: {name!r} is the same file as the part in line {first}; remove one of the lines")
+            raise DataError(
+                f"{where}: {shown(name)} is the same file as the part in line {first}; remove one of the lines"
+            )
         parts.append(Part(name, path, status.size, status.modified))
     return parts
 
@@ -98,9 +101,9 @@ def _part_name(line: bytes, where: str) -> str:
         raise DataError(f"{where}: Windows line end; convert the list, for example with sed -i 's/\\r$//'")
     name = line.decode("utf-8", "surrogateescape")
     if os.path.isabs(name):
-        raise DataError(f"{where}: {name!r} is an absolute path; write it relative to --data_dir")
+        raise DataError(f"{where}: {shown(name)} is an absolute path; write it relative to --data_dir")
     if ".." in name.split("/"):
-        raise DataError(f"{where}: {name!r} leaves --data_dir; write a path without '..'")
+        raise DataError(f"{where}: {shown(name)} leaves --data_dir; write a path without '..'")
     return name
 
 
@@ -121,16 +124,16 @@ def _part_status(storage: Storage, path: str, name: str, where: str) -> Status:
         status = storage.status(path)
     except (StorageError, ValueError) as error:  # a ValueError for a name with a null byte
         reason = getattr(error, "reason", error)
-        raise DataError(f"{where}: cannot read part {name!r} ({reason}); {advice}") from error
+        raise DataError(f"{where}: cannot read part {shown(name)} ({reason}); {advice}") from error
     if status is None:
         advice += (
             "" if is_utf8(name) else "; the line is not UTF-8, so if the name of the file is, save the list as UTF-8"
         )
-        raise DataError(f"{where}: cannot read part {name!r} (no such file); {advice}")
+        raise DataError(f"{where}: cannot read part {shown(name)} (no such file); {advice}")
     if not status.is_file:
-        raise DataError(f"{where}: {name!r} is not a file; name files only")
+        raise DataError(f"{where}: {shown(name)} is not a file; name files only")
     if status.size == 0:
-        raise DataError(f"{where}: part {name!r} is empty; restore it or remove the line")
+        raise DataError(f"{where}: part {shown(name)} is empty; restore it or remove the line")
     return status
 
 
@@ -359,20 +362,42 @@ def load_manifest(folder: str, storage: Storage = LOCAL) -> Optional[Manifest]:
     try:
         if storage.status(path) is None:
             return None
-        values = json.loads(read_bytes(storage, path).decode("utf-8"))
+        values = parse_json(read_bytes(storage, path))
     except StorageError as error:
         raise DataError(f"{path}: cannot read the manifest ({error.reason}); check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path}: not a manifest of base64 data ({error}); move it away") from error
+        raise DataError(f"{path}: not a manifest of base64 data ({one_line(str(error))}); move it away") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise DataError(f"{path}: not a manifest of base64 data; move it away")
     version = values.pop("version", None)
     if version != VERSION:
-        raise DataError(f"{path}: is of version {version!r}, but this plsc reads version {VERSION}; use a newer plsc")
+        raise DataError(
+            f"{path}: is of version {short(version)}, but this plsc reads version {VERSION}; use a newer plsc"
+        )
     try:
-        manifest = Manifest(**{**values, "files": [OutputFile(**file) for file in values["files"]]})
-        if any(os.path.basename(file.name) != file.name for file in manifest.files):
-            raise TypeError("a file name with a folder in it")
-        return manifest
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: the manifest is damaged ({error}); move it away and run the tool again") from error
+        return _checked(Manifest(**{**values, "files": [OutputFile(**one) for one in as_list(values["files"])]}))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(str(error))
+        raise DataError(f"{path}: the manifest is damaged ({reason}); move it away and run the tool again") from error
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Returns the manifest. Raises ValueError if its numbers and names are not those that the tool writes."""
+    for file in manifest.files:
+        if os.path.basename(as_text(file.name)) != file.name or "\0" in file.name:
+            raise ValueError("a file name with a folder in it")
+        if as_integer(file.padding) > as_integer(file.samples) or as_integer(file.bytes) < file.samples:
+            raise ValueError(f"the numbers of {short(file.name)} contradict each other")
+        as_text(file.sha256)
+    total = sum(file.samples - file.padding for file in manifest.files)
+    same = all(file.samples == manifest.samples_per_file for file in manifest.files)
+    if as_integer(manifest.nranks, 1) != len(manifest.files) or as_integer(manifest.samples, 1) != total or not same:
+        raise ValueError("its numbers contradict each other")
+    for name in ("seed", "padding", "skipped", "largest_label"):
+        as_integer(getattr(manifest, name))
+    for name in (manifest.source_list, manifest.file_list):
+        if "\0" in as_text(name):
+            raise ValueError("a name with a null character")
+    for source in as_list(manifest.sources):
+        as_object(source)
+    return manifest

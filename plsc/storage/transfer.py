@@ -17,6 +17,7 @@ from plsc.machine.locks import LOCK_NAME
 from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
 from plsc.storage.retry import Retrying
 
+_DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
 
 Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
@@ -92,7 +93,7 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
     """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
     Raises:
-        StorageError: The path does not exist.
+        StorageError: The path does not exist, or a name in it is none that a file can have.
     """
     found = storage.status(path)
     if found is None:
@@ -104,6 +105,10 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
         folder = folders.pop()
         for name, status in storage.list(posixpath.join(path, folder)).items():
             inner = posixpath.join(folder, name)
+            if inner.count("/") >= _DEEPEST:
+                raise StorageError(
+                    f"{storage.name}: {path}: has folders that are more than {_DEEPEST} levels deep; check the server"
+                )
             if status.is_folder:
                 folders.append(inner)
             else:

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from plsc.machine.json_files import parse_json
+
 PROTOCOL = 1
 ALIVE_SECONDS = 1.0  # between signs of life
 SILENCE_SECONDS = 30.0  # without a sign of life until a launcher is lost; TCP needs 13 s to recover from a cut of 10 s
@@ -79,13 +81,13 @@ class Lines:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line)
+        message = parse_json(line)
         fields = _FIELDS[message["kind"]]
         for name, types in fields.items():
             value = message[name]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 raise TypeError(name)
-    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+    except (ValueError, TypeError, KeyError) as problem:
         raise GarbageError(f"not a message ({type(problem).__name__})") from None
     return message
 
