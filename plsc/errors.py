@@ -9,6 +9,9 @@ from typing import Any
 STATUS_OF_MISTAKE = 78
 VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
 _LONGEST_SHOWN = 200
+_SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
+_PLACE = re.compile(r"\s*\(?(?:\bat )?(?:[\w.+-]*/)+[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp|java|rs):\d+\)?:?")
+_FUNCTION = re.compile(r"^Error in [^\n]*? at (?=[\w./+-]*\.(?:cc|cpp|cxx|cu|h|hpp):\d)", re.MULTILINE)  # of faiss
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -72,6 +75,27 @@ def shown(value: Any) -> str:
         return one_line(repr(value))
     except Exception:  # Python refuses to write an integer of thousands of digits, and objects may raise anything.
         return f"{type(value).__name__}(...)"
+
+
+def reason_of(problem: BaseException) -> str:
+    """Returns in one line what an exception of Python or of a library says.
+
+    What only its programmers understand is left out: stacks, and places in source files. Paddle, faiss, ONNX Runtime
+    and Arrow add both to their messages.
+    """
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    text = str(problem).rpartition(_SUMMARY)[2]
+    lines = without_places(text).splitlines()
+    text = " ".join(" ".join(line for line in lines if line.strip(" -")).split())
+    if isinstance(problem, KeyError):
+        return f"no {one_line(text)}"
+    return one_line(text) or type(problem).__name__
+
+
+def without_places(text: str) -> str:
+    """Returns a message without the functions and lines of the C++ or Java code that wrote it."""
+    return _PLACE.sub(" ", _FUNCTION.sub("", text))
 
 
 def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:

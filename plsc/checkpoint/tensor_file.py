@@ -20,7 +20,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, reason_of
 from plsc.machine.files import write_all
 from plsc.machine.json_files import as_integers, parse_json
 
@@ -255,7 +255,9 @@ class TensorFile:
             self._tensors = {name: self._entry(entry, 8 + length) for name, entry in header.items()}
             self._check_apart()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
-            raise DamagedError(f"{self.path}: not a safetensors file ({problem}); use another checkpoint") from None
+            raise DamagedError(
+                f"{self.path}: not a safetensors file ({reason_of(problem)}); use another checkpoint"
+            ) from None
 
     def _entry(self, entry: dict, data: int) -> tuple[np.dtype, tuple[int, ...], int]:
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(as_integers(entry["shape"]))

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from plsc.errors import DataError, one_line
+from plsc.errors import DataError, reason_of
 from plsc.machine.files import advice_on
 
 LENGTH = np.dtype("<u4")
@@ -51,7 +51,7 @@ def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarra
         raise DataError(f"{index_path}: cannot read the index ({error.strerror or error}); {advice}") from error
     except Exception as error:  # NumPy raises exceptions of many types for damaged headers.
         raise DataError(
-            f"{index_path}: is not an index ({one_line(str(error))}); remove it, since the data can be read without it"
+            f"{index_path}: is not an index ({reason_of(error)}); remove it, since the data can be read without it"
         ) from error
     if lengths.dtype != LENGTH or lengths.shape != (lines,) or int(lengths.sum(dtype=np.int64)) != size:
         raise DataError(f"{index_path}: is not the index of {path}; remove it, since the data can be read without it")

@@ -129,7 +129,7 @@ def check_names(storage: Storage, path: str, names: Iterable[str]) -> None:
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\0" in name or not _is_encodable(name):
             reason = f"the server lists {shown(name)}, which is not the name of a file"
-            raise StorageError(f"{place_of(storage, path)}: {reason}; nothing was written; check the server", reason)
+            raise StorageError(f"{place_of(storage, path)}: {reason}; check the server", reason)
 
 
 def _is_encodable(name: str) -> bool:

@@ -64,6 +64,7 @@ class HdfsStorage:
 
     def __init__(self, client: hdfs.client.Client, name: str) -> None:
         self._client, self.name = client, name
+        self._urls: Sequence[str] = getattr(client, "urls", ())
         if getattr(client, "_timeout", None) is None:
             client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
 
@@ -143,7 +144,7 @@ class HdfsStorage:
         try:
             yield
         except hdfs.HdfsError as problem:
-            raise _server_error(f"{self.name}: {path}", problem, self._client.urls) from None
+            raise _server_error(f"{self.name}: {path}", problem, self._urls) from None
         except requests.exceptions.SSLError as problem:
             raise StorageError(
                 f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; set REQUESTS_CA_BUNDLE "
@@ -152,10 +153,10 @@ class HdfsStorage:
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise StorageError(
                 f"{self.name}: {path}: the server does not answer as WebHDFS does; check that the address is that of "
-                f"a NameNode or a gateway{_by_proxy(self._client.urls)}"
+                f"a NameNode or a gateway{_by_proxy(self._urls)}"
             ) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
-            reason = f"{_server_of(problem)}: {_reason(problem)}{_by_proxy(self._client.urls)}"
+            reason = f"{_server_of(problem)}: {_reason(problem)}{_by_proxy(self._urls)}"
             raise StorageUnavailableError(f"{self.name}: {path}: {reason}") from None
 
 

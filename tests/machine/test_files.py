@@ -44,3 +44,15 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(target)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_what_a_writer_left_goes_a_day_after_it_was_killed(tmp_path):
+    target = tmp_path / "run.json"
+    old, new, other = (tmp_path / f".{name}.12.{'0' * 16}.part" for name in ("run.json", "run.json", "mine.json"))
+    new = new.with_name(f".run.json.13.{'1' * 16}.part")
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    replace_file(target, b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([target, new, other])
