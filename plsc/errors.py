@@ -11,6 +11,7 @@ VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
 _LONGEST_SHOWN = 200
 _SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
 _PLACE = re.compile(r"\s*\(?(?:\bat )?(?:[\w.+-]*/)+[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp|java|rs):\d+\)?:?")
+_TEMPORARY = re.compile(r"\.([^/\s]+)\.\d+\.[0-9a-f]{16}\.part\b")  # of `machine.files.replacing`
 _FUNCTION = re.compile(r"^Error in [^\n]*? at (?=[\w./+-]*\.(?:cc|cpp|cxx|cu|h|hpp):\d)", re.MULTILINE)  # of faiss
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -94,8 +95,8 @@ def reason_of(problem: BaseException) -> str:
 
 
 def without_places(text: str) -> str:
-    """Returns a message without the functions and lines of the C++ or Java code that wrote it."""
-    return _PLACE.sub(" ", _FUNCTION.sub("", text))
+    """Returns a message without lines of C++ or Java code, and with the name of a file for its temporary name."""
+    return _TEMPORARY.sub(r"\1", _PLACE.sub(" ", _FUNCTION.sub("", text)))
 
 
 def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:

@@ -33,6 +33,10 @@ InvalidArgumentError: The shapes differ.
         ),
         ("FAIL : /onnxruntime_src/core/graph/model.cc:182 Unsupported model", "FAIL : Unsupported model"),
         ("/arrow/cpp/src/arrow/filesystem/hdfs.cc:12: Not connected", "Not connected"),
+        (
+            "could not open /x/.faces.idx.123.0123456789abcdef.part for writing",
+            "could not open /x/faces.idx for writing",
+        ),
         ("label.txt:1203: not an integer", "label.txt:1203: not an integer"),
         ("/data/a.csv:3: not a number", "/data/a.csv:3: not a number"),
         ("", "RuntimeError"),

@@ -501,7 +501,14 @@ def test_a_password_in_a_setting_is_not_shown():
 
 
 @pytest.mark.parametrize(
-    "content, words", [("- 1\n", "name: value"), ("classes: 3\n", "num_classes"), ("a: [", "YAML")]
+    "content, words",
+    [
+        ("- 1\n", "name: value"),
+        ("classes: 3\n", "num_classes"),
+        ("a: [", "YAML"),
+        ("x" * (1 << 21), "more than 1,048,576 characters"),
+        ("\0", "YAML"),
+    ],
 )
 def test_a_bad_file_is_said(tmp_path, content, words):
     (tmp_path / "bad.yaml").write_text(content)

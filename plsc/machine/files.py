@@ -57,12 +57,17 @@ def replacing(path: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):  # a folder that may not be listed can be written to
         remove_leftovers(path, OLD_SECONDS)
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as problem:
+        if str(problem.filename) == str(part):
+            problem.filename, problem.filename2 = str(path), None  # the name that the user knows
+        raise
 
 
 def remove_leftovers(path: Path, age: float = 0.0) -> None:

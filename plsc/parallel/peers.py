@@ -156,7 +156,7 @@ class Peers:
             with self._connection.makefile("rb") as lines:
                 for line in lines:
                     self._handle(parse_json(line))
-        except OSError:
+        except (OSError, ValueError, TypeError, KeyError):  # rank 0 has ended, or sends what plsc does not
             pass
         with self._changed:
             self._gone.add(0)

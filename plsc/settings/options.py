@@ -24,6 +24,7 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _ZEROS = re.compile(r"([+-]?)0+([0-9_]+)")
 _TAG = "tag:yaml.org,2002:"
 _GUESSED = {f"{_TAG}{kind}" for kind in ("bool", "float", "int", "timestamp")}  # what YAML makes of unquoted words
+_LONGEST_FILE = 1 << 20
 _MOST_VALUES = 100_000  # of a file, whose aliases could stand for many more than it has bytes
 
 
@@ -95,13 +96,16 @@ def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _read_file(path: Path) -> dict[str, Any]:
     where = f"--config {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST_FILE + 1)
     except OSError as problem:
         raise ConfigError(f"{where}: cannot be read ({problem.strerror}); check the path") from None
     except UnicodeDecodeError as problem:
         raise ConfigError(
             f"{where}: is not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8"
         ) from None
+    if len(text) > _LONGEST_FILE:
+        raise ConfigError(f"{where}: has more than {_LONGEST_FILE:,} characters; name a file of settings")
     content = _parse(text, where, _type_file) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected lines of 'name: value'")
