@@ -554,7 +554,7 @@ class Watch:
     def run(self, data):
         self.inputs += 1
         Path("/proc/self/clear_refs").write_text("5")  # The peak of the memory begins again.
-        before, began = memory("VmHWM"), time.perf_counter()
+        before, began = memory("VmHWM"), time.process_time()
         try:
             with tolerant(self.target.allowed):
                 self.target.feed(data)
@@ -562,7 +562,7 @@ class Watch:
             frames = [one for one in traceback.extract_tb(problem.__traceback__) if "/plsc/" in one.filename]
             last = frames[-1] if frames else traceback.extract_tb(problem.__traceback__)[-1]
             self.keep(f"{type(problem).__name__} at {Path(last.filename).name}:{last.lineno}", data, str(problem))
-        if (seconds := time.perf_counter() - began) > MOST_SECONDS:
+        if (seconds := time.process_time() - began) > MOST_SECONDS:
             self.keep("slow", data, f"{seconds:.1f} s")
         if (taken := memory("VmHWM") - before) > MOST_MEMORY:
             self.keep("memory", data, f"{taken / 1e6:.0f} MB")

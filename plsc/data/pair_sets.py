@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from plsc.data.collection import ArrayImages, Collection, ImageFiles
 from plsc.data.image_lists import Listed, folder_of_images, read_list
 from plsc.data.verification import VerificationSet
-from plsc.errors import DataError
+from plsc.errors import DataError, one_line, shown
 
 _IMAGE_FOLDERS = ("", "images", "lfw")  # Relative to the folder of a pairs file.
 _LFW_SUFFIXES = (".jpg", ".png")
@@ -72,7 +74,7 @@ def read_pairs(path: Path) -> PairSet:
         words = [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
         if len(words) != 3 or words[2] not in ("0", "1"):
             raise DataError(
-                f"{path}:{number}: {line!r} is not 'one other 1' or 'one other 0', with tabs if names hold spaces"
+                f"{path}:{number}: {shown(line)} is not 'one other 1' or 'one other 0', with tabs if names hold spaces"
             )
         for name in words[:2]:
             if name not in entries:
@@ -89,11 +91,12 @@ def read_pairs(path: Path) -> PairSet:
 
 def _entry(path: Path, number: int, name: str) -> list[Listed]:
     root = path.parent
-    if (root / name).is_dir():
+    if os.path.isdir(root / name):  # unlike the methods of Path it is quiet about names that are too long
         return [Listed(file.name, line=number) for file in folder_of_images(root, root / name)]
-    if not (root / name).is_file():
+    if not os.path.isfile(root / name):
         raise DataError(
-            f"{path}:{number}: {root / name} is neither an image nor a folder; names are relative to {root}"
+            f"{path}:{number}: {one_line(str(root / name))} is neither an image nor a folder; names are relative to "
+            f"{root}"
         )
     return [Listed(name, line=number)]
 
@@ -113,7 +116,7 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
         same = position % (2 * each) < each
         numbers = words[1:] if same else words[1::2]
         if len(words) != (3 if same else 4) or not all(map(_is_count, numbers)):
-            raise DataError(f"{path}:{number}: {line!r} is not '{'name 1 4' if same else 'name 1 other 2'}'")
+            raise DataError(f"{path}:{number}: {shown(line)} is not '{'name 1 4' if same else 'name 1 other 2'}'")
         pair = []
         for name, image in zip((words[0], words[0] if same else words[2]), map(int, numbers)):
             pair.append(entries.setdefault((name, image), len(entries)))
@@ -126,8 +129,8 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, str]]) -> P
         Listed(_lfw_name(name, image, suffix), name, line=number) for (name, image), number in zip(entries, places)
     ]
     for one in listed:
-        if not (root / one.name).is_file():
-            raise DataError(f"{path}:{one.line}: there is no image {root / one.name}; restore it")
+        if not os.path.isfile(root / one.name):
+            raise DataError(f"{path}:{one.line}: there is no image {one_line(str(root / one.name))}; restore it")
     fold = np.arange(len(lines)) // (2 * each)
     return _pair_set(path, ImageFiles(root, listed, path), None, pairs, issame, fold)
 
@@ -136,11 +139,11 @@ def _lfw_images(path: Path, first: tuple[str, int]) -> tuple[Path, str]:
     """Returns the folder and the suffix of the images, which those of the first image decide."""
     for folder in _IMAGE_FOLDERS:
         for suffix in _LFW_SUFFIXES:
-            if (path.parent / folder / _lfw_name(*first, suffix)).is_file():
+            if os.path.isfile(path.parent / folder / _lfw_name(*first, suffix)):
                 return path.parent / folder, suffix
     raise DataError(
-        f"{path}: there is no image {_lfw_name(*first, '.jpg')} (or .png) in {path.parent}, nor in its subfolders "
-        f"{_IMAGE_FOLDERS[1]} and {_IMAGE_FOLDERS[2]}; put the folders of images in one of them"
+        f"{path}: there is no image {one_line(_lfw_name(*first, '.jpg'))} (or .png) in {path.parent}, nor in its "
+        f"subfolders {_IMAGE_FOLDERS[1]} and {_IMAGE_FOLDERS[2]}; put the folders of images in one of them"
     )
 
 
@@ -149,7 +152,7 @@ def _lfw_name(name: str, image: int, suffix: str) -> str:
 
 
 def _is_count(word: str) -> bool:
-    return word.isascii() and word.isdigit() and int(word) > 0
+    return re.fullmatch("0*[1-9][0-9]{0,8}", word) is not None
 
 
 def _pair_set(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,11 @@ def find_sets(dataset_dir: str, targets: str, image_shape: Sequence[int]) -> lis
 def _find(folder: Path, target: str, image_shape: Sequence[int]) -> EvaluationSet:
     path = folder / target
     binary, text = (path if path.suffix == end else path.with_name(path.name + end) for end in (".bin", ".txt"))
-    if binary.is_file():
+    if os.path.isfile(binary):  # unlike the methods of Path it is quiet about names that are too long
         return of_verification(load_verification(str(binary), image_shape))
-    if text.is_file():
+    if os.path.isfile(text):
         return read_pairs(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         return identities_of(path)
     raise DataError(
         f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; "

@@ -133,3 +133,26 @@ def test_gallery_and_probes_have_templates_and_identities(tmp_path):
     found = read_gallery(tmp_path / "known", tmp_path / "q")
     assert found.probe_templates.tolist() == [0, 1, 1, 2, 3] and found.probe_identities.tolist() == [0, 0, 0, -1]
     assert np.array_equal(np.unique(found.probe_templates), np.arange(len(found.probe_identities)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 5000,
+        f"{'9' * 5000} 2\na 1 1\n",
+        f"1\na 1 {'9' * 5000}\na 1 b 1\n",
+        f"{'a' * 3000} b 1\n",
+        "[" * 3000,
+        f"1\n{'a' * 3000} 1 2\na 1 b 1\n",
+    ],
+)
+def test_long_words_of_a_pairs_file_are_refused_in_one_short_line(text, tmp_path):
+    (tmp_path / "p.txt").write_text(text)
+    with pytest.raises(DataError, match=r"p\.txt") as caught:
+        read_pairs(tmp_path / "p.txt")
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_a_target_that_is_too_long_for_a_name_is_missing(tmp_path):
+    with pytest.raises(DataError, match="no such verification set"):
+        find_sets(str(tmp_path), "a" * 3000, (3, 16, 16))
