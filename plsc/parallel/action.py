@@ -104,5 +104,5 @@ def _line_of(error: BaseException) -> str:
     """Returns what an error says, in one line."""
     if isinstance(error, PlscError):
         return one_line(str(error), _LONGEST)
-    words = reason_of(error)
+    words = one_line(str(error)) if isinstance(error, OSError) and str(error) else reason_of(error)
     return words if words == type(error).__name__ else f"{type(error).__name__}: {words}"

@@ -17,6 +17,7 @@ from plsc.machine.json_files import parse_json, read_json
 from plsc.report.markup import clean
 from plsc.report.pairs_file import SUFFIX, PairScores, read_pairs
 
+_LONGEST_RUN = 1e10  # seconds; 300 years are a mistake of a clock
 _LONGEST_LINE = 1 << 20  # characters; a record has hundreds
 COLUMNS = ("step", "lr", "loss", "images_per_second", "loss_scaling", "skipped_steps", "acc1", "acc5")
 
@@ -219,7 +220,8 @@ def _seconds(records: list[dict[str, Any]], record: Mapping[str, Any]) -> Option
         began = datetime.fromisoformat(record["started"]).timestamp()
     except (KeyError, TypeError, ValueError):
         began = times[0]
-    return max(0.0, times[-1] - began)
+    seconds = max(0.0, times[-1] - began)
+    return seconds if seconds < _LONGEST_RUN else None
 
 
 def file_stem(text: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from run_folders import make_run, pairs
 
 from plsc.errors import DataError
-from plsc.report.headline import duration, headline
+from plsc.report.headline import duration, headline, headline_rows
 from plsc.report.run_folder import read_run, read_runs
 
 
@@ -83,6 +83,9 @@ def test_hostile_records_and_arrays_become_notes(tmp_path):
     for name in ("array", "plain", "objects", "few"):
         assert f"{name}_pairs.npz cannot be read" in notes
     headline(run)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "step": 42, "time": 1e300}\n')
+    assert "\u2013" in dict(headline_rows(headline(read_run(folder))))["Start to last record"]
 
 
 def test_the_last_of_several_runs_in_one_folder_counts(tmp_path):
