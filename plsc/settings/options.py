@@ -25,6 +25,7 @@ _ZEROS = re.compile(r"([+-]?)0+([0-9_]+)")
 _TAG = "tag:yaml.org,2002:"
 _GUESSED = {f"{_TAG}{kind}" for kind in ("bool", "float", "int", "timestamp")}  # what YAML makes of unquoted words
 _LONGEST_FILE = 1 << 20
+_MOST_BRACKETS = 500  # the time that YAML takes for them grows with their square
 _MOST_VALUES = 100_000  # of a file, whose aliases could stand for many more than it has bytes
 
 
@@ -132,6 +133,8 @@ def _value(name: str, text: str, where: str) -> Any:
 def _parse(text: str, where: str, type_nodes: Callable[[yaml.Node], None]) -> Any:
     """Returns what a text in YAML holds, after `type_nodes` has decided what its unquoted words are."""
     try:
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise ValueError(f"more than {_MOST_BRACKETS:,} brackets")
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
