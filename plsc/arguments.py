@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-from plsc.errors import PlscError
+from plsc.errors import PlscError, UsageError
 from plsc.machine.json_files import json_text
 from plsc.machine.names import readable, unwritable_name
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
@@ -185,8 +185,8 @@ def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> No
 def exit_status(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit status.
 
-    A `PlscError` is printed as one line and gives 1, as does a standard output on a full disk. Ctrl-C gives 130, and a
-    standard output without a reader (as with `| head`) 141; both print nothing.
+    A `PlscError` is printed as one line and gives 1, as does a standard output on a full disk; a `UsageError` gives 2.
+    Ctrl-C gives 130, and a standard output without a reader (as with `| head`) 141; both print nothing.
     """
     open_closed_streams()
     try:
@@ -199,7 +199,7 @@ def exit_status(command: Callable[[], int]) -> int:
         if isinstance(error, OutputError):
             silence_stdout()
         print(f"plsc: error: {readable(str(error))}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except UnicodeEncodeError as error:
         problem = unwritable_name(error)
         if problem is None:

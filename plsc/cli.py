@@ -39,8 +39,8 @@ _ABOUT = """\
 plsc trains classifiers with very many classes on PaddlePaddle. A script of ten lines around plsc.Entry trains; these \
 commands start it on several ranks, and work with the files that it leaves in its output folder.
 
-The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), or 2 for a wrong command \
-line."""
+The exit status is 0, 1 for a failure (one line says what is wrong, where, and what to do), or 2 for a command line \
+that plsc cannot read, as with an unknown command, option or setting."""
 _EXAMPLES = (
     "plsc run --ranks 2 train.py                                   # train",
     "plsc test --checkpoint output/19 --dataset ./train_data       # measure the accuracy",
@@ -59,7 +59,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         arguments: The words of the command line; those of this process by default.
 
     Returns:
-        The exit status: 0, or 1 for a failure, which one line explains.
+        The exit status: 0, 1 for a failure, which one line explains, or 2 for a wrong `--set`.
 
     Raises:
         SystemExit: The command line is wrong (status 2), or asks for help (status 0).

@@ -9,6 +9,10 @@ from typing import Any
 STATUS_OF_MISTAKE = 78
 VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
 _LONGEST_SHOWN = 200
+_SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
+_PLACE = re.compile(r"\s*\(?(?:\bat )?(?:[\w.+-]*/)+[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp|java|rs):\d+\)?:?")
+_TEMPORARY = re.compile(r"\.([^/\s]+)\.\d+\.[0-9a-f]{16}\.part\b")  # of `machine.files.replacing`
+_FUNCTION = re.compile(r"^Error in [^\n]*? at (?=[\w./+-]*\.(?:cc|cpp|cxx|cu|h|hpp):\d)", re.MULTILINE)  # of faiss
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -18,6 +22,10 @@ class PlscError(Exception):
 
 class ConfigError(PlscError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+class UsageError(ConfigError):
+    """A command line that plsc cannot read, which gives the exit status 2."""
 
 
 class DataError(PlscError):
@@ -70,7 +78,29 @@ def shown(value: Any) -> str:
         return f"{type(value).__name__}(...)"
 
 
+def reason_of(problem: BaseException) -> str:
+    """Returns in one line what an exception of Python or of a library says.
+
+    What only its programmers understand is left out: stacks, and places in source files. Paddle, faiss, ONNX Runtime
+    and Arrow add both to their messages.
+    """
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    text = str(problem).rpartition(_SUMMARY)[2]
+    lines = without_places(text).splitlines()
+    text = " ".join(" ".join(line for line in lines if line.strip(" -")).split())
+    if isinstance(problem, KeyError):
+        return f"no {one_line(text)}"
+    return one_line(text) or type(problem).__name__
+
+
+def without_places(text: str) -> str:
+    """Returns a message without lines of C++ or Java code, and with the name of a file for its temporary name."""
+    return _TEMPORARY.sub(r"\1", _PLACE.sub(" ", _FUNCTION.sub("", text)))
+
+
 def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:
-    """Returns a text for a message, on one line and cut off where it is long."""
-    text = re.sub(r"\s*[\n\r]\s*", " ", text)
+    """Returns a text for a message, on one line and cut off where it is long, with other controls escaped."""
+    text = re.sub(r"\s*[\n\r]\s*", " ", text[: 10 * longest])
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -150,7 +150,7 @@ def test_run_without_a_script_says_so(capsys):
     "text, name", [("class_num=300", "num_classes"), ("set_lr=1", "lr"), ("train_batchsize=3", "train_batch_size")]
 )
 def test_run_suggests_the_name_of_a_setting_in_one_line(text, name, capsys):
-    assert cli.main(["run", "--set", text, "train.py"]) == 1
+    assert cli.main(["run", "--set", text, "train.py"]) == 2
     said = capsys.readouterr().err
     assert f"did you mean '{name}'?" in said and said.count("\n") == 1
 
@@ -206,6 +206,21 @@ def test_a_misspelt_command_or_choice_gets_a_suggestion(capsys):
     wrong = ["export", "--checkpoint", "a", "--output", "b", "--format", "padle"]
     assert "did you mean paddle instead of padle?" in refused(cli.make_parser, wrong, capsys)
     assert "did you mean" not in refused(cli.make_parser, ["plan", "--xyz"], capsys)
+
+
+@pytest.mark.parametrize(
+    "word, command", [("trian", "run"), ("train", "run"), ("evaluate", "test"), ("convert", "convert-checkpoint")]
+)
+def test_a_word_for_what_a_command_does_gets_the_name_of_the_command(word, command, capsys):
+    assert f"did you mean {command} instead of {word}?" in refused(cli.make_parser, [word, "train.py"], capsys)
+
+
+@pytest.mark.parametrize("words", ["lr", "lrr=1", "model=1", "lr=["])
+@pytest.mark.parametrize("command", [["run", "train.py"], ["plan", "--classes", "9"]])
+def test_a_set_that_cannot_be_read_is_a_wrong_command_line(command, words, capsys):
+    assert cli.main([command[0], "--set", words, *command[1:]]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("plsc: error: --set") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [[], ["hdfs"]])

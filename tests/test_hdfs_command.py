@@ -52,9 +52,8 @@ def test_a_checkpoint_is_checked_and_goes_on_where_it_was(hdfs, tmp_path):
     path = f"/{tmp_path.name}"
     text = make_checkpoint(tmp_path / "made")
     hdfs_command("put", "--fs", hdfs.web, tmp_path / "made", path)
-    part = (
-        tmp_path / f".{tmp_path.name}.fetching" / f".optimizer.safetensors.{hashlib.sha256(text).hexdigest()[:12]}.part"
-    )
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    part = tmp_path / f".{tmp_path.name}.fetching.{digest}" / f".optimizer.safetensors.{digest}.part"
     part.parent.mkdir()
     part.write_bytes(b"not what was there")
     assert hdfs_command("get", "--fs", hdfs.web, path, tmp_path).stdout.startswith(f"{tmp_path}{path}: ")

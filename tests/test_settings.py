@@ -21,7 +21,7 @@ from ranks import ROOT, environment, run_plsc
 from plsc import Entry, settings
 from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
 from plsc.data.transforms import Augmentation
-from plsc.errors import ConfigError, PlscError
+from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
 from plsc.machine import random_state
 from plsc.models.base_model import BaseModel
@@ -256,6 +256,85 @@ def test_numbers_may_be_written_with_an_exponent(name, text, value):
     assert found == value and type(found) is type(value)
 
 
+TEXTS_THAT_YAML_WOULD_CHANGE = [
+    *("2026-11-25", "2026-11-25T10:00:00", "007", "0x10", "12:30", "1e3", "1_000", ".inf", "on", "No", "true", "1.50"),
+    *("a: b", "*a", "&a", "!a b", "@a", "%a", "a'b", "100%"),
+]
+
+
+@pytest.mark.parametrize("text", [*TEXTS_THAT_YAML_WOULD_CHANGE, "run #2", "#2", "\udcc4\udce3", "- a", "[3", "{", "'"])
+def test_a_text_of_the_command_line_stays_as_it_is(text, monkeypatch):
+    parser = argparse.ArgumentParser()
+    settings.add_options(parser)
+    options = parser.parse_args(["--set", f"model_save_dir={text}", "--set", f"checkpoint_dir= {text} "])
+    for name, value in settings.to_environment(options).items():
+        monkeypatch.setenv(name, value)
+    config = Entry()._config
+    assert (config.model_save_dir, config.checkpoint_dir) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["2026-11-25", "007", "0x10", "12:30", "1e3", "1_000", ".inf", "on", "No", "true"])
+def test_a_text_in_a_file_needs_no_quotes_to_stay_as_it_is(text, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"model_save_dir: {text}  # a comment\nidentification: [{text}, {text}]\n"
+        f"scalars: {{kind: tensorboard, directory: {text}}}\n"
+    )
+    config = settings.make_config(read("--config", str(file)))
+    assert config.model_save_dir == text and config.identification == (text, text) and config.scalars.directory == text
+
+
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        ("identification=[007, on]", "identification", ("007", "on")),
+        ("model_save_dir='on'", "model_save_dir", "on"),
+        ('model_save_dir="a\\tb"', "model_save_dir", "a\tb"),
+        ("model_save_dir=null", "model_save_dir", ""),
+        ("val_targets=", "val_targets", ""),
+        ("seed=010", "seed", 10),
+        ("seed=0x10", "seed", 16),
+        ("seed=00", "seed", 0),
+        ("with_test=off", "with_test", False),
+        ("lr_steps=[1e3, 007000]", "lr_steps", (1000, 7000)),
+        ("hdfs_upload=[step, 1e1]", "hdfs_upload", HdfsUpload("step", 10.0)),
+    ],
+)
+def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, value):
+    assert getattr(settings.make_config(read("--set", words)), name) == value
+
+
+def test_the_texts_among_the_settings():
+    found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
+    assert found == [
+        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
+        ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
+        ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
+        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("head_init", "init"), ("export_dir", "text"),
+        ("hdfs_upload", "when"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["rank_timeout=1:30", "lr=2026-11-25", "val_targets=[lfw, agedb]"])
+def test_what_is_neither_a_number_nor_a_text_is_refused(words):
+    assert not accepts(lambda: settings.make_config(read("--set", words)))
+
+
+def test_aliases_of_a_file_cannot_stand_for_billions_of_values(tmp_path):
+    file = tmp_path / "a.yaml"
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else '1'}]" for i in range(12)]
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="more than 100,000 values"):
+        read("--config", str(file))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, "NaN", "\udcff"])
+def test_an_environment_that_plsc_run_did_not_write_is_refused(text, monkeypatch):
+    monkeypatch.setenv("PLSC_SETTINGS", text)
+    with pytest.raises(ConfigError, match="PLSC_SETTINGS in the environment"):
+        Entry()
+
+
 @pytest.mark.parametrize(
     "name, line, script, words",
     [
@@ -421,8 +500,9 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_setting_is_said(arguments, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as caught:
         read(*arguments)
+    assert isinstance(caught.value, UsageError) == ("--set" in arguments)  # which ends the program with status 2
 
 
 def test_a_password_in_a_setting_is_not_shown():
@@ -432,7 +512,14 @@ def test_a_password_in_a_setting_is_not_shown():
 
 
 @pytest.mark.parametrize(
-    "content, words", [("- 1\n", "name: value"), ("classes: 3\n", "num_classes"), ("a: [", "YAML")]
+    "content, words",
+    [
+        ("- 1\n", "name: value"),
+        ("classes: 3\n", "num_classes"),
+        ("a: [", "YAML"),
+        ("x" * (1 << 21), "more than 1,048,576 characters"),
+        ("\0", "YAML"),
+    ],
 )
 def test_a_bad_file_is_said(tmp_path, content, words):
     (tmp_path / "bad.yaml").write_text(content)

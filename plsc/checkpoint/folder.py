@@ -9,6 +9,7 @@ calls removed files that are still open.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -16,7 +17,6 @@ import math
 import os
 import re
 import stat
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from typing import Any, Optional
 
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum, missing
 from plsc.data.pixels import IMAGE_RECORD
-from plsc.errors import CheckpointError
-from plsc.machine.files import sync, write_synced
+from plsc.errors import CheckpointError, reason_of
+from plsc.machine.files import is_old, sync, write_synced
 from plsc.machine.json_files import (
     as_integer,
     as_integers,
@@ -47,7 +47,6 @@ OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed|fetching)(\.[0-9a-f]+)?")
 _PASSING = re.compile(r"\.rank_\d+\.[0-9a-f]{32}|\.nfs[0-9a-f]+|\..+\.[0-9a-f]{12}\.part")
-_FETCHING_SECONDS = 86400.0  # a download in progress writes to its folder all the time
 _OF_PADDLE = (".pdparams", ".pdopt", ".pdmodel", ".pdiparams")
 _HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -171,7 +170,7 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{folder}: {_what_it_is(folder)}") from None
     except (OSError, ValueError) as problem:
-        raise DamagedError(f"{path}: damaged ({type(problem).__name__}: {problem}); use another checkpoint") from None
+        raise DamagedError(f"{path}: damaged ({reason_of(problem)}); use another checkpoint") from None
     for name, expected in checkpoint.files.items():
         if not (partial and _HEAD_FILE.fullmatch(name) and not (folder / name).exists()):
             _check_file(folder / name, expected)
@@ -209,9 +208,7 @@ def parse_meta(folder: Path, text: bytes) -> Checkpoint:
     try:
         return _read_meta(folder, parse_json(text))
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise DamagedError(
-            f"{folder / META}: damaged ({type(problem).__name__}: {problem}); use another checkpoint"
-        ) from None
+        raise DamagedError(f"{folder / META}: damaged ({reason_of(problem)}); use another checkpoint") from None
 
 
 def is_checkpoint_name(name: str) -> bool:
@@ -350,7 +347,7 @@ def recover(save_dir: Path) -> list[str]:
         leftover, place = save_dir / match[0], save_dir / match[1]
         if not is_checkpoint_name(place.name):
             continue
-        if match[2] == "fetching" and not _is_old(leftover):  # another process may still be downloading to it
+        if match[2] == "fetching" and not is_old(leftover):  # another process may still be downloading to it
             continue
         if match[2] == "replaced" and not place.exists() and (leftover / META).is_file():
             os.rename(leftover, place)
@@ -360,13 +357,13 @@ def recover(save_dir: Path) -> list[str]:
     return done
 
 
-def _is_old(folder: Path) -> bool:
-    """Returns whether nothing in a folder has changed for a while."""
-    try:
-        changed = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
-    except OSError:  # a process renames files in it
-        return False
-    return time.time() - changed > _FETCHING_SECONDS
+def remove_old_downloads(folder: Path) -> None:
+    """Removes what killed processes left of the download of the checkpoint `folder`, once nothing writes there."""
+    with contextlib.suppress(OSError):  # the download itself reports what is wrong with the folder
+        for match in filter(None, map(_LEFTOVER.fullmatch, os.listdir(folder.parent))):
+            leftover = folder.with_name(match[0])
+            if match[1] == folder.name and match[2] == "fetching" and is_old(leftover):
+                _remove_tree(leftover)
 
 
 def list_checkpoints(save_dir: Path) -> list[Path]:

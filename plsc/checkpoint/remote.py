@@ -23,7 +23,7 @@ from plsc.checkpoint.folder import META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import refuse_links, sync, write_synced
-from plsc.machine.json_files import parse_json
+from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
 from plsc.storage.base import write_bytes
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
@@ -163,6 +163,8 @@ def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
     names = storage.list(path) if status is not None and status.is_folder else {}
     if META not in names:
         return None
+    if names[META].size > LARGEST:
+        raise DamagedError(f"{storage.name}: {path}/{META}: has {names[META].size:,} bytes; use another checkpoint")
     meta_text = b"".join(storage.read(posixpath.join(path, META), 0, names[META].size))
     checkpoint = layout.parse_meta(Path(path), meta_text)
     for name, one in checkpoint.files.items():

@@ -20,12 +20,12 @@ from typing import Optional, Union
 
 import numpy as np
 
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, reason_of
 from plsc.machine.files import write_all
 from plsc.machine.json_files import as_integers, parse_json
 
 BLOCK_BYTES = 8 << 20
-_LARGEST_HEADER = 100 << 20  # the limit of the safetensors library
+_LARGEST_HEADER = 16 << 20  # bytes, for more than 100,000 tensors
 _MOST_AXES, _MOST_VALUES = 16, 2**48  # of a tensor; more of them, if one is empty, would be refused by NumPy
 _HASHING_THREADS, _READING_THREADS = 2, 2
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
@@ -255,7 +255,9 @@ class TensorFile:
             self._tensors = {name: self._entry(entry, 8 + length) for name, entry in header.items()}
             self._check_apart()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
-            raise DamagedError(f"{self.path}: not a safetensors file ({problem}); use another checkpoint") from None
+            raise DamagedError(
+                f"{self.path}: not a safetensors file ({reason_of(problem)}); use another checkpoint"
+            ) from None
 
     def _entry(self, entry: dict, data: int) -> tuple[np.dtype, tuple[int, ...], int]:
         dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(as_integers(entry["shape"]))

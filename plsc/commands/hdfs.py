@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import hashlib
 import os
 import posixpath
 import time
@@ -125,6 +126,7 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
 
 def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) -> None:
     from plsc.checkpoint import remote  # loads Paddle
+    from plsc.checkpoint.folder import remove_old_downloads
 
     found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
     if found is None:
@@ -134,7 +136,8 @@ def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) 
         raise ConfigError(f"{target}: already exists; name another place")
     files = found.checkpoint.files
     total = sum(one.size for one in files.values())
-    hidden = target.with_name(f".{target.name}.fetching")
+    remove_old_downloads(target)
+    hidden = target.with_name(f".{target.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
     with _bar(options, name, total) as advance:
         remote.download(store, found, hidden, files, advance)
     remote.finish_download(found, hidden)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import DataError, reason_of
 from plsc.machine.files import advice_on
 
 LENGTH = np.dtype("<u4")
@@ -42,15 +42,16 @@ def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarra
         DataError: The file, or its index, does not have `lines` lines and `size` bytes.
     """
     try:
-        lengths = np.load(index_path, allow_pickle=False)
+        with open(index_path, "rb") as file:
+            lengths = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         return _scan(path, lines, size)
     except OSError as error:
         advice = advice_on(error, "check the disk and the permissions, or remove the index, which can be done without")
         raise DataError(f"{index_path}: cannot read the index ({error.strerror or error}); {advice}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises exceptions of many types for damaged headers.
         raise DataError(
-            f"{index_path}: is not an index ({error}); remove it, since the data can be read without it"
+            f"{index_path}: is not an index ({reason_of(error)}); remove it, since the data can be read without it"
         ) from error
     if lengths.dtype != LENGTH or lengths.shape != (lines,) or int(lengths.sum(dtype=np.int64)) != size:
         raise DataError(f"{index_path}: is not the index of {path}; remove it, since the data can be read without it")

@@ -6,7 +6,6 @@ A folder with a `base64_manifest.json` holds a complete data set, split for a nu
 from __future__ import annotations
 
 import enum
-import json
 import os
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import DataError, one_line
 from plsc.machine.files import advice_on
-from plsc.machine.json_files import json_text
+from plsc.machine.json_files import as_integer, as_list, as_object, as_text, json_text, parse_json, short
 from plsc.machine.names import from_text, is_utf8, quoted, why_missing
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
 from plsc.storage.local import LOCAL, LocalStorage
@@ -354,20 +353,42 @@ def load_manifest(folder: str, storage: Storage = LOCAL) -> Optional[Manifest]:
     try:
         if storage.status(path) is None:
             return None
-        values = json.loads(read_bytes(storage, path).decode("utf-8"))
+        values = parse_json(read_bytes(storage, path))
     except StorageError as error:
         raise DataError(f"{path}: cannot read the manifest ({error.reason}); check its permissions") from error
     except ValueError as error:
-        raise DataError(f"{path}: not a manifest of base64 data ({error}); move it away") from error
+        raise DataError(f"{path}: not a manifest of base64 data ({one_line(str(error))}); move it away") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise DataError(f"{path}: not a manifest of base64 data; move it away")
     version = values.pop("version", None)
     if version != VERSION:
-        raise DataError(f"{path}: is of version {version!r}, but this plsc reads version {VERSION}; use a newer plsc")
+        raise DataError(
+            f"{path}: is of version {short(version)}, but this plsc reads version {VERSION}; use a newer plsc"
+        )
     try:
-        manifest = Manifest(**{**values, "files": [OutputFile(**file) for file in values["files"]]})
-        if any(os.path.basename(file.name) != file.name for file in manifest.files):
-            raise TypeError("a file name with a folder in it")
-        return manifest
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: the manifest is damaged ({error}); move it away and run the tool again") from error
+        return _checked(Manifest(**{**values, "files": [OutputFile(**one) for one in as_list(values["files"])]}))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(str(error))
+        raise DataError(f"{path}: the manifest is damaged ({reason}); move it away and run the tool again") from error
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """Returns the manifest. Raises ValueError if its numbers and names are not those that the tool writes."""
+    for file in manifest.files:
+        if os.path.basename(as_text(file.name)) != file.name or "\0" in file.name:
+            raise ValueError("a file name with a folder in it")
+        if as_integer(file.padding) > as_integer(file.samples) or as_integer(file.bytes) < file.samples:
+            raise ValueError(f"the numbers of {short(file.name)} contradict each other")
+        as_text(file.sha256)
+    total = sum(file.samples - file.padding for file in manifest.files)
+    same = all(file.samples == manifest.samples_per_file for file in manifest.files)
+    if as_integer(manifest.nranks, 1) != len(manifest.files) or as_integer(manifest.samples, 1) != total or not same:
+        raise ValueError("its numbers contradict each other")
+    for name in ("seed", "padding", "skipped", "largest_label"):
+        as_integer(getattr(manifest, name))
+    for name in (manifest.source_list, manifest.file_list):
+        if "\0" in as_text(name):
+            raise ValueError("a name with a null character")
+    for source in as_list(manifest.sources):
+        as_object(source)
+    return manifest

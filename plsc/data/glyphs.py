@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from plsc.arguments import Parser, at_least, exit_status
 from plsc.data.verification import save_verification
 from plsc.errors import DataError
+from plsc.machine.json_files import as_object, read_json
 
 FORMAT = 1
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
@@ -112,7 +113,7 @@ def _check(settings: dict[str, int]) -> None:
 
 def _settings_of(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / "glyphs.json").read_text(encoding="utf-8"))
+        return as_object(read_json(folder / "glyphs.json"))
     except (OSError, ValueError):
         return None
 

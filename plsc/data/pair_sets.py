@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from plsc.data.collection import ArrayImages, Collection, ImageFiles
 from plsc.data.image_folders import LeftOut, folder_of_images
 from plsc.data.image_lists import Listed, beginning_of, columns_of, read_list
 from plsc.data.verification import VerificationSet
-from plsc.errors import DataError
+from plsc.errors import DataError, one_line
 from plsc.machine.names import why_missing
 
 _IMAGE_FOLDERS = ("", "images", "lfw")  # Relative to the folder of a pairs file.
@@ -95,12 +96,12 @@ def read_pairs(path: Path) -> PairSet:
 
 def _entry(path: Path, number: int, name: str, left_out: LeftOut) -> list[Listed]:
     root = path.parent
-    if os.path.isdir(root / name):
+    if os.path.isdir(root / name):  # unlike the methods of Path it is quiet about names that are too long
         return [Listed(file.name, line=number) for file in folder_of_images(root, root / name, left_out)]
     if not os.path.isfile(root / name):
         raise DataError(
-            f"{path}:{number}: {root / name} is neither an image nor a folder; names are relative to {root}"
-            f"{why_missing(str(root), name)}"
+            f"{path}:{number}: {one_line(str(root / name))} is neither an image nor a folder; names are relative to "
+            f"{root}{why_missing(str(root), name)}"
         )
     return [Listed(name, line=number)]
 
@@ -149,8 +150,8 @@ def _lfw_images(path: Path, first: tuple[str, int]) -> tuple[Path, str]:
             if os.path.isfile(path.parent / folder / _lfw_name(*first, suffix)):
                 return path.parent / folder, suffix
     raise DataError(
-        f"{path}: there is no image {_lfw_name(*first, '.jpg')} (or .png) in {path.parent}, nor in its subfolders "
-        f"{_IMAGE_FOLDERS[1]} and {_IMAGE_FOLDERS[2]}; put the folders of images in one of them"
+        f"{path}: there is no image {one_line(_lfw_name(*first, '.jpg'))} (or .png) in {path.parent}, nor in its "
+        f"subfolders {_IMAGE_FOLDERS[1]} and {_IMAGE_FOLDERS[2]}; put the folders of images in one of them"
     )
 
 
@@ -159,7 +160,7 @@ def _lfw_name(name: str, image: int, suffix: str) -> str:
 
 
 def _is_count(word: str) -> bool:
-    return word.isascii() and word.isdigit() and int(word) > 0
+    return re.fullmatch("0*[1-9][0-9]{0,8}", word) is not None
 
 
 def _pair_set(

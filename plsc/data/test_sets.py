@@ -89,11 +89,11 @@ def find_sets(
 def _find(folder: Path, target: str, image_shape: Sequence[int], rule: PixelRule) -> EvaluationSet:
     path = folder / target
     binary, text = (path if path.suffix == end else path.with_name(path.name + end) for end in (".bin", ".txt"))
-    if binary.is_file():
+    if os.path.isfile(binary):  # unlike the methods of Path it is quiet about names that are too long
         return of_verification(load_verification(str(binary), image_shape, rule))
-    if text.is_file():
+    if os.path.isfile(text):
         return read_pairs(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         return identities_of(path)
     raise DataError(
         f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; {_held_by(folder)}; "

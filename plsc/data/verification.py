@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from plsc.data.image_pickle import RefusedError, load_pickle, unwrap
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.transforms import decode, from_pixels
 from plsc.errors import DataError
-from plsc.machine.files import replace_file
+from plsc.machine.files import advice_on, replace_file
+from plsc.machine.memory import usable_memory
 
 # The first bytes of JPEG, PNG, BMP, GIF, WebP and TIFF files.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
@@ -34,87 +37,6 @@ class VerificationSet:
     issame: np.ndarray
 
 
-class _RefusedGlobal(pickle.UnpicklingError):
-    """The error for a pickle that asks for something a verification set never needs."""
-
-
-# The classes and functions below replace NumPy's while unpickling, so that a hostile file reaches nothing but this
-# code. The file sets no NumPy state; its bytes are only read as elements of a plain dtype.
-
-
-# The dtypes that arrays may have, and as what they are read.
-_DTYPES = {"b1": "u1", **{f"{kind}{size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}}
-
-
-class _Dtype:
-    def __init__(self, name: Any = b"", *_: Any):
-        text = name.decode("ascii") if isinstance(name, bytes) else str(name)
-        self.text, self.is_big_endian = text.lstrip("|<>="), text.startswith(">")
-
-    def __setstate__(self, state: Any) -> None:
-        """Takes the byte order, which is the second part of the state."""
-        self.is_big_endian = isinstance(state, tuple) and state[1:2] in ((">",), (b">",))
-
-    def read(self, raw: Any, shape: Any, order: str = "C") -> np.ndarray:
-        if self.text not in _DTYPES:
-            raise pickle.UnpicklingError(f"array of dtype {self.text!r}, not of integers or bools")
-        # Older versions of Python pickled array data as text in latin-1.
-        data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-        elements = np.frombuffer(data, ("<>"[self.is_big_endian] if self.text[1] != "1" else "|") + _DTYPES[self.text])
-        elements = elements.reshape(shape, order="F" if order == "F" else "C")
-        return elements != 0 if self.text == "b1" else elements
-
-
-class _Array:
-    def __init__(self, *_: Any):
-        self.value: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        if isinstance(raw, list):  # The elements of an array of objects were unpickled under the same rules.
-            self.value = raw
-        else:
-            self.value = dtype.read(raw, shape, "F" if fortran else "C")
-
-
-def _scalar(dtype: _Dtype, raw: Any) -> Any:
-    return dtype.read(raw, (1,))[0]
-
-
-def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: str = "C", *_: Any) -> np.ndarray:
-    return dtype.read(raw, shape, order)
-
-
-def _encode(text: Any, encoding: Any = "") -> bytes:
-    # Protocol 2 writes bytes as latin-1 text; no other codec is needed.
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise _RefusedGlobal(f"_codecs.encode with codec {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer  # Protocol 5 writes arrays so.
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _RefusedGlobal(f"{module}.{name}") from None
-
-
-def _unwrap(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
-
-
 def load_verification(path: str, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> VerificationSet:
     """Reads a `.bin` file of pairs, which is a pickle of (2P encoded images, P bools) from Python 2 or 3.
 
@@ -127,39 +49,49 @@ def load_verification(path: str, image_shape: Sequence[int], rule: PixelRule = N
         DataError: The file has any other content. A pickle that asks to run code is refused.
     """
     try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="bytes").load()
+        content = load_pickle(path)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the verification set ({error.strerror or error}); check the path"
-        ) from error
-    except _RefusedGlobal as error:
+        advice = advice_on(error, "check the path")
+        raise DataError(f"{path}: cannot read the verification set ({error.strerror or error}); {advice}") from error
+    except RefusedError as error:
         raise DataError(
             f"{path}: refused, because the pickle asks for {error}, which a verification set never needs; "
             "get the file from a source you trust"
         ) from error
-    except Exception as error:  # A damaged pickle can raise nearly any type.
-        raise DataError(
-            f"{path}: not a verification set ({type(error).__name__}: {error}); copy or make the file again"
-        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not a verification set ({error}); copy or make the file again") from error
     encoded, issame = _check_content(path, content)
     channels, height, width = image_shape
-    images = np.empty((len(encoded), height, width, channels), np.uint8)
+    images = _room_for(path, (len(encoded), height, width, channels))
     for i, item in enumerate(encoded):
-        images[i] = _decode_item(_unwrap(item), image_shape, f"{path}: image {i}", rule)
+        images[i] = _decode_item(unwrap(item), image_shape, f"{path}: image {i}", rule)
     name = os.path.basename(path)
     name = name[:-4] if name.endswith(".bin") else name
     return VerificationSet(name, images, issame)  # type: ignore[call-arg]  # mypy skips the stubs of dataclasses
+
+
+def _room_for(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an array for the decoded images. A small file can name one image millions of times."""
+    size, limit = math.prod(shape), usable_memory()
+    try:
+        if limit is not None and size > limit:
+            raise MemoryError
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        raise DataError(
+            f"{path}: its {shape[0]:,} images need {size / 1e9:,.1f} GB of memory, which this machine does not have; "
+            "divide the set, or give smaller images with set_image_shape"
+        ) from None
 
 
 def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
     """Returns the sequence of encoded images, and `issame` as bool [P]."""
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise DataError(f"{path}: not a verification set; expected a pickle of (images, issame)")
-    encoded, raw_issame = (_unwrap(part) for part in content)
+    encoded, raw_issame = (unwrap(part) for part in content)
     if isinstance(raw_issame, np.ndarray) and _is_line(raw_issame):
         raw_issame = raw_issame.reshape(-1)
-    if not all(isinstance(part, (list, tuple, np.ndarray)) and np.shape(part) != () for part in (encoded, raw_issame)):
+    if not all(isinstance(part, (list, tuple)) or _is_array(part) for part in (encoded, raw_issame)):
         raise DataError(f"{path}: not a verification set; expected lists of images and of bools")
     if len(raw_issame) == 0:
         raise DataError(f"{path}: the verification set has no pairs; make the file again")
@@ -187,6 +119,10 @@ def _decode_item(item: Any, image_shape: Sequence[int], where: str, rule: PixelR
     if not isinstance(item, (bytes, bytearray)):
         raise DataError(f"{where}: {type(item).__name__} is not an encoded image; make the file again")
     return decode(bytes(item), image_shape, where, rule)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim > 0
 
 
 def _is_line(array: np.ndarray) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from plsc.config import Config, plain_settings
 from plsc.errors import ConfigError
 from plsc.machine import processor, threads
 from plsc.machine.files import replace_file
-from plsc.machine.json_files import json_text
+from plsc.machine.json_files import json_text, read_json
 from plsc.machine.memory import machine_memory
 from plsc.version import __version__
 
@@ -90,7 +89,7 @@ def machine() -> dict[str, Any]:
 def _earlier(path: Path, run: str) -> dict[str, Any]:
     """Returns what the same run recorded before; it is empty on a machine where the run has not been before."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and record.get("run") == run else {}

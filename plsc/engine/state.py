@@ -18,7 +18,7 @@ from plsc.config import Config
 from plsc.data.pixels import PILLOW_RULE
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, reason_of
 from plsc.heads import ClassifierHead, shard_bounds
 from plsc.machine import random_state
 from plsc.version import __version__
@@ -179,9 +179,9 @@ class TrainingState:
             seen = progress.batch * int(meta["batch_per_rank"]) * int(meta["ranks"])
             self.run = str(meta["run"])
             states = dict(meta["callbacks"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as problem:
             raise CheckpointError(
-                f"{source.folder}: this checkpoint cannot be resumed ({type(problem).__name__}: {problem}); start from "
+                f"{source.folder}: this checkpoint cannot be resumed ({reason_of(problem)}); start from "
                 "its weights with set_checkpoint_dir"
             ) from None
         same_batches = (meta["batch_per_rank"], meta["ranks"]) == (self.config.batch_per_rank, ranks)

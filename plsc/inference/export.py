@@ -288,7 +288,7 @@ def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, i
     except Exception as problem:  # Paddle raises exceptions of many types for layers that it cannot translate.
         words = last_words(str(problem), folder)
         raise ConfigError(
-            f"paddle.jit.save cannot save the network ({type(problem).__name__}: {words}); change "
+            f"paddle.jit.save cannot save the network ({words}); change "
             "that part of its forward, and define its classes in a file"
         ) from problem
     files = [folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel"]
@@ -304,7 +304,7 @@ def _tried(files: list[Path], batches: Sequence[np.ndarray]) -> np.ndarray:
         folder = files[0].parent
         words = last_words(str(problem), folder)
         raise ConfigError(
-            f"Paddle's inference library cannot run the exported network ({type(problem).__name__}: {words}); "
+            f"Paddle's inference library cannot run the exported network ({words}); "
             "export with format 'onnx', or change that part of the network"
         ) from None
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from plsc.errors import ConfigError, PlscError
+from plsc.errors import ConfigError, PlscError, without_places
 
 SECONDS = 1800  # An export takes seconds; int8 with 256 calibration images of a large network takes minutes.
 _STAGE = "@plsc "  # A line with this prefix names the tool that runs from then on.
@@ -25,7 +25,6 @@ _NOISE = re.compile(
 )
 # What stands before a message: colours, the time and the kind.
 _PREFIX = re.compile(r"(\x1b\[[\d;]*m)*\s*([\d-]{10} [\d:]{8} )?(\[(ERROR|WARNING|INFO)\]\s*)?(\[Paddle2ONNX\] ?)?")
-_SOURCE = re.compile(r"\s*\(at \S+:\d+\)")  # Where in the C++ code an error was raised.
 _TOLD = re.compile(r"error|abort|cannot|fail|unsupported|not support", re.IGNORECASE)
 
 
@@ -87,7 +86,7 @@ def last_words(output: str, work: Path = Path()) -> str:
         # Paddle2ONNX writes its errors with the prefix of its progress.
         message = line[prefix.end() :].strip() if prefix[4] == "ERROR" else line.strip()
         if message and prefix[4] != "INFO" and not _NOISE.match(message):
-            lines.append(_SOURCE.sub("", message).replace(f"{work}/", ""))
+            lines.append(without_places(message).strip().replace(f"{work}/", ""))
     words = ([line for line in lines if _TOLD.search(line)] or lines or [""])[-1]
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
 

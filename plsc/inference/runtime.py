@@ -37,9 +37,7 @@ def load(files: Sequence[Path], format: str) -> Run:
         raise
     except Exception as problem:  # Both libraries raise exceptions of many types.
         words = last_words(str(problem), files[0].parent)
-        raise ConfigError(
-            f"{files[0]}: cannot be run here ({type(problem).__name__}: {words}); export the network again"
-        ) from None
+        raise ConfigError(f"{files[0]}: cannot be run here ({words}); export the network again") from None
 
 
 def load_paddle(program: Path, parameters: Path) -> Run:

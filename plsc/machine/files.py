@@ -8,9 +8,12 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
+
+OLD_SECONDS = 86400.0  # a process that writes to a temporary file writes to it all the time
 
 
 def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
@@ -49,23 +52,48 @@ def replacing(path: Path) -> Iterator[Path]:
     """Makes an empty file in the folder of `path`, which is renamed to `path` at the end of the block.
 
     Other users cannot guess its name, and a link of that name is never followed. If the block raises an error, the file
-    is removed and `path` stays as it is.
+    is removed and `path` stays as it is. What a killed process has left of the same name is removed after a day.
     """
+    with contextlib.suppress(OSError):  # a folder that may not be listed can be written to
+        remove_leftovers(path, OLD_SECONDS)
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as problem:
+        if str(problem.filename) == str(part):
+            problem.filename, problem.filename2 = str(path), None  # the name that the user knows
+        raise
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes the temporary files for `path` that killed processes left. Call it under the lock that writers hold."""
+def remove_leftovers(path: Path, age: float = 0.0) -> None:
+    """Removes the temporary files for `path` that killed processes left.
+
+    Args:
+        path: The file.
+        age: How many seconds nothing has been written to such a file. Without it, call this under the lock that writers
+            hold.
+    """
     names = re.compile(rf"\.{re.escape(path.name)}\.\d+(\.[0-9a-f]+)?\.part")
-    for left in path.parent.iterdir():
-        if names.fullmatch(left.name):
-            left.unlink(missing_ok=True)
+    for name in filter(names.fullmatch, os.listdir(path.parent)):
+        left = path.with_name(name)
+        with contextlib.suppress(FileNotFoundError):
+            if not age or is_old(left, age):
+                left.unlink()
+
+
+def is_old(path: Path, age: float = OLD_SECONDS) -> bool:
+    """Returns whether nothing has been written to a file, or to the files of a folder, for `age` seconds."""
+    try:
+        inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else []
+        changed = max(one.lstat().st_mtime for one in (path, *inside))
+    except OSError:  # a process renames files in it
+        return False
+    return time.time() - changed > age
 
 
 def sync(path: Union[str, Path]) -> None:

@@ -13,7 +13,9 @@ from typing import Any, Optional, Union
 from plsc.errors import one_line, shown
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LARGEST = 256 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
+LARGEST = 64 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
+_MOST_CONTAINERS, _DEEPEST = 1_000_000, 100  # Python takes up to 100 bytes for two of the text
+_LONGEST_INTEGER = 300  # digits, so that a float can hold it
 _LONGEST_SHOWN = 60
 _LARGEST_INTEGER = 2**53  # what every program can read from JSON
 
@@ -34,7 +36,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no JSON, or no ordinary file, or has more than 256 MB.
+        ValueError: It is no JSON, or no ordinary file, or has more than 64 MB.
     """
     return parse_json(read_bytes(path))
 
@@ -44,25 +46,58 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no ordinary file, or has more than 256 MB.
+        ValueError: It is no ordinary file, or has more than 64 MB.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # A pipe would wait for a writer.
         status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             raise ValueError("not an ordinary file, or too large")
-        return stream.read(_LARGEST)
+        return stream.read(LARGEST)
 
 
 def parse_json(text: Union[bytes, str]) -> Any:
-    """Returns what a JSON text in UTF-8 holds.
+    """Returns what a JSON text in UTF-8 holds. Integers that no float can hold become infinite.
 
     Raises:
-        ValueError: It is no JSON, or nested too deeply.
+        ValueError: It is no JSON, an object has a name twice, or it is too large or nested too deeply.
     """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    containers = text.count("[") + text.count("{")
+    if len(text) > LARGEST or containers > _MOST_CONTAINERS:
+        raise ValueError("too large")
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        found = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if containers > _DEEPEST:
+        _check_depth(found)
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _integer(text: str) -> Union[int, float]:
+    return int(text) if len(text) <= _LONGEST_INTEGER else float(text)
+
+
+def _check_depth(value: Any) -> None:
+    """Raises ValueError for lists and objects that are nested so deeply that reading them could fill the stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, (dict, list))
+        ]
+    if level:
+        raise ValueError("nested too deeply")
 
 
 def as_integer(value: Any, least: int = 0) -> int:

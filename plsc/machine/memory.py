@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Optional
 
-from plsc.errors import TrainingError
+from plsc.errors import TrainingError, one_line, without_places
 
 
 def resident_memory() -> int:
@@ -63,8 +63,9 @@ def out_of_memory_as(advice: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as problem:
-        words = re.search(r"[^\n]*(?:[Oo]ut of memory|[Uu]nable to allocate|[Cc]annot allocate)[^\n]*", str(problem))
-        reason = f" ({words[0].strip()[:200]})" if words else ""
+        text = without_places(str(problem))
+        words = re.search(r"[^\n]*(?:[Oo]ut of memory|[Uu]nable to allocate|[Cc]annot allocate)[^\n]*", text)
+        reason = f" ({one_line(words[0].strip())})" if words else ""
         raise TrainingError(f"the memory is not enough{reason}; {advice}") from problem
 
 

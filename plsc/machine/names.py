@@ -17,8 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Optional
 
+from plsc.errors import one_line
+
 CONTROLS = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
 _LOCALE_IS_UTF8 = sys.getfilesystemencoding() == "utf-8"
+_LONGEST_QUOTED = 300
 _UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
@@ -65,8 +68,8 @@ def readable(text: str, keep: str = "") -> str:
 
 
 def quoted(text: str) -> str:
-    """Returns a `readable` text in quotation marks."""
-    return f"'{readable(text)}'"
+    """Returns a `readable` text in quotation marks, cut off where it is long."""
+    return f"'{one_line(readable(text), _LONGEST_QUOTED)}'"
 
 
 def _escaped(character: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 user_chose = False  # whether OMP_NUM_THREADS comes from the user; set by set_threads_per_rank
 
@@ -12,7 +13,8 @@ def set_threads_per_rank() -> None:
     global user_chose
     user_chose = _chosen_by_user()
     if not user_chose:
-        local_ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+        given = os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or ""
+        local_ranks = int(given) if re.fullmatch("[0-9]{1,9}", given) else 1
         os.environ["OMP_NUM_THREADS"] = str(threads_per_rank(local_ranks))
 
 

@@ -16,7 +16,7 @@ from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimize
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.errors import ConfigError, PlscError, one_line
+from plsc.errors import ConfigError, PlscError, reason_of
 from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
 
 logger = logging.getLogger("plsc")
@@ -139,7 +139,7 @@ def _made(chosen: OptimizerOrFactory, parameters: Sequence[Any]) -> paddle.optim
     except Exception as problem:  # noqa: BLE001 - whatever the user's function or Paddle raises is reported in one line
         last = traceback.extract_tb(problem.__traceback__)[-1]
         is_paddles = last.filename.startswith(paddle.__path__[0])
-        reason = one_line(str(problem)) or last.line
+        reason = reason_of(problem) if str(problem) else last.line
         raise ConfigError(f"set_optimizer: {_what_failed(chosen)} ({type(problem).__name__}: {reason})") from (
             None if is_paddles or isinstance(chosen, (type, paddle.optimizer.Optimizer)) else problem
         )

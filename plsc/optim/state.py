@@ -11,7 +11,7 @@ from typing import Any, Optional
 import paddle
 from paddle.base.layer_helper import LayerHelper
 
-from plsc.errors import ConfigError, one_line
+from plsc.errors import ConfigError, reason_of
 from plsc.optim.wrapped import CREATED, chain_of, parameters_of, set_list
 
 
@@ -28,7 +28,7 @@ def step(optimizer: paddle.optimizer.Optimizer) -> None:
     except NotImplementedError as problem:
         raise ConfigError(
             f"set_optimizer: {type(optimizer).__name__} cannot take a step on {paddle.get_device()}: "
-            f"{one_line(str(problem))}"
+            f"{reason_of(problem)}"
         ) from None
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 from paddle import distributed
 
-from plsc.errors import PlscError, RankError, TrainingError, is_mistake
+from plsc.errors import PlscError, RankError, TrainingError, is_mistake, one_line, reason_of
 from plsc.parallel.peers import Peers, peers
 
 # Exit codes; all ranks end together after SIGTERM and Ctrl-C.
 _ORDERLY = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-_SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
 _LONGEST = 500
 
 
@@ -103,9 +102,7 @@ def _is_broken_collective(error: BaseException) -> bool:
 
 def _line_of(error: BaseException) -> str:
     """Returns what an error says, in one line."""
-    text = str(error).rpartition(_SUMMARY)[2]
-    lines = [line.strip() for line in text.splitlines() if line.strip("- ")]
-    line = " ".join(lines)[:_LONGEST]
     if isinstance(error, PlscError):
-        return line
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+        return one_line(str(error), _LONGEST)
+    words = one_line(str(error)) if isinstance(error, OSError) and str(error) else reason_of(error)
+    return words if words == type(error).__name__ else f"{type(error).__name__}: {words}"

@@ -33,6 +33,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from plsc.machine.json_files import as_integer, as_text, parse_json
+
 _REMINDER_SECONDS = 30.0
 _SILENCE_SECONDS = 60  # after which a machine that does not even acknowledge packets counts as lost
 _MESSAGE_BYTES = 1 << 16
@@ -138,7 +140,11 @@ class MeetingPlace:
             if visitor.rank is None and not self._knows(visitor, line):
                 is_stranger = True
                 break
-            self._handle(visitor, json.loads(line))
+            try:
+                self._handle(visitor, parse_json(line))
+            except (ValueError, TypeError, KeyError, AttributeError):  # no rank of plsc sends this
+                is_stranger = True
+                break
         if not received or is_stranger or (visitor.rank is None and len(visitor.buffer) > _MESSAGE_BYTES):
             self._selector.unregister(visitor.socket)
             visitor.socket.close()
@@ -147,11 +153,13 @@ class MeetingPlace:
     def _knows(self, visitor: _Visitor, line: bytes) -> bool:
         """Returns whether the first message of a visitor shows that it is a rank of this run."""
         try:
-            message = json.loads(line)
-            if not hmac.compare_digest(str(message["token"]), self.token):
+            message = parse_json(line)
+            if not hmac.compare_digest(as_text(message["token"]).encode("utf-8", "replace"), self.token.encode()):
                 return False
-            visitor.rank = int(message["rank"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+            if as_integer(message["rank"]) >= self._ranks:
+                return False
+            visitor.rank = message["rank"]
+        except (ValueError, TypeError, KeyError):
             return False
         self._visitors[visitor.rank] = visitor
         if len(self._visitors) == self._ranks:  # nobody else has to come in

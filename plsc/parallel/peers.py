@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from typing import Any, Optional
 from paddle import distributed
 
 from plsc.errors import RankError, exit_status_of
+from plsc.machine.json_files import parse_json
 from plsc.machine.names import readable
 from plsc.parallel.meeting_place import Failure, MeetingPlace, encode, lost, prepare
 from plsc.parallel.ranks import rank, world_size
@@ -156,8 +156,8 @@ class Peers:
         try:
             with self._connection.makefile("rb") as lines:
                 for line in lines:
-                    self._handle(json.loads(line))
-        except OSError:
+                    self._handle(parse_json(line))
+        except (OSError, ValueError, TypeError, KeyError):  # rank 0 has ended, or sends what plsc does not
             pass
         with self._changed:
             self._gone.add(0)

@@ -7,6 +7,7 @@ in the file. All its arrays but the first two may be missing.
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +109,21 @@ def read_pairs(path: Path, notes: list[str]) -> PairScores:
         notes: Gets a sentence for each part that is left out.
 
     Raises:
-        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile: The file is damaged.
+        OSError: The file cannot be read.
+        ValueError: The file is damaged.
     """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                raise ValueError("it is compressed")  # a small file could fill the memory
+        return _read_arrays(path, notes)
+    except (OSError, ValueError):
+        raise
+    except Exception as problem:  # zipfile and NumPy raise exceptions of many types for damaged files.
+        raise ValueError(f"no {problem}" if isinstance(problem, KeyError) else "it is damaged") from None
+
+
+def _read_arrays(path: Path, notes: list[str]) -> PairScores:
     with np.load(path) as content:
         similarity, issame = content["similarity"].astype(np.float64), content["issame"].astype(bool)
         if similarity.ndim != 1 or similarity.shape != issame.shape:

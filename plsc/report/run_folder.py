@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +12,13 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import DataError, one_line
+from plsc.machine.json_files import parse_json, read_json
 from plsc.report.markup import clean
 from plsc.report.pairs_file import SUFFIX, PairScores, read_pairs
 
+_LONGEST_RUN = 1e10  # seconds; 300 years are a mistake of a clock
+_LONGEST_LINE = 1 << 20  # characters; a record has hundreds
 COLUMNS = ("step", "lr", "loss", "images_per_second", "loss_scaling", "skipped_steps", "acc1", "acc5")
 
 
@@ -114,8 +115,10 @@ def read_run(folder: Path) -> RunFolder:
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             pairs[clean(path.name[: -len(SUFFIX)])] = read_pairs(path, notes)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
-            notes.append(f"{clean(path.name)} cannot be read ({clean(str(problem))}); test again to replace it.")
+        except (OSError, ValueError) as problem:
+            notes.append(
+                f"{clean(path.name)} cannot be read ({clean(one_line(str(problem)))}); test again to replace it."
+            )
     return RunFolder(
         name=clean(folder.resolve().name) or str(folder),
         folder=folder,
@@ -138,18 +141,18 @@ def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     bad, last_is_bad, is_whole = 0, False, True
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
                 is_whole = line.endswith("\n")
                 last_is_bad = False
                 try:
-                    one = json.loads(line)
+                    one = parse_json(line)
                     if one["event"] in ("train", "test"):
                         one["step"] = int(one["step"])
                         yield one
                 except (ValueError, TypeError, KeyError, OverflowError):
                     bad, last_is_bad = bad + 1, True
     except OSError as problem:
-        raise DataError(f"{path}: cannot be read ({problem.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({problem.strerror}); check its permissions and the disk") from None
     if last_is_bad and not is_whole:
         bad -= 1
         notes.append("The last line of metrics.jsonl is half written; the run may still be in progress.")
@@ -184,7 +187,7 @@ def _run_record(path: Path, notes: list[str]) -> dict[str, Any]:
         notes.append("There is no run.json: an older plsc made the run, and its settings and machine are unknown.")
         return {}
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         if isinstance(record, dict):
             return record
         problem: object = "not an object"
@@ -217,7 +220,8 @@ def _seconds(records: list[dict[str, Any]], record: Mapping[str, Any]) -> Option
         began = datetime.fromisoformat(record["started"]).timestamp()
     except (KeyError, TypeError, ValueError):
         began = times[0]
-    return max(0.0, times[-1] - began)
+    seconds = max(0.0, times[-1] - began)
+    return seconds if seconds < _LONGEST_RUN else None
 
 
 def file_stem(text: str) -> str:

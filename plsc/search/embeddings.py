@@ -21,7 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, reason_of
 from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
 from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
 from plsc.machine.locks import lock_folder
@@ -294,11 +294,9 @@ def read_table(path: Path) -> tuple[list[str], list[str]]:
 
 def reason(problem: Exception) -> str:
     """Returns a problem in a few words, for error messages."""
-    if isinstance(problem, OSError):
-        return f"{Path(problem.filename).name}: {problem.strerror}" if problem.filename else str(problem.strerror)
-    if isinstance(problem, KeyError):
-        return f"no {problem}"
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+    if isinstance(problem, OSError) and problem.filename:
+        return f"{Path(problem.filename).name}: {problem.strerror}"
+    return reason_of(problem)
 
 
 def _read(path: Path) -> Optional[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
     LARGEST_COUNT,
@@ -28,6 +28,9 @@ from plsc.config import (
 )
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from plsc.heads import Margin
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
@@ -111,7 +114,7 @@ def model(setter: str, model: Any) -> Any:
     return model
 
 
-def loss_type(setter: str, loss: Any) -> tuple[str, Any]:
+def loss_type(setter: str, loss: Union[str, Margin]) -> tuple[str, Any]:
     """Returns the name of the loss, and its margin object or None."""
     if not isinstance(loss, str):
         from plsc.heads import Margin
@@ -196,6 +199,16 @@ def mixed_precision(
         dtype=check_choice(f"{setter}: dtype", dtype, ("float16", "bfloat16")),
         simulate=check_bool(f"{setter}: simulate", simulate),
     )
+
+
+def model_save_dir(setter: str, directory: Optional[str]) -> str:
+    """Returns the folder, or '' for none."""
+    return "" if directory is None else check_str(setter, directory, allow_empty=True)
+
+
+def head_init(setter: str, init: str) -> str:
+    """Returns which class centres training takes."""
+    return check_choice(setter, init, ("checkpoint", "keep-common", "fresh"))
 
 
 def identification(setter: str, gallery: Optional[str], probes: Optional[str] = None) -> Optional[tuple[str, str]]:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from plsc.arguments import Parser
-from plsc.errors import ConfigError, one_line
+from plsc.errors import ConfigError, UsageError, one_line
+from plsc.machine.json_files import as_object, parse_json
 from plsc.settings.apply import check_name, known_words
+from plsc.settings.table import SETTINGS
 
 # The environment variables that carry the settings to the ranks, as JSON, in the order in which they apply.
 _VARIABLES = {"--config": "PLSC_CONFIG", "--set": "PLSC_SETTINGS"}
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+_ZEROS = re.compile(r"([+-]?)0+([0-9_]+)")
+_TAG = "tag:yaml.org,2002:"
+_GUESSED = {f"{_TAG}{kind}" for kind in ("bool", "float", "int", "timestamp")}  # what YAML makes of unquoted words
+_LONGEST_FILE = 1 << 20
+_MOST_BRACKETS = 500  # the time that YAML takes for them grows with their square
+_MOST_VALUES = 100_000  # of a file, whose aliases could stand for many more than it has bytes
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +51,8 @@ def read_options(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the settings of `--config` and `--set` together.
 
     Raises:
-        ConfigError: The file cannot be read, a name is not a setting, or a value is not YAML.
+        UsageError: `--set` has no value, names no setting, or has a value that is not YAML.
+        ConfigError: The file cannot be read, or is not YAML with names of settings.
     """
     return {name: value for given in _read(options).values() for name, value in given.items()}
 
@@ -51,14 +61,28 @@ def to_environment(options: argparse.Namespace) -> dict[str, str]:
     """Returns the environment variables that give the settings of a command line to every `Entry` of a process.
 
     Raises:
+        UsageError: As `read_options`.
         ConfigError: As `read_options`.
     """
     return {_VARIABLES[source]: json.dumps(given) for source, given in _read(options).items() if given}
 
 
 def from_environment() -> dict[str, Mapping[str, Any]]:
-    """Returns the settings of this process's environment by their source, in the order in which they apply."""
-    return {source: json.loads(os.environ.get(name, "{}")) for source, name in _VARIABLES.items()}
+    """Returns the settings of this process's environment by their source, in the order in which they apply.
+
+    Raises:
+        ConfigError: A variable holds something that `plsc run` does not write.
+    """
+    return {source: _from_variable(name) for source, name in _VARIABLES.items()}
+
+
+def _from_variable(name: str) -> dict[str, Any]:
+    try:
+        return as_object(parse_json(os.environ.get(name, "{}")))
+    except ValueError as problem:
+        raise ConfigError(
+            f"{name} in the environment: {one_line(str(problem))}; unset it, and give settings with plsc run --set"
+        ) from None
 
 
 def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -66,42 +90,117 @@ def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {one_line(text)}: expected NAME=VALUE")
-        check_name(name, "--set")  # the value may be a password
-        chosen[name] = _parse(value, f"--set {text}")
+            raise UsageError(f"--set {one_line(text)}: expected NAME=VALUE")
+        try:
+            check_name(name, "--set")  # the value may be a password
+            chosen[name] = _value(name, value.strip(), f"--set {text}")
+        except ConfigError as problem:
+            raise UsageError(str(problem)) from None
     return {"--config": {} if options.config is None else _read_file(Path(options.config)), "--set": chosen}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    where = f"--config {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST_FILE + 1)
     except OSError as problem:
-        raise ConfigError(f"--config {path}: cannot be read ({problem.strerror})") from None
+        raise ConfigError(f"{where}: cannot be read ({problem.strerror}); check the path") from None
     except UnicodeDecodeError as problem:
-        raise ConfigError(f"--config {path}: is not UTF-8 text ({problem.reason} at byte {problem.start})") from None
-    content = _parse(text, f"--config {path}") or {}
+        raise ConfigError(
+            f"{where}: is not UTF-8 text ({problem.reason} at byte {problem.start}); save it as UTF-8"
+        ) from None
+    if len(text) > _LONGEST_FILE:
+        raise ConfigError(f"{where}: has more than {_LONGEST_FILE:,} characters; name a file of settings")
+    content = _parse(text, where, _type_file) or {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: expected lines of 'name: value'")
+        raise ConfigError(f"{where}: expected lines of 'name: value'")
     for name in content:
-        check_name(str(name), f"--config {path}")
+        check_name(str(name), where)
     return content
 
 
-def _parse(text: str, where: str) -> Any:
+def _value(name: str, text: str, where: str) -> Any:
+    """Returns the value of `--set`: of a setting that is a text, the text itself, unless it is in quotes or brackets.
+
+    A number sign begins a comment in a file, but is part of a text here.
+    """
+    first = SETTINGS[name].parameters[0]
+    if first not in SETTINGS[name].texts:
+        return _parse(text, where, lambda node: _type(name, node))
+    if text[:1] not in ("'", '"', "[", "{"):
+        return None if text in ("~", "null", "Null", "NULL") else text
+    with contextlib.suppress(ConfigError):
+        return _parse(text, where, lambda node: _type(name, node))
+    return text
+
+
+def _parse(text: str, where: str, type_nodes: Callable[[yaml.Node], None]) -> Any:
+    """Returns what a text in YAML holds, after `type_nodes` has decided what its unquoted words are."""
     try:
-        return _numbers(yaml.safe_load(text))
-    # YAML's own reader raises ValueError for a date that does not exist, and for an integer of thousands of digits.
+        if text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise ValueError(f"more than {_MOST_BRACKETS:,} brackets")
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _bound(node, [_MOST_VALUES])
+            type_nodes(node)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    # YAML's own reader raises ValueError for an integer of thousands of digits.
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise ConfigError(f"{one_line(where)}: not YAML: {one_line(' '.join(str(problem).split()))}") from None
 
 
-def _numbers(value: Any) -> Any:
-    """Turns 1e-3 and 1e6 into numbers. YAML 1.1 takes them for strings, because they have no dot."""
-    if isinstance(value, dict):
-        return {key: _numbers(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_numbers(one) for one in value]
-    if not isinstance(value, str) or not _EXPONENT.fullmatch(value):
-        return value
-    number = float(value)
-    return int(number) if number.is_integer() else number
+def _bound(node: yaml.Node, left: list[int]) -> None:
+    """Raises ValueError for more values than a configuration has. A value counts wherever an alias repeats it."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
+    for inner in _inside(node):
+        _bound(inner, left)
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [one for pair in node.value for one in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _type_file(node: yaml.Node) -> None:
+    """Decides what the words of a file of settings are."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        _type(key.value if isinstance(key, yaml.ScalarNode) else "", value)
+
+
+def _type(name: str, node: yaml.Node) -> None:
+    """Decides what the words of a setting's value are: texts where the setting takes texts, and else what YAML says."""
+    texts = SETTINGS[name].texts if name in SETTINGS else []
+    parameters = SETTINGS[name].parameters if name in SETTINGS else [""]
+    if len(parameters) == 1 or isinstance(node, yaml.ScalarNode):
+        _retag(node, parameters[0] in texts)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _retag(value, key.value in texts)
+    else:
+        for parameter, value in zip(parameters, node.value):
+            _retag(value, parameter in texts)
+
+
+def _retag(node: yaml.Node, is_text: bool) -> None:
+    for inner in _inside(node):
+        _retag(inner, is_text)
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
+        return
+    if node.tag in _GUESSED and (is_text or ":" in node.value or node.tag == f"{_TAG}timestamp"):
+        node.tag = f"{_TAG}str"  # no setting is a date, nor a number to the base 60
+    elif not is_text and node.tag == f"{_TAG}str" and _EXPONENT.fullmatch(node.value):
+        # YAML 1.1 takes 1e-3 and 1e6 for strings, because they have no dot.
+        number = float(node.value)
+        is_integer = number.is_integer()
+        node.tag, node.value = f"{_TAG}{'int' if is_integer else 'float'}", str(int(number) if is_integer else number)
+    elif node.tag == f"{_TAG}int" and (match := _ZEROS.fullmatch(node.value)):
+        node.value = f"{match[1]}{match[2].strip('_') or 0}"  # YAML 1.1 would read 010 to the base 8

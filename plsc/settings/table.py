@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,12 @@ class Setting:
     def parameters(self) -> list[str]:
         """The names of the setter's parameters."""
         return list(inspect.signature(self.check).parameters)[1:]
+
+    @property
+    def texts(self) -> list[str]:
+        """The parameters whose values are texts, whatever else YAML would make of them."""
+        parameters = inspect.signature(self.check).parameters
+        return [name for name in self.parameters if re.search(r"\bstr\b", str(parameters[name].annotation))]
 
     @property
     def default(self) -> Any:
@@ -92,7 +99,10 @@ def _number(low: float, high: float = math.inf, above: bool = False) -> Callable
 
 
 def _string(allow_empty: bool = False) -> Callable[[str, Any], str]:
-    return lambda setter, text: config.check_str(setter, text, allow_empty)
+    def check(setter: str, text: str) -> str:
+        return config.check_str(setter, text, allow_empty)
+
+    return check
 
 
 GROUPS: dict[str, tuple[Setting, ...]] = {
@@ -341,9 +351,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "Checkpoints": (
         Setting(
             "model_save_dir",
-            lambda setter, directory: (
-                "" if directory is None else config.check_str(setter, directory, allow_empty=True)
-            ),
+            checks.model_save_dir,
             "the folder that receives one checkpoint per epoch",
             "None or '' saves nothing",
         ),
@@ -379,7 +387,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "head_init",
-            lambda setter, init: config.check_choice(setter, init, ("checkpoint", "keep-common", "fresh")),
+            checks.head_init,
             "which class centres training takes from the checkpoint of `set_checkpoint_dir`",
             "`checkpoint` takes the whole head, `keep-common` the classes that both have, `fresh` the backbone only",
         ),

@@ -38,7 +38,7 @@ from plsc.data.base64_parts import (
     rank_file_name,
     read_file_list,
 )
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, one_line
 from plsc.machine.names import to_text
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
@@ -221,7 +221,7 @@ def _worded() -> Iterator[None]:
     try:
         yield
     except PySparkException as error:  # Some exceptions of Java come in this form.
-        reason = str(error).partition("\n")[0]
+        reason = one_line(str(error).partition("\n")[0])
         raise DataError(f"Spark failed ({reason}); its log says more, and nothing was changed") from error
     except Py4JJavaError as error:
         raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error

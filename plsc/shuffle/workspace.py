@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME, Manifest, load_manifest
 from plsc.errors import ConfigError, DataError
+from plsc.machine.json_files import parse_json
 from plsc.machine.locks import lock_folder
 from plsc.machine.signals import deferred_signals
 from plsc.storage.base import DurableStorage, StorageError, read_bytes, write_bytes
@@ -163,8 +164,8 @@ def _published(storage: DurableStorage, hidden: str) -> list[str]:
     if found is None or not found.is_file:
         return []
     try:
-        names = json.loads(read_bytes(storage, path))
-    except (ValueError, RecursionError):
+        names = parse_json(read_bytes(storage, path))
+    except ValueError:
         return []
     return names if isinstance(names, list) and all(map(_is_output, names)) else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, shown
 
 DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TLS follow
 DEFAULT_TLS_PORTS = (9871, 50470)
@@ -50,16 +50,17 @@ def _candidates(scheme: str, url: str) -> list[str]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError(f"set_hdfs_info: fs_name: {url!r} is not an address; expected {_FORMS}") from None
+        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} is not an address; expected {_FORMS}") from None
     if not host or parts.query or parts.fragment or re.search(r"\s", url):
-        raise ConfigError(f"set_hdfs_info: fs_name: {url!r} is not an address; expected {_FORMS}")
+        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} is not an address; expected {_FORMS}")
     if ":" in host:
         host = f"[{host}]"
     if scheme in ("http", "https"):
         return [url.rstrip("/")]
     if parts.path not in ("", "/"):
         raise ConfigError(
-            f"set_hdfs_info: fs_name: {url!r} ends in a folder; give the folder as fs_dir_for_save or fs_checkpoint_dir"
+            f"set_hdfs_info: fs_name: {shown(url)} ends in a folder; give the folder as fs_dir_for_save or "
+            "fs_checkpoint_dir"
         )
     if scheme == "hdfs":  # its port is usually that of the RPC protocol, which plsc does not support
         ports = [*([port] if port in _WEB_PORTS else []), *DEFAULT_PORTS, *([port] if port else [])]
@@ -67,4 +68,4 @@ def _candidates(scheme: str, url: str) -> list[str]:
     if scheme in ("webhdfs", "swebhdfs"):
         web, defaults = ("http", DEFAULT_PORTS) if scheme == "webhdfs" else ("https", DEFAULT_TLS_PORTS)
         return [f"{web}://{host}:{one}" for one in ([port] if port else defaults)]
-    raise ConfigError(f"set_hdfs_info: fs_name: {url!r}: plsc does not know {scheme}://; expected {_FORMS}")
+    raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)}: plsc does not know {scheme}://; expected {_FORMS}")

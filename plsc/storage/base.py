@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
 
-from plsc.errors import PlscError
+from plsc.errors import PlscError, shown
 
 CHUNK_BYTES = 1 << 20
 
@@ -117,6 +118,26 @@ def write_bytes(storage: Storage, path: str, data: bytes) -> None:
 def place_of(storage: Storage, path: str) -> str:
     """Returns what messages call a path of a store."""
     return f"{storage.name}: {path}" if storage.name else path
+
+
+def check_names(storage: Storage, path: str, names: Iterable[str]) -> None:
+    """Checks the names that a server lists in a folder, before any of them becomes part of a path.
+
+    Raises:
+        StorageError: A name is empty or leads to another folder, or no file of this machine can have it.
+    """
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name or not _is_encodable(name):
+            reason = f"the server lists {shown(name)}, which is not the name of a file"
+            raise StorageError(f"{place_of(storage, path)}: {reason}; check the server", reason)
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can express
+        return False
+    return True
 
 
 def missing(storage: Storage, path: str) -> StorageError:

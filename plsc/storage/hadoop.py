@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Optional
 
-from plsc.storage.base import CHUNK_BYTES, Chunks, Status, StorageError, check_absent, missing, place_of
+from plsc.storage.base import CHUNK_BYTES, Chunks, Status, StorageError, check_absent, check_names, missing, place_of
 
 
 class HadoopStorage:
@@ -38,7 +38,9 @@ class HadoopStorage:
         """Returns the names in a folder with their status."""
         system, place = self._at(path)
         with self._worded(path):
-            return {entry.getPath().getName(): _status(entry) for entry in system.listStatus(place)}
+            found = {entry.getPath().getName(): _status(entry) for entry in system.listStatus(place)}
+        check_names(self, path, found)
+        return found
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
         """Yields `count` bytes from `offset` on in parts; fewer if the file ends."""

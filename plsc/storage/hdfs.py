@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional, Union
 from urllib.parse import urlsplit
@@ -16,8 +16,10 @@ import requests
 import urllib3
 from hdfs.config import Config as AliasFile
 from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies, select_proxy
 
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, one_line
+from plsc.machine.json_files import as_integer, as_text
 from plsc.storage.address import web_addresses
 from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of
 from plsc.storage.gateway import GatewayAuth, NoAuth
@@ -62,6 +64,7 @@ class HdfsStorage:
 
     def __init__(self, client: hdfs.client.Client, name: str) -> None:
         self._client, self.name = client, name
+        self._urls: Sequence[str] = getattr(client, "urls", ())
         if getattr(client, "_timeout", None) is None:
             client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
 
@@ -78,7 +81,7 @@ class HdfsStorage:
     def list(self, path: str) -> dict[str, Status]:
         """Returns the names in a folder with their status."""
         with self._worded(path):
-            return {name: _status(status) for name, status in self._client.list(path, status=True)}
+            return {as_text(name): _status(status) for name, status in self._client.list(path, status=True)}
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
         """Yields `count` bytes from `offset` on in parts; fewer if the connection or the file ends."""
@@ -141,18 +144,20 @@ class HdfsStorage:
         try:
             yield
         except hdfs.HdfsError as problem:
-            raise _server_error(f"{self.name}: {path}", problem) from None
+            raise _server_error(f"{self.name}: {path}", problem, self._urls) from None
         except requests.exceptions.SSLError as problem:
             raise StorageError(
                 f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; set REQUESTS_CA_BUNDLE "
                 "to the file of its authority"
             ) from None
-        except (KeyError, ValueError) as problem:  # an answer that is not WebHDFS's
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise StorageError(
-                f"{self.name}: {path}: the server does not answer as WebHDFS does ({type(problem).__name__})"
+                f"{self.name}: {path}: the server does not answer as WebHDFS does; check that the address is that of "
+                f"a NameNode or a gateway{_by_proxy(self._urls)}"
             ) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
-            raise StorageUnavailableError(f"{self.name}: {path}: {_server_of(problem)}: {_reason(problem)}") from None
+            reason = f"{_server_of(problem)}: {_reason(problem)}{_by_proxy(self._urls)}"
+            raise StorageUnavailableError(f"{self.name}: {path}: {reason}") from None
 
 
 def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> HdfsStorage:
@@ -211,7 +216,7 @@ def _answering(fs_name: str, namenodes: list[list[str]]) -> list[str]:
     if all(problems.values()):
         texts = "; ".join(f"{urlsplit(url).netloc}: {problem}" for url, problem in problems.items())
         raise StorageUnavailableError(
-            f"{fs_name}: no WebHDFS answers ({texts}); is the NameNode up, and the address right?"
+            f"{fs_name}: no WebHDFS answers ({texts}); is the NameNode up, and the address right?{_by_proxy(every)}"
         )
     return [next((url for url in urls if not problems[url]), urls[0]) for urls in namenodes]
 
@@ -226,35 +231,58 @@ def _probe(url: str) -> Optional[str]:
             auth=NoAuth(),
             stream=True,
         ) as answer:
-            if answer.status_code in (401, 403) or 300 <= answer.status_code < 400:
+            is_json = "json" in answer.headers.get("content-type", "")
+            refuses = answer.status_code in (401, 403) or 300 <= answer.status_code < 400
+            is_proxy = answer.status_code == 403 and url.startswith("http://") and bool(_proxies([url]))
+            if is_json or (refuses and not is_proxy):
                 return None
-            kinds = answer.headers.get("content-type", "")
-            return None if "json" in kinds else f"answers, but not as WebHDFS (status {answer.status_code})"
+            return f"answers, but not as WebHDFS (status {answer.status_code})"
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
         return _reason(problem)
 
 
 def _status(status: dict[str, Any]) -> Status:
+    """Returns a status of WebHDFS. Raises ValueError or KeyError if it is none."""
+    number = status.get("fileId")
     return Status(
-        size=int(status["length"]),
-        is_folder=status["type"] == "DIRECTORY",
-        modified=status["modificationTime"] / 1000,
-        identity=status.get("fileId"),
+        size=as_integer(status["length"]),
+        is_folder=as_text(status["type"]) == "DIRECTORY",
+        modified=as_integer(status["modificationTime"]) / 1000,
+        identity=None if number is None else as_integer(number),
     )
 
 
-def _server_error(where: str, problem: hdfs.HdfsError) -> StorageError:
+def _proxies(urls: Sequence[str]) -> list[str]:
+    """Returns `host:port` of the proxies that the environment has these requests go through, without passwords."""
+    chosen = [select_proxy(url, get_environ_proxies(url)) for url in urls]
+    parts = [urlsplit(one if "://" in one else f"http://{one}") for one in chosen if one]
+    return list(dict.fromkeys(one.netloc.rpartition("@")[2] for one in parts))
+
+
+def _by_proxy(urls: Sequence[str]) -> str:
+    """Returns what to know about proxies at the end of a message about a connection; an empty text without one."""
+    proxies = _proxies(urls)
+    hosts = ",".join(dict.fromkeys(str(urlsplit(url).hostname) for url in urls))
+    return (
+        f"; the requests go through the proxy {', '.join(proxies)} of http_proxy or https_proxy, which may be what "
+        f"refuses: add {hosts} to no_proxy to go around it"
+        if proxies
+        else ""
+    )
+
+
+def _server_error(where: str, problem: hdfs.HdfsError, urls: Sequence[str]) -> StorageError:
     """Returns the error for a refusal of the server: its own words, without its stack trace."""
     message: Union[str, bytes] = problem.message
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
-    text = (text.strip().splitlines() or [""])[0][:300]
+    text = one_line((text.strip().splitlines() or [""])[0])
     kind = problem.exception
     if kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS):
         return StorageUnavailableError(f"{where}: {text}")
     if isinstance(
         message, bytes
     ):  # the answer is not WebHDFS's, but that of a gateway, or of a server that is starting
-        return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}")
+        return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}{_by_proxy(urls)}")
     if text.startswith("Authentication failure"):
         return StorageError(f"{where}: {_REFUSED}")
     hint = next((f"; {hint}" for words, hint in _HINTS.items() if words in text), "")

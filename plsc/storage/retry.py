@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional, TypeVar
 
-from plsc.storage.base import Chunks, Status, Storage, StorageUnavailableError
+from plsc.storage.base import Chunks, Status, Storage, StorageUnavailableError, check_names
 
 logger = logging.getLogger("plsc")
 T = TypeVar("T")
@@ -40,8 +40,10 @@ class Retrying:
         return self._retried(lambda: self._storage.status(path))
 
     def list(self, path: str) -> dict[str, Status]:
-        """Returns the names in a folder with their status."""
-        return self._retried(lambda: self._storage.list(path))
+        """Returns the names in a folder with their status. Raises StorageError for names that lead elsewhere."""
+        found = self._retried(lambda: self._storage.list(path))
+        check_names(self, path, found)
+        return found
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
         """Reads as the store does, but yields all `count` bytes: it resumes a reading that broke off."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +15,13 @@ from pathlib import Path
 from typing import Callable
 
 from plsc.errors import ConfigError
+from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.machine.locks import LOCK_NAME
 from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
+from plsc.storage.local import LOCAL
 from plsc.storage.retry import Retrying
 
+_DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
 
 Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
@@ -92,7 +97,7 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
     """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
     Raises:
-        StorageError: The path does not exist.
+        StorageError: The path does not exist, or a name in it is none that a file can have.
     """
     found = storage.status(path)
     if found is None:
@@ -104,6 +109,10 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
         folder = folders.pop()
         for name, status in storage.list(posixpath.join(path, folder)).items():
             inner = posixpath.join(folder, name)
+            if inner.count("/") >= _DEEPEST:
+                raise StorageError(
+                    f"{storage.name}: {path}: has folders that are more than {_DEEPEST} levels deep; check the server"
+                )
             if status.is_folder:
                 folders.append(inner)
             else:
@@ -131,6 +140,7 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
     if storage.status(target) is not None:
         raise ConfigError(f"{storage.name}: {target}: already exists; name another place")
     files = files_of(source)
+    _remove_old_uploads(storage, target)
     hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
 
     def one(path: Path) -> None:
@@ -164,6 +174,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
         target = target / posixpath.basename(source.rstrip("/"))
     if target.exists():
         raise ConfigError(f"{target}: already exists; name another place")
+    _remove_old_downloads(target)
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.get")
     made: list[Path] = []
 
@@ -187,6 +198,25 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
             raise ConfigError(f"{target}: cannot be written ({problem.strerror or problem})") from None
         raise
     return target
+
+
+def _remove_old_downloads(target: Path) -> None:
+    """Removes what killed processes left of downloads to this place, once nothing writes there any more."""
+    names = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}\.get")
+    with contextlib.suppress(OSError):  # the download itself reports what is wrong with the folder
+        for left in map(target.with_name, filter(names.fullmatch, os.listdir(target.parent))):
+            if is_old(left):
+                LOCAL.delete(str(left))
+
+
+def _remove_old_uploads(storage: Retrying, target: str) -> None:
+    """Removes week-old uploads to this place whose processes were killed. A store dates only the top of a folder."""
+    folder, name = posixpath.split(target)
+    names = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.put")
+    found = storage.status(folder or ".")
+    for left, status in (storage.list(folder or ".") if found is not None and found.is_folder else {}).items():
+        if names.fullmatch(left) and time.time() - status.modified > 7 * OLD_SECONDS:
+            storage.delete(posixpath.join(folder, left))
 
 
 def _inside(storage: Retrying, target: str, name: str) -> str:

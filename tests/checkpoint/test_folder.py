@@ -450,3 +450,20 @@ def test_a_pipe_instead_of_a_file_is_refused(saved):
         os.mkfifo(source.folder / name)
         with pytest.raises(checkpoint.DamagedError, match=f"{name}.*ordinary file"):
             checkpoint.open_checkpoint(source.folder)
+
+
+def test_an_old_download_to_the_same_place_is_removed_and_no_other(saved):
+    source, _, _ = saved
+    output = source.folder.parent
+    for name in (".good.fetching.0123456789ab", ".good.fetching.ffffffffffff", ".other.fetching.0123456789ab"):
+        shutil.copytree(source.folder, output / name)
+        for path in (*(output / name).iterdir(), output / name):
+            os.utime(path, (1, 1))
+    (output / ".good.fetching.ffffffffffff" / "meta.json").touch()
+    (output / ".good.fetching.aaaa").mkdir()
+    (output / ".good.fetching.aaaa" / "mine.txt").touch()
+    os.utime(output / ".good.fetching.aaaa" / "mine.txt", (1, 1))
+    os.utime(output / ".good.fetching.aaaa", (1, 1))
+    layout.remove_old_downloads(output / "good")
+    kept = [".good.fetching.aaaa", ".good.fetching.ffffffffffff", ".other.fetching.0123456789ab", source.folder.name]
+    assert sorted(os.listdir(output)) == kept

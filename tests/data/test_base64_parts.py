@@ -164,6 +164,18 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
         ({"files": [{"name": "x"}]}, "damaged"),
         ({"files": [{"name": "../x", "samples": 1, "padding": 0, "bytes": 1, "sha256": ""}]}, "damaged"),
         ({"unknown": 1}, "damaged"),
+        ({"nranks": 10**400}, "damaged"),
+        ({"nranks": 0}, "damaged"),
+        ({"nranks": 3}, "contradict"),
+        ({"samples": 2.5}, "damaged"),
+        ({"samples": 10**12}, "contradict"),
+        ({"samples_per_file": "3"}, "contradict"),
+        ({"largest_label": None}, "damaged"),
+        ({"source_list": "a\0b"}, "damaged"),
+        ({"sources": [1]}, "damaged"),
+        ({"version": [[1]] * 9}, "version a list of 9"),
+        ({"files": [{"name": "x\0", "samples": 1, "padding": 0, "bytes": 1, "sha256": ""}]}, "damaged"),
+        ({"files": [{"name": "x", "samples": 1, "padding": 2, "bytes": 1, "sha256": ""}]}, "contradict"),
     ],
 )
 def test_a_file_that_is_no_manifest(tmp_path, change, says):
@@ -176,3 +188,12 @@ def test_a_file_that_is_no_manifest(tmp_path, change, says):
 def test_labels_are_numbers(tmp_path):
     found = find_lines(b"QUJD\t5\nQUJD\t123456789012345678\nQUI=\t0\n", MAX_LINE)
     np.testing.assert_array_equal(found.labels, [5, 123456789012345678, 0])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": ' * 100_000, "9" * 5000, "NaN", "\0", '{"format": 1, "format": 1}']
+)
+def test_a_manifest_of_anything_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "base64_manifest.json").write_text(text)
+    with pytest.raises(DataError, match="not a manifest of base64 data"):
+        load_manifest(str(tmp_path))

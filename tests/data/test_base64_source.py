@@ -146,7 +146,9 @@ def test_threads_share_few_open_files(tmp_path, monkeypatch):
         assert collections.Counter(read) == collections.Counter(wanted)
 
 
-@pytest.mark.parametrize("place, name", [((os, "open"), "base64_rank_0"), ((np, "load"), "base64_index_0.npy")])
+@pytest.mark.parametrize(
+    "place, name", [((os, "open"), "base64_rank_0"), ((np.lib.format, "read_array"), "base64_index_0.npy")]
+)
 def test_too_many_open_files_are_not_blamed_on_a_file(tmp_path, monkeypatch, place, name):
     folder = split(tmp_path / "data", 4, 1)
 
@@ -158,7 +160,16 @@ def test_too_many_open_files_are_not_blamed_on_a_file(tmp_path, monkeypatch, pla
         open_images(folder, 4, 0, 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an index", np.arange(3)])
+HEADER = b"\x93NUMPY\x01\0F\0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"not an index", np.arange(3), b"PK\5\6" + bytes(18), HEADER + b"{" * 70, HEADER + b"[" * 70),
+        HEADER + b"{'descr': '<u4', 'fortran_order': False, 'shape': (1152921504606846976,)}"[:70].ljust(70),
+    ],
+)
 def test_an_index_of_something_else_is_refused(tmp_path, content):
     folder = split(tmp_path / "data", 10, 1)
     path = f"{folder}/base64_index_0.npy"

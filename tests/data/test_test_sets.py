@@ -172,3 +172,26 @@ def test_a_missing_set_names_those_of_the_folder_and_what_to_do(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=r"holds a, pairs, people \(folder\), z0, z1, z2, z3, z4 and 4 more;"):
         find_sets(str(tmp_path), "lfw", SHAPE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 5000,
+        f"{'9' * 5000} 2\na 1 1\n",
+        f"1\na 1 {'9' * 5000}\na 1 b 1\n",
+        f"{'a' * 3000} b 1\n",
+        "[" * 3000,
+        f"1\n{'a' * 3000} 1 2\na 1 b 1\n",
+    ],
+)
+def test_long_words_of_a_pairs_file_are_refused_in_one_short_line(text, tmp_path):
+    (tmp_path / "p.txt").write_text(text)
+    with pytest.raises(DataError, match=r"p\.txt") as caught:
+        read_pairs(tmp_path / "p.txt")
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+def test_a_target_that_is_too_long_for_a_name_is_missing(tmp_path):
+    with pytest.raises(DataError, match="no such verification set"):
+        find_sets(str(tmp_path), "a" * 3000, (3, 16, 16))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plsc.data import verification
 from plsc.data.verification import find_verification_sets, load_verification, save_verification
 from plsc.errors import DataError
 
@@ -196,3 +198,57 @@ def test_find(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.bin files"):
         find_verification_sets(f"{root}/empty", "lfw")
+
+
+# What tests/fuzz.py and others have found: each took gigabytes, minutes, or ended in a traceback.
+GREEDY = {
+    "a memo with a number of 2**29": b"\x80\x02Nr\xff\xff\xff\x1f.",
+    "bytes of 2**62": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f.",
+    "bytes of 4 GB": b"\x80\x04B\xff\xff\xff\xff.",
+    "a bytearray of 2**62": b"\x80\x05\x96" + b"\xff" * 7 + b"\x3f.",
+    "an integer of 2 GB": b"\x8b\xff\xff\xff\x7f.",
+    "a frame of 2**62": b"\x80\x04\x95" + b"\xff" * 7 + b"\x3f.",
+    "a million marks": b"(" * 1_000_000 + b".",
+    "a million sets": b"\x8f" * 1_000_000 + b".",
+    "many arrays of one text": b"\x80\x02cnumpy\ndtype\nq\0X\x02\0\0\0b1\x85Rq\x01X\0\0\x10\0" + b"a" * (1 << 20)
+    + b"q\x02]q\x03(" + b"cnumpy.core.multiarray\nscalar\nh\x01h\x02\x86R0" * 20 + b"e.",
+    "the state of a function": b"cnumpy.core.multiarray\nscalar\n}b.",
+    "a name with controls": b"cnumpy\nnda\0\x1brray\n.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_a_small_file_takes_little_memory_and_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "greedy.bin"
+    path.write_bytes(GREEDY[kind])
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"greedy\.bin: (not a verification set|refused)") as caught:
+            load_verification(str(path), SHAPE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20 and str(caught.value).isprintable()
+
+
+def test_a_file_cannot_name_one_image_more_often_than_the_memory_holds(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(verification, "usable_memory", lambda: 1 << 20)
+    path = write(tmp_path / "many.bin", ([b"x"] * 20_000, [True] * 10_000))
+    with pytest.raises(DataError, match=r"many\.bin: its 20,000 images need .* GB of memory"):
+        load_verification(path, SHAPE)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.bin")
+    with pytest.raises(DataError, match="not an ordinary file"):
+        load_verification(str(tmp_path / "pipe.bin"), SHAPE)
+
+
+def test_images_of_different_sizes_are_not_padded_to_the_largest(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.bin", ([bytes(4 << 20), *[b"x"] * 99], [True] * 50))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="image 0: cannot decode"):
+        load_verification(path, SHAPE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20

@@ -36,6 +36,15 @@ def test_the_target_is_replaced_and_a_failure_leaves_nothing(tmp_path):
     assert target.read_bytes() == b"two" and os.listdir(tmp_path) == [target.name]
 
 
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    for place in (tmp_path / "missing" / "page.html", tmp_path / "folder"):
+        with pytest.raises(OSError) as caught:
+            replace_file(place, b"x")
+        assert caught.value.filename == str(place) and ".part" not in str(caught.value)
+
+
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     target = tmp_path / "page[1].html"
     left = [".page[1].html.12.part", ".page[1].html.12.0123456789abcdef.part"]
@@ -44,3 +53,15 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(target)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_what_a_writer_left_goes_a_day_after_it_was_killed(tmp_path):
+    target = tmp_path / "run.json"
+    old, new, other = (tmp_path / f".{name}.12.{'0' * 16}.part" for name in ("run.json", "run.json", "mine.json"))
+    new = new.with_name(f".run.json.13.{'1' * 16}.part")
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (1, 1))
+    replace_file(target, b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([target, new, other])

@@ -7,7 +7,20 @@ import pytest
 from plsc.machine.json_files import as_integer, as_integers, as_number, as_object, as_text, parse_json, read_json, short
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"{'a': 1}", b"[1]]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"{'a': 1}",
+        b"[1]]",
+        b'{"a": 1, "a": 2}',
+        b"[" * 200 + b"]" * 200,
+        b"[" + b"[]," * 1_000_001 + b"1]",
+    ],
+)
 def test_what_is_no_json_is_a_value_error(text, tmp_path):
     (tmp_path / "a.json").write_bytes(text)
     for read in (lambda: parse_json(text), lambda: read_json(tmp_path / "a.json")):
@@ -46,3 +59,12 @@ def test_values_of_other_types_are_refused(check, right, wrong):
 def test_values_are_short_in_messages():
     assert short("a" * 100) == f"'{'a' * 56}..." and short([1] * 9) == "a list of 9" and short({}) == "an object of 0"
     assert len(short(10**5000)) < 70
+
+
+def test_an_integer_that_no_float_can_hold_is_infinite():
+    found = parse_json(f"[{'9' * 5000}, -{'9' * 400}, {2**128}]")
+    assert found == [float("inf"), -float("inf"), 2**128]
+
+
+def test_wide_lists_are_not_deep():
+    assert parse_json("[" + "[[]]," * 1000 + "{}]") == [[[]]] * 1000 + [{}]

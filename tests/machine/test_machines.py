@@ -430,6 +430,8 @@ def test_the_environment_of_a_cluster_names_the_machine(variables, expected):
             {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"},
             "has started 8 launchers on this machine; start one on each, with mpirun --npernode 1",
         ),
+        ({"JOB_COMPLETION_INDEX": "9" * 5000}, "'9+... in the environment is not a number; unset it"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x999999999)," * 9999}, "Slurm has started 2 launchers"),
         ({"JOB_COMPLETION_INDEX": "x"}, "'x' in the environment is not a number; unset it, and give --node-rank"),
         (
             {**SLURM, "SLURM_NNODES": "x"},

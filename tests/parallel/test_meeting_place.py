@@ -25,6 +25,11 @@ def test_strangers_are_turned_away_and_ranks_hear_of_each_other(garbage):
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
         ranks = [socket.create_connection(address, timeout=10) for _ in range(2)]
+        for line in (b'{"token": "%s", "rank": 2}\n', b'{"token": "%s", "rank": -1}\n', b'{"token": "%s"}\n'):
+            with socket.create_connection(address, timeout=10) as stranger:  # one that knows the token
+                stranger.sendall(line.replace(b"%s", place.token.encode()))
+                with contextlib.suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b""
         for rank, connection in enumerate(ranks):
             for message in ({"token": place.token, "rank": rank}, {"at": (1, 1), "what": "a test"}):
                 connection.sendall(json.dumps(message).encode() + b"\n")
@@ -36,6 +41,21 @@ def test_strangers_are_turned_away_and_ranks_hear_of_each_other(garbage):
                 assert json.loads(other.readline()) == {"open": [1, 1]}
             assert json.loads(lines.readline())["failure"]["rank"] == 1
             assert json.loads(lines.readline()) == {"gone": 1}
+    finally:
+        place.close()
+        wait_until(lambda: not plsc_threads())
+
+
+@pytest.mark.parametrize("garbage", [b"[" * 100_000, b'{"at": 1}', b'{"at": [1, 2]}', b'{"failure": 3}', b"\xff", b"7"])
+def test_a_rank_that_sends_garbage_counts_as_lost(garbage):
+    place = MeetingPlace("127.0.0.1", 2)
+    try:
+        ranks = [socket.create_connection(("127.0.0.1", place.port), timeout=10) for _ in range(2)]
+        for rank, connection in enumerate(ranks):
+            connection.sendall(json.dumps({"token": place.token, "rank": rank}).encode() + b"\n")
+        ranks[1].sendall(garbage + b"\n")
+        with ranks[0], ranks[0].makefile() as lines, ranks[1]:
+            assert json.loads(lines.readline())["failure"]["rank"] == 1
     finally:
         place.close()
         wait_until(lambda: not plsc_threads())

@@ -6,7 +6,7 @@ import paddle
 import pytest
 
 from plsc.errors import ConfigError
-from plsc.parallel import start
+from plsc.parallel import rank, start
 
 NAMES = ("PADDLE_DISTRI_BACKEND", "FLAGS_selected_gpus", "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID")
 
@@ -64,3 +64,14 @@ def test_a_script_that_joins_the_ranks_in_an_older_way_is_refused(monkeypatch):
     monkeypatch.setattr(start.fleet, "init", lambda **options: None)
     with pytest.raises(ConfigError, match="leave the call out, because plsc joins the ranks, or set PADDLE_DISTRI_BAC"):
         start.initialise_fleet(start.Averaging())
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "name"),
+    [("x", "2", "_ID"), ("2", "2", "_ID"), ("-1", "2", "_ID"), ("0", "0", "S_NUM"), ("0", "9" * 5000, "S_NUM")],
+)
+def test_a_rank_that_is_none_is_refused_in_one_line(number, ranks, name, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", number)
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", ranks)
+    with pytest.raises(ConfigError, match=f"^PADDLE_TRAINER{name}=.* in the environment is not an integer"):
+        rank()

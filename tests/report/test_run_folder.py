@@ -7,7 +7,7 @@ import pytest
 from run_folders import make_run, pairs
 
 from plsc.errors import DataError
-from plsc.report.headline import duration, headline
+from plsc.report.headline import duration, headline, headline_rows
 from plsc.report.run_folder import read_run, read_runs
 
 
@@ -61,6 +61,31 @@ def test_what_is_missing_or_damaged_becomes_a_note(tmp_path):
     ):
         assert text in notes
     assert len(run.notes) == 7
+
+
+def test_hostile_records_and_arrays_become_notes(tmp_path):
+    folder = make_run(tmp_path / "run")
+    rest = np.savez_compressed  # a small file that fills the memory
+    rest(folder / "zeros_pairs.npz", similarity=np.zeros(10), issame=np.zeros(10, bool))
+    (folder / "array_pairs.npz").write_bytes(b"\x93NUMPY\x01\0")
+    np.save(folder / "plain", np.zeros(3))
+    (folder / "plain.npy").rename(folder / "plain_pairs.npz")
+    np.savez(folder / "objects_pairs.npz", similarity=np.array([{}]), issame=np.zeros(1, bool))
+    np.savez(folder / "few_pairs.npz", similarity=np.zeros(1))
+    (folder / "run.json").write_text("[" * 100_000)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("[" * 100_000 + "\n" + "1" * 5000 + "\n" + "x" * (3 << 20) + "\n")
+        file.write(f'{{"event": "train", "step": 41, "loss": {"9" * 400}}}\n')
+    run = read_run(folder)
+    assert run.record == {} and run.train["loss"][-1] == np.inf and set(run.pairs) == {"lfw"}
+    notes = "\n".join(run.notes)
+    assert "zeros_pairs.npz cannot be read (it is compressed)" in notes
+    for name in ("array", "plain", "objects", "few"):
+        assert f"{name}_pairs.npz cannot be read" in notes
+    headline(run)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "step": 42, "time": 1e300}\n')
+    assert "\u2013" in dict(headline_rows(headline(read_run(folder))))["Start to last record"]
 
 
 def test_the_last_of_several_runs_in_one_folder_counts(tmp_path):

@@ -53,3 +53,9 @@ def test_any_text_is_either_read_or_refused(text):
     except ConfigError:
         return
     assert found and all(urls and all(url.startswith("http") and "://" in url for url in urls) for urls in found)
+
+
+def test_a_long_address_is_cut_in_the_message():
+    with pytest.raises(ConfigError) as caught:
+        web_addresses("hdfs://" + "[" * 3000)
+    assert len(str(caught.value)) < 500

@@ -14,7 +14,7 @@ from gateway import Gateway
 from plsc import storage
 from plsc.errors import ConfigError
 from plsc.storage import StorageError, StorageUnavailableError, open_hdfs
-from plsc.storage.hdfs import connect
+from plsc.storage.hdfs import HdfsStorage, connect
 
 
 @pytest.fixture
@@ -220,6 +220,58 @@ def test_a_token_is_in_no_message(hdfs, monkeypatch):
     client = hdfs_package.TokenClient("http://127.0.0.1:9", token="t0ken")
     text, _ = refused(lambda: open_hdfs(None, None, client).with_patience(0).status("/x"))
     assert "t0ken" not in text and "127.0.0.1:9" in text
+
+
+@pytest.mark.parametrize("status", [403, 407, 503, None])
+def test_a_proxy_that_refuses_is_named_and_its_password_is_not(status, monkeypatch):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 - the library's name
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    monkeypatch.setenv("http_proxy", f"http://eve:secret@127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    if status is None:
+        server.server_close()  # nothing listens there any more
+    else:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        text, passes = refused(lambda: open_hdfs("hdfs://namenode.example:9870", "alice,"))
+    finally:
+        if status is not None:
+            server.shutdown()
+        server.server_close()
+    assert passes and "secret" not in text and f"(status {status})" in text or status is None
+    assert f"go through the proxy 127.0.0.1:{server.server_port} of http_proxy" in text
+    assert "add namenode.example to no_proxy" in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"[]", b"7", b'{"FileStatus": 7}', b"[" * 100_000, b'{"FileStatus": {"length": 1e400}}'),
+        b'{"FileStatus": {"length": -1, "type": "FILE", "modificationTime": 0}}',
+        b'{"FileStatus": {"length": 1, "type": "FILE", "modificationTime": "now"}}',
+        b'{"FileStatus": {"length": "7", "type": [], "modificationTime": 0}}',
+    ],
+)
+def test_a_status_of_anything_is_refused_in_one_line(answer, monkeypatch):
+    import requests
+
+    made = requests.Response()
+    made.status_code, made._content = 200, answer
+    client = hdfs_package.InsecureClient("http://127.0.0.1:1")
+    monkeypatch.setattr(client._session, "request", lambda *arguments, **options: made)
+    text, passes = refused(lambda: HdfsStorage(client, "hdfs://test").status("/x"))
+    assert not passes and "/x: the server does not answer as WebHDFS does" in text
 
 
 def test_answers_that_are_not_webhdfs(tmp_path):

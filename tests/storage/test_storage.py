@@ -273,3 +273,57 @@ def test_a_failed_upload_leaves_nothing_behind(tmp_path):
     with pytest.raises(StorageError, match="full"):
         put(Retrying(Full(root), 0), tmp_path, "target")
     assert list(root.iterdir()) == []
+
+
+class Lying(LocalStorage):
+    """A store that lists names which it was told to."""
+
+    names: tuple = ()
+
+    def list(self, path):
+        status = Status(1, False, 0.0)
+        return dict.fromkeys(self.names, status)
+
+    def read(self, path, offset, count):
+        yield b"x"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc/x", "a/../../x", "a\0b", "a/b", "\ud800"])
+def test_names_that_lead_elsewhere_are_refused_before_anything_is_written(name, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "x").write_text("precious")
+    store = Lying(tmp_path)
+    store.names = ("good", name)
+    with pytest.raises(StorageError, match="source/?: the server lists .*, which is not the name of a file"):
+        get(Retrying(store, 0.0), "source", tmp_path / "target")
+    assert os.listdir(tmp_path / "target") == [] and (tmp_path / "x").read_text() == "precious"
+
+
+def test_a_folder_that_is_listed_in_itself_has_an_end(tmp_path):
+    class Endless(LocalStorage):
+        def list(self, path):
+            return {"a": Status(0, True, 0.0)}
+
+    with pytest.raises(StorageError, match="more than 128 levels deep"):
+        tree(Retrying(Endless(tmp_path), 0.0), ".")
+
+
+def test_what_killed_transfers_left_is_removed_in_time_and_nothing_else(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    there = tmp_path / "there"
+    names = [f".source.{'0' * 12}.get", f".source.{'1' * 12}.get", f".other.{'0' * 12}.get", f".source.{'0' * 12}.put"]
+    for name in [*names, ".source.mine.get"]:
+        (there / name).mkdir(parents=True)
+        (there / name / "part").touch()
+        for path in (there / name / "part", there / name):
+            os.utime(path, (1, 1))
+    (there / names[1] / "part").touch()  # a download in progress
+    store = Retrying(LocalStorage(tmp_path), 0.0)
+    get(store, "source", there)
+    assert sorted(os.listdir(there)) == sorted([*names[1:], ".source.mine.get", "source"])
+    (there / "source" / "file").unlink()
+    (there / "source").rmdir()
+    put(store, tmp_path / "source", "there")
+    assert sorted(os.listdir(there)) == sorted([*names[1:3], ".source.mine.get", "source"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
 
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, shown
 
 # The names of the launcher's number, of the number of launchers, and of the number of launchers on this machine; how to
 # start one on each. The first system that is found counts: Open MPI may run in a Slurm job, and srun may speak PMI.
@@ -69,21 +69,21 @@ def read_cluster(environment: Mapping[str, str]) -> Optional[Cluster]:
 
 def _number(environment: Mapping[str, str], name: Optional[str], option: str = "--node-rank") -> int:
     text = environment.get(name or "", "")
-    if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"{name}={text!r} in the environment is not a number; unset it, and give {option}")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ConfigError(f"{name}={shown(text)} in the environment is not a number; unset it, and give {option}")
     return int(text)
 
 
 def _slurm_tasks(environment: Mapping[str, str]) -> int:
     """Returns how many tasks the job step has on this machine, of a text such as `1(x2)` or `2,1` for all machines."""
     text = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    counts: list[int] = []
+    number, first = _number(environment, "SLURM_NODEID"), 0
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip(), re.ASCII)
-        if match is not None:
-            counts += [int(match[1])] * min(int(match[2] or 1), 1 << 16)
-    number = _number(environment, "SLURM_NODEID")
-    return counts[number] if number < len(counts) else 1
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part.strip(), re.ASCII)
+        first += 0 if match is None else int(match[2] or 1)
+        if match is not None and number < first:
+            return int(match[1])
+    return 1
 
 
 def _slurm_master(environment: Mapping[str, str]) -> Optional[str]:
@@ -92,7 +92,7 @@ def _slurm_master(environment: Mapping[str, str]) -> Optional[str]:
     if not hosts:
         return None
     job = environment.get("SLURM_JOB_ID", "0")
-    return f"{_first_host(hosts)}:{_FIRST_PORT + (int(job) if job.isdigit() else 0) % _PORTS}"
+    return f"{_first_host(hosts)}:{_FIRST_PORT + (int(job) if re.fullmatch('[0-9]{1,18}', job) else 0) % _PORTS}"
 
 
 def _first_host(hosts: str) -> str:

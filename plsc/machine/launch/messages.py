@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from plsc.machine.json_files import json_text
+from plsc.machine.json_files import json_text, parse_json
 
 PROTOCOL = 1
 ALIVE_SECONDS = 1.0  # between signs of life
@@ -81,13 +80,13 @@ class Lines:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line)
+        message = parse_json(line)
         fields = _FIELDS[message["kind"]]
         for name, types in fields.items():
             value = message[name]
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
                 raise TypeError(name)
-    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+    except (ValueError, TypeError, KeyError) as problem:
         raise GarbageError(f"not a message ({type(problem).__name__})") from None
     return message
 

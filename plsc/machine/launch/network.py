@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
 from typing import Optional
 
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, shown
 
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
@@ -21,9 +22,9 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         ValueError: The text is something else.
     """
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or ":" in host:
-        raise ValueError(f"{text!r} is not an address; write host:port, such as 10.0.0.1:29500")
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,9}", port) or not 0 < int(port) < 65536 or ":" in host:
+        raise ValueError(f"{shown(text)} is not an address; write host:port, such as 10.0.0.1:29500")
     return host, int(port)
 
 
