@@ -4,9 +4,9 @@
 
 Reads from the run's folder:
 
-- ``metrics.jsonl``: a JSON object per line; ``{"event": "train", "step", "lr", "loss", ...}`` while training and
-  ``{"event": "test", "step", "glyphs": {"accuracy", "std", ...}, "held_out": {"at_far": {"1e-3": {"tar", "low",
-  "high", ...}, ...}, ...}}`` after a test.
+- ``metrics.jsonl``: a JSON object per line; ``{"event": "train", "step", "lr", "loss", ...}`` while training.
+- ``test.json``, the result of the test: ``{"glyphs": {"accuracy", "std", ...}, "held_out": {"at_far": {"1e-3": {"tar",
+  "low", "high", ...}, ...}, ...}}``.
 - ``glyphs_pairs.npz``, written by the test: ``similarity``, float [P], the cosine of each pair's embeddings, and
   ``issame``, bool [P], in the order of the pairs in ``DATA_DIR/glyphs.bin``. Without a test only the loss is drawn.
 
@@ -109,11 +109,19 @@ def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
     rate.spines["top"].set_visible(False)
 
 
-def read_rates(events: list[dict[str, Any]]) -> np.ndarray:
-    """Returns FAR, TAR and the bounds of TAR in the last test on all pairs, float [4, R] by ascending FAR."""
-    tests = [event["held_out"]["at_far"] for event in events if event.get("event") == "test" and "held_out" in event]
-    rows = [(float(far), rate["tar"], rate["low"], rate["high"]) for far, rate in (tests[-1] if tests else {}).items()]
-    return np.array(sorted(rows), np.float64).reshape(-1, 4).T
+def read_test(run: str) -> dict[str, Any] | None:
+    """Returns the content of ``run/test.json``, or None without that file."""
+    path = os.path.join(run, "test.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def rates_of(test: dict[str, Any]) -> np.ndarray:
+    """Returns FAR, TAR and the bounds of TAR over all pairs, float [4, R] by ascending FAR."""
+    rates = test["held_out"]["at_far"].items()
+    return np.array(sorted((float(far), rate["tar"], rate["low"], rate["high"]) for far, rate in rates), np.float64).T
 
 
 def draw_rates(axes: Axes, rates: np.ndarray) -> None:
@@ -195,15 +203,11 @@ def draw_pair(axes: Axes, left: np.ndarray, right: np.ndarray, similarity: float
     axes.set_xlabel(f"{similarity:.2f}", fontsize=9, color=colour, labelpad=3)
 
 
-def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
-    """Returns the title, with the accuracy of the last test."""
-    tests = [event["glyphs"] for event in events if event.get("event") == "test" and "glyphs" in event]
-    if tests:
-        accuracy = f"{tests[-1]['accuracy']:.2%} \u00b1 {tests[-1]['std']:.2%}"
-    elif decided_right is not None:
-        accuracy = f"{decided_right:.2%}"
-    else:
+def headline(test: dict[str, Any] | None) -> str:
+    """Returns the title, with the accuracy of the test."""
+    if test is None:
         return "Training run (not tested yet)"
+    accuracy = f"{test['glyphs']['accuracy']:.2%} \u00b1 {test['glyphs']['std']:.2%}"
     return f"Same character or not? {accuracy} of the pairs decided correctly (characters not seen in training)"
 
 
@@ -212,14 +216,12 @@ def plot(run: str, dataset: str, output: str) -> None:
     events = read_metrics(run)
     pairs = read_pairs(run)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    rates = read_rates(events)
-    if pairs is None or not rates.size:
+    test = read_test(run)
+    if pairs is None or test is None:
         figure: Figure = plt.figure(figsize=(8.5, 4.8), dpi=120, layout="constrained")
         draw_loss(figure.add_subplot(), events)
-        figure.suptitle(headline(events, None), fontsize=10)
-        print(
-            f"plot: {run} has no test on glyphs and held_out, so only the loss is drawn; test it first", file=sys.stderr
-        )
+        figure.suptitle(headline(None), fontsize=10)
+        print(f"plot: {run} has no test.json, so only the loss is drawn; test it first", file=sys.stderr)
     else:
         similarity, issame = pairs
         # The images are shown large, so one size suits data sets of any size.
@@ -230,12 +232,11 @@ def plot(run: str, dataset: str, output: str) -> None:
                 f"run was tested on"
             )
         threshold = best_threshold(similarity, issame)
-        decided_right = float(np.mean((similarity >= threshold) == issame))
         figure = plt.figure(figsize=(18, 6), dpi=100)
         curves, pair_area = figure.subfigures(1, 2, width_ratios=(0.63, 0.37))
-        curves.text(0.018, 0.945, headline(events, decided_right), fontsize=13, fontweight="bold")
+        curves.text(0.018, 0.945, headline(test), fontsize=13, fontweight="bold")
         draw_loss(curves.add_axes((0.06, 0.11, 0.36, 0.74)), events)
-        draw_rates(curves.add_axes((0.57, 0.11, 0.41, 0.74)), rates)
+        draw_rates(curves.add_axes((0.57, 0.11, 0.41, 0.74)), rates_of(test))
         draw_pairs(pair_area, similarity, issame, verification.images, threshold)
     figure.savefig(output)
     plt.close(figure)

@@ -52,8 +52,8 @@ def test_the_picture_shows_the_rates_over_all_pairs_once_there_is_a_test(demo, g
     issame = np.array([label == 1 for label in plot.load_verification(str(glyphs / "glyphs.bin"), (3, 32, 32)).issame])
     np.savez(tmp_path / "glyphs_pairs.npz", similarity=np.linspace(-1, 1, len(issame)), issame=issame)
     rates = {far: {"tar": 0.5, "low": 0.4, "high": 0.6, "threshold": 0.3} for far in ("1e-1", "1e-3", "1e-2")}
-    test = {"event": "test", "step": 3, "glyphs": {"accuracy": 0.9, "std": 0.01}, "held_out": {"at_far": rates}}
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (*records, test)))
-    assert plot.read_rates(plot.read_metrics(str(tmp_path)))[0].tolist() == [1e-3, 1e-2, 1e-1]
+    test = {"glyphs": {"accuracy": 0.9, "std": 0.01}, "held_out": {"at_far": rates}}
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    assert plot.rates_of(test)[0].tolist() == [1e-3, 1e-2, 1e-1]
     assert plot.main(words) == 0 and not capsys.readouterr().err
     assert Image.open(tmp_path / "result.png").size == (1800, 600)
