@@ -58,7 +58,7 @@ setup(
         "docs": ["zensical>=0.0.73; python_version >= '3.11'"],
         "dev": [
             "pytest>=7",
-            "pytest-xdist>=3",
+            "pytest-xdist>=3.7",
             "hypothesis>=6",
             "ruff>=0.6",
             "mypy>=1.8",

@@ -4,10 +4,11 @@
 
 Reads from the run's folder:
 
-- ``metrics.jsonl``: a JSON object per line; ``{"event": "train", "step", "lr", "loss", ...}`` while training and
-  ``{"event": "test", "step", "glyphs": {"accuracy", "std", "tar@1e-3", "xnorm"}, ...}`` after a test.
+- ``metrics.jsonl``: a JSON object per line; ``{"event": "train", "step", "lr", "loss", ...}`` while training.
+- ``test.json``, the result of the test: ``{"glyphs": {"accuracy", "std", ...}, "held_out": {"at_far": {"1e-3": {"tar",
+  "low", "high", ...}, ...}, ...}}``.
 - ``glyphs_pairs.npz``, written by the test: ``similarity``, float [P], the cosine of each pair's embeddings, and
-  ``issame``, bool [P], in the order of the pairs in ``DATA_DIR/glyphs.bin``. Without it only the loss is drawn.
+  ``issame``, bool [P], in the order of the pairs in ``DATA_DIR/glyphs.bin``. Without a test only the loss is drawn.
 
 Needs matplotlib: pip install '.[demo]'.
 """
@@ -32,10 +33,9 @@ from matplotlib.figure import Figure, SubFigure  # noqa: E402
 
 from plsc.data.verification import load_verification  # noqa: E402
 from plsc.errors import DataError, PlscError  # noqa: E402
-from plsc.metrics import roc_curve, tar_at_far  # noqa: E402
 
 BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d9822b", "#2a8a4a", "#c0392b", "#777777"
-FAR = 1e-3
+MARKED = 1e-3  # The false accept rate that the picture puts into words.
 PAIRS_PER_ROW = 5
 
 
@@ -109,32 +109,47 @@ def draw_loss(axes: Axes, events: list[dict[str, Any]]) -> None:
     rate.spines["top"].set_visible(False)
 
 
-def draw_roc(axes: Axes, similarity: np.ndarray, issame: np.ndarray) -> None:
-    """Draws the ROC curve over a logarithmic false accept rate, with a mark at FAR 1e-3."""
-    far, tar = roc_curve(similarity, issame)
-    at = tar_at_far(similarity, issame, FAR)
-    lowest = 1.0 / max(1, int((~issame).sum()))
-    # A logarithmic axis has no zero. The smallest rate above it is one accepted pair.
-    x = np.maximum(far, lowest)
-    axes.step(x, tar, where="post", color=BLUE, linewidth=2, label="this run")
-    chance = np.geomspace(lowest, 1, 100)
+def read_test(run: str) -> dict[str, Any] | None:
+    """Returns the content of ``run/test.json``, or None without that file."""
+    path = os.path.join(run, "test.json")
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def rates_of(test: dict[str, Any]) -> np.ndarray:
+    """Returns FAR, TAR and the bounds of TAR over all pairs, float [4, R] by ascending FAR."""
+    rates = test["held_out"]["at_far"].items()
+    return np.array(sorted((float(far), rate["tar"], rate["low"], rate["high"]) for far, rate in rates), np.float64).T
+
+
+def draw_rates(axes: Axes, rates: np.ndarray) -> None:
+    """Draws TAR with its bounds over a logarithmic FAR, and puts one of the rates into words."""
+    far, tar, low, high = rates
+    axes.errorbar(
+        far, tar, np.maximum([tar - low, high - tar], 0), color=BLUE, linewidth=2, marker="o", elinewidth=1.2,
+        capsize=4, label="this run, with 95 % bounds",
+    )  # fmt: skip
+    chance = np.geomspace(far[0], 1, 100)
     axes.plot(chance, chance, color=GREY, linestyle="--", linewidth=1, label="guessing")
     axes.set_xscale("log")
-    axes.set_xlim(lowest, 1)
+    axes.set_xlim(far[0] * 0.7, 1)
     axes.set_ylim(0, 1.02)
-    if np.isfinite(at):
-        axes.axvline(FAR, color=ORANGE, linewidth=1, linestyle=":")
-        axes.plot([FAR], [at], "o", color=ORANGE, markersize=9, zorder=5)
+    if MARKED in far:
+        at = float(tar[far == MARKED][0])
+        axes.axvline(MARKED, color=ORANGE, linewidth=1, linestyle=":")
+        axes.plot([MARKED], [at], "o", color=ORANGE, markersize=9, zorder=5)
         axes.annotate(
             f"{at:.1%} of same pairs accepted\nwhen 1 in 1,000 different\npairs is (TAR@1e-3)",
-            (FAR, at), xytext=(14, -14 if at > 0.35 else 14), textcoords="offset points", color=ORANGE,
+            (MARKED, at), xytext=(14, -14 if at > 0.35 else 14), textcoords="offset points", color=ORANGE,
             va="top" if at > 0.35 else "bottom", fontsize=9,
         )  # fmt: skip
-    axes.set_title("2. Pairs of never-seen characters", loc="left", fontweight="bold")
+    axes.set_title("2. All pairs of images of never-seen characters", loc="left", fontweight="bold")
     axes.set_xlabel("different pairs accepted (FAR, log scale)")
     axes.set_ylabel("same pairs accepted (TAR)")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower left", frameon=False)
 
 
 def draw_pairs(
@@ -188,15 +203,11 @@ def draw_pair(axes: Axes, left: np.ndarray, right: np.ndarray, similarity: float
     axes.set_xlabel(f"{similarity:.2f}", fontsize=9, color=colour, labelpad=3)
 
 
-def headline(events: list[dict[str, Any]], decided_right: float | None) -> str:
-    """Returns the title, with the accuracy of the last test."""
-    tests = [event["glyphs"] for event in events if event.get("event") == "test" and "glyphs" in event]
-    if tests:
-        accuracy = f"{tests[-1]['accuracy']:.2%} \u00b1 {tests[-1]['std']:.2%}"
-    elif decided_right is not None:
-        accuracy = f"{decided_right:.2%}"
-    else:
+def headline(test: dict[str, Any] | None) -> str:
+    """Returns the title, with the accuracy of the test."""
+    if test is None:
         return "Training run (not tested yet)"
+    accuracy = f"{test['glyphs']['accuracy']:.2%} \u00b1 {test['glyphs']['std']:.2%}"
     return f"Same character or not? {accuracy} of the pairs decided correctly (characters not seen in training)"
 
 
@@ -205,11 +216,12 @@ def plot(run: str, dataset: str, output: str) -> None:
     events = read_metrics(run)
     pairs = read_pairs(run)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    if pairs is None:
+    test = read_test(run)
+    if pairs is None or test is None:
         figure: Figure = plt.figure(figsize=(8.5, 4.8), dpi=120, layout="constrained")
         draw_loss(figure.add_subplot(), events)
-        figure.suptitle(headline(events, None), fontsize=10)
-        print(f"plot: no glyphs_pairs.npz in {run}, so only the loss is drawn; test the run first", file=sys.stderr)
+        figure.suptitle(headline(None), fontsize=10)
+        print(f"plot: {run} has no test.json, so only the loss is drawn; test it first", file=sys.stderr)
     else:
         similarity, issame = pairs
         # The images are shown large, so one size suits data sets of any size.
@@ -220,12 +232,11 @@ def plot(run: str, dataset: str, output: str) -> None:
                 f"run was tested on"
             )
         threshold = best_threshold(similarity, issame)
-        decided_right = float(np.mean((similarity >= threshold) == issame))
         figure = plt.figure(figsize=(18, 6), dpi=100)
         curves, pair_area = figure.subfigures(1, 2, width_ratios=(0.63, 0.37))
-        curves.text(0.018, 0.945, headline(events, decided_right), fontsize=13, fontweight="bold")
+        curves.text(0.018, 0.945, headline(test), fontsize=13, fontweight="bold")
         draw_loss(curves.add_axes((0.06, 0.11, 0.36, 0.74)), events)
-        draw_roc(curves.add_axes((0.57, 0.11, 0.41, 0.74)), similarity, issame)
+        draw_rates(curves.add_axes((0.57, 0.11, 0.41, 0.74)), rates_of(test))
         draw_pairs(pair_area, similarity, issame, verification.images, threshold)
     figure.savefig(output)
     plt.close(figure)
@@ -233,7 +244,7 @@ def plot(run: str, dataset: str, output: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    parser = argparse.ArgumentParser(description="Draw the loss, ROC curve and pairs of a glyph training run.")
+    parser = argparse.ArgumentParser(description="Draw the loss, TAR over FAR, and pairs of a glyph training run.")
     parser.add_argument("--run", required=True, metavar="OUTPUT_DIR", help="output folder of the run")
     parser.add_argument("--dataset", required=True, metavar="DATA_DIR", help="data set folder, with glyphs.bin")
     parser.add_argument("--output", required=True, metavar="PICTURE", help="picture to write, such as run.png")

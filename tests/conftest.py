@@ -20,19 +20,40 @@ from ranks import run_ranks  # noqa: E402
 hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plsc")
 
-LONG_TESTS = (
-    "parallel",
+# pytest-xdist gives whole files to its workers, in this order: what takes long comes first, so that no worker waits for
+# another at the end. The folders, and in front of them the files that take half a minute or more.
+LONG = (
+    "engine/test_endings.py",
+    "engine/test_hdfs_training.py",
+    "parallel/test_action.py",
+    "machine/test_machines.py",
+    "engine/test_training.py",
+    "heads/test_classifier.py",
+    "engine/test_resume.py",
+    "test_fixed_runs.py",
+    "shuffle/test_spark.py",
+    "shuffle/test_local.py",
+    "inference/test_export.py",
+    "demo/test_scripts.py",
+    "engine/test_updates.py",
+    "evaluation/test_evaluator.py",
     "engine",
     "docs",
     "demo",
     "evaluation",
     "inference",
-)  # folders; they run first, so that no worker waits
+)
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the folders with long tests first."""
-    items.sort(key=lambda item: item.path.parent.name not in LONG_TESTS)
+    """Puts the files and folders with long tests first."""
+    tests = Path(__file__).parent
+
+    def rank(item):
+        names = [item.path.relative_to(tests).as_posix(), item.path.parent.name]
+        return min((LONG.index(name) for name in names if name in LONG), default=len(LONG))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
@@ -138,10 +159,7 @@ def hdfs(hdfs_session):
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
-    """A Spark with two workers that cannot import plsc, as on a cluster without it.
-
-    Tests that use it are in the group of pytest-xdist named "spark", so that one session serves all of them.
-    """
+    """A Spark with two workers that cannot import plsc, as on a cluster without it."""
     if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
         pytest.skip("needs PySpark and Java")
     from pyspark.sql import SparkSession

@@ -44,7 +44,7 @@ debian_packages() { # what they are for, module of the tests that knows which ar
 suite() { # environment, arguments of pytest...
     local folder="$cache/$1"
     shift
-    PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 --dist loadgroup "$@"
+    PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi

@@ -1,7 +1,8 @@
 """Renders a real data set with many classes, without a download: the characters of matplotlib's DejaVu fonts.
 
 `python -m plsc.data.glyphs --output DIR` writes the layouts that plsc trains and tests on. Of characters that look
-alike (A, Alpha, ...) only one is used. The characters of the verification set `glyphs.bin` are held out of training.
+alike (A, Alpha, ...) only one is used. The characters of the test sets `glyphs.bin` (some pairs) and `held_out/` (all
+images, and so all pairs of them) are held out of training.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from plsc.data.verification import save_verification
 from plsc.errors import DataError
 from plsc.machine.json_files import as_object, read_json
 
-FORMAT = 1
+FORMAT = 2
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
 _BITMAP = 24  # Side of the bitmaps that are compared.
 _ALIKE = 0.92  # Two characters look alike from this cosine of their bitmaps on, averaged over two styles.
@@ -49,12 +50,14 @@ def render_glyphs(
     """Renders a data set. The same arguments give the same bytes.
 
     Args:
-        output: Folder to create. It gets `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, and with `base64_parts`
-            also `file_list.txt` and its parts. A folder that the same arguments made before stays unchanged.
+        output: Folder to create. It gets `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, `held_out/`, and with
+            `base64_parts` also `file_list.txt` and its parts. A folder that the same arguments made before stays
+            unchanged.
         classes: Number of characters to train on.
         images: Number of images of each character.
         size: Side of an image, in pixels.
-        held_out: Number of other characters, for the pairs of `glyphs.bin`.
+        held_out: Number of other characters, for the pairs of `glyphs.bin` and for `held_out/`, which has 16 images of
+            each.
         pairs: Number of pairs; one half shows the same character, the other half two different ones.
         seed: Seed of the choice of characters and of every image.
         base64_parts: Number of files of `base64<TAB>label` lines to write in addition to the image files.
@@ -92,7 +95,9 @@ def render_glyphs(
     try:
         temporary.mkdir(parents=True)
         _write_training(temporary, chosen[:classes], images, size, seed, base64_parts)
-        _write_pairs(temporary, chosen[classes:], first_label=classes, size=size, pairs=pairs, seed=seed)
+        encoded = list(_render_all(chosen[classes:], classes, _HELD_OUT_IMAGES, size, seed))
+        _write_held_out(temporary / "held_out", encoded, first_label=classes)
+        _write_pairs(temporary / "glyphs.bin", encoded, pairs, seed)
         (temporary / "glyphs.json").write_text(json.dumps(settings), encoding="utf-8")
         os.rename(temporary, target)
     except OSError as problem:
@@ -145,8 +150,8 @@ def distinct_characters() -> tuple[str, ...]:
 
     shared = set.intersection(*(set(FT2Font(path).get_charmap()) for path in font_files()))
     characters = [chr(code) for code in sorted(shared) if unicodedata.category(chr(code))[0] in "LNS"]
-    sans = [_bitmap(character, ImageFont.truetype(font_files()[0], 48)) for character in characters]
-    serif = [_bitmap(character, ImageFont.truetype(font_files()[-4], 48)) for character in characters]
+    sans = [_bitmap(character, _font(font_files()[0], 48)) for character in characters]
+    serif = [_bitmap(character, _font(font_files()[-4], 48)) for character in characters]
     drawn = [index for index in range(len(characters)) if sans[index] is not None and serif[index] is not None]
     alike = (_cosines([sans[i] for i in drawn]) + _cosines([serif[i] for i in drawn])) / 2 > _ALIKE
     kept: list[int] = []
@@ -206,8 +211,15 @@ def _write_training(
             part.close()
 
 
-def _write_pairs(folder: Path, characters: Sequence[str], first_label: int, size: int, pairs: int, seed: int) -> None:
-    encoded = list(_render_all(characters, first_label, _HELD_OUT_IMAGES, size, seed))
+def _write_held_out(folder: Path, encoded: list[list[bytes]], first_label: int) -> None:
+    for label, images in enumerate(encoded, start=first_label):
+        place = folder / str(label)
+        place.mkdir(parents=True)
+        for number, data in enumerate(images):
+            (place / f"{number}.jpg").write_bytes(data)
+
+
+def _write_pairs(path: Path, encoded: list[list[bytes]], pairs: int, seed: int) -> None:
     rng = np.random.default_rng((seed, 2))
     issame = rng.permutation(np.arange(pairs) % 2 == 0)
     chosen: list[bytes] = []
@@ -219,7 +231,7 @@ def _write_pairs(folder: Path, characters: Sequence[str], first_label: int, size
             one, other = rng.choice(len(encoded), 2, replace=False)
             left, right = rng.integers(_HELD_OUT_IMAGES, size=2)
             chosen += [encoded[one][left], encoded[other][right]]
-    save_verification(str(folder / "glyphs.bin"), chosen, [bool(same) for same in issame])
+    save_verification(str(path), chosen, [bool(same) for same in issame])
 
 
 def _render_all(characters: Sequence[str], first_label: int, images: int, size: int, seed: int) -> Any:
@@ -281,8 +293,9 @@ def make_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(
         prog="python -m plsc.data.glyphs",
-        description="Renders characters into a data set: images/, label.txt, classes.txt, and glyphs.bin with pairs of "
-        "characters that are held out of training. The same options give the same bytes.",
+        description="Renders characters into a data set: images/, label.txt, classes.txt, and the images of characters "
+        "that are held out of training: all of them in held_out/, and pairs of them in glyphs.bin. The same options "
+        "give the same bytes.",
         examples=[
             "python -m plsc.data.glyphs --output ./glyphs                                         # as in the demo",
             "python -m plsc.data.glyphs --output ./small --classes 50 --held-out 30 --pairs 600   # takes seconds",
@@ -294,8 +307,8 @@ def make_parser() -> Parser:
         ("classes", 1, 1000, "number of characters to train on"),
         ("images", 1, 24, "number of images of each character"),
         ("size", 1, 32, "side of an image, in pixels"),
-        ("held-out", 2, 250, "number of characters for the verification pairs"),
-        ("pairs", 1, 6000, "number of verification pairs"),
+        ("held-out", 2, 250, "number of characters that are held out of training, for tests"),
+        ("pairs", 1, 6000, "number of pairs in glyphs.bin"),
         ("seed", 0, 0, "random seed"),
         ("base64-parts", 0, 0, "number of base64 files to write as well"),
     ):

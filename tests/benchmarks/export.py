@@ -68,6 +68,7 @@ def precisions(folder, epochs):
     render_glyphs(str(folder / "glyphs"))
     ins = Entry()
     settings.apply(ins, str(folder / "glyphs"))
+    ins.set_train_batch_size(64)  # in one process, as the demo has it on two ranks
     ins.set_train_epochs(epochs)
     ins.set_step_boundaries([225 * epochs, 325 * epochs])
     ins.set_model_save_dir(str(folder / "run"))

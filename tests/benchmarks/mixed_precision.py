@@ -38,6 +38,7 @@ def trainer_of(data, epochs, chosen, resources):
     ins.set_class_num(CLASSES)
     ins.set_train_epochs(epochs)
     steps = CLASSES * 16 // 64 * epochs
+    ins.set_train_batch_size(64)
     ins.set_lr(0.4)
     ins.set_step_boundaries([steps * 2 // 3, steps * 8 // 9])
     ins.set_with_test(True)

@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib", reason="the fonts come with matplotlib, of the
 from plsc.data import glyphs as module  # noqa: E402
 from plsc.data.glyphs import main, render_glyphs  # noqa: E402
 from plsc.data.label_file import read_label_file  # noqa: E402
+from plsc.data.test_sets import IdentitySet, find_sets  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
 from plsc.errors import DataError  # noqa: E402
 
@@ -62,6 +63,20 @@ def test_verification_set(rendered: Path) -> None:
     assert pairs.issame.sum() == PAIRS // 2
     # A pair of one image with itself would be too easy.
     assert all((pairs.images[2 * i] != pairs.images[2 * i + 1]).any() for i in range(PAIRS))
+
+
+def test_the_held_out_folder_has_all_images_that_the_pairs_are_drawn_from(rendered: Path) -> None:
+    (held_out,) = find_sets(str(rendered), "held_out", (3, SIZE, SIZE))
+    assert isinstance(held_out, IdentitySet)
+    assert held_out.labels.tolist() == [label for label in range(HELD_OUT) for _ in range(16)]
+    assert sorted(path.name for path in (rendered / "held_out").iterdir()) == [
+        str(CLASSES + number) for number in range(HELD_OUT)
+    ]
+    owner = {held_out.images.pixels(i, (3, SIZE, SIZE)).tobytes(): label for i, label in enumerate(held_out.labels)}
+    assert len(owner) == HELD_OUT * 16
+    pairs = load_verification(str(rendered / "glyphs.bin"), (3, SIZE, SIZE))
+    found = [owner[image.tobytes()] for image in pairs.images]
+    assert [one == other for one, other in zip(found[::2], found[1::2])] == pairs.issame.tolist()
 
 
 def test_every_fold_has_both_kinds_of_pairs(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""A training whose numbers depend on its arguments alone.
+"""Trainings whose numbers depend on their settings alone.
 
-`fixed_run.py OUTPUT SETTER=JSON ...` trains and saves to OUTPUT.
+`fixed_run.py OUTPUT RUNS` trains one network after the other. RUNS is a JSON object of {name: {setter: values}}; each
+run saves to `OUTPUT/<name>`, after calls of `ins.set_<setter>(*values)`.
 
-Each `SETTER=JSON` calls `ins.set_<SETTER>` with the values of a JSON list. It uses the public interface alone, so that
-it also runs on the plsc of earlier commits.
+It uses the public interface alone, so that it also runs on the plsc of earlier commits.
 """
 
 import json
@@ -45,7 +45,7 @@ class Images(paddle.io.Dataset):
         return self.images[index], int(self.labels[index])
 
 
-def main(output, *settings):
+def train(output, settings):
     ins = Entry()
     ins.set_class_num(37)
     ins.set_image_shape((3, 16, 16))
@@ -60,10 +60,14 @@ def main(output, *settings):
     paddle.seed(0)
     ins.set_model(SmallNet())
     ins.train_reader = Images()
-    for setting in settings:
-        name, _, values = setting.partition("=")
-        getattr(ins, f"set_{name}")(*json.loads(values))
+    for name, values in settings.items():
+        getattr(ins, f"set_{name}")(*values)
     ins.train()
+
+
+def main(output, runs):
+    for name, settings in json.loads(runs).items():
+        train(f"{output}/{name}", settings)
 
 
 if __name__ == "__main__":

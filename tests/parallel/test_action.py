@@ -4,17 +4,36 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import disturbed_ranks
 import pytest
-from ranks import HELPERS, environment, start
+from ranks import HELPERS, TIMEOUT, command, environment, start
 
 from plsc.errors import PlscError, RankError
 from plsc.parallel import peers
 
-pytestmark = pytest.mark.core
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
+
+
+def core(*values):
+    """Marks a case of a parametrised test."""
+    return pytest.param(*values, marks=pytest.mark.core)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def late(glyphs, tmp_path_factory):
+    """A run with two delays of a minute in all, which passes while the tests of this module run."""
+    late = ("image", 1, 33, "pairs for the report", 0, 33)
+    words = command("disturbed_ranks.py", 2, glyphs, tmp_path_factory.mktemp("late"), "delay", *late)
+    with tempfile.TemporaryFile("w+") as stderr:
+        process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            yield process, stderr
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +45,7 @@ def failed(glyphs, tmp_path_factory):
     return [json.loads((folder / f"failed_{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", disturbed_ranks.PLACES)
 def test_when_one_rank_fails_the_other_one_fails_with_its_error(failed, name):
     place = disturbed_ranks.PLACES[name]
@@ -42,7 +62,7 @@ def test_when_one_rank_fails_the_other_one_fails_with_its_error(failed, name):
     assert isinstance(place.error, (PlscError, MemoryError)) or own_kind in text
 
 
-@pytest.mark.parametrize("name", ["forward", "forward of rank 0", "busy", "other calls", "between actions"])
+@pytest.mark.parametrize("name", [core("forward"), core("busy"), "forward of rank 0", "other calls", "between actions"])
 def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name):
     place = disturbed_ranks.HARD_PLACES[name]
     began = time.monotonic()
@@ -54,12 +74,12 @@ def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name)
 @pytest.mark.parametrize(
     ("name", "statuses", "last"),
     [
-        (
+        core(
             "forward",
             [1, 1],
             ["plsc: error: rank 1: the memory is not enough (out", "plsc: error: the memory is not enough (out"],
         ),
-        ("killed", [1, -9], ["plsc: error: rank 1: its process ended without an error message; it was killed", ""]),
+        core("killed", [1, -9], ["plsc: error: rank 1: its process ended without an error message; it was killed", ""]),
         ("rank 0 killed", [-9, 1], ["", "plsc: error: rank 0: its process ended without an error message; it was"]),
         ("left", [1, 0], ["plsc: error: rank 1: its program has ended, while rank 0 waited for the ", ""]),
         ("rank 0 left", [0, 1], ["", "plsc: error: rank 0: its program has ended"]),
@@ -78,6 +98,7 @@ def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, s
     assert time.monotonic() - began < SECONDS
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.parametrize(
     ("words", "text", "seconds"),
@@ -107,7 +128,7 @@ def test_the_end_of_rank_0_is_called_what_it_is(monkeypatch, wait, words, text, 
     own.close()
 
 
-@pytest.mark.parametrize(("name", "restarts"), [("busy", 0), ("forward", 2)])
+@pytest.mark.parametrize(("name", "restarts"), [("busy", 0), core("forward", 2)])
 def test_the_launcher_does_not_restart_after_an_error_that_would_come_again(glyphs, tmp_path, name, restarts):
     process = start("disturbed_ranks.py", 2, glyphs, tmp_path / "output", "fail", name, restarts=2)
     assert process.returncode == 1
@@ -115,6 +136,7 @@ def test_the_launcher_does_not_restart_after_an_error_that_would_come_again(glyp
     assert process.stderr.count("plsc: not restarted") == (0 if restarts else 1)
 
 
+@pytest.mark.core
 def test_paddles_launcher_shows_the_first_cause_on_every_rank(glyphs, tmp_path):
     words = [HELPERS / "disturbed_ranks.py", glyphs, tmp_path / "output", "fail", "busy"]
     process = subprocess.run(
@@ -153,11 +175,14 @@ def start_alone(rank, endpoints, *words):
     )  # fmt: skip
 
 
-def test_ranks_wait_longer_than_gloo_does_and_say_for_whom(glyphs, tmp_path):
-    """Two delays of a minute in all; tests/benchmarks/late.py delays a rank at every place."""
-    late = ("image", 1, 33, "pairs for the report", 0, 33)
-    process = start("disturbed_ranks.py", 2, glyphs, tmp_path / "output", "delay", *late)
-    assert process.returncode == 0, process.stderr[-3000:]
-    lines = [line.partition("] ")[2] for line in process.stderr.splitlines()]
+@pytest.mark.core
+def test_ranks_wait_longer_than_gloo_does_and_say_for_whom(late):
+    """This test is the last one here, so that little is left to wait for; tests/benchmarks/late.py has more places."""
+    process, stderr = late
+    status = process.wait(timeout=TIMEOUT)
+    stderr.seek(0)
+    text = stderr.read()
+    assert status == 0, text[-3000:]
+    lines = [line.partition("] ")[2] for line in text.splitlines()]
     for late_rank, what in ((1, "the batch of step 1"), (0, "the pairs of glyphs for the report")):
         assert any(line.startswith(f"still waiting for rank {late_rank} after 3") and what in line for line in lines)

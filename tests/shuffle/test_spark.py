@@ -22,7 +22,6 @@ from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 
 BLOCK = 4096
-pytestmark = pytest.mark.xdist_group("spark")  # one session for all
 needs_spark = pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="needs PySpark and Java"
 )

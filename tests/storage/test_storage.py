@@ -12,8 +12,6 @@ from plsc.storage.base import read_bytes, write_bytes
 from plsc.storage.hadoop import HadoopStorage
 from plsc.storage.transfer import OpenFile, get, put, tree
 
-HADOOP = pytest.param("hadoop", marks=pytest.mark.xdist_group("spark"))
-
 
 def open_store(kind, request, tmp_path):
     """Returns a store and a folder in it that does not exist yet."""
@@ -26,13 +24,13 @@ def open_store(kind, request, tmp_path):
     return open_hdfs(request.getfixturevalue("hdfs").web, "alice,"), f"/tests/{tmp_path.name}"
 
 
-@pytest.fixture(params=["local", "hdfs", HADOOP])
+@pytest.fixture(params=["local", "hdfs", "hadoop"])
 def store(request, tmp_path):
     """A store and a folder in it that does not exist yet."""
     return open_store(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=["local", HADOOP])
+@pytest.fixture(params=["local", "hadoop"])
 def durable(request, tmp_path):
     """The same for stores in which a data set can be put together."""
     return open_store(request.param, request, tmp_path)
