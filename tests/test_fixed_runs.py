@@ -59,7 +59,8 @@ def folders(earlier_source, tmp_path_factory):
             command = [sys.executable, "-m", "plsc", "run", "--ranks", str(ranks), str(HELPERS / "fixed_run.py")]
             process = subprocess.run(
                 [*command, str(output), json.dumps(runs)],
-                cwd=source, env={**os.environ, **variables, "PYTHONPATH": str(source)}, capture_output=True, text=True, timeout=240,
+                cwd=source, env={**os.environ, **variables, "PYTHONPATH": str(source)},
+                capture_output=True, text=True, timeout=240,
             )  # fmt: skip
             assert process.returncode == 0, process.stderr[-3000:]
     return made

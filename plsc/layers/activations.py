@@ -11,6 +11,7 @@ from paddle.nn import functional
 
 from plsc.errors import PlscError
 from plsc.layers.scope import as_attr, find_layer
+from plsc.layers.slopes import PReLU
 
 
 def relu(x: Tensor, name: Optional[str] = None) -> Tensor:
@@ -107,7 +108,7 @@ def prelu(x: Tensor, mode: str = "channel", param_attr: Any = None, name: Option
 
     def make() -> nn.Layer:
         if mode != "element":
-            return nn.PReLU(shape[0], init=0.25, weight_attr=attr)
+            return PReLU(shape[0], init=0.25, weight_attr=attr)
         return Parameter(shape, attr, default_initializer=nn.initializer.Constant(0.25), attribute="_weight")
 
     layer = find_layer("prelu", name, (mode, *shape), make, {"_weight": shared})

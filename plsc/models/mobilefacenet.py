@@ -7,6 +7,7 @@ from typing import Optional
 import paddle
 from paddle import nn
 
+from plsc.layers.slopes import PReLU
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import check_sides
 
@@ -69,5 +70,5 @@ def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1, group
     return nn.Sequential(
         nn.Conv2D(in_channels, out_channels, size, stride, size // 2, groups=groups, bias_attr=False),
         nn.BatchNorm2D(out_channels),
-        nn.PReLU(out_channels),
+        PReLU(out_channels),
     )

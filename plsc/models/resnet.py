@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 
 from plsc.errors import ConfigError
+from plsc.layers.slopes import PReLU
 from plsc.models.base_model import BaseModel
 
 DEPTHS = {
@@ -60,7 +61,7 @@ class ResNet(BaseModel):
             raise ConfigError(f"ResNet(layers={layers!r}): expected one of {', '.join(map(str, DEPTHS))}")
         check_sides(image_shape)
         channels, height, width = image_shape
-        self.stem = nn.Sequential(_conv(channels, 64, 3), nn.BatchNorm2D(64, epsilon=EPSILON), nn.PReLU(64))
+        self.stem = nn.Sequential(_conv(channels, 64, 3), nn.BatchNorm2D(64, epsilon=EPSILON), PReLU(64))
         blocks, previous = [], 64
         for depth, filters in zip(DEPTHS[layers], WIDTHS):
             for index in range(depth):
@@ -91,7 +92,7 @@ class _Block(nn.Layer):
             nn.BatchNorm2D(in_channels, epsilon=EPSILON),
             _conv(in_channels, out_channels, 3),
             nn.BatchNorm2D(out_channels, epsilon=EPSILON),
-            nn.PReLU(out_channels),
+            PReLU(out_channels),
             _conv(out_channels, out_channels, 3, stride),
             nn.BatchNorm2D(out_channels, epsilon=EPSILON),
         )

@@ -105,7 +105,7 @@ def clip_factor(norm: float, square_sum: float) -> float:
 
 def squares_of(parameters: Sequence[Any]) -> list[float]:
     """Returns the sum of the squares of each parameter's gradient; 0 for one without a gradient."""
-    parts = {n: (p.grad.astype("float32") ** 2).sum() for n, p in enumerate(parameters) if p.grad is not None}
+    parts = {n: paddle.square(p.grad.astype("float32")).sum() for n, p in enumerate(parameters) if p.grad is not None}
     sums = dict(zip(parts, paddle.stack(list(parts.values())).tolist())) if parts else {}
     return [sums.get(number, 0.0) for number in range(len(parameters))]
 

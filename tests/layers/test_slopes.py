@@ -1,0 +1,60 @@
+"""PReLU on a CPU, compared with Paddle's own operator and with NumPy in float64."""
+
+import numpy as np
+import paddle
+import pytest
+from function_model import random_array
+
+from plsc import amp
+from plsc.layers.slopes import PReLU, _is_for_us, prelu
+
+pytestmark = pytest.mark.core
+
+
+def numbers_of(function, x, slopes, gradient):
+    """The output of `function` and the gradients of x and of the slopes."""
+    x, slopes = (paddle.to_tensor(array, stop_gradient=False) for array in (x, slopes))
+    y = function(x, slopes)
+    y.backward(paddle.to_tensor(gradient))
+    return y.numpy(), x.grad.numpy(), slopes.grad.numpy()
+
+
+@pytest.mark.parametrize("shape, count", [((3, 5, 4, 6), 5), ((3, 5, 4, 6), 1), ((4, 7), 7), ((1, 1, 3, 3), 1)])
+@pytest.mark.parametrize("piece", [1 << 18, 50])
+def test_outputs_and_gradients_are_those_of_paddle(monkeypatch, shape, count, piece):
+    monkeypatch.setattr("plsc.layers.slopes._PIECE", piece)  # of one row, of two, or of all
+    x, gradient = (random_array(*shape, seed=seed).astype("float32") for seed in (0, 1))
+    x.flat[:3] = 0.0, -0.0, 1e-40  # at 0 the gradient is the slope's
+    slopes = np.array([0.25, -0.5, 0.0, 1.5, 1.0, 0.1, 2.0][:count], "float32")
+    y, of_x, of_slopes = numbers_of(prelu, x, slopes, gradient)
+    expected = numbers_of(paddle.nn.functional.prelu, x, slopes, gradient)
+    assert np.array_equal(y, expected[0]) and np.array_equal(of_x, expected[1])
+    parts = np.where(x > 0, 0.0, x.astype("float64") * gradient).sum(axis=tuple(n for n in range(x.ndim) if n != 1))
+    assert of_slopes.shape == expected[2].shape
+    np.testing.assert_allclose(of_slopes, parts if count > 1 else [parts.sum()], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_visible(bad):
+    x = np.ones((2, 3, 2, 2), "float32")
+    x[1, 2, 0, 1] = bad
+    y = prelu(paddle.to_tensor(x), paddle.full([3], 0.25)).numpy()
+    assert not np.isfinite(y[1, 2, 0, 1]) and np.isfinite(y).sum() == y.size - 1
+    gradient = np.ones_like(x)
+    gradient[0, 1, 1, 0] = bad
+    _, of_x, _ = numbers_of(prelu, np.ones_like(x), np.full(3, 0.25, "float32"), gradient)
+    assert not np.isfinite(of_x[0, 1, 1, 0])
+
+
+def test_the_layer_has_the_parameter_of_paddles_and_an_empty_batch_passes():
+    layer = PReLU(4)
+    assert isinstance(layer, paddle.nn.PReLU) and list(layer.state_dict()) == ["_weight"]
+    assert layer(paddle.zeros([0, 4, 3, 3])).shape == [0, 4, 3, 3]
+
+
+def test_a_rounded_prelu_is_paddles():
+    """`plsc.amp` simulates the rounding of operators in Paddle's table, which must then be the one that runs."""
+    x, slopes = paddle.zeros([1, 2, 2, 2]), paddle.zeros([2])
+    assert _is_for_us(x, slopes) and not _is_for_us(x.astype("float64"), slopes)
+    with amp._simulated("float16", {"prelu"}):
+        assert not _is_for_us(x, slopes)
