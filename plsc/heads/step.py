@@ -29,6 +29,7 @@ from plsc.heads.sinks import DenseGradient, RowSink
 from plsc.heads.walk import GradientParts, LabelPush, PlainLabels, Sums
 
 _LOWEST = -1e29
+_KEPT_SHARE = 16  # the products that a sampled step keeps take at most a sixteenth of the bytes of W
 
 
 def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Optional[np.ndarray]) -> Step:
@@ -42,8 +43,19 @@ def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Opt
     of_ranks = [sum(counts) for counts in zip(*(one.counts for one in micro_batches))]
     samples = sum(of_ranks)
     # All ranks must use one chunk where they reduce their gradients chunk by chunk, also if their batches differ.
-    chunk = shard.chunk or walk.chunk_rows(samples if shard.sharded else max(of_ranks), shard.emb_dim)
-    return Step(samples, None if shard.weight is None else Rows(shard, selected, chunk))
+    batch = samples if shard.sharded else max(of_ranks)
+    chunk = shard.chunk or walk.chunk_rows(batch, shard.emb_dim)
+    if shard.weight is None:
+        return Step(samples, None)
+    keeping = 0.0
+    if selected is not None and shard.bounded and len(micro_batches) == 1:
+        keeping = kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
+    return Step(samples, Rows(shard, selected, chunk, keeping))
+
+
+def kept_fraction(rows: int, selected: int, emb_dim: int, batch: int) -> float:
+    """Returns the fraction of the products of `selected` rows that fit into a sixteenth of the bytes of W."""
+    return min(1.0, rows * emb_dim / (_KEPT_SHARE * selected * batch)) if selected * batch else 0.0
 
 
 def forward(
