@@ -29,7 +29,6 @@ from plsc.heads.sinks import DenseGradient, RowSink
 from plsc.heads.walk import GradientParts, LabelPush, PlainLabels, Sums
 
 _LOWEST = -1e29
-_KEPT_SHARE = 16  # the products that a sampled step keeps take at most a sixteenth of the bytes of W
 
 
 def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Optional[np.ndarray]) -> Step:
@@ -48,14 +47,10 @@ def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Opt
     if shard.weight is None:
         return Step(samples, None)
     keeping = 0.0
+    # Without a bound, or with a margin on all classes, the first walk changes the products in place.
     if selected is not None and shard.bounded and len(micro_batches) == 1:
-        keeping = kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
+        keeping = walk.kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
     return Step(samples, Rows(shard, selected, chunk, keeping))
-
-
-def kept_fraction(rows: int, selected: int, emb_dim: int, batch: int) -> float:
-    """Returns the fraction of the products of `selected` rows that fit into a sixteenth of the bytes of W."""
-    return min(1.0, rows * emb_dim / (_KEPT_SHARE * selected * batch)) if selected * batch else 0.0
 
 
 def forward(

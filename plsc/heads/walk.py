@@ -32,6 +32,7 @@ _LOWEST_PEAK = -1e29
 # busy for longer: five passes take 0.6 ms at 2 TB/s. This is an estimate; it was not measured on a GPU.
 _GPU_BYTES = 256 << 20
 _CHUNK_BYTES = 16 << 20  # of a chunk's data on a CPU: half of a usual L3 cache; an operator takes 10 us to start
+_KEPT_SHARE = 16
 _REDUCED_BYTES = 32 << 20  # of the gradient that the ranks sum at once; the latency of a sum is small against it
 
 
@@ -46,6 +47,18 @@ def chunk_rows(batch: int, emb_dim: int, on_cpu: Optional[bool] = None) -> int:
     a_row = 4 * (3 * emb_dim + 2 * batch)
     rows = (_CHUNK_BYTES if (parallel.on_cpu() if on_cpu is None else on_cpu) else _GPU_BYTES) // a_row
     return 1 << max(7, min(16, rows.bit_length() - 1))
+
+
+def kept_fraction(rows: int, selected: int, emb_dim: int, batch: int) -> float:
+    """Returns the fraction of the products that a sampled step keeps, so as to compute them once instead of twice.
+
+    Args:
+        rows: The rows of the shard; the kept products take at most a sixteenth of their bytes.
+        selected: The rows that take part.
+        emb_dim: D.
+        batch: B.
+    """
+    return min(1.0, rows * emb_dim / (_KEPT_SHARE * max(1, selected * batch)))
 
 
 @dataclass(frozen=True)
