@@ -14,7 +14,7 @@ import paddle
 
 from plsc.config import Config
 from plsc.heads import shard_bounds
-from plsc.heads.walk import chunk_rows
+from plsc.heads.walk import chunk_rows, kept_fraction
 from plsc.heads.workers import walking_threads
 from plsc.machine.memory import size_text
 from plsc.models.base_model import inputs_of
@@ -249,7 +249,8 @@ def forecast(workload: Workload) -> Forecast:
 
     With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
     batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
-    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. A state of the optimizer whose size is not known counts as nothing.
+    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4 bytes of products in addition. A state of
+    the optimizer whose size is not known counts as nothing.
     """
     copies = workload.optimizer.copies or 0.0
     row_bytes = _FLOAT * (workload.emb_dim + workload.has_bias)
@@ -331,7 +332,12 @@ def _workspace(workload: Workload) -> int:
     sampled_rows = math.ceil(workload.sample_ratio * rows) if is_sampled else rows
     size = _FLOAT * threads * chunk * (3 * emb_dim + 4 * batch)
     size += _FLOAT * batch * emb_dim * (6 + 2 * threads)
-    return size + _FLOAT * sampled_rows + (24 * sampled_rows if is_sampled else 0)  # inverse norms; row numbers
+    size += _FLOAT * sampled_rows  # inverse norms
+    if is_sampled:  # row numbers, and products that are kept (softmax, which has a bias, keeps none)
+        size += 24 * sampled_rows
+        kept = 0.0 if workload.has_bias else kept_fraction(rows, sampled_rows, emb_dim, batch)
+        size += int(_FLOAT * sampled_rows * batch * kept)
+    return size
 
 
 def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
@@ -339,7 +345,10 @@ def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
     is_copied = workload.saves_in_background and workload.on_cpu
     size: float = row_bytes * (1 + (workload.optimizer.copies or 0.0)) * (1 + is_copied)
     size += row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
-    return size + _FLOAT * (7 * workload.sample_ratio if workload.sample_ratio < 1 else 1.0)
+    if workload.sample_ratio >= 1:
+        return size + _FLOAT
+    products = 0.0 if workload.has_bias else min(workload.sample_ratio * workload.head_batch, workload.emb_dim / 16)
+    return size + _FLOAT * (7 * workload.sample_ratio + products)
 
 
 def _wire(workload: Workload, head: int) -> dict[str, int]:

@@ -188,6 +188,7 @@ class ClassifierHead(paddle.nn.Layer):
         if self.margin_state is not None:
             self.margin_state.set_value(kept[-1].statistics)
         self._differentiate(kept, weight_sink, bias_sink, factor)
+        self._step = None  # frees the products that were kept
 
     @paddle.no_grad()
     def gradient_squares(self) -> dict[str, float]:

@@ -23,19 +23,23 @@ class Rows:
         shard: What this rank holds; it has at least one row.
         selected: [N] Positions in the shard of the rows that take part, ascending; None for all rows.
         chunk: C, the number of rows in a chunk (the last may have fewer).
+        keeping: The fraction of the chunks whose products the first walk leaves to the second, if any.
 
     Attributes:
         count: N.
         chunks: The number of chunks.
+        kept: The products row . query [C, B] of chunks, by number, until the second walk has used them.
     """
 
-    def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int) -> None:
+    def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int, keeping: float = 0.0) -> None:
         assert shard.weight is not None
         self.shard, self.selected, self.chunk = shard, selected, chunk
         self.weight, self.bias = shard.weight, shard.bias
         self.count = int(self.weight.shape[0]) if selected is None else len(selected)
         self.chunks = -(-self.count // chunk)
         self._index = None if selected is None else paddle.to_tensor(selected)
+        self.kept: dict[int, paddle.Tensor] = {}
+        self._keeping = keeping
         self._inverse_norms: list[Optional[paddle.Tensor]] = [None] * self.chunks
 
     def places(self, shard_rows: np.ndarray) -> np.ndarray:
@@ -74,34 +78,27 @@ class Rows:
         if self._index is not None:
             vector.scatter_(self._index, values)
 
-    def inverse_norms(self, number: int, weight_CD: paddle.Tensor, scratch: paddle.Tensor) -> Optional[paddle.Tensor]:
+    def inverse_norms(self, number: int, weight_CD: paddle.Tensor) -> Optional[paddle.Tensor]:
         """Returns 1 / |row| of a chunk [C, 1], computed once a step; None where rows are not normalised."""
         if self.shard.margin is not None and self._inverse_norms[number] is None:
-            self._inverse_norms[number] = inverse_norms(weight_CD, scratch)
+            self._inverse_norms[number] = inverse_norms(weight_CD)
         return self._inverse_norms[number]
 
-    def scratch(self) -> paddle.Tensor:
-        """Returns memory of the size of a chunk; new memory for each result would cost more than the arithmetic."""
-        return paddle.empty([self.chunk, self.weight.shape[1]], self.weight.dtype)
+    def keep(self, number: int, product_CB: paddle.Tensor) -> bool:
+        """Keeps the products of a chunk, if it is one of those that are kept; they must not be changed then."""
+        # Spread over all chunks, so that every thread has as much to do.
+        is_kept = int((number + 1) * self._keeping) > int(number * self._keeping)
+        if is_kept:
+            self.kept[number] = product_CB
+        return is_kept
 
     def _bounds(self, number: int) -> tuple[int, int]:
         return number * self.chunk, min((number + 1) * self.chunk, self.count)
 
 
-def inverse_norms(rows_CD: paddle.Tensor, scratch: Optional[paddle.Tensor] = None) -> paddle.Tensor:
-    """Returns 1 / |row| [C, 1]; 0 for rows shorter than 1e-9 (1e-100 in float64) or whose square is infinite.
-
-    `scratch` is memory for C rows that may be overwritten.
-    """
+def inverse_norms(rows_CD: paddle.Tensor) -> paddle.Tensor:
+    """Returns 1 / |row| [C, 1]; 0 for rows shorter than 1e-9 (1e-100 in float64) or whose square is infinite."""
     smallest = 1e-18 if rows_CD.dtype == paddle.float32 else 1e-200
-    squares_CD = copied(rows_CD, paddle.empty_like(rows_CD) if scratch is None else scratch)
-    squares_CD.multiply_(squares_CD)
-    square_C1 = paddle.matmul(squares_CD, paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
+    # A product with ones adds up a row several times as fast as `sum`.
+    square_C1 = paddle.matmul(paddle.square(rows_CD), paddle.ones([rows_CD.shape[1], 1], rows_CD.dtype))
     return paddle.rsqrt(paddle.clip(square_C1, min=smallest)) * (square_C1 >= smallest).astype(rows_CD.dtype)
-
-
-def copied(rows_CD: paddle.Tensor, scratch: paddle.Tensor) -> paddle.Tensor:
-    """Copies rows into scratch memory and returns the copy."""
-    copy_CD = scratch[: rows_CD.shape[0]]
-    paddle.assign(rows_CD, copy_CD)
-    return copy_CD

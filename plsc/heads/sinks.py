@@ -29,9 +29,7 @@ class RowSink(Protocol):
     in_place: bool
     moves_rows: bool
 
-    def apply(
-        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
-    ) -> None:
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
         """Takes the gradient of one chunk; several threads may call it at the same time.
 
         Args:
@@ -39,7 +37,6 @@ class RowSink(Protocol):
             gradient: Their gradient [C, D] with decay; it may be overwritten. It is `buffer` itself if the walk has
                 already added it there.
             buffer: The chunk's part of the buffer [C, D].
-            scratch: At least C rows that may be overwritten.
         """
 
 
@@ -54,9 +51,7 @@ class DenseGradient:
     def __init__(self, parameter: paddle.Tensor) -> None:
         self.buffer = paddle.zeros_like(parameter)
 
-    def apply(
-        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
-    ) -> None:
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
         """Copies the gradient into the buffer, unless the walk computed it there."""
         if gradient is not buffer:
             paddle.assign(gradient, buffer)
@@ -70,9 +65,7 @@ class SquareSum:
     def __init__(self) -> None:
         self._chunk_sums: list[paddle.Tensor] = []
 
-    def apply(
-        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
-    ) -> None:
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
         """Adds the squares of one chunk."""
         self._chunk_sums.append(gradient.multiply_(gradient).sum())
 

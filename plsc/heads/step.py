@@ -42,8 +42,15 @@ def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Opt
     of_ranks = [sum(counts) for counts in zip(*(one.counts for one in micro_batches))]
     samples = sum(of_ranks)
     # All ranks must use one chunk where they reduce their gradients chunk by chunk, also if their batches differ.
-    chunk = shard.chunk or walk.chunk_rows(samples if shard.sharded else max(of_ranks), shard.emb_dim)
-    return Step(samples, None if shard.weight is None else Rows(shard, selected, chunk))
+    batch = samples if shard.sharded else max(of_ranks)
+    chunk = shard.chunk or walk.chunk_rows(batch, shard.emb_dim)
+    if shard.weight is None:
+        return Step(samples, None)
+    keeping = 0.0
+    # Without a bound, or with a margin on all classes, the first walk changes the products in place.
+    if selected is not None and shard.bounded and len(micro_batches) == 1:
+        keeping = walk.kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
+    return Step(samples, Rows(shard, selected, chunk, keeping))
 
 
 def forward(

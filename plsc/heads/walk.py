@@ -23,15 +23,16 @@ import paddle
 from plsc import parallel
 from plsc.heads.products import Products
 from plsc.heads.queries import Queries, join_queries
-from plsc.heads.rows import Rows, copied
+from plsc.heads.rows import Rows
 from plsc.heads.sinks import RowSink
 
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
 _LOWEST_PEAK = -1e29
-_L2_BYTES = 2 << 20
 # A walk starts about 30 operators for each chunk, which takes the processor 0.3 ms. On 256 MB of data they keep a GPU
 # busy for longer: five passes take 0.6 ms at 2 TB/s. This is an estimate; it was not measured on a GPU.
 _GPU_BYTES = 256 << 20
+_CHUNK_BYTES = 8 << 20  # of a chunk's data on a CPU; twice as much is up to 8 % faster, and takes 16 MB more a thread
+_KEPT_SHARE = 16
 _REDUCED_BYTES = 32 << 20  # of the gradient that the ranks sum at once; the latency of a sum is small against it
 
 
@@ -44,8 +45,20 @@ def chunk_rows(batch: int, emb_dim: int, on_cpu: Optional[bool] = None) -> int:
         on_cpu: None asks the device of this process.
     """
     a_row = 4 * (3 * emb_dim + 2 * batch)
-    rows = (4 * _L2_BYTES if (parallel.on_cpu() if on_cpu is None else on_cpu) else _GPU_BYTES) // a_row
+    rows = (_CHUNK_BYTES if (parallel.on_cpu() if on_cpu is None else on_cpu) else _GPU_BYTES) // a_row
     return 1 << max(7, min(16, rows.bit_length() - 1))
+
+
+def kept_fraction(rows: int, selected: int, emb_dim: int, batch: int) -> float:
+    """Returns the fraction of the products that a sampled step keeps, so as to compute them once instead of twice.
+
+    Args:
+        rows: The rows of the shard; the kept products take at most a sixteenth of their bytes.
+        selected: The rows that take part.
+        emb_dim: D.
+        batch: B.
+    """
+    return min(1.0, rows * emb_dim / (_KEPT_SHARE * max(1, selected * batch)))
 
 
 @dataclass(frozen=True)
@@ -99,24 +112,26 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
     total_1B, pull_BD = paddle.zeros([1, batch], dtype), paddle.zeros([batch, emb_dim], dtype)
     peak_1B = None if rows.shard.bounded else paddle.full([1, batch], _LOWEST_PEAK, dtype)
     ahead_B = None if plain is None else paddle.zeros([batch], "int64")
-    ones_1C, scratch = paddle.ones([1, rows.chunk], dtype), rows.scratch()
+    ones_1C = paddle.ones([1, rows.chunk], dtype)
     for number in numbers:
         weight_CD = rows.of(rows.weight, number)
-        inverse_C1 = rows.inverse_norms(number, weight_CD, scratch)
-        product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_C1)
-        if ahead_B is not None:
+        inverse_CB = walk.for_each_sample(rows.inverse_norms(number, weight_CD))
+        product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
+        if ahead_B is not None and plain is not None:
             ahead_B.add_(walk.count_ahead(number, product_CB, plain))
         if peak_1B is not None:
+            walk.without_labels(number, logits_CB, _NO_LOGIT)
             higher_1B = paddle.maximum(peak_1B, logits_CB.max(axis=0, keepdim=True))
             fade_1B, peak_1B = paddle.exp(peak_1B - higher_1B), higher_1B
             total_1B.multiply_(fade_1B)
             pull_BD.multiply_(fade_1B.reshape([-1, 1]))
             logits_CB.subtract_(peak_1B)
-        exp_CB = walk.without_labels(number, logits_CB.exp_(), 0.0)
+        exp_CB = paddle.exp(logits_CB) if rows.keep(number, product_CB) else logits_CB.exp_()
+        walk.without_labels(number, exp_CB, 0.0)
         total_1B.add_(paddle.matmul(ones_1C[:, : exp_CB.shape[0]], exp_CB))
         if slope_CB is not None:
             exp_CB.multiply_(slope_CB)
-        walk.products.add_pull(pull_BD, exp_CB, weight_CD, inverse_C1)
+        walk.products.add_pull(pull_BD, exp_CB, weight_CD, inverse_CB)
     return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B)
 
 
@@ -216,31 +231,26 @@ def update(
         )
 
     if reduce_sum is None:
-        found = _in_threads(rows, range(rows.chunks), lambda *chunk: _update_chunk(walk, parts, sink, *chunk))
+        found = _in_threads(rows, range(rows.chunks), lambda number: _update_chunk(walk, parts, sink, number))
     else:
         found = _update_summed(walk, parts, sink, reduce_sum)
     return paddle.concat(found).flatten() if rows.bias is not None else None
 
 
-def _in_threads(
-    rows: Rows, numbers: range, function: Callable[[int, paddle.Tensor], paddle.Tensor]
-) -> list[paddle.Tensor]:
-    """Returns what `function` returns for the number of each chunk, and scratch memory; the threads share the work."""
+def _in_threads(rows: Rows, numbers: range, function: Callable[[int], Optional[paddle.Tensor]]) -> list[Any]:
+    """Returns what `function` returns for the number of each chunk; the threads share the work."""
 
-    def of_stretch(places: Sequence[int]) -> list[paddle.Tensor]:
-        scratch = rows.scratch()
+    def of_stretch(places: Sequence[int]) -> list[Any]:
         with paddle.no_grad():  # each thread has this setting for itself
-            return [function(numbers[place], scratch) for place in places]
+            return [function(numbers[place]) for place in places]
 
     return [one for stretch in rows.shard.workers.map(of_stretch, len(numbers)) for one in stretch]
 
 
-def _update_chunk(
-    walk: _Walk, parts: GradientParts, sink: RowSink, number: int, scratch: paddle.Tensor
-) -> paddle.Tensor:
+def _update_chunk(walk: _Walk, parts: GradientParts, sink: RowSink, number: int) -> paddle.Tensor:
     """Hands the gradient of one chunk to the sink; returns the bias's gradient [C, 1] where rows are not normalised."""
     rows = walk.rows
-    chunk = _Chunk(number, rows.of(rows.weight, number), scratch)
+    chunk = _Chunk(number, rows.of(rows.weight, number))
     buffer_CD = None if sink.buffer is None else rows.of(sink.buffer, number)
     in_place = buffer_CD is not None and sink.in_place
     gradient_CD: Any = buffer_CD if in_place else paddle.zeros_like(chunk.weight_CD)
@@ -264,14 +274,14 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
         first = number % size * rows.chunk
         return memory_RD[first : first + rows.size(number)]
 
-    def compute(number: int, scratch: paddle.Tensor) -> paddle.Tensor:
-        chunk = _Chunk(number, rows.of(rows.weight, number), scratch)
+    def compute(number: int) -> paddle.Tensor:
+        chunk = _Chunk(number, rows.of(rows.weight, number))
         return _compute_gradient(walk, parts, chunk, gradient_of(number).zero_(), momentum=0.0, decay=0.0)
 
-    def apply(number: int, scratch: paddle.Tensor) -> None:
-        chunk, gradient_CD = _Chunk(number, rows.of(rows.weight, number), scratch), gradient_of(number)
+    def apply(number: int) -> None:
+        chunk, gradient_CD = _Chunk(number, rows.of(rows.weight, number)), gradient_of(number)
         buffer_CD = None if sink.buffer is None else rows.of(sink.buffer, number)
-        gradient_CD.add_(copied(chunk.weight_CD, scratch).scale_(sink.decay))
+        gradient_CD.add_(paddle.scale(chunk.weight_CD, sink.decay))
         _hand_over(rows, chunk, sink, gradient_CD, buffer_CD)
 
     found: list[paddle.Tensor] = []
@@ -285,11 +295,10 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk in the second walk: its number, its rows, and memory for as many rows."""
+    """A chunk in the second walk: its number and its rows."""
 
     number: int
     weight_CD: paddle.Tensor
-    scratch: paddle.Tensor
 
 
 def _compute_gradient(
@@ -300,21 +309,22 @@ def _compute_gradient(
     Returns:
         The bias's gradient [C, 1] where rows are not normalised.
     """
-    inverse_C1 = walk.rows.inverse_norms(chunk.number, chunk.weight_CD, chunk.scratch)
-    product_CB, softmax_CB = _softmax(walk, chunk.number, parts, chunk.weight_CD, inverse_C1)
+    inverse_C1 = walk.rows.inverse_norms(chunk.number, chunk.weight_CD)
+    inverse_CB = walk.for_each_sample(inverse_C1)
+    product_CB, softmax_CB = _softmax(walk, chunk.number, parts, chunk.weight_CD, inverse_CB)
     # What a unit row loses because its length may not change; the bias's gradient is the same sum without the products.
-    radial_CB = softmax_CB if inverse_C1 is None else product_CB.multiply_(softmax_CB)
+    radial_CB = softmax_CB if inverse_C1 is None else product_CB * softmax_CB  # the product may be used again
     radial_C1 = paddle.matmul(radial_CB, parts.sample_weight_B.unsqueeze(1))
     if inverse_C1 is not None:
         radial_C1.multiply_(inverse_C1)
-    walk.products.add_gradient(gradient_CD, momentum, softmax_CB, parts.weighted_query_BD, inverse_C1)
+    walk.products.add_gradient(gradient_CD, momentum, softmax_CB, parts.weighted_query_BD, inverse_CB)
     walk.add_label_push(chunk.number, parts.label_push, gradient_CD, radial_C1)
     # Along the rows themselves: less the radial part, plus the decay.
     if inverse_C1 is not None:
-        along_CD = copied(chunk.weight_CD, chunk.scratch)
-        gradient_CD.add_(along_CD.multiply_(decay - radial_C1 * inverse_C1))
+        along_CD = paddle.tile(decay - radial_C1 * inverse_C1, [1, chunk.weight_CD.shape[1]])
+        gradient_CD.add_(along_CD.multiply_(chunk.weight_CD))
     elif decay:
-        gradient_CD.add_(copied(chunk.weight_CD, chunk.scratch).scale_(decay))
+        gradient_CD.add_(paddle.scale(chunk.weight_CD, decay))
     return radial_C1
 
 
@@ -322,7 +332,7 @@ def _hand_over(
     rows: Rows, chunk: _Chunk, sink: RowSink, gradient_CD: paddle.Tensor, buffer_CD: Optional[paddle.Tensor]
 ) -> None:
     """Hands a chunk's gradient to the sink, and puts back the rows and the buffer that it changed."""
-    sink.apply(chunk.weight_CD, gradient_CD, buffer_CD, chunk.scratch)
+    sink.apply(chunk.weight_CD, gradient_CD, buffer_CD)
     if sink.moves_rows:
         rows.put_back(rows.weight, chunk.number, chunk.weight_CD)
     if buffer_CD is not None:
@@ -330,10 +340,10 @@ def _hand_over(
 
 
 def _softmax(
-    walk: _Walk, number: int, parts: GradientParts, weight_CD: paddle.Tensor, inverse_C1: Optional[paddle.Tensor]
+    walk: _Walk, number: int, parts: GradientParts, weight_CD: paddle.Tensor, inverse_CB: Optional[paddle.Tensor]
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Returns row . query of a chunk, and its softmax times d(logit)/d(row . query), without the labels."""
-    product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_C1)
+    """Returns row . query of a chunk, and its softmax times d(logit)/d(row . query), which is 0 for the labels."""
+    product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
     log_total_1B = parts.log_total_B.unsqueeze(0)  # where logits are bounded, `update` has divided the samples by it
     softmax_CB = paddle.exp(logits_CB) if walk.rows.shard.bounded else (logits_CB - log_total_1B).exp_()
     walk.without_labels(number, softmax_CB, 0.0)
@@ -349,7 +359,7 @@ def update_bias(rows: Rows, gradient_N: paddle.Tensor, sink: RowSink) -> None:
         gradient_N.add_(bias_N * sink.decay)
     if sink.in_place and buffer_N is not None:
         gradient_N = buffer_N.scale_(sink.momentum).add_(gradient_N)
-    sink.apply(bias_N, gradient_N, buffer_N, paddle.empty_like(bias_N))
+    sink.apply(bias_N, gradient_N, buffer_N)
     if sink.moves_rows:
         rows.put_all_back(rows.bias, bias_N)
     if buffer_N is not None:
@@ -369,18 +379,25 @@ class _Walk:
         self._label_row = paddle.to_tensor(place % rows.chunk)
         self._label_entry = paddle.to_tensor(place % rows.chunk * batch + sample)
 
+    def for_each_sample(self, inverse_C1: Optional[paddle.Tensor]) -> Optional[paddle.Tensor]:
+        """Returns the inverse norms of a chunk's rows, once for each sample, as `Products` wants them."""
+        return None if inverse_C1 is None else paddle.tile(inverse_C1, [1, self.queries.query_BD.shape[0]])
+
     def logits(
-        self, number: int, weight_CD: paddle.Tensor, inverse_C1: Optional[paddle.Tensor]
+        self, number: int, weight_CD: paddle.Tensor, inverse_CB: Optional[paddle.Tensor]
     ) -> tuple[paddle.Tensor, paddle.Tensor, Optional[paddle.Tensor]]:
         """Returns row . query, the logits, and the derivative of the logits by row . query.
 
         Where nothing changes the logits, they are the same tensor as row . query, and the derivative is None.
         """
-        product_CB = self.products.logits(weight_CD, self.queries.query_BD, inverse_C1)
+        kept_CB = self.rows.kept.get(number)
+        if kept_CB is not None:
+            return kept_CB, kept_CB, None
+        product_CB = self.products.logits(weight_CD, self.queries.query_BD, inverse_CB)
         if self.rows.bias is not None:
             product_CB.add_(self.rows.of(self.rows.bias, number).unsqueeze(1))
         logits_CB, slope_CB = self.queries.other_logits(product_CB)
-        return product_CB, self.without_labels(number, logits_CB, _NO_LOGIT), slope_CB
+        return product_CB, logits_CB, slope_CB
 
     def without_labels(self, number: int, matrix_CB: paddle.Tensor, value: float) -> paddle.Tensor:
         """Overwrites the entries of the labels with `value`.
@@ -394,11 +411,9 @@ class _Walk:
             matrix_CB.reshape([-1]).scatter_(self._label_entry[labels], values_n)
         return matrix_CB
 
-    def count_ahead(self, number: int, product_CB: paddle.Tensor, plain: Optional[PlainLabels]) -> paddle.Tensor:
-        """Returns how many rows of a chunk are ahead of each label [B]."""
-        assert plain is not None
-        if self.queries.others:  # then the labels are still among the products
-            product_CB = self.without_labels(number, product_CB.clone(), _NO_LOGIT)
+    def count_ahead(self, number: int, product_CB: paddle.Tensor, plain: PlainLabels) -> paddle.Tensor:
+        """Returns how many rows of a chunk are ahead of each label [B]; overwrites the products of the labels."""
+        self.without_labels(number, product_CB, _NO_LOGIT)
         smaller_CB = self.rows.classes(number).unsqueeze(1) < plain.class_1B
         tied_CB = paddle.logical_and(product_CB == plain.logit_B, smaller_CB)
         return paddle.logical_or(product_CB > plain.logit_B, tied_CB).astype("int64").sum(axis=0)

@@ -39,23 +39,18 @@ class RowUpdate:
         self.buffer = paddle.zeros_like(parameter) if momentum else None
         self.in_place = momentum != 0.0 and not nesterov
 
-    def apply(
-        self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor], scratch: paddle.Tensor
-    ) -> None:
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
         """Moves rows in place.
 
         Args:
             rows: The rows, [C, D].
             gradient: Their gradient including decay, [C, D]; may be overwritten.
             buffer: Their momentum, [C, D]; where it is `gradient` itself, it has been updated already.
-            scratch: Memory of at least C rows; is overwritten.
         """
         if buffer is not None and gradient is not buffer:
             buffer.scale_(self.momentum).add_(gradient)
             gradient = gradient.add_(buffer * self.momentum) if self._nesterov else buffer
-        step = scratch[: rows.shape[0]]
-        paddle.assign(gradient, step)
-        rows.add_(step.scale_(-self._optimizer.get_lr() * self._rate_factor))
+        rows.add_(paddle.scale(gradient, -self._optimizer.get_lr() * self._rate_factor))
 
 
 def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> Optional[RowUpdate]:

@@ -7,7 +7,8 @@ from head_cases import KINDS
 
 from plsc import optim
 from plsc.heads import build_head
-from plsc.heads.walk import chunk_rows
+from plsc.heads.products import Products
+from plsc.heads.walk import chunk_rows, kept_fraction
 
 CLASSES, DIM, BATCH = 37, 8, 10
 pytestmark = pytest.mark.core
@@ -201,6 +202,31 @@ def test_nothing_is_uploaded_for_each_chunk(kind, ratio, monkeypatch):
         counts.append(len(uploads))
         monkeypatch.setattr(paddle, "to_tensor", to_tensor)
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(("fraction", "products"), [(0.0, 24), (0.5, 16), (1.0, 8)])
+def test_a_sampled_step_computes_the_products_that_it_keeps_once(fraction, products, monkeypatch):
+    """It gives the numbers of a step that keeps none, also after it has computed the norm of the gradient."""
+    calls, logits, results = [], Products.logits, []
+    monkeypatch.setattr(Products, "logits", lambda *arguments: (calls.append(1), logits(*arguments))[1])
+    for kept in (0.0, fraction):
+        monkeypatch.setattr("plsc.heads.walk.kept_fraction", lambda *_, kept=kept: kept)
+        head = build_head("arcface", 16 * CLASSES, DIM, sample_ratio=0.5, chunk=CLASSES)  # 8 chunks, in three walks
+        embedding, label = batches(1)[0]
+        calls.clear()
+        output = head(paddle.to_tensor(embedding), label, True)
+        squares = head.gradient_squares()
+        head.backward()
+        results.append((output.loss, output.correct, squares, head.weight.grad.numpy().tobytes()))
+    assert len(calls) == products
+    assert results[0] == results[1]
+
+
+def test_kept_products_take_at_most_a_sixteenth_of_the_rows():
+    for rows, selected, dim, batch in ((1000, 100, 512, 4096), (1000, 900, 128, 64), (1, 0, 2, 1)):
+        fraction = kept_fraction(rows, selected, dim, batch)
+        assert 0.0 <= fraction <= 1.0 and 16 * fraction * selected * batch <= rows * dim * (1 + 1e-9)
+    assert kept_fraction(1000, 100, 512, 256) == 1.0 and kept_fraction(1000, 100, 512, 4096) < 0.1
 
 
 def test_chunks_fit_the_batch_and_the_embedding():
