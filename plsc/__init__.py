@@ -5,6 +5,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
+from plsc.machine.memory import keep_freed_memory
 from plsc.machine.processor import MKL_VARIABLE, compute_in_float32, use_fast_mkl
 from plsc.machine.quiet_import import quiet_import
 from plsc.machine.threads import set_threads_per_rank
@@ -28,6 +29,7 @@ if importlib.util.find_spec("paddle") is None:
 # Paddle reads the number of threads once, when it loads its math libraries.
 set_threads_per_rank()
 quiet_import()
+keep_freed_memory()
 compute_in_float32()
 if not use_fast_mkl():
     logging.getLogger("plsc").warning(

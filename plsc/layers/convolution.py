@@ -203,8 +203,10 @@ class _Output(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        context.call.check(context.versions)
-        call = dataclasses.replace(context.call, output_gradient=_contiguous(gradient))
+        # The context lives as long as the loss, and its tensors need not.
+        call, context.call = context.call, None
+        call.check(context.versions)
+        call = dataclasses.replace(call, output_gradient=_contiguous(gradient))
         return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
 
 
@@ -218,8 +220,8 @@ class _Gradients(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, *seconds: Tensor) -> list[Tensor]:
-        context.call.check(context.versions)
-        call = context.call
+        call, context.call = context.call, None
+        call.check(context.versions)
         x, weight, gradient = call.x, call.weight, call.output_gradient
         remaining = iter(seconds)
         of_x, of_weight = (_contiguous(next(remaining)) if wanted else None for wanted in context.wanted)

@@ -59,12 +59,12 @@ class _Slopes(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(context: Any, x: Tensor, slopes: Tensor) -> Tensor:
-        context.save_for_backward(x, slopes)
+        context.tensors = x, slopes
         return _outputs(x, slopes)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, slopes = context.saved_tensor()
+        (x, slopes), context.tensors = context.tensors, None  # The context lives as long as the loss.
         images, channels = x.shape[:2]
         of_x, sums = gradient.clone().reshape_([images * channels, -1]), []
         for rows, (of_row, slope) in _pieces(x, of_x, _by_row(x, slopes)):

@@ -11,7 +11,7 @@ import numpy as np
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
 from plsc.errors import DataError
 from plsc.machine.files import drop_from_cache, refuse_links, sync
-from plsc.machine.memory import keep_freed_memory, peak_memory
+from plsc.machine.memory import peak_memory
 from plsc.shuffle.plan import AHEAD, BLOCK, CHECK_LINES, Plan
 from plsc.shuffle.runs import INDEX, Run, RunWriter, make_arena, write_error
 from plsc.shuffle.worker_pool import Tasks
@@ -43,7 +43,6 @@ class Scan(NamedTuple):
 
 def scan_parts(plan: Plan, tasks: Tasks) -> Scan:
     """Does the tasks of this worker. A bad line that is not to be skipped ends the pass, and the result names it."""
-    keep_freed_memory()
     path = os.path.join(plan.scratch, f"runs-{os.getpid()}")
     writer = RunWriter(path, plan.bounds, make_arena(plan.arena), plan.max_lines, plan.options.compress_tmp)
     scanner = _Scanner(plan, writer, tasks)

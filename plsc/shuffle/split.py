@@ -15,7 +15,7 @@ import numpy as np
 from plsc.data.base64_index import LENGTH, begin_index, index_name
 from plsc.data.base64_parts import OutputFile, rank_file_name
 from plsc.machine.files import drop_from_cache
-from plsc.machine.memory import keep_freed_memory, peak_memory
+from plsc.machine.memory import peak_memory
 from plsc.shuffle.plan import Plan
 from plsc.shuffle.runs import Run, RunReader, create, make_arena, write_all, write_error
 from plsc.shuffle.scan import Scan
@@ -130,7 +130,6 @@ def _write_padding(plan: Plan, split: Split, make_reader: Any, tasks: Tasks) -> 
 def _write_files(
     plan: Plan, split: Split, make_reader: Any, padding: array, tasks: Tasks
 ) -> list[tuple[OutputFile, int]]:
-    keep_freed_memory()
     reader = make_reader(make_arena(plan.arena), f"split-{os.getpid()}")
     try:
         return [(_write_file(plan, split, reader, padding, tasks, number), peak_memory()) for number in tasks]
