@@ -60,14 +60,14 @@ class _Slopes(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(context: Any, x: Tensor, slopes: Tensor) -> Tensor:
-        context.tensors = x, slopes
+        context.save_for_backward(x, slopes)
         return _outputs(x, slopes)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, slopes = context.tensors
+        x, slopes = context.saved_tensor()
         if not paddle.is_grad_enabled():
-            context.tensors = None  # The context lives as long as the loss.
+            context.save_for_backward()  # The context lives as long as the loss, and its tensors need not.
         images, channels = x.shape[:2]
         of_x, sums = gradient.clone().reshape_([images * channels, -1]), []
         for rows, (of_row, slope) in _pieces(x, of_x, _by_row(x, slopes)):
