@@ -497,6 +497,8 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
         (["--set", "hdfs_info=[a, 'me,secret']"], "set_hdfs_info"),
         (["--set", "colour=3"], "the settings are dataset_dir, "),
         (["--set", "image_shape=[3"], "not YAML"),
+        (["--set", "lr=!!set {a}"], "no setting takes this value; leave out the tag"),
+        (["--set", 'lr=!!bool "x"'], "no setting takes this value; leave out the tag"),
         (["--config", "nowhere.yaml"], "cannot be read"),
     ],
 )
