@@ -28,7 +28,7 @@ _FEWEST_CHANNELS = 8  # In and out of a group. With fewer, as in images, the ker
 _FEWEST_PRODUCTS, _FEWEST_PRODUCTS_DEPTHWISE = 1 << 24, 1 << 18
 _FEWEST_PLACES = 256  # Of outputs; with fewer, converting the weight takes too large a share.
 # With Paddle 2.6, a PyLayer whose inputs are a list gets wrong gradients; one whose inputs are not breaks paddle.grad.
-_HAS_GRADIENTS = int(paddle.__version__.partition(".")[0]) >= 3
+HAS_GRADIENTS = int(paddle.__version__.partition(".")[0]) >= 3
 _installing = threading.Lock()
 _of_thread = threading.local()
 
@@ -80,7 +80,7 @@ class _Operator:
             return self._original(*arguments, **options)
         x, weight, strides, paddings, algorithm, *middle, data_format = arguments
         needs_gradients = paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient)
-        if needs_gradients and not _HAS_GRADIENTS:
+        if needs_gradients and not HAS_GRADIENTS:
             return self._original(*arguments)
         groups, dilations = middle if self._groups_first else reversed(middle)
         convolution = _convolution(
@@ -205,8 +205,7 @@ class _Output(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        # The context lives as long as the loss, and its tensors need not.
-        call, context.call = context.call, None
+        call = _taken(context)
         call.check(context.versions)
         call = dataclasses.replace(call, output_gradient=_contiguous(gradient))
         return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
@@ -222,7 +221,7 @@ class _Gradients(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, *seconds: Tensor) -> list[Tensor]:
-        call, context.call = context.call, None
+        call = _taken(context)
         call.check(context.versions)
         x, weight, gradient = call.x, call.weight, call.output_gradient
         remaining = iter(seconds)
@@ -238,6 +237,14 @@ class _Gradients(paddle.autograd.PyLayer):
             terms += [] if of_weight is None else [_output(x, of_weight, call.convolution)]
             result.append(paddle.add_n(terms))
         return result
+
+
+def _taken(context: Any) -> Any:
+    """Returns the call of a context, which lives as long as the loss and lets go of the tensors if it can."""
+    call = context.call
+    if not paddle.is_grad_enabled():  # With `create_graph`, the gradients of gradients come this way again.
+        context.call = None
+    return call
 
 
 def _output(x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
