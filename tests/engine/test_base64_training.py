@@ -75,5 +75,5 @@ def test_a_damaged_line_ends_training_with_an_error_that_names_it(base64_glyphs,
     process = start("train_glyphs.py", 2, data, tmp_path / "output")
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1].startswith(
-        f"plsc: error: {data}/base64_rank_1:5: a character that is not base64"
+        f"plsc: error: rank 1: {data}/base64_rank_1:5: a character that is not base64"
     )
