@@ -163,6 +163,7 @@ def convert(
         raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
     check_bool("convert_for_prediction: force", force)
     found, config = _find_backbone("convert_for_prediction", config, backbone)
+    centres = None if classes_from is None else CheckpointCentres(Path(classes_from))
     folder = export(
         found,
         Path(config.model_save_dir),
@@ -171,8 +172,8 @@ def convert(
         precision,
         None if calibration is None else Path(calibration),
         force=force,
-        class_names=_class_names(config),
-        centres=None if classes_from is None else CheckpointCentres(Path(classes_from)),
+        class_names=_class_names(config, centres, is_trained=backbone is not None),
+        centres=centres,
         rule=config.pixels,
         mirror=config.augmentation.mirror,
     )
@@ -195,10 +196,14 @@ def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]
     return find_classes(embeddings, centres, top)
 
 
-def _class_names(config: Config) -> Sequence[str]:
+def _class_names(config: Config, centres: Optional[CheckpointCentres], is_trained: bool) -> Sequence[str]:
     """Returns the names of the classes, as the settings or else the checkpoint know them."""
-    if config.class_names is not None or not config.checkpoint_dir:
-        return config.class_names or ()
+    if config.class_names is not None:
+        return config.class_names
+    if centres is not None:
+        return centres.names
+    if is_trained:  # The checkpoint from which training began may be of other classes.
+        return ()
     return checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True).meta.get("class_names", ())
 
 

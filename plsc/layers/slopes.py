@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
+
+from plsc.layers.convolution import HAS_GRADIENTS
 
 _PIECE = 1 << 18  # elements that are computed at a time; few enough to stay in the cache of the processor
 _OPERATOR = paddle._C_ops.prelu
@@ -27,7 +30,8 @@ def prelu(x: Tensor, slopes: Tensor) -> Tensor:
     """Returns x where it is positive, and slope * x elsewhere.
 
     On a CPU, outputs and gradients of x equal those of Paddle's operator to the bit; the gradients of the slopes are
-    sums in another order, which rounds less. Paddle's operator computes everything that is not float32 on a CPU.
+    sums in another order, which rounds less. Paddle's operator computes everything that is not float32 on a CPU, and
+    with Paddle 2.6 what needs gradients.
 
     Args:
         x: Input, [B, C, ...].
@@ -35,8 +39,10 @@ def prelu(x: Tensor, slopes: Tensor) -> Tensor:
     """
     if not _is_for_us(x, slopes):
         return functional.prelu(x, slopes)
-    needs_gradient = paddle.is_grad_enabled() and not (x.stop_gradient and slopes.stop_gradient)
-    return _Slopes.apply(x, slopes) if needs_gradient else _outputs(x, slopes)
+    trained = [one for one in (x, slopes) if not one.stop_gradient] if paddle.is_grad_enabled() else []
+    if not trained:
+        return _outputs(x, slopes)
+    return _Slopes.apply(trained, _Inputs(x, slopes)) if HAS_GRADIENTS else functional.prelu(x, slopes)
 
 
 def _is_for_us(x: Tensor, slopes: Tensor) -> bool:
@@ -50,6 +56,17 @@ def _is_for_us(x: Tensor, slopes: Tensor) -> bool:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """The inputs. Being no tuple, it hides them from PyLayer, which gets those that need gradients, as a list.
+
+    If they were arguments of their own, paddle.grad would refuse the gradient of one of them alone.
+    """
+
+    x: Tensor
+    slopes: Tensor
+
+
 class _Slopes(paddle.autograd.PyLayer):
     """PReLU of few passes over memory: Paddle computes each of these operations with vector instructions.
 
@@ -59,24 +76,42 @@ class _Slopes(paddle.autograd.PyLayer):
     """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, slopes: Tensor) -> Tensor:
-        context.save_for_backward(x, slopes)
-        return _outputs(x, slopes)
+    def forward(context: Any, trained: list[Tensor], inputs: _Inputs) -> Tensor:
+        context.save_for_backward(inputs.x, inputs.slopes)
+        return _outputs(inputs.x, inputs.slopes)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(context: Any, gradient: Tensor) -> list[Tensor]:
         x, slopes = context.saved_tensor()
-        if not paddle.is_grad_enabled():
+        if paddle.is_grad_enabled():  # The gradients are to be differentiated in turn.
+            found = _differentiable_gradients(x, slopes, gradient)
+        else:
             context.save_for_backward()  # The context lives as long as the loss, and its tensors need not.
-        images, channels = x.shape[:2]
-        of_x, sums = gradient.clone().reshape_([images * channels, -1]), []
-        for rows, (of_row, slope) in _pieces(x, of_x, _by_row(x, slopes)):
-            is_positive = paddle.sign(functional.relu(rows))
-            is_negative = 1.0 - is_positive
-            sums.append((rows * is_negative * of_row).sum(1))
-            of_row.multiply_(is_negative.multiply_(slope).add_(is_positive))
-        of_slopes = paddle.concat(sums).reshape([images, channels]).sum(0)
-        return of_x.reshape_(x.shape), of_slopes if slopes.shape[0] > 1 else of_slopes.sum().reshape(slopes.shape)
+            found = _gradients(x, slopes, gradient)
+        return [one for one, tensor in zip(found, (x, slopes)) if not tensor.stop_gradient]
+
+
+def _gradients(x: Tensor, slopes: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of x and of the slopes."""
+    images, channels = x.shape[:2]
+    of_x, sums = gradient.clone().reshape_([images * channels, -1]), []
+    for rows, (of_row, slope) in _pieces(x, of_x, _by_row(x, slopes)):
+        is_positive = paddle.sign(functional.relu(rows))
+        is_negative = 1.0 - is_positive
+        sums.append((rows * is_negative * of_row).sum(1))
+        of_row.multiply_(is_negative.multiply_(slope).add_(is_positive))
+    of_slopes = paddle.concat(sums).reshape([images, channels]).sum(0)
+    return of_x.reshape_(x.shape), of_slopes if slopes.shape[0] > 1 else of_slopes.sum().reshape(slopes.shape)
+
+
+def _differentiable_gradients(x: Tensor, slopes: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `_gradients` returns, by operations that Paddle can differentiate."""
+    is_positive = (x > 0).astype(x.dtype)
+    slope = slopes.reshape([1, -1, *[1] * (x.ndim - 2)])
+    parts = (1.0 - is_positive) * x * gradient
+    of_slopes = parts.sum([axis for axis in range(x.ndim) if axis != 1])
+    of_x = gradient * (is_positive + (1.0 - is_positive) * slope)
+    return of_x, of_slopes if slopes.shape[0] > 1 else of_slopes.sum().reshape(slopes.shape)
 
 
 def _outputs(x: Tensor, slopes: Tensor) -> Tensor:

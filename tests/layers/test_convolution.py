@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(onednn.library() is None, reason="Paddle carries no oneDNN for this processor"),
 ]
-trains = pytest.mark.skipif(not convolution._HAS_GRADIENTS, reason="with Paddle 2.6, training keeps Paddle's own")
+trains = pytest.mark.skipif(not convolution.HAS_GRADIENTS, reason="with Paddle 2.6, training keeps Paddle's own")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import pytest
 from function_model import random_array
 
 from plsc import amp
+from plsc.layers.convolution import HAS_GRADIENTS
 from plsc.layers.slopes import PReLU, _is_for_us, prelu
 
 pytestmark = pytest.mark.core
@@ -58,3 +59,34 @@ def test_a_rounded_prelu_is_paddles():
     assert _is_for_us(x, slopes) and not _is_for_us(x.astype("float64"), slopes)
     with amp._simulated("float16", {"prelu"}):
         assert not _is_for_us(x, slopes)
+
+
+def formula(x, slopes):
+    """PReLU by other operations: with Paddle's own, the gradient of the slopes alone crashes."""
+    return paddle.where(x > 0, x, x * slopes.reshape([1, -1, 1, 1]))
+
+
+@pytest.mark.skipif(not HAS_GRADIENTS, reason="Paddle's operator computes what needs gradients")
+@pytest.mark.parametrize("wanted", [[0], [1], [0, 1]])
+def test_paddle_grad_gives_the_gradients_it_is_asked_for(wanted):
+    inputs = [paddle.to_tensor(random_array(*shape, seed=1).astype("float32")) for shape in ((2, 3, 2, 2), (3,))]
+    for one in inputs:
+        one.stop_gradient = False
+    asked = [inputs[number] for number in wanted]
+    found, expected = (paddle.grad((f(*inputs) ** 2).sum(), asked) for f in (prelu, formula))
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_GRADIENTS, reason="Paddle's operator has no second derivatives")
+@pytest.mark.parametrize("count", [1, 3])
+def test_second_derivatives_are_those_of_the_formula(count):
+    arrays = [random_array(*shape, seed=2).astype("float32") for shape in ((2, 3, 2, 2), (count,))]
+    results = []
+    for f in (prelu, formula):
+        inputs = [paddle.to_tensor(array, stop_gradient=False) for array in arrays]
+        first = paddle.grad((f(*inputs) ** 3).sum(), inputs, create_graph=True)
+        second = paddle.grad(sum((one**2).sum() for one in first), inputs)
+        results.append([one.numpy() for one in second])
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
