@@ -101,7 +101,7 @@ def _figure(
     return tag("figure", shown, tag("figcaption", more, name), title=title or str(path), class_=class_)
 
 
-def _thumbnail(path: Path, rule: PixelRule) -> Optional[str]:
+def _thumbnail(path: Path, rule: PixelRule = NEWEST) -> Optional[str]:
     """Returns a thumbnail as a data URL; None if the image is missing or damaged."""
     try:
         with open_image(path.read_bytes()) as image:
