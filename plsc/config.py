@@ -41,6 +41,7 @@ LARGEST_SIDE = 4096
 LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+MOST_NAMES = 5_000_000
 
 
 @dataclass(frozen=True)

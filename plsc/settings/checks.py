@@ -6,7 +6,6 @@ it is imported only where a check needs it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from plsc.config import (
     LARGEST_COUNT,
     LARGEST_TOTAL,
     LOSS_TYPES,
+    MOST_NAMES,
     Hdfs,
     HdfsUpload,
     MixedPrecision,
@@ -28,12 +28,9 @@ from plsc.config import (
 )
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
-from plsc.machine.json_files import LARGEST
 
 if TYPE_CHECKING:
     from plsc.heads import Margin
-
-_MOST_NAMES = LARGEST // 4 * 3  # bytes, so that a checkpoint with the names can be read again
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
@@ -77,18 +74,14 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
             ) from None
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where}({shown(names)}): expected a list of names, or a file with one on each line")
+    if len(names) > MOST_NAMES:
+        raise ConfigError(f"{where}: {len(names):,} names are too many; at most {MOST_NAMES:,} are kept")
     found = tuple(name.strip() for name in names)
     for number, name in enumerate(found):
         if not name or len(name.splitlines()) > 1 or not name.isprintable():
             raise ConfigError(
                 f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line"
             )
-    size = len(json.dumps(found, indent=1))  # as in a checkpoint and in an export
-    if size > _MOST_NAMES:
-        raise ConfigError(
-            f"{where}: the {len(names):,} names take {size >> 20} MB in a checkpoint, and at most {_MOST_NAMES >> 20} "
-            "MB are kept; give shorter names"
-        )
     return found
 
 
