@@ -14,4 +14,4 @@ ins.set_model_save_dir(sys.argv[2])
 ins.set_checkpoint_dir(f"{sys.argv[2]}/{settings.EPOCHS - 1}")
 results = ins.test()
 if parallel.rank() == 0:
-    Path(sys.argv[2], "test.json").write_text(json.dumps(results))
+    Path(sys.argv[2], "test.json").write_text(json.dumps(results), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from typing import BinaryIO, Union
 
@@ -46,6 +45,8 @@ _KNOWN = (
 )
 _CUT = ("truncated", "Truncated", "unexpected end", "not enough image data", "EOF", "end of file", "only got")
 
+_formats: dict[tuple[str, int], tuple[str, ...]] = {}  # by the version of Pillow and the number that it knew
+
 
 class _TooManyPixelsError(Exception):
     """The error for an image with more pixels than the settings allow."""
@@ -53,13 +54,13 @@ class _TooManyPixelsError(Exception):
 
 def formats() -> tuple[str, ...]:
     """Returns the formats that are read, by Pillow's names: all that it knows but those that could run a program."""
-    return _formats(len(Image.OPEN))  # Other packages may add formats at any time.
+    from PIL import Image  # here, because Spark sends this function to machines that may not have Pillow
 
-
-@functools.lru_cache(maxsize=8)
-def _formats(_: int) -> tuple[str, ...]:
-    Image.init()
-    return (*_FIRST, *sorted(set(Image.OPEN).difference(_FIRST, _NEVER)))
+    known = (Image.__version__, len(Image.OPEN))  # Other packages may add formats at any time.
+    if known not in _formats:
+        Image.init()
+        _formats[known] = (*_FIRST, *sorted(set(Image.OPEN).difference(_FIRST, _NEVER)))
+    return _formats[known]
 
 
 def open_image(data: Union[bytes, BinaryIO]) -> Image.Image:
@@ -71,6 +72,8 @@ def open_image(data: Union[bytes, BinaryIO]) -> Image.Image:
     Raises:
         Exception: It is not an image; Pillow's errors are of many types.
     """
+    from PIL import Image  # as in `formats`
+
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
         return Image.open(stream, formats=formats())

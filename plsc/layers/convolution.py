@@ -203,9 +203,7 @@ class _Output(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        # The context lives as long as the loss, and its tensors need not.
-        call, context.call = context.call, None
-        call.check(context.versions)
+        call = _taken(context)
         call = dataclasses.replace(call, output_gradient=_contiguous(gradient))
         return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
 
@@ -220,9 +218,9 @@ class _Gradients(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, *seconds: Tensor) -> list[Tensor]:
-        call, context.call = context.call, None
-        call.check(context.versions)
+        call = _taken(context)
         x, weight, gradient = call.x, call.weight, call.output_gradient
+        assert gradient is not None
         remaining = iter(seconds)
         of_x, of_weight = (_contiguous(next(remaining)) if wanted else None for wanted in context.wanted)
         pair = (x if of_x is None else of_x, weight if of_weight is None else of_weight)
@@ -236,6 +234,18 @@ class _Gradients(paddle.autograd.PyLayer):
             terms += [] if of_weight is None else [_output(x, of_weight, call.convolution)]
             result.append(paddle.add_n(terms))
         return result
+
+
+def _taken(context: Any) -> _Call:
+    """Returns the call of a context that PyLayer hands to `backward`.
+
+    The context lives as long as the loss. It lets go of the tensors, unless gradients of gradients may need them.
+    """
+    call: _Call = context.call
+    call.check(context.versions)
+    if not paddle.is_grad_enabled():
+        context.call = None
+    return call
 
 
 def _output(x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:

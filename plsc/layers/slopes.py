@@ -19,7 +19,8 @@ class PReLU(nn.PReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x where it is positive, and slope * x elsewhere, [B, C, ...] -> [B, C, ...]."""
-        return super().forward(x) if self._data_format != "NCHW" else prelu(x, self._weight)
+        # No super(): Paddle 2.6 cannot translate it where it exports a network.
+        return nn.PReLU.forward(self, x) if self._data_format != "NCHW" else prelu(x, self._weight)
 
 
 def prelu(x: Tensor, slopes: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def _is_for_us(x: Tensor, slopes: Tensor) -> bool:
         paddle.in_dynamic_mode()
         and x.place.is_cpu_place()
         and x.dtype == slopes.dtype == paddle.float32
-        and x.size > 0
+        and 0 not in x.shape
         and paddle._C_ops.prelu is _OPERATOR  # plsc.amp replaces it where prelu is to be rounded
     )
 
@@ -64,7 +65,9 @@ class _Slopes(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        (x, slopes), context.tensors = context.tensors, None  # The context lives as long as the loss.
+        x, slopes = context.tensors
+        if not paddle.is_grad_enabled():
+            context.tensors = None  # The context lives as long as the loss.
         images, channels = x.shape[:2]
         of_x, sums = gradient.clone().reshape_([images * channels, -1]), []
         for rows, (of_row, slope) in _pieces(x, of_x, _by_row(x, slopes)):

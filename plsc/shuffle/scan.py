@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
@@ -9,6 +10,8 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.base64_parts import ADVICE, SKIPPED_NAME, Fault, Lines, changed, find_lines, open_part
+from plsc.data.encoded_image import check_size, open_image
+from plsc.data.pixels import MOST_PIXELS
 from plsc.errors import DataError
 from plsc.machine.files import drop_from_cache, refuse_links, sync
 from plsc.machine.memory import peak_memory
@@ -237,11 +240,6 @@ def _cut(region: bytes) -> Iterator[bytes]:
 
 def is_image(encoded: bytes) -> bool:
     """Returns whether a base64 image can be decoded, and has no more pixels than a training allows by default."""
-    import base64
-
-    from plsc.data.encoded_image import check_size, open_image
-    from plsc.data.pixels import MOST_PIXELS
-
     try:
         with open_image(base64.b64decode(encoded)) as image:
             check_size(image, MOST_PIXELS)

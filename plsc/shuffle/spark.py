@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plsc.data import base64_parts
+from plsc.data import base64_parts, encoded_image
 from plsc.data.base64_index import LENGTH, begin_index, index_name
 from plsc.data.base64_parts import (
     ADVICE,
@@ -184,7 +184,8 @@ def _spark() -> Iterator[Any]:
     context = session.sparkContext
     if str(context.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         context.pythonExec = sys.executable
-    for module in (base64_parts, scan, spark_tasks, sys.modules[__name__]):  # so that executors do not need plsc
+    # Executors need no plsc.
+    for module in (base64_parts, encoded_image, scan, spark_tasks, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     try:
         yield context

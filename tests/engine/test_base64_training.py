@@ -1,6 +1,7 @@
 """Training on base64 data, on real processes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,5 @@ def test_a_damaged_line_ends_training_with_an_error_that_names_it(base64_glyphs,
     (data / "base64_rank_1").write_bytes(b"".join(lines))
     process = start("train_glyphs.py", 2, data, tmp_path / "output")
     assert process.returncode == 1
-    assert process.stderr.splitlines()[-1].startswith(
-        f"plsc: error: {data}/base64_rank_1:5: a character that is not base64"
-    )
+    line = f"plsc: error: (rank 1: )?{re.escape(str(data))}/base64_rank_1:5: a character that is not base64"
+    assert re.match(line, process.stderr.splitlines()[-1])

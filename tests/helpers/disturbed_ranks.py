@@ -46,7 +46,7 @@ BROKEN = ValueError("broken here")
 PLACES = {
     "settings": Place("plsc.config:Config.check_combination", 1, BROKEN),
     "callbacks": Place("plsc.engine.trainer:build_callbacks", 1, BROKEN),
-    "list of images": Place("plsc.engine.build:open_images", 1, DataError("label.txt:3: no label")),
+    "list of images": Place("plsc.data.sources:open_images", 1, DataError("label.txt:3: no label")),
     "test set": Place("plsc.engine.trainer:build_evaluator", 1, DataError("glyphs.bin: damaged")),
     "backbone": Place("plsc.engine.trainer:build_backbone", 1, MemoryError()),
     "warm start": Place("plsc.engine.trainer:warm_start", 1, CheckpointError("output/0: damaged")),
