@@ -10,8 +10,11 @@ STATUS_OF_MISTAKE = 78
 VARIABLE_OF_MISTAKE = "PLSC_STATUS_OF_MISTAKE"
 _LONGEST_SHOWN = 200
 _SUMMARY = "Error Message Summary:"  # after this line Paddle says what is wrong
-_PLACE = re.compile(r"\s*\(?(?:\bat )?(?:[\w.+-]*/)+[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp|java|rs):\d+\)?:?")
-_TEMPORARY = re.compile(r"\.([^/\s]+)\.\d+\.[0-9a-f]{16}\.part\b")  # of `machine.files.replacing`
+# These begin where a word begins: to try each letter of a long word would take the square of its length.
+_PLACE = re.compile(
+    r"(?:(?<!\s)\s+)?\(?(?:\bat )?(?<![\w.+/-])(?:[\w.+-]*/)+[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp|java|rs):\d+\)?:?"
+)
+_TEMPORARY = re.compile(r"(?<![\w.])\.([^/\s]+)\.\d+\.[0-9a-f]{16}\.part\b")  # of `machine.files.replacing`
 _FUNCTION = re.compile(r"^Error in [^\n]*? at (?=[\w./+-]*\.(?:cc|cpp|cxx|cu|h|hpp):\d)", re.MULTILINE)  # of faiss
 _MISTAKES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -54,3 +55,10 @@ def test_a_missing_key_and_an_error_of_the_system_are_words():
 def test_controls_and_bytes_that_are_not_text_are_escaped():
     assert one_line("a\n  b\0\x1b[2J\udcff\u202e\u6570") == "a b\\x00\\x1b[2J\\udcff\\u202e\u6570"
     assert len(one_line("x" * 10**6)) == 200
+
+
+@pytest.mark.parametrize("part", ["a", "a/", ".", " ", ".a"])
+def test_long_texts_take_little_time(part):
+    began = time.monotonic()
+    reason_of(ValueError(part * (200_000 // len(part))))
+    assert time.monotonic() - began < 5

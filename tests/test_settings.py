@@ -219,6 +219,7 @@ def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
         ("set_class_num", "some", "expected a number, or 'auto'"),
         ("set_class_names", ["a", " "], "the name of class 1 is ''"),
         ("set_class_names", ["a", 2], "expected a list of names"),
+        ("set_class_names", ["a" * (34 << 20)], "bytes in each checkpoint"),
         ("set_class_names", "nowhere.txt", "the file cannot be read"),
         ("set_emb_size", 10**12, "at most 65,536"),
         ("set_image_shape", (3, 10**9, 10**9), "at most 4,096"),
@@ -496,6 +497,8 @@ def test_options_win_over_the_file_and_over_the_script(tmp_path, monkeypatch):
         (["--set", "hdfs_info=[a, 'me,secret']"], "set_hdfs_info"),
         (["--set", "colour=3"], "the settings are dataset_dir, "),
         (["--set", "image_shape=[3"], "not YAML"),
+        (["--set", "lr=!!set {a}"], "no setting takes this value; leave out the tag"),
+        (["--set", 'lr=!!bool "x"'], "no setting takes this value; leave out the tag"),
         (["--config", "nowhere.yaml"], "cannot be read"),
     ],
 )

@@ -38,7 +38,7 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
     """Loads weights from `checkpoint_dir`, as `head_init` says, and logs what was loaded; does nothing without one."""
     if not config.checkpoint_dir:
         return
-    source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
+    source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
     checkpoint.load_backbone(source, backbone)
     done = ["backbone loaded"]
     if config.head_init == "checkpoint":
@@ -49,6 +49,14 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
     else:
         done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
+
+
+def _place_of(folder: Path, save_dir: str) -> Path:
+    """Returns where a checkpoint is now: the run that began with it may have moved it aside, and been restarted."""
+    if folder.exists() or not save_dir or os.path.realpath(folder.parent) != os.path.realpath(save_dir):
+        return folder
+    places = folder.parent.glob(f"{_EARLIER}*/{folder.name}")
+    return max(places, key=lambda place: os.path.getmtime(place.parent), default=folder)
 
 
 def open_save_dir(
@@ -89,47 +97,50 @@ def open_save_dir(
     found = find_candidates(save_dir)
     source = _resume_if_wanted(state, save_dir, found, restart_of)
     saved = [] if source is None else checkpoint.saved_by_run(save_dir, state.run, source.age)
-    if source is not None and config.class_names is None and "class_names" in source.meta:
-        config.class_names = tuple(source.meta["class_names"])
     state.began = _began(found, source, uploaded)
-    aside = None
-    if source is None:
-        aside = parallel.together(lambda: _set_aside(save_dir) if leads else None, "the earlier run, which it moves")
     state.launches = sorted(launches.union([] if source is None else source.meta.get("launches", [])))
     writer = checkpoint.Writer(save_dir, config.keep_checkpoints, config.background_save, saved, leads)
-    if aside is not None:
-        resources.callback(_bring_back, save_dir, aside, writer)
+    if source is None:
+        parallel.together(
+            lambda: _set_aside(save_dir, writer, resources) if leads else None, "the earlier run, which it moves"
+        )
     resources.callback(writer.close)
     return writer, source is not None
 
 
-def _set_aside(save_dir: Path) -> Optional[Path]:
+def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.ExitStack) -> None:
     """Moves what an earlier run left in a folder to `earlier_<n>` in that folder, so that no file of it is replaced.
 
-    Returns:
-        The new folder; None if there was no earlier run.
+    Args:
+        save_dir: The folder.
+        writer: The writer of the new run.
+        resources: Moves everything back if the new run has saved nothing when they are released.
 
     Raises:
         ConfigError: It cannot be moved.
     """
-    checkpoints = [folder for folder in checkpoint.list_checkpoints(save_dir) if (folder / "meta.json").is_file()]
+    checkpoints = _complete_checkpoints(save_dir)
     if not checkpoints:
-        return None
+        return
     others = [save_dir / name for name in _OTHERS_OF_A_RUN] + sorted(save_dir.glob(f"*{PAIRS_SUFFIX}"))
     target = next(place for n in itertools.count(1) if not (place := save_dir / f"{_EARLIER}{n}").exists())
     try:
         target.mkdir()
-        for path in [*checkpoints, *others]:
+        # If the process is killed here, checkpoints remain, by which the next run finds that there is more to move.
+        for path in [*others, *checkpoints]:
             if path.exists():
                 os.rename(path, target / path.name)
         sync(target)
         sync(save_dir)
     except OSError as problem:
+        with contextlib.suppress(OSError):
+            _move_all(target, save_dir)
         raise ConfigError(
             f"{save_dir}: holds an earlier run, which cannot be moved to {target.name} "
             f"({problem.strerror or problem}); choose another folder with set_model_save_dir, or resume the run with "
             "set_resume(True)"
         ) from None
+    resources.callback(_bring_back, save_dir, target, writer)
     logger.warning(
         "%s held an earlier run, with %d checkpoint%s; it is now in %s, and set_resume(True) would have resumed it",
         save_dir,
@@ -137,21 +148,33 @@ def _set_aside(save_dir: Path) -> Optional[Path]:
         "" if len(checkpoints) == 1 else "s",
         target,
     )
-    return target
+
+
+def _complete_checkpoints(save_dir: Path) -> list[Path]:
+    return [folder for folder in checkpoint.list_checkpoints(save_dir) if (folder / "meta.json").is_file()]
 
 
 def _bring_back(save_dir: Path, aside: Path, writer: checkpoint.Writer) -> None:
     """Undoes `_set_aside` if the new run has saved nothing, so that the earlier one can still be resumed."""
-    if writer.saved:
+    if writer.saved or _complete_checkpoints(save_dir):
         return
     try:
-        for path in sorted(aside.iterdir()):
-            os.replace(path, save_dir / path.name)
-        aside.rmdir()
+        _move_all(aside, save_dir)
     except OSError as problem:
         logger.warning("%s: cannot be moved back to %s (%s)", aside, save_dir, problem.strerror or problem)
     else:
         logger.warning("nothing was saved, so the earlier run is in %s again", save_dir)
+
+
+def _move_all(source: Path, target: Path) -> None:
+    """Moves what a folder holds, and removes it. A folder that the target has too receives the files of the other."""
+    for path in sorted(source.iterdir()):
+        place = target / path.name
+        if place.is_dir() and path.is_dir() and not path.is_symlink():
+            _move_all(path, place)
+        else:
+            os.replace(path, place)
+    source.rmdir()
 
 
 @dataclass(frozen=True, order=True)

@@ -187,8 +187,12 @@ class TrainingState:
         same_batches = (meta["batch_per_rank"], meta["ranks"]) == (self.config.batch_per_rank, ranks)
         if self.steps_per_epoch is None and same_batches:
             self.steps_per_epoch = meta.get("steps_per_epoch")  # counted before the run was stopped
+        kept: dict[str, Any] = {}
         if "pixel_rule" not in self.config.given:
-            self.config = dataclasses.replace(self.config, pixel_rule=meta.get("pixel_rule", PILLOW_RULE))
+            kept["pixel_rule"] = meta.get("pixel_rule", PILLOW_RULE)
+        if self.config.class_names is None and "class_names" in meta:
+            kept["class_names"] = tuple(meta["class_names"])
+        self.config = dataclasses.replace(self.config, **kept)
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)

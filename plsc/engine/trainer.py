@@ -129,8 +129,9 @@ class Trainer:
         )
         log_header(self.state, self.loader.num_images, process_bytes)
         self.writer, resumed = open_save_dir(self.state, store, resources)
-        if self.state.config.pixels != config.pixels:
-            self.config = config = self.state.config
+        pixels, self.config = config.pixels, self.state.config  # a resumed run keeps some settings of its checkpoint
+        config = self.config
+        if config.pixels != pixels:
             logger.info("images are read by pixel rule %d, with which the run began", config.pixel_rule)
             self.open_data()
         if self.writer is not None:

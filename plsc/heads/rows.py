@@ -28,7 +28,7 @@ class Rows:
     Attributes:
         count: N.
         chunks: The number of chunks.
-        kept: The products row . query [C, B] of chunks, by number, until the second walk has used them.
+        kept: The products row . query [C, B] of some chunks, by number, which every later walk of the step reads.
     """
 
     def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int, keeping: float = 0.0) -> None:

@@ -56,10 +56,10 @@ def fast_convolutions() -> Iterator[None]:
 
 def _install() -> None:
     with _installing:
-        if isinstance(paddle._C_ops.conv2d, _Operator):
-            return
-        paddle._C_ops.conv2d = _Operator(paddle._C_ops.conv2d)
-        paddle._C_ops.depthwise_conv2d = _Operator(paddle._C_ops.depthwise_conv2d, groups_first=True)
+        for name, groups_first in (("conv2d", False), ("depthwise_conv2d", True)):
+            original = getattr(paddle._C_ops, name)
+            if not isinstance(original, _Operator):
+                setattr(paddle._C_ops, name, _Operator(original, groups_first))
 
 
 class _Operator:
@@ -79,8 +79,10 @@ class _Operator:
         if not is_usual or not all(map(_is_eligible, arguments[:2])):
             return self._original(*arguments, **options)
         x, weight, strides, paddings, algorithm, *middle, data_format = arguments
-        groups, dilations = middle if self._groups_first else reversed(middle)
         needs_gradients = paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient)
+        if needs_gradients and not _HAS_GRADIENTS:
+            return self._original(*arguments)
+        groups, dilations = middle if self._groups_first else reversed(middle)
         convolution = _convolution(
             tuple(x.shape),
             tuple(weight.shape),
@@ -91,7 +93,7 @@ class _Operator:
             channels_last=data_format == "NHWC",
             threads=onednn.library().threads(),  # type: ignore[union-attr]
         )
-        if convolution is None or (needs_gradients and not _HAS_GRADIENTS):
+        if convolution is None:
             return self._original(*arguments)
         return _output(_contiguous(x), _contiguous(weight), convolution)
 

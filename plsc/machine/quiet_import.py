@@ -31,7 +31,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Optional[Sequence[str]] = None, target: Optional[types.ModuleType] = None
     ) -> Optional[importlib.machinery.ModuleSpec]:
-        if fullname != _CHECKS_THREADS:
+        if fullname != _CHECKS_THREADS or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -55,6 +55,8 @@ class _Loader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: types.ModuleType) -> None:
+        if module.__spec__ is not None:  # Tools that look for the source of the module ask the loader of its file.
+            module.__spec__.loader = module.__loader__ = self._loader
         threads = os.environ.get(_THREADS, "")
         if threads.isdecimal() and int(threads) > 1:
             os.environ[_THREADS] = f"{threads},1"

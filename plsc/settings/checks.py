@@ -6,6 +6,7 @@ it is imported only where a check needs it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from plsc.config import (
 )
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
+from plsc.machine.json_files import LARGEST
 
 if TYPE_CHECKING:
     from plsc.heads import Margin
@@ -82,6 +84,11 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
             raise ConfigError(
                 f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line"
             )
+    size = len(json.dumps(found))
+    if size > LARGEST // 2:
+        raise ConfigError(
+            f"{where}: the names take {size:,} bytes in each checkpoint; shorten them to {LARGEST // 2:,} in all"
+        )
     return found
 
 

@@ -147,9 +147,13 @@ def _parse(text: str, where: str, type_nodes: Callable[[yaml.Node], None]) -> An
                 return None
             _bound(node, [_MOST_VALUES])
             type_nodes(node)
-            return loader.construct_document(node)
+            value = loader.construct_document(node)
+            json.dumps(value)  # refuses sets and bytes, which could not travel to the ranks
+            return value
         finally:
             loader.dispose()
+    except (TypeError, LookupError, AttributeError):  # for what JSON cannot hold, and `!!bool "x"`
+        raise ConfigError(f"{one_line(where)}: no setting takes this value; leave out the tag, as in !!set") from None
     # YAML's own reader raises ValueError for an integer of thousands of digits.
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise ConfigError(f"{one_line(where)}: not YAML: {one_line(' '.join(str(problem).split()))}") from None

@@ -203,7 +203,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
 def _remove_old_downloads(target: Path) -> None:
     """Removes what killed processes left of downloads to this place, once nothing writes there any more."""
     names = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{12}}\.get")
-    with contextlib.suppress(OSError):  # the download itself reports what is wrong with the folder
+    with contextlib.suppress(OSError, StorageError):  # the download itself reports what is wrong with the folder
         for left in map(target.with_name, filter(names.fullmatch, os.listdir(target.parent))):
             if is_old(left):
                 LOCAL.delete(str(left))
@@ -213,10 +213,11 @@ def _remove_old_uploads(storage: Retrying, target: str) -> None:
     """Removes week-old uploads to this place whose processes were killed. A store dates only the top of a folder."""
     folder, name = posixpath.split(target)
     names = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.put")
-    found = storage.status(folder or ".")
-    for left, status in (storage.list(folder or ".") if found is not None and found.is_folder else {}).items():
-        if names.fullmatch(left) and time.time() - status.modified > 7 * OLD_SECONDS:
-            storage.delete(posixpath.join(folder, left))
+    with contextlib.suppress(StorageError):  # one may write to a folder that one may not list
+        found = storage.status(folder or ".")
+        for left, status in (storage.list(folder or ".") if found is not None and found.is_folder else {}).items():
+            if names.fullmatch(left) and time.time() - status.modified > 7 * OLD_SECONDS:
+                storage.delete(posixpath.join(folder, left))
 
 
 def _inside(storage: Retrying, target: str, name: str) -> str:

@@ -1,7 +1,10 @@
+import contextlib
+import errno
 import json
 import os
 import platform
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -11,6 +14,7 @@ from ranks import start
 from safetensors.numpy import load_file
 
 from plsc import Entry
+from plsc.engine import resume
 from plsc.errors import ConfigError
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
@@ -264,6 +268,65 @@ def test_a_new_run_moves_an_earlier_one_aside_and_brings_it_back_if_it_saves_not
     small(tmp_path).train()
     small(tmp_path, resume=True).train()
     assert (tmp_path / "earlier_2").is_dir() and not (tmp_path / "earlier_3").exists()
+
+
+def earlier_run(folder):
+    """Makes files like those of an earlier run; returns the paths and contents of all files in the folder."""
+    for name in ("0/meta.json", "1/meta.json", "scalars/events.1", "metrics.jsonl", "a_pairs.npz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return contents_of(folder)
+
+
+def contents_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_that_a_failed_run_has_begun_do_not_keep_the_earlier_ones_from_coming_back(tmp_path):
+    first = earlier_run(tmp_path)
+    with contextlib.ExitStack() as resources:
+        resume._set_aside(tmp_path, SimpleNamespace(saved=[]), resources)
+        (tmp_path / "scalars").mkdir()
+        (tmp_path / "scalars" / "events.2").write_text("new")
+        (tmp_path / "metrics.jsonl").write_text("new")
+    assert contents_of(tmp_path) == {**first, "scalars/events.2": "new"}
+
+
+def test_checkpoints_of_which_the_writer_does_not_know_stay_apart_from_the_earlier_ones(tmp_path):
+    first = earlier_run(tmp_path)
+    with contextlib.ExitStack() as resources:
+        resume._set_aside(tmp_path, SimpleNamespace(saved=[]), resources)
+        (tmp_path / "step_5").mkdir()
+        (tmp_path / "step_5" / "meta.json").write_text("new")  # published as another rank failed
+    assert contents_of(tmp_path / "earlier_1") == first
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_a_move_that_fails_leaves_the_earlier_run_where_it_was(tmp_path, monkeypatch, moved):
+    first, rename, names = earlier_run(tmp_path), os.rename, []
+
+    def fail(source, target):
+        names.append(source.name)
+        if len(names) > moved:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with contextlib.ExitStack() as resources, pytest.raises(ConfigError, match="cannot be moved to earlier_1"):
+        resume._set_aside(tmp_path, SimpleNamespace(saved=[]), resources)
+    assert contents_of(tmp_path) == first and not (tmp_path / "earlier_1").exists()
+    assert not any(name.isdigit() for name in names[:3])  # checkpoints move last
+
+
+def test_a_run_that_began_with_a_checkpoint_it_has_moved_aside_can_be_resumed(tmp_path):
+    ins = small(tmp_path)
+    ins.set_train_epochs(2)
+    ins.train()
+    small(tmp_path, checkpoint_dir=str(tmp_path / "1")).train()
+    assert not (tmp_path / "1").exists()
+    ins = small(tmp_path, checkpoint_dir=str(tmp_path / "1"), resume=True)
+    ins.set_train_epochs(2)
+    assert ins.train()["steps"] == 4
 
 
 def test_a_resumed_run_keeps_the_names_of_its_classes(tmp_path):
