@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.machine.names import readable, to_text
-
-if TYPE_CHECKING:
-    from plsc.inference.classes import Answer
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -39,8 +34,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    from plsc.evaluation.trained import classify
+
     images = trained.image_paths(options.images)
-    answers = _exported(options, images) if options.model else _trained(options, images)
+    answers = classify(trained.prepared_config(options), trained.collection_of(images), options.top)
     if options.json:
         found = [
             {"image": to_text(str(image)), "classes": [answer._asdict() for answer in one]}
@@ -53,15 +50,3 @@ def run(options: argparse.Namespace) -> int:
         for answer in one:
             print(f"  {answer.cosine:.4f}  {answer.number}{'  ' * bool(answer.name)}{readable(answer.name)}")
     return 0
-
-
-def _exported(options: argparse.Namespace, images: Sequence[Path]) -> list[list[Answer]]:
-    from plsc.inference.predictor import Predictor
-
-    return Predictor(options.model).classify(images, options.top)
-
-
-def _trained(options: argparse.Namespace, images: Sequence[Path]) -> list[list[Answer]]:
-    from plsc.evaluation.trained import classify
-
-    return classify(trained.prepared_config(options), trained.collection_of(images), options.top)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from plsc.errors import ConfigError, one_line
+from plsc.machine.fluid_finder import OLD, FluidFinder
 
 if TYPE_CHECKING:
     import paddle
@@ -59,11 +58,14 @@ def _run(path: Path, text: str) -> ModuleType:
     """Runs a script up to the first action of an `Entry`, and returns it as a module."""
     from plsc.entry import ends_at_actions
 
-    _provide_fluid()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if importlib.util.find_spec(OLD) is None:  # as `plsc run` does it for the training
+        sys.meta_path.append(FluidFinder())
+    # A script that is called types.py must not replace the module of that name.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem} of {_OPTION}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # paddle.jit looks for the source of the model there
+    sys.modules[name] = module  # paddle.jit looks for the source of the model there
     sys.path.insert(0, str(path.resolve().parent))
     try:
         with ends_at_actions():
@@ -74,16 +76,6 @@ def _run(path: Path, text: str) -> ModuleType:
             "without arguments"
         ) from problem
     return module
-
-
-def _provide_fluid() -> None:
-    """Makes `import paddle.fluid` mean plsc.fluid, as `plsc run` does, where Paddle has no such module itself."""
-    if importlib.util.find_spec("paddle.fluid") is not None:
-        return
-    fluid = importlib.import_module("plsc.fluid")
-    sys.modules["paddle.fluid"] = fluid
-    for found in pkgutil.iter_modules(fluid.__path__):
-        sys.modules[f"paddle.fluid.{found.name}"] = importlib.import_module(f"plsc.fluid.{found.name}")
 
 
 def _models_in(module: ModuleType) -> str:

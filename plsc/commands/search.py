@@ -15,9 +15,8 @@ from plsc.machine.names import from_text, readable, to_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from plsc.data.pixels import PixelRule
     from plsc.search.index import Hit, SearchIndex
-
-_BATCH = 64
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -58,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
         check_page(options.page)
     images = trained.image_paths(options.images)
     index = SearchIndex(options.index)
-    embeddings = _exported(options, index, images) if options.model else _trained(options, index, images)
+    embeddings, rule = _embeddings(options, index, images)
     hits = index.search(embeddings, options.top, options.probes)
     if options.page is not None:
-        write_page(options.page, from_text(index.meta["source"] or ""), images, hits)
+        write_page(options.page, from_text(index.meta["source"] or ""), images, hits, rule)
     if options.json:
         print_json([{"image": to_text(str(image)), "hits": list(map(_plain, one))} for image, one in zip(images, hits)])
         return 0
@@ -77,27 +76,26 @@ def _plain(hit: Hit) -> dict[str, Any]:
     return {"name": to_text(hit.name), "identity": to_text(hit.identity), "cosine": hit.cosine}
 
 
-def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    from plsc.inference.predictor import Predictor
+def _embeddings(
+    options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]
+) -> tuple[np.ndarray, PixelRule]:
+    """Embeds the images, after checking that they can be compared with those of the index.
 
-    predictor = Predictor(options.model, _BATCH, flip=bool(index.meta["flip"]))
-    _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
-    _check_network(options, index, predictor.network, predictor.digest)
-    return predictor.embed(images)
-
-
-def _trained(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
+    Returns:
+        The embeddings [N, D], and what the pixels of the images meant.
+    """
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network
 
     network, config = open_network("search", trained.prepared_config(options))
     _check_sizes(options, index, network.emb_dim, network.image_shape)
-    _check_network(options, index, network.model)
-    return Embedder(network, config, flip=bool(index.meta["flip"])).embed(trained.collection_of(images))
+    _check_network(options, index, network.model, network.export)
+    embedder = Embedder(network, config, flip=bool(index.meta["flip"]))
+    return embedder.embed(trained.collection_of(images)), config.pixels
 
 
 def _check_network(
-    options: argparse.Namespace, index: SearchIndex, network: Optional[str], export: Optional[str] = None
+    options: argparse.Namespace, index: SearchIndex, network: Optional[str], export: Optional[str]
 ) -> None:
     """Refuses another network than that of the index, as far as both record which network that is.
 
@@ -105,7 +103,7 @@ def _check_network(
         options: The command line.
         index: The index.
         network: The sha256 of the trained network.
-        export: The sha256 of the export, if it is one.
+        export: The sha256 of the export; None for a checkpoint.
     """
     same = [
         found == made

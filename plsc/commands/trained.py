@@ -96,7 +96,9 @@ def prepared_config(options: argparse.Namespace) -> Config:
     from plsc.evaluation.trained import prepare
 
     config = settings.make_config(settings_of(options))
-    config.model = custom_model(options)
+    model = custom_model(options)
+    if model is not None:
+        settings.change(config, "model", model)
     return prepare(config)
 
 

@@ -66,12 +66,13 @@ class Collection(Protocol):
             DataError: The image cannot be read or decoded.
         """
 
-    def check(self, i: int, open_it: bool) -> None:
+    def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
         """Checks an image as far as that is cheap.
 
         Args:
             i: The image.
             open_it: Whether to read the beginning of the image, and not just to see that there is one.
+            rule: What the pixels of a file mean, and how many there may be.
 
         Raises:
             DataError: The image cannot be read.
@@ -122,7 +123,7 @@ class ImageFiles:
         """Reads and decodes an image; see `Collection.pixels`."""
         return decode_file(self._root / self._files[i].name, image_shape, self.where(i), rule)
 
-    def check(self, i: int, open_it: bool) -> None:
+    def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
         """Checks the size of a file, and with `open_it` the header of the image; see `Collection.check`."""
         path = self._root / self._files[i].name
         try:
@@ -130,7 +131,7 @@ class ImageFiles:
                 raise DataError(f"{self.where(i)}: the file is empty; restore it, or leave it out")
             if open_it:
                 with open(path, "rb") as stream:
-                    check_header(stream, self.where(i))
+                    check_header(stream, self.where(i), rule.most_pixels)
         except OSError as problem:
             raise self._unreadable(i, problem) from None
 
@@ -192,10 +193,10 @@ class Base64Parts:
         """Reads and decodes an image; see `Collection.pixels`."""
         return decode(self._image(i), image_shape, self.where(i), rule)
 
-    def check(self, i: int, open_it: bool) -> None:
+    def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
         """Checks the line and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""
         if open_it:
-            check_header(io.BytesIO(self._image(i)), self.where(i))
+            check_header(io.BytesIO(self._image(i)), self.where(i), rule.most_pixels)
 
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of the names, sizes and times of modification of the parts."""
@@ -266,7 +267,7 @@ class ArrayImages:
         """Returns the image unchanged; `image_shape` must be its shape."""
         return self._images[self._firsts[i]]
 
-    def check(self, i: int, open_it: bool) -> None:
+    def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
         """Does nothing, because the image is decoded already."""
 
     def fingerprint(self, missing: bool = False) -> str:

@@ -175,8 +175,8 @@ def _explained(where: str, error: Exception, begin: bytes, size: int) -> DataErr
     if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
         kind, length = "WebP", int.from_bytes(begin[4:8], "little") + 8
         error = EOFError(f"it should have {length:,} bytes") if length > size else error
-    if begin[4:8] == b"ftyp":
-        kind = "AVIF" if begin[8:11] == b"avi" else "HEIC"
+    if begin[4:8] == b"ftyp":  # videos begin so too
+        kind = "AVIF" if begin[8:11] == b"avi" else "HEIC" if begin[8:11] in (b"hei", b"hev", b"mif", b"msf") else ""
     why, advice = _reason(error, kind, begin, size)
     return DataError(f"{where}: cannot decode the image ({size:,} bytes{', ' + kind if kind else ''}): {why}; {advice}")
 

@@ -208,10 +208,10 @@ def _image_suffixes() -> frozenset[bytes]:
     return frozenset(suffix.encode() for suffix, format in every if format in _COMMON and format in Image.OPEN)
 
 
-@functools.cache
-def _formats_by_content() -> list[str]:
-    """Returns the formats that Pillow recognises by the first bytes of a file."""
-    return [name for name in formats() if Image.OPEN[name][1] is not None]
+@functools.lru_cache(maxsize=8)
+def _by_content(names: tuple[str, ...]) -> list[str]:
+    """Returns those formats that Pillow recognises by the first bytes of a file."""
+    return [name for name in names if Image.OPEN[name][1] is not None]
 
 
 def _is_image(path: bytes, suffix: bytes) -> bool:
@@ -224,7 +224,7 @@ def _is_image(path: bytes, suffix: bytes) -> bool:
         return False
     with open(path, "rb") as stream:
         try:
-            Image.open(stream, formats=_formats_by_content()).close()
+            Image.open(stream, formats=_by_content(formats())).close()
         except (Image.UnidentifiedImageError, SyntaxError, ValueError, EOFError, TypeError, OverflowError):
             return False
         except Image.DecompressionBombError:  # It is an image, and decoding it will say what is wrong.

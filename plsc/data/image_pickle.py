@@ -146,6 +146,7 @@ class _Unpickler(_PURE):
         self.dispatch[pickle.MARK[0]] = _Unpickler._mark
         self.dispatch[pickle.REDUCE[0]] = _Unpickler._reduce
         self.dispatch[pickle.BUILD[0]] = _Unpickler._build
+        self.dispatch[pickle.BYTEARRAY8[0]] = _Unpickler._bytearray8
         self._left = _MOST_COPIES * size + _LEAST_BYTES
 
     def find_class(self, module: str, name: str) -> Any:
@@ -159,6 +160,11 @@ class _Unpickler(_PURE):
         if len(self.metastack) > _DEEPEST:
             raise pickle.UnpicklingError("it is nested too deeply")
         self.load_mark()
+
+    def _bytearray8(self) -> None:
+        """Reads the bytes before it makes room for them, as Python's own method does not."""
+        size = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(size)))
 
     def _reduce(self) -> None:
         self.load_reduce()

@@ -117,7 +117,7 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, bytes]]) ->
     places: list[int] = []
     pairs, issame = [], []
     for position, (number, line) in enumerate(lines):
-        words = os.fsdecode(line).split()
+        words = columns_of(line, -1)
         same = position % (2 * each) < each
         numbers = words[1:] if same else words[1::2]
         if len(words) != (3 if same else 4) or not all(map(_is_count, numbers)):

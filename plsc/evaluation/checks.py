@@ -9,6 +9,7 @@ import numpy as np
 from plsc import parallel
 from plsc.data.collection import Collection
 from plsc.data.pair_sets import PairSet
+from plsc.data.pixels import PixelRule
 from plsc.data.readers import ReaderLoader
 from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
 from plsc.errors import DataError
@@ -38,14 +39,18 @@ def check_identities(one: EvaluationSet) -> None:
         )
 
 
-def check_images(one: EvaluationSet) -> None:
+def check_images(one: EvaluationSet, rule: PixelRule) -> None:
     """Checks that the images of a set are there, and that many of them are images. The ranks share the work.
+
+    Args:
+        one: The set.
+        rule: What the pixels of its files mean, and how many there may be.
 
     Raises:
         DataError: One of them cannot be read; on every rank.
     """
     for images in (one.gallery, one.probes) if isinstance(one, GallerySet) else (one.images,):
-        parallel.together(lambda images=images: _check_own(images), f"a look at {one.name}")  # type: ignore[misc]
+        parallel.together(lambda images=images: _check_own(images, rule), f"a look at {one.name}")  # type: ignore[misc]
 
 
 def check_reader(loader: ReaderLoader) -> None:
@@ -63,11 +68,11 @@ def check_reader(loader: ReaderLoader) -> None:
         _check_labels("test_reader", every[0] if same else np.concatenate(every))
 
 
-def _check_own(images: Collection) -> None:
+def _check_own(images: Collection, rule: PixelRule) -> None:
     own = range(parallel.rank(), images.num_images, parallel.world_size())
     period = -(-len(own) // _OPENED)
     for number, i in enumerate(own):
-        images.check(i, open_it=number % period == 0)
+        images.check(i, number % period == 0, rule)
 
 
 def _labels_of(loader: ReaderLoader) -> np.ndarray:

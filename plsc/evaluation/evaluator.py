@@ -70,7 +70,7 @@ class Evaluator:
             DataError: They cannot; on every rank.
         """
         for one in self._sets:
-            check_images(one)
+            check_images(one, self._config.pixels)
         # A reader that training reads as well is checked there.
         if self._reader is not None and self._config.test_reader is not self._config.train_reader:
             check_reader(self._reader)

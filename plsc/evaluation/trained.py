@@ -20,9 +20,10 @@ from plsc.errors import ConfigError
 from plsc.evaluation.build import build_evaluator, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
 from plsc.evaluation.log import log_test
-from plsc.inference.classes import Answer, CheckpointCentres
+from plsc.inference.classes import Answer, CheckpointCentres, ClassCentres, check_names
 from plsc.inference.classes import classify as find_classes
 from plsc.inference.export import export
+from plsc.inference.export_folder import open_centres
 from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
 from plsc.models import build_backbone
@@ -163,7 +164,15 @@ def convert(
         raise ConfigError(f"convert_for_prediction: calibration={type(calibration).__name__}: expected a path")
     check_bool("convert_for_prediction: force", force)
     found, config = _find_backbone("convert_for_prediction", config, backbone)
-    centres = None if classes_from is None else CheckpointCentres(Path(classes_from))
+    # The checkpoint of the settings is not that of a network that has been trained since.
+    source = classes_from or ("" if backbone is not None else config.checkpoint_dir)
+
+    def open_classes() -> tuple[Sequence[str], Optional[ClassCentres]]:
+        if parallel.rank() > 0:  # Rank 0 exports, and the others may not see the checkpoint.
+            return (), None
+        return _class_names(config, source), CheckpointCentres(Path(classes_from)) if classes_from else None
+
+    names, centres = parallel.together(open_classes, "the classes of the network")
     folder = export(
         found,
         Path(config.model_save_dir),
@@ -172,7 +181,7 @@ def convert(
         precision,
         None if calibration is None else Path(calibration),
         force=force,
-        class_names=_class_names(config, centres, is_trained=backbone is not None),
+        class_names=names,
         centres=centres,
         rule=config.pixels,
         mirror=config.augmentation.mirror,
@@ -182,29 +191,40 @@ def convert(
 
 
 def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]:
-    """Returns the classes that images most probably show, with the network and the head of the checkpoint.
+    """Returns the classes that images most probably show, with the class centres of an export or of a checkpoint.
 
     Args:
-        config: Prepared settings, which name the checkpoint.
+        config: Prepared settings, which name the export or the checkpoint.
         images: The images.
         top: Number of answers for each image.
+
+    Raises:
+        ConfigError: The export holds no class centres, or there are more or fewer names than classes.
+        DataError: One of the images cannot be read.
     """
     network, config = open_network("classify", config)
-    embeddings = Embedder(network, config, flip=False).embed(images)
-    centres = CheckpointCentres(Path(config.checkpoint_dir))
-    centres.names = config.class_names or centres.names
-    return find_classes(embeddings, centres, top)
+    centres: ClassCentres
+    if isinstance(network, ExportedNetwork):
+        centres = open_centres(Path(config.export_dir), network.record)
+    else:
+        centres = CheckpointCentres(Path(config.checkpoint_dir))
+    centres.names = centres.names if config.class_names is None else config.class_names
+    check_names(centres.names, centres.count)
+    return find_classes(Embedder(network, config, flip=False).embed(images), centres, top)
 
 
-def _class_names(config: Config, centres: Optional[CheckpointCentres], is_trained: bool) -> Sequence[str]:
-    """Returns the names of the classes, as the settings or else the checkpoint know them."""
-    if config.class_names is not None:
-        return config.class_names
-    if centres is not None:
-        return centres.names
-    if is_trained:  # The checkpoint from which training began may be of other classes.
-        return ()
-    return checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True).meta.get("class_names", ())
+def _class_names(config: Config, source: str) -> Sequence[str]:
+    """Returns the names of the classes: those of the settings, or else those that the checkpoint `source` records.
+
+    Raises:
+        ConfigError: There are more or fewer than the checkpoint has classes.
+    """
+    if not source:
+        return config.class_names or ()
+    meta = checkpoint.open_checkpoint(Path(source), partial=True).meta
+    names = meta.get("class_names", ()) if config.class_names is None else config.class_names
+    check_names(names, meta["num_classes"])
+    return names
 
 
 def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Layer]) -> tuple[paddle.nn.Layer, Config]:

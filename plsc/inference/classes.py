@@ -5,6 +5,7 @@ Shapes: N images, D embedding, C classes, n classes of a part, K answers for eac
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import sha256_of, sync
+from plsc.machine.files import sha256_of
 from plsc.machine.json_files import as_integer, as_object
 from plsc.metrics.vectors import unit_rows
 
@@ -119,6 +120,22 @@ class ExportedCentres(ClassCentres):
             yield self._centres[first:end], None if self._bias is None else self._bias[first:end]
 
 
+def check_names(names: Sequence[str], count: int) -> None:
+    """Checks that there is a name for each class, or none at all.
+
+    Args:
+        names: The names.
+        count: Number of classes.
+
+    Raises:
+        ConfigError: There are more or fewer names than classes.
+    """
+    if len(names) not in (0, count):
+        raise ConfigError(
+            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
+        )
+
+
 def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes class centres as files of an export, part by part.
 
@@ -134,23 +151,22 @@ def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[li
         ConfigError: The files cannot be written.
         DataError: The centres have another size than the embeddings.
     """
-    files = {CENTRES: np.lib.format.open_memmap(folder / CENTRES, "w+", np.float32, (centres.count, emb_dim))}
-    first = 0
-    for rows, bias in centres.parts():
-        if rows.shape[1] != emb_dim:
-            raise DataError(f"the class centres have {rows.shape[1]} numbers, and the embeddings {emb_dim}")
-        if bias is not None and BIAS not in files:
-            files[BIAS] = np.lib.format.open_memmap(folder / BIAS, "w+", np.float32, (centres.count,))
-        files[CENTRES][first : first + len(rows)] = rows
-        if bias is not None:
-            files[BIAS][first : first + len(rows)] = bias
-        first += len(rows)
+    shapes, files = {CENTRES: (centres.count, emb_dim), BIAS: (centres.count,)}, {}
+    with contextlib.ExitStack() as opened:
+        for rows, bias in centres.parts():
+            if rows.shape[1] != emb_dim:
+                raise DataError(f"the class centres have {rows.shape[1]} numbers, and the embeddings {emb_dim}")
+            for name, values in ((CENTRES, rows), (BIAS, bias)):
+                if values is None:
+                    continue
+                if name not in files:
+                    files[name] = opened.enter_context(open(folder / name, "wb"))
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shapes[name]}
+                    np.lib.format.write_array_header_1_0(files[name], header)
+                # Not through mapped memory, where a full disk would end the process.
+                files[name].write(np.ascontiguousarray(values, "<f4").data)
     paths = [folder / name for name in files]
-    for path, array in zip(paths, files.values()):
-        array.flush()
-        sync(path)
-    digests = {path.name: sha256_of(path) for path in paths}
-    return paths, {"count": centres.count, "files": digests}
+    return paths, {"count": centres.count, "files": {path.name: sha256_of(path) for path in paths}}
 
 
 @dataclass

@@ -82,6 +82,7 @@ class ExportedNetwork:
         folder: Folder of the export.
 
     Attributes:
+        record: What the folder holds.
         images: What the export records about the images; see `Config.with_images_of`.
 
     Raises:
@@ -89,14 +90,13 @@ class ExportedNetwork:
     """
 
     def __init__(self, folder: Path) -> None:
-        export = open_export(folder)
-        self.model = export.network
-        self.image_shape, self.emb_dim, self._run = export.image_shape, export.emb_dim, export.run
-        self.images, self.export = export.images, export.digest
+        self.record = open_export(folder)
+        self.model, self.export, self.images = self.record.network, self.record.digest, self.record.images
+        self.image_shape, self.emb_dim = self.record.image_shape, self.record.emb_dim
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
-        return self._run(images)
+        return self.record.run(images)
 
 
 def digest_of(backbone: paddle.nn.Layer) -> str:

@@ -17,7 +17,7 @@ from plsc.data.pixels import MOST_PIXELS
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
-from plsc.inference.classes import Answer, ClassCentres, classify
+from plsc.inference.classes import Answer, ClassCentres, check_names, classify
 from plsc.inference.export_folder import open_centres, open_export
 from plsc.machine.uncaught import shorten_errors
 from plsc.metrics.vectors import unit_rows
@@ -110,12 +110,14 @@ class Predictor:
             For each image its answers (`number`, `name`, `cosine`), the best first.
 
         Raises:
-            ConfigError: The export holds no class centres.
+            ConfigError: The export holds no class centres, or names for more or fewer classes.
             DataError: One of them is not an image.
         """
         check_int("classify: top", top, 1)
         if self._centres is None:
-            self._centres = open_centres(self._folder, self._export)
+            centres = open_centres(self._folder, self._export)
+            check_names(centres.names, centres.count)
+            self._centres = centres
         return classify(self.embed(images), self._centres, top)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:

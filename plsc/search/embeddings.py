@@ -182,7 +182,8 @@ class EmbeddingsWriter:
         if begun is not None and made_of == {**self._meta, "skip_damaged": False}:
             made_of = self._meta  # No image was damaged so far, so the option has made no difference.
         if made_of.get("format") == _FORMAT and made_of != self._meta:
-            different = ", ".join(key for key in self._meta if made_of.get(key) != self._meta[key])
+            every = {**self._meta, **made_of}  # versions of plsc differ in what they record
+            different = ", ".join(key for key in every if made_of.get(key) != self._meta.get(key))
             raise ConfigError(
                 f"{self._folder}: holds other embeddings (different: {different}); name another folder, or move them "
                 "away"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from plsc.data.encoded_image import check_size, open_image
-from plsc.data.pixels import MOST_PIXELS, interpret
+from plsc.data.pixels import NEWEST, PixelRule, interpret
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
 from plsc.report.document import check_replaceable, document, image_url
@@ -39,7 +39,13 @@ _STYLE = """
 """
 
 
-def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hits: Sequence[Sequence[Hit]]) -> None:
+def write_page(
+    output: Path,
+    source: Optional[str],
+    queries: Sequence[Path],
+    hits: Sequence[Sequence[Hit]],
+    rule: PixelRule = NEWEST,
+) -> None:
     """Writes the page.
 
     Args:
@@ -47,6 +53,7 @@ def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hit
         source: Folder that the names of the hits are relative to.
         queries: The images searched for.
         hits: What was found for each of them, nearest first.
+        rule: What the pixels of image files mean.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -55,8 +62,8 @@ def write_page(output: Path, source: Optional[str], queries: Sequence[Path], hit
     parts = [
         tag(
             "div",
-            _figure(query, query.name, class_="query"),
-            tag("ol", [tag("li", _hit(source, hit)) for hit in found]),
+            _figure(query, query.name, rule, class_="query"),
+            tag("ol", [tag("li", _hit(source, hit, rule)) for hit in found]),
             class_="found",
         )
         for query, found in zip(queries, hits)
@@ -81,24 +88,26 @@ def check_page(output: Path) -> None:
     check_replaceable(output, _GENERATOR, "page of a search", "--page")
 
 
-def _hit(source: Optional[str], hit: Hit) -> Markup:
+def _hit(source: Optional[str], hit: Hit, rule: PixelRule) -> Markup:
     name = hit.identity or Path(hit.name).name
-    return _figure(Path(source or "") / hit.name, name, tag("b", f"{hit.cosine:.3f}"), title=hit.name)
+    return _figure(Path(source or "") / hit.name, name, rule, tag("b", f"{hit.cosine:.3f}"), title=hit.name)
 
 
-def _figure(path: Path, name: str, *more: Markup, title: Optional[str] = None, class_: Optional[str] = None) -> Markup:
-    data = _thumbnail(path)
+def _figure(
+    path: Path, name: str, rule: PixelRule, *more: Markup, title: Optional[str] = None, class_: Optional[str] = None
+) -> Markup:
+    data = _thumbnail(path, rule)
     shown = tag("img", src=data, alt=name) if data else tag("div", "image missing or unreadable", class_="gone")
     return tag("figure", shown, tag("figcaption", more, name), title=title or str(path), class_=class_)
 
 
-def _thumbnail(path: Path) -> Optional[str]:
+def _thumbnail(path: Path, rule: PixelRule = NEWEST) -> Optional[str]:
     """Returns a thumbnail as a data URL; None if the image is missing or damaged."""
     try:
         with open_image(path.read_bytes()) as image:
-            check_size(image, MOST_PIXELS)
+            check_size(image, rule.most_pixels)
             image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # Large JPEGs are decoded at a fraction of their size.
-            small = interpret(image, "RGB")
+            small = interpret(image, "RGB", rule)
             small.thumbnail((_SIDE, _SIDE))
             return image_url(small)
     except Exception:  # For damaged files Pillow's decoders raise many unrelated types.

@@ -53,16 +53,17 @@ def write_parquet(folder: Path) -> Path:
         metadata={_META: json_text(made.meta)},
     )
     try:
-        with lock_folder(folder, "choose another folder"), replacing(place) as written:
+        with lock_folder(folder, "choose another folder"):
             remove_leftovers(place)
-            with utf8_path(written) as path, parquet.ParquetWriter(path, schema) as writer:
-                for first in range(0, len(made.names), _ROWS):
-                    part = slice(first, first + _ROWS)
-                    values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
-                    rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
-                    texts = [list(map(readable, column[part])) for column in (made.names, made.identities)]
-                    writer.write_table(pyarrow.table([*texts, rows], schema=schema))
-            sync(written)
+            with replacing(place) as written:
+                with utf8_path(written) as path, parquet.ParquetWriter(path, schema) as writer:
+                    for first in range(0, len(made.names), _ROWS):
+                        part = slice(first, first + _ROWS)
+                        values = pyarrow.array(np.asarray(made.vectors[part]).reshape(-1))
+                        rows = pyarrow.FixedSizeListArray.from_arrays(values, made.vectors.shape[1])
+                        texts = [list(map(readable, column[part])) for column in (made.names, made.identities)]
+                        writer.write_table(pyarrow.table([*texts, rows], schema=schema))
+                sync(written)
         sync(folder)
     except OSError as problem:
         raise ConfigError(

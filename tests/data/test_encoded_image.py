@@ -50,6 +50,7 @@ BROKEN = {
         "a Windows metafile, which a program would have to run; convert it to PNG",
     ),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(30), "Pillow cannot decode HEIC; convert it to JPEG"),
+    "MP4": (b"\0\0\0\x18ftypisom" + bytes(30), "not an image in a format that Pillow reads"),
     "zip": (b"PK\x03\x04" + bytes(30), "an archive; unpack it"),
     "text": (b"no image", "not an image in a format that Pillow reads .it begins with b'no image'.; replace"),
     "PNG, a large profile": (

@@ -205,6 +205,7 @@ GREEDY = {
     "a memo with a number of 2**29": b"\x80\x02Nr\xff\xff\xff\x1f.",
     "bytes of 2**62": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f.",
     "bytes of 4 GB": b"\x80\x04B\xff\xff\xff\xff.",
+    "a bytearray of 1 GiB": b"\x80\x05\x96" + (1 << 30).to_bytes(8, "little") + b".",
     "a bytearray of 2**62": b"\x80\x05\x96" + b"\xff" * 7 + b"\x3f.",
     "an integer of 2 GB": b"\x8b\xff\xff\xff\x7f.",
     "a frame of 2**62": b"\x80\x04\x95" + b"\xff" * 7 + b"\x3f.",

@@ -199,6 +199,8 @@ def made_set(folder, kind):
     if kind == "other probes":
         image("probes/z/1.jpg")
         return {"val_targets": "", "identification": (str(folder / "set"), str(folder / "probes"))}
+    if kind == "large images":
+        return {"val_targets": "set", "max_image_pixels": 20 * 20 - 1}
     return {"val_targets": "set"}
 
 
@@ -216,6 +218,7 @@ def made_set(folder, kind):
         ("pairs of an empty file", "set.txt:2: set/b/1.jpg: the file is empty"),
         ("base64", "part:2: .*base64"),
         ("other probes", "probes: no probe has an identity of the gallery"),
+        ("large images", "20 x 20 pixels are more than 399"),
     ],
 )
 def test_a_set_that_cannot_work_is_refused_before_training(kind, words, tmp_path):

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file
 
 from plsc import Predictor, cli
+from plsc.config import Config
 from plsc.errors import ConfigError, DataError
+from plsc.evaluation.trained import convert
 from plsc.inference.classes import CENTRES, CheckpointCentres, ClassCentres, ExportedCentres, classify, write_centres
 from plsc.metrics.vectors import unit_rows
 
@@ -85,6 +88,24 @@ def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path,
     assert [[one.number for one in of_image] for of_image in answers] == [
         [one["number"] for one in of_image["classes"]] for of_image in found
     ]
+    names.write_text("a\nb\nc\n")
+    for words in (
+        ["classify", "--checkpoint", checkpoint, paths[0]],
+        ["classify", "--model", net, paths[0]],
+        ["export", "--checkpoint", checkpoint, "--output", str(tmp_path / "other")],
+    ):
+        assert cli.main([*words, *naming]) == 1
+        assert "gives 3 names, and there are 12 classes; give one for each" in capsys.readouterr().err
+    assert cli.main(["classify", "--model", net, "--set", "max_image_pixels=9", paths[0]]) == 1
+    assert "pixels are more than 9" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="holds no class centres.*--with-classes"):
         Predictor(trained / "net").classify(paths)
     assert CheckpointCentres(trained / "output" / "0").names == ()
+
+
+def test_a_network_trained_since_does_not_get_the_class_names_of_the_first_checkpoint(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("plsc.evaluation.trained.export", lambda *_, **options: given.update(options))
+    config = Config(model_save_dir=str(tmp_path), checkpoint_dir=str(tmp_path / "before"))
+    convert(config, paddle.nn.Linear(2, 2), "paddle", "float32", None)
+    assert given["class_names"] == () and given["centres"] is None

@@ -15,6 +15,7 @@ from PIL import Image
 from ranks import run_plsc
 
 from plsc import Entry, Predictor, cli
+from plsc.commands.model_file import make_model
 from plsc.config import Config
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
@@ -555,7 +556,24 @@ def test_the_commands_take_the_model_of_a_checkpoint_from_its_script(tmp_path, c
     ):
         assert cli.main([*words, *option]) == 1
         assert said in capsys.readouterr().err
+    assert cli.main(["classify", "--checkpoint", words[2], "--model-from", f"{script}:ins", "a.jpg"]) == 1
+    assert "set_model(Entry): expected an instance" in capsys.readouterr().err
     before = (output / "0" / "meta.json").read_bytes()
     assert cli.main([*words, "--model-from", f"{script}:Net"]) == 0
     assert (output / "0" / "meta.json").read_bytes() == before and not (output / "earlier_1").exists()
     assert Predictor(net).emb_dim == 4
+    assert cli.main(["classify", "--model", str(net), "--model-from", f"{script}:Net", "a.jpg"]) == 1
+    assert "--model is an export; leave it out" in capsys.readouterr().err
+
+
+def test_a_model_file_finds_fluid_and_replaces_no_module(tmp_path, monkeypatch):
+    for owner, name in ((sys, "path"), (sys, "meta_path")):
+        monkeypatch.setattr(owner, name, [*getattr(owner, name)])
+    monkeypatch.setitem(sys.modules, "paddle.fluid", None)
+    monkeypatch.delitem(sys.modules, "paddle.fluid")
+    monkeypatch.setattr(paddle, "fluid", None, raising=False)
+    monkeypatch.delattr(paddle, "fluid")
+    script, module = tmp_path / "types.py", sys.modules["types"]
+    script.write_text("import paddle.fluid\nclass Net(paddle.nn.Layer):\n    fluid = paddle.fluid.__name__\n")
+    assert make_model(f"{script}:Net", {}).fluid == "plsc.fluid"
+    assert sys.modules["types"] is module

@@ -166,6 +166,13 @@ def test_other_embeddings_are_refused_and_kept(make, change, words, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("make", [write, interrupted])
+def test_embeddings_that_record_more_than_wanted_are_others_too(make, tmp_path):
+    make(tmp_path, meta={**META, "pixel_rule": 2})
+    with pytest.raises(ConfigError, match=r"holds other embeddings \(different: pixel_rule\)"):
+        EmbeddingsWriter(tmp_path, META)
+
+
 def test_skip_damaged_resumes_where_a_damaged_image_stopped_the_work(tmp_path):
     interrupted(tmp_path / "begun")
     made = open_embeddings(write(tmp_path / "begun", 4, {**META, "skip_damaged": True}))
@@ -257,7 +264,13 @@ def test_parquet_holds_the_same_embeddings(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_module, "_ROWS", 3)
     folder = write(tmp_path / "e")
     check_parquet(folder)
+    (folder / ".embeddings.parquet.123.part").touch()  # of a process that was killed
+    writer, was_made = parquet.ParquetWriter, []
+    monkeypatch.setattr(
+        parquet, "ParquetWriter", lambda path, *rest: was_made.append(os.path.exists(path)) or writer(path, *rest)
+    )
     table = parquet.read_table(write_parquet(folder))
+    assert was_made == [True], "the name that no other user can guess stays taken"
     assert np.array_equal(np.stack(table["embedding"].to_numpy()), VECTORS)
     assert list(zip(table["name"].to_pylist(), table["identity"].to_pylist())) == IMAGES
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[3]"

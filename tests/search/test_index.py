@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from plsc import cli
+from plsc.data.pixels import PixelRule
 from plsc.errors import ConfigError, DataError
 from plsc.search import index as search
 from plsc.search.embeddings import EmbeddingsWriter, open_embeddings
@@ -275,6 +276,8 @@ def test_a_page_holds_thumbnails_escapes_names_and_marks_missing_images(tmp_path
     assert "&lt;i&gt;one&lt;/i&gt;" in text and "<i>one" not in text and "&lt;b&gt;&amp;.jpg" in text
     assert "0.912" in text and "gone.jpg" in text and text.count("image missing or unreadable") == 1
     assert "http" not in text and 'name="viewport"' in text
+    write_page(page, None, [tmp_path / "a.png"], [[]], PixelRule(most_pixels=400 * 200 - 1))
+    assert "image missing or unreadable" in page.read_text()
     page.write_text("mine")
     with pytest.raises(ConfigError, match="not a page of a search"):
         write_page(page, None, [], [])

@@ -10,51 +10,14 @@ machine's own sitecustomize.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import os
-import pkgutil
 import signal
 import sys
 import types
 
-OLD, NEW = "paddle.fluid", "plsc.fluid"
 LAUNCHER = "PLSC_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
-
-
-class FluidFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """An importer that finds `paddle.fluid` as plsc.fluid.
-
-    It is the last one in `sys.meta_path`, so Python asks it only for modules that do not exist.
-    """
-
-    def find_spec(
-        self, fullname: str, path: object = None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Finds paddle.fluid. For a module that plsc.fluid lacks, raises an error that says what to use instead."""
-        if fullname == OLD:
-            return importlib.util.spec_from_loader(fullname, self)
-        if fullname.startswith(OLD + ".") and OLD in sys.modules and sys.modules[OLD].__name__ == NEW:
-            try:
-                getattr(sys.modules[OLD], fullname.split(".")[2])
-            except AttributeError as problem:
-                raise ModuleNotFoundError(str(problem), name=fullname) from None
-        return None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        """Returns plsc.fluid itself."""
-        module = importlib.import_module(NEW)
-        self._spec = module.__spec__
-        # Otherwise Python would load the submodules a second time under their old names.
-        for found in pkgutil.iter_modules(module.__path__):
-            sys.modules[f"{OLD}.{found.name}"] = importlib.import_module(f"{NEW}.{found.name}")
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Does nothing more than restore the spec, because the module has run already."""
-        module.__spec__ = self._spec  # the import has just replaced it
 
 
 def _run_own_sitecustomize() -> None:
@@ -89,17 +52,17 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _quieten_paddle() -> None:
-    """Runs plsc/machine/quiet_import.py, since the script may import Paddle before plsc."""
-    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "quiet_import.py")
-    spec = importlib.util.spec_from_file_location("plsc_quiet_import", path)
-    if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.quiet_import()
+def _load(name: str) -> types.ModuleType:
+    """Loads a module of plsc/machine by its path, without plsc."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"plsc_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 _end_with_launcher()
-_quieten_paddle()
-sys.meta_path.append(FluidFinder())
+_load("quiet_import").quiet_import()  # the script may import Paddle before plsc
+sys.meta_path.append(_load("fluid_finder").FluidFinder())
 _run_own_sitecustomize()
