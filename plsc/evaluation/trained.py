@@ -62,7 +62,7 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
         backbone: The network of the last training of this process.
 
     Returns:
-        The network, and the settings with its sizes and with what it takes images for.
+        The network, and the settings with its sizes and with what it records about its images.
 
     Raises:
         ConfigError: There is no network, or it does not fit the settings.
@@ -187,6 +187,11 @@ def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]
         config: Prepared settings, which name the checkpoint.
         images: The images.
         top: Number of answers for each image.
+
+    Raises:
+        ConfigError: The network does not fit the settings, or there are more or fewer names than classes.
+        CheckpointError: The checkpoint cannot be used.
+        DataError: An image cannot be read.
     """
     network, config = open_network("classify", config)
     embeddings = Embedder(network, config, flip=False).embed(images)
