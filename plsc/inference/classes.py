@@ -126,7 +126,9 @@ def check_names(names: Sequence[str], count: int) -> None:
         ConfigError: There are more or fewer names.
     """
     if names and len(names) != count:
-        raise ConfigError(f"there are {len(names):,} class names, and {count:,} classes; give one name for each class")
+        raise ConfigError(
+            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
+        )
 
 
 def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[list[Path], dict[str, Any]]:

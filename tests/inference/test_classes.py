@@ -53,7 +53,7 @@ def test_of_equal_classes_the_first_comes_first_and_what_does_not_fit_is_refused
     assert classify(np.empty((0, 2)), same) == []
     with pytest.raises(DataError, match="have 3 numbers, and the class centres 2"):
         classify(np.ones((1, 3)), same)
-    with pytest.raises(ConfigError, match="there are 5 class names, and 6 classes"):
+    with pytest.raises(ConfigError, match="set_class_names gives 5 names, and there are 6 classes"):
         classify(np.ones((1, 2)), InParts(same.rows, names=list("abcde")))
     with pytest.raises(DataError, match="not finite"):
         classify(np.full((1, 2), np.nan), same)
