@@ -40,10 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     images = trained.image_paths(options.images)
-    if options.model:
-        answers = trained.predictor_of(options).classify(images, options.top)
-    else:
-        answers = _trained(options, images)
+    answers = _exported(options, images) if options.model else _trained(options, images)
     if options.json:
         found = [
             {"image": to_text(str(image)), "classes": [answer._asdict() for answer in one]}
@@ -56,6 +53,12 @@ def run(options: argparse.Namespace) -> int:
         for answer in one:
             print(f"  {answer.cosine:.4f}  {answer.number}{'  ' * bool(answer.name)}{readable(answer.name)}")
     return 0
+
+
+def _exported(options: argparse.Namespace, images: Sequence[Path]) -> list[list[Answer]]:
+    from plsc.inference.predictor import Predictor
+
+    return Predictor(options.model).classify(images, options.top)
 
 
 def _trained(options: argparse.Namespace, images: Sequence[Path]) -> list[list[Answer]]:

@@ -78,7 +78,9 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def _exported(options: argparse.Namespace, index: SearchIndex, images: Sequence[Path]) -> np.ndarray:
-    predictor = trained.predictor_of(options, batch_size=_BATCH, flip=bool(index.meta["flip"]))
+    from plsc.inference.predictor import Predictor
+
+    predictor = Predictor(options.model, _BATCH, flip=bool(index.meta["flip"]))
     _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
     _check_network(options, index, predictor.network, predictor.digest)
     return predictor.embed(images)

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from plsc.config import Config
     from plsc.data.collection import Collection
     from plsc.entry import Entry
-    from plsc.inference.predictor import Predictor
 
 _Settings = Mapping[str, Any]
 _NONE: _Settings = {}
-_OF_EXPORTS = ("max_image_pixels",)  # the settings that `Predictor` takes
 
 
 def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
@@ -100,25 +98,6 @@ def prepared_config(options: argparse.Namespace) -> Config:
     config = settings.make_config(settings_of(options))
     config.model = custom_model(options)
     return prepare(config)
-
-
-def predictor_of(options: argparse.Namespace, **own: Any) -> Predictor:
-    """Returns the predictor of `--model`.
-
-    Args:
-        options: A command line with `add_options`.
-        own: Arguments of `Predictor`.
-
-    Raises:
-        ConfigError: The export cannot be used, or `--set` or `--config` give a setting that it does not have.
-    """
-    from plsc.inference.predictor import Predictor
-
-    config = settings.make_config(settings.read_options(options))
-    for name, words in config.overrides.items():
-        if name not in _OF_EXPORTS:
-            raise ConfigError(f"{words}: {name} is fixed when the network is exported; leave it out, or export again")
-    return Predictor(options.model, max_image_pixels=config.max_image_pixels, **own)
 
 
 def image_paths(paths: Sequence[Path]) -> list[Path]:

@@ -17,7 +17,6 @@ from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, build_head
-from plsc.inference.classes import check_names
 from plsc.storage import Retrying
 
 
@@ -35,7 +34,11 @@ def count_classes(config: Config) -> None:
         config.num_classes = parallel.from_rank_0(
             lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
         )
-    check_names(config.class_names or (), config.num_classes)
+    if config.class_names and len(config.class_names) != config.num_classes:
+        raise ConfigError(
+            f"set_class_names gives {len(config.class_names):,} names, and there are {config.num_classes:,} classes; "
+            "give one for each"
+        )
 
 
 def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:

@@ -187,11 +187,6 @@ def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]
         config: Prepared settings, which name the checkpoint.
         images: The images.
         top: Number of answers for each image.
-
-    Raises:
-        ConfigError: The network does not fit the settings, or there are more or fewer names than classes.
-        CheckpointError: The checkpoint cannot be used.
-        DataError: An image cannot be read.
     """
     network, config = open_network("classify", config)
     embeddings = Embedder(network, config, flip=False).embed(images)

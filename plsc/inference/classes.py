@@ -119,18 +119,6 @@ class ExportedCentres(ClassCentres):
             yield self._centres[first:end], None if self._bias is None else self._bias[first:end]
 
 
-def check_names(names: Sequence[str], count: int) -> None:
-    """Checks that there is a name for each of `count` classes, or none at all.
-
-    Raises:
-        ConfigError: There are more or fewer names.
-    """
-    if names and len(names) != count:
-        raise ConfigError(
-            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
-        )
-
-
 def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes class centres as files of an export, part by part.
 
@@ -216,10 +204,8 @@ def classify(embeddings: np.ndarray, centres: ClassCentres, top: int = 5) -> lis
         The answers for each image, the best first.
 
     Raises:
-        ConfigError: There are more or fewer names than classes.
         DataError: The embeddings have another size than the centres, or one is not finite.
     """
-    check_names(centres.names, centres.count)
     embeddings, top = np.asarray(embeddings, "float32"), min(top, centres.count)
     if not np.isfinite(embeddings).all():
         raise DataError("classify: an embedding is not finite; leave that image out")

@@ -23,7 +23,7 @@ from plsc import parallel
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import ConfigError
 from plsc.inference import runtime
-from plsc.inference.classes import ClassCentres, check_names, write_centres
+from plsc.inference.classes import ClassCentres, write_centres
 from plsc.inference.comparison import cosines, disagreement, images_for_check
 from plsc.inference.export_folder import MANIFEST
 from plsc.inference.foreign import last_words
@@ -83,14 +83,12 @@ def export(
 
     Raises:
         ConfigError: The tools of the format are missing or cannot make the export, its embeddings differ too much from
-            those of the network, the folder cannot be written, or there are more or fewer names than class centres.
+            those of the network, or the folder cannot be written.
         DataError: An image of `calibration` cannot be read.
     """
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     check_precision(format, precision, calibration is not None)
-    if centres is not None:
-        check_names(class_names, centres.count)
     if format == "onnx" and not all(map(importlib.util.find_spec, ("paddle2onnx", "onnxruntime"))):
         raise ConfigError(
             "export to ONNX needs paddle2onnx and onnxruntime; run pip install '.[onnx]' in the plsc clone"

@@ -53,8 +53,6 @@ def test_of_equal_classes_the_first_comes_first_and_what_does_not_fit_is_refused
     assert classify(np.empty((0, 2)), same) == []
     with pytest.raises(DataError, match="have 3 numbers, and the class centres 2"):
         classify(np.ones((1, 3)), same)
-    with pytest.raises(ConfigError, match="set_class_names gives 5 names, and there are 6 classes"):
-        classify(np.ones((1, 2)), InParts(same.rows, names=list("abcde")))
     with pytest.raises(DataError, match="not finite"):
         classify(np.full((1, 2), np.nan), same)
     _, record = write_centres(same, 2, tmp_path)
@@ -80,11 +78,9 @@ def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path,
     wanted = np.argsort(-cosines, axis=1)[:, :2].tolist()
     assert [[answer["number"] for answer in one["classes"]] for one in found] == wanted
     assert cli.main(["export", "--checkpoint", checkpoint, *naming, "--with-classes", "--output", net]) == 0
-    assert cli.main(["classify", "--model", net, *paths[:1], "--set", "max_image_pixels=5000"]) == 0
+    assert cli.main(["classify", "--model", net, *paths[:1]]) == 0
     best = found[0]["classes"][0]
     assert f"\n  {best['cosine']:.4f}  {best['number']}  {best['name']}\n" in capsys.readouterr().out
-    assert cli.main(["classify", "--model", net, *paths[:1], *naming]) == 1
-    assert "class_names is fixed when the network is exported" in capsys.readouterr().err
     answers = Predictor(net).classify(paths, top=2)
     assert [[one.number for one in of_image] for of_image in answers] == [
         [one["number"] for one in of_image["classes"]] for of_image in found
