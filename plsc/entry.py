@@ -187,8 +187,8 @@ class Entry:
         Checkpoints and exports keep them for `plsc classify`.
 
         Args:
-            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default, knows no
-                names.
+            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default,
+                means that they are unknown.
         """
         self._set("class_names", names)
 
@@ -217,7 +217,7 @@ class Entry:
     def set_max_image_pixels(self, n: int) -> None:
         """Sets the most pixels that an image file may have.
 
-        A larger image is an error, which its header shows before it takes memory.
+        A larger image is an error. Its size is read from the header, before the image takes memory.
         """
         self._set("max_image_pixels", n)
 

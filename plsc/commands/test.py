@@ -31,7 +31,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--gallery", metavar="PATH", help="images of known identities")
     parser.add_argument("--probes", metavar="PATH", help="images to find in the gallery")
     parser.add_argument(
-        "--embeddings", metavar="DIR", help="folder to keep embeddings in, and to reuse those of an earlier test from"
+        "--embeddings",
+        metavar="DIR",
+        help="folder that keeps the embeddings; later tests of the same images and network use them again",
     )
     trained.add_ranks(parser)
     add_json(parser)

@@ -19,7 +19,7 @@ _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _REPLACE = "replace the file or remove the sample"
 _COPY = "copy or download it again, or remove the sample"
 
-# What files begin with that are not images, or no images that are read here, and what to do about them.
+# How files begin that are no images, or none that plsc reads, with what they are and what to do about them.
 _OTHERS = (
     ((b"%!PS", b"\xc5\xd0\xd3\xc6"), "EPS, which a program would have to run", "convert it to PNG"),
     (
@@ -197,7 +197,7 @@ def _reason(error: Exception, kind: str, begin: bytes, size: int) -> tuple[str, 
     if "MAX_TEXT" in words:
         return "a compressed part of its header is too large for Pillow", "write the image again without metadata"
     if "not available" in words or "not installed" in words:
-        return f"Pillow has no decoder for it here ({words})", "install Pillow's own wheel, or convert it to PNG"
+        return f"this Pillow has no decoder for it ({words})", "install Pillow's own wheel, or convert it to PNG"
     if words.startswith("image file is truncated"):
         return "the file ends too early", _COPY
     if isinstance(error, EOFError) or any(one in words for one in _CUT):
@@ -218,5 +218,5 @@ def _unidentified(kind: str, begin: bytes, size: int) -> tuple[str, str]:
     text = begin.lstrip(b"\xef\xbb\xbf \t\r\n")
     for starts, what, advice in _OTHERS:
         if text.startswith(starts):
-            return f"the file is not an image that is read here, but {what}", advice
+            return f"the file is not an image that plsc reads, but {what}", advice
     return f"the file is not an image in a format that Pillow reads (it begins with {begin[:12]!r})", _REPLACE

@@ -105,8 +105,8 @@ def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = Non
 def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
     """Returns the names of the image files below a folder, relative to it, sorted.
 
-    An image is a file that Pillow opens. The suffix decides where it is a common one; the content of other files is
-    looked at. Links are followed. Hidden files and folders are left out.
+    An image is a file that Pillow opens. A common suffix decides by itself; of other files, the content does. Links are
+    followed. Hidden files and folders are left out.
 
     Args:
         folder: The folder.
@@ -161,7 +161,7 @@ def _entries(folder: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple
                     left_out.add("hidden", name)
                 elif _is(entry, "is_dir"):
                     if entry.is_symlink() and _leads_back(entry.path, [*around, folder]):
-                        left_out.add("links to a folder around them", name)
+                        left_out.add("links to a folder that contains them", name)
                         continue
                     folders.add(name)
                     names.append(name)

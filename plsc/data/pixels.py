@@ -21,7 +21,7 @@ NEWEST_RULE = 2
 WHITE = (255, 255, 255)
 MOST_PIXELS = 8192 * 8192
 
-_PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")  # modes without alpha that `convert` shows rightly
+_PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")  # modes without alpha that `convert` handles correctly
 _MARKS = ("exif", "icc_profile", "transparency")  # entries of `image.info` that change what the pixels mean
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -63,7 +63,7 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
         backbone: The network of the last training of this process.
 
     Returns:
-        The network, and the settings with its sizes and with what it takes images for.
+        The network, and the settings with its sizes and with what it records about its images.
 
     Raises:
         ConfigError: There is no network, or it does not fit the settings.

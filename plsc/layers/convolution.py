@@ -24,7 +24,7 @@ from plsc.machine.onednn import Convolution, Geometry
 VARIABLE = "PLSC_ONEDNN"
 _SHAPES = 256  # Geometries whose kernels are kept.
 _FEWEST_CHANNELS = 8  # In and out of a group. With fewer, as in images, the kernels leave most of a register empty.
-# With fewer multiplications, calling oneDNN takes longer than it saves. Paddle's take longer if depthwise.
+# With fewer multiplications, calling oneDNN takes longer than it saves. Paddle's depthwise ones are slower.
 _FEWEST_PRODUCTS, _FEWEST_PRODUCTS_DEPTHWISE = 1 << 24, 1 << 18
 _FEWEST_PLACES = 256  # Of outputs; with fewer, converting the weight takes too large a share.
 # With Paddle 2.6, a PyLayer whose inputs are a list gets wrong gradients; one whose inputs are not breaks paddle.grad.
@@ -39,7 +39,7 @@ def fast_convolutions() -> Iterator[None]:
 
     The choice depends on shapes alone, so that repeated runs give the same bits. With `PLSC_ONEDNN=0` in the
     environment, on a GPU, in other dtypes than float32, in static graphs, and where Paddle has no oneDNN, nothing
-    changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are right, but
+    changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are correct, but
     `backward` must not run twice through the same convolution (`retain_graph=True`): Paddle crashes if a PyLayer does.
     """
     if os.environ.get(VARIABLE) == "0" or onednn.library() is None:
@@ -63,7 +63,7 @@ def _install() -> None:
 
 
 class _Operator:
-    """An operator of Paddle, or oneDNN in its stead.
+    """An operator of Paddle, which uses oneDNN where that is faster.
 
     Args:
         original: Paddle's operator.

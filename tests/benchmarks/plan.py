@@ -31,15 +31,11 @@ def optimizer_of(name):
 
 
 def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
-    """Trains some steps; prints the forecast and the peak."""
+    """Trains some steps; prints the peak."""
     import numpy as np
 
-    from plsc import Callback, Entry, parallel
+    from plsc import Entry, parallel
     from plsc.machine.memory import peak_memory
-
-    class Ask(Callback):
-        def on_train_begin(self, run):
-            self.forecast = run.forecast()
 
     ins = Entry()
     ins.set_model_name(model)
@@ -55,11 +51,9 @@ def train(classes, emb_dim, batch, ranks, model, ratio, optimizer):
     rng = np.random.default_rng(parallel.rank())
     images = rng.normal(size=(batch, 3, 112, 112)).astype("float32")
     ins.train_reader = [(images, rng.integers(0, classes, batch)) for _ in range(STEPS)]
-    ask = Ask()
-    ins.add_callback(ask)
     ins.train()
     if parallel.rank() == 0:
-        print(json.dumps({**ask.forecast.to_json(), "peak": peak_memory()}))
+        print(json.dumps({"peak": peak_memory()}))
 
 
 def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
@@ -92,7 +86,20 @@ def head(classes, emb_dim, batch, ranks, model, ratio, optimizer):
 
 def run(kind, case):
     """One measurement in processes of its own."""
-    command = [sys.executable, "-m", "plsc", "run", "--ranks", str(case[3]), __file__, kind, json.dumps(case)]
+    return plsc("run", "--ranks", str(case[3]), __file__, kind, json.dumps(case))
+
+
+def forecast(classes, emb_dim, batch, ranks, model, ratio, optimizer):
+    """What `plsc plan` says about a case."""
+    names = ("--classes", "--emb", "--batch", "--ranks", "--model", "--sample-ratio", "--optimizer")
+    values = (classes, emb_dim, batch, ranks, model, ratio, optimizer)
+    options = [word for pair in zip(names, map(str, values)) for word in pair]
+    return plsc("plan", *options, "--set", "num_workers=0", "--set", "model_save_dir=null", "--json")
+
+
+def plsc(*arguments):
+    """The JSON that a command of plsc prints last."""
+    command = [sys.executable, "-m", "plsc", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(output.splitlines()[-1])
@@ -101,16 +108,16 @@ def run(kind, case):
 def main():
     rows = []
     for case in CASES:
-        whole, alone = run("train", case), run("head", case)
+        planned, whole, alone = forecast(*case), run("train", case), run("head", case)
         rows.append(
             {
                 "case": case,
-                "head_forecast": whole["head_bytes_per_rank"],
+                "head_forecast": planned["head_bytes_per_rank"],
                 "head_measured": alone["peak"],
-                "head_ratio": round(whole["head_bytes_per_rank"] / alone["peak"], 3),
-                "total_forecast": whole["total_bytes_per_rank"],
+                "head_ratio": round(planned["head_bytes_per_rank"] / alone["peak"], 3),
+                "total_forecast": planned["total_bytes_per_rank"],
                 "total_measured": whole["peak"],
-                "total_ratio": round(whole["total_bytes_per_rank"] / whole["peak"], 3),
+                "total_ratio": round(planned["total_bytes_per_rank"] / whole["peak"], 3),
             }
         )
         print(rows[-1], file=sys.stderr)

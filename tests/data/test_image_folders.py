@@ -83,7 +83,7 @@ def test_links_are_followed_and_cycles_end(tmp_path, said):
                          ("data/b", "data/b/self"), ("data", "elsewhere/deep/back")):  # fmt: skip
         os.symlink(tmp_path / target, tmp_path / link)
     assert names(tmp_path / "data") == ["a/1.png", "a/deep/2.png", "b/3.png"]
-    assert "left out: links to a folder around them: 3 (such as back)" in said()[0]
+    assert "left out: links to a folder that contains them: 3 (such as back)" in said()[0]
 
 
 def test_a_folder_that_may_not_be_read_is_one_clear_line(tmp_path, monkeypatch):
