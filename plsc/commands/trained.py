@@ -110,7 +110,7 @@ def image_paths(paths: Sequence[Path]) -> list[Path]:
     """
     from plsc.data.image_folders import image_files
 
-    return [image for path in paths for image in (image_files(path) if path.is_dir() else [path])]
+    return [image for path in paths for image in (image_files(path) if os.path.isdir(path) else [path])]
 
 
 def collection_of(images: Sequence[Path]) -> Collection:
