@@ -512,6 +512,16 @@ def test_a_password_in_a_setting_is_not_shown():
     with pytest.raises(ConfigError) as caught:
         settings.make_config({"hdfs_info": ["hdfs://nn", "me,secret"]})
     assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="in the script only") as caught:
+        read("--set", "hdfs_info=[hdfs://nn, 'me,secret'")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_a_bad_file_is_not_shown(tmp_path):
+    (tmp_path / "bad.yaml").write_text("hdfs_info: [hdfs://nn, 'me,secret'\nseed: 1\n")
+    with pytest.raises(ConfigError, match=r"not YAML: expected .* \(line 2, column 1\)") as caught:
+        read("--config", str(tmp_path / "bad.yaml"))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,15 @@ def _parse(text: str, where: str, type_nodes: Callable[[yaml.Node], None]) -> An
         raise ConfigError(f"{one_line(where)}: no setting takes this value; leave out the tag, as in !!set") from None
     # YAML's own reader raises ValueError for an integer of thousands of digits.
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise ConfigError(f"{one_line(where)}: not YAML: {one_line(' '.join(str(problem).split()))}") from None
+        raise ConfigError(f"{one_line(where)}: not YAML: {_reason_of(problem)}") from None
+
+
+def _reason_of(problem: Exception) -> str:
+    """Returns what an error says, without the text that YAML quotes: it may hold a password."""
+    if not isinstance(problem, yaml.MarkedYAMLError) or problem.problem_mark is None:
+        return one_line(" ".join(str(problem).split()))
+    mark = problem.problem_mark
+    return one_line(f"{problem.problem} (line {mark.line + 1}, column {mark.column + 1})")
 
 
 def _bound(node: yaml.Node, left: list[int]) -> None:
