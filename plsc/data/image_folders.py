@@ -132,14 +132,14 @@ def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
 def _walk(root: bytes, left_out: LeftOut) -> list[bytes]:
     """Returns the sorted names of the images below `root`."""
     found: list[bytes] = []
-    names, folders = _entries(root, [], left_out)
+    names, folders = _entries(root, b"", [], left_out)
     stack = [(b"", iter(names), folders)]  # The folders around the current place, with what is still to be looked at.
     while stack:
         prefix, rest, folders = stack[-1]
         for name in rest:
             if name in folders:
                 around = [os.path.join(root, one) for one, _, _ in stack]
-                names, below = _entries(os.path.join(root, prefix, name), around, left_out)
+                names, below = _entries(root, prefix + name + b"/", around, left_out)
                 stack.append((prefix + name + b"/", iter(names), below))
                 break
             found.append(prefix + name)
@@ -148,8 +148,9 @@ def _walk(root: bytes, left_out: LeftOut) -> list[bytes]:
     return found
 
 
-def _entries(folder: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:
-    """Returns the sorted names of the images and folders in a folder, and which of them are folders."""
+def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:
+    """Returns the sorted names of the images and folders in `root/prefix`, and which of them are folders."""
+    folder = os.path.join(root, prefix[:-1]) if prefix else root
     names: list[bytes] = []
     folders: set[bytes] = set()
     suffixes = _image_suffixes()
@@ -158,15 +159,15 @@ def _entries(folder: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple
             for entry in entries:
                 name = entry.name
                 if name.startswith(b".") or name in _HIDDEN:
-                    left_out.add("hidden", name)
+                    left_out.add("hidden", prefix + name)
                 elif _is(entry, "is_dir"):
                     if entry.is_symlink() and _leads_back(entry.path, [*around, folder]):
-                        left_out.add("links to a folder that contains them", name)
+                        left_out.add("links to a folder that contains them", prefix + name)
                         continue
                     folders.add(name)
                     names.append(name)
                 elif not _is(entry, "is_file"):
-                    left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", name)
+                    left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", prefix + name)
                 elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(entry.path, suffix):
                     names.append(name)
                 else:
@@ -193,6 +194,9 @@ def _is(entry: os.DirEntry[bytes], kind: str) -> bool:
 def _leads_back(link: bytes, around: Sequence[bytes]) -> bool:
     """Returns whether a link leads to one of the folders that it is in, so that to follow it would never end."""
     target = os.stat(link)
+    within = os.path.join(os.path.realpath(os.path.dirname(link)), b"")
+    if within.startswith(os.path.join(os.path.realpath(link), b"")):
+        return True
     return any(os.path.samestat(target, os.stat(folder)) for folder in around)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from plsc.data.image_lists import beginning_of, checked, columns_of, lines_of
 from plsc.data.sampler import epoch_indices
 from plsc.errors import DataError
-from plsc.machine.files import advice_on
+from plsc.machine.files import advice_on, open_regular
 from plsc.machine.names import quoted, to_text, why_missing
 
 _HASHED_PATHS = 1 << 16  # at a time
@@ -67,7 +67,7 @@ class LabelFile:
             DataError: The file cannot be read.
         """
         try:
-            with open(os.path.join(self.dataset_dir, self.paths[i]), "rb") as file:
+            with open_regular(os.path.join(self.dataset_dir, self.paths[i])) as file:
                 return file.read(), int(self.labels[i])
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")

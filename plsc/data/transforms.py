@@ -13,7 +13,7 @@ from PIL import Image
 from plsc.data.encoded_image import decode_image
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
-from plsc.machine.files import advice_on
+from plsc.machine.files import advice_on, open_regular
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "", rule: P
     """
     where = where or str(path)
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as problem:
         raise unreadable(where, problem) from None
     return decode(data, image_shape, where, rule)

@@ -22,6 +22,7 @@ from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
 VARIABLE = "PLSC_ONEDNN"
+_OFF = ("0", "off", "no", "false")
 _SHAPES = 256  # Geometries whose kernels are kept.
 _FEWEST_CHANNELS = 8  # In and out of a group. With fewer, as in images, the kernels leave most of a register empty.
 # With fewer multiplications, calling oneDNN takes longer than it saves. Paddle's depthwise ones are slower.
@@ -38,11 +39,12 @@ def fast_convolutions() -> Iterator[None]:
     """Lets the convolutions that this thread computes while the block runs use oneDNN where it is faster.
 
     The choice depends on shapes alone, so that repeated runs give the same bits. With `PLSC_ONEDNN=0` in the
-    environment, on a GPU, in other dtypes than float32, in static graphs, and where Paddle has no oneDNN, nothing
-    changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are correct, but
-    `backward` must not run twice through the same convolution (`retain_graph=True`): Paddle crashes if a PyLayer does.
+    environment (or off, no, false), on a GPU, in other dtypes than float32, in static graphs, and where Paddle has no
+    oneDNN, nothing changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are
+    correct, but `backward` must not run twice through the same convolution after `retain_graph=True`: Paddle crashes if
+    a PyLayer does. `paddle.grad` may.
     """
-    if os.environ.get(VARIABLE) == "0" or onednn.library() is None:
+    if os.environ.get(VARIABLE, "").lower() in _OFF or onednn.library() is None:
         yield
         return
     _install()
@@ -205,8 +207,8 @@ class _Output(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        call = _taken(context)
-        call = dataclasses.replace(call, output_gradient=_contiguous(gradient))
+        context.call.check(context.versions)
+        call = dataclasses.replace(context.call, output_gradient=_contiguous(gradient))
         return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
 
 
@@ -220,9 +222,9 @@ class _Gradients(paddle.autograd.PyLayer):
 
     @staticmethod
     def backward(context: Any, *seconds: Tensor) -> list[Tensor]:
-        call = _taken(context)
+        context.call.check(context.versions)
+        call = context.call
         x, weight, gradient = call.x, call.weight, call.output_gradient
-        assert gradient is not None
         remaining = iter(seconds)
         of_x, of_weight = (_contiguous(next(remaining)) if wanted else None for wanted in context.wanted)
         pair = (x if of_x is None else of_x, weight if of_weight is None else of_weight)
@@ -236,18 +238,6 @@ class _Gradients(paddle.autograd.PyLayer):
             terms += [] if of_weight is None else [_output(x, of_weight, call.convolution)]
             result.append(paddle.add_n(terms))
         return result
-
-
-def _taken(context: Any) -> _Call:
-    """Returns the call of a context that PyLayer hands to `backward`.
-
-    The context lives as long as the loss. It lets go of the tensors, unless gradients of gradients may need them.
-    """
-    call: _Call = context.call
-    call.check(context.versions)
-    if not paddle.is_grad_enabled():
-        context.call = None
-    return call
 
 
 def _output(x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:

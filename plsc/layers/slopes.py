@@ -83,11 +83,9 @@ class _Slopes(paddle.autograd.PyLayer):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
         x, slopes = context.saved_tensor()
-        if paddle.is_grad_enabled():  # The gradients are to be differentiated in turn.
-            found = _differentiable_gradients(x, slopes, gradient)
-        else:
-            context.save_for_backward()  # The context lives as long as the loss, and its tensors need not.
-            found = _gradients(x, slopes, gradient)
+        # With `create_graph`, the gradients are to be differentiated in turn.
+        gradients = _differentiable_gradients if paddle.is_grad_enabled() else _gradients
+        found = gradients(x, slopes, gradient)
         return [one for one, tensor in zip(found, (x, slopes)) if not tensor.stop_gradient]
 
 

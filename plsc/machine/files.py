@@ -8,10 +8,11 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Union
 
 OLD_SECONDS = 86400.0  # a process that writes to a temporary file writes to it all the time
 
@@ -103,6 +104,19 @@ def sync(path: Union[str, Path]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: Union[str, Path]) -> BinaryIO:
+    """Opens a file for reading. A pipe, which would wait for a writer, or a device is refused.
+
+    Raises:
+        OSError: The file cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return open(descriptor, "rb")  # noqa: SIM115  # the caller closes it
 
 
 def advice_on(problem: OSError, advice: str) -> str:

@@ -82,7 +82,8 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
     for number, name in enumerate(found):
         if not name or len(name.splitlines()) > 1 or not name.isprintable():
             raise ConfigError(
-                f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line"
+                f"{where}: the name of class {number} is {shown(name)}; give each class a name of one line, "
+                "without tabs or other control characters"
             )
     size = len(json.dumps(found))
     if size > LARGEST // 2:

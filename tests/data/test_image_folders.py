@@ -70,9 +70,9 @@ def test_what_is_no_image_is_counted_in_one_line(tmp_path, said):
     assert names(tmp_path) == ["a/1.jpg"]
     (line,) = said()
     assert line == (
-        f"{tmp_path}: 1 image; left out: broken links: 2 (such as gone.jpg), hidden: 6 (such as .DS_Store), pipes, "
-        "sockets or devices: 1 (such as pipe.jpg), files that Pillow does not open: 7 (2 without a suffix, 2 .txt, "
-        "1 .eps, ...)"
+        f"{tmp_path}: 1 image; left out: broken links: 2 (such as gone.jpg), hidden: 6 (such as .ipynb_checkpoints), "
+        "pipes, sockets or devices: 1 (such as pipe.jpg), files that Pillow does not open: 7 (2 without a suffix, "
+        "2 .txt, 1 .eps, ...)"
     )
 
 
@@ -83,7 +83,7 @@ def test_links_are_followed_and_cycles_end(tmp_path, said):
                          ("data/b", "data/b/self"), ("data", "elsewhere/deep/back")):  # fmt: skip
         os.symlink(tmp_path / target, tmp_path / link)
     assert names(tmp_path / "data") == ["a/1.png", "a/deep/2.png", "b/3.png"]
-    assert "left out: links to a folder that contains them: 3 (such as back)" in said()[0]
+    assert "left out: links to a folder that contains them: 3 (such as a/deep/back)" in said()[0]
 
 
 def test_a_folder_that_may_not_be_read_is_one_clear_line(tmp_path, monkeypatch):
@@ -127,3 +127,10 @@ def test_identities_that_look_the_same_are_reported(tmp_path, said):
     assert open_collection(tmp_path).num_images == 3
     (line,) = said()
     assert r"the identities 'e\u0301' and '\xe9' look the same" in line
+
+
+def test_a_link_to_a_folder_around_the_first_one_is_left_out(tmp_path):
+    image(tmp_path / "a.png")
+    image(tmp_path / "sub" / "b.png")
+    os.symlink("..", tmp_path / "sub" / "loop")
+    assert names(tmp_path / "sub") == ["b.png"] and names(tmp_path) == ["a.png", "sub/b.png"]

@@ -15,6 +15,7 @@ from paddle.nn.functional import conv2d
 from plsc.inference.networks import embed_batch
 from plsc.layers import convolution
 from plsc.layers.convolution import fast_convolutions
+from plsc.layers.slopes import PReLU
 from plsc.machine import onednn
 from plsc.models import build_model
 from plsc.models.base_model import build
@@ -367,3 +368,15 @@ def test_an_export_inside_the_block_holds_paddles_own_operator(tmp_path):
     (x,) = tensors([[2, 8, 6, 6]])
     with paddle.no_grad():
         assert_close([paddle.jit.load(str(tmp_path / "net"))(x).numpy()], [layer(x).numpy()])
+
+
+@trains
+def test_a_retained_graph_gives_the_same_gradients_again():
+    paddle.seed(0)
+    layer, x = paddle.nn.Sequential(paddle.nn.Conv2D(16, 16, 3, padding=1), PReLU(16)), paddle.randn([8, 16, 40, 40])
+    x.stop_gradient = False
+    with fast_convolutions():
+        y = layer(x).square().sum()
+    (first,) = paddle.grad(y, [x], retain_graph=True)
+    (again,) = paddle.grad(y, [x])
+    assert np.array_equal(first.numpy(), again.numpy())

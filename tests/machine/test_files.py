@@ -5,7 +5,9 @@ import secrets
 
 import pytest
 
-from plsc.machine.files import remove_leftovers, replace_file, replacing, write_synced
+from plsc.data.transforms import decode_file
+from plsc.errors import DataError
+from plsc.machine.files import open_regular, remove_leftovers, replace_file, replacing, write_synced
 
 
 def test_a_planted_link_is_never_written_through(tmp_path, monkeypatch):
@@ -65,3 +67,14 @@ def test_what_a_writer_left_goes_a_day_after_it_was_killed(tmp_path):
         os.utime(path, (1, 1))
     replace_file(target, b"x")
     assert sorted(tmp_path.iterdir()) == sorted([target, new, other])
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match="pipe.jpg: cannot be read .not a regular file"):
+        decode_file(tmp_path / "pipe.jpg", (3, 8, 8))
+    (tmp_path / "file").write_bytes(b"abc")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"abc"
