@@ -46,9 +46,10 @@ class PaddleSide:
         import settings
 
         from plsc import parallel  # before paddle: it sets the threads
+        from plsc.layers.convolution import fast_convolutions
         from plsc.models import build, build_model
 
-        self.paddle = paddle
+        self.paddle, self.fast_convolutions = paddle, fast_convolutions
         parallel.initialise()
         paddle.seed(0)
         side = CASES[model][1]
@@ -57,7 +58,6 @@ class PaddleSide:
         for layer in network.sublayers():
             if isinstance(layer, paddle.nn.Dropout):
                 layer.p = DROPOUT
-        paddle.nn.functional.dropout = lambda x, *_arguments, **_options: x  # GlyphNet calls the function
         network.train()
         self.trained = [parameter for parameter in network.parameters() if not parameter.stop_gradient]
         self.network = parallel.distributed_model(network, False)
@@ -76,7 +76,8 @@ class PaddleSide:
         np.savez(file, *self.arrays(False))
 
     def backward(self, images, gradient):
-        embedding = self.network(self.paddle.to_tensor(images))
+        with self.fast_convolutions():
+            embedding = self.network(self.paddle.to_tensor(images))
         embedding.backward(self.paddle.to_tensor(gradient))
         return embedding.numpy()
 
@@ -240,6 +241,8 @@ def measure(options, model, threads, ranks, tuned):
     batch = CASES[model][0]
     with tempfile.TemporaryDirectory() as folder:
         variables = {"OMP_NUM_THREADS": str(threads), "WEIGHTS": f"{folder}/weights.npz", **(MALLOC if tuned else {})}
+        # plsc takes a 1 for Paddle's default, not for a choice, and divides the cores by the ranks of the machine.
+        variables["PADDLE_LOCAL_SIZE"] = str(max(1, len(os.sched_getaffinity(0)) // threads))
         pythons = {"paddle": sys.executable, "torch": options.torch_python}
         sides = {name: Ranks(python, name, model, ranks, variables) for name, python in pythons.items()}
         for name, side in sides.items():

@@ -119,9 +119,20 @@ class ViT(nn.Module):
 
 class GlyphNet(nn.Sequential):
     def __init__(self, side, emb_dim=128):
-        layers, previous = [], 3
+        layers, previous = [], 1
         for filters in (32, 64, 128):
-            layers.append(activated(previous, filters, 3, 2))
-            layers.append(Residual(nn.Sequential(activated(filters, filters, 3), activated(filters, filters, 3))))
+            layers.append(convolved(previous, filters, 2))
+            layers.append(Residual(nn.Sequential(convolved(filters, filters), convolved(filters, filters))))
             previous, side = filters, (side + 1) // 2
         super().__init__(*layers, nn.Flatten(), nn.Linear(previous * side * side, emb_dim), nn.BatchNorm1d(emb_dim))
+
+    def forward(self, images):
+        x = nn.functional.instance_norm(images.mean(1, keepdim=True))
+        return super().forward(x * torch.sign((x**3).mean((2, 3), keepdim=True)))
+
+
+def convolved(inputs, outputs, stride=1):
+    """A 3x3 convolution, batch normalisation and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs, momentum=0.1), nn.ReLU()
+    )
