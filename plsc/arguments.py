@@ -18,8 +18,8 @@ from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError, UsageError
 from plsc.machine.json_files import json_text
-from plsc.machine.names import readable, unwritable_name
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
+from plsc.machine.uncaught import line_of
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
 _INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
@@ -195,17 +195,14 @@ def exit_status(command: Callable[[], int]) -> int:
                 return command()
             finally:
                 sys.stdout.flush()
-    except PlscError as error:
+    except (PlscError, UnicodeEncodeError) as error:
+        line = line_of(error)
+        if line is None:
+            raise
         if isinstance(error, OutputError):
             silence_stdout()
-        print(f"plsc: error: {readable(str(error))}", file=sys.stderr)
+        print(line, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except UnicodeEncodeError as error:
-        problem = unwritable_name(error)
-        if problem is None:
-            raise
-        print(f"plsc: error: {problem}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:

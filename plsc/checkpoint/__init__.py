@@ -5,6 +5,7 @@ They are written under a temporary name and renamed, and checked when they are r
 
 from plsc.checkpoint.folder import (
     BACKBONE,
+    META,
     OPTIMIZER,
     Age,
     Checkpoint,
@@ -31,6 +32,7 @@ from plsc.checkpoint.writer import Saved, Writer, saved_by_run
 
 __all__ = [
     "BACKBONE",
+    "META",
     "OPTIMIZER",
     "Age",
     "Checkpoint",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import stat
 from typing import Any, BinaryIO, Callable
 
 import numpy as np
 
 from plsc.errors import one_line
+from plsc.machine.files import NotRegularError, open_regular
 
 _MOST_STEPS = 4_000_000  # an image takes about 5, a bool 1
 _MOST_COPIES = 8  # bytes that a pickle may make for each of its own; protocol 0 needs a few
@@ -195,16 +195,15 @@ def load_pickle(path: str) -> Any:
         RefusedError: It asks for a function or a class that images do not need.
         ValueError: It is no such pickle.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # A pipe would wait for a writer.
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not an ordinary file")
-        try:
-            return _Unpickler(file, status.st_size).load()
-        except (OSError, RefusedError):
-            raise
-        except Exception as problem:  # A damaged pickle can raise nearly any type.
-            raise ValueError(_reason(problem)) from None
+    try:
+        with open_regular(path) as file:
+            return _Unpickler(file, os.fstat(file.fileno()).st_size).load()
+    except NotRegularError:
+        raise ValueError("not an ordinary file") from None
+    except (OSError, RefusedError):
+        raise
+    except Exception as problem:  # A damaged pickle can raise nearly any type.
+        raise ValueError(_reason(problem)) from None
 
 
 def _reason(problem: Exception) -> str:

@@ -13,6 +13,7 @@ from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.log import ProgressLog
+from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError
@@ -105,7 +106,7 @@ def build_callbacks(config: Config, uploader: Optional[Uploader]) -> list[Callba
     """Returns all callbacks in the order in which they are called: logging first, saving after those of the user."""
     callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
     if config.scalars is not None:
-        folder = config.scalars.directory or Path(config.model_save_dir, "scalars")
+        folder = config.scalars.directory or Path(config.model_save_dir, SCALARS)
         callbacks.append(ScalarFiles(config.scalars.kind, Path(folder)))
     if uploader is not None:
         callbacks.append(uploader)

@@ -23,6 +23,7 @@ from plsc.metrics.records import finite
 
 logger = logging.getLogger("plsc")
 
+METRICS = "metrics.jsonl"
 _SECONDS_TO_FIRST_LINE = 5.0  # with `set_log_period` alone, it would come after minutes on a slow machine
 
 
@@ -42,7 +43,7 @@ class MetricsFile:
         self._stream = None
         if save_dir is None or parallel.rank() != 0:
             return
-        self._path = save_dir / "metrics.jsonl"
+        self._path = save_dir / METRICS
         try:
             self._stream = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
             if resumed_size is not None and self.size > resumed_size:

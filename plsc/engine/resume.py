@@ -20,6 +20,10 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
 from plsc.config import Config
+from plsc.engine.log import METRICS
+from plsc.engine.run_record import CLASSES
+from plsc.engine.run_record import NAME as RECORD
+from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.state import TrainingState
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import ClassifierHead
@@ -31,7 +35,7 @@ from plsc.storage import Retrying
 logger = logging.getLogger("plsc")
 
 _EARLIER = "earlier_"  # followed by a number, from 1
-_OTHERS_OF_A_RUN = ("metrics.jsonl", "run.json", "classes.txt", "scalars")
+_OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, SCALARS)
 
 
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
@@ -151,7 +155,7 @@ def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.
 
 
 def _complete_checkpoints(save_dir: Path) -> list[Path]:
-    return [folder for folder in checkpoint.list_checkpoints(save_dir) if (folder / "meta.json").is_file()]
+    return [folder for folder in checkpoint.list_checkpoints(save_dir) if (folder / checkpoint.META).is_file()]
 
 
 def _bring_back(save_dir: Path, aside: Path, writer: checkpoint.Writer) -> None:
@@ -206,7 +210,7 @@ def find_candidates(save_dir: Path) -> list[Candidate]:
     own = []
     for folder in checkpoint.list_checkpoints(save_dir):
         try:
-            found = checkpoint.parse_meta(folder, read_bytes(folder / "meta.json"))
+            found = checkpoint.parse_meta(folder, read_bytes(folder / checkpoint.META))
             age, launches = found.age, tuple(found.meta.get("launches", ()))
         except (CheckpointError, OSError, ValueError):
             age, launches = _UNREADABLE, ()

@@ -16,6 +16,7 @@ from plsc.errors import ConfigError, TrainingError
 from plsc.metrics.records import numbers_of
 
 KINDS = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}  # and the package that each needs
+FOLDER = "scalars"  # in the folder of the run, by default
 _NO_SCALARS = ("step", "epoch", "time")
 
 

@@ -207,6 +207,6 @@ def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:
 
 def _meta_text(folder: Path) -> bytes:
     try:
-        return (folder / "meta.json").read_bytes()
+        return (folder / checkpoint.META).read_bytes()
     except OSError as problem:
         raise CheckpointError(f"{folder}: cannot be read ({problem.strerror or problem})") from None

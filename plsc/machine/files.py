@@ -17,6 +17,10 @@ from typing import BinaryIO, Union
 OLD_SECONDS = 86400.0  # a process that writes to a temporary file writes to it all the time
 
 
+class NotRegularError(OSError):
+    """The error for a pipe, a device or a folder where a file should be."""
+
+
 def write_all(descriptor: int, data: Union[bytes, memoryview]) -> None:
     """Writes all of `data`, even if the system takes only a part at a time."""
     view = memoryview(data)
@@ -110,12 +114,13 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
     """Opens a file for reading. A pipe, which would wait for a writer, or a device is refused.
 
     Raises:
-        OSError: The file cannot be opened, or is no regular file.
+        NotRegularError: It is no regular file.
+        OSError: It cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        raise NotRegularError(errno.EINVAL, "not a regular file", os.fspath(path))
     return open(descriptor, "rb")  # noqa: SIM115  # the caller closes it
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import stat
 from numbers import Real
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from plsc.errors import one_line, shown
+from plsc.machine.files import NotRegularError, open_regular
+from plsc.machine.names import SURROGATE
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 64 << 20  # bytes; the meta.json of a checkpoint has 66 for every 8 MB of the checkpoint
 _MOST_CONTAINERS, _DEEPEST = 1_000_000, 100  # Python takes up to 100 bytes for two of the text
 _LONGEST_INTEGER = 300  # digits, so that a float can hold it
@@ -28,7 +27,7 @@ def json_text(value: Any, indent: Optional[int] = None) -> str:
         indent: Blanks for each level; None writes one line.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def read_json(path: Path) -> Any:
@@ -48,11 +47,13 @@ def read_bytes(path: Path) -> bytes:
         OSError: The file cannot be read.
         ValueError: It is no ordinary file, or has more than 64 MB.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # A pipe would wait for a writer.
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
-            raise ValueError("not an ordinary file, or too large")
-        return stream.read(LARGEST)
+    try:
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size <= LARGEST:
+                return stream.read(LARGEST)
+    except NotRegularError:
+        pass
+    raise ValueError("not an ordinary file, or too large")
 
 
 def parse_json(text: Union[bytes, str]) -> Any:

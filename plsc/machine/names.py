@@ -22,8 +22,8 @@ from plsc.errors import one_line
 CONTROLS = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
 _LOCALE_IS_UTF8 = sys.getfilesystemencoding() == "utf-8"
 _LONGEST_QUOTED = 300
-_UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not of the encoding
+_UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}]|{SURROGATE.pattern}")
 _FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
 
 
@@ -52,7 +52,7 @@ def from_text(text: str) -> str:
 
 def is_utf8(text: str) -> bool:
     """Returns whether the bytes of a name that `to_text` returned are UTF-8."""
-    return not _SURROGATE.search(text)
+    return not SURROGATE.search(text)
 
 
 def readable(text: str, keep: str = "") -> str:

@@ -22,6 +22,14 @@ def shorten_errors(report: Optional[Callable[[BaseException], None]] = None) -> 
     sys.excepthook.report = report or sys.excepthook.report
 
 
+def line_of(error: BaseException) -> Optional[str]:
+    """Returns the line that a user gets to see of an error; None for an error that is shown with its traceback."""
+    if isinstance(error, PlscError):
+        return f"plsc: error: {readable(str(error))}"
+    problem = unwritable_name(error) if isinstance(error, UnicodeEncodeError) else None
+    return problem and f"plsc: error: {problem}"
+
+
 class _Hook:
     """A replacement of `sys.excepthook`."""
 
@@ -30,10 +38,8 @@ class _Hook:
         self.report: Optional[Callable[[BaseException], None]] = None
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
-        if issubclass(kind, PlscError):
-            print(f"plsc: error: {readable(str(error))}", file=sys.stderr, flush=True)
-        elif isinstance(error, UnicodeEncodeError) and (problem := unwritable_name(error)):
-            print(f"plsc: error: {problem}", file=sys.stderr, flush=True)
+        if line := line_of(error):
+            print(line, file=sys.stderr, flush=True)
         elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
             print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
         else:

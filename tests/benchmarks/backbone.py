@@ -12,10 +12,8 @@ own, whose Python `--torch-python` names.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
 CASES = {"ResNet50": (8, 112), "MobileFaceNet": (32, 112), "ViT": (8, 112), "GlyphNet": (64, 32)}  # batch, side
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
 RATE, MOMENTUM, DECAY, DROPOUT = 1e-3, 0.9, 5e-4, 0.0
@@ -186,7 +185,10 @@ class Ranks:
     """The processes of one side."""
 
     def __init__(self, python, side, model, ranks, variables):
-        ports = free_ports(ranks)
+        from plsc.machine.launch.network import reserved_ports  # not at the top: PyTorch's environment has no Paddle
+
+        with reserved_ports(ranks) as ports:
+            pass  # the ranks take them when they start
         endpoints = [f"127.0.0.1:{port}" for port in ports]
         command = [python, __file__, "--side", side, "--model", model, "--ranks-here", str(ranks)]
         self.processes = []
@@ -217,14 +219,6 @@ class Ranks:
         for process in self.processes:
             process.stdin.close()
             process.wait()
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def difference(ours, theirs):

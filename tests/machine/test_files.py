@@ -8,6 +8,7 @@ import pytest
 from plsc.data.transforms import decode_file
 from plsc.errors import DataError
 from plsc.machine.files import open_regular, remove_leftovers, replace_file, replacing, write_synced
+from plsc.search.page import _thumbnail
 
 
 def test_a_planted_link_is_never_written_through(tmp_path, monkeypatch):
@@ -75,6 +76,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
         open_regular(tmp_path / "pipe.jpg")
     with pytest.raises(DataError, match="pipe.jpg: cannot be read .not a regular file"):
         decode_file(tmp_path / "pipe.jpg", (3, 8, 8))
+    assert _thumbnail(tmp_path / "pipe.jpg") is None
     (tmp_path / "file").write_bytes(b"abc")
     with open_regular(tmp_path / "file") as file:
         assert file.read() == b"abc"

@@ -12,6 +12,7 @@ import pytest
 from ranks import HELPERS, TIMEOUT, command, environment, start
 
 from plsc.errors import PlscError, RankError
+from plsc.machine.launch.network import reserved_ports
 from plsc.parallel import peers
 
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
@@ -151,12 +152,8 @@ def test_paddles_launcher_shows_the_first_cause_on_every_rank(glyphs, tmp_path):
 
 def free_endpoints(number):
     """Returns addresses of this machine that are free."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    try:
-        return [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
-    finally:
-        for server in servers:
-            server.close()
+    with reserved_ports(number) as ports:
+        return [f"127.0.0.1:{port}" for port in ports]
 
 
 def start_alone(rank, endpoints, *words):
