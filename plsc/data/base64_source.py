@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import bisect
 import contextlib
 import functools
 import hashlib
@@ -13,15 +14,17 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.base64_index import index_name, load_offsets
-from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line
+from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
+from plsc.data.records import Opening, Records
+from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
 SHUFFLES = ("window", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
-_WINDOW_BLOCKS = 16  # the number of blocks whose lines are mixed
 _OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
+_TAB, _ZERO = b"\t0"
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
@@ -44,17 +47,46 @@ class _Opened:
         weakref.finalize(self, os.close, self.descriptor)
 
 
-class Base64Files:
-    """The `ImageSource` of the samples of one rank in a split folder.
+def holds_split(path: str) -> bool:
+    """Returns whether a path is a folder of split base64 data."""
+    return os.path.exists(os.path.join(path, MANIFEST_NAME))
+
+
+def open_records(opening: Opening) -> Base64Files:
+    """Opens the samples of a rank in a folder of split base64 data.
+
+    Raises:
+        DataError: The folder holds no such data; or as for `Base64Files`.
+    """
+    manifest = load_manifest(opening.path)
+    if manifest is None:
+        path = opening.path
+        raise DataError(
+            f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
+            f"python tools/process_base64_files.py --data_dir={path} --file_list=file_list.txt "
+            f"--nranks={opening.world_size}"
+        )
+    return Base64Files(
+        opening.path,
+        manifest,
+        opening.num_classes,
+        rank=opening.rank,
+        world_size=opening.world_size,
+        shuffle=opening.shuffle or "window",
+    )
+
+
+class Base64Files(Records):
+    """The samples of one rank in a split folder.
 
     A rank takes whole files: those numbered rank, rank + world_size, and so on. The copies that make all files equally
-    long are left out, except for the one that a rank may need to have as many samples as the others. Sample i is line
-    `i % samples_per_file` of file `i // samples_per_file`.
+    long are left out, except for the one that a rank may need to have as many samples as the others. Samples are
+    numbered from 0 in the order of the rank's files, copies last.
 
     Args:
         folder: The folder with the files and their manifest.
         manifest: The manifest.
-        num_classes: The number of classes; labels must be below it.
+        num_classes: The number of classes; labels must be below it. None accepts every label.
         rank: The rank whose files to open.
         world_size: The number of ranks, which must divide the number of files.
         shuffle: 'window' reads the files in blocks of about 4 MB, in an order drawn for each epoch, and mixes the lines
@@ -66,7 +98,13 @@ class Base64Files:
     """
 
     def __init__(
-        self, folder: str, manifest: Manifest, num_classes: int, rank: int, world_size: int, shuffle: str = "window"
+        self,
+        folder: str,
+        manifest: Manifest,
+        num_classes: Optional[int],
+        rank: int,
+        world_size: int,
+        shuffle: str = "window",
     ) -> None:
         self.num_images = manifest.samples
         self._folder = folder
@@ -81,7 +119,7 @@ class Base64Files:
                 f"{where}: the data is split for {manifest.nranks} ranks and cannot be shared by {world_size}; run "
                 f"{self._command(world_size)}"
             )
-        if manifest.largest_label >= num_classes:
+        if num_classes is not None and manifest.largest_label >= num_classes:
             raise DataError(
                 f"{where}: the largest label is {manifest.largest_label}, outside [0, {num_classes}); "
                 f"call set_class_num({manifest.largest_label + 1}), or correct the label and split the data again"
@@ -91,17 +129,43 @@ class Base64Files:
         self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)  # threads share it
         self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
         self._begun = [-1] * _SLOTS
+        # The lines of each file that are not copies, then the copies of each file, as runs of (file, line, count).
+        each = manifest.samples_per_file
+        own = {number: each - manifest.files[number].padding for number in self._files}
+        runs = [(number, 0, count) for number, count in own.items()]
+        runs += [(number, count, each - count) for number, count in own.items() if count < each]
+        self._runs = np.array(runs, np.int64)
+        self._ends = np.cumsum(self._runs[:, 2])
+        self._share = -(-self.num_images // world_size)
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
-        samples = self._share(world_size)
         rng = np.random.default_rng((seed, epoch, rank))
         if self._shuffle == "full":
-            return rng.permutation(samples)
+            return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
-        _, block = np.unique(self._blocks(samples), return_inverse=True)
+        numbers, lines = self._places(np.arange(self._share))
+        _, block = np.unique(
+            numbers * self._manifest.samples_per_file + lines // self._block_lines, return_inverse=True
+        )
         turn = rng.permutation(int(block.max()) + 1)[block]
-        return samples[np.argsort(turn + _WINDOW_BLOCKS * rng.random(len(samples)), kind="stable")]
+        return np.argsort(turn + WINDOW_BLOCKS * rng.random(self._share), kind="stable")
+
+    def name(self, i: int) -> str:
+        """Returns `file:line`, with lines counted from 1."""
+        number, line = self._place(i)
+        return f"{self._manifest.files[number].name}:{line + 1}"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: the largest label that the manifest names plus one."""
+        return self._manifest.largest_label + 1
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)]."""
+        of_files = {number: _labels_of(file) for number, file in self._files.items()}
+        parts = [of_files[number][line : line + count] for number, line, count in self._runs.tolist()]
+        return np.concatenate(parts)[: self._share]
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and a digest of what the manifest says about the files of all ranks."""
@@ -112,12 +176,12 @@ class Base64Files:
 
     def where(self, i: int) -> str:
         """Returns the file and the line of a sample, for messages."""
-        number, line = divmod(i, self._manifest.samples_per_file)
+        number, line = self._place(i)
         return f"{self._files[number].path}:{line + 1}"
 
     def read(self, i: int) -> tuple[bytes, int]:
         """Returns the encoded image and the label of a sample. Raises DataError if its line is damaged."""
-        number, line = divmod(i, self._manifest.samples_per_file)
+        number, line = self._place(i)
         file = self._files[number]
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
         try:
@@ -133,7 +197,7 @@ class Base64Files:
         if data is None or not (digits[:-1].isdigit() and digits.endswith(b"\n") and len(digits) <= LONGEST_LABEL + 1):
             raise self._damaged(i, text)
         label = int(digits)
-        if label >= self._num_classes:
+        if self._num_classes is not None and label >= self._num_classes:
             raise DataError(
                 f"{self.where(i)}: label {label} is outside [0, {self._num_classes}); the file does not belong to "
                 "its manifest; copy the folder again"
@@ -149,20 +213,17 @@ class Base64Files:
             f"{self._command(self._manifest.nranks)}"
         )
 
-    def _share(self, world_size: int) -> np.ndarray:
-        """Returns the samples of the rank in the order of its files."""
-        each = self._manifest.samples_per_file
-        lines, copies = [], []
-        for number in self._files:
-            own = each - self._manifest.files[number].padding
-            lines.append(np.arange(number * each, number * each + own))
-            copies.append(np.arange(number * each + own, (number + 1) * each))
-        samples = np.concatenate([*lines, *copies])
-        return samples[: -(-self.num_images // world_size)]
+    def _place(self, i: int) -> tuple[int, int]:
+        """Returns the file and the line of a sample, both counted from 0."""
+        run = bisect.bisect_right(self._ends, i)
+        number, line, count = self._runs[run].tolist()
+        return number, line + i - int(self._ends[run]) + count
 
-    def _blocks(self, samples: np.ndarray) -> np.ndarray:
-        each = self._manifest.samples_per_file
-        return samples // each * each + samples % each // self._block_lines
+    def _places(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `_place` does for many samples, int64 [n] and int64 [n]."""
+        runs = np.searchsorted(self._ends, samples, side="right")
+        numbers, lines, counts = self._runs[runs].T
+        return numbers, lines + samples - self._ends[runs] + counts
 
     def _read_ahead(self, opened: _Opened, number: int, block: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its lines to be read."""
@@ -212,3 +273,17 @@ def _decoded(image: bytes) -> Optional[bytes]:
     # The decoder skips characters that are not base64, and then the image is too short.
     padding = 2 if image.endswith(b"==") else int(image.endswith(b"="))
     return data if image and len(image) % 4 == 0 and len(data) == len(image) // 4 * 3 - padding else None
+
+
+def _labels_of(file: _Lines) -> np.ndarray:
+    """Returns the labels at the ends of the lines of a file, int64 [lines]; damaged lines have any number."""
+    text = np.memmap(file.path, np.uint8, "r")
+    labels, ends = np.zeros(len(file.offsets) - 1, np.int64), file.offsets[1:] - 1
+    goes_on = np.ones(len(labels), bool)
+    for place in range(LONGEST_LABEL):
+        byte = text[np.maximum(ends - 1 - place, 0)]
+        goes_on &= byte != _TAB
+        if not goes_on.any():
+            break
+        labels += np.where(goes_on, byte.astype(np.int64) - _ZERO, 0) * 10**place
+    return labels

@@ -20,6 +20,7 @@ from plsc.data.encoded_image import check_header
 from plsc.data.image_folders import folder_of_images, has_image_suffix
 from plsc.data.image_lists import Listed, parse_line, read_list
 from plsc.data.pixels import NEWEST, PixelRule
+from plsc.data.records import Records
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
 from plsc.machine.names import from_text, to_text, twins_among, why_missing
@@ -273,6 +274,50 @@ class ArrayImages:
     def fingerprint(self, missing: bool = False) -> str:
         """Returns a digest of the pixels."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
+
+
+class RecordImages:
+    """A `Collection` of the images of a data set for training. Their classes are the identities.
+
+    Args:
+        path: Path of the data set.
+        records: All its images.
+    """
+
+    def __init__(self, path: Path, records: Records) -> None:
+        self.source, self._path, self._records = str(path.absolute()), path, records
+        self._labels = records.labels()
+        self.num_images = records.num_images
+
+    def name(self, i: int) -> str:
+        """Returns the name of the record."""
+        return self._records.name(i)
+
+    def identity(self, i: int) -> str:
+        """Returns the name of the class, or its number if the classes have no names."""
+        label = int(self._labels[i])
+        return self._records.class_names[label] if self._records.class_names else str(label)
+
+    def template(self, i: int) -> str:
+        """Returns '', because data for training has no templates."""
+        return ""
+
+    def where(self, i: int) -> str:
+        """Returns where the record is stored."""
+        return self._records.where(i)
+
+    def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
+        """Reads and decodes an image; see `Collection.pixels`."""
+        return decode(self._records.read(i)[0], image_shape, self.where(i), rule)
+
+    def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
+        """Checks the record and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""
+        if open_it:
+            check_header(io.BytesIO(self._records.read(i)[0]), self.where(i), rule.most_pixels)
+
+    def fingerprint(self, missing: bool = False) -> str:
+        """Returns a digest of what the data set says about itself."""
+        return hashlib.sha256(repr(sorted(self._records.digests().items())).encode()).hexdigest()
 
 
 def open_collection(path: Path) -> Collection:

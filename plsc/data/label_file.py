@@ -6,26 +6,42 @@ import hashlib
 import os
 from array import array
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
 from plsc.data.image_lists import beginning_of, checked, columns_of, lines_of
-from plsc.data.sampler import epoch_indices
+from plsc.data.records import LARGEST_LABEL, Opening, Records, check_label
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, open_regular
 from plsc.machine.names import quoted, to_text, why_missing
 
+_NAME = "label.txt"
 _HASHED_PATHS = 1 << 16  # at a time
 
 
-class LabelFile:
-    """An `ImageSource` of the image files that a label file lists.
+def holds_list(path: str) -> bool:
+    """Returns whether a path is a folder that holds a `label.txt`."""
+    return os.path.exists(os.path.join(path, _NAME))
+
+
+def open_records(opening: Opening) -> LabelFile:
+    """Opens a folder with a `label.txt`; see `read_label_file`."""
+    if opening.shuffle is not None:
+        raise DataError(
+            f"{opening.path}: set_data_format(shuffle={opening.shuffle!r}) needs files that hold many images each, and "
+            "here each image has its own file; leave shuffle out"
+        )
+    return read_label_file(opening.path, opening.num_classes)
+
+
+class LabelFile(Records):
+    """The image files that a label file lists.
 
     Attributes:
         dataset_dir: Folder that holds the label file.
         file_name: Name of the label file.
         paths: Paths of the N images, relative to `dataset_dir`.
-        labels: Label of each image, int64 [N].
         num_images: N.
     """
 
@@ -33,16 +49,20 @@ class LabelFile:
         self.dataset_dir = dataset_dir
         self.file_name = file_name
         self.paths = paths
-        self.labels = labels
+        self._labels = labels
         self.num_images = len(paths)
         self._lines = lines
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns this rank's share of one permutation of all samples."""
-        return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+    def name(self, i: int) -> str:
+        """Returns the path of the image, relative to the folder of the list."""
+        return self.paths[i]
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of each image, int64 [N]."""
+        return self._labels
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and digests of their labels and paths in order."""
@@ -52,7 +72,7 @@ class LabelFile:
             paths.update(text.encode("utf-8", "surrogateescape"))
         return {
             f"the number of images in {self.file_name}": str(self.num_images),
-            f"the labels in {self.file_name}, or their order": hashlib.sha256(self.labels.tobytes()).hexdigest(),
+            f"the labels in {self.file_name}, or their order": hashlib.sha256(self._labels.tobytes()).hexdigest(),
             f"the images in {self.file_name}, or their order": paths.hexdigest(),
         }
 
@@ -68,7 +88,7 @@ class LabelFile:
         """
         try:
             with open_regular(os.path.join(self.dataset_dir, self.paths[i])) as file:
-                return file.read(), int(self.labels[i])
+                return file.read(), int(self._labels[i])
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
@@ -76,12 +96,12 @@ class LabelFile:
             ) from error
 
 
-def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt") -> LabelFile:
+def read_label_file(dataset_dir: str, num_classes: Optional[int], name: str = _NAME) -> LabelFile:
     """Reads and checks a label file.
 
     Args:
         dataset_dir: Folder that holds the label file; paths in the file are relative to it.
-        num_classes: Number of classes; labels must be in [0, num_classes).
+        num_classes: Number of classes; labels must be in [0, num_classes). None accepts every label.
         name: Name of the label file. Each of its lines is `path label`, as in the lists of `plsc predict`.
 
     Raises:
@@ -108,7 +128,7 @@ def read_label_file(dataset_dir: str, num_classes: int, name: str = "label.txt")
     return source
 
 
-def _parse_line(line: bytes, where: str, num_classes: int) -> tuple[str, int]:
+def _parse_line(line: bytes, where: str, num_classes: Optional[int]) -> tuple[str, int]:
     """Returns the path and the label of a line. A third column, the template, does not matter to training."""
     columns = columns_of(checked(line, where))
     if not 2 <= len(columns) <= 3 or not all(columns[:2]):
@@ -123,14 +143,8 @@ def _parse_line(line: bytes, where: str, num_classes: int) -> tuple[str, int]:
         label = int(text)
     except ValueError as error:
         raise DataError(f"{where}: label {text[:40]!r} is not an integer; each line must be 'path label'") from error
-    if label < 0:
-        raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
-    if label >= num_classes:
-        largest = largest_label(Path(where.rpartition(":")[0]))
-        raise DataError(
-            f"{where}: label {label} is outside [0, {num_classes}), and the largest label of the file is {largest}; "
-            f"call set_class_num({largest + 1}), or correct the labels, which count from 0"
-        )
+    if not 0 <= label < (LARGEST_LABEL + 1 if num_classes is None else num_classes):
+        check_label(label, where, num_classes, largest_label(Path(where.rpartition(":")[0])))
     return path, label
 
 

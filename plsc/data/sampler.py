@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+WINDOW_BLOCKS = 16  # the number of blocks whose samples are mixed
+
 
 def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
     """Returns the samples of a rank in the order of an epoch, int64 [ceil(num_samples / world_size)].
@@ -20,3 +22,33 @@ def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size
     per_rank = -(-num_samples // world_size)
     positions = np.arange(per_rank, dtype=np.int64) * world_size + rank
     return permutation[positions % num_samples].astype(np.int64, copy=False)
+
+
+def block_indices(blocks: np.ndarray, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+    """Returns the samples of a rank for data whose blocks are read as a whole, int64 [ceil(num_samples / world_size)].
+
+    (seed, epoch) determines an order of the blocks, which is the same on all ranks. Each rank takes a consecutive share
+    of their samples, the last ones from the beginning again until all shares are equally long. Within its share a rank
+    mixes the samples of neighbouring blocks: a sample comes up to `WINDOW_BLOCKS` blocks late.
+
+    Args:
+        blocks: First sample of each block, and the number of samples, int64 [B + 1].
+        seed: Seed of the orders.
+        epoch: Number of the epoch.
+        rank: Rank to draw for.
+        world_size: Number of ranks.
+    """
+    num_samples = int(blocks[-1])
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is outside [0, {world_size})")
+    permuted = np.random.default_rng((seed, epoch)).permutation(len(blocks) - 1)
+    ends = np.cumsum(np.diff(blocks)[permuted])
+    per_rank = -(-num_samples // world_size)
+    positions = np.arange(rank * per_rank, (rank + 1) * per_rank, dtype=np.int64)
+    turns = np.searchsorted(ends, positions % num_samples, side="right")
+    samples = blocks[permuted[turns] + 1] - ends[turns] + positions % num_samples
+    turns += positions // num_samples * len(permuted)
+    mixing = np.random.default_rng((seed, epoch, rank)).random(per_rank)
+    return samples[np.argsort(turns + WINDOW_BLOCKS * mixing, kind="stable")]

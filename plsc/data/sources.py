@@ -1,19 +1,17 @@
-"""What training reads: the `ImageSource` protocol, and the function that opens the right one for a folder."""
+"""What training reads: the `ImageSource` protocol, and the function that opens the data of any format."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Optional, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data.base64_parts import MANIFEST_NAME, load_manifest
-from plsc.data.base64_source import Base64Files
-from plsc.data.label_file import largest_label, read_label_file
+from plsc.data import base64_source, label_file
+from plsc.data.base64_parts import MANIFEST_NAME
+from plsc.data.records import Opening, Records
 from plsc.errors import DataError
 
-DATA_FORMATS = ("auto", "jpeg", "base64")
 _UNSPLIT_LIST = "file_list.txt"
 
 
@@ -39,66 +37,66 @@ class ImageSource(Protocol):
         """Returns the encoded bytes and the label of image `i`."""
 
 
+class Format(NamedTuple):
+    """A way to keep a data set.
+
+    Attributes:
+        holds: Whether a path is data of this format, as far as names of files show.
+        open: Opens the data; raises DataError if it is not of this format.
+        about: What the path is, for error messages.
+    """
+
+    holds: Callable[[str], bool]
+    open: Callable[[Opening], Records]
+    about: str
+
+
+# The first that recognises a path opens it for the format 'auto'.
+FORMATS = {
+    "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
+    "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
+}
+DATA_FORMATS = ("auto", *FORMATS)
+
+
 def open_images(
-    folder: str,
-    num_classes: int,
+    path: str,
+    num_classes: Optional[int],
     rank: int,
     world_size: int,
     data_format: str = "auto",
     shuffle: Optional[str] = None,
-) -> ImageSource:
+) -> Records:
     """Opens the samples of one rank.
 
     Args:
-        folder: Folder that holds `label.txt`, or base64 data that has been split for the ranks.
-        num_classes: Number of classes; labels must be in [0, num_classes).
+        path: Data of one of `FORMATS`.
+        num_classes: Number of classes; labels must be in [0, num_classes). None accepts every label.
         rank: Rank of this process.
         world_size: Number of ranks.
-        data_format: 'jpeg', 'base64', or 'auto', which means base64 if the folder holds a manifest of split data.
-        shuffle: For base64 data, 'window' (the default) or 'full'; see `Base64Files`.
+        data_format: A name of `FORMATS`, or 'auto'.
+        shuffle: For data whose files hold many images, 'window' (the default) or 'full'; see `set_data_format`.
 
     Raises:
-        DataError: The folder does not hold such data, or the data has a mistake.
+        DataError: The path does not hold such data, or the data has a mistake.
     """
-    manifest = None if data_format == "jpeg" else load_manifest(folder)
-    if manifest is not None:
-        return Base64Files(folder, manifest, num_classes, rank, world_size, shuffle or "window")
-    is_unsplit = os.path.exists(os.path.join(folder, _UNSPLIT_LIST))
-    if data_format == "base64" or (is_unsplit and not os.path.exists(os.path.join(folder, "label.txt"))):
-        raise DataError(
-            f"{os.path.join(folder, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; "
-            f"run python tools/process_base64_files.py --data_dir={folder} --file_list={_UNSPLIT_LIST} "
-            f"--nranks={world_size}"
+    name = format_of(path) if data_format == "auto" else data_format
+    if name is None:
+        raise _unknown(path, world_size)
+    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle))
+
+
+def format_of(path: str) -> Optional[str]:
+    """Returns the format that a path seems to hold; None if it is none of `FORMATS`."""
+    return next((name for name, one in FORMATS.items() if one.holds(path)), None)
+
+
+def _unknown(path: str, world_size: int) -> DataError:
+    if os.path.exists(os.path.join(path, _UNSPLIT_LIST)):
+        return DataError(
+            f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
+            f"python tools/process_base64_files.py --data_dir={path} --file_list={_UNSPLIT_LIST} --nranks={world_size}"
         )
-    if shuffle is not None:
-        raise DataError(
-            f"{folder}: set_data_format(shuffle={shuffle!r}) needs base64 data, and the folder holds none; leave "
-            "shuffle out"
-        )
-    return read_label_file(folder, num_classes)
-
-
-def count_classes(folder: str, data_format: str = "auto") -> int:
-    """Returns the number of classes of a data set folder: its largest label plus one.
-
-    Args:
-        folder: Folder that holds `label.txt`, or base64 data that has been split for the ranks.
-        data_format: As for `open_images`.
-
-    Raises:
-        DataError: The folder holds no labels that can be counted.
-    """
-    manifest = None if data_format == "jpeg" else load_manifest(folder)
-    if manifest is not None:
-        return manifest.largest_label + 1
-    path = Path(folder, "label.txt")
-    try:
-        count = largest_label(path) + 1
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the label file ({error.strerror or error}), so set_class_num('auto') cannot count "
-            "the classes; check the data set directory, or give their number"
-        ) from error
-    if not count:
-        raise DataError(f"{path}: no line has a label; write one 'path label' per line")
-    return count
+    known = ", ".join(f"{one.about} ({name!r})" for name, one in FORMATS.items())
+    missing = "" if os.path.exists(path) else " (no such file or folder)"
+    return DataError(f"{path}: holds no training data{missing}; give one of these: {known}")

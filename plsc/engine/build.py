@@ -11,6 +11,7 @@ from plsc.config import Config
 from plsc.data import sources
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
+from plsc.data.records import Records
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
@@ -22,27 +23,42 @@ from plsc.inference.classes import check_names
 from plsc.storage import Retrying
 
 
-def count_classes(config: Config) -> None:
-    """Puts the number of classes of the data into the settings, for `set_class_num('auto')`.
+def open_source(config: Config) -> Optional[Records]:
+    """Opens this rank's images of the data set; returns None if a `train_reader` replaces them.
+
+    What the data says about its classes goes into the settings: their names, unless the settings give some, and their
+    number, for `set_class_num('auto')`.
 
     Raises:
-        ConfigError: A `train_reader` replaces the data set folder, or there are more or fewer names than classes; on
-            every rank.
-        DataError: The classes cannot be counted; on every rank.
+        ConfigError: The classes of a `train_reader` cannot be counted, or there are more or fewer names than classes.
+        DataError: The data cannot be opened.
     """
-    if not config.num_classes:
-        if config.train_reader is not None:
-            raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
-        config.num_classes = parallel.from_rank_0(
-            lambda: sources.count_classes(config.dataset_dir, config.data_format), "the count of the classes"
-        )
-    check_names(config.class_names or (), config.num_classes)
-
-
-def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
-    """Returns a loader of the user's reader or, without one, of the images of the data set."""
-    rank, world_size = parallel.rank(), parallel.world_size()
     if config.train_reader is not None:
+        if not config.num_classes:
+            raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
+        check_names(config.class_names or (), config.num_classes)
+        return None
+    source = sources.open_images(
+        config.dataset_dir,
+        config.num_classes or None,
+        parallel.rank(),
+        parallel.world_size(),
+        data_format=config.data_format,
+        shuffle=config.shuffle,
+    )
+    config.num_classes = config.num_classes or parallel.from_rank_0(
+        lambda: source.num_classes, "the count of the classes"
+    )
+    if config.class_names is None and source.class_names:
+        config.class_names = tuple(source.class_names)
+    check_names(config.class_names or (), config.num_classes)
+    return source
+
+
+def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader, ReaderLoader]:
+    """Returns a loader of the images of `source`, or of the user's reader if that is None."""
+    rank, world_size = parallel.rank(), parallel.world_size()
+    if source is None:
         wanted = config.augmentation  # by default a reader augments its images itself
         return ReaderLoader(
             name="train_reader",
@@ -57,9 +73,7 @@ def build_loader(config: Config) -> Union[ImageLoader, ReaderLoader]:
             world_size=world_size,
         )
     return ImageLoader(
-        sources.open_images(
-            config.dataset_dir, config.num_classes, rank, world_size, config.data_format, config.shuffle
-        ),
+        source,
         image_shape=config.image_shape,
         batch_size=config.train_batch_size,
         augmentation=config.augmentation,

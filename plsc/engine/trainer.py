@@ -18,7 +18,7 @@ from plsc.checkpoint.folder import score_of
 from plsc.config import Config
 from plsc.engine import forecast
 from plsc.engine.agreement import check_data, check_rate, check_settings
-from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, count_classes
+from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
@@ -95,7 +95,7 @@ class Trainer:
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
 
-        count_classes(config)
+        self.source = open_source(config)
         check_head_fits(config)
         steps = self.open_data()
 
@@ -152,7 +152,7 @@ class Trainer:
         The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         """
         config = self.config
-        self.loader = build_loader(config)
+        self.loader = build_loader(config, self.source)
         check_data(self.loader)
         self.first_pass = FirstPass(config, self.loader)
         steps = steps_per_epoch(self.loader, config.gradient_accumulation)

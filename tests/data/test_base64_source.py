@@ -44,7 +44,7 @@ def epoch_of(source, rank, world_size, epoch=0, seed=0):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(base64_source, "_BLOCK_BYTES", 60)
-    monkeypatch.setattr(base64_source, "_WINDOW_BLOCKS", 3)
+    monkeypatch.setattr(base64_source, "WINDOW_BLOCKS", 3)
 
 
 @settings(max_examples=30, deadline=None)

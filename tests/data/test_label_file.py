@@ -8,7 +8,7 @@ import pytest
 
 from plsc.data.collection import open_collection
 from plsc.data.label_file import read_label_file
-from plsc.data.sources import count_classes
+from plsc.data.sources import open_images
 from plsc.errors import DataError
 
 
@@ -26,8 +26,8 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
     source = read_label_file(root, 3)
     assert len(source) == 3
     assert source.paths == ["a/1.jpg", "b c/my é.jpg", "2.jpg"]
-    assert source.labels.dtype == np.int64
-    assert source.labels.tolist() == [0, 2, 1]
+    assert source.labels().dtype == np.int64
+    assert source.labels().tolist() == [0, 2, 1]
     assert source.where(1) == f"{root}/label.txt:3"
     assert source.where(2).endswith("label.txt:5")
     assert source.read(1) == ("b c/my é.jpg".encode(), 2)
@@ -51,7 +51,7 @@ def test_training_and_predict_read_the_same_lines(tmp_path: Path, text: str) -> 
     root = make(tmp_path, text.encode(), ("a.jpg", "b c.jpg"))
     trained, embedded = read_label_file(root, 2), open_collection(tmp_path)
     assert trained.paths == [embedded.name(i) for i in range(embedded.num_images)] == ["a.jpg", "b c.jpg"]
-    assert trained.labels.tolist() == [int(embedded.identity(i)) for i in range(2)] == [0, 1]
+    assert trained.labels().tolist() == [int(embedded.identity(i)) for i in range(2)] == [0, 1]
     assert [f"{trained.where(i)}: {trained.paths[i]}" for i in range(2)] == [embedded.where(i) for i in range(2)]
 
 
@@ -108,12 +108,13 @@ def test_bad_files_are_named(tmp_path: Path, text: bytes, words: list[str]) -> N
 
 
 def test_classes_are_counted_by_the_largest_label(tmp_path: Path) -> None:
-    root = make(tmp_path, b"\xef\xbb\xbf1.jpg 0\n\n1.jpg\t11\ta template\n1.jpg 7\nno label\n", ("1.jpg",))
-    assert count_classes(root) == 12
-    with pytest.raises(DataError, match="no line has a label"):
-        count_classes(make(tmp_path, b"1.jpg\n", ()))
-    with pytest.raises(DataError, match=r"nowhere.label.txt: cannot read.*set_class_num\('auto'\)"):
-        count_classes(str(tmp_path / "nowhere"))
+    root = make(tmp_path, b"\xef\xbb\xbf1.jpg 0\n\n1.jpg\t11\ta template\n1.jpg 7\n", ("1.jpg",))
+    source = open_images(root, None, 0, 1)
+    assert source.num_classes == 12 and source.labels().tolist() == [0, 11, 7] and source.name(2) == "1.jpg"
+    with pytest.raises(DataError, match="label.txt:1: label 1000000000 is larger than 999999999"):
+        open_images(make(tmp_path, b"1.jpg 1000000000\n", ("1.jpg",)), None, 0, 1)
+    with pytest.raises(DataError, match=r"nowhere: holds no training data \(no such file or .*label.txt"):
+        open_images(str(tmp_path / "nowhere"), None, 0, 1)
 
 
 def test_a_missing_label_file_is_named(tmp_path: Path) -> None:

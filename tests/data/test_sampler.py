@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data.sampler import epoch_indices
+from plsc.data.sampler import block_indices, epoch_indices
 
 
 @settings(max_examples=100, deadline=None)
@@ -41,3 +41,28 @@ def test_bad_arguments() -> None:
         epoch_indices(0, 0, 0, 0, 1)
     with pytest.raises(ValueError, match="rank"):
         epoch_indices(5, 0, 0, 2, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 7), st.integers(0, 100))
+def test_blocks_are_dealt_to_ranks_whole_and_each_sample_once(sizes: list[int], world_size: int, epoch: int) -> None:
+    blocks = np.cumsum([0, *sizes])
+    total, per_rank = int(blocks[-1]), math.ceil(blocks[-1] / world_size)
+    parts = [block_indices(blocks, 5, epoch, rank, world_size) for rank in range(world_size)]
+    assert all(part.dtype == np.int64 and len(part) == per_rank for part in parts)
+    counts = np.bincount(np.concatenate(parts), minlength=total)
+    assert len(counts) == total and counts.min() == 1 and counts.sum() == per_rank * world_size
+    # A block is split between two ranks at most where the shares meet.
+    owners = [np.unique(np.searchsorted(blocks, part, side="right")) for part in parts]
+    assert sum(map(len, owners)) <= len(sizes) + 2 * world_size * (1 + world_size * max(sizes) // total)
+
+
+def test_the_samples_of_a_block_come_at_about_the_same_time_in_another_order_each_epoch() -> None:
+    blocks = np.arange(0, 20_001, 20)
+    order = block_indices(blocks, 0, 0, 0, 1)
+    turns = np.empty(20_000, np.int64)
+    turns[order] = np.arange(20_000)
+    of_block = turns.reshape(-1, 20)
+    assert (of_block.max(axis=1) - of_block.min(axis=1)).max() <= 20 * 18  # a window of 16 blocks, and a block
+    assert not np.array_equal(order, block_indices(blocks, 0, 1, 0, 1))
+    assert len(set(of_block.argmin(axis=1).tolist())) == 20  # the lines of a block are mixed too

@@ -18,7 +18,8 @@ OPTIONS = ("augmentation=[true, 10, 0.1]", "log_period=1", "num_workers=2", "res
 def order_images(glyphs, split, jpegs, ranks, epoch, shuffle):
     """Writes a label.txt whose order makes each rank read the images of `epoch` as it reads the lines of base64."""
     images = read_label_file(str(glyphs), 12)
-    names = {images.read(i): f"{images.paths[i]} {images.labels[i]}" for i in range(len(images))}
+    labels = images.labels()
+    names = {images.read(i): f"{images.paths[i]} {labels[i]}" for i in range(len(images))}
     rows = [""] * len(images)
     for rank in range(ranks):
         lines = open_images(str(split), 12, rank, ranks, shuffle=shuffle)

@@ -1,0 +1,129 @@
+"""What every kind of training data gives: encoded images, numbered from 0, with their labels and names."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple, Optional, Protocol
+
+import numpy as np
+
+from plsc.data.sampler import block_indices, epoch_indices
+from plsc.errors import DataError
+
+LARGEST_LABEL = 10**9 - 1
+
+
+class Record(NamedTuple):
+    """One image of a data set.
+
+    Attributes:
+        name: What the image is called in its data set: a path without `..`, with `/` between its parts.
+        data: The encoded image.
+        label: Number of its class.
+    """
+
+    name: str
+    data: bytes
+    label: int
+
+
+class Opening(NamedTuple):
+    """What a format needs to know to open a data set.
+
+    Attributes:
+        path: A folder, a file, or a pattern of files.
+        num_classes: Number of classes, which labels must be below; None accepts every label.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        shuffle: 'window' or 'full', as in `set_data_format`; None is the default of the format.
+    """
+
+    path: str
+    num_classes: Optional[int] = None
+    rank: int = 0
+    world_size: int = 1
+    shuffle: Optional[str] = None
+
+
+class Records(abc.ABC):
+    """A data set of encoded images, which several threads may read.
+
+    Attributes:
+        num_images: Number of images of all ranks together.
+        class_names: Name of each class in the order of the numbers; empty if they are unknown.
+        blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
+            side on the disk, and are read at about the same time. None means that any order is as fast.
+    """
+
+    num_images: int
+    class_names: Sequence[str] = ()
+    blocks: Optional[np.ndarray] = None
+
+    @abc.abstractmethod
+    def name(self, i: int) -> str:
+        """Returns the name of image `i`; see `Record.name`."""
+
+    @abc.abstractmethod
+    def where(self, i: int) -> str:
+        """Returns where image `i` is stored or listed, for error messages."""
+
+    @abc.abstractmethod
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`.
+
+        Raises:
+            DataError: The image cannot be read, or its record is damaged.
+        """
+
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image, int64 or int32 [num_images]."""
+
+    @abc.abstractmethod
+    def digests(self) -> dict[str, str]:
+        """Returns a digest of each thing that must be the same on every rank, by its name."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: that of the names, or the largest label plus one."""
+        return len(self.class_names) or int(self.labels().max(initial=-1)) + 1
+
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
+        if self.blocks is None:
+            return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+        return block_indices(self.blocks, seed, epoch, rank, world_size)
+
+
+def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:
+    """Checks a label.
+
+    Args:
+        label: The label.
+        where: Where it stands.
+        num_classes: Number of classes; None accepts every label from 0 on.
+        largest: Largest label of the data set.
+
+    Raises:
+        DataError: The label is negative, or not below `num_classes`.
+    """
+    if label < 0:
+        raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
+    if num_classes is None and label > LARGEST_LABEL:
+        raise DataError(f"{where}: label {label} is larger than {LARGEST_LABEL}; correct it")
+    if num_classes is not None and label >= num_classes:
+        raise DataError(
+            f"{where}: label {label} is outside [0, {num_classes}), and the largest label of the data is {largest}; "
+            f"call set_class_num({largest + 1}), or correct the labels, which count from 0"
+        )
+
+
+class RecordWriter(Protocol):
+    """Writes the images of one file, or of one folder, in the order in which they are added."""
+
+    def add(self, record: Record) -> None:
+        """Writes one image. Raises OSError if the disk refuses it."""
+
+    def close(self) -> None:
+        """Finishes the file, so that a reader finds all that was added, and closes it."""
