@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
-from plsc.commands import classify, convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
+from plsc.commands import (
+    classify,
+    convert_checkpoint,
+    export,
+    hdfs,
+    import_weights,
+    index,
+    plan,
+    predict,
+    report,
+    run,
+    search,
+    test,
+)
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -22,6 +35,7 @@ _COMMANDS = {
     "plan": plan,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
+    "import-weights": import_weights,
 }
 # What other programs call these commands.
 _SYNONYMS = {

@@ -25,16 +25,16 @@ from plsc.machine.files import write_all
 from plsc.machine.json_files import as_integers, parse_json
 
 BLOCK_BYTES = 8 << 20
-_LARGEST_HEADER = 16 << 20  # bytes, for more than 100,000 tensors
+LARGEST_HEADER = 16 << 20  # bytes, for more than 100,000 tensors
 _MOST_AXES, _MOST_VALUES = 16, 2**48  # of a tensor; more of them, if one is empty, would be refused by NumPy
 _HASHING_THREADS, _READING_THREADS = 2, 2
 _flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
-_DTYPES = {
+DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-_CODES = {np.dtype(text): code for code, text in _DTYPES.items()}
+_CODES = {np.dtype(text): code for code, text in DTYPES.items()}
 
 
 class DamagedError(CheckpointError):
@@ -159,6 +159,44 @@ def _digest(block: Union[bytes, memoryview]) -> str:
     return hashlib.sha256(block).hexdigest()
 
 
+def parse_header(
+    text: bytes, size: int, dtypes: Mapping[str, str] = DTYPES
+) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
+    """Parses the header of a safetensors file.
+
+    Args:
+        text: The JSON text, which follows 8 bytes of length.
+        size: Size of the whole file in bytes.
+        dtypes: NumPy's name of each type that tensors may have, by its name in the format.
+
+    Returns:
+        The type, the shape and the first byte in the file of each tensor, by its name.
+
+    Raises:
+        ValueError: The header is damaged. KeyError, TypeError and AttributeError are possible, too.
+    """
+    header = parse_json(text)
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(entry, 8 + len(text), size, dtypes) for name, entry in header.items()}
+    taken = 0
+    for dtype, shape, begin in sorted(tensors.values(), key=lambda tensor: tensor[2]):
+        length = dtype.itemsize * math.prod(shape)
+        if length and begin < taken:
+            raise ValueError("its tensors overlap")
+        taken = max(taken, begin + length)
+    return tensors
+
+
+def _entry(entry: dict, data: int, size: int, dtypes: Mapping[str, str]) -> tuple[np.dtype, tuple[int, ...], int]:
+    dtype, shape = np.dtype(dtypes[entry["dtype"]]), tuple(as_integers(entry["shape"]))
+    if len(shape) > _MOST_AXES or math.prod(filter(None, shape)) > _MOST_VALUES:
+        raise ValueError("a shape is too large")
+    begin, end = as_integers(entry["data_offsets"], count=2)
+    if end - begin != dtype.itemsize * math.prod(shape) or data + end > size:
+        raise ValueError("its offsets do not fit")
+    return dtype, shape, data + begin
+
+
 class TensorFile:
     """A safetensors file that is read by rows. Each block is checked before its bytes are used.
 
@@ -248,34 +286,13 @@ class TensorFile:
     def _read_header(self) -> None:
         try:
             (length,) = struct.unpack("<Q", self._bytes(0, 8).tobytes())
-            if length > min(_LARGEST_HEADER, self._expected.size - 8):
+            if length > min(LARGEST_HEADER, self._expected.size - 8):
                 raise ValueError("its header is too long")
-            header = parse_json(self._bytes(8, length).tobytes())
-            header.pop("__metadata__", None)
-            self._tensors = {name: self._entry(entry, 8 + length) for name, entry in header.items()}
-            self._check_apart()
+            self._tensors = parse_header(self._bytes(8, length).tobytes(), self._expected.size)
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
             raise DamagedError(
                 f"{self.path}: not a safetensors file ({reason_of(problem)}); use another checkpoint"
             ) from None
-
-    def _entry(self, entry: dict, data: int) -> tuple[np.dtype, tuple[int, ...], int]:
-        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(as_integers(entry["shape"]))
-        if len(shape) > _MOST_AXES or math.prod(filter(None, shape)) > _MOST_VALUES:
-            raise ValueError("a shape is too large")
-        begin, end = as_integers(entry["data_offsets"], count=2)
-        if end - begin != dtype.itemsize * math.prod(shape) or data + end > self._expected.size:
-            raise ValueError("its offsets do not fit")
-        return dtype, shape, data + begin
-
-    def _check_apart(self) -> None:
-        """Raises ValueError if two tensors share bytes."""
-        taken = 0
-        for dtype, shape, begin in sorted(self._tensors.values(), key=lambda tensor: tensor[2]):
-            size = dtype.itemsize * math.prod(shape)
-            if size and begin < taken:
-                raise ValueError("its tensors overlap")
-            taken = max(taken, begin + size)
 
     def _bytes(self, begin: int, count: int, memory: Optional[np.ndarray] = None) -> np.ndarray:
         """Returns `count` bytes from `begin` on, out of blocks that were checked."""

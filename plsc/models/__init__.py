@@ -7,7 +7,7 @@ import paddle
 from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel, build
-from plsc.models.mobilefacenet import MobileFaceNet
+from plsc.models.mobilefacenet import ArcFaceMobileFaceNet, MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
@@ -15,7 +15,11 @@ __all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "ViT", "build_
 
 _RESNETS = {f"ResNet{layers}": layers for layers in DEPTHS}
 _OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT}
-MODEL_NAMES = (*_RESNETS, *_OTHERS)
+# The networks of InsightFace's arcface_torch and of PLSC 2, to the letter, so that their weights fit.
+_ARCFACE_EPSILON = 1e-5
+_IRESNETS = {f"IResNet{layers}": layers for layers in (18, 34, 50, 100, 200)}
+_MOBILE = {"MobileFaceNet_base": ((1, 4, 6, 2), 2), "MobileFaceNet_large": ((2, 8, 12, 4), 4)}
+MODEL_NAMES = (*_RESNETS, *_OTHERS, *_IRESNETS, *_MOBILE)
 
 
 def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> BaseModel:
@@ -33,6 +37,11 @@ def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> B
         return ResNet(_RESNETS[name], emb_dim, image_shape)
     if name in _OTHERS:
         return _OTHERS[name](emb_dim, image_shape)
+    if name in _IRESNETS:
+        return ResNet(_IRESNETS[name], emb_dim, image_shape, dropout=0.0, epsilon=_ARCFACE_EPSILON)
+    if name in _MOBILE:
+        blocks, scale = _MOBILE[name]
+        return ArcFaceMobileFaceNet(emb_dim, image_shape, blocks, scale)
     raise ConfigError(f"set_model_name({name!r}): expected one of {', '.join(MODEL_NAMES)}")
 
 

@@ -47,6 +47,7 @@ class ResNet(BaseModel):
         emb_dim: Size of an embedding, D.
         image_shape: Shape of one image, (C, H, W), with sides of at least 16.
         dropout: Probability of dropout before the fully connected layer.
+        epsilon: What batch normalisation adds to variances. InsightFace's arcface_torch has 1e-5, and no dropout.
     """
 
     def __init__(
@@ -55,28 +56,29 @@ class ResNet(BaseModel):
         emb_dim: int = 512,
         image_shape: tuple[int, int, int] = (3, 112, 112),
         dropout: float = 0.4,
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         if layers not in DEPTHS:
             raise ConfigError(f"ResNet(layers={layers!r}): expected one of {', '.join(map(str, DEPTHS))}")
         check_sides(image_shape)
         channels, height, width = image_shape
-        self.stem = nn.Sequential(_conv(channels, 64, 3), nn.BatchNorm2D(64, epsilon=EPSILON), PReLU(64))
+        self.stem = nn.Sequential(_conv(channels, 64, 3), nn.BatchNorm2D(64, epsilon=epsilon), PReLU(64))
         blocks, previous = [], 64
         for depth, filters in zip(DEPTHS[layers], WIDTHS):
             for index in range(depth):
-                blocks.append(_Block(previous, filters, stride=2 if index == 0 else 1))
+                blocks.append(_Block(previous, filters, 2 if index == 0 else 1, epsilon))
                 previous = filters
             height, width = (height + 1) // 2, (width + 1) // 2
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.BatchNorm2D(previous, epsilon=EPSILON)
+        self.norm = nn.BatchNorm2D(previous, epsilon=epsilon)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(
             previous * height * width, emb_dim, weight_attr=paddle.ParamAttr(initializer=nn.initializer.XavierNormal())
         )
         # Paddle gives the bias of a BatchNorm no gradient if its scale has none, so the bias is a separate parameter.
         fixed = paddle.ParamAttr(trainable=False)
-        self.features = nn.BatchNorm1D(emb_dim, epsilon=EPSILON, weight_attr=fixed, bias_attr=False)
+        self.features = nn.BatchNorm1D(emb_dim, epsilon=epsilon, weight_attr=fixed, bias_attr=False)
         self.features_bias = self.create_parameter([emb_dim], is_bias=True)
 
     def build_network(self, input: paddle.Tensor, label: Optional[paddle.Tensor], is_train: bool) -> paddle.Tensor:
@@ -86,18 +88,18 @@ class ResNet(BaseModel):
 
 
 class _Block(nn.Layer):
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, epsilon: float) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.BatchNorm2D(in_channels, epsilon=EPSILON),
+            nn.BatchNorm2D(in_channels, epsilon=epsilon),
             _conv(in_channels, out_channels, 3),
-            nn.BatchNorm2D(out_channels, epsilon=EPSILON),
+            nn.BatchNorm2D(out_channels, epsilon=epsilon),
             PReLU(out_channels),
             _conv(out_channels, out_channels, 3, stride),
-            nn.BatchNorm2D(out_channels, epsilon=EPSILON),
+            nn.BatchNorm2D(out_channels, epsilon=epsilon),
         )
         self.shortcut = (
-            nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2D(out_channels, epsilon=EPSILON))
+            nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2D(out_channels, epsilon=epsilon))
             if stride != 1 or in_channels != out_channels
             else None
         )

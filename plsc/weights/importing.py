@@ -1,0 +1,294 @@
+"""Brings weights from elsewhere into a network, or into a checkpoint that every command of plsc takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import paddle
+
+from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, discard, head_file, publish, temporary_of, write_meta
+from plsc.checkpoint.tensor_file import Stream, write_tensors
+from plsc.config import Config
+from plsc.errors import CheckpointError, ConfigError
+from plsc.models import MODEL_NAMES, build_model
+from plsc.version import __version__
+from plsc.weights.names import Matching, Network, match, network_of, read_own
+from plsc.weights.onnx_file import OnnxFile
+from plsc.weights.paddle_file import PaddleFile
+from plsc.weights.safetensors_file import SafetensorsFile
+from plsc.weights.source import Weights
+from plsc.weights.torch_file import TorchFile
+
+logger = logging.getLogger("plsc")
+
+OWN_STD = 128.0  # plsc normalises pixels x as (x - 127.5) / 128
+ARCFACE_STD = 127.5  # arcface_torch and PLSC 2 as (x - 127.5) / 127.5
+ORDERS = ("rgb", "bgr")
+_READERS: dict[str, Callable[[Path], Weights]] = {
+    ".pt": TorchFile, ".pth": TorchFile, ".ckpt": TorchFile, ".bin": TorchFile, ".tar": TorchFile,
+    ".pdparams": PaddleFile, ".safetensors": SafetensorsFile, ".onnx": OnnxFile,
+}  # fmt: skip
+_NAMED = 3  # tensors that messages name
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images that a network was trained on: what must be made up for, since plsc gives it others.
+
+    Attributes:
+        std: What pixels, less 127.5, were divided by.
+        order: Order of the channels, 'rgb' or 'bgr'.
+    """
+
+    std: float = ARCFACE_STD
+    order: str = "rgb"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an import found.
+
+    Attributes:
+        model: Name of the network.
+        emb_dim: Size of an embedding.
+        image_shape: Shape of an image, (C, H, W).
+        classes: Number of class centres; 0 without a head.
+        tensors: Number of tensors that were taken.
+        missing: Why a tensor of the network did not come from the file, by its name.
+        unused: Tensors of the file that the network does not have.
+    """
+
+    model: str
+    emb_dim: int
+    image_shape: tuple[int, int, int]
+    classes: int
+    tensors: int
+    missing: Mapping[str, str]
+    unused: Sequence[str]
+
+
+def open_weights(path: Path) -> Weights:
+    """Opens a file of weights, whose kind its suffix says.
+
+    Raises:
+        ConfigError: There is no such kind, or the file cannot be read.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"{path}: expected a file that ends in one of {', '.join(_READERS)}")
+    return reader(path)
+
+
+def load_pretrained(path: Path, backbone: paddle.nn.Layer, pixels: Pixels, strict: bool = True) -> Matching:
+    """Loads the weights of a file into a network.
+
+    Args:
+        path: The file; see `open_weights`.
+        backbone: The network, with all its layers made.
+        pixels: The images that the weights were trained on.
+        strict: Whether every tensor must have its match.
+
+    Returns:
+        What was loaded, and what was not.
+
+    Raises:
+        ConfigError: The file cannot be read, nothing in it matches, or with `strict` something does not.
+    """
+    state = backbone.state_dict()
+    with open_weights(path) as weights:
+        matching = match(weights, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        if matching.missing and isinstance(weights, OnnxFile):
+            weights.rename_by_order(backbone)
+            matching = match(weights, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        _check(path, weights, matching, strict)
+        first = _first_convolution(backbone)
+        for name, origin in matching.found.items():
+            values = read_own(weights, origin)
+            if not np.isfinite(values).all():
+                raise ConfigError(f"{path}: the values for {name} are not finite; use the weights of a sound training")
+            if name == first:
+                values = _for_own_pixels(values, pixels)
+            state[name].set_value(paddle.to_tensor(values).astype(state[name].dtype).reshape(state[name].shape))
+    return matching
+
+
+def _check(path: Path, weights: Weights, matching: Matching, strict: bool) -> None:
+    if not matching.found:
+        known = _network_of(weights)
+        advice = f"call set_model_name({known.name!r})" if known else "name the network that it was saved from"
+        raise ConfigError(f"{path}: none of its {len(weights.shapes)} tensors fits the network; {advice}")
+    if not strict or not (matching.missing or matching.unused):
+        return
+    wrong = [f"{name} ({why})" for name, why in matching.missing.items()]
+    wrong += [f"{name} (the network does not have it)" for name in matching.unused]
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    known = _network_of(weights)
+    advice = f"; the file seems to hold a {known.name} of embedding size {known.emb_dim}" if known else ""
+    raise ConfigError(
+        f"{path}: {len(matching.found)} tensors fit the network, and these do not: {', '.join(wrong[:_NAMED])}{more}"
+        f"{advice}; name its network, or allow the difference"
+    )
+
+
+def _network_of(weights: Weights) -> Optional[Network]:
+    """Returns which built-in network a file holds; None if it cannot be told."""
+    return network_of(weights) or (weights.network() if isinstance(weights, OnnxFile) else None)
+
+
+def _first_convolution(backbone: paddle.nn.Layer) -> Optional[str]:
+    """Returns the name of the weight of the first convolution, which sees the pixels."""
+    for name, layer in backbone.named_sublayers():
+        if isinstance(layer, paddle.nn.Conv2D):
+            return f"{name}.weight"
+    return None
+
+
+def _for_own_pixels(weight: np.ndarray, pixels: Pixels) -> np.ndarray:
+    """Returns a first convolution that makes of plsc's pixels what `weight` makes of those it was trained on.
+
+    Both subtract 127.5, so that the zeros at the border mean the same. The weights absorb the rest.
+    """
+    if pixels.order == "bgr":
+        weight = weight[:, ::-1]
+    return np.ascontiguousarray(weight * np.float32(OWN_STD / pixels.std))
+
+
+def import_weights(
+    source: Path,
+    target: Path,
+    model: Optional[str] = None,
+    heads: Sequence[Path] = (),
+    pixels: Optional[Pixels] = None,
+    strict: bool = True,
+) -> Report:
+    """Writes a checkpoint with the weights of a file.
+
+    Args:
+        source: The file; see `open_weights`.
+        target: New folder of the checkpoint.
+        model: Name of the built-in network; None recognises those of arcface_torch and PLSC 2.
+        heads: Files with the class centres, in the order of their ranks.
+        pixels: The images that the weights were trained on; None means those of arcface_torch.
+        strict: Whether every tensor must have its match.
+
+    Raises:
+        ConfigError: A file cannot be read, the network cannot be told, or something does not fit.
+        CheckpointError: The checkpoint cannot be written.
+    """
+    if target.exists():
+        raise ConfigError(f"{target}: already exists; name a new folder")
+    with open_weights(source) as weights:
+        known = _network_of(weights)
+    if known is None and model is None:
+        raise ConfigError(
+            f"{source}: it cannot be told which network it holds; name it with --model, one of {', '.join(MODEL_NAMES)}"
+        )
+    name = model or known.name  # type: ignore[union-attr]
+    config = Config()
+    emb_dim, side = (known.emb_dim, known.side) if known else (config.emb_dim, config.image_shape[1])
+    shape = (3, side, side)
+    backbone = build_model(name, emb_dim, shape)
+    matching = load_pretrained(source, backbone, pixels or Pixels(), strict)
+    with Heads(heads, emb_dim) as centres:
+        record = dataclasses.replace(config, image_shape=shape).image_record()
+        meta = {
+            "plsc": __version__,
+            "written": time.time(),
+            "step": 0,
+            "num_classes": centres.count,
+            "emb_dim": emb_dim,
+            "loss_type": config.loss_type,
+            "sharded": True,
+            **record,
+            "model": name,
+            "ranks": 1,
+            "dtype": "float32",
+            "imported_from": source.name,
+            "head_rows": [centres.count],
+            "by_rows": ["weight"],
+            "accumulators": {},
+        }
+        state = {key: tensor.numpy() for key, tensor in backbone.state_dict().items()}
+        _write(target, state, Stream(np.dtype("float32"), (centres.count, emb_dim), centres.parts()), meta)
+        count = centres.count
+    return Report(name, emb_dim, shape, count, len(matching.found), matching.missing, matching.unused)
+
+
+def _write(target: Path, state: Mapping[str, np.ndarray], head: Stream, meta: Mapping[str, Any]) -> None:
+    folder = temporary_of(target)
+    try:
+        folder.mkdir(parents=True)
+        contents: dict[str, Mapping[str, Any]] = {BACKBONE: state, OPTIMIZER: {}, head_file(0): {"weight": head}}
+        files = {name: write_tensors(folder / name, tensors) for name, tensors in contents.items()}
+        write_meta(folder, dict(meta), files)
+        publish(target)
+    except OSError as problem:
+        discard(target)
+        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
+    except BaseException:
+        discard(target)
+        raise
+
+
+class Heads:
+    """Class centres in the files of the ranks of another program: one matrix each, [c, D] or in Paddle [D, c].
+
+    Args:
+        paths: The files, in the order of the ranks.
+        emb_dim: Size of an embedding, D.
+
+    Attributes:
+        count: Number of classes of all files.
+
+    Raises:
+        ConfigError: A file cannot be read, or does not hold one such matrix.
+    """
+
+    def __init__(self, paths: Sequence[Path], emb_dim: int) -> None:
+        self._files: list[tuple[Weights, str, bool]] = []
+        self.count = 0
+        try:
+            for path in paths:
+                self._add(path, emb_dim)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, path: Path, emb_dim: int) -> None:
+        weights = open_weights(path)
+        axis = 1 if weights.of_torch else 0
+        fit = [name for name, shape in weights.shapes.items() if len(shape) == 2 and shape[axis] == emb_dim]
+        preferred = [name for name in fit if name.endswith(("softmax_fc.weight", "head.weight"))]
+        if len(preferred or fit) != 1:
+            weights.close()
+            raise ConfigError(
+                f"{path}: expected one matrix of class centres of size {emb_dim}, found {len(fit)}; name files that "
+                "hold the head alone"
+            )
+        (name,) = preferred or fit
+        self._files.append((weights, name, not weights.of_torch))
+        self.count += weights.shapes[name][1 - axis]
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yields the centres [c, D] float32 of one file after another."""
+        for weights, name, is_transposed in self._files:
+            values = weights.read(name)
+            yield np.ascontiguousarray(values.T if is_transposed else values, np.float32)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for weights, _, _ in self._files:
+            weights.close()
+
+    def __enter__(self) -> Heads:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

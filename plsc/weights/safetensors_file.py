@@ -1,0 +1,64 @@
+"""Reads safetensors files of other programs, which have no checksums, and may hold bfloat16."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from plsc.checkpoint.tensor_file import DTYPES, LARGEST_HEADER, parse_header
+from plsc.errors import ConfigError, reason_of
+from plsc.machine.files import NotRegularError, open_regular
+from plsc.weights.source import Weights, damaged, floats_of_bfloat16
+
+# NumPy has no bfloat16; a type of two bytes that nothing else has stands for it.
+_BFLOAT16 = "V2"
+_DTYPES = {**DTYPES, "BF16": _BFLOAT16}
+
+
+class SafetensorsFile(Weights):
+    """The tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        of_torch: See `Weights`.
+
+    Raises:
+        ConfigError: It is no such file.
+    """
+
+    def __init__(self, path: Path, of_torch: bool = True) -> None:
+        self.path, self.of_torch = path, of_torch
+        try:
+            self._file = open_regular(path)
+        except NotRegularError:
+            raise damaged(path, "not an ordinary file") from None
+        except OSError as problem:
+            raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            (length,) = struct.unpack("<Q", self._file.read(8))
+            if length > min(LARGEST_HEADER, size - 8):
+                raise ValueError("its header is too long")
+            self._tensors = parse_header(self._file.read(length), size, _DTYPES)
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
+            self._file.close()
+            raise damaged(path, reason_of(problem)) from None
+        self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor; see `Weights.read`."""
+        dtype, shape, begin = self._tensors[name]
+        self._file.seek(begin)
+        data = self._file.read(dtype.itemsize * math.prod(shape))
+        if len(data) < dtype.itemsize * math.prod(shape):
+            raise damaged(self.path, "it ends too early")
+        values = np.frombuffer(data, dtype).reshape(shape)
+        return floats_of_bfloat16(values.view("<u2")) if dtype == _BFLOAT16 else values
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
