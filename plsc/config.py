@@ -91,6 +91,24 @@ class Scalars:
     directory: Optional[str] = None
 
 
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The arguments of `set_pretrained`: a file of weights, and the pixels that they were trained on.
+
+    Attributes:
+        source: The file.
+        std: What pixels, less 127.5, were divided by.
+        order: Order of the channels, 'rgb' or 'bgr'.
+    """
+
+    source: str
+    std: float = 127.5
+    order: str = "rgb"
+
+
 @dataclass
 class Config:
     """The settings of one `Entry`, which its setters fill. docs/settings.md says what each of them means."""
@@ -114,6 +132,7 @@ class Config:
     with_test: bool = True
     model_name: str = "ResNet50"
     checkpoint_dir: str = ""
+    pretrained: Optional[Pretrained] = None
     export_dir: str = ""
     model_save_dir: str = "./output"
     loss_type: str = "dist_arcface"
@@ -226,6 +245,11 @@ class Config:
             ConfigError: Two settings contradict each other.
         """
         self._check_hdfs()
+        if self.pretrained is not None and self.checkpoint_dir:
+            raise ConfigError(
+                f"set_pretrained({shown(self.pretrained.source)}) and set_checkpoint_dir({shown(self.checkpoint_dir)}) "
+                "both say which weights to begin with; leave one of them out"
+            )
         if self.resume and not self.model_save_dir:
             resume = self._said("resume", "set_resume(True)")
             raise ConfigError(f"{resume}, but set_model_save_dir is empty; name the folder of the run to resume")

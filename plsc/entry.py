@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -571,6 +572,19 @@ class Entry:
         An example is `./output/0`; '' loads none.
         """
         self._set("checkpoint_dir", directory)
+
+    def set_pretrained(self, source: Union[str, os.PathLike], std: float = 127.5, order: str = "rgb") -> None:
+        """Sets the file with the weights of another program that training begins with.
+
+        The model must be the network that they are of, such as IResNet50 for a ResNet of InsightFace's arcface_torch.
+        The class centres are new. Nothing in the file is run.
+
+        Args:
+            source: A file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX; '' begins at random weights.
+            std: What the pixels of the images, less 127.5, were divided by when the weights were trained.
+            order: Order of the channels of those images, 'rgb' or 'bgr'.
+        """
+        self._set("pretrained", source, std=std, order=order)
 
     def set_head_init(self, init: str) -> None:
         """Sets which class centres training takes from the checkpoint of `set_checkpoint_dir`.

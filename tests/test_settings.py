@@ -19,7 +19,7 @@ import pytest
 from ranks import ROOT, environment, run_plsc
 
 from plsc import Entry, settings
-from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
+from plsc.config import Config, HdfsUpload, MixedPrecision, Pretrained, Scalars, plain_settings
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
@@ -99,6 +99,7 @@ ASKED = {
     "background_save": ((True,), False, False),
     "resume": ((False,), True, True),
     "checkpoint_dir": (("script",), "line", "line"),
+    "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained("b.pt", order="bgr")),
     "head_init": (("fresh",), "keep-common", "keep-common"),
     "export_dir": (("script",), "line", "line"),
     "hdfs_upload": (("epoch",), ["step", 5], HdfsUpload("step", 5.0)),
@@ -311,7 +312,7 @@ def test_the_texts_among_the_settings():
         ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
         ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
-        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("head_init", "init"), ("export_dir", "text"),
+        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
 

@@ -57,6 +57,7 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
         DamagedError: A file is damaged.
         CheckpointError: The checkpoint has another class count, embedding size or kind of head.
     """
+    _check_has_head(checkpoint)
     for name, setter in (("num_classes", "set_class_num"), ("emb_dim", "set_emb_size")):
         if checkpoint.meta[name] != getattr(head, name):
             raise CheckpointError(
@@ -89,6 +90,7 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
         DamagedError: A file is damaged.
         CheckpointError: The embedding sizes differ.
     """
+    _check_has_head(checkpoint)
     done, classes = [], min(checkpoint.meta["num_classes"], head.num_classes)
     with HeadFiles(checkpoint) as files:
         state = head.state_dict()
@@ -115,6 +117,14 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
                     done.append(f"head {name}: classes from {classes} on of the checkpoint ignored")
         done += [f"head {name} of the checkpoint ignored" for name in files if name not in state and "/" not in name]
     return done
+
+
+def _check_has_head(checkpoint: Checkpoint) -> None:
+    if not checkpoint.meta["num_classes"]:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds the weights of a backbone alone, without class centres; call "
+            "set_head_init('fresh')"
+        )
 
 
 def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:

@@ -160,5 +160,5 @@ def _settings_of_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
         **({} if is_custom else {"model_name": meta["model"]}),
         "image_shape": meta["image_shape"],
         "emb_dim": meta["emb_dim"],
-        "num_classes": meta["num_classes"],
+        **({"num_classes": meta["num_classes"]} if meta["num_classes"] else {}),  # imported weights may have no head
     }

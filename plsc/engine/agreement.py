@@ -23,6 +23,7 @@ _MAY_DIFFER = {
     "dataset_dir",
     "model_save_dir",
     "checkpoint_dir",
+    "pretrained.source",
     "export_dir",
     "test_embeddings_dir",
     "scalars",
@@ -31,7 +32,7 @@ _MAY_DIFFER = {
     "log_period",
 }
 # These may differ too, but must be set on all ranks or on none: a rank makes other calls where they are empty.
-_SET_ON_ALL = ("model_save_dir", "checkpoint_dir")
+_SET_ON_ALL = ("model_save_dir", "checkpoint_dir", "pretrained")
 
 
 def check_settings(config: Config) -> None:

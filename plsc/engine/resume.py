@@ -31,6 +31,7 @@ from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
 from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
 from plsc.storage import Retrying
+from plsc.weights.importing import Pixels, load_pretrained
 
 logger = logging.getLogger("plsc")
 
@@ -39,7 +40,12 @@ _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, SCALARS)
 
 
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
-    """Loads weights from `checkpoint_dir`, as `head_init` says, and logs what was loaded; does nothing without one."""
+    """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded."""
+    if config.pretrained is not None:
+        source, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
+        matching = load_pretrained(source, backbone, pixels)
+        logger.info("weights from %s: %d tensors of the backbone; the head is fresh", source, len(matching.found))
+        return
     if not config.checkpoint_dir:
         return
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)

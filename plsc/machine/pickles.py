@@ -137,8 +137,11 @@ class _File:
         return self._file.read(count)
 
     def readline(self) -> bytes:
-        """Reads as a file does."""
-        return self._file.readline()
+        """Reads as a file does. Raises EOFError if the line has no end."""
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("it ends too early")
+        return line
 
 
 class _Steps(dict[int, Callable[[Any], None]]):

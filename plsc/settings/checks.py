@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
+    CHANNEL_ORDERS,
     LARGEST_COUNT,
     LARGEST_TOTAL,
     LOSS_TYPES,
@@ -20,6 +21,7 @@ from plsc.config import (
     Hdfs,
     HdfsUpload,
     MixedPrecision,
+    Pretrained,
     Scalars,
     check_bool,
     check_choice,
@@ -212,6 +214,15 @@ def mixed_precision(
 def model_save_dir(setter: str, directory: Optional[str]) -> str:
     """Returns the folder, or '' for none."""
     return "" if directory is None else check_str(setter, directory, allow_empty=True)
+
+
+def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:
+    """Returns which file of weights training begins with, or None for ''."""
+    path = check_str(setter, os.fspath(source) if isinstance(source, os.PathLike) else source, allow_empty=True)
+    if not path:
+        return None
+    divisor = check_float(f"{setter}: std", std, 1e-3, 1e6)
+    return Pretrained(path, divisor, check_choice(f"{setter}: order", order, CHANNEL_ORDERS))
 
 
 def head_init(setter: str, init: str) -> str:

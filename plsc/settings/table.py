@@ -386,6 +386,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "such as `./output/0`; '' loads none",
         ),
         Setting(
+            "pretrained",
+            checks.pretrained,
+            "the file with the weights of another program that training begins with",
+            "of PyTorch, Paddle, safetensors or ONNX: see [fine-tuning](finetune.md)",
+            fields=("pretrained",),
+        ),
+        Setting(
             "head_init",
             checks.head_init,
             "which class centres training takes from the checkpoint of `set_checkpoint_dir`",

@@ -218,7 +218,15 @@ def import_weights(
         state = {key: tensor.numpy() for key, tensor in backbone.state_dict().items()}
         _write(target, state, Stream(np.dtype("float32"), (centres.count, emb_dim), centres.parts()), meta)
         count = centres.count
-    return Report(name, emb_dim, shape, count, len(matching.found), matching.missing, matching.unused)
+    return Report(
+        model=name,
+        emb_dim=emb_dim,
+        image_shape=shape,
+        classes=count,
+        tensors=len(matching.found),
+        missing=matching.missing,
+        unused=matching.unused,
+    )
 
 
 def _write(target: Path, state: Mapping[str, np.ndarray], head: Stream, meta: Mapping[str, Any]) -> None:

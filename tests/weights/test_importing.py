@@ -1,0 +1,221 @@
+"""Weights of other programs in networks of plsc, in checkpoints, and at the beginning of a training.
+
+Parity with PyTorch itself is measured by `tests/benchmarks/pretrained.py`, which needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import load_file, save_file
+from torch_files import named_as_arcface, write_legacy, write_zip
+
+from plsc import Entry, Predictor, cli
+from plsc.errors import CheckpointError, ConfigError
+from plsc.models import build_model
+from plsc.weights.importing import Pixels, import_weights, load_pretrained, open_weights
+from plsc.weights.names import Network, network_of
+
+SIDE, EMB = 16, 8
+SHAPE = (3, SIDE, SIDE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Returns an IResNet18 with weights and statistics that are all different."""
+    model = build_model("IResNet18", EMB, SHAPE)
+    rng = np.random.default_rng(0)
+    for name, tensor in model.state_dict().items():
+        spread = rng.uniform(0.5, 1.5, tensor.shape) if "variance" in name else rng.normal(0, 0.05, tensor.shape)
+        tensor.set_value((tensor.numpy() * (0 if "_mean" in name or "_variance" in name else 1) + spread).astype("f4"))
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def arcface(network):
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    return named_as_arcface(state, (2, 2, 2, 2))
+
+
+def embed(model, images):
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(3, *SHAPE)).astype("f4")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "state_dict_backbone.module."])
+def test_a_resnet_of_arcface_torch_computes_the_same(tmp_path, network, arcface, images, prefix):
+    path, model = tmp_path / "backbone.pth", build_model("IResNet18", EMB, SHAPE)
+    state = {prefix + name: values for name, values in arcface.items()}
+    if prefix.startswith("state"):
+        state["state_optimizer.state.0.momentum_buffer"] = np.zeros(3, "f4")
+    (write_legacy if prefix == "module." else write_zip)(path, state)
+    with open_weights(path) as weights:
+        assert network_of(weights) == Network("IResNet18", EMB, SIDE)
+    matching = load_pretrained(path, model, Pixels(std=128))
+    assert not matching.missing and not matching.unused
+    model.eval()
+    assert np.array_equal(embed(model, images), embed(network, images))
+
+
+def test_files_of_plsc_2_and_of_plsc_itself(tmp_path, network, arcface, images):
+    renamed = {"running_mean": "_mean", "running_var": "_variance"}
+    state = {}
+    for name, values in arcface.items():
+        layer, _, kind = name.rpartition(".")
+        kind = "_weight" if layer.endswith("prelu") else renamed.get(kind, kind)
+        state[f"{layer}.{kind}"] = paddle.to_tensor(values.T if name == "fc.weight" else values)
+    state["head.weight"] = paddle.ones([EMB, 5])
+    paddle.save(state, str(tmp_path / "net.pdparams"))
+    save_file({name: tensor.numpy() for name, tensor in network.state_dict().items()}, tmp_path / "own.safetensors")
+    for name in ("net.pdparams", "own.safetensors"):
+        model = build_model("IResNet18", EMB, SHAPE)
+        if name.startswith("own"):  # it has the matrix of the linear layer as Paddle has it
+            save_file(
+                {n: np.ascontiguousarray(t.numpy().T if n == "fc.weight" else t.numpy())
+                 for n, t in network.state_dict().items()}, tmp_path / name,
+            )  # fmt: skip
+        load_pretrained(tmp_path / name, model, Pixels(std=128))
+        model.eval()
+        assert np.array_equal(embed(model, images), embed(network, images)), name
+
+
+def test_pixels_of_another_scale_and_order_are_made_up_for(tmp_path, network, arcface, images):
+    write_zip(tmp_path / "net.pth", arcface)
+    model = build_model("IResNet18", EMB, SHAPE)
+    load_pretrained(tmp_path / "net.pth", model, Pixels(std=127.5, order="bgr"))
+    model.eval()
+    theirs = images[:, ::-1] * np.float32(128 / 127.5)
+    np.testing.assert_allclose(embed(model, images), embed(network, theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(tmp_path, arcface):
+    path = tmp_path / "net.pth"
+    write_zip(path, arcface)
+    with pytest.raises(ConfigError, match=r"none of its .* tensors fits.*set_model_name\('IResNet18'\)"):
+        load_pretrained(path, build_model("ViT", EMB, SHAPE), Pixels())
+    with pytest.raises(ConfigError, match=r"do not: blocks.*a IResNet18 of embedding size 8; name its network"):
+        load_pretrained(path, build_model("IResNet34", EMB, SHAPE), Pixels())
+    with pytest.raises(ConfigError, match=r"fc.weight \(the file has \[512, 8\] instead of \[512, 9\]\)"):
+        load_pretrained(path, build_model("IResNet18", 9, SHAPE), Pixels())
+    write_zip(path, {**arcface, "extra.weight": np.ones(3, "f4")})
+    with pytest.raises(ConfigError, match=r"extra.weight \(the network does not have it\)"):
+        load_pretrained(path, build_model("IResNet18", EMB, SHAPE), Pixels())
+    assert load_pretrained(path, build_model("IResNet18", EMB, SHAPE), Pixels(), strict=False).unused == [
+        "extra.weight"
+    ]
+    write_zip(path, {**arcface, "fc.bias": np.full(EMB, np.nan, "f4")})
+    with pytest.raises(ConfigError, match="fc.bias are not finite"):
+        load_pretrained(path, build_model("IResNet18", EMB, SHAPE), Pixels())
+
+
+def test_an_import_is_a_checkpoint_that_commands_take(tmp_path, network, arcface, images, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_zip(tmp_path / "net.pth", arcface)
+    centres = np.random.default_rng(2).normal(size=(7, EMB)).astype("f4")
+    write_zip(tmp_path / "fc_0.pt", {"weight": centres[:4]})
+    write_zip(tmp_path / "fc_1.pt", {"weight": centres[4:]})
+    command = ["import-weights", "net.pth", "net", "--std", "128"]
+    assert cli.main([*command, "--head", "fc_0.pt", "fc_1.pt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["emb_dim"], found["classes"]) == ("IResNet18", EMB, 7)
+    saved = load_file(tmp_path / "net" / "dist@head@rank@00000.safetensors")
+    assert np.array_equal(saved["weight"], centres)
+    assert cli.main(command) == 1 and "already exists; name a new folder" in capsys.readouterr().err
+    assert cli.main([*command[:2], "alone", "--std", "128"]) == 0
+    assert cli.main(["export", "--checkpoint", "alone", "--output", "exported"]) == 0
+    exported = Predictor("exported")
+    pixels = np.random.default_rng(3).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    own = embed(network, (pixels.transpose(0, 3, 1, 2).astype("f4") - 127.5) / 128)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    found = exported.embed(list(pixels))
+    np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), own, atol=1e-5)
+
+
+def test_training_begins_with_the_weights(tmp_path, arcface, glyphs, caplog):
+    write_zip(tmp_path / "net.pth", arcface)
+
+    def entry():
+        ins = Entry()
+        ins.set_dataset_dir(str(glyphs))
+        ins.set_class_num(12)
+        ins.set_image_shape(SHAPE)
+        ins.set_emb_size(EMB)
+        ins.set_model_name("IResNet18")
+        ins.set_train_epochs(1)
+        ins.set_lr(1e-30)
+        ins.set_with_test(False)
+        ins.set_model_save_dir(str(tmp_path / "output"))
+        return ins
+
+    ins = entry()
+    ins.set_pretrained(tmp_path / "net.pth", std=128)
+    ins.train()
+    assert "weights from" in caplog.text and "the head is fresh" in caplog.text
+    saved = load_file(tmp_path / "output" / "0" / "backbone.safetensors")
+    assert np.array_equal(saved["fc.weight"], arcface["fc.weight"].T)  # the rate is next to nothing
+    ins.set_checkpoint_dir(str(tmp_path / "output" / "0"))
+    with pytest.raises(ConfigError, match="both say which weights to begin with"):
+        ins.train()
+    import_weights(tmp_path / "net.pth", tmp_path / "alone")
+    ins = entry()
+    ins.set_checkpoint_dir(str(tmp_path / "alone"))
+    with pytest.raises(CheckpointError, match=r"without class centres; call set_head_init\('fresh'\)"):
+        ins.train()
+    ins.set_head_init("fresh")
+    ins.train()
+
+
+def test_onnx_files_whose_names_are_gone_are_read_by_the_order_of_their_layers(tmp_path, network, images):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    nodes, weights = [], []
+
+    def add(kind, *values, **attributes):
+        names = [f"w{len(weights) + number}" for number in range(len(values))]
+        weights.extend(numpy_helper.from_array(np.ascontiguousarray(one), name) for one, name in zip(values, names))
+        nodes.append(helper.make_node(kind, ["x", *names], ["x"], **attributes))
+
+    def folded(conv, norm):
+        factor = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}._variance"] + 1e-5)
+        shift = state[f"{norm}.bias"] - state[f"{norm}._mean"] * factor
+        add("Conv", state[f"{conv}.weight"] * factor[:, None, None, None], shift)
+
+    def norm(name, bias="bias"):
+        values = (state[f"{name}.weight"], state.get(f"{name}.{bias}", state["features_bias"]))
+        add("BatchNormalization", *values, state[f"{name}._mean"], state[f"{name}._variance"])
+
+    folded("stem.0", "stem.1")
+    add("PRelu", state["stem.2._weight"][:, None, None])
+    for block in range(8):
+        norm(f"blocks.{block}.residual.0")
+        folded(f"blocks.{block}.residual.1", f"blocks.{block}.residual.2")
+        add("PRelu", state[f"blocks.{block}.residual.3._weight"][:, None, None])
+        folded(f"blocks.{block}.residual.4", f"blocks.{block}.residual.5")
+        if block % 2 == 0:
+            folded(f"blocks.{block}.shortcut.0", f"blocks.{block}.shortcut.1")
+        nodes.append(helper.make_node("Add", ["x", "x"], ["x"]))
+    norm("norm")
+    add("Gemm", state["fc.weight"].T, state["fc.bias"], transB=1)
+    norm("features")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [value], [value], weights)), str(path))
+    report = import_weights(path, tmp_path / "net", pixels=Pixels(std=128))
+    assert (report.model, report.emb_dim, report.image_shape) == ("IResNet18", EMB, SHAPE)
+    model = build_model("IResNet18", EMB, SHAPE)
+    load_pretrained(path, model, Pixels(std=128))
+    model.eval()
+    np.testing.assert_allclose(embed(model, images), embed(network, images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="has .* where the network has|more layers than"):
+        load_pretrained(path, build_model("IResNet34", EMB, SHAPE), Pixels())
