@@ -312,7 +312,8 @@ def test_the_texts_among_the_settings():
         ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
         ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
-        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
+        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"),
+        ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
 

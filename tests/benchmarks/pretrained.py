@@ -40,8 +40,8 @@ def torch_network(name):
                 self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
 
         def forward(self, x):
-            shortcut = x if self.downsample is None else self.downsample(x)
-            return self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))) + shortcut
+            y = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+            return y + (x if self.downsample is None else self.downsample(x))
 
     class IResNet(nn.Module):
         def __init__(self, depths):
