@@ -94,6 +94,19 @@ class Scalars:
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
+SCHEDULES = ("step", "cosine", "poly")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The arguments of `set_schedule`."""
+
+    name: str = "step"
+    power: float = 2.0
+    floor: float = 0.0
+    warmup_steps: int = 0
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """The arguments of `set_pretrained`: a file of weights, and the pixels that they were trained on.
@@ -125,6 +138,7 @@ class Config:
     lr: float = 0.1
     lr_steps: tuple[int, ...] = (100000, 160000, 220000)
     lr_decay_factor: float = 0.1
+    schedule: Schedule = Schedule()
     val_targets: str = "lfw"
     test_fars: tuple[float, ...] = FARS
     identification: Optional[tuple[str, str]] = None
@@ -328,9 +342,15 @@ class Config:
             raise ConfigError(
                 f"{warmup} is more than {epochs}, so the learning rate would never be reached; warm up for fewer epochs"
             )
+        if self.warmup_epochs and self.schedule.warmup_steps:
+            warmup = self._said("warmup_epochs", f"set_warmup_epochs({self.warmup_epochs})")
+            raise ConfigError(
+                f"{warmup} and set_schedule(warmup_steps={self.schedule.warmup_steps}) both say how long the learning "
+                "rate warms up; leave one of them out"
+            )
         if self.optimizer is None:
             return
-        for name in ("lr", "lr_steps", "lr_decay_factor", "warmup_epochs"):
+        for name in ("lr", "lr_steps", "lr_decay_factor", "warmup_epochs", "schedule"):
             if name in self.overrides:
                 raise ConfigError(
                     f"{self.overrides[name]} would change nothing, because the optimizer of set_optimizer has its own "

@@ -356,6 +356,19 @@ class Entry:
         """Sets the factor on the learning rate at each step boundary."""
         self._set("lr_decay_factor", f)
 
+    def set_schedule(self, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> None:
+        """Sets how the learning rate moves after the warm-up.
+
+        Args:
+            name: 'step', the default, multiplies the rate with the decay factor at each step boundary. 'cosine' lowers
+                it along half a cosine until the end of the training, and 'poly' along `(1 - t) ** power`, where t grows
+                from 0 to 1.
+            power: Exponent of 'poly'.
+            floor: Share of the full rate at which 'cosine' and 'poly' end, from 0 to 1.
+            warmup_steps: Number of steps over which the rate warms up linearly, instead of `set_warmup_epochs`.
+        """
+        self._set("schedule", name, power=power, floor=floor, warmup_steps=warmup_steps)
+
     def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
         """Sets a custom optimizer.
 

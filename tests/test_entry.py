@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from plsc import Entry, optim
-from plsc.config import Config
+from plsc.config import Config, Schedule
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 
@@ -198,6 +198,38 @@ def test_warm_up_and_boundaries_of_the_default_schedule():
     config = Config(train_batch_size=512, lr=0.1, lr_steps=(10, 20), lr_decay_factor=0.1, warmup_epochs=1)
     rates = [optim.learning_rate_at(config, step, steps_per_epoch=5) for step in (0, 4, 9, 10, 20)]
     assert rates == pytest.approx([0.01, 0.05, 0.05, 0.005, 0.0005])
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly"])
+@pytest.mark.parametrize("warmup", [{"warmup_epochs": 2}, {"schedule": {"warmup_steps": 7}}, {}])
+def test_schedules_fall_to_their_floor_as_the_formulas_say(name, warmup):
+    chosen = Schedule(name, power=3.0, floor=0.25, **warmup.get("schedule", {}))
+    config = Config(train_batch_size=512, lr=0.2, train_epochs=6, schedule=chosen,
+                    warmup_epochs=warmup.get("warmup_epochs", 0))  # fmt: skip
+    first, steps = chosen.warmup_steps or config.warmup_epochs * 5, np.arange(30, dtype=np.float64)
+    t = (steps - first) / (30 - first)
+    factor = (1 + np.cos(np.pi * t)) / 2 if name == "cosine" else np.abs(1 - t) ** 3
+    wanted = np.where(steps < first, (steps + 1) / max(first, 1), 0.25 + 0.75 * factor) * 0.1
+    rates = [optim.learning_rate_at(config, step, steps_per_epoch=5) for step in range(30)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-12)
+    assert optim.learning_rate_at(config, 1000, 5) == pytest.approx(0.025)  # a training that goes on for longer
+
+
+def test_two_lengths_of_the_warm_up_are_refused():
+    ins = Entry()
+    ins.set_warmup_epochs(1)
+    ins.set_schedule("cosine", warmup_steps=5)
+    with pytest.raises(ConfigError, match=r"set_warmup_epochs\(1\) and set_schedule\(warmup_steps=5\) both say"):
+        ins.train()
+
+
+def test_a_schedule_needs_the_number_of_steps():
+    ins = Entry()
+    ins.set_schedule("cosine")
+    ins.set_with_test(False)
+    ins.train_reader = lambda: iter([])
+    with pytest.raises(ConfigError, match=r"set_schedule\('cosine'\): train_reader cannot tell how many images"):
+        ins.train()
 
 
 def small_entry(save_dir):

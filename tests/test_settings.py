@@ -19,7 +19,7 @@ import pytest
 from ranks import ROOT, environment, run_plsc
 
 from plsc import Entry, settings
-from plsc.config import Config, HdfsUpload, MixedPrecision, Pretrained, Scalars, plain_settings
+from plsc.config import Config, HdfsUpload, MixedPrecision, Pretrained, Scalars, Schedule, plain_settings
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
@@ -79,6 +79,7 @@ ASKED = {
     "warmup_epochs": ((5,), 7, 7),
     "lr_steps": (([5],), [7, 8], (7, 8)),
     "lr_decay_factor": ((0.5,), 0.7, 0.7),
+    "schedule": (("poly", 3.0), {"name": "cosine", "floor": 0.1}, Schedule("cosine", floor=0.1)),
     "gradient_accumulation": ((5,), 7, 7),
     "gradient_clip": ((5,), 7, 7.0),
     "mixed_precision": ((True, 8.0), {"use_fp16": True, "dtype": "bfloat16"}, MixedPrecision(True, dtype="bfloat16")),
@@ -310,7 +311,8 @@ def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
         ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
-        ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
+        ("loss_type", "loss"), ("schedule", "name"),
+        ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"),
         ("head_init", "init"), ("export_dir", "text"),

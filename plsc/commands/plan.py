@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from plsc.engine.forecast import OptimizerSize, Workload
 
 
+_MOST_RATES = 10  # learning rates that the forecast shows
+
+
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the parser of `plsc`."""
     parser = add_command(
@@ -71,10 +74,13 @@ def run(options: argparse.Namespace) -> int:
     known = usable_memory() if memory is None else memory
     shared = options.ranks if memory is None else 1  # ranks on CPUs share the memory of one machine
     most = None if known is None else made.max_classes(known // shared)
+    rates = _rates(config, options.ranks)
     if options.json:
-        print_json({**made.to_json(), "max_classes": most})
+        print_json({**made.to_json(), "max_classes": most, "learning_rates": rates})
         return 0
     print("\n".join(made.lines()))
+    if rates:
+        print(f"learning rate after each epoch: {', '.join(f'{epoch}: {rate:.4g}' for epoch, rate in rates)}")
     if known is not None and most is not None:
         owner = "of this machine" if memory is None else "a rank"
         print(f"largest class count for {size_text(known)} {owner}: {most:,}")
@@ -97,6 +103,18 @@ def _config(options: argparse.Namespace) -> Config:
         if value is not None:
             settings.override(config, name, value, f"{option} {value}")
     return config
+
+
+def _rates(config: Config, ranks: int) -> list[tuple[int, float]]:
+    """Returns the learning rate at the end of up to `_MOST_RATES` epochs, if the number of images is known."""
+    from plsc.optim import learning_rate_at
+
+    if config.train_image_num is None or config.optimizer is not None:
+        return []
+    steps = -(-config.train_image_num // (config.batch_per_rank * ranks))
+    epochs = config.train_epochs
+    shown = sorted({round(epochs * part / _MOST_RATES) for part in range(1, _MOST_RATES + 1)} - {0})
+    return [(epoch, learning_rate_at(config, epoch * steps - 1, steps, ranks)) for epoch in shown]
 
 
 def _sides(text: str) -> list[int]:

@@ -42,7 +42,7 @@ def steps_per_epoch(loader: Loader, size: int) -> Optional[int]:
 
 
 def check_warmup(config: Config, steps: Optional[int]) -> None:
-    """Checks that the steps of the warm-up are known before the first of them.
+    """Checks that the steps that the learning rate depends on are known before the first of them.
 
     Args:
         config: The settings.
@@ -51,10 +51,14 @@ def check_warmup(config: Config, steps: Optional[int]) -> None:
     Raises:
         ConfigError: They are not; on every rank.
     """
-    if config.warmup_epochs and config.optimizer is None and steps is None:
+    if config.optimizer is not None or steps is not None:
+        return
+    calls = [f"set_warmup_epochs({config.warmup_epochs})"] if config.warmup_epochs else []
+    calls += [f"set_schedule({config.schedule.name!r})"] if config.schedule.name != "step" else []
+    if calls:
         raise ConfigError(
-            f"set_warmup_epochs({config.warmup_epochs}): train_reader cannot tell how many images it has, so the steps "
-            "of the warm-up are not known; call set_train_image_num"
+            f"{' and '.join(calls)}: train_reader cannot tell how many images it has, so the steps that the learning "
+            "rate depends on are not known; call set_train_image_num"
         )
 
 

@@ -42,9 +42,9 @@ _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, SCALARS)
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
     """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded."""
     if config.pretrained is not None:
-        source, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
-        matching = load_pretrained(source, backbone, pixels)
-        logger.info("weights from %s: %d tensors of the backbone; the head is fresh", source, len(matching.found))
+        file, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
+        matching = load_pretrained(file, backbone, pixels)
+        logger.info("weights from %s: %d tensors of the backbone; the head is fresh", file, len(matching.found))
         return
     if not config.checkpoint_dir:
         return

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import paddle
 from paddle.incubate import ModelAverage
@@ -40,16 +41,26 @@ def deferred() -> list[paddle.Tensor]:
     return [placeholder]
 
 
-def learning_rate_at(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Returns the learning rate of step `step`, from 0.
+def learning_rate_at(config: Config, step: int, steps_per_epoch: int, world_size: Optional[int] = None) -> float:
+    """Returns the learning rate of step `step`, from 0, on `world_size` ranks, by default those of this run.
 
-    It grows linearly to lr * global batch / 1024 during warm-up, and is multiplied with lr_decay_factor at each
-    boundary.
+    It grows linearly to lr * global batch / 1024 during warm-up. Then the schedule 'step' multiplies it with
+    lr_decay_factor at each boundary. With t growing from 0 at the end of the warm-up to 1 at the end of the training,
+    'cosine' multiplies it with (1 + cos(pi t)) / 2 (Loshchilov and Hutter, SGDR, equation 5, without restarts), and
+    'poly' with (1 - t) ** power. The two end at `floor` times the full rate instead of at 0.
     """
-    rate = config.lr * config.batch_per_rank * parallel.world_size() / REFERENCE_BATCH
-    rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
-    warmup_steps = config.warmup_epochs * steps_per_epoch
-    return rate * (step + 1) / warmup_steps if step < warmup_steps else rate
+    schedule = config.schedule
+    rate = config.lr * config.batch_per_rank * (world_size or parallel.world_size()) / REFERENCE_BATCH
+    if schedule.name == "step":
+        rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
+    warmup_steps = schedule.warmup_steps or config.warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return rate * (step + 1) / warmup_steps
+    if schedule.name == "step":
+        return rate
+    t = min(1.0, (step - warmup_steps) / max(1, config.train_epochs * steps_per_epoch - warmup_steps))
+    factor = (1 + math.cos(math.pi * t)) / 2 if schedule.name == "cosine" else (1 - t) ** schedule.power
+    return rate * (schedule.floor + (1 - schedule.floor) * factor)
 
 
 def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: int) -> paddle.optimizer.Optimizer:

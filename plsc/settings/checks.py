@@ -18,11 +18,13 @@ from plsc.config import (
     LARGEST_TOTAL,
     LOSS_TYPES,
     MOST_NAMES,
+    SCHEDULES,
     Hdfs,
     HdfsUpload,
     MixedPrecision,
     Pretrained,
     Scalars,
+    Schedule,
     check_bool,
     check_choice,
     check_float,
@@ -214,6 +216,16 @@ def mixed_precision(
 def model_save_dir(setter: str, directory: Optional[str]) -> str:
     """Returns the folder, or '' for none."""
     return "" if directory is None else check_str(setter, directory, allow_empty=True)
+
+
+def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> Schedule:
+    """Returns how the learning rate moves."""
+    return Schedule(
+        check_choice(setter, name, SCHEDULES),
+        power=check_float(f"{setter}: power", power, 0, 100, above=True),
+        floor=check_float(f"{setter}: floor", floor, 0, 1),
+        warmup_steps=check_int(f"{setter}: warmup_steps", warmup_steps, 0, LARGEST_TOTAL),
+    )
 
 
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:

@@ -261,6 +261,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "the factor on the learning rate at each step boundary",
         ),
         Setting(
+            "schedule",
+            checks.schedule,
+            "how the learning rate moves after the warm-up",
+            "`step` decays at the step boundaries; `cosine` and `poly` fall to `floor` times the rate until the end of "
+            "the training, `poly` with `(1 - t) ** power`. `warmup_steps` replaces `warmup_epochs`",
+        ),
+        Setting(
             "optimizer",
             checks.optimizer,
             "a custom optimizer",

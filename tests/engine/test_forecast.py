@@ -184,7 +184,11 @@ def test_the_plan_command():
     assert values["head_bytes_per_rank"] == sum(values["head"].values())
     assert values["head"]["momentum"] == 2 * values["head"]["weights"] == values["head"]["gradient"]
     assert values["total_bytes_per_rank"] < 1e9 and values["max_classes"] > 1_000_000
-    process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *SMALL_MODEL)
+    assert values["learning_rates"] == []  # the number of images is not known
+    rates = ("train_image_num=1000", "train_epochs=4", "schedule=cosine", "lr=0.4")
+    process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *SMALL_MODEL,
+                  *(word for one in rates for word in ("--set", one)))  # fmt: skip
+    assert "learning rate after each epoch: 1: 0.4, 2: 0.3414, 3: 0.2, 4: 0.05858\n" in process.stdout
     assert re.search(r"largest class count for 2 GB a rank: [\d,]+\n", process.stdout)
     assert re.search(r"it does not fit; it would on \d+ ranks", process.stdout)
 
