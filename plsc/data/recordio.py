@@ -29,6 +29,7 @@ SHUFFLES = ("full", "window")
 _SUFFIX, _INDEX = ".rec", ".idx"
 _USUAL = f"train{_SUFFIX}"
 _BLOCK_BYTES = 4_000_000  # as for base64 data
+_TRIED = 16  # images that the writer opens at most, to learn their size
 _PROBED = 64  # records of an index that are looked at, to notice that it belongs to another file
 
 
@@ -305,7 +306,7 @@ class RecordIOWriter:
             )
         if record.label != self._last:
             self._note_run(record.label)
-        if self._size is None:
+        if self._size is None and len(self._places) < _TRIED:
             self._size = _size_of(record.data)
         self._append(HEADER.pack(0, record.label, len(self._places) + 1, 0) + record.data)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from plsc.errors import DataError, one_line
+from plsc.errors import DataError, shown
 from plsc.machine.files import advice_on, open_regular, replacing
 
 _CHUNK = 1 << 22
@@ -100,8 +100,8 @@ def _parsed(text: bytes, path: str, lines: int) -> np.ndarray:
         if len(numbers) == 2 * count:
             return numbers.reshape(count, 2)
     bad, line = next(pair for pair in enumerate(text.split(b"\n")) if not _LINE.fullmatch(pair[1]))
-    shown = one_line(line[:60].decode("utf-8", "backslashreplace"))
-    raise DataError(f"{path}:{lines + bad + 1}: {shown!r} is not 'key<TAB>offset', with two integers; {_REMOVE}")
+    text_of_line = shown(line[:60].decode("utf-8", "backslashreplace"))
+    raise DataError(f"{path}:{lines + bad + 1}: {text_of_line} is not 'key<TAB>offset', with two integers; {_REMOVE}")
 
 
 def _twice(values: np.ndarray) -> Optional[int]:

@@ -18,7 +18,7 @@ import numpy as np
 from plsc.data.recordio_file import EXACT, BrokenError, RecordFile, header_of
 from plsc.data.recordio_index import Index
 from plsc.data.records import LARGEST_LABEL
-from plsc.errors import DataError, one_line
+from plsc.errors import DataError, shown
 
 PROPERTY, CLASSES = "property", "classes.txt"
 _LARGEST_PROPERTY = 4096  # bytes
@@ -104,7 +104,7 @@ def classes_of(path: str) -> Optional[int]:
         raise DataError(f"{path}: cannot read ({problem.strerror}); check it or remove it") from problem
     fields = text.strip().split(",")
     if len(fields) != 3 or not all(one.strip().isascii() and one.strip().isdecimal() for one in fields):
-        raise DataError(f"{path}: {one_line(text[:60])!r} is not 'classes,height,width'; correct it or remove the file")
+        raise DataError(f"{path}: {shown(text[:60])} is not 'classes,height,width'; correct it or remove the file")
     classes = int(fields[0][:20])
     if not 1 <= classes <= LARGEST_LABEL + 1:
         raise DataError(f"{path}: says that there are {classes} classes; correct it or remove the file")
