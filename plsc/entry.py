@@ -158,7 +158,7 @@ class Entry:
     def set_dataset_dir(self, directory: str) -> None:
         """Sets the folder of the training images and the test sets.
 
-        It holds `label.txt` and the images, or split base64 data.
+        docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
         """
         self._set("dataset_dir", directory)
 

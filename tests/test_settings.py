@@ -56,6 +56,7 @@ class Custom(BaseModel):
 ASKED = {
     "dataset_dir": (("script",), "line", "line"),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
+    "sampler": (("pxk", 3), "balanced", ("balanced", None)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
     "train_image_num": ((5,), 7, 7),

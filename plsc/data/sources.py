@@ -92,6 +92,11 @@ def format_of(path: str) -> Optional[str]:
     return next((name for name, one in FORMATS.items() if one.holds(path)), None)
 
 
+def folder_of(path: str) -> str:
+    """Returns the folder of a data set, in which its test sets lie: that of the file, if the path names one."""
+    return os.path.dirname(path) or "." if os.path.isfile(path) else path
+
+
 def _unknown(path: str, world_size: int) -> DataError:
     if os.path.exists(os.path.join(path, _UNSPLIT_LIST)):
         return DataError(

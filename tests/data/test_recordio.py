@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made_images import encode
 
 from plsc.data import recordio
+from plsc.data.collection import open_collection
 from plsc.data.label_file import read_label_file
 from plsc.data.loader import ImageLoader
 from plsc.data.recordio import RecordIO, RecordIOWriter
@@ -20,7 +21,7 @@ from plsc.data.recordio_file import RecordFile
 from plsc.data.recordio_index import Index
 from plsc.data.recordio_layout import _first_identity
 from plsc.data.records import Record
-from plsc.data.sources import format_of, open_images
+from plsc.data.sources import folder_of, format_of, open_images
 from plsc.data.transforms import Augmentation
 from plsc.errors import DataError
 
@@ -387,6 +388,23 @@ def test_batches_are_those_of_the_same_images_in_a_list(tmp_path, glyphs):
     loaders = [ImageLoader(one, (3, 32, 32), 16, Augmentation(), seed=3) for one in sources]
     for (wanted, labels), (found, own) in zip(*(one.epoch(1) for one in loaders)):
         assert np.array_equal(wanted, found) and np.array_equal(labels, own)
+
+
+def test_predict_reads_what_training_reads(tmp_path):
+    pixels = [np.full((20, 30, 3), 90 * k, np.uint8) for k in range(2)]
+    records = [image(k, k, encode(one, "PNG")) for k, one in enumerate(pixels)]
+    write(tmp_path / "a", records, classes_txt="Ann\nBob\n")
+    for path in (tmp_path / "a", tmp_path / "a" / "train.rec"):
+        images = open_collection(path)
+        assert images.num_images == 2 and [images.identity(i) for i in range(2)] == ["Ann", "Bob"]
+        assert images.name(1) == "train.rec:1" and images.pixels(1, (3, 20, 30)).tolist() == pixels[1].tolist()
+        images.check(1, open_it=True)
+
+
+def test_test_sets_lie_in_the_folder_of_the_file(tmp_path):
+    write(tmp_path / "a", GOOD)
+    assert folder_of(str(tmp_path / "a" / "train.rec")) == folder_of(str(tmp_path / "a")) == str(tmp_path / "a")
+    assert folder_of("nowhere.rec") == "nowhere.rec"
 
 
 def test_the_writer_refuses_what_the_format_cannot_hold_and_leaves_nothing_half_written(tmp_path):
