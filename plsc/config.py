@@ -131,6 +131,8 @@ class Config:
     dataset_dir: str = "./train_data"
     data_format: str = "auto"
     shuffle: Optional[str] = None
+    sampler: str = "uniform"
+    images_per_class: Optional[int] = None  # in a batch, for the sampler 'pxk'
     class_names: Optional[tuple[str, ...]] = None
     train_image_num: Optional[int] = None
     train_epochs: int = 120
@@ -221,6 +223,11 @@ class Config:
         return self.loss_type.startswith("dist_")
 
     @property
+    def drawing(self) -> str:
+        """How images are drawn, for messages and records."""
+        return f"{self.sampler}, {self.images_per_class} of a class" if self.images_per_class else self.sampler
+
+    @property
     def pixels(self) -> PixelRule:
         """What the pixels of image files mean."""
         return PixelRule(self.pixel_rule, self.image_ground, self.max_image_pixels)
@@ -278,6 +285,7 @@ class Config:
                 f"set_distfc_attr(bias_attr=...), but the head of {self._loss()} has no bias; leave bias_attr out, or "
                 "choose 'softmax' or 'dist_softmax'"
             )
+        self._check_sampler()
         self._check_margin()
         self._check_schedule()
 
@@ -320,6 +328,18 @@ class Config:
                 "set_hdfs_info names fs_checkpoint_dir, but set_checkpoint_dir names no folder to download it to; name "
                 "one"
             )
+
+    def _check_sampler(self) -> None:
+        if self.sampler == "uniform":
+            return
+        sampler = self._said("sampler", f"set_sampler({self.sampler!r})")
+        if self.train_reader is not None:
+            raise ConfigError(
+                f"{sampler}: draws images of the data set folder, but train_reader replaces them; leave one of them out"
+            )
+        if self.shuffle is not None:
+            shuffle = self._said("data_format", f"set_data_format({self.data_format!r}, shuffle={self.shuffle!r})")
+            raise ConfigError(f"{sampler}: draws images from all over the data, and {shuffle} does not; leave one out")
 
     def _check_margin(self) -> None:
         if self.margin is None:

@@ -159,7 +159,7 @@ class Entry:
     def set_dataset_dir(self, directory: str) -> None:
         """Sets the folder of the training images and the test sets.
 
-        It holds `label.txt` and the images, or split base64 data.
+        docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
         """
         self._set("dataset_dir", directory)
 
@@ -167,12 +167,25 @@ class Entry:
         """Sets how the data set folder holds its training images.
 
         Args:
-            data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py.
-                'auto', the default, is base64 if the folder holds the manifest of that tool.
-            shuffle: How base64 data is shuffled. 'window', the default, reads blocks of 4 MB and mixes the lines of 16
-                blocks; 'full' draws lines from all files of the rank.
+            data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py,
+                'recordio' a `train.rec` or another file of MXNet. 'auto', the default, goes by the names of the files.
+            shuffle: How files that hold many images are shuffled. 'window' reads blocks of 4 MB and mixes the images of
+                16 blocks; 'full' draws images from all files of the rank. The default is 'window' for base64 data,
+                which is shuffled when it is split, and 'full' for RecordIO.
         """
         self._set("data_format", data_format, shuffle=shuffle)
+
+    def set_sampler(self, sampler: str, images_per_class: Optional[int] = None) -> None:
+        """Sets how the images of an epoch are drawn.
+
+        An epoch has as many images with each sampler. See docs/data.md.
+
+        Args:
+            sampler: 'uniform', the default, takes each image once. 'balanced' takes all classes equally often. 'pxk'
+                does so too, and fills the batch of all ranks with P classes and K images of each.
+            images_per_class: K of 'pxk', 4 by default. It must divide the batch of all ranks.
+        """
+        self._set("sampler", sampler, images_per_class=images_per_class)
 
     def set_class_num(self, n: Union[int, str]) -> None:
         """Sets the number of classes.

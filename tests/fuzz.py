@@ -168,6 +168,47 @@ class Index(Case):
         assert len(found) == 7 and found[-1] == 42
 
 
+class RecordIO(Case):
+    """RecordIO files and their indexes; the first byte says which of them is read, and whether with the other."""
+
+    def seeds(self):
+        import shutil
+
+        from plsc.data.recordio import RecordIOWriter
+        from plsc.data.records import Record
+
+        shutil.rmtree(WORK / "written", ignore_errors=True)
+        (WORK / "written").mkdir()
+        writer = RecordIOWriter(WORK / "written" / "train.rec")
+        for i in range(6):
+            writer.add(Record("a", b"abc\x0a\x23\xd7\xce" * i + b"x", i // 2))
+        writer.close()
+        self.valid = [(WORK / "written" / f"train.{kind}").read_bytes() for kind in ("rec", "idx")]
+        yield b"\0" + self.valid[0]
+        yield b"\1" + self.valid[0]
+        yield b"\2" + self.valid[1]
+        yield b"\3" + b"2,112,112\n"
+
+    def feed(self, data):
+        from plsc.data.sources import open_images
+
+        number = data[0] % 4 if data else 0
+        folder = WORK / "recordio"
+        folder.mkdir(exist_ok=True)
+        for name, content, of in (("train.rec", self.valid[0], (0, 1)), ("train.idx", self.valid[1], (2,))):
+            (folder / name).write_bytes(data[1:] if number in of else content)
+        (folder / "property").write_bytes(data[1:] if number == 3 else b"3,112,112\n")
+        if number == 0:
+            (folder / "train.idx").unlink()
+        for shuffle in ("full", "window"):
+            source = open_images(str(folder), None, 0, 1, "recordio", shuffle)
+            with tolerant(self.allowed):
+                source.labels()
+            for i in source.epoch_order(0, 0, 0, 1)[:20].tolist():
+                with tolerant(self.allowed):
+                    source.read(i)
+
+
 class Lines(Case):
     """Lines of base64 data, in two ways that must agree, and what training decodes of them."""
 
@@ -509,8 +550,8 @@ class Hdfs(Case):
 
 TARGETS = {
     "verification": Verification, "tensor_file": Tensors, "meta": Meta, "manifest": Manifest, "index": Index,
-    "lines": Lines, "lists": Lists, "journal": Journal, "run": Run, "embeddings": Embeddings, "export": Export,
-    "launchers": Launchers, "ranks": Ranks, "clusters": Clusters, "settings": Settings, "hdfs": Hdfs,
+    "recordio": RecordIO, "lines": Lines, "lists": Lists, "journal": Journal, "run": Run, "embeddings": Embeddings,
+    "export": Export, "launchers": Launchers, "ranks": Ranks, "clusters": Clusters, "settings": Settings, "hdfs": Hdfs,
 }  # fmt: skip
 STRUCTURE = [
     *(

@@ -56,6 +56,7 @@ class Custom(BaseModel):
 ASKED = {
     "dataset_dir": (("script",), "line", "line"),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
+    "sampler": (("pxk", 3), "balanced", ("balanced", None)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
     "train_image_num": ((5,), 7, 7),
@@ -310,7 +311,8 @@ def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, valu
 def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
-        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
+        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("sampler", "sampler"),
+        ("model_name", "name"),
         ("loss_type", "loss"), ("schedule", "name"),
         ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),

@@ -111,6 +111,7 @@ class Base64Files(Records):
         self._manifest = manifest
         self._num_classes = num_classes
         self._shuffle = shuffle
+        self._reads_ahead = False  # only in an order of its own, because another one may jump between blocks
         if shuffle not in SHUFFLES:
             raise ConfigError(f"shuffle={shuffle!r}: expected one of {', '.join(SHUFFLES)}")
         where = os.path.join(folder, MANIFEST_NAME)
@@ -141,6 +142,7 @@ class Base64Files(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         rng = np.random.default_rng((seed, epoch, rank))
+        self._reads_ahead = self._shuffle == "window"
         if self._shuffle == "full":
             return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
@@ -186,7 +188,7 @@ class Base64Files(Records):
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
         try:
             opened = self._opened(file.path)
-            if self._shuffle == "window":
+            if self._reads_ahead:
                 self._read_ahead(opened, number, line // self._block_lines)
             text = os.pread(opened.descriptor, end - first, first)
         except OSError as error:

@@ -21,6 +21,7 @@ from plsc.data.image_folders import folder_of_images, has_image_suffix
 from plsc.data.image_lists import Listed, parse_line, read_list
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.records import Records
+from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
 from plsc.machine.names import from_text, to_text, twins_among, why_missing
@@ -28,6 +29,7 @@ from plsc.machine.names import from_text, to_text, twins_among, why_missing
 logger = logging.getLogger("plsc")
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
+_READ_AS_RECORDS = ("recordio",)  # formats that are read as training reads them
 _LABEL_ENDS = LONGEST_LABEL + 2  # The last bytes of a line, which hold its tab, label and newline.
 _TRIED = 20  # First lines of a list that decide what the list holds.
 
@@ -327,11 +329,14 @@ def open_collection(path: Path) -> Collection:
         path: One of the following. A folder of images, `<identity>/<image>` or `<identity>/<template>/<image>` or flat.
             A folder that holds a `label.txt` or `file_list.txt`. A list of images, whose lines are all
             `path identity` or `path<TAB>identity<TAB>template`, or all a plain `path`. A list of base64 parts, whose
-            lines are `base64<TAB>label`. Paths in a list are relative to its folder.
+            lines are `base64<TAB>label`. Paths in a list are relative to its folder. A RecordIO file, or its folder.
 
     Raises:
         DataError: There are no images, or the list cannot be read.
     """
+    name = format_of(str(path))
+    if name in _READ_AS_RECORDS:
+        return RecordImages(path, open_images(str(path), None, 0, 1, name))
     # Unlike the methods of Path, these functions raise no errors. Reading the folder or the list will.
     if os.path.isdir(path):
         lists = [path / name for name in _LISTS if os.path.isfile(path / name)]

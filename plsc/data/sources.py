@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data import base64_source, label_file
+from plsc.data import base64_source, label_file, recordio
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
@@ -55,6 +55,7 @@ class Format(NamedTuple):
 FORMATS = {
     "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
     "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
+    "recordio": Format(recordio.holds_records, recordio.open_records, "a folder with train.rec, or a .rec file"),
 }
 DATA_FORMATS = ("auto", *FORMATS)
 
@@ -75,7 +76,7 @@ def open_images(
         rank: Rank of this process.
         world_size: Number of ranks.
         data_format: A name of `FORMATS`, or 'auto'.
-        shuffle: For data whose files hold many images, 'window' (the default) or 'full'; see `set_data_format`.
+        shuffle: For data whose files hold many images, 'window' or 'full'; see `set_data_format`.
 
     Raises:
         DataError: The path does not hold such data, or the data has a mistake.
@@ -89,6 +90,11 @@ def open_images(
 def format_of(path: str) -> Optional[str]:
     """Returns the format that a path seems to hold; None if it is none of `FORMATS`."""
     return next((name for name, one in FORMATS.items() if one.holds(path)), None)
+
+
+def folder_of(path: str) -> str:
+    """Returns the folder of a data set, in which its test sets lie: that of the file, if the path names one."""
+    return os.path.dirname(path) or "." if os.path.isfile(path) else path
 
 
 def _unknown(path: str, world_size: int) -> DataError:

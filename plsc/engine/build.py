@@ -9,6 +9,7 @@ from typing import Optional, Union
 from plsc import parallel
 from plsc.config import Config
 from plsc.data import sources
+from plsc.data.class_sampler import ClassSampler
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
@@ -38,14 +39,17 @@ def open_source(config: Config) -> Optional[Records]:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
+    is_uniform = config.sampler == "uniform"
     source = sources.open_images(
         config.dataset_dir,
         config.num_classes or None,
-        parallel.rank(),
-        parallel.world_size(),
+        parallel.rank() if is_uniform else 0,
+        parallel.world_size() if is_uniform else 1,
         data_format=config.data_format,
         shuffle=config.shuffle,
     )
+    if not is_uniform:
+        source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )

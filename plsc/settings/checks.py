@@ -55,6 +55,19 @@ def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) ->
     return data_format, shuffle
 
 
+def sampler(setter: str, sampler: str, images_per_class: Optional[int] = None) -> tuple[str, Optional[int]]:
+    """Returns how images are drawn, and how many of a class a batch of 'pxk' has."""
+    from plsc.data.class_sampler import DEFAULT_IMAGES, SAMPLERS
+
+    check_choice(setter, sampler, SAMPLERS)
+    if sampler != "pxk":
+        if images_per_class is not None:
+            raise ConfigError(f"{setter}({sampler!r}, images_per_class={shown(images_per_class)}): is for 'pxk' alone")
+        return sampler, None
+    images = DEFAULT_IMAGES if images_per_class is None else images_per_class
+    return sampler, check_int(f"{setter}: images_per_class", images, 1)
+
+
 def num_classes(setter: str, n: Any) -> int:
     """Returns the number of classes, 0 for 'auto'."""
     if isinstance(n, str):

@@ -111,15 +111,23 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "dataset_dir",
             _string(),
             "the folder of the training images and the test sets",
-            "`label.txt` and images, or split base64 data; test sets lie next to them",
+            "see [your data](data.md); test sets lie next to the images",
         ),
         Setting(
             "data_format",
             checks.data_format,
             "how the data set folder holds its training images",
-            "`jpeg`, `base64`, or `auto`, which is base64 if its manifest is in the folder. `shuffle` of "
-            "[base64 data](base64.md#training): `window` or `full`",
+            "`jpeg`, `base64`, `recordio`, or `auto`, which goes by the names of the files: see [your data](data.md). "
+            "`shuffle` of files that hold many images: `window` or `full`",
             fields=("data_format", "shuffle"),
+        ),
+        Setting(
+            "sampler",
+            checks.sampler,
+            "how the images of an epoch are drawn",
+            "`uniform` takes each image once, `balanced` all classes equally often, and `pxk` fills a batch with "
+            "`images_per_class` (4) images of each of its classes: see [your data](data.md#how-images-are-drawn)",
+            fields=("sampler", "images_per_class"),
         ),
         Setting(
             "num_classes",

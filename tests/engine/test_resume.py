@@ -19,15 +19,20 @@ from plsc.errors import ConfigError
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
+PXK = 'sampler=["pxk", 4]'
 CASES = {
     "mirror, rotation, dropout, sampling": (
         1,
         7,
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK]),
     "three ranks, AdamW, clipping": (3, 3, ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "base64, accumulation, end of an epoch": (1, 9, ["gradient_accumulation=3", "--dropout=0.3"]),
+    "base64, accumulation, end of an epoch": (
+        1,
+        9,
+        ["gradient_accumulation=3", "--dropout=0.3", 'sampler=["balanced"]'],
+    ),
     "a reader that draws": (2, 9, ["--global-random-reader", "--dropout=0.3", "loss_type=dist_softmax"]),
     "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),
 }
