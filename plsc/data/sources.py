@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data import base64_source, label_file
+from plsc.data import base64_source, label_file, tar_shards
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
@@ -55,6 +55,7 @@ class Format(NamedTuple):
 FORMATS = {
     "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
     "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
+    "tar": Format(tar_shards.holds_tars, tar_shards.open_records, "tars as WebDataset writes them"),
 }
 DATA_FORMATS = ("auto", *FORMATS)
 
