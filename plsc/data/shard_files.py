@@ -73,6 +73,11 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[str]:
     return found
 
 
+def plain_name(path: str) -> str:
+    """Returns a path without empty parts, `.` and `..`, as names of images are; '' if nothing is left."""
+    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+
+
 def _folders(path: str) -> Iterator[str]:
     yield path
     yield from filter(os.path.isdir, (os.path.join(path, name) for name in _SUBFOLDERS))
@@ -157,7 +162,8 @@ class SharedFiles:
 
     def read(self, path: str, first: int, size: int) -> bytes:
         """Returns the `size` bytes from `first` on. Raises OSError if they cannot be read."""
-        data = os.pread(self._opened(path).descriptor, size, first)
+        file = self._opened(path)  # whose name here keeps it open, because another thread may take its place
+        data = os.pread(file.descriptor, size, first)
         if len(data) != size:
             raise OSError(errno.EIO, "the file has become shorter since it was opened", path)
         return data
@@ -173,4 +179,5 @@ class SharedFiles:
                 del self._begun[next(iter(self._begun))]
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):  # some file systems take no advice; `read` reports what is missing
-                os.posix_fadvise(self._opened(path).descriptor, first, size, os.POSIX_FADV_WILLNEED)
+                file = self._opened(path)
+                os.posix_fadvise(file.descriptor, first, size, os.POSIX_FADV_WILLNEED)

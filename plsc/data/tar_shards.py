@@ -21,7 +21,7 @@ import numpy as np
 
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Opening, Record, Records, check_label
-from plsc.data.shard_files import SharedFiles, find_files, holds_files
+from plsc.data.shard_files import SharedFiles, find_files, holds_files, plain_name
 from plsc.data.tar_headers import BLOCK, Window
 from plsc.data.tar_index import CLASSES, TarIndex, clean_name, index_tar, member_at, where_member
 from plsc.errors import DataError
@@ -248,7 +248,7 @@ class TarWriter:
 
     def add(self, record: Record) -> None:
         """Writes one image. Raises OSError if the disk refuses it."""
-        key, suffix = self._split(to_text(record.name), record.data)
+        key, suffix = self._split(plain_name(to_text(record.name)), record.data)
         self._write(f"{key}.{suffix}", record.data)
         self._write(f"{key}.cls", b"%d" % record.label)
 
