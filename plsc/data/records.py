@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data.sampler import block_indices, epoch_indices
+from plsc.data.sampler import WINDOW_BLOCKS, block_indices, epoch_indices
 from plsc.errors import DataError
 
 LARGEST_LABEL = 10**9 - 1
@@ -54,11 +54,13 @@ class Records(abc.ABC):
         class_names: Name of each class in the order of the numbers; empty if they are unknown.
         blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
             side on the disk, and are read at about the same time. None means that any order is as fast.
+        window: Number of blocks whose images are mixed.
     """
 
     num_images: int
     class_names: Sequence[str] = ()
     blocks: Optional[np.ndarray] = None
+    window: int = WINDOW_BLOCKS
 
     @abc.abstractmethod
     def name(self, i: int) -> str:
@@ -93,7 +95,7 @@ class Records(abc.ABC):
         """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
-        return block_indices(self.blocks, seed, epoch, rank, world_size)
+        return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)
 
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:

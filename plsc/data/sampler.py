@@ -24,12 +24,14 @@ def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size
     return permutation[positions % num_samples].astype(np.int64, copy=False)
 
 
-def block_indices(blocks: np.ndarray, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+def block_indices(
+    blocks: np.ndarray, seed: int, epoch: int, rank: int, world_size: int, window: int = WINDOW_BLOCKS
+) -> np.ndarray:
     """Returns the samples of a rank for data whose blocks are read as a whole, int64 [ceil(num_samples / world_size)].
 
     (seed, epoch) determines an order of the blocks, which is the same on all ranks. Each rank takes a consecutive share
     of their samples, the last ones from the beginning again until all shares are equally long. Within its share a rank
-    mixes the samples of neighbouring blocks: a sample comes up to `WINDOW_BLOCKS` blocks late.
+    mixes the samples of neighbouring blocks: a sample comes up to `window` blocks late.
 
     Args:
         blocks: First sample of each block, and the number of samples, int64 [B + 1].
@@ -37,6 +39,7 @@ def block_indices(blocks: np.ndarray, seed: int, epoch: int, rank: int, world_si
         epoch: Number of the epoch.
         rank: Rank to draw for.
         world_size: Number of ranks.
+        window: Number of blocks whose samples are mixed.
     """
     num_samples = int(blocks[-1])
     if num_samples < 1:
@@ -51,4 +54,4 @@ def block_indices(blocks: np.ndarray, seed: int, epoch: int, rank: int, world_si
     samples = blocks[permuted[turns] + 1] - ends[turns] + positions % num_samples
     turns += positions // num_samples * len(permuted)
     mixing = np.random.default_rng((seed, epoch, rank)).random(per_rank)
-    return samples[np.argsort(turns + WINDOW_BLOCKS * mixing, kind="stable")]
+    return samples[np.argsort(turns + window * mixing, kind="stable")]

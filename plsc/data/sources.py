@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data import base64_source, label_file, recordio
+from plsc.data import base64_source, label_file, parquet_files, recordio, tar_shards
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
@@ -56,6 +56,8 @@ FORMATS = {
     "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
     "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
     "recordio": Format(recordio.holds_records, recordio.open_records, "a folder with train.rec, or a .rec file"),
+    "tar": Format(tar_shards.holds_tars, tar_shards.open_records, "tars as WebDataset writes them"),
+    "parquet": Format(parquet_files.holds_tables, parquet_files.open_records, "Parquet files with images and labels"),
 }
 DATA_FORMATS = ("auto", *FORMATS)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
+from plsc.data.parquet_tables import load_pyarrow
 from plsc.errors import ConfigError
 from plsc.machine.files import remove_leftovers, replacing, sync
 from plsc.machine.json_files import json_text, parse_json
@@ -25,7 +25,7 @@ def check_parquet(folder: Path) -> None:
     Raises:
         ConfigError: pyarrow is missing, or the folder holds an `embeddings.parquet` that plsc did not write.
     """
-    _, parquet = _pyarrow()
+    _, parquet = load_pyarrow()
     _meta_of(parquet, folder / _NAME)
 
 
@@ -42,7 +42,7 @@ def write_parquet(folder: Path) -> Path:
         ConfigError: pyarrow is missing, or the file cannot be written, or plsc did not write the existing one.
         DataError: The folder is not complete.
     """
-    pyarrow, parquet = _pyarrow()
+    pyarrow, parquet = load_pyarrow()
     place = folder / _NAME
     made = open_embeddings(folder)
     if _meta_of(parquet, place) == made.meta:
@@ -70,13 +70,6 @@ def write_parquet(folder: Path) -> Path:
             f"{place}: cannot be written ({problem.strerror or problem}); free space, or name another folder"
         ) from None
     return place
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow; run pip install '.[parquet]' in the plsc clone") from None
 
 
 def _meta_of(parquet: Any, place: Path) -> Optional[dict[str, Any]]:
