@@ -1,0 +1,56 @@
+"""What `plsc data convert` writes: the formats, and the names of their files."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plsc.data.records import RecordWriter
+
+
+class Target(NamedTuple):
+    """A format that images can be converted to.
+
+    Attributes:
+        writer: Module and name of the `RecordWriter`, which is imported when it is first used.
+        file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if the writer makes a folder.
+        has_shards: Whether users choose the number of files.
+        has_names: Whether the files hold the names of the classes.
+        about: What it is, for the help.
+    """
+
+    writer: str
+    file: str
+    has_shards: bool
+    has_names: bool
+    about: str
+
+    def open(self, folder: Path, number: int, count: int, class_names: Sequence[str], num_classes: int) -> RecordWriter:
+        """Returns the writer of a shard.
+
+        Args:
+            folder: Folder that receives the file, or the folders of the classes.
+            number: Number of the shard, from 0.
+            count: Number of shards.
+            class_names: Name of each class; empty if they are unknown.
+            num_classes: Number of classes.
+        """
+        module, _, name = self.writer.partition(":")
+        make: Any = getattr(importlib.import_module(module), name)
+        if not self.file:
+            return make(folder, class_names, num_classes)
+        return make(folder / self.file.format(shard=number, shards=count), class_names)
+
+
+_NUMBERS = "{shard:05d}-of-{shards:05d}"
+TARGETS = {
+    "folder": Target("plsc.datasets.writers:FolderWriter", "", False, True, "a folder for each class"),
+    "base64": Target("plsc.datasets.writers:Base64Writer", f"part-{_NUMBERS}", True, False, "base64 parts"),
+    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, False, "tar shards"),
+    "parquet": Target(
+        "plsc.data.parquet_files:ParquetWriter", f"train-{_NUMBERS}.parquet", True, True, "Parquet files"
+    ),
+    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, False, "train.rec and train.idx"),
+}
