@@ -29,7 +29,7 @@ from plsc.errors import ConfigError, DataError, is_mistake
 from plsc.machine import threads
 from plsc.machine.files import replace_file
 from plsc.machine.locks import lock_folder
-from plsc.machine.names import from_text, readable, to_text
+from plsc.machine.names import readable, to_text
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 from plsc.shuffle.worker_pool import Tasks, run_workers
@@ -220,18 +220,22 @@ def _number_of_shards(records: Records) -> int:
 
 def _plan(conversion: Conversion, data_format: str, records: Records, shards: int) -> dict[str, object]:
     """Returns what must be the same when an unfinished conversion is resumed, by the word for it."""
-    digest = hashlib.sha256(repr(sorted(records.digests().items())).encode("utf-8", "surrogateescape")).hexdigest()
     options = asdict(conversion)
     return {
         "version": 1,
         "source": to_text(os.path.realpath(conversion.source)),
         "format of the source": data_format,
         "number of images": records.num_images,
-        "digest of the source": digest,
+        "digest of the source": digest_of(records),
         "--to": conversion.to,
         "shards": shards,
         **{f"--{name.replace('_', '-')}": options[name] for name in ("size", "quality", "ranks", "skip_damaged")},
     }
+
+
+def digest_of(records: Records) -> str:
+    """Returns a digest that changes when the source does, as far as its readers notice."""
+    return hashlib.sha256(repr(sorted(records.digests().items())).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _convert(job: Job, records: Records, staging: Staging, watch: Watch, engine: Engine) -> Result:
@@ -377,8 +381,6 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
             _split(conversion.ranks, lists.pop("file_list.txt"), staging, watch)
         elif conversion.to == "recordio":
             _join(job, folders, staging)
-        elif conversion.to == "folder":
-            _add_empty_folders(job, folders[-1])
         staging.write_lists(lists)
     staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
     if not TARGETS[conversion.to].file:
@@ -411,7 +413,9 @@ def _lists(job: Job, shards: Sequence[ShardRecord]) -> dict[str, bytes]:
     """Returns the small files that describe the output, by name."""
     lists: dict[str, bytes] = {}
     target, names = TARGETS[job.conversion.to], job.class_names
-    if names and not (target.has_names and (target.file or class_folders(names) == [from_text(one) for one in names])):
+    if not target.file:  # The folders in the order of the numbers, also of those that have no image.
+        lists["classes.txt"] = names_text(class_folders(names, job.num_classes))
+    elif names and not target.has_names:
         lists["classes.txt"] = names_text(names)
     skipped = "".join(f"{line}\n" for one in shards for line in one.skipped)
     if skipped:
@@ -420,9 +424,3 @@ def _lists(job: Job, shards: Sequence[ShardRecord]) -> dict[str, bytes]:
         files = (target.file.format(shard=number, shards=job.shards) for number, one in enumerate(shards) if one.images)
         lists["file_list.txt"] = "".join(f"{name}\n" for name in files).encode()
     return lists
-
-
-def _add_empty_folders(job: Job, folder: Path) -> None:
-    """Makes the folders of classes without images, so that the numbers of the others stay as they are."""
-    for name in class_folders(job.class_names, job.num_classes):
-        (folder / DATA / name).mkdir(exist_ok=True)

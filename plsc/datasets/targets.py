@@ -17,7 +17,7 @@ class Target(NamedTuple):
         writer: Module and name of the `RecordWriter`, which is imported when it is first used.
         file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if the writer makes a folder.
         has_shards: Whether users choose the number of files.
-        has_names: Whether the files hold the names of the classes.
+        has_names: Whether the writer keeps the names of the classes.
         about: What it is, for the help.
     """
 
@@ -48,9 +48,9 @@ _NUMBERS = "{shard:05d}-of-{shards:05d}"
 TARGETS = {
     "folder": Target("plsc.datasets.writers:FolderWriter", "", False, True, "a folder for each class"),
     "base64": Target("plsc.datasets.writers:Base64Writer", f"part-{_NUMBERS}", True, False, "base64 parts"),
-    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, False, "tar shards"),
+    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, True, "tar shards"),
     "parquet": Target(
         "plsc.data.parquet_files:ParquetWriter", f"train-{_NUMBERS}.parquet", True, True, "Parquet files"
     ),
-    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, False, "train.rec and train.idx"),
+    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, True, "train.rec and train.idx"),
 }

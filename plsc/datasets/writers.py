@@ -12,14 +12,14 @@ import numpy as np
 
 from plsc.data.records import Record
 from plsc.machine.files import refuse_links
-from plsc.machine.names import from_text, to_text
+from plsc.machine.names import CONTROLS, from_text, to_text
 
 _LONGEST = 255  # bytes of the name of a file, on nearly every file system
 _ROOM = 16  # bytes that stay free for a number, where two names are the same
 _BUFFER = 1 << 20
 # Names that readers of folders take for those of operating systems, as they do names that begin with @, # or $.
-_HIDDEN = ("", "__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
-_NOT_IN_NAMES = str.maketrans({"\0": "_", "/": "_"})
+_HIDDEN = ("__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
+_NOT_IN_NAMES = str.maketrans(dict.fromkeys((*CONTROLS, "/"), "_"))
 
 
 class Base64Writer:
@@ -85,30 +85,32 @@ class FolderWriter:
 
 
 def class_folders(class_names: Sequence[str], num_classes: int = 0) -> list[str]:
-    """Returns the name of the folder of each class, so that their order is that of the numbers.
+    """Returns the name of the folder of each class.
 
-    It is the name of the class where all names are names of files and in that order. Otherwise it begins with the
-    number of the class.
+    It is the name of the class, or its number if the classes have no names. A name that a folder cannot have, or that
+    another class has already, is changed and begins with the number.
 
     Args:
         class_names: Name of each class; empty if they are unknown.
         num_classes: Number of classes if they have no names.
     """
     count = len(class_names) or num_classes
-    names = [from_text(name) for name in class_names]
-    keys = [os.fsencode(name) for name in names if _is_writable(name)]
-    if class_names and len(keys) == count:
-        is_sorted = all(one < other for one, other in zip(keys, keys[1:]))
-        if is_sorted and all(file_name(name) == name for name in names):
-            return names
     digits = len(str(max(count - 1, 0)))
     if not class_names:
         return [f"{number:0{digits}d}" for number in range(count)]
-    return [file_name(f"{number:0{digits}d}_{name}") for number, name in enumerate(names)]
+    names = list(map(from_text, class_names))
+    used: dict[str, None] = {}  # a set that keeps the order
+    every = set(names)
+    for number, name in enumerate(names):
+        folder = name
+        while file_name(folder) != folder or folder in used or (folder != name and folder in every):
+            folder = file_name(f"{number:0{digits}d}_{folder}")
+        used[folder] = None
+    return list(used)
 
 
 def file_name(name: str) -> str:
-    """Returns a name as a file can have it: not hidden, not too long, without slashes and zero bytes.
+    """Returns a name as a file can have it: not hidden, not blank, not too long, without slashes and controls.
 
     Args:
         name: A native text; see `plsc.machine.names`.
@@ -116,7 +118,7 @@ def file_name(name: str) -> str:
     name = name.translate(_NOT_IN_NAMES)
     if not _is_writable(name):
         name = name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
-    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN:
+    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN or not name.strip():
         name = f"_{name}"
     if name.startswith("."):
         name = f"_{name[1:]}" if name.strip(".") else "_"
