@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from PIL import Image
@@ -379,8 +379,8 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
         shutil.rmtree(whole, ignore_errors=True)
         if conversion.ranks is not None:
             _split(conversion.ranks, lists.pop("file_list.txt"), staging, watch)
-        elif conversion.to == "recordio":
-            _join(job, folders, staging)
+        elif TARGETS[conversion.to].is_joined:
+            _join(job, [folder for folder, one in zip(folders, shards) if one.images], staging)
         staging.write_lists(lists)
     staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
     if not TARGETS[conversion.to].file:
@@ -400,12 +400,13 @@ def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None
 
 
 def _join(job: Job, folders: Sequence[Path], staging: Staging) -> None:
-    """Joins the RecordIO files of all shards into one."""
-    from plsc.data.recordio import join_records
-
+    """Joins the files of those shards that have images into one."""
+    target = TARGETS[job.conversion.to]
     with staging.piece(WHOLE) as piece:
-        name = TARGETS[job.conversion.to].file
-        join_records([folder / DATA / name for folder in folders], piece / DATA / name)
+        writer: Any = target.open(piece / DATA, 0, 1, job.class_names, job.num_classes)
+        for folder in folders:
+            writer.add_file(folder / DATA / target.file)
+        writer.close()
         staging.commit(piece)
 
 

@@ -18,6 +18,7 @@ class Target(NamedTuple):
         file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if the writer makes a folder.
         has_shards: Whether users choose the number of files.
         has_names: Whether the writer keeps the names of the classes.
+        is_joined: Whether the files of all shards become one, which the writer's `add_file` joins.
         about: What it is, for the help.
     """
 
@@ -25,6 +26,7 @@ class Target(NamedTuple):
     file: str
     has_shards: bool
     has_names: bool
+    is_joined: bool
     about: str
 
     def open(self, folder: Path, number: int, count: int, class_names: Sequence[str], num_classes: int) -> RecordWriter:
@@ -46,11 +48,11 @@ class Target(NamedTuple):
 
 _NUMBERS = "{shard:05d}-of-{shards:05d}"
 TARGETS = {
-    "folder": Target("plsc.datasets.writers:FolderWriter", "", False, True, "a folder for each class"),
-    "base64": Target("plsc.datasets.writers:Base64Writer", f"part-{_NUMBERS}", True, False, "base64 parts"),
-    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, True, "tar shards"),
+    "folder": Target("plsc.datasets.writers:FolderWriter", "", False, True, False, "a folder for each class"),
+    "base64": Target("plsc.datasets.writers:Base64Writer", f"part-{_NUMBERS}", True, False, False, "base64 parts"),
+    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, True, False, "tar shards"),
     "parquet": Target(
-        "plsc.data.parquet_files:ParquetWriter", f"train-{_NUMBERS}.parquet", True, True, "Parquet files"
+        "plsc.data.parquet_files:ParquetWriter", f"train-{_NUMBERS}.parquet", True, True, False, "Parquet files"
     ),
-    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, True, "train.rec and train.idx"),
+    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, True, True, "train.rec and train.idx"),
 }

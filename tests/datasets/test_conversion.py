@@ -71,8 +71,11 @@ def needs(to):
 
 
 @pytest.mark.parametrize("to", TARGETS)
-def test_every_format_gives_the_images_and_labels_back_however_many_processes_wrote_it(to, source, tmp_path):
+def test_every_format_gives_the_images_and_labels_back_however_many_processes_wrote_it(
+    to, source, tmp_path, monkeypatch
+):
     needs(to)
+    monkeypatch.setattr(module, "_number_of_shards", lambda records: 5)
     shards = 5 if TARGETS[to].has_shards else None
     outputs = [tmp_path / f"with {workers}" for workers in (1, 3)]
     for workers, output in zip((1, 3), outputs):
@@ -80,6 +83,10 @@ def test_every_format_gives_the_images_and_labels_back_however_many_processes_wr
         assert (result.images, result.classes, result.skipped) == (IMAGES, CLASSES, 0)
     assert files_of(outputs[0]) == files_of(outputs[1])
     assert not list(outputs[0].glob(".*"))
+    if TARGETS[to].is_joined:
+        monkeypatch.setattr(module, "_number_of_shards", lambda records: 1)
+        convert(Conversion(str(source), str(tmp_path / "one"), to), silent)
+        assert files_of(tmp_path / "one") == files_of(outputs[0])
     expected, found = images_of(source), images_of(outputs[0])
     assert (sorted(found) == sorted(expected)) if to == "folder" else found == expected
     assert open_data(str(outputs[0]))[1].num_classes == CLASSES
