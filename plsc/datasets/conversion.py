@@ -41,16 +41,16 @@ _SHARD_BYTES, _LEAST_BYTES = 256_000_000, 16_000_000  # encoded bytes of a shard
 _LEAST_SHARDS = 16  # as many as many machines have cores
 _SAMPLE = 64  # images whose mean size decides the number of shards
 _REPORTED = 64  # images between two reports of progress
-_SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "TIFF": (".tif", ".tiff"), "JPEG2000": (".jp2", ".j2k")}
-_LINE = re.compile(r":(\d{1,18})$", re.ASCII)
-_BEGINNINGS = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
+_SUFFIXES: dict[bytes, tuple[str, ...]] = {  # by the first bytes of a file; the first suffix is the usual one
+    b"\xff\xd8": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    b"\x89P": (".png",),
+    b"GI": (".gif",),
+    b"BM": (".bmp",),
+    b"II": (".tif", ".tiff"),
+    b"MM": (".tif", ".tiff"),
+    b"WEBP": (".webp",),
 }
+_LINE = re.compile(r":(\d{1,18})$", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -335,7 +335,8 @@ def _record(conversion: Conversion, records: Records, i: int) -> Record:
         raise DataError(f"{records.where(i)}: the image is empty; restore it, or leave it out")
     if conversion.size is not None:
         data = _resized(data, conversion.size, conversion.quality, records, i)
-    return Record(_named(records.name(i), data), data, label)
+    name = records.name(i)
+    return Record(_named(name, data) if TARGETS[conversion.to].has_image_names else name, data, label)
 
 
 def _resized(data: bytes, side: int, quality: int, records: Records, i: int) -> bytes:
@@ -357,17 +358,13 @@ def _named(name: str, data: bytes) -> str:
 
     A line of base64, `part:12`, becomes `part-00000012`, so that names sort like lines and hold no colon.
     """
-    name = _LINE.sub(lambda found: f"-{int(found[1]):08d}", name)
-    kind = next((kind for begin, kind in _BEGINNINGS.items() if data.startswith(begin)), "")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        kind = "WEBP"
-    if not kind:
+    if ":" in name:
+        name = _LINE.sub(lambda found: f"-{int(found[1]):08d}", name)
+    kind = b"WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else data[:2]
+    suffixes = _SUFFIXES.get(kind)
+    if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
         return name
-    suffixes = _SUFFIXES.get(kind, (f".{kind.lower()}",))
-    stem, suffix = os.path.splitext(name)
-    if suffix.lower() in suffixes:
-        return name
-    return (stem if has_image_suffix(name) else name) + suffixes[0]
+    return (os.path.splitext(name)[0] if has_image_suffix(name) else name) + suffixes[0]
 
 
 def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: Watch) -> None:

@@ -15,19 +15,21 @@ class Target(NamedTuple):
 
     Attributes:
         writer: Module and name of the `RecordWriter`, which is imported when it is first used.
+        about: What it is, for the help.
         file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if the writer makes a folder.
         has_shards: Whether users choose the number of files.
         has_names: Whether the writer keeps the names of the classes.
+        has_image_names: Whether it keeps the names of the images.
         is_joined: Whether the files of all shards become one, which the writer's `add_file` joins.
-        about: What it is, for the help.
     """
 
     writer: str
-    file: str
-    has_shards: bool
-    has_names: bool
-    is_joined: bool
     about: str
+    file: str = ""
+    has_shards: bool = False
+    has_names: bool = False
+    has_image_names: bool = True
+    is_joined: bool = False
 
     def open(self, folder: Path, number: int, count: int, class_names: Sequence[str], num_classes: int) -> RecordWriter:
         """Returns the writer of a shard.
@@ -48,11 +50,30 @@ class Target(NamedTuple):
 
 _NUMBERS = "{shard:05d}-of-{shards:05d}"
 TARGETS = {
-    "folder": Target("plsc.datasets.writers:FolderWriter", "", False, True, False, "a folder for each class"),
-    "base64": Target("plsc.datasets.writers:Base64Writer", f"part-{_NUMBERS}", True, False, False, "base64 parts"),
-    "tar": Target("plsc.data.tar_shards:TarWriter", f"train-{_NUMBERS}.tar", True, True, False, "tar shards"),
-    "parquet": Target(
-        "plsc.data.parquet_files:ParquetWriter", f"train-{_NUMBERS}.parquet", True, True, False, "Parquet files"
+    "folder": Target("plsc.datasets.writers:FolderWriter", "a folder for each class", has_names=True),
+    "base64": Target(
+        "plsc.datasets.writers:Base64Writer",
+        "base64 parts",
+        file=f"part-{_NUMBERS}",
+        has_shards=True,
+        has_image_names=False,
     ),
-    "recordio": Target("plsc.data.recordio:RecordIOWriter", "train.rec", False, True, True, "train.rec and train.idx"),
+    "tar": Target(
+        "plsc.data.tar_shards:TarWriter", "tar shards", file=f"train-{_NUMBERS}.tar", has_shards=True, has_names=True
+    ),
+    "parquet": Target(
+        "plsc.data.parquet_files:ParquetWriter",
+        "Parquet files",
+        file=f"train-{_NUMBERS}.parquet",
+        has_shards=True,
+        has_names=True,
+    ),
+    "recordio": Target(
+        "plsc.data.recordio:RecordIOWriter",
+        "train.rec and train.idx",
+        file="train.rec",
+        has_names=True,
+        has_image_names=False,
+        is_joined=True,
+    ),
 }

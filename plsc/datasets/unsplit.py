@@ -83,12 +83,12 @@ class UnsplitLines(Records):
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error
         if len(line) < end - first:
             raise changed(self._parts[part])
-        line = line.removesuffix(b"\n")
-        fault = check_line(line, len(line))
-        if fault:
-            raise DataError(f"{self.where(i)}: {ADVICE[fault]}")
-        image, _, label = line.rpartition(b"\t")
-        return binascii.a2b_base64(image), int(label)
+        label = int(self._labels[i])
+        if label < 0:
+            line = line.removesuffix(b"\n")
+            fault = check_line(line, len(line))
+            raise DataError(f"{self.where(i)}: {ADVICE[fault] if fault else 'the line has changed; run again'}")
+        return binascii.a2b_base64(line[: line.rindex(b"\t")]), label
 
     def labels(self) -> np.ndarray:
         """Returns the label of each line, int64 [num_images]; -1 for a damaged line."""

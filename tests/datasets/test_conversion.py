@@ -71,9 +71,7 @@ def needs(to):
 
 
 @pytest.mark.parametrize("to", TARGETS)
-def test_every_format_gives_the_images_and_labels_back_however_many_processes_wrote_it(
-    to, source, tmp_path, monkeypatch
-):
+def test_every_format_gives_the_images_back_however_many_processes_wrote_it(to, source, tmp_path, monkeypatch):
     needs(to)
     monkeypatch.setattr(module, "_number_of_shards", lambda records: 5)
     shards = 5 if TARGETS[to].has_shards else None
