@@ -126,7 +126,7 @@ class Job(NamedTuple):
     Attributes:
         conversion: The conversion.
         class_names: Name of each class; empty if they are unknown.
-        num_classes: Number of classes.
+        num_classes: Number of classes; 0 where the writer need not know it.
         images: Number of images of the source.
         shards: Number of shards.
     """
@@ -200,7 +200,7 @@ def _job(conversion: Conversion, records: Records, staging: Staging) -> Job:
     return Job(
         conversion=conversion,
         class_names=records.class_names,
-        num_classes=records.num_classes,
+        num_classes=0 if TARGETS[conversion.to].file else records.num_classes,  # It may take a pass over the data.
         images=records.num_images,
         shards=min(shards, records.num_images),
     )
@@ -259,7 +259,7 @@ def _convert(job: Job, records: Records, staging: Staging, watch: Watch, engine:
 def _result(job: Job, shards: Sequence[ShardRecord], kept: int) -> Result:
     return Result(
         images=sum(one.images for one in shards),
-        classes=job.num_classes,
+        classes=len(job.class_names) or job.num_classes or max(one.classes for one in shards),
         image_bytes=sum(one.image_bytes for one in shards),
         shards=job.shards,
         kept=kept,
@@ -307,7 +307,7 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
     conversion, staging = job.conversion, Staging(Path(job.conversion.output))
     target = TARGETS[conversion.to]
     first, end = job.bounds(number)
-    images, size, skipped = 0, 0, []
+    images, size, largest, skipped = 0, 0, -1, []
     with staging.piece(staging.shard(number).name) as piece:
         writer = target.open(piece / DATA, number, job.shards, job.class_names, job.num_classes)
         for i in range(first, end):
@@ -319,12 +319,13 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
                 skipped.append(readable(to_text(str(error))))
             else:
                 writer.add(record)
-                images, size = images + 1, size + len(record.data)
+                images, size, largest = images + 1, size + len(record.data), max(largest, record.label)
             if (i + 1 - first) % _REPORTED == 0:
                 report(_REPORTED)
         writer.close()
         report((end - first) % _REPORTED)
-        staging.finish_shard(piece, images, size, skipped, synced=bool(target.file))
+        made = ShardRecord(images, size, largest + 1, files=images, file_bytes=size, skipped=skipped)
+        staging.finish_shard(piece, made, synced=bool(target.file))
     return None
 
 

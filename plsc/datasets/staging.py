@@ -36,6 +36,7 @@ class ShardRecord(NamedTuple):
     Attributes:
         images: Number of its images.
         image_bytes: Their encoded bytes.
+        classes: The largest of their labels plus one.
         files: Number of its files.
         file_bytes: Bytes of its files.
         skipped: One line for each damaged image that was left out.
@@ -43,6 +44,7 @@ class ShardRecord(NamedTuple):
 
     images: int
     image_bytes: int
+    classes: int
     files: int
     file_bytes: int
     skipped: list[str]
@@ -127,22 +129,19 @@ class Staging:
         """Returns the folder of a shard."""
         return self.folder / f"shard-{number:05d}"
 
-    def finish_shard(self, piece: Path, images: int, image_bytes: int, skipped: list[str], synced: bool) -> None:
+    def finish_shard(self, piece: Path, record: ShardRecord, synced: bool) -> None:
         """Writes the record of a shard, as the last of its files, and commits it.
 
         Args:
             piece: The folder that `piece` yielded.
-            images: Number of images.
-            image_bytes: Their encoded bytes.
-            skipped: One line for each image that was left out.
-            synced: Whether to write the files to the disk first: a few large ones, rather than one for each image.
+            record: The record, with the number and bytes of the files as if each image had a file.
+            synced: Whether to count the files, and to write them to the disk first, because they are a few large ones.
         """
         if synced:
-            for place, _, names in os.walk(piece / DATA):
-                for name in names:
-                    sync(os.path.join(place, name))
-        files, file_bytes = _extent(piece / DATA)
-        record = ShardRecord(images, image_bytes, files, file_bytes, skipped)
+            for path in (piece / DATA).iterdir():
+                sync(path)
+            files, file_bytes = _extent(piece / DATA)
+            record = record._replace(files=files, file_bytes=file_bytes)
         write_synced(piece / _RECORD, json_text(record._asdict()).encode("utf-8", "surrogateescape"))
         self.commit(piece)
 
@@ -154,9 +153,8 @@ class Staging:
             ValueError: It is damaged.
         """
         found = as_object(read_json(self.shard(number) / _RECORD))
-        images, image_bytes, files, file_bytes = (as_integer(found.get(name)) for name in ShardRecord._fields[:-1])
-        skipped = [as_text(line) for line in as_list(found.get("skipped"))]
-        return ShardRecord(images, image_bytes, files, file_bytes, skipped)
+        numbers = {name: as_integer(found.get(name)) for name in ShardRecord._fields if name != "skipped"}
+        return ShardRecord(**numbers, skipped=[as_text(line) for line in as_list(found.get("skipped"))])
 
     def keep(self, number: int) -> Optional[ShardRecord]:
         """Returns the record of a shard that an earlier run completed; None if it has to be made."""
