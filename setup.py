@@ -46,7 +46,7 @@ setup(
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
         "hdfs": ["hdfs>=2.7"],
-        "spark": ["pyspark>=3.5,<3.6"],
+        "spark": ["pyspark>=3.5,<5"],
         "demo": ["matplotlib>=3.5"],
         "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],
         "tensorboard": ["tensorboardX>=2.6"],

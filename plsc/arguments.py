@@ -176,7 +176,7 @@ def print_json(value: Any) -> None:
     print(json_text(value) if encoding == "utf8" else json.dumps(value))
 
 
-def add_ranks(parser: argparse.ArgumentParser, about: str, **options: Any) -> None:
+def add_ranks(parser: argparse._ActionsContainer, about: str, **options: Any) -> None:
     """Adds `--ranks` to a command; its default is 1 unless `options` say otherwise."""
     options = {"default": 1, **options}
     parser.add_argument("--ranks", type=at_least(1, _MOST_RANKS), metavar="N", help=about, **options)

@@ -10,6 +10,7 @@ from plsc.arguments import Parser, as_called, exit_status, program
 from plsc.commands import (
     classify,
     convert_checkpoint,
+    data,
     export,
     hdfs,
     import_weights,
@@ -33,6 +34,7 @@ _COMMANDS = {
     "index": index,
     "search": search,
     "plan": plan,
+    "data": data,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
     "import-weights": import_weights,

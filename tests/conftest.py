@@ -164,7 +164,7 @@ def spark(tmp_path_factory):
         pytest.skip("needs PySpark and Java")
     from pyspark.sql import SparkSession
 
-    from plsc.shuffle.spark import restore_interrupt
+    from plsc.shuffle.spark_session import restore_interrupt
 
     on_interrupt = signal.getsignal(signal.SIGINT)
     before, folder = os.getcwd(), tmp_path_factory.mktemp("spark")

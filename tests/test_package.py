@@ -53,7 +53,8 @@ def imports_of(path):
 # From top to bottom: a room imports from itself and from the rooms below it.
 ROOMS = [
     "__main__", "cli", "commands", "entry", "settings", "engine", "evaluation", "inference", "search", "report",
-    "shuffle", "utils", "fluid", "weights", "checkpoint", "heads", "models", "layers", "optim", "amp", "config",
+    "datasets", "shuffle", "utils", "fluid", "weights", "checkpoint", "heads", "models", "layers", "optim", "amp",
+    "config",
     "data", "metrics", "storage", "arguments", "parallel", "machine", "errors", "version",
 ]  # fmt: skip
 

@@ -11,11 +11,8 @@ import contextlib
 import io
 import itertools
 import os
-import pwd
 import re
-import signal
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -38,11 +35,12 @@ from plsc.data.base64_parts import (
     rank_file_name,
     read_file_list,
 )
-from plsc.errors import ConfigError, DataError, one_line
+from plsc.errors import ConfigError, DataError
 from plsc.machine.names import to_text
 from plsc.shuffle import scan, spark_tasks
 from plsc.shuffle.local import Result
 from plsc.shuffle.plan import BLOCK, Options
+from plsc.shuffle.spark_session import spark_context, spark_errors
 from plsc.shuffle.spark_tasks import (
     CELL_SHIFT,
     CELLS,
@@ -61,11 +59,12 @@ from plsc.shuffle.spark_tasks import (
 from plsc.shuffle.split import Split
 from plsc.shuffle.workspace import Workspace, check_targets, discard, finish, open_workspace
 from plsc.storage.base import DurableStorage, StorageError
-from plsc.storage.hadoop import HadoopStorage, java_message
+from plsc.storage.hadoop import HadoopStorage
 from plsc.storage.local import LOCAL
 
 SPLIT_BYTES = 64 * BLOCK  # what a task reads; whole blocks, since each block has its own stream of keys
 _PREFIX = ".base64_shuffle-"
+_SENT = (base64_parts, encoded_image, scan, spark_tasks, sys.modules[__name__])  # Executors need no plsc.
 _BAD_CHARACTERS = ",*?[]{}\\"  # Hadoop takes paths with them for patterns or lists
 
 
@@ -77,7 +76,7 @@ def shuffle_on_spark(options: Options) -> Result:
         DataError: An input has a mistake, files are in the way, or Spark failed. No output is changed or left behind.
     """
     _check_name(options.data_dir)
-    with _spark() as context, _worded():
+    with spark_context("plsc: shuffle of base64 data", _SENT) as context, spark_errors():
         source = _storage_of(context, options.data_dir)
         parts = read_file_list(options.data_dir, options.file_list, source)
         for part in parts:
@@ -158,76 +157,7 @@ def _manifest(options: Options, parts: Sequence[Part], scans: Sequence[RangeScan
     )
 
 
-# Spark, and where files are
-
-
-@contextlib.contextmanager
-def _spark() -> Iterator[Any]:
-    """Yields the context of the running session, or of a new one that is stopped at the end."""
-    try:
-        from pyspark import cloudpickle
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise ConfigError(
-            "--engine spark: PySpark is not installed; run pip install '.[spark]' in the plsc clone"
-        ) from None
-    running, on_interrupt = SparkSession.getActiveSession(), signal.getsignal(signal.SIGINT)
-    if running is None:
-        _check_user()
-    try:
-        session = running or SparkSession.builder.appName("plsc: shuffle of base64 data").getOrCreate()
-    except (PySparkException, OSError) as error:
-        raise ConfigError(
-            f"--engine spark: Spark does not start ({str(error).splitlines()[0]}); it needs Java 8, 11 or 17"
-        ) from error
-    context = session.sparkContext
-    if str(context.master).startswith("local") and "PYSPARK_PYTHON" not in os.environ:
-        context.pythonExec = sys.executable
-    # Executors need no plsc.
-    for module in (base64_parts, encoded_image, scan, spark_tasks, sys.modules[__name__]):
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield context
-    finally:
-        if running is None:
-            session.stop()
-            restore_interrupt(on_interrupt)
-
-
-def _check_user() -> None:
-    """Raises ConfigError if this user has no name, as in many containers: Hadoop's log-in fails without one."""
-    user = os.geteuid()
-    try:
-        pwd.getpwuid(user)
-    except KeyError:
-        raise ConfigError(
-            f"--engine spark: user {user} has no entry in /etc/passwd, which Hadoop needs; add one such as "
-            f"'name:x:{user}:{os.getegid()}::/tmp:/bin/sh', start the container as another user, or use --engine local"
-        ) from None
-
-
-def restore_interrupt(handler: Any) -> None:
-    """Restores the handler of Ctrl-C: PySpark leaves one behind that fails once its session has ended."""
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
-
-
-@contextlib.contextmanager
-def _worded() -> Iterator[None]:
-    """Turns a failure of Spark into a DataError of one line."""
-    from py4j.protocol import Py4JError, Py4JJavaError
-    from pyspark.errors import PySparkException
-
-    try:
-        yield
-    except PySparkException as error:  # Some exceptions of Java come in this form.
-        reason = one_line(str(error).partition("\n")[0])
-        raise DataError(f"Spark failed ({reason}); its log says more, and nothing was changed") from error
-    except Py4JJavaError as error:
-        raise DataError(f"Spark failed ({java_message(error)}); its log says more, and nothing was changed") from error
-    except Py4JError as error:
-        raise DataError(f"Spark ended early ({str(error).splitlines()[0]}); its log says more") from error
+# Where files are
 
 
 def _is_uri(path: str) -> bool:

@@ -79,6 +79,7 @@ def run_workers(
     count: int,
     workers: int,
     watch: Callable[[int], None],
+    advice: str = "if the machine ran out of memory, give a smaller --memory or fewer --workers, and run again",
 ) -> list[Any]:
     """Calls `function(tasks)` in each of `workers` processes and returns their results.
 
@@ -87,6 +88,7 @@ def run_workers(
         count: The number of tasks, which are numbered from 0.
         workers: The number of processes to start. A single one runs in this process.
         watch: A function that is called now and then with what all workers have reported.
+        advice: What to do when a worker was killed, for the error message.
 
     Raises:
         PlscError: A worker raised it, or was killed. The other workers are ended first.
@@ -107,7 +109,7 @@ def run_workers(
             sender.close()
             processes.append(process)
             pipes.append(receiver)
-        return _collect(tasks, processes, pipes, watch)
+        return _collect(tasks, processes, pipes, watch, advice)
     finally:
         for process in processes:
             process.kill()
@@ -116,7 +118,9 @@ def run_workers(
             pipe.close()
 
 
-def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch: Callable[[int], None]) -> list[Any]:
+def _collect(
+    tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch: Callable[[int], None], advice: str
+) -> list[Any]:
     from multiprocessing.connection import wait
 
     results: dict[int, Any] = {}
@@ -129,8 +133,7 @@ def _collect(tasks: _SharedTasks, processes: list[Any], pipes: list[Any], watch:
             except EOFError:
                 processes[worker].join()
                 raise DataError(
-                    f"a worker process ended early (exit code {processes[worker].exitcode}); "
-                    "if the machine ran out of memory, give a smaller --memory or fewer --workers, and run again"
+                    f"a worker process ended early (exit code {processes[worker].exitcode}); {advice}"
                 ) from None
             if failed:
                 raise results[worker]

@@ -207,14 +207,14 @@ def test_a_user_without_a_name_is_reported_before_java_fails(monkeypatch, capsys
 def test_exceptions_that_pyspark_translates_are_one_line():
     from pyspark.errors import IllegalArgumentException
 
-    from plsc.shuffle.spark import _worded
+    from plsc.shuffle.spark_session import spark_errors
 
     with (
         pytest.raises(
             DataError,
             match="^Spark failed .*Relative path in absolute URI.*; its log says more, and nothing was changed$",
         ),
-        _worded(),
+        spark_errors(),
     ):
         raise IllegalArgumentException("Relative path in absolute URI: a:b\nat java.lang.Thread.run(Thread.java)")
 
@@ -240,7 +240,7 @@ def test_the_handler_of_ctrl_c_is_restored(monkeypatch):
     """The handler that PySpark leaves behind fails once its session has ended."""
     from pyspark.sql import SparkSession
 
-    from plsc.shuffle import spark as base64_spark
+    from plsc.shuffle.spark_session import spark_context
 
     class Builder:
         def appName(self, name):  # noqa: N802 - Spark's name
@@ -253,6 +253,6 @@ def test_the_handler_of_ctrl_c_is_restored(monkeypatch):
     monkeypatch.setattr(SparkSession, "builder", Builder())
     monkeypatch.setattr(SparkSession, "getActiveSession", staticmethod(lambda: None))
     before = signal.getsignal(signal.SIGINT)
-    with base64_spark._spark():
+    with spark_context("name"):
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     assert signal.getsignal(signal.SIGINT) is before

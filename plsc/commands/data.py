@@ -1,0 +1,29 @@
+"""`plsc data ACTION`: looks at data sets and changes them."""
+
+from __future__ import annotations
+
+import argparse
+
+from plsc.arguments import add_command
+from plsc.commands import data_convert, data_info
+
+_ACTIONS = (data_info, data_convert)
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `plsc`."""
+    group = add_command(
+        commands,
+        "data",
+        "look at a data set, or convert it",
+        ["plsc data info train_data", "plsc data convert train_data train_tar --to tar"],
+        "The commands take every kind of data that training takes. They only read it, and need no --set or --config.",
+    )
+    actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
+    for action in _ACTIONS:
+        action.add_parser(actions)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    return options.run(options)

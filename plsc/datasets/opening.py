@@ -1,0 +1,71 @@
+"""Opens a data set for a tool: every format that training reads, and base64 parts that are not split yet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from plsc.arguments import Parser
+from plsc.data.records import Records
+from plsc.data.sources import DATA_FORMATS, format_of, open_images
+from plsc.datasets.unsplit import LIST_NAMES, UnsplitLines
+from plsc.errors import DataError
+
+UNSPLIT = "base64 parts"
+_LEAST = ("folder",)  # formats that take every folder, even one that a list of parts describes better
+
+
+def open_data(path: str, data_format: str = "auto") -> tuple[str, Records]:
+    """Opens all images of a data set.
+
+    Args:
+        path: Data of a format that `set_dataset_dir` takes; or base64 parts that are not split for the ranks yet, by
+            their folder or by the file that lists them.
+        data_format: A name of `plsc.data.sources.FORMATS`, or 'auto'.
+
+    Returns:
+        The name of the format, and the images.
+
+    Raises:
+        DataError: The path holds no such data, or no image; or the data has a mistake.
+    """
+    name = format_of(path) if data_format == "auto" else data_format
+    file_list = _list_of_parts(path)
+    records: Records
+    if file_list and (name is None or name in _LEAST or (data_format == "base64" and format_of(path) != "base64")):
+        name, records = UNSPLIT, UnsplitLines(file_list)
+    else:
+        records = open_images(path, None, 0, 1, data_format=data_format)
+    if not records.num_images:
+        raise DataError(f"{path}: holds no image")
+    return str(name), records
+
+
+def _list_of_parts(path: str) -> str:
+    """Returns the file that lists base64 parts in a folder, or `path` itself if it can be one; '' if there is none."""
+    if os.path.isfile(path):
+        return path if path.endswith(".txt") else ""
+    found = (os.path.join(path, name) for name in LIST_NAMES)
+    return next(filter(os.path.isfile, found), "")
+
+
+def test_sets_near(path: str) -> list[str]:
+    """Returns the names of the files in the folder of a data set that look like test sets, sorted."""
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [name for name in names if name.endswith(".bin") or ("pairs" in name and name.endswith(".txt"))]
+
+
+def add_format(parser: Parser, **options: Any) -> None:
+    """Adds `--format` to a command."""
+    parser.add_argument(
+        "--format",
+        choices=DATA_FORMATS,
+        default="auto",
+        help="format of SOURCE (default: recognised by the names of its files)",
+        **options,
+    )

@@ -1,0 +1,154 @@
+"""Writers of the formats that need no module of their own to be read: a folder for each class, and base64 parts."""
+
+from __future__ import annotations
+
+import binascii
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plsc.data.records import Record
+from plsc.machine.files import refuse_links
+from plsc.machine.names import CONTROLS, from_text, to_text
+
+_LONGEST = 255  # bytes of the name of a file, on nearly every file system
+_ROOM = 16  # bytes that stay free for a number, where two names are the same
+_BUFFER = 1 << 20
+# Names that readers of folders take for those of operating systems, as they do names that begin with @, # or $.
+_HIDDEN = ("__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
+_NOT_IN_NAMES = str.maketrans(dict.fromkeys((*CONTROLS, "/"), "_"))
+
+
+class Base64Writer:
+    """Writes lines of base64, a tab and the label, as the shuffle tool takes them.
+
+    Args:
+        path: The part to make.
+        class_names: Not used: the lines have no place for names.
+    """
+
+    def __init__(self, path: Path, class_names: Sequence[str] = ()) -> None:
+        self._file = open(path, "wb", buffering=_BUFFER, opener=refuse_links)  # noqa: SIM115 - `close` closes it
+
+    def add(self, record: Record) -> None:
+        """Writes one line."""
+        self._file.write(binascii.b2a_base64(record.data, newline=False) + b"\t%d\n" % record.label)
+
+    def close(self) -> None:
+        """Writes what is buffered, and closes the file."""
+        self._file.close()
+
+
+class FolderWriter:
+    """Writes each image as a file in the folder of its class.
+
+    Args:
+        path: An existing folder.
+        class_names: Name of each class; empty if they are unknown.
+        num_classes: Number of classes if they have no names, which gives all numbers the same count of digits.
+    """
+
+    def __init__(self, path: Path, class_names: Sequence[str] = (), num_classes: int = 0) -> None:
+        self._root = os.fspath(path)
+        self._folders = class_folders(class_names, num_classes)
+        self._is_made = np.zeros(len(self._folders), bool)
+        self._numbers: dict[tuple[int, str], int] = {}  # last number given to names that occur several times
+
+    def add(self, record: Record) -> None:
+        """Writes one file. A name that the class has already gets a number: `a.jpg`, `a-2.jpg`."""
+        label = record.label
+        folder = os.path.join(self._root, self._folders[label])
+        if not self._is_made[label]:
+            os.makedirs(folder, exist_ok=True)
+            self._is_made[label] = True
+        name = file_name(posixpath.basename(record.name))
+        number = self._numbers.get((label, name), 1)
+        while True:
+            try:
+                file = os.open(
+                    os.path.join(folder, numbered(name, number)),
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
+                    0o666,
+                )
+                break
+            except FileExistsError:
+                number += 1
+                self._numbers[label, name] = number
+        with open(file, "wb", buffering=0) as stream:
+            stream.write(record.data)
+
+    def close(self) -> None:
+        """Does nothing, because each file is complete as soon as it is written."""
+
+
+def class_folders(class_names: Sequence[str], num_classes: int = 0) -> list[str]:
+    """Returns the name of the folder of each class.
+
+    It is the name of the class, or its number if the classes have no names. A name that a folder cannot have, or that
+    another class has already, is changed and begins with the number.
+
+    Args:
+        class_names: Name of each class; empty if they are unknown.
+        num_classes: Number of classes if they have no names.
+    """
+    count = len(class_names) or num_classes
+    digits = len(str(max(count - 1, 0)))
+    if not class_names:
+        return [f"{number:0{digits}d}" for number in range(count)]
+    names = list(map(from_text, class_names))
+    used: dict[str, None] = {}  # a set that keeps the order
+    every = set(names)
+    for number, name in enumerate(names):
+        folder = name
+        while file_name(folder) != folder or folder in used or (folder != name and folder in every):
+            folder = file_name(f"{number:0{digits}d}_{folder}")
+        used[folder] = None
+    return list(used)
+
+
+def file_name(name: str) -> str:
+    """Returns a name as a file can have it: not hidden, not blank, not too long, without slashes and controls.
+
+    Args:
+        name: A native text; see `plsc.machine.names`.
+    """
+    name = name.translate(_NOT_IN_NAMES)
+    if not _is_writable(name):
+        name = name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
+    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN or not name.strip():
+        name = f"_{name}"
+    if name.startswith("."):
+        name = f"_{name[1:]}" if name.strip(".") else "_"
+    if len(os.fsencode(name)) <= _LONGEST - _ROOM:
+        return name
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix if len(os.fsencode(suffix)) <= _ROOM else ""
+    while len(os.fsencode(stem + suffix)) > _LONGEST - _ROOM:
+        stem = stem[:-1]
+    return stem + suffix
+
+
+def _is_writable(name: str) -> bool:
+    """Returns whether the locale has all characters of a name."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def numbered(name: str, number: int) -> str:
+    """Returns a name of a file with a number before its suffix, from 2 on: `a.jpg`, `a-2.jpg`."""
+    if number < 2:
+        return name
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}-{number}{suffix}"
+
+
+def names_text(class_names: Sequence[str]) -> bytes:
+    """Returns the content of `classes.txt`: one name a line, in the order of the numbers of the classes."""
+    lines = (" ".join(to_text(name).split("\n")).replace("\r", " ") for name in class_names)
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")

@@ -1,0 +1,242 @@
+"""Speed of `plsc data convert` against reading and writing the same bytes. Prints JSON.
+
+    python tests/benchmarks/convert.py                                # base64 parts to all formats and back, 300 MB
+    python tests/benchmarks/convert.py --megabytes 2000 --rounds 5
+    python tests/benchmarks/convert.py --pairs base64:folder          # these formats alone, source:target
+    python tests/benchmarks/convert.py --kills 20                     # SIGKILL at random moments, then run again
+
+`ratio` compares with reading and writing the formats: the time in which the reader of the source reads all images, plus
+the time in which the writer of the output writes them, with nothing else around. `raw_ratio` compares with plain calls
+of the system that read the files of the source and write files like those of the output, whose bytes nobody looks at.
+As many processes share the work in all three, all sync what they write, and the source is cold (out of the page cache).
+Rounds alternate; a ratio is the median of their quotients, 1 if the conversion is as fast as the baseline. Images are
+random bytes, because nothing is decoded.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+IMAGE_BYTES = 6000  # of a JPEG image of 112 x 112 pixels, about
+CLASSES = 1000
+BEGIN = b"\xff\xd8\xff\xe0"
+CHUNK = 1 << 20
+
+
+def make_parts(folder, size):
+    """Base64 parts of `size` encoded bytes."""
+    folder.mkdir()
+    rng, names, number = np.random.default_rng(0), [f"part{k}" for k in range(8)], 0
+    for name in names:
+        with open(folder / name, "wb") as file:
+            left = size // len(names)
+            while left > 0:
+                data = BEGIN + rng.bytes(int(rng.integers(IMAGE_BYTES // 2, IMAGE_BYTES * 3 // 2)))
+                file.write(base64.b64encode(data) + b"\t%d\n" % (number % CLASSES))
+                left, number = left - len(data), number + 1
+    (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def chill(folder):
+    """Writes the files of a folder to the disk and drops them from the page cache."""
+    os.sync()
+    for path in files_of(folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def read(paths):
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(CHUNK):
+                pass
+
+
+def write(sync, jobs):
+    block = os.urandom(CHUNK)
+    for path, size in jobs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb", buffering=0) as file:
+            for left in range(size, 0, -CHUNK):
+                file.write(block[: min(left, CHUNK)])
+            if sync:
+                os.fsync(file.fileno())
+
+
+def floor(source, output, place, workers):
+    """Seconds to read the files of `source` and to write files like those of `output`."""
+    sources, outputs = files_of(source), [(place / path.relative_to(output), path.stat().st_size)
+                                          for path in files_of(output)]  # fmt: skip
+    is_large = len(outputs) < 1000
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(abs, range(workers)))  # the processes have started
+        began = time.perf_counter()
+        list(pool.map(read, [sources[k::workers] for k in range(workers)]))
+        list(pool.map(partial(write, is_large), [outputs[k::workers] for k in range(workers)]))
+        if not is_large:
+            os.sync()
+        return time.perf_counter() - began
+
+
+def read_and_write(task):
+    """Seconds in which the reader and the writer work on a part of a data set, in turn, and nothing else does."""
+    source, folder, to, number, count = task
+    from plsc.data.records import Record
+    from plsc.datasets.opening import open_data
+    from plsc.datasets.targets import TARGETS
+
+    began = time.perf_counter()
+    records = open_data(str(source))[1]
+    first, end = number * records.num_images // count, (number + 1) * records.num_images // count
+    folder = folder / str(number)
+    folder.mkdir(parents=True)
+    writer = TARGETS[to].open(folder, number, count, records.class_names, CLASSES)
+    for begin in range(first, end, 100):
+        read_some = [(i, *records.read(i)) for i in range(begin, min(begin + 100, end))]
+        for i, data, label in read_some:
+            writer.add(Record(f"{i}.jpg", data, label))
+    writer.close()
+    for path in files_of(folder) if TARGETS[to].file else ():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return time.perf_counter() - began
+
+
+def formats(source, to, place, workers):
+    """Seconds to read all images of `source` and to write them, in several processes."""
+    with ProcessPoolExecutor(workers) as pool:
+        return max(pool.map(read_and_write, [(source, place, to, k, workers) for k in range(workers)]))
+
+
+def command(source, output, to, workers):
+    return [sys.executable, "-m", "plsc", "data", "convert", str(source), str(output),
+            f"--to={to}", f"--workers={workers}", "--json"]  # fmt: skip
+
+
+def run(words):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def convert(source, output, to, workers):
+    """Seconds of a conversion, without the start of Python."""
+    code = (
+        "import sys, time; from plsc.datasets.conversion import Conversion, convert; began = time.perf_counter(); "
+        "convert(Conversion(sys.argv[1], sys.argv[2], sys.argv[3], workers=int(sys.argv[4])), lambda *done: None); "
+        "print(time.perf_counter() - began)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, str(source), str(output), to, str(workers)]
+    return float(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def compare(source, to, folder, options):
+    """Rounds of one pair of formats."""
+    rounds = []
+    output, copy = folder / "output", folder / "copy"
+    for _ in range(options.rounds + 1):  # the first makes the output whose files the floor writes
+        shutil.rmtree(output, ignore_errors=True)
+        times = []
+        for measure in (
+            lambda: convert(source, output, to, options.workers),
+            lambda: formats(source, to, copy, options.workers),
+            lambda: floor(source, output, copy, options.workers),
+        ):
+            shutil.rmtree(copy, ignore_errors=True)
+            chill(source)
+            times.append(measure())
+        rounds.append(times)
+    shutil.rmtree(copy)
+    size = sum(path.stat().st_size for path in files_of(output))
+    kept = folder / to
+    if not kept.exists():
+        os.rename(output, kept)
+    return {
+        "seconds": [round(statistics.median(column), 3) for column in zip(*rounds[1:])],
+        "ratio": round(statistics.median(one[1] / one[0] for one in rounds[1:]), 3),
+        "raw_ratio": round(statistics.median(one[2] / one[0] for one in rounds[1:]), 3),
+        "output_bytes": size,
+        "output_files": len(files_of(kept if kept.exists() else output)),
+    }
+
+
+def kill(source, folder, options):
+    """Kills conversions at random moments, and checks that they resume to the same files."""
+    whole, output, counts = folder / "whole", folder / "killed", []
+    run(command(source, whole, "base64", options.workers))
+    wanted = {path.name: path.read_bytes() for path in files_of(whole)}
+    began = time.perf_counter()
+    run(command(source, folder / "timed", "base64", options.workers))
+    usual, rng = time.perf_counter() - began, random.Random(0)
+    while len(counts) < options.kills:
+        started = subprocess.Popen(
+            command(source, output, "base64", options.workers),
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(rng.uniform(0.3, 1) * usual)
+        if started.poll() is not None:  # it was faster
+            shutil.rmtree(output)
+            continue
+        os.kill(started.pid, signal.SIGKILL)
+        started.wait()
+        counts.append(run(command(source, output, "base64", options.workers))["kept"])
+        assert {path.name: path.read_bytes() for path in files_of(output)} == wanted
+        shutil.rmtree(output)
+    return {"kills": len(counts), "shards_kept": counts}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", default=None, help="where to make the data (default: the temporary folder)")
+    pairs = "base64:base64 base64:folder folder:base64 base64:tar tar:recordio recordio:parquet parquet:base64"
+    parser.add_argument("--pairs", nargs="*", default=pairs.split())
+    parser.add_argument("--kills", type=int, default=0)
+    options = parser.parse_args()
+    result = {"command": " ".join(["python", *sys.argv]), "machine": platform.processor() or platform.machine(),
+              "workers": options.workers, "megabytes": options.megabytes}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="plsc-", dir=options.folder) as place:
+        folder = Path(place)
+        make_parts(folder / "parts", options.megabytes * 1_000_000)
+        if options.kills:
+            result.update(kill(folder / "parts", folder, options))
+        for pair in () if options.kills else options.pairs:
+            source, to = pair.split(":")
+            made = folder / source
+            if not made.exists():
+                made = folder / "parts" if source == "base64" else made
+            result[pair] = compare(made, to, folder, options)
+            print(json.dumps({pair: result[pair]}), file=sys.stderr, flush=True)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
