@@ -9,10 +9,13 @@ from typing import Optional, Union
 from plsc import parallel
 from plsc.config import Config
 from plsc.data import sources
+from plsc.data.damaged import Skipping
+from plsc.data.exclusion import leave_out
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
 from plsc.engine.callbacks import Callback, CheckpointSaver
+from plsc.engine.damaged import DamagedImages
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
@@ -38,14 +41,19 @@ def open_source(config: Config) -> Optional[Records]:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
+    # To leave images out, a rank must know all images.
+    rank, world_size = (parallel.rank(), parallel.world_size()) if config.exclude is None else (0, 1)
     source = sources.open_images(
         config.dataset_dir,
         config.num_classes or None,
-        parallel.rank(),
-        parallel.world_size(),
+        rank,
+        world_size,
         data_format=config.data_format,
         shuffle=config.shuffle,
+        accepts_missing=config.exclude is not None or config.skip_damaged > 0,
     )
+    if config.exclude is not None:
+        source = leave_out(source, Path(config.exclude))
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
@@ -55,8 +63,16 @@ def open_source(config: Config) -> Optional[Records]:
     return source
 
 
-def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader, ReaderLoader]:
-    """Returns a loader of the images of `source`, or of the user's reader if that is None."""
+def build_loader(
+    config: Config, source: Optional[Records], skipping: Optional[Skipping] = None
+) -> Union[ImageLoader, ReaderLoader]:
+    """Returns a loader of the images of `source`, or of the user's reader if that is None.
+
+    Args:
+        config: The settings.
+        source: The images.
+        skipping: Which damaged images are replaced; None replaces none.
+    """
     rank, world_size = parallel.rank(), parallel.world_size()
     if source is None:
         wanted = config.augmentation  # by default a reader augments its images itself
@@ -82,6 +98,7 @@ def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader
         rank=rank,
         world_size=world_size,
         rule=config.pixels,
+        skipping=skipping,
     )
 
 
@@ -116,9 +133,13 @@ def build_uploader(config: Config, store: Optional[Retrying], stop: threading.Ev
     return Uploader(store, config.hdfs.fs_dir_for_save, config.hdfs_upload.when, stop)
 
 
-def build_callbacks(config: Config, uploader: Optional[Uploader]) -> list[Callback]:
+def build_callbacks(
+    config: Config, uploader: Optional[Uploader], damaged: Optional[DamagedImages] = None
+) -> list[Callback]:
     """Returns all callbacks in the order in which they are called: logging first, saving after those of the user."""
     callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+    if damaged is not None:
+        callbacks.append(damaged)
     if config.scalars is not None:
         folder = config.scalars.directory or Path(config.model_save_dir, SCALARS)
         callbacks.append(ScalarFiles(config.scalars.kind, Path(folder)))

@@ -109,9 +109,11 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "Data": (
         Setting(
             "dataset_dir",
-            _string(),
+            checks.dataset_dir,
             "the folder of the training images and the test sets",
-            "`label.txt` and images, or split base64 data; test sets lie next to them",
+            "`label.txt` and images, or split base64 data; test sets lie next to them. `exclude` is a list of images "
+            "to [leave out](data.md#leaving-images-out)",
+            fields=("dataset_dir", "exclude"),
         ),
         Setting(
             "data_format",
@@ -134,6 +136,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "the names of the classes, in the order of their numbers",
             "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
             "[`plsc classify`](use.md#which-class-is-this)",
+        ),
+        Setting(
+            "skip_damaged",
+            _integer(0, config.MOST_DAMAGED),
+            "how many damaged images training skips",
+            "more end the run; 0 ends it at the first. The run lists them in `damaged.txt`: see "
+            "[damaged images](data.md#damaged-images)",
         ),
         Setting(
             "train_image_num",
