@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
-from plsc.commands import classify, convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
+from plsc.commands import (
+    classify,
+    convert_checkpoint,
+    data,
+    export,
+    hdfs,
+    index,
+    plan,
+    predict,
+    report,
+    run,
+    search,
+    test,
+)
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -20,6 +33,7 @@ _COMMANDS = {
     "index": index,
     "search": search,
     "plan": plan,
+    "data": data,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
 }

@@ -69,7 +69,7 @@ class KeptRecords(Records):
         return i + int(np.searchsorted(self._kept_before, i, side="right"))
 
 
-def leave_out(source: Records, path: Path) -> Records:
+def leave_out(source: Records, path: Path, logs: bool = True) -> Records:
     """Returns a data set without the images that a list names.
 
     Names that the data set does not have are reported in a warning.
@@ -77,6 +77,7 @@ def leave_out(source: Records, path: Path) -> Records:
     Args:
         source: The data set, opened for rank 0 of 1.
         path: The list; see `read_names`.
+        logs: Whether to log how many images are left out, and to warn.
 
     Raises:
         DataError: The list cannot be read, or names all images.
@@ -91,7 +92,7 @@ def leave_out(source: Records, path: Path) -> Records:
         hits = np.flatnonzero(wanted[places] == hashes)
         found[places[hits]] = True
         left_out.extend((first + hits).tolist())
-    if not found.all():
+    if logs and not found.all():
         missing = set(wanted[~found].tolist())
         number, name = next((number, name) for number, name in read_names(path) if hash(name) in missing)
         logger.warning(
@@ -104,7 +105,8 @@ def leave_out(source: Records, path: Path) -> Records:
         )
     if len(left_out) == source.num_images:
         raise DataError(f"{path}: names all {source.num_images:,} images of the data set; keep some to train on")
-    logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
+    if logs:
+        logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
     return KeptRecords(source, np.array(left_out, np.int64))
 
 

@@ -53,7 +53,7 @@ def open_source(config: Config) -> Optional[Records]:
         accepts_missing=config.exclude is not None or config.skip_damaged > 0,
     )
     if config.exclude is not None:
-        source = leave_out(source, Path(config.exclude))
+        source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )

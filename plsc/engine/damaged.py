@@ -56,7 +56,8 @@ class DamagedImages(Callback):
             self._list({name: reason}, "ab")
             if len(self._reasons) > self._most:
                 raise too_many(self._most, len(self._reasons), reason)
-            logger.warning("damaged image %d of at most %d is skipped: %s", len(self._reasons), self._most, reason)
+            if parallel.rank() == 0:
+                logger.warning("damaged image %d of at most %d is skipped: %s", len(self._reasons), self._most, reason)
 
     def state(self) -> Optional[dict[str, str]]:
         """Returns the images and the reasons."""
@@ -72,7 +73,7 @@ class DamagedImages(Callback):
 
     def on_train_end(self, run: Run) -> None:
         """Logs how many images were skipped, and how to leave them out."""
-        if self._reasons:
+        if self._reasons and parallel.rank() == 0:
             path = None if self._save_dir is None else self._save_dir / DAMAGED_LIST
             place = f"; {path} lists them, for set_dataset_dir(exclude=...)" if path is not None else ""
             logger.warning("damaged images that were skipped: %d%s", len(self._reasons), place)

@@ -73,7 +73,8 @@ def test_the_digests_tell_which_images_are_left_out_and_not_where_the_list_is(tm
     assert leave_out(Numbers(None), listed(other, [3])).digests() != first
 
 
-def test_names_that_the_data_lacks_are_counted_in_one_warning(tmp_path, caplog):
+def test_names_that_the_data_lacks_are_counted_in_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
     with caplog.at_level(logging.INFO, "plsc"):
         assert leave_out(Numbers(None), listed(tmp_path, [50, 3, 60])).num_images == 39
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")

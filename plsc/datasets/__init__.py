@@ -1,0 +1,1 @@
+"""Works on whole data sets: what the actions of `plsc data` do."""
