@@ -134,8 +134,8 @@ def _print(found: Findings, names: Any, options: argparse.Namespace, listing: Op
         print(f"{options.fix}: lists {listing.images:,} images to leave out, for set_dataset_dir(exclude=...)")
         if listing.unnamed:
             print(
-                f"  not on the list: {listing.unnamed:,} that it cannot name, because a good image has the same name, or "
-                "the name holds a tab or line end"
+                f"  not on the list: {listing.unnamed:,} that it cannot name, because a good image has the same name "
+                "or the name holds a tab or line end"
             )
 
 

@@ -80,6 +80,6 @@ def run(options: argparse.Namespace) -> int:
         f"{options.output}: {made.images:,} images of {made.classes:,} classes, {made.pairs:,} pairs; "
         f"{made.left:,} images of {made.classes_left:,} classes are left to train on"
     )
-    print(f'ins.set_dataset_dir("{options.source}", exclude="{options.output / "exclude.txt"}")')
-    print(f'ins.set_val_targets("{held_out}")')
+    print(f"ins.set_dataset_dir({str(options.source)!r}, exclude={str(options.output / 'exclude.txt')!r})")
+    print(f"ins.set_val_targets({str(held_out)!r})")
     return 0
