@@ -42,6 +42,8 @@ LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
 MOST_NAMES = 5_000_000
+MOST_DAMAGED = 100_000  # images, which checkpoints name
+DAMAGED_LIST = "damaged.txt"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,13 @@ class Config:
     train_batch_size: int = 128
     test_batch_size: int = 120
     dataset_dir: str = "./train_data"
+    exclude: Optional[str] = None
     data_format: str = "auto"
     shuffle: Optional[str] = None
     sampler: str = "uniform"
     images_per_class: Optional[int] = None  # in a batch, for the sampler 'pxk'
     class_names: Optional[tuple[str, ...]] = None
+    skip_damaged: int = 0
     train_image_num: Optional[int] = None
     train_epochs: int = 120
     warmup_epochs: int = 0
@@ -266,6 +270,7 @@ class Config:
             ConfigError: Two settings contradict each other.
         """
         self._check_hdfs()
+        self._check_data()
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(
                 f"set_pretrained({shown(self.pretrained.source)}) and set_checkpoint_dir({shown(self.checkpoint_dir)}) "
@@ -295,6 +300,24 @@ class Config:
 
     def _loss(self) -> str:
         return self._said("loss_type", f"set_loss_type({self.loss_type!r})")
+
+    def _check_data(self) -> None:
+        calls = []
+        if self.exclude is not None:
+            calls.append(self._said("dataset_dir", f"set_dataset_dir(exclude={shown(self.exclude)})"))
+        if self.skip_damaged:
+            calls.append(self._said("skip_damaged", f"set_skip_damaged({self.skip_damaged})"))
+        if calls and self.train_reader is not None:
+            raise ConfigError(
+                f"{calls[0]} is for the images of set_dataset_dir, but train_reader replaces them; leave images out in "
+                "the reader"
+            )
+        listed = os.path.join(self.model_save_dir, DAMAGED_LIST) if self.model_save_dir else None
+        if self.exclude and listed and os.path.abspath(self.exclude) == os.path.abspath(listed):
+            raise ConfigError(
+                f"set_dataset_dir: exclude={shown(self.exclude)} is in the folder of set_model_save_dir, where the run "
+                f"writes or moves {DAMAGED_LIST} itself; copy the list to another place"
+            )
 
     def _check_hdfs(self) -> None:
         hdfs = self.hdfs

@@ -156,12 +156,18 @@ class Entry:
         hint = f"did you mean {meant}?" if meant else "help(plsc.Entry) lists what it has"
         raise NoSuchNameError(f"Entry has no {name}; {hint}")
 
-    def set_dataset_dir(self, directory: str) -> None:
+    def set_dataset_dir(self, directory: str, exclude: Optional[str] = None) -> None:
         """Sets the folder of the training images and the test sets.
 
         docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
+
+        Args:
+            directory: The folder, or the file.
+            exclude: A text file that names images to leave out of training, one on each line, by their names in the
+                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check --fix`, `plsc data
+                split` and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
-        self._set("dataset_dir", directory)
+        self._set("dataset_dir", directory, exclude=exclude)
 
     def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
         """Sets how the data set folder holds its training images.
@@ -205,6 +211,16 @@ class Entry:
                 means that they are unknown.
         """
         self._set("class_names", names)
+
+    def set_skip_damaged(self, n: int) -> None:
+        """Sets how many damaged images training skips.
+
+        An image that cannot be read or decoded is replaced in its batch by the next good one in the order of its rank,
+        and is logged and listed in `damaged.txt` in the model save folder, which `set_dataset_dir(exclude=...)` takes.
+        More than `n` different ones, counted over all ranks and since the beginning of the run, end training. 0 ends
+        it at the first.
+        """
+        self._set("skip_damaged", n)
 
     def set_train_image_num(self, n: int) -> None:
         """Sets the number of training images, for readers that cannot tell it.

@@ -54,11 +54,12 @@ class Custom(BaseModel):
 
 # What a script asks for, and what the command line asks for instead, of every setting.
 ASKED = {
-    "dataset_dir": (("script",), "line", "line"),
+    "dataset_dir": (("script", "list"), {"directory": "line", "exclude": "other"}, ("line", "other")),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
     "sampler": (("pxk", 3), "balanced", ("balanced", None)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
+    "skip_damaged": ((5,), 7, 7),
     "train_image_num": ((5,), 7, 7),
     "image_shape": (((3, 32, 32),), [3, 64, 64], (3, 64, 64)),
     "image_ground": (((0, 0, 0),), [1, 2, 3], (1, 2, 3)),
@@ -311,13 +312,12 @@ def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, valu
 def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
-        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("sampler", "sampler"),
-        ("model_name", "name"),
-        ("loss_type", "loss"), ("schedule", "name"),
-        ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
-        ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
-        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"),
-        ("head_init", "init"), ("export_dir", "text"),
+        ("dataset_dir", "directory"), ("dataset_dir", "exclude"), ("data_format", "data_format"),
+        ("data_format", "shuffle"), ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"),
+        ("schedule", "name"), ("mixed_precision", "dtype"),
+        ("val_targets", "text"), ("identification", "gallery"), ("identification", "probes"),
+        ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"), ("model_save_dir", "directory"),
+        ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
 
@@ -400,6 +400,10 @@ def test_a_value_that_cannot_work_is_refused_even_where_the_command_line_wins(mo
          r"set_margin\(0.3\): the loss of --set loss_type=softmax has no such margin; .*--set margin=null"),
         ({"train_epochs": 2}, lambda ins: ins.set_warmup_epochs(5),
          r"set_warmup_epochs\(5\) is more than --set train_epochs=2"),
+        ({"skip_damaged": 2}, lambda ins: setattr(ins, "train_reader", list), "--set skip_damaged=2 is for"),
+        ({}, lambda ins: (ins.set_dataset_dir("a", "b"), setattr(ins, "train_reader", list)),
+         r"set_dataset_dir\(exclude='b'\) is for the images"),
+        ({}, lambda ins: ins.set_dataset_dir("a", "output/damaged.txt"), "output/damaged.txt' is in the folder"),
         ({"resume": True}, lambda ins: ins.set_model_save_dir(None), "--set resume=true, but set_model_save_dir"),
     ],
 )  # fmt: skip

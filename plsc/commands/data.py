@@ -1,13 +1,13 @@
-"""`plsc data ACTION`: looks at data sets and changes them."""
+"""`plsc data ACTION`: looks at data sets, converts and checks them, and sets tests aside."""
 
 from __future__ import annotations
 
 import argparse
 
 from plsc.arguments import add_command
-from plsc.commands import data_convert, data_info
+from plsc.commands import data_check, data_convert, data_info, data_split
 
-_ACTIONS = (data_info, data_convert)
+_ACTIONS = (data_info, data_convert, data_check, data_split)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -15,8 +15,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     group = add_command(
         commands,
         "data",
-        "look at a data set, or convert it",
-        ["plsc data info train_data", "plsc data convert train_data train_tar --to tar"],
+        "look at a data set, convert it, check it, or set a test aside",
+        [
+            "plsc data info train_data",
+            "plsc data convert train_data train_tar --to tar",
+            "plsc data check train_data",
+            "plsc data split train_data held_out --held-out 0.05 --pairs 6000",
+        ],
         "The commands take every kind of data that training takes. They only read it, and need no --set or --config.",
     )
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")

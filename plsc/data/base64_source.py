@@ -138,6 +138,8 @@ class Base64Files(Records):
         self._runs = np.array(runs, np.int64)
         self._ends = np.cumsum(self._runs[:, 2])
         self._share = -(-self.num_images // world_size)
+        if world_size == 1 and shuffle == "window":
+            self.blocks = self._find_blocks()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
@@ -254,6 +256,15 @@ class Base64Files(Records):
             )
         index_path = os.path.join(self._folder, index_name(number))
         return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
+
+    def _find_blocks(self) -> np.ndarray:
+        """Returns the `blocks` of a source that has all files."""
+        firsts = [
+            np.arange(end - count, end, self._block_lines)
+            for end, (_, _, count) in zip(self._ends, self._runs.tolist())
+        ]
+        found = np.concatenate(firsts)
+        return np.append(found[found < self.num_images], self.num_images)
 
     def _command(self, nranks: int) -> str:
         """Returns the command that splits the data again."""

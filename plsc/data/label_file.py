@@ -32,7 +32,7 @@ def open_records(opening: Opening) -> LabelFile:
             f"{opening.path}: set_data_format(shuffle={opening.shuffle!r}) needs files that hold many images each, and "
             "here each image has its own file; leave shuffle out"
         )
-    return read_label_file(opening.path, opening.num_classes)
+    return read_label_file(opening.path, opening.num_classes, accepts_missing=opening.accepts_missing)
 
 
 class LabelFile(Records):
@@ -96,13 +96,16 @@ class LabelFile(Records):
             ) from error
 
 
-def read_label_file(dataset_dir: str, num_classes: Optional[int], name: str = _NAME) -> LabelFile:
+def read_label_file(
+    dataset_dir: str, num_classes: Optional[int], name: str = _NAME, accepts_missing: bool = False
+) -> LabelFile:
     """Reads and checks a label file.
 
     Args:
         dataset_dir: Folder that holds the label file; paths in the file are relative to it.
         num_classes: Number of classes; labels must be in [0, num_classes). None accepts every label.
         name: Name of the label file. Each of its lines is `path label`, as in the lists of `plsc predict`.
+        accepts_missing: Whether image files may be missing.
 
     Raises:
         DataError: A line is wrong, or an image file is missing. The message names the first such line.
@@ -124,7 +127,8 @@ def read_label_file(dataset_dir: str, num_classes: Optional[int], name: str = _N
     if not paths:
         raise DataError(f"{file_path}: the label file lists no images; write one 'path label' per line")
     source = LabelFile(dataset_dir, name, paths, np.array(labels, np.int64), np.array(lines, np.int64))
-    _check_files(source)
+    if not accepts_missing:
+        _check_files(source)
     return source
 
 

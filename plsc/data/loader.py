@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.damaged import Skipping, is_damage, too_many
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import Augmentation, augment, decode, normalize
+from plsc.errors import DataError, is_mistake
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -18,10 +21,20 @@ Batch = tuple[np.ndarray, np.ndarray]
 _READ_AHEAD = 2
 
 
+class _Made(NamedTuple):
+    """A batch, and why images that belong in it cannot be used, by their numbers."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    damaged: dict[int, str]
+
+
 class ImageLoader:
     """Decoded, augmented and normalised batches of this rank's share of a source.
 
-    The batches do not depend on `num_workers`.
+    The batches do not depend on `num_workers`. With `skipping`, the place of a damaged image in a batch is taken by the
+    next good image in the rank's order of the epoch, whose first image follows the last. So the batches depend on the
+    data alone, and a resumed run has the same.
 
     Args:
         source: The images and labels.
@@ -33,6 +46,7 @@ class ImageLoader:
         rank: Rank of this process.
         world_size: Number of ranks.
         rule: What the pixels of the images mean.
+        skipping: Which damaged images are replaced; None replaces none.
 
     Attributes:
         splits: Whether the loader splits the samples over the ranks; always True.
@@ -51,6 +65,7 @@ class ImageLoader:
         rank: int = 0,
         world_size: int = 1,
         rule: PixelRule = NEWEST,
+        skipping: Optional[Skipping] = None,
     ):
         self._source = source
         self._image_shape = tuple(image_shape)
@@ -61,6 +76,7 @@ class ImageLoader:
         self._rank = rank
         self._world_size = world_size
         self._rule = rule
+        self._skipping = skipping
 
     @property
     def num_images(self) -> int:
@@ -84,36 +100,68 @@ class ImageLoader:
 
         Yields:
             (images float32 [b, C, H, W], labels int64 [b]).
+
+        Raises:
+            DataError: An image is damaged; with `skipping`, a batch alone has more damaged images than it allows.
         """
         order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
 
-        def batch(step: int) -> Batch:
+        def batch(step: int) -> _Made:
             return self._batch(order, epoch, step, stop)
 
         batches = prefetch(batch, steps, self._num_workers, self._num_workers + _READ_AHEAD)
         try:
-            # `yield from` would close `batches` first, which waits for whole batches, before `stop` is set.
-            for made in batches:  # noqa: UP028
-                yield made
+            for made in batches:
+                for i, reason in made.damaged.items():
+                    assert self._skipping is not None
+                    self._skipping.report(self._source.name(i), reason)
+                yield made.images, made.labels
         finally:
             stop.set()
             batches.close()  # type: ignore[attr-defined]
 
-    def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> Batch:
+    def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> _Made:
         first = step * self._batch_size
-        chosen = order[first : first + self._batch_size]
+        count = len(order[first : first + self._batch_size])
         channels, height, width = self._image_shape
-        images = np.empty((len(chosen), height, width, channels), np.uint8)
-        labels = np.empty(len(chosen), np.int64)
-        for k, i in enumerate(chosen.tolist()):
+        images = np.empty((count, height, width, channels), np.uint8)
+        labels = np.empty(count, np.int64)
+        damaged: dict[int, str] = {}
+        for k in range(count):
             if stop.is_set():  # The batch will not be used.
                 break
-            data, labels[k] = self._source.read(i)
-            image = decode(data, self._image_shape, self._source.where(i), self._rule)
+            image, labels[k] = self._good_image(order, first + k, damaged)
             # Each global position has its own generator. So the numbers do not depend on the thread, and a sample
             # that is repeated as padding is changed in another way than the first time.
             position = (first + k) * self._world_size + self._rank
             images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
-        return normalize(images), labels
+        return _Made(normalize(images), labels, damaged)
+
+    def _good_image(self, order: np.ndarray, place: int, damaged: dict[int, str]) -> tuple[np.ndarray, int]:
+        """Returns the image at a place of the order and its label, or the next one that is not damaged.
+
+        Args:
+            order: The images of the rank.
+            place: The place.
+            damaged: Receives why images cannot be used, by their numbers.
+
+        Raises:
+            DataError: The image is damaged and may not be skipped.
+        """
+        most, last = self._skipping.most if self._skipping is not None else 0, DataError("")
+        for turn in range(len(order)):
+            i = int(order[(place + turn) % len(order)])
+            try:
+                data, label = self._source.read(i)
+                return decode(data, self._image_shape, self._source.where(i), self._rule), label
+            except DataError as error:
+                if not most or not is_damage(error):
+                    raise
+                damaged[i], last = str(error), error
+                if len(damaged) > most:
+                    break
+        problem = too_many(most, len(damaged), str(last))
+        problem.mistake = is_mistake(last)  # type: ignore[attr-defined]
+        raise problem

@@ -37,6 +37,7 @@ class Opening(NamedTuple):
         rank: Rank of this process.
         world_size: Number of ranks.
         shuffle: 'window' or 'full', as in `set_data_format`; None is the default of the format.
+        accepts_missing: Whether images may be missing. Those that are raise an error when they are read.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Opening(NamedTuple):
     rank: int = 0
     world_size: int = 1
     shuffle: Optional[str] = None
+    accepts_missing: bool = False
 
 
 class Records(abc.ABC):

@@ -30,6 +30,9 @@ class ImageSource(Protocol):
     def digests(self) -> dict[str, str]:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
 
+    def name(self, i: int) -> str:
+        """Returns what image `i` is called in its data set."""
+
     def where(self, i: int) -> str:
         """Returns where sample `i` is listed, for error messages."""
 
@@ -69,6 +72,7 @@ def open_images(
     world_size: int,
     data_format: str = "auto",
     shuffle: Optional[str] = None,
+    accepts_missing: bool = False,
 ) -> Records:
     """Opens the samples of one rank.
 
@@ -79,6 +83,7 @@ def open_images(
         world_size: Number of ranks.
         data_format: A name of `FORMATS`, or 'auto'.
         shuffle: For data whose files hold many images, 'window' or 'full'; see `set_data_format`.
+        accepts_missing: Whether image files may be missing, for callers that deal with images that cannot be read.
 
     Raises:
         DataError: The path does not hold such data, or the data has a mistake.
@@ -86,7 +91,7 @@ def open_images(
     name = format_of(path) if data_format == "auto" else data_format
     if name is None:
         raise _unknown(path, world_size)
-    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle))
+    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle, accepts_missing))
 
 
 def format_of(path: str) -> Optional[str]:

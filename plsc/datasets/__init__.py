@@ -1,4 +1,4 @@
-"""Tools for whole data sets: what they hold, and how they are converted from one format to another.
+"""Tools for whole data sets: what the actions of `plsc data` do.
 
 opening, unsplit      every format of `plsc.data.sources`, and base64 parts that are not split for the ranks yet
 survey                `plsc data info`: images, classes, sizes and kinds

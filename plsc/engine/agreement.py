@@ -19,8 +19,10 @@ from plsc.optim import rate_of
 from plsc.version import __version__
 
 # These settings may differ: where a machine keeps its files and reaches HDFS, and what only speed or the log depend on.
+# `check_data` compares what the files hold.
 _MAY_DIFFER = {
     "dataset_dir",
+    "exclude",
     "model_save_dir",
     "checkpoint_dir",
     "pretrained.source",

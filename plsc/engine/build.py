@@ -10,10 +10,13 @@ from plsc import parallel
 from plsc.config import Config
 from plsc.data import sources
 from plsc.data.class_sampler import ClassSampler
+from plsc.data.damaged import Skipping
+from plsc.data.exclusion import leave_out
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
 from plsc.engine.callbacks import Callback, CheckpointSaver
+from plsc.engine.damaged import DamagedImages
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
@@ -39,16 +42,21 @@ def open_source(config: Config) -> Optional[Records]:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
-    is_uniform = config.sampler == "uniform"
+    # To draw by classes, or to leave images out, a rank must know all images.
+    knows_all = config.sampler != "uniform" or config.exclude is not None
+    rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
     source = sources.open_images(
         config.dataset_dir,
         config.num_classes or None,
-        parallel.rank() if is_uniform else 0,
-        parallel.world_size() if is_uniform else 1,
+        rank,
+        world_size,
         data_format=config.data_format,
         shuffle=config.shuffle,
+        accepts_missing=config.exclude is not None or config.skip_damaged > 0,
     )
-    if not is_uniform:
+    if config.exclude is not None:
+        source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
+    if config.sampler != "uniform":
         source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
@@ -59,8 +67,16 @@ def open_source(config: Config) -> Optional[Records]:
     return source
 
 
-def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader, ReaderLoader]:
-    """Returns a loader of the images of `source`, or of the user's reader if that is None."""
+def build_loader(
+    config: Config, source: Optional[Records], skipping: Optional[Skipping] = None
+) -> Union[ImageLoader, ReaderLoader]:
+    """Returns a loader of the images of `source`, or of the user's reader if that is None.
+
+    Args:
+        config: The settings.
+        source: The images.
+        skipping: Which damaged images are replaced; None replaces none.
+    """
     rank, world_size = parallel.rank(), parallel.world_size()
     if source is None:
         wanted = config.augmentation  # by default a reader augments its images itself
@@ -86,6 +102,7 @@ def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader
         rank=rank,
         world_size=world_size,
         rule=config.pixels,
+        skipping=skipping,
     )
 
 
@@ -120,9 +137,13 @@ def build_uploader(config: Config, store: Optional[Retrying], stop: threading.Ev
     return Uploader(store, config.hdfs.fs_dir_for_save, config.hdfs_upload.when, stop)
 
 
-def build_callbacks(config: Config, uploader: Optional[Uploader]) -> list[Callback]:
+def build_callbacks(
+    config: Config, uploader: Optional[Uploader], damaged: Optional[DamagedImages] = None
+) -> list[Callback]:
     """Returns all callbacks in the order in which they are called: logging first, saving after those of the user."""
     callbacks: list[Callback] = [ProgressLog(), *config.callbacks, CheckpointSaver()]
+    if damaged is not None:
+        callbacks.append(damaged)
     if config.scalars is not None:
         folder = config.scalars.directory or Path(config.model_save_dir, SCALARS)
         callbacks.append(ScalarFiles(config.scalars.kind, Path(folder)))

@@ -19,7 +19,7 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
-from plsc.config import Config
+from plsc.config import DAMAGED_LIST, Config
 from plsc.engine.log import METRICS
 from plsc.engine.run_record import CLASSES
 from plsc.engine.run_record import NAME as RECORD
@@ -36,7 +36,7 @@ from plsc.weights.importing import Pixels, load_pretrained
 logger = logging.getLogger("plsc")
 
 _EARLIER = "earlier_"  # followed by a number, from 1
-_OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, SCALARS)
+_OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
 
 
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:

@@ -21,6 +21,7 @@ from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
+from plsc.engine.damaged import DamagedImages
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
@@ -59,6 +60,7 @@ class Note(enum.IntFlag):
     WRITTEN = 1  # its part of the checkpoint is on disk
     SIGNAL = 2  # it has received SIGTERM, or Ctrl-C
     STOP = 4  # one of its callbacks has called `stop`
+    DAMAGED = 8  # images of its batch are damaged, which the others do not know
 
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer, int]:
@@ -91,7 +93,8 @@ class Trainer:
         stop_transfers = threading.Event()
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
-        self.callbacks = build_callbacks(config, self.uploader)
+        self.damaged = DamagedImages(config.skip_damaged, self.save_dir) if config.skip_damaged else None
+        self.callbacks = build_callbacks(config, self.uploader, self.damaged)
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
 
@@ -152,7 +155,7 @@ class Trainer:
         The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         """
         config = self.config
-        self.loader = build_loader(config, self.source)
+        self.loader = build_loader(config, self.source, self.damaged.skipping if self.damaged is not None else None)
         check_data(self.loader)
         self.first_pass = FirstPass(config, self.loader)
         steps = steps_per_epoch(self.loader, config.gradient_accumulation)
@@ -296,6 +299,8 @@ class Trainer:
         if self.writer is not None and all(Note.WRITTEN in note for note in notes):
             with self.clock.paused():
                 self.writer.finish()
+        if self.damaged is not None and any(Note.DAMAGED in note for note in notes):
+            self.damaged.share()
         self.call("on_step_end")
         return notes
 
@@ -303,6 +308,7 @@ class Trainer:
         """Returns what the other ranks must know before this step."""
         note = Note.WRITTEN if self.writer is not None and self.writer.written else Note(0)
         note |= Note.SIGNAL if self.stop_request.requested else Note(0)
+        note |= Note.DAMAGED if self.damaged is not None and self.damaged.has_news else Note(0)
         return note | (Note.STOP if self.stop_reason else Note(0))
 
     def embed(self, images: np.ndarray, labels: np.ndarray) -> paddle.Tensor:

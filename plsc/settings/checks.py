@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from plsc.heads import Margin
 
 
+def dataset_dir(setter: str, directory: str, exclude: Optional[str] = None) -> tuple[str, Optional[str]]:
+    """Returns the folder, and the list of images to leave out or None."""
+    return check_str(setter, directory), None if exclude is None else check_str(f"{setter}: exclude", exclude)
+
+
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
     """Returns the format and the way base64 data is shuffled."""
     from plsc.data.base64_source import SHUFFLES

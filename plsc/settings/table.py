@@ -109,15 +109,17 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "Data": (
         Setting(
             "dataset_dir",
-            _string(),
+            checks.dataset_dir,
             "the folder of the training images and the test sets",
-            "see [your data](data.md); test sets lie next to the images",
+            "see [your data](data.md); test sets lie next to the images. `exclude` is a list of images to "
+            "[leave out](data.md#leaving-images-out)",
+            fields=("dataset_dir", "exclude"),
         ),
         Setting(
             "data_format",
             checks.data_format,
             "how the data set folder holds its training images",
-            "`jpeg`, `base64`, `recordio`, or `auto`, which goes by the names of the files: see [your data](data.md). "
+            "`jpeg`, `folder`, `base64`, `recordio`, `tar`, `parquet`, or `auto`, which goes by the names of the files: see [your data](data.md). "
             "`shuffle` of files that hold many images: `window` or `full`",
             fields=("data_format", "shuffle"),
         ),
@@ -142,6 +144,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "the names of the classes, in the order of their numbers",
             "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
             "[`plsc classify`](use.md#which-class-is-this)",
+        ),
+        Setting(
+            "skip_damaged",
+            _integer(0, config.MOST_DAMAGED),
+            "how many damaged images training skips",
+            "more end the run; 0 ends it at the first. The run lists them in `damaged.txt`: see "
+            "[damaged images](data.md#damaged-images)",
         ),
         Setting(
             "train_image_num",

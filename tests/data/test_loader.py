@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import time
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the first is a fixture
 
+from plsc.data.damaged import Skipping
 from plsc.data.loader import ImageLoader
 from plsc.data.sampler import epoch_indices
 from plsc.data.transforms import Augmentation, decode, normalize
@@ -34,6 +36,9 @@ class Source:
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+
+    def name(self, i: int) -> str:
+        return str(i)
 
     def where(self, i: int) -> str:
         return f"memory:{i}"
@@ -106,3 +111,43 @@ def test_abandoned_iterator_stops_the_workers(close: bool) -> None:
     else:
         del batches
     assert plsc_threads() == []
+
+
+def skipping(bad: list[int], most: int, workers: int, **kwargs: Any) -> tuple[ImageLoader, dict[str, str]]:
+    source, met = Source(30), dict[str, str]()
+    for i in bad:
+        source.data[i] = b"damaged"
+    return loader(source, workers, skipping=Skipping(most, met.__setitem__), **kwargs), met
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_next_good_image_takes_the_place_of_a_damaged_one(workers: int, start: int) -> None:
+    order = epoch_indices(30, 5, 0, 0, 1).tolist()
+    bad = [order[k] for k in (9, 10, 29)]  # two in a row, and the last one
+    made, met = skipping(bad, 3, workers)
+    found = [label for _, labels in made.epoch(0, start) for label in labels.tolist()]
+    expected = [*order[:9], order[11], order[11], *order[11:29], order[0]]
+    assert found == expected[4 * start :] and set(met) == {str(i) for i in bad}
+    assert all("cannot decode" in reason for reason in met.values())
+
+
+@pytest.mark.parametrize("bad, most", [(3, 2), (15, 14), (15, 100)])
+def test_more_damaged_images_than_allowed_or_no_good_one_end_the_epoch(bad: int, most: int) -> None:
+    order = epoch_indices(30, 5, 0, 0, 2).tolist()
+    made, _ = skipping(order[:bad], most, 0, world_size=2)
+    with pytest.raises(DataError, match=rf"set_skip_damaged\({most}\): at least {min(bad, most + 1)} images"):
+        list(made.epoch(0))
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.EMFILE, "too many"), MemoryError()])
+def test_what_is_the_fault_of_the_machine_is_no_damage(cause: Exception) -> None:
+    made, met = skipping([], 5, 0)
+
+    def read(i: int) -> tuple[bytes, int]:
+        raise DataError("memory:0: no") from cause
+
+    made._source.read = read  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="memory:0: no"):
+        list(made.epoch(0))
+    assert not met

@@ -1,0 +1,85 @@
+"""`plsc data split SOURCE OUTPUT --held-out 0.05 --pairs 6000`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands.data_source import add_source, check_new, config_of, open_whole
+from plsc.config import LARGEST_SEED
+from plsc.errors import one_line
+from plsc.machine.names import to_text
+
+
+def add_parser(actions: argparse._SubParsersAction) -> None:
+    """Adds the action to the parser of `plsc data`."""
+    parser = add_command(
+        actions,
+        "split",
+        "set identities aside for a test, with pairs of their images",
+        [
+            "plsc data split train_data held_out",
+            "plsc data split train_data held_out --held-out 0.02 --pairs 3000 --seed 1 --exclude leave_out.txt",
+        ],
+        "Writes the images of some classes to OUTPUT/held_out, pairs of them to OUTPUT/held_out.txt, and the list of "
+        "these images to OUTPUT/exclude.txt, for set_dataset_dir(exclude=...). The source stays as it is.",
+    )
+    add_source(parser)
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder")
+    parser.add_argument(
+        "--held-out", type=_share, default=0.05, metavar="SHARE", help="share of the classes (default 0.05)"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=at_least(2),
+        default=6000,
+        metavar="N",
+        help="number of pairs, half of them of one class (default 6000)",
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0, LARGEST_SEED), default=0, metavar="N", help="seed of the choice (default 0)"
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{one_line(text, 40)!r} is not a share above 0 and below 1")
+    return share
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the action and returns its exit status."""
+    from plsc.datasets.split import Wanted, split
+
+    config = config_of(options)
+    check_new("OUTPUT", options.output)
+    records = open_whole(options, config)
+    wanted = Wanted(options.held_out, options.pairs, options.seed, config.pixels, options.exclude)
+    with tqdm(unit="image", dynamic_ncols=True, disable=True if options.json else None) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = split(records, options.source, options.output, wanted, advance)
+    if options.json:
+        print_json({"output": to_text(str(options.output)), **made._asdict()})
+        return 0
+    held_out = options.output.absolute() / "held_out"
+    print(
+        f"{options.output}: {made.images:,} images of {made.classes:,} classes, {made.pairs:,} pairs; "
+        f"{made.left:,} images of {made.classes_left:,} classes are left to train on"
+    )
+    print(f"ins.set_dataset_dir({str(options.source)!r}, exclude={str(options.output / 'exclude.txt')!r})")
+    print(f"ins.set_val_targets({str(held_out)!r})")
+    return 0
