@@ -11,14 +11,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 
 from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, PixelRule
+from plsc.data.place import Place
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
+from plsc.storage.address import split_address
 
 # The default margin of each loss. None means that the loss has no margin to set.
 DEFAULT_MARGINS: dict[str, Any] = {
@@ -35,6 +38,7 @@ LOSS_TYPES = (*DEFAULT_MARGINS, *(f"dist_{kind}" for kind in DEFAULT_MARGINS))
 
 # The largest values that settings take. What lies above them is a mistake, and would overflow somewhere.
 LARGEST_COUNT = 10**9
+LARGEST_BYTES = 10**18  # of a cache
 LARGEST_TOTAL = 10**12  # of classes, images and steps
 LARGEST_EMBEDDING = 1 << 16
 LARGEST_SIDE = 4096
@@ -84,6 +88,14 @@ class HdfsUpload:
 
 
 @dataclass(frozen=True)
+class DataCache:
+    """The arguments of `set_data_cache`: the directory, and its size in bytes."""
+
+    directory: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Scalars:
     """The arguments of `set_scalars`."""
 
@@ -100,6 +112,7 @@ class Config:
     dataset_dir: str = "./train_data"
     data_format: str = "auto"
     shuffle: Optional[str] = None
+    data_cache: Optional[DataCache] = None
     class_names: Optional[tuple[str, ...]] = None
     train_image_num: Optional[int] = None
     train_epochs: int = 120
@@ -188,6 +201,29 @@ class Config:
         return self.loss_type.startswith("dist_")
 
     @property
+    def remote_data(self) -> Optional[Place]:
+        """Where the data set is, and where its files go, if it is not on this machine."""
+        address = split_address("set_dataset_dir", self.dataset_dir)
+        if address is None:
+            return None
+        if self.data_cache is None:
+            said = self._said("dataset_dir", f"set_dataset_dir({self.dataset_dir!r})")
+            raise ConfigError(
+                f"{said} is not a folder of this machine; name one that keeps its files, and how large it may become, "
+                "with set_data_cache(directory, '200GB')"
+            )
+        hdfs = self.hdfs
+        return Place(
+            address,
+            Path(self.data_cache.directory),
+            self.data_cache.size,
+            fs_name=None if hdfs is None else hdfs.fs_name,
+            fs_ugi=None if hdfs is None else hdfs.fs_ugi,
+            client=self.hdfs_client,
+            patience=self.hdfs_upload.retry_seconds,
+        )
+
+    @property
     def pixels(self) -> PixelRule:
         """What the pixels of image files mean."""
         return PixelRule(self.pixel_rule, self.image_ground, self.max_image_pixels)
@@ -225,7 +261,13 @@ class Config:
         Raises:
             ConfigError: Two settings contradict each other.
         """
-        self._check_hdfs()
+        remote = self.remote_data
+        if remote is None and self.data_cache is not None:
+            said = self._said("data_cache", "set_data_cache was called")
+            raise ConfigError(
+                f"{said}, but set_dataset_dir({self.dataset_dir!r}) is a folder of this machine; leave it out"
+            )
+        self._check_hdfs(remote)
         if self.resume and not self.model_save_dir:
             resume = self._said("resume", "set_resume(True)")
             raise ConfigError(f"{resume}, but set_model_save_dir is empty; name the folder of the run to resume")
@@ -250,11 +292,12 @@ class Config:
     def _loss(self) -> str:
         return self._said("loss_type", f"set_loss_type({self.loss_type!r})")
 
-    def _check_hdfs(self) -> None:
+    def _check_hdfs(self, remote: Optional[Place]) -> None:
         hdfs = self.hdfs
         save_dir = hdfs.fs_dir_for_save if hdfs is not None else None
         upload = self._said("hdfs_upload", f"set_hdfs_upload({self.hdfs_upload.when!r})")
-        if self.hdfs_upload != HdfsUpload() and save_dir is None:
+        default = HdfsUpload() if remote is None else HdfsUpload(retry_seconds=self.hdfs_upload.retry_seconds)
+        if self.hdfs_upload != default and save_dir is None:
             raise ConfigError(f"{upload}, but set_hdfs_info names no fs_dir_for_save; name it")
         if self.hdfs_upload.when == "step" and not self.save_period:
             raise ConfigError(f"{upload}, but only epochs are saved; call set_save_period, or choose 'epoch'")
@@ -270,7 +313,7 @@ class Config:
             raise ConfigError(
                 "set_hdfs_info: fs_name is None; give the address of HDFS, or a client with set_hdfs_client"
             )
-        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None:
+        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None and remote is None:
             raise ConfigError("set_hdfs_info names no folder; give fs_dir_for_save or fs_checkpoint_dir")
         if hdfs.fs_dir_for_save is not None and not self.model_save_dir:
             raise ConfigError(

@@ -159,8 +159,24 @@ class Entry:
         """Sets the folder of the training images and the test sets.
 
         It holds `label.txt` and the images, or split base64 data.
+
+        Args:
+            directory: A folder; or the address of data on HDFS, `hdfs://host:port/path`, whose files `set_data_cache`
+                keeps on this machine. See docs/data.md.
         """
         self._set("dataset_dir", directory)
+
+    def set_data_cache(self, directory: Optional[str], size: Union[str, int, None] = None) -> None:
+        """Sets the folder of this machine that keeps the files of remote data, and how large it may become.
+
+        The ranks of a machine share it, and so may several runs. Other files in it are left alone. See docs/data.md.
+
+        Args:
+            directory: The folder, which is made if it is missing; None for no cache.
+            size: The most that plsc keeps there: '200GB', '1.5TiB', or a number of bytes. If the files of a machine do
+                not fit, they are fetched ahead of their use and removed after it.
+        """
+        self._set("data_cache", directory, size=size)
 
     def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
         """Sets how the data set folder holds its training images.
@@ -169,7 +185,8 @@ class Entry:
             data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py.
                 'auto', the default, is base64 if the folder holds the manifest of that tool.
             shuffle: How base64 data is shuffled. 'window', the default, reads blocks of 4 MB and mixes the lines of 16
-                blocks; 'full' draws lines from all files of the rank.
+                blocks; 'files' does so within 4 files at a time, and is the default where the files do not fit into the
+                data cache; 'full' draws lines from all files of the rank.
         """
         self._set("data_format", data_format, shuffle=shuffle)
 

@@ -19,7 +19,7 @@ import pytest
 from ranks import ROOT, environment, run_plsc
 
 from plsc import Entry, settings
-from plsc.config import Config, HdfsUpload, MixedPrecision, Scalars, plain_settings
+from plsc.config import Config, DataCache, HdfsUpload, MixedPrecision, Scalars, plain_settings
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
@@ -56,6 +56,7 @@ class Custom(BaseModel):
 ASKED = {
     "dataset_dir": (("script",), "line", "line"),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
+    "data_cache": (("script", "1GB"), ["line", "2KiB"], DataCache("line", 2048)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
     "train_image_num": ((5,), 7, 7),

@@ -86,6 +86,7 @@ class ImageLoader:
             (images float32 [b, C, H, W], labels int64 [b]).
         """
         order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
+        self._source.will_read(order[start_step * self._batch_size :])
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
 

@@ -30,6 +30,9 @@ class ImageSource(Protocol):
     def digests(self) -> dict[str, str]:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
 
+    def will_read(self, images: np.ndarray) -> None:
+        """Prepares for samples to be read in this order."""
+
     def where(self, i: int) -> str:
         """Returns where sample `i` is listed, for error messages."""
 

@@ -21,6 +21,8 @@ from plsc.version import __version__
 # These settings may differ: where a machine keeps its files and reaches HDFS, and what only speed or the log depend on.
 _MAY_DIFFER = {
     "dataset_dir",
+    "data_cache.directory",
+    "data_cache.size",
     "model_save_dir",
     "checkpoint_dir",
     "export_dir",

@@ -12,6 +12,7 @@ from plsc.data import sources
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
+from plsc.data.remote import open_images as open_remote_images
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
@@ -38,20 +39,28 @@ def open_source(config: Config) -> Optional[Records]:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
-    source = sources.open_images(
-        config.dataset_dir,
-        config.num_classes or None,
-        parallel.rank(),
-        parallel.world_size(),
-        data_format=config.data_format,
-        shuffle=config.shuffle,
-    )
+    source = _open_images(config)
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
     if config.class_names is None and source.class_names:
         config.class_names = tuple(source.class_names)
     check_names(config.class_names or (), config.num_classes)
+    return source
+
+
+def _open_images(config: Config) -> Records:
+    remote, num_classes = config.remote_data, config.num_classes or None
+    if remote is None:
+        return sources.open_images(
+            config.dataset_dir,
+            num_classes,
+            parallel.rank(),
+            parallel.world_size(),
+            data_format=config.data_format,
+            shuffle=config.shuffle,
+        )
+    source, config.shuffle = open_remote_images(remote, num_classes, config.data_format, config.shuffle)
     return source
 
 

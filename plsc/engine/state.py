@@ -129,6 +129,7 @@ class TrainingState:
             "optimizer": type(self.optimizer).__name__,
             "ranks": parallel.world_size(),
             "seed": config.seed,
+            "shuffle": config.shuffle,
             "batch_per_rank": config.batch_per_rank,
             "steps_per_epoch": self.steps_per_epoch,
             "learning_rate": optim.rate_of(self.optimizer),
@@ -203,6 +204,7 @@ class TrainingState:
         names = {
             "ranks": "the number of ranks",
             "seed": "the seed",
+            "shuffle": "the shuffle of base64 data",
             "batch_per_rank": "the batch per rank",
             "model": "the model",
             "optimizer": "the optimizer",
@@ -212,7 +214,8 @@ class TrainingState:
             "plsc": "the version of plsc",
             "paddle": "the version of Paddle",
         }
-        was = {"pixel_rule": PILLOW_RULE, "image_ground": now["image_ground"], **source.meta}
+        unknown = {name: now[name] for name in ("image_ground", "shuffle")}
+        was = {"pixel_rule": PILLOW_RULE, **unknown, **source.meta}
         return [
             f"{words} was {was.get(name)} and is {now[name]} now"
             for name, words in names.items()

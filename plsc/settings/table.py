@@ -109,17 +109,24 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "Data": (
         Setting(
             "dataset_dir",
-            _string(),
+            checks.dataset_dir,
             "the folder of the training images and the test sets",
-            "`label.txt` and images, or split base64 data; test sets lie next to them",
+            "`label.txt` and images, or split base64 data; test sets lie next to them. Data on HDFS has an address, "
+            "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage)",
         ),
         Setting(
             "data_format",
             checks.data_format,
             "how the data set folder holds its training images",
             "`jpeg`, `base64`, or `auto`, which is base64 if its manifest is in the folder. `shuffle` of "
-            "[base64 data](base64.md#training): `window` or `full`",
+            "[base64 data](base64.md#training): `window`, `files` or `full`",
             fields=("data_format", "shuffle"),
+        ),
+        Setting(
+            "data_cache",
+            checks.data_cache,
+            "the folder of this machine that keeps the files of remote data, and how large it may become",
+            "such as `'200GB'`, `'1.5TiB'`, or bytes: see [remote storage](data.md#data-on-remote-storage)",
         ),
         Setting(
             "num_classes",
