@@ -28,28 +28,29 @@ class Progress:
 
     Args:
         what: What is fetched, for the log.
-        total: Its bytes.
+        total: Its bytes; None if parts of it are fetched again and again.
     """
 
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self.done = what, total, 0
-        self._began = time.monotonic()
-        self._next = self._began + _FIRST_LINE
+    def __init__(self, what: str, total: Optional[int]) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._last = time.monotonic(), 0  # when the last line was logged, and what had been done
+        self._next = self._last[0] + _FIRST_LINE
         self._mutex = threading.Lock()
 
     def add(self, count: int) -> None:
         """Counts bytes, fewer than none if they must be fetched again."""
         with self._mutex:
-            self.done += count
+            self._done += count
             now = time.monotonic()
             if now >= self._next:
-                self._next = now + _NEXT_LINES
                 logger.info(self.line())
+                self._next, self._last = now + _NEXT_LINES, (now, self._done)
 
     def line(self) -> str:
-        """Returns how much has arrived, and how fast."""
-        rate = self.done / max(1e-3, time.monotonic() - self._began)
-        return f"fetched {size_text(self.done)} of {size_text(self._total)} of {self._what}, {size_text(rate)}/s"
+        """Returns how much has arrived, and how fast it has arrived since the last line."""
+        rate = (self._done - self._last[1]) / max(1e-3, time.monotonic() - self._last[0])
+        of_all = "" if self._total is None else f" of {size_text(self._total)}"
+        return f"fetched {size_text(self._done)}{of_all} of {self._what}, {size_text(rate)}/s"
 
 
 class FetchedRecords(Records):
@@ -91,7 +92,9 @@ class FetchedRecords(Records):
         self._next_epoch: Optional[tuple[int, int, int, int]] = None
         self._problem: Optional[PlscError] = None
         self._stopped, self._is_complete = False, False
-        self._progress = Progress(name, sum(file.size for file in files))
+        self._progress = Progress(
+            name, None if budget else sum(file.size for file in files if not folder.is_whole(file))
+        )
         self._threads: list[threading.Thread] = []
 
     def name(self, i: int) -> str:
@@ -303,15 +306,17 @@ class FetchedRecords(Records):
         self._progress.add(count)
 
 
-def largest_use(numbers: np.ndarray, sizes: np.ndarray) -> int:
+def largest_use(numbers: np.ndarray, sizes: np.ndarray, in_flight: int) -> int:
     """Returns how many bytes of files are in use at most, from the first to the last image of each.
 
     Args:
         numbers: File of each image, in the order in which the images are read, int64 [n].
         sizes: Size of each file in bytes, int64 [F].
+        in_flight: Number of images that threads read at about the same time, in any order.
     """
     found, first = np.unique(numbers, return_index=True)
     last = len(numbers) - np.unique(numbers[::-1], return_index=True)[1]
+    last = np.minimum(last + in_flight, len(numbers))
     changes = np.zeros(len(numbers) + 1, np.int64)
     np.add.at(changes, first, sizes[found])
     np.add.at(changes, last, -sizes[found])

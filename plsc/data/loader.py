@@ -15,7 +15,7 @@ from plsc.data.transforms import Augmentation, augment, decode, normalize
 Batch = tuple[np.ndarray, np.ndarray]
 
 # Number of finished batches kept ready, in addition to those that the workers are preparing.
-_READ_AHEAD = 2
+READ_AHEAD = 2
 
 
 class ImageLoader:
@@ -93,7 +93,7 @@ class ImageLoader:
         def batch(step: int) -> Batch:
             return self._batch(order, epoch, step, stop)
 
-        batches = prefetch(batch, steps, self._num_workers, self._num_workers + _READ_AHEAD)
+        batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD)
         try:
             # `yield from` would close `batches` first, which waits for whole batches, before `stop` is set.
             for made in batches:  # noqa: UP028

@@ -30,6 +30,7 @@ from plsc.storage.transfer import each
 logger = logging.getLogger("plsc")
 
 _POLL_SECONDS = 0.25
+_SMALL, _SMALL_STREAMS = 1_000_000, 8  # of small files more are fetched at a time
 _AHEAD = 2  # files that are fetched ahead of those in use
 _PATTERN = re.compile(r"[*?\[{]")
 # What data sets are made of. Anything else in a folder of a server is left there.
@@ -130,7 +131,7 @@ class _Remote:
                 if self.copy.try_fetch(file, progress.add):
                     done.add(file.name)  # noqa: B023 - it is called at once
 
-            each(fetch, [(file,) for file in left], STREAMS)
+            each(fetch, [(file,) for file in left], STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS)
             left = [file for file in left if file.name not in done]
             if left and self._stop.wait(_POLL_SECONDS):
                 raise StorageError(f"{self.where()}: stopped")
@@ -138,7 +139,7 @@ class _Remote:
 
 
 def open_images(
-    place: Place, num_classes: Optional[int], data_format: str, shuffle: Optional[str]
+    place: Place, num_classes: Optional[int], data_format: str, shuffle: Optional[str], in_flight: int
 ) -> tuple[Records, Optional[str]]:
     """Opens the images of a rank in a remote data set. Every rank calls it.
 
@@ -149,6 +150,7 @@ def open_images(
         num_classes: Number of classes; None accepts every label.
         data_format: A name of `sources.FORMATS`, or 'auto'.
         shuffle: As in `set_data_format`.
+        in_flight: Number of images that a rank reads at about the same time.
 
     Returns:
         The images, to be closed by the caller; and the shuffle, which is 'files' if it was not given and the files of
@@ -161,7 +163,7 @@ def open_images(
     remote = parallel.together(lambda: _Remote(place, stop), "the list of its data")
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
-            return _open_base64(remote, num_classes, shuffle, stop)
+            return _open_base64(remote, num_classes, shuffle, in_flight=in_flight, stop=stop)
         return parallel.together(lambda: _open_whole(remote, num_classes, data_format, shuffle, stop), "its data")
     except BaseException:
         stop.set()
@@ -208,7 +210,7 @@ _TESTED: list[CachedFolder] = []  # the claim on the test sets of the last actio
 
 
 def _open_base64(
-    remote: _Remote, num_classes: Optional[int], shuffle: Optional[str], stop: threading.Event
+    remote: _Remote, num_classes: Optional[int], shuffle: Optional[str], *, in_flight: int, stop: threading.Event
 ) -> tuple[Records, Optional[str]]:
     rank, world_size = parallel.rank(), parallel.world_size()
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
@@ -235,7 +237,9 @@ def _open_base64(
         )
         budget = None
         if too_large:
-            budget = _budget(remote, records, files, (remote.cache.size - fixed) // len(group) - _size(small))
+            order = records.files_of(records.epoch_order(0, 0, rank, world_size))
+            need = largest_use(order, np.array([file.size for file in files], np.int64), in_flight)
+            budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - _size(small))
         remote.copy.claim([] if too_large else files, budget or 0)
         return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop)
 
@@ -288,20 +292,24 @@ def _turning(remote: _Remote, shuffle: Optional[str], need: int) -> str:
     )
 
 
-def _budget(remote: _Remote, records: Records, files: Sequence[RemoteFile], most: int) -> int:
-    """Returns how many bytes of files a rank keeps at a time; at most `most`.
+def _budget(remote: _Remote, files: Sequence[RemoteFile], need: int, most: int) -> int:
+    """Returns how many bytes of files a rank keeps at a time.
+
+    Args:
+        remote: The data set.
+        files: The files of the rank.
+        need: Bytes of the files that are in use at the same time.
+        most: The share of the rank in the cache.
 
     Raises:
-        ConfigError: That is not enough for the files that are in use at the same time.
+        ConfigError: That is not enough.
     """
-    order = records.epoch_order(0, 0, parallel.rank(), parallel.world_size())
-    sizes = np.array([file.size for file in files], np.int64)
-    need, largest = largest_use(records.files_of(order), sizes), int(sizes.max())
+    largest = max(file.size for file in files)
     if need + largest > most:
         raise ConfigError(
-            f"set_data_cache: {size_text(remote.cache.size)} are too small: {size_text(need + largest)} are needed for "
-            f"each rank, which reads several files of up to {size_text(largest)} in turn; give a larger size, or split "
-            "the data into more files, with a larger multiple of the ranks as --nranks"
+            f"set_data_cache: {size_text(remote.cache.size)} is too small: each rank needs "
+            f"{size_text(need + largest)} for the files of up to {size_text(largest)} that it reads at a time; give a "
+            "larger size, or split the data into more files, with a larger multiple of the ranks as --nranks"
         )
     return min(most, need + _AHEAD * largest)
 

@@ -9,7 +9,7 @@ from typing import Optional, Union
 from plsc import parallel
 from plsc.config import Config
 from plsc.data import sources
-from plsc.data.loader import ImageLoader
+from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
 from plsc.data.remote import open_images as open_remote_images
@@ -60,7 +60,13 @@ def _open_images(config: Config) -> Records:
             data_format=config.data_format,
             shuffle=config.shuffle,
         )
-    source, config.shuffle = open_remote_images(remote, num_classes, config.data_format, config.shuffle)
+    source, config.shuffle = open_remote_images(
+        remote,
+        num_classes,
+        config.data_format,
+        config.shuffle,
+        in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
+    )
     return source
 
 

@@ -80,12 +80,13 @@ class HeldFile:
             os.close(self.descriptor)
 
 
-def hold_file(path: Path, make: bool = True) -> Optional[HeldFile]:
+def hold_file(path: Path, make: bool = True, wait: bool = False) -> Optional[HeldFile]:
     """Takes the lock on a file, which must not be removed by others than its holder.
 
     Args:
         path: The file.
         make: Whether to make the file if it is missing.
+        wait: Whether to wait as long as another process holds the file.
 
     Returns:
         The file, or None if another process holds it, or if it is missing and not to be made.
@@ -100,7 +101,7 @@ def hold_file(path: Path, make: bool = True) -> Optional[HeldFile]:
             raise
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as problem:
         os.close(descriptor)
         if problem.errno in (errno.EACCES, errno.EWOULDBLOCK):
@@ -108,7 +109,7 @@ def hold_file(path: Path, make: bool = True) -> Optional[HeldFile]:
         raise
     if not _is_at(descriptor, path):  # its last holder has removed it
         os.close(descriptor)
-        return hold_file(path, make)
+        return hold_file(path, make, wait)
     return HeldFile(path, descriptor)
 
 

@@ -1,6 +1,7 @@
 """A cache of bounded size on a disk of this machine, for files of a store that ranks and runs read again and again.
 
     <directory>/plsc_data_cache.json        marks the cache, and shows ranks whether they share it
+    <directory>/plsc_data_cache.lock        locked by the process that changes something
     <directory>/plsc_claims/<process>.json  what a process needs; it is locked as long as the process runs
     <directory>/plsc_<hash>/source.json     the folder of the store whose copy this is
     <directory>/plsc_<hash>/files/<name>    its files; all of them are whole
@@ -28,17 +29,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from plsc.errors import ConfigError, DataError
-from plsc.machine.files import replace_file, sync
-from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
-from plsc.machine.locks import HeldFile, hold_file, lock_folder
+from plsc.machine.files import replace_file
+from plsc.machine.json_files import as_object, as_text, json_text, read_json
+from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
 from plsc.storage.base import Status, place_of
 from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, ignore
 
 _MARKER, _CLAIMS = "plsc_data_cache.json", "plsc_claims"
+_LOCK = "plsc_data_cache.lock"
 _ADVICE = "choose another folder with set_data_cache"
-_PATIENCE = 600.0  # seconds to wait for the lock, which is held for milliseconds at a time
 
 
 class RemoteFile(NamedTuple):
@@ -73,6 +74,8 @@ class DataCache:
 
     def __init__(self, directory: Path, size: int) -> None:
         self.directory, self.size = directory, size
+        with self.worded():
+            directory.mkdir(parents=True, exist_ok=True)
         with self.locked(), self.worded():
             (directory / _CLAIMS).mkdir(exist_ok=True)
             if not (directory / _MARKER).exists():
@@ -85,13 +88,18 @@ class DataCache:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the lock of the directory. Raises ConfigError if that is impossible."""
-        with lock_folder(self.directory, _ADVICE, _PATIENCE) as is_protected:
-            if not is_protected:
-                raise ConfigError(
-                    f"{self.directory}: its file system has no locks, which the cache needs; choose a folder on a "
-                    "local disk with set_data_cache"
-                )
+        try:
+            lock = hold_file(self.directory / _LOCK, wait=True)
+        except OSError as problem:
+            raise ConfigError(
+                f"{self.directory}: the data cache cannot be locked ({problem.strerror or problem}); {_ADVICE}, on a "
+                "local disk"
+            ) from None
+        assert lock is not None
+        try:
             yield
+        finally:
+            lock.close()
 
     @contextlib.contextmanager
     def worded(self) -> Iterator[None]:
@@ -239,7 +247,7 @@ class CachedFolder:
         try:
             record = as_object(read_json(self._record(file)))
             found = (self.files / file.name).stat()
-            unchanged = (found.st_size, found.st_mtime_ns) == (file.size, as_integer(record["local"]))
+            unchanged = (found.st_size, found.st_mtime_ns) == (file.size, int(as_text(record["local"])))
             if file.sha256 is not None:
                 return unchanged and record["sha256"] == file.sha256
             return unchanged and (record["size"], record["modified"]) == (file.size, file.modified)
@@ -344,10 +352,9 @@ class CachedFolder:
             record = {"name": file.name, "size": file.size, "modified": file.modified}
             # The record comes first, so that every file has one.
             replace_file(
-                self._record(file), json_text({**record, "sha256": digest, "local": found.st_mtime_ns}).encode()
+                self._record(file), json_text({**record, "sha256": digest, "local": str(found.st_mtime_ns)}).encode()
             )
             os.rename(part.path, place)
-            sync(place.parent)
 
     def _copy(self, file: RemoteFile, part: HeldFile, advance: Advance) -> str:
         """Copies the bytes of a file to a part; returns their SHA-256."""
