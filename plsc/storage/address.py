@@ -62,13 +62,20 @@ def split_address(setter: str, text: str) -> Optional[Address]:
             f"{setter}({shown(text)}): plsc does not know {shown(scheme + '://')[1:-1]}; expected a folder, or an "
             f"address that begins with {', '.join(f'{one}://' for one in _SCHEMES)}"
         )
-    if (scheme == "file") == bool(host):
-        what = "file:///path" if scheme == "file" else f"{scheme}://host:port/path"
-        if scheme != "hdfs":  # without a host it is that of set_hdfs_info
-            raise ConfigError(f"{setter}({shown(text)}): is not an address; expected {what}")
-    if host:
-        web_addresses(f"{scheme}://{host}")
+    # Without a host, an hdfs:// address means the HDFS of set_hdfs_info.
+    if not (_is_host(host) if host else scheme in ("file", "hdfs")) or (scheme == "file" and host):
+        expected = "file:///path" if scheme == "file" else f"{scheme}://host:port/path"
+        raise ConfigError(f"{setter}({shown(text)}): is not an address; expected {expected}")
     return Address(text, scheme, host, posixpath.normpath(f"/{path}"))
+
+
+def _is_host(host: str) -> bool:
+    """Returns whether a text is `host` or `host:port`."""
+    try:
+        parts = urlsplit(f"hdfs://{host}")
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s?#]", host)
+    except ValueError:
+        return False
 
 
 def web_addresses(fs_name: str) -> list[list[str]]:
