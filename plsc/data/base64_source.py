@@ -220,6 +220,10 @@ class Base64Files(Records):
         """Returns the number of the file of each sample."""
         return (self._places(images)[0] - self._first) // self._step
 
+    def file_of(self, i: int) -> int:
+        """Returns the number of the file of a sample."""
+        return (self._place(i)[0] - self._first) // self._step
+
     def close_files(self) -> None:
         """Closes the files that no thread reads at the moment."""
         self._opened.cache_clear()

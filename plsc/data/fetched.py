@@ -148,7 +148,7 @@ class FetchedRecords(Records):
         """Returns the encoded bytes and the label of image `i`, as soon as its file is there."""
         if self._is_complete:
             return self._records.read(i)
-        number = int(self._records.files_of(np.array([i]))[0])
+        number = self._records.file_of(i)
         self._hold(number)
         try:
             return self._records.read(i)

@@ -105,6 +105,10 @@ class Records(abc.ABC):
         """Returns the number of the file, in `files`, of each image: int64 [n] for int64 [n]."""
         raise NotImplementedError(f"{type(self).__name__} does not know its files")
 
+    def file_of(self, i: int) -> int:
+        """Returns the number of the file, in `files`, of image `i`."""
+        return int(self.files_of(np.array([i]))[0])
+
     def will_read(self, images: np.ndarray) -> None:  # noqa: B027 - most sources have nothing to do
         """Prepares for `images` to be read in this order. Data that is fetched is fetched in this order."""
 

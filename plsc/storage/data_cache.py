@@ -346,14 +346,12 @@ class CachedFolder:
         self._check_unchanged(file)
         with self._cache.worded():
             os.fsync(part.descriptor)
-        with self._cache.locked(), self._cache.worded():
             place, found = self.files / file.name, os.fstat(part.descriptor)
             place.parent.mkdir(parents=True, exist_ok=True)
-            record = {"name": file.name, "size": file.size, "modified": file.modified}
-            # The record comes first, so that every file has one.
-            replace_file(
-                self._record(file), json_text({**record, "sha256": digest, "local": str(found.st_mtime_ns)}).encode()
-            )
+            record = {"name": file.name, "size": file.size, "modified": file.modified, "sha256": digest}
+            # The record comes first, so that every file has one. Its process claims the file, so that both stay.
+            replace_file(self._record(file), json_text({**record, "local": str(found.st_mtime_ns)}).encode())
+        with self._cache.locked(), self._cache.worded():
             os.rename(part.path, place)
 
     def _copy(self, file: RemoteFile, part: HeldFile, advance: Advance) -> str:
