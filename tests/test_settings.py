@@ -309,7 +309,8 @@ def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, valu
 def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
-        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
+        ("dataset_dir", "directory"), ("data_format", "data_format"), ("data_format", "shuffle"),
+        ("data_cache", "directory"), ("model_name", "name"),
         ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("head_init", "init"), ("export_dir", "text"),
