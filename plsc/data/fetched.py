@@ -166,7 +166,7 @@ class FetchedRecords(Records):
         self._folder.close()
 
     def _begin(self, order: list[int]) -> None:
-        """Makes a new plan, and starts the threads that follow it."""
+        """Makes a new plan for the threads that fetch."""
         with self._state:
             self._turn[:] = np.inf
             self._turn[order] = np.arange(len(order))
@@ -174,12 +174,15 @@ class FetchedRecords(Records):
             if self.budget is not None:
                 for number in [one for one, readers in self._readers.items() if not readers and not self._left[one]]:
                     self._drop(number)
-            if not self._threads:
-                for _ in range(STREAMS):
-                    thread = threading.Thread(target=self._run, name="plsc-fetch", daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
+            self._start()
             self._state.notify_all()
+
+    def _start(self) -> None:
+        """Starts the threads that fetch, once."""
+        while len(self._threads) < STREAMS:
+            thread = threading.Thread(target=self._run, name="plsc-fetch", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _hold(self, number: int) -> None:
         """Waits until a file is there, and keeps it from being dropped."""
@@ -192,6 +195,7 @@ class FetchedRecords(Records):
         began = time.monotonic()
         line = began + _FIRST_LINE
         self._wanted.append(number)
+        self._start()
         self._state.notify_all()
         try:
             while number not in self._readers:
@@ -279,7 +283,7 @@ class FetchedRecords(Records):
         if self.budget is None:
             return True
         while self._taken + self._remote[number].size > self.budget:
-            idle = [one for one, readers in self._readers.items() if not readers]
+            idle = [one for one, readers in self._readers.items() if not readers and one not in self._wanted]
             if not is_urgent:
                 idle = [one for one in idle if self._turn[one] > self._turn[number]]
             if not idle:

@@ -115,6 +115,17 @@ def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split,
         records.labels()
 
 
+@pytest.mark.parametrize("share", [1, 1 / 3])
+def test_images_may_be_read_in_any_order_without_notice(split, tmp_path, counted, small_window, share):
+    """As a wrapper does that says nothing about what it reads."""
+    sizes = [path.stat().st_size for path in split.glob("base64_*")]
+    records, _ = open_images(split, tmp_path / "cache", int(sum(sizes) * share) + 1)
+    local = sources.open_images(str(split), 12, 0, 1)
+    order = np.random.default_rng(0).permutation(96)[:30].tolist()
+    assert [records.read(i) for i in order] == [local.read(i) for i in order]
+    records.close()
+
+
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32))
 def test_groups_come_in_turn_and_neighbours_are_mixed(each, groups, width, seed):
     numbers = np.repeat(np.arange(groups), each)
