@@ -11,14 +11,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import numpy as np
 
 from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, PixelRule
+from plsc.data.place import Place
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
+from plsc.storage.address import split_address
 
 # The default margin of each loss. None means that the loss has no margin to set.
 DEFAULT_MARGINS: dict[str, Any] = {
@@ -35,6 +38,7 @@ LOSS_TYPES = (*DEFAULT_MARGINS, *(f"dist_{kind}" for kind in DEFAULT_MARGINS))
 
 # The largest values that settings take. What lies above them is a mistake, and would overflow somewhere.
 LARGEST_COUNT = 10**9
+LARGEST_BYTES = 10**18  # of a cache
 LARGEST_TOTAL = 10**12  # of classes, images and steps
 LARGEST_EMBEDDING = 1 << 16
 LARGEST_SIDE = 4096
@@ -83,6 +87,14 @@ class HdfsUpload:
 
     when: str = "end"
     retry_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class DataCache:
+    """The arguments of `set_data_cache`: the directory, and its size in bytes."""
+
+    directory: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ class Config:
     shuffle: Optional[str] = None
     sampler: str = "uniform"
     images_per_class: Optional[int] = None  # in a batch, for the sampler 'pxk'
+    data_cache: Optional[DataCache] = None
     class_names: Optional[tuple[str, ...]] = None
     skip_damaged: int = 0
     train_image_num: Optional[int] = None
@@ -232,6 +245,29 @@ class Config:
         return f"{self.sampler}, {self.images_per_class} of a class" if self.images_per_class else self.sampler
 
     @property
+    def remote_data(self) -> Optional[Place]:
+        """Where the data set is, and where its files go, if it is not on this machine."""
+        address = split_address("set_dataset_dir", self.dataset_dir)
+        if address is None:
+            return None
+        if self.data_cache is None:
+            said = self._said("dataset_dir", f"set_dataset_dir({self.dataset_dir!r})")
+            raise ConfigError(
+                f"{said} is not a folder of this machine; name one that keeps its files, and how large it may become, "
+                "with set_data_cache(directory, '200GB')"
+            )
+        hdfs = self.hdfs
+        return Place(
+            address,
+            Path(self.data_cache.directory),
+            self.data_cache.size,
+            fs_name=None if hdfs is None else hdfs.fs_name,
+            fs_ugi=None if hdfs is None else hdfs.fs_ugi,
+            client=self.hdfs_client,
+            patience=self.hdfs_upload.retry_seconds,
+        )
+
+    @property
     def pixels(self) -> PixelRule:
         """What the pixels of image files mean."""
         return PixelRule(self.pixel_rule, self.image_ground, self.max_image_pixels)
@@ -269,8 +305,14 @@ class Config:
         Raises:
             ConfigError: Two settings contradict each other.
         """
-        self._check_hdfs()
-        self._check_data()
+        remote = self.remote_data
+        if remote is None and self.data_cache is not None:
+            said = self._said("data_cache", "set_data_cache was called")
+            raise ConfigError(
+                f"{said}, but set_dataset_dir({self.dataset_dir!r}) is a folder of this machine; leave it out"
+            )
+        self._check_hdfs(remote)
+        self._check_data(remote)
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(
                 f"set_pretrained({shown(self.pretrained.source)}) and set_checkpoint_dir({shown(self.checkpoint_dir)}) "
@@ -301,7 +343,7 @@ class Config:
     def _loss(self) -> str:
         return self._said("loss_type", f"set_loss_type({self.loss_type!r})")
 
-    def _check_data(self) -> None:
+    def _check_data(self, remote: Optional[Place]) -> None:
         calls = []
         if self.exclude is not None:
             calls.append(self._said("dataset_dir", f"set_dataset_dir(exclude={shown(self.exclude)})"))
@@ -312,6 +354,12 @@ class Config:
                 f"{calls[0]} is for the images of set_dataset_dir, but train_reader replaces them; leave images out in "
                 "the reader"
             )
+        if remote is not None and (self.exclude is not None or self.sampler != "uniform"):
+            chosen = calls[0] if self.exclude is not None else self._said("sampler", f"set_sampler({self.sampler!r})")
+            raise ConfigError(
+                f"{chosen} needs all images on each rank, but each fetches only its own files of "
+                f"set_dataset_dir({self.dataset_dir!r}); leave it out, or copy the data to this machine"
+            )
         listed = os.path.join(self.model_save_dir, DAMAGED_LIST) if self.model_save_dir else None
         if self.exclude and listed and os.path.abspath(self.exclude) == os.path.abspath(listed):
             raise ConfigError(
@@ -319,11 +367,12 @@ class Config:
                 f"writes or moves {DAMAGED_LIST} itself; copy the list to another place"
             )
 
-    def _check_hdfs(self) -> None:
+    def _check_hdfs(self, remote: Optional[Place]) -> None:
         hdfs = self.hdfs
         save_dir = hdfs.fs_dir_for_save if hdfs is not None else None
         upload = self._said("hdfs_upload", f"set_hdfs_upload({self.hdfs_upload.when!r})")
-        if self.hdfs_upload != HdfsUpload() and save_dir is None:
+        default = HdfsUpload() if remote is None else HdfsUpload(retry_seconds=self.hdfs_upload.retry_seconds)
+        if self.hdfs_upload != default and save_dir is None:
             raise ConfigError(f"{upload}, but set_hdfs_info names no fs_dir_for_save; name it")
         if self.hdfs_upload.when == "step" and not self.save_period:
             raise ConfigError(f"{upload}, but only epochs are saved; call set_save_period, or choose 'epoch'")
@@ -339,7 +388,7 @@ class Config:
             raise ConfigError(
                 "set_hdfs_info: fs_name is None; give the address of HDFS, or a client with set_hdfs_client"
             )
-        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None:
+        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None and remote is None:
             raise ConfigError("set_hdfs_info names no folder; give fs_dir_for_save or fs_checkpoint_dir")
         if hdfs.fs_dir_for_save is not None and not self.model_save_dir:
             raise ConfigError(

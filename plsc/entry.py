@@ -162,22 +162,38 @@ class Entry:
         docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
 
         Args:
-            directory: The folder, or the file.
+            directory: The folder or the file; or the address of data on HDFS, `hdfs://host:port/path`, whose files
+                `set_data_cache` keeps on this machine.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
                 data: paths relative to the folder, or `file:line` of base64 data. `plsc data check --fix`, `plsc data
                 split` and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
         self._set("dataset_dir", directory, exclude=exclude)
 
+    def set_data_cache(self, directory: Optional[str], size: Union[str, int, None] = None) -> None:
+        """Sets the folder of this machine that keeps the files of remote data, and how large it may become.
+
+        The ranks of a machine share it, and so may several runs. Other files in it are left alone. See docs/data.md.
+
+        Args:
+            directory: The folder, which is made if it is missing; None for no cache.
+            size: The most that plsc keeps there: '200GB', '1.5TiB', or a number of bytes. If the files of a machine do
+                not fit, they are fetched ahead of their use and removed after it.
+        """
+        self._set("data_cache", directory, size=size)
+
     def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
         """Sets how the data set folder holds its training images.
 
         Args:
-            data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py,
-                'recordio' a `train.rec` or another file of MXNet. 'auto', the default, goes by the names of the files.
+            data_format: 'jpeg' is `label.txt` and image files, 'folder' a folder for each class, 'base64' the output of
+                tools/process_base64_files.py, 'recordio' a `train.rec` or another file of MXNet, 'tar' the tars of
+                WebDataset, 'parquet' tables with a column of images. 'auto', the default, goes by the names of the
+                files.
             shuffle: How files that hold many images are shuffled. 'window' reads blocks of 4 MB and mixes the images of
-                16 blocks; 'full' draws images from all files of the rank. The default is 'window' for base64 data,
-                which is shuffled when it is split, and 'full' for RecordIO.
+                16 blocks; 'files', for base64 data, does so within 4 files at a time, and is the default where the
+                files do not fit into the data cache; 'full' draws images from all files of the rank. Otherwise the
+                default is 'full' for RecordIO, and 'window' for the others.
         """
         self._set("data_format", data_format, shuffle=shuffle)
 

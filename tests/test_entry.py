@@ -38,6 +38,8 @@ REFUSED = [
     ("set_model_save_dir", 5),
     ("set_calc_acc", "yes"),
     ("set_dataset_dir", ""),
+    ("set_dataset_dir", "s3://bucket/data"),
+    ("set_data_cache", "hdfs://nn/cache"),
     ("set_class_num", 0),
     ("set_emb_size", None),
     ("set_model", paddle.nn.Linear),
@@ -83,6 +85,27 @@ REFUSED = [
 def test_a_setter_refuses_at_once_and_names_itself(setter, value):
     with pytest.raises(ConfigError, match=setter) as caught:
         getattr(Entry(), setter)(value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", ["", "many", "200", "1.5", "-1GB", "0", 0, -5, 1.5, True, None, "1e30GB", "200 XB", "1²"]
+)
+def test_a_size_of_the_cache_is_given_as_text_or_bytes(size):
+    ins = Entry()
+    if size == "200":
+        ins.set_data_cache("cache", size)
+        assert ins._config.data_cache.size == 200
+        for size, number in (("200GB", 2 * 10**11), ("1.5TiB", 3 << 39), (" 12 mb ", 12 * 10**6), (7, 7)):
+            ins.set_data_cache("cache", size)
+            assert ins._config.data_cache.size == number
+        ins.set_data_cache(None)
+        assert ins._config.data_cache is None
+        return
+    with pytest.raises(
+        ConfigError, match="set_data_cache: size=.*expected a size such as '200GB' or '1.5TiB'"
+    ) as caught:
+        ins.set_data_cache("cache", size)
     assert "\n" not in str(caught.value)
 
 
@@ -148,6 +171,15 @@ CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "re
         (lambda ins: (ins.set_loss_type("dist_magface"), ins.set_margin(0.3)), "set_margin.*no such margin"),
         (lambda ins: (ins.set_loss_type("sphereface"), ins.set_margin(0)), "set_margin.*above 0"),
         (lambda ins: (ins.set_warmup_epochs(5), ins.set_train_epochs(2)), "set_warmup_epochs"),
+        (
+            lambda ins: ins.set_dataset_dir("hdfs://nn:1/data"),
+            "not a folder of this machine; name one .*set_data_cache",
+        ),
+        (lambda ins: ins.set_data_cache("cache", "1GB"), "set_data_cache was called, but .*train_data.*leave it out"),
+        (
+            lambda ins: (ins.set_dataset_dir("hdfs:///data"), ins.set_data_cache("c", "1GB")),
+            "names no server; write hdfs",
+        ),
         (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
         (lambda ins: (ins.set_dataset_dir("/nowhere"), ins.set_data_format("base64")), "base64_manifest.json: missing"),
     ],

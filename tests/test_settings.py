@@ -19,7 +19,16 @@ import pytest
 from ranks import ROOT, environment, run_plsc
 
 from plsc import Entry, settings
-from plsc.config import Config, HdfsUpload, MixedPrecision, Pretrained, Scalars, Schedule, plain_settings
+from plsc.config import (
+    Config,
+    DataCache,
+    HdfsUpload,
+    MixedPrecision,
+    Pretrained,
+    Scalars,
+    Schedule,
+    plain_settings,
+)
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
@@ -56,6 +65,7 @@ class Custom(BaseModel):
 ASKED = {
     "dataset_dir": (("script", "list"), {"directory": "line", "exclude": "other"}, ("line", "other")),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
+    "data_cache": (("script", "1GB"), ["line", "2KiB"], DataCache("line", 2048)),
     "sampler": (("pxk", 3), "balanced", ("balanced", None)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
@@ -313,8 +323,8 @@ def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
         ("dataset_dir", "directory"), ("dataset_dir", "exclude"), ("data_format", "data_format"),
-        ("data_format", "shuffle"), ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"),
-        ("schedule", "name"), ("mixed_precision", "dtype"),
+        ("data_format", "shuffle"), ("data_cache", "directory"), ("sampler", "sampler"), ("model_name", "name"),
+        ("loss_type", "loss"), ("schedule", "name"), ("mixed_precision", "dtype"),
         ("val_targets", "text"), ("identification", "gallery"), ("identification", "probes"),
         ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"), ("model_save_dir", "directory"),
         ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),

@@ -16,12 +16,12 @@ import numpy as np
 from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
 from plsc.data.records import Opening, Records
-from plsc.data.sampler import WINDOW_BLOCKS
+from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
-SHUFFLES = ("window", "full")
+SHUFFLES = ("window", "files", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
 _TAB, _ZERO = b"\t0"
@@ -73,6 +73,7 @@ def open_records(opening: Opening) -> Base64Files:
         rank=opening.rank,
         world_size=opening.world_size,
         shuffle=opening.shuffle or "window",
+        is_partial=opening.is_partial,
     )
 
 
@@ -90,7 +91,9 @@ class Base64Files(Records):
         rank: The rank whose files to open.
         world_size: The number of ranks, which must divide the number of files.
         shuffle: 'window' reads the files in blocks of about 4 MB, in an order drawn for each epoch, and mixes the lines
-            of 16 blocks. 'full' draws lines from all over the files, at the price of a small read for each.
+            of 16 blocks. 'files' does so within 4 files at a time: it reads the files in turn, in an order drawn for
+            each epoch. 'full' draws lines from all over the files, at the price of a small read for each.
+        is_partial: Whether the files may be missing until they are read; see `Opening`.
 
     Raises:
         ConfigError: There is no such shuffle.
@@ -105,6 +108,7 @@ class Base64Files(Records):
         rank: int,
         world_size: int,
         shuffle: str = "window",
+        is_partial: bool = False,
     ) -> None:
         self.num_images = manifest.samples
         self._folder = folder
@@ -128,7 +132,10 @@ class Base64Files(Records):
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
         self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)  # threads share it
+        self._is_partial = is_partial
         self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
+        self.files = [manifest.files[number].name for number in self._files]
+        self._first, self._step = rank, world_size
         self._begun = [-1] * _SLOTS
         # The lines of each file that are not copies, then the copies of each file, as runs of (file, line, count).
         each = manifest.samples_per_file
@@ -144,15 +151,20 @@ class Base64Files(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         rng = np.random.default_rng((seed, epoch, rank))
-        self._reads_ahead = self._shuffle == "window"
+        self._reads_ahead = self._shuffle != "full"
         if self._shuffle == "full":
             return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
         numbers, lines = self._places(np.arange(self._share))
-        _, block = np.unique(
-            numbers * self._manifest.samples_per_file + lines // self._block_lines, return_inverse=True
+        _, first, block = np.unique(
+            numbers * self._manifest.samples_per_file + lines // self._block_lines,
+            return_index=True,
+            return_inverse=True,
         )
-        turn = rng.permutation(int(block.max()) + 1)[block]
+        if self._shuffle == "files":
+            turn = mixed_turns((numbers[first] - self._first) // self._step, MIXED_FILES, rng)[block]
+        else:
+            turn = rng.permutation(int(block.max()) + 1)[block]
         return np.argsort(turn + WINDOW_BLOCKS * rng.random(self._share), kind="stable")
 
     def name(self, i: int) -> str:
@@ -208,6 +220,18 @@ class Base64Files(Records):
             )
         return data, label
 
+    def files_of(self, images: np.ndarray) -> np.ndarray:
+        """Returns the number of the file of each sample."""
+        return (self._places(images)[0] - self._first) // self._step
+
+    def file_of(self, i: int) -> int:
+        """Returns the number of the file of a sample."""
+        return (self._place(i)[0] - self._first) // self._step
+
+    def close_files(self) -> None:
+        """Closes the files that no thread reads at the moment."""
+        self._opened.cache_clear()
+
     def _damaged(self, i: int, text: bytes) -> DataError:
         """Returns the error for a line that has changed since it was written."""
         fault = check_line(text[:-1], len(text))
@@ -244,6 +268,9 @@ class Base64Files(Records):
     def _find_lines(self, number: int) -> _Lines:
         made = self._manifest.files[number]
         path = os.path.join(self._folder, made.name)
+        index_path = os.path.join(self._folder, index_name(number))
+        if self._is_partial:
+            return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
         try:
             size = os.fstat(self._opened(path).descriptor).st_size
         except OSError as error:
@@ -254,7 +281,6 @@ class Base64Files(Records):
                 f"{path}: has {size} bytes, but the manifest says {made.bytes}; copy it again, or run "
                 f"{self._command(self._manifest.nranks)}"
             )
-        index_path = os.path.join(self._folder, index_name(number))
         return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
 
     def _find_blocks(self) -> np.ndarray:

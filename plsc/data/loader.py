@@ -18,7 +18,7 @@ from plsc.errors import DataError, is_mistake
 Batch = tuple[np.ndarray, np.ndarray]
 
 # Number of finished batches kept ready, in addition to those that the workers are preparing.
-_READ_AHEAD = 2
+READ_AHEAD = 2
 
 
 class _Made(NamedTuple):
@@ -105,13 +105,14 @@ class ImageLoader:
             DataError: An image is damaged; with `skipping`, a batch alone has more damaged images than it allows.
         """
         order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
+        self._source.will_read(order[start_step * self._batch_size :])
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
 
         def batch(step: int) -> _Made:
             return self._batch(order, epoch, step, stop)
 
-        batches = prefetch(batch, steps, self._num_workers, self._num_workers + _READ_AHEAD)
+        batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD)
         try:
             for made in batches:
                 for i, reason in made.damaged.items():

@@ -36,8 +36,10 @@ class Opening(NamedTuple):
         num_classes: Number of classes, which labels must be below; None accepts every label.
         rank: Rank of this process.
         world_size: Number of ranks.
-        shuffle: 'window' or 'full', as in `set_data_format`; None is the default of the format.
+        shuffle: 'window', 'files' or 'full', as in `set_data_format`; None is the default of the format.
         accepts_missing: Whether images may be missing. Those that are raise an error when they are read.
+        is_partial: Whether files with images may be missing until images of them are read. Only formats whose records
+            have `files` can open such data.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Opening(NamedTuple):
     world_size: int = 1
     shuffle: Optional[str] = None
     accepts_missing: bool = False
+    is_partial: bool = False
 
 
 class Records(abc.ABC):
@@ -57,12 +60,15 @@ class Records(abc.ABC):
         blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
             side on the disk, and are read at about the same time. None means that any order is as fast.
         window: Number of blocks whose images are mixed.
+        files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
+            them without opening the files. Such data can be read from a store file by file.
     """
 
     num_images: int
     class_names: Sequence[str] = ()
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
+    files: Sequence[str] = ()
 
     @abc.abstractmethod
     def name(self, i: int) -> str:
@@ -99,6 +105,23 @@ class Records(abc.ABC):
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
         return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)
 
+    def files_of(self, images: np.ndarray) -> np.ndarray:
+        """Returns the number of the file, in `files`, of each image: int64 [n] for int64 [n]."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its files")
+
+    def file_of(self, i: int) -> int:
+        """Returns the number of the file, in `files`, of image `i`."""
+        return int(self.files_of(np.array([i]))[0])
+
+    def will_read(self, images: np.ndarray) -> None:  # noqa: B027 - most sources have nothing to do
+        """Prepares for `images` to be read in this order. Data that is fetched is fetched in this order."""
+
+    def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
+        """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""
+
+    def close(self) -> None:  # noqa: B027 - most sources have nothing to do
+        """Releases what the data set holds. Nothing is read after that."""
+
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:
     """Checks a label.
@@ -129,5 +152,5 @@ class RecordWriter(Protocol):
     def add(self, record: Record) -> None:
         """Writes one image. Raises OSError if the disk refuses it."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Finishes the file, so that a reader finds all that was added, and closes it."""

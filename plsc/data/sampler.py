@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 WINDOW_BLOCKS = 16  # the number of blocks whose samples are mixed
+MIXED_FILES = 4  # the number of files whose blocks are mixed, where files are read in turn
 
 
 def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
@@ -55,3 +56,21 @@ def block_indices(
     turns += positions // num_samples * len(permuted)
     mixing = np.random.default_rng((seed, epoch, rank)).random(per_rank)
     return samples[np.argsort(turns + window * mixing, kind="stable")]
+
+
+def mixed_turns(groups: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns an order of things that belong to groups, in which groups come in turn and neighbouring ones are mixed.
+
+    Args:
+        groups: Number of the group of each thing, int64 [n]; the numbers are 0 to G - 1.
+        width: Number of groups that are mixed: a thing comes up to `width` groups after the first of its group.
+        rng: Draws the order.
+
+    Returns:
+        The turn of each thing, a permutation of 0 to n - 1, int64 [n].
+    """
+    begins = rng.permutation(int(groups.max()) + 1)
+    order = np.argsort(begins[groups] + width * rng.random(len(groups)), kind="stable")
+    turns = np.empty(len(groups), np.int64)
+    turns[order] = np.arange(len(groups))
+    return turns

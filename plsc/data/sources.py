@@ -33,6 +33,9 @@ class ImageSource(Protocol):
     def name(self, i: int) -> str:
         """Returns what image `i` is called in its data set."""
 
+    def will_read(self, images: np.ndarray) -> None:
+        """Prepares for samples to be read in this order."""
+
     def where(self, i: int) -> str:
         """Returns where sample `i` is listed, for error messages."""
 

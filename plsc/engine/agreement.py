@@ -23,6 +23,8 @@ from plsc.version import __version__
 _MAY_DIFFER = {
     "dataset_dir",
     "exclude",
+    "data_cache.directory",
+    "data_cache.size",
     "model_save_dir",
     "checkpoint_dir",
     "pretrained.source",

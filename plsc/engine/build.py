@@ -12,9 +12,10 @@ from plsc.data import sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import Skipping
 from plsc.data.exclusion import leave_out
-from plsc.data.loader import ImageLoader
+from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
+from plsc.data.remote import open_images as open_remote_images
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.damaged import DamagedImages
 from plsc.engine.log import ProgressLog
@@ -42,12 +43,33 @@ def open_source(config: Config) -> Optional[Records]:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
+    source = _open_images(config)
+    config.num_classes = config.num_classes or parallel.from_rank_0(
+        lambda: source.num_classes, "the count of the classes"
+    )
+    if config.class_names is None and source.class_names:
+        config.class_names = tuple(source.class_names)
+    check_names(config.class_names or (), config.num_classes)
+    return source
+
+
+def _open_images(config: Config) -> Records:
+    remote, num_classes = config.remote_data, config.num_classes or None
+    if remote is not None:
+        source, config.shuffle = open_remote_images(
+            remote,
+            num_classes,
+            config.data_format,
+            config.shuffle,
+            in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
+        )
+        return source
     # To draw by classes, or to leave images out, a rank must know all images.
     knows_all = config.sampler != "uniform" or config.exclude is not None
     rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
     source = sources.open_images(
         config.dataset_dir,
-        config.num_classes or None,
+        num_classes,
         rank,
         world_size,
         data_format=config.data_format,
@@ -58,12 +80,6 @@ def open_source(config: Config) -> Optional[Records]:
         source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
     if config.sampler != "uniform":
         source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
-    config.num_classes = config.num_classes or parallel.from_rank_0(
-        lambda: source.num_classes, "the count of the classes"
-    )
-    if config.class_names is None and source.class_names:
-        config.class_names = tuple(source.class_names)
-    check_names(config.class_names or (), config.num_classes)
     return source
 
 

@@ -130,6 +130,7 @@ class TrainingState:
             "ranks": parallel.world_size(),
             "seed": config.seed,
             "sampler": config.drawing,
+            "shuffle": config.shuffle,
             "batch_per_rank": config.batch_per_rank,
             "steps_per_epoch": self.steps_per_epoch,
             "learning_rate": optim.rate_of(self.optimizer),
@@ -205,6 +206,7 @@ class TrainingState:
             "ranks": "the number of ranks",
             "seed": "the seed",
             "sampler": "the sampler",
+            "shuffle": "the shuffle of base64 data",
             "batch_per_rank": "the batch per rank",
             "model": "the model",
             "optimizer": "the optimizer",
@@ -214,7 +216,8 @@ class TrainingState:
             "plsc": "the version of plsc",
             "paddle": "the version of Paddle",
         }
-        was = {"pixel_rule": PILLOW_RULE, "image_ground": now["image_ground"], "sampler": "uniform", **source.meta}
+        unknown = {name: now[name] for name in ("image_ground", "shuffle")}
+        was = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", **unknown, **source.meta}
         return [
             f"{words} was {was.get(name)} and is {now[name]} now"
             for name, words in names.items()

@@ -99,6 +99,8 @@ class Trainer:
         fetch_checkpoint(config, store)
 
         self.source = open_source(config)
+        if self.source is not None:
+            resources.callback(self.source.close)
         check_head_fits(config)
         steps = self.open_data()
 

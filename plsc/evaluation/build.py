@@ -9,6 +9,7 @@ from plsc import parallel
 from plsc.config import Config
 from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
+from plsc.data.remote import fetch_test_sets
 from plsc.data.sources import folder_of
 from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
 from plsc.data.verification import VerificationSet
@@ -30,7 +31,9 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     """
     sets, reader = [], None
     if config.test_reader is None:
-        sets = find_sets(folder_of(config.dataset_dir), config.val_targets, config.image_shape, config.pixels)
+        remote = config.remote_data
+        folder = folder_of(config.dataset_dir) if remote is None else fetch_test_sets(remote, config.val_targets)
+        sets = find_sets(folder, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)
     if config.identification is not None:

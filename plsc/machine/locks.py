@@ -1,4 +1,7 @@
-"""One lock on a folder, which keeps two processes from writing to it at the same time."""
+"""Locks on folders and files, which keep two processes from writing there at the same time.
+
+They end with the process that took them, however it ends, and forked children do not inherit them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from plsc.errors import ConfigError
 
@@ -56,6 +59,58 @@ def lock_folder(folder: Union[str, Path], advice: str, patience: float = 0.0) ->
         if descriptor in _held:  # it is not in a forked child that leaves this block
             _held.remove(descriptor)
             _release(descriptor, folder / LOCK_NAME)
+
+
+class HeldFile:
+    """A file of plsc's own that no other process can hold as long as this object is open.
+
+    Attributes:
+        path: The file.
+        descriptor: The file, open for reading and writing.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+        _held.add(descriptor)
+
+    def close(self) -> None:
+        """Gives up the file."""
+        if self.descriptor in _held:  # it is not in a forked child, nor closed before
+            _held.remove(self.descriptor)
+            os.close(self.descriptor)
+
+
+def hold_file(path: Path, make: bool = True, wait: bool = False) -> Optional[HeldFile]:
+    """Takes the lock on a file, which must not be removed by others than its holder.
+
+    Args:
+        path: The file.
+        make: Whether to make the file if it is missing.
+        wait: Whether to wait as long as another process holds the file.
+
+    Returns:
+        The file, or None if another process holds it, or if it is missing and not to be made.
+
+    Raises:
+        OSError: The file cannot be opened or locked.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if make else 0), 0o666)
+    except FileNotFoundError:
+        if make:
+            raise
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as problem:
+        os.close(descriptor)
+        if problem.errno in (errno.EACCES, errno.EWOULDBLOCK):
+            return None
+        raise
+    if not _is_at(descriptor, path):  # its last holder has removed it
+        os.close(descriptor)
+        return hold_file(path, make, wait)
+    return HeldFile(path, descriptor)
 
 
 _held: set[int] = set()  # descriptors of the locks that this process holds

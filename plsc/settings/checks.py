@@ -6,6 +6,7 @@ it is imported only where a check needs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
     CHANNEL_ORDERS,
+    LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_TOTAL,
     LOSS_TYPES,
     MOST_NAMES,
     SCHEDULES,
+    DataCache,
     Hdfs,
     HdfsUpload,
     MixedPrecision,
@@ -40,8 +43,35 @@ if TYPE_CHECKING:
 
 
 def dataset_dir(setter: str, directory: str, exclude: Optional[str] = None) -> tuple[str, Optional[str]]:
-    """Returns the folder, and the list of images to leave out or None."""
+    """Returns the folder, or the address of a data set in a store, and the list of images to leave out or None."""
+    from plsc.storage.address import split_address
+
+    split_address(setter, check_str(setter, directory))
     return check_str(setter, directory), None if exclude is None else check_str(f"{setter}: exclude", exclude)
+
+
+def data_cache(setter: str, directory: Optional[str], size: Any = None) -> Optional[DataCache]:
+    """Returns the directory and its size in bytes, or None for no cache."""
+    import argparse
+
+    from plsc.arguments import size as read_size
+
+    if directory is None:
+        return None
+    if "://" in check_str(f"{setter}: directory", directory):
+        raise ConfigError(f"{setter}({shown(directory)}): expected a folder of this machine")
+    if isinstance(size, str) and not size.strip().isdigit():
+        try:
+            return DataCache(check_str(setter, directory), read_size(size))
+        except argparse.ArgumentTypeError:
+            pass
+    elif not isinstance(size, float):
+        with contextlib.suppress(ConfigError, ValueError):
+            number = int(size) if isinstance(size, str) else size
+            return DataCache(check_str(setter, directory), check_int(setter, number, 1, LARGEST_BYTES))
+    raise ConfigError(
+        f"{setter}: size={shown(size)}: expected a size such as '200GB' or '1.5TiB', or a number of bytes"
+    )
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:

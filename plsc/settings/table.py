@@ -111,17 +111,24 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "dataset_dir",
             checks.dataset_dir,
             "the folder of the training images and the test sets",
-            "see [your data](data.md); test sets lie next to the images. `exclude` is a list of images to "
-            "[leave out](data.md#leaving-images-out)",
+            "see [your data](data.md); test sets lie next to the images. Data on HDFS has an address, "
+            "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). `exclude` is a list of "
+            "images to [leave out](data.md#leaving-images-out)",
             fields=("dataset_dir", "exclude"),
         ),
         Setting(
             "data_format",
             checks.data_format,
             "how the data set folder holds its training images",
-            "`jpeg`, `folder`, `base64`, `recordio`, `tar`, `parquet`, or `auto`, which goes by the names of the files: see [your data](data.md). "
-            "`shuffle` of files that hold many images: `window` or `full`",
+            "`jpeg`, `folder`, `base64`, `recordio`, `tar`, `parquet`, or `auto`, which goes by the names of the "
+            "files: see [your data](data.md). `shuffle` of files that hold many images: `window`, `files` or `full`",
             fields=("data_format", "shuffle"),
+        ),
+        Setting(
+            "data_cache",
+            checks.data_cache,
+            "the folder of this machine that keeps the files of remote data, and how large it may become",
+            "such as `'200GB'`, `'1.5TiB'`, or bytes: see [remote storage](data.md#data-on-remote-storage)",
         ),
         Setting(
             "sampler",

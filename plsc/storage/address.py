@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
 from plsc.errors import ConfigError, shown
@@ -11,6 +13,69 @@ DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TL
 DEFAULT_TLS_PORTS = (9871, 50470)
 _WEB_PORTS = {*DEFAULT_PORTS, 14000}  # 14000 is that of HttpFS
 _FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port or https://gateway:port/path"
+
+_SCHEMES = ("hdfs", "webhdfs", "swebhdfs", "file")
+
+
+class Address(NamedTuple):
+    """The address of a folder or a file in a store: `scheme://host:port/path`.
+
+    Attributes:
+        text: The whole address.
+        scheme: One of 'hdfs', 'webhdfs', 'swebhdfs' and 'file'.
+        host: `host:port`; may be empty.
+        path: The absolute path.
+    """
+
+    text: str
+    scheme: str
+    host: str
+    path: str
+
+    @property
+    def server(self) -> str:
+        """The address without the path."""
+        return f"{self.scheme}://{self.host}"
+
+    def is_served_by(self, fs_name: str) -> bool:
+        """Returns whether an address of `set_hdfs_info` leads to the same machine, whatever its ports."""
+        parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
+        hosts = {urlsplit(part if "://" in part else f"hdfs://{part}").hostname for part in parts}
+        return not self.host or urlsplit(self.server).hostname in hosts
+
+
+def split_address(setter: str, text: str) -> Optional[Address]:
+    """Returns the parts of an address of data; None for a path on this machine.
+
+    Raises:
+        ConfigError: plsc cannot read such an address. The message shows no user name and no password.
+    """
+    scheme, is_address, rest = text.partition("://")
+    if not is_address:
+        return None
+    host, _, path = rest.partition("/")
+    scheme = scheme.lower()
+    if "@" in host:
+        raise ConfigError(f"{setter}: the address holds a user or a password; give them to set_hdfs_info as fs_ugi")
+    if scheme not in _SCHEMES:
+        raise ConfigError(
+            f"{setter}({shown(text)}): plsc does not know {shown(scheme + '://')[1:-1]}; expected a folder, or an "
+            f"address that begins with {', '.join(f'{one}://' for one in _SCHEMES)}"
+        )
+    # Without a host, an hdfs:// address means the HDFS of set_hdfs_info.
+    if not (_is_host(host) if host else scheme in ("file", "hdfs")) or (scheme == "file" and host):
+        expected = "file:///path" if scheme == "file" else f"{scheme}://host:port/path"
+        raise ConfigError(f"{setter}({shown(text)}): is not an address; expected {expected}")
+    return Address(text, scheme, host, posixpath.normpath(f"/{path}"))
+
+
+def _is_host(host: str) -> bool:
+    """Returns whether a text is `host` or `host:port`."""
+    try:
+        parts = urlsplit(f"hdfs://{host}")
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s?#]", host)
+    except ValueError:
+        return False
 
 
 def web_addresses(fs_name: str) -> list[list[str]]:

@@ -40,6 +40,9 @@ _PASSING_WORDS = (
     "no lease on",
     "already being created by",
     "replicated to 0 nodes",
+    "failed on local exception",  # of a DataNode whose NameNode has just ended
+    "failed on connection exception",
+    "end of file exception",
 )
 _REFUSED = (
     "the name or the password was refused; check fs_ugi, or give set_hdfs_client a client for Kerberos or a token"

@@ -91,11 +91,22 @@ def test_a_window_touches_few_blocks_at_a_time_and_a_full_shuffle_all(tmp_path, 
             first.setdefault(block, place)
             last[block] = place
         open_at_once = [sum(first[b] <= place <= last[b] for b in first) for place in range(600)]
-        if shuffle == "window":
+        if shuffle != "full":
             assert max(open_at_once) <= 3 + 1
             assert np.abs(np.diff(blocks)).max() > 4  # but its blocks come from all over the file
         else:
             assert max(open_at_once) > len(first) / 2
+
+
+def test_files_in_turn_are_open_few_at_a_time_and_mixed(tmp_path, small_blocks):
+    source = open_images(split(tmp_path / "data", 1200, 40), 1200, 1, 2, shuffle="files")
+    orders = [source.files_of(source.epoch_order(0, epoch, 1, 2)) for epoch in (0, 1)]
+    for files in orders:
+        uses = [np.flatnonzero(files == file) for file in range(20)]
+        open_at_once = [sum(use[0] <= place <= use[-1] for use in uses) for place in range(600)]
+        assert max(open_at_once) <= 4 + 2 and np.mean(open_at_once) > 3
+    assert source.files[3] == "base64_rank_7" and [source.file_of(i) for i in (0, 30, 599)] == [0, 1, 19]
+    assert orders[0].tolist() != orders[1].tolist()
 
 
 def test_each_block_is_read_ahead_once_and_whole(tmp_path, small_blocks, monkeypatch):

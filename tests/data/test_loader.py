@@ -40,6 +40,9 @@ class Source:
     def name(self, i: int) -> str:
         return str(i)
 
+    def will_read(self, images: np.ndarray) -> None:
+        self.will = images.tolist()
+
     def where(self, i: int) -> str:
         return f"memory:{i}"
 
@@ -62,7 +65,9 @@ def test_batches_hold_the_images_in_order() -> None:
     images = np.concatenate([images for images, _ in batches])
     assert images.dtype == np.float32
     expected = np.stack([decode(source.data[i], SHAPE, "") for i in order])
-    assert np.array_equal(images, normalize(expected))
+    assert np.array_equal(images, normalize(expected)) and source.will == order.tolist()
+    list(loader(source, 2, augmentation=Augmentation(False)).epoch(3, start_step=1))
+    assert source.will == order[4:].tolist()
 
 
 @pytest.mark.parametrize("rank", [0, 2])

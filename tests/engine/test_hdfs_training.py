@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from plsc.checkpoint import remote
 from plsc.checkpoint.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.config import Config, Hdfs
 from plsc.errors import CheckpointError, ConfigError
+from plsc.shuffle.local import shuffle_base64
+from plsc.shuffle.plan import Options
 from plsc.storage import StorageError, open_hdfs
 
 BASE = ("with_test=false", "log_period=1", "train_epochs=2")
@@ -123,10 +126,10 @@ def files_of_run(output):
     return sorted(path.parent.name for path in output.glob("*/meta.json"))
 
 
-def act_in_step_three(arguments, act, release_at="holding step 3"):
+def act_in_step_three(arguments, act, release_at="holding step 3", each_line=lambda line: None):
     """Runs two ranks and calls `act(process)` while they wait in step 3; returns the exit status and the lines.
 
-    The ranks continue when rank 0 has printed `release_at`.
+    The ranks continue when rank 0 has printed `release_at`. `each_line` is called with every line.
     """
     process = subprocess.Popen(
         command("train_glyphs.py", 2, *arguments, "--hold-step=3"),
@@ -135,6 +138,7 @@ def act_in_step_three(arguments, act, release_at="holding step 3"):
     lines = []
     for line in process.stderr:
         lines.append(line)
+        each_line(line)
         if "holding step 3" in line:
             act(process)
         if release_at in line:
@@ -288,3 +292,58 @@ def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
     assert len(remote.list_remote(store, f"{place}/good")) == 1
     for path in hdfs.folder.glob("*.log"):
         assert password not in path.read_text()
+
+
+@pytest.fixture(scope="module")
+def few_split(few_glyphs, tmp_path_factory):
+    """24 images in as many files, so that a rank of two has 12 files and 6 steps of 2 images."""
+    folder = tmp_path_factory.mktemp("data") / "split"
+    shuffle_base64(Options(str(few_glyphs), "file_list.txt", 24, str(folder), workers=1))
+    return folder
+
+
+ON_FILES = (*BASE, "train_batch_size=2", "num_workers=0", "save_period=1", "keep_checkpoints=2", "resume=true")
+
+
+def losses_of(output):
+    records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [(record["step"], record["loss"]) for record in records if record["event"] == "train"]
+
+
+def test_data_on_hdfs_gives_the_losses_of_data_on_disk(hdfs, few_split, tmp_path, place):
+    """With a cache that holds all, and with one that is smaller, through a kill and while the NameNode is away."""
+    hdfs.client("name").upload(f"{place}/data", str(few_split), n_threads=16)
+    # The address names the port of the RPC protocol, as Spark's does; that of WebHDFS is known from set_hdfs_info.
+    data, who = f"{hdfs.address}{place}/data", info(hdfs)
+    total = sum(path.stat().st_size for path in few_split.glob("base64_rank_*"))
+    small = sum(path.stat().st_size for path in few_split.glob("base64_[im]*"))
+
+    def cache(name, size):
+        return f"data_cache={json.dumps([str(tmp_path / name), size])}"
+
+    in_turn = 'data_format=["base64", "files"]'
+    for name, source, options in (("disk", few_split, ()), ("hdfs", data, (who, cache("all", "1GB")))):
+        process = start("train_glyphs.py", 2, source, tmp_path / name, *ON_FILES, in_turn, *options)
+        assert process.returncode == 0, process.stderr[-3000:]
+    assert "all of them are kept" in process.stderr and "fetching" in process.stderr
+    assert len(losses_of(tmp_path / "disk")) == 12 and losses_of(tmp_path / "hdfs") == losses_of(tmp_path / "disk")
+
+    options = (*ON_FILES, who, cache("part", small + int(0.8 * total)))
+    killed = start("train_glyphs.py", 2, data, tmp_path / "kill", *options, "--kill-rank=1", "--kill-step=4")
+    assert killed.returncode == 1 and "read in turn" in killed.stderr, killed.stderr[-3000:]
+    shutil.rmtree(tmp_path / "part")
+    starting = []
+
+    def restart(line):
+        if "trying again in" in line and not starting:
+            starting.append(threading.Thread(target=hdfs.start))
+            starting[0].start()
+
+    status, lines = act_in_step_three(
+        (data, tmp_path / "kill", *options), lambda process: hdfs.kill_namenode(), each_line=restart
+    )
+    assert status == 0 and starting and any("resumed from" in line for line in lines), "".join(lines)[-3000:]
+    starting[0].join()
+    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
+    assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
+    assert "passwd" not in "".join([*lines, *map(str, (tmp_path / "part").rglob("*"))])

@@ -13,6 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from plsc.data.place import Place
+from plsc.data.remote import open_images as open_remote_images
+from plsc.data.sources import open_images
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle import command as base64_command
 from plsc.shuffle import local as base64_shuffle
@@ -20,6 +23,7 @@ from plsc.shuffle import plan as base64_plan
 from plsc.shuffle import scan as base64_scan
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
+from plsc.storage.address import split_address
 
 BLOCK = 4096
 needs_spark = pytest.mark.skipif(
@@ -138,6 +142,12 @@ def test_on_hdfs_as_on_the_local_disk_whatever_the_partitions(spark, small_block
     for name, content in local.items():
         with client.read(f"{folder}/{name}") as reader:
             assert reader.read() == content
+    # Training reads what Spark has written.
+    place = Place(split_address("set_dataset_dir", address), tmp_path / "cache", 10**9, fs_name=hdfs.web)
+    records, _ = open_remote_images(place, None, "auto", None, in_flight=1)
+    on_disk = open_images(str(tmp_path / "local"), None, 0, 1)
+    assert [records.read(i) for i in range(on_disk.num_images)] == [on_disk.read(i) for i in range(on_disk.num_images)]
+    records.close()
 
     client.write(f"{folder}/base64_rank_5", b"mine")
     with pytest.raises(DataError, match="base64_rank_5: was not made by this tool"):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plsc.errors import ConfigError
-from plsc.storage.address import web_addresses
+from plsc.storage.address import split_address, web_addresses
 
 CASES = {
     "hdfs://nn": [["http://nn:9870", "http://nn:50070"]],
@@ -59,3 +59,35 @@ def test_a_long_address_is_cut_in_the_message():
     with pytest.raises(ConfigError) as caught:
         web_addresses("hdfs://" + "[" * 3000)
     assert len(str(caught.value)) < 500
+
+
+def test_addresses_of_data():
+    assert split_address("set_dataset_dir", "./train data") is None
+    for text, parts in {
+        "hdfs://nn:9000/user/me/data": ("hdfs", "nn:9000", "/user/me/data", "hdfs://nn:9000"),
+        "HDFS:///data/": ("hdfs", "", "/data", "hdfs://"),
+        "webhdfs://nn:50070/a/train-{0..9}.tar": ("webhdfs", "nn:50070", "/a/train-{0..9}.tar", "webhdfs://nn:50070"),
+        "file:///mnt/nfs/数据": ("file", "", "/mnt/nfs/数据", "file://"),
+    }.items():
+        found = split_address("set_dataset_dir", text)
+        assert (found.scheme, found.host, found.path, found.server) == parts and found.text == text
+    data = split_address("set_dataset_dir", "hdfs://nn:9000/data")
+    assert data.is_served_by("http://nn:9870") and data.is_served_by("other;nn") and not data.is_served_by("n:9000")
+    assert split_address("set_dataset_dir", "hdfs:///data").is_served_by("http://nn:9870")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://bucket/data", "plsc does not know s3://; expected a folder, or an address that begins with hdfs://"),
+        ("hdfs://me:secret@nn/data", "a user or a password; give them to set_hdfs_info as fs_ugi"),
+        ("hdfs://nn:port/data", "is not an address; expected hdfs://host:port/path"),
+        ("hdfs://n n/data", "is not an address"),
+        ("webhdfs:///data", "is not an address; expected webhdfs://host:port/path"),
+        ("file://host/data", "is not an address; expected file:///path"),
+    ],
+)
+def test_a_bad_address_of_data_is_reported_in_one_line_without_its_password(address, words):
+    with pytest.raises(ConfigError) as error:
+        split_address("set_dataset_dir", address)
+    assert words in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)

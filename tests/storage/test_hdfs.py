@@ -298,3 +298,25 @@ def test_answers_that_are_not_webhdfs(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "passes"),
+    [
+        # What a DataNode answers whose NameNode has just ended.
+        (
+            "IOException",
+            "Failed on local exception: java.net.SocketException: Connection reset; Host Details : x",
+            True,
+        ),
+        ("IOException", 'End of File Exception between local host is: "a"; destination host is: "b"', True),
+        ("ConnectException", "Call From a to b failed on connection exception", True),
+        ("IOException", "Invalid key to HMAC computation", False),
+    ],
+)
+def test_words_of_a_server_that_say_whether_a_failure_passes(kind, words, passes):
+    class Client:
+        def status(self, path):
+            raise hdfs_package.HdfsError(words, exception=kind)
+
+    assert refused(lambda: HdfsStorage(Client(), "nn").status("/a"))[1] == passes

@@ -1,0 +1,269 @@
+"""Data sets in a store, read through the cache in one process."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plsc.data import base64_source, remote, sources
+from plsc.data.fetched import largest_use
+from plsc.data.place import Place
+from plsc.data.records import Records
+from plsc.data.sampler import mixed_turns
+from plsc.data.sources import Format
+from plsc.errors import ConfigError, DataError
+from plsc.storage.address import split_address
+from plsc.storage.data_cache import CachedFolder
+from plsc.storage.local import LocalStorage
+
+IN_FLIGHT = 4
+
+
+@pytest.fixture(scope="module")
+def split(glyphs, tmp_path_factory):
+    """96 images in 24 files."""
+    from plsc.shuffle.local import shuffle_base64
+    from plsc.shuffle.plan import Options
+
+    folder = tmp_path_factory.mktemp("data") / "split"
+    shuffle_base64(Options(str(glyphs), "file_list.txt", 24, str(folder), workers=1))
+    return folder
+
+
+@pytest.fixture
+def small_window(monkeypatch):
+    """As if files were much larger than the window in which lines are mixed."""
+    monkeypatch.setattr(base64_source, "WINDOW_BLOCKS", 1)
+
+
+def place_of(folder, cache, size=10**9):
+    return Place(split_address("x", f"file://{folder}"), cache, size, patience=0.0)
+
+
+def open_images(folder, cache, size=10**9, data_format="auto", shuffle=None):
+    return remote.open_images(place_of(folder, cache, size), 12, data_format, shuffle, IN_FLIGHT)
+
+
+def read_epochs(records, epochs, begin=0):
+    """Returns what the loader reads, one image after the other."""
+    found = []
+    for epoch in range(epochs):
+        order = records.epoch_order(3, epoch, 0, 1)[begin:]
+        records.will_read(order)
+        found.append([records.read(i) for i in order.tolist()])
+    return found
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The files that are fetched, in their order."""
+    fetched, download = [], CachedFolder._download
+
+    def count(self, file, *arguments):
+        fetched.append(file.name)
+        download(self, file, *arguments)
+
+    monkeypatch.setattr(CachedFolder, "_download", count)
+    return fetched
+
+
+def test_a_cache_that_holds_all_gives_the_order_of_the_disk_and_fetches_once(split, tmp_path, counted):
+    wanted = read_epochs(sources.open_images(str(split), 12, 0, 1), 2)
+    for _ in range(2):
+        records, shuffle = open_images(split, tmp_path / "cache")
+        assert shuffle is None and read_epochs(records, 2) == wanted
+        assert records.labels().tolist() == sources.open_images(str(split), 12, 0, 1).labels().tolist()
+        records.close()
+    assert len(counted) == len(set(counted)) == 24 + 24 + 1
+
+
+def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split, tmp_path, counted, small_window):
+    total = sum(path.stat().st_size for path in split.glob("base64_rank_*"))
+    small = sum(path.stat().st_size for path in split.glob("base64_[im]*"))
+    size = small + total // 3
+    most, done = [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            held = 0
+            for path in Path(tmp_path / "cache").glob("plsc_*/[fp]*/*"):
+                try:
+                    held += path.stat().st_size
+                except FileNotFoundError:
+                    continue
+            most[0] = max(most[0], held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    records, shuffle = open_images(split, tmp_path / "cache", size)
+    assert shuffle == "files" and records.budget < total / 3
+    local = sources.open_images(str(split), 12, 0, 1, shuffle="files")
+    assert read_epochs(records, 2) == read_epochs(local, 2)
+    assert read_epochs(records, 1, begin=50)[0] == read_epochs(local, 1, begin=50)[0], "in the middle, after a resume"
+    done.set()
+    watcher.join()
+    records.close()
+    assert 0 < most[0] <= size
+    images = [name for name in counted if name.startswith("base64_rank")]
+    assert len(set(images)) == 24 and len(images) <= 3 * 24, "no file more than once an epoch"
+    with pytest.raises(DataError, match="the labels of all images are needed"):
+        records.labels()
+
+
+@pytest.mark.parametrize("share", [1, 1 / 3])
+def test_images_may_be_read_in_any_order_without_notice(split, tmp_path, counted, small_window, share):
+    """As a wrapper does that says nothing about what it reads."""
+    sizes = [path.stat().st_size for path in split.glob("base64_*")]
+    records, _ = open_images(split, tmp_path / "cache", int(sum(sizes) * share) + 1)
+    local = sources.open_images(str(split), 12, 0, 1)
+    order = np.random.default_rng(0).permutation(96)[:30].tolist()
+    assert [records.read(i) for i in order] == [local.read(i) for i in order]
+    records.close()
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**32))
+def test_groups_come_in_turn_and_neighbours_are_mixed(each, groups, width, seed):
+    numbers = np.repeat(np.arange(groups), each)
+    turns = mixed_turns(numbers, width, np.random.default_rng(seed))
+    assert sorted(turns.tolist()) == list(range(len(numbers)))
+    in_order = numbers[np.argsort(turns)]
+    assert largest_use(in_order, np.ones(groups, np.int64), 0) <= width + 1
+    uses = [np.flatnonzero(in_order == group) for group in range(groups)]
+    naive = max(sum(use[0] <= place < use[-1] + 3 for use in uses) for place in range(len(in_order)))
+    assert largest_use(in_order, np.ones(groups, np.int64), 2) == naive
+
+
+def test_two_runs_share_what_both_read(split, tmp_path, counted):
+    one, two = (open_images(split, tmp_path / "cache")[0] for _ in range(2))
+    assert read_epochs(one, 1) == read_epochs(two, 1) and len(set(counted)) == len(counted)
+    total = sum(path.stat().st_size for path in split.glob("base64_[rim]*"))
+    with pytest.raises(ConfigError, match="too small|running processes use"):
+        open_images(tmp_copy(split, tmp_path), tmp_path / "cache", total + 10)
+    one.close()
+    two.close()
+
+
+def tmp_copy(split, tmp_path):
+    shutil.copytree(split, tmp_path / "copy", dirs_exist_ok=True)
+    return tmp_path / "copy"
+
+
+BAD = {
+    "no-manifest": (lambda f: (f / "base64_manifest.json").unlink(), {}, DataError, "holds no training data that can"),
+    "list": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "label.txt").touch()), {}, DataError,
+             "holds label.txt, and single image files cannot be fetched.*plsc data convert"),
+    "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
+    "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check set_dataset_dir"),
+    "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 bytes, but the manifest"),
+    "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
+    "no-index": (lambda f: (f / "base64_index_7.npy").unlink(), {}, DataError, "base64_index_7.npy: is missing"),
+    "full": (lambda f: None, {"size": 100_000, "shuffle": "full"}, ConfigError, "'full' reads all files at the same"),
+    "small": (lambda f: None, {"size": 18_000}, ConfigError, "18 kB is too small: each rank needs .* --nranks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_read_is_said_in_a_line(split, tmp_path, case, small_window):
+    change, options, kind, words = BAD[case]
+    folder = tmp_copy(split, tmp_path)
+    change(folder)
+    with pytest.raises(kind, match=words) as caught:
+        open_images(folder, tmp_path / "cache", **options)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+def test_a_file_that_changes_while_it_is_trained_on_ends_the_epoch_with_its_name(split, tmp_path):
+    folder = tmp_copy(split, tmp_path)
+    records, _ = open_images(folder, tmp_path / "cache")
+    for path in folder.glob("base64_rank_*"):
+        path.write_bytes(path.read_bytes())
+        path.touch()
+    with pytest.raises(DataError, match=r"base64_rank_\d+: has changed on the server since this run listed"):
+        read_epochs(records, 1)
+    records.close()
+
+
+class Lines(Records):
+    """A format of one image per file, which stands for those whose files are all needed."""
+
+    def __init__(self, path):
+        self._paths = sorted(Path(path).glob("*.tar"))
+        self.num_images = len(self._paths)
+
+    def name(self, i):
+        return self._paths[i].name
+
+    def where(self, i):
+        return str(self._paths[i])
+
+    def read(self, i):
+        return self._paths[i].read_bytes(), i
+
+    def labels(self):
+        return np.arange(self.num_images)
+
+    def digests(self):
+        return {}
+
+
+def test_files_of_other_formats_are_fetched_as_a_whole(tmp_path, monkeypatch, counted):
+    monkeypatch.setitem(
+        sources.FORMATS, "tar", Format(lambda path: bool(list(Path(path).glob("*.tar"))), lambda o: Lines(o.path), "")
+    )
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("b.tar", "a.tar", "a.json", "README", "movie.mp4", "lfw.bin"):
+        (folder / name).write_bytes(name.encode() * 10)
+    records, _ = open_images(folder, tmp_path / "cache")
+    assert [records.read(i)[0] for i in range(2)] == [b"a.tar" * 10, b"b.tar" * 10]
+    assert sorted(counted) == ["a.json", "a.tar", "b.tar"]
+    with pytest.raises(ConfigError, match="its 3 files have 160 B, and the data cache 100 B; all of them are needed"):
+        open_images(folder, tmp_path / "other", 100)
+
+
+def test_test_sets_are_fetched_once(tmp_path, counted):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "lfw.bin").write_bytes(b"pairs")
+    place = place_of(tmp_path / "data", tmp_path / "cache")
+    for _ in range(2):
+        assert Path(remote.fetch_test_sets(place, "lfw"), "lfw.bin").read_bytes() == b"pairs"
+    assert counted == ["lfw.bin"]
+    with pytest.raises(DataError, match=r"agedb.bin: no such test set; test sets of remote data are .bin files"):
+        remote.fetch_test_sets(place, "lfw, agedb")
+
+
+def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_path, monkeypatch, caplog):
+    release, read = threading.Event(), LocalStorage.read
+
+    def slow(self, path, offset, count):
+        if "rank" in path:
+            release.wait(20)
+        yield from read(self, path, offset, count)
+
+    monkeypatch.setattr(LocalStorage, "read", slow)
+    monkeypatch.setattr("plsc.data.fetched._FIRST_LINE", 0.1)
+    monkeypatch.setattr("plsc.data.fetched._NEXT_LINES", 0.1)
+    monkeypatch.setattr("plsc.data.remote.logger.propagate", True)
+    records, _ = open_images(split, tmp_path / "cache")
+    problems = []
+
+    def read_one():
+        try:
+            read_epochs(records, 1)
+        except DataError as problem:
+            problems.append(str(problem))
+
+    thread = threading.Thread(target=read_one)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len([one for one in caplog.messages if "training has waited" in one]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    records.close()
+    thread.join(20)
+    assert problems and "closed" in problems[0] and any("base64_rank" in one for one in caplog.messages)
+    release.set()
