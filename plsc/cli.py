@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
-from plsc.commands import classify, convert_checkpoint, export, hdfs, index, plan, predict, report, run, search, test
+from plsc.commands import (
+    classify,
+    convert_checkpoint,
+    export,
+    hdfs,
+    index,
+    plan,
+    predict,
+    report,
+    run,
+    search,
+    test,
+    zoo,
+)
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -19,6 +32,7 @@ _COMMANDS = {
     "classify": classify,
     "index": index,
     "search": search,
+    "zoo": zoo,
     "plan": plan,
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,

@@ -54,7 +54,7 @@ def imports_of(path):
 ROOMS = [
     "__main__", "cli", "commands", "entry", "settings", "engine", "evaluation", "inference", "search", "report",
     "shuffle", "utils", "fluid", "checkpoint", "heads", "models", "layers", "optim", "amp", "config",
-    "data", "metrics", "storage", "arguments", "parallel", "machine", "errors", "version",
+    "data", "metrics", "storage", "zoo", "arguments", "parallel", "machine", "errors", "version",
 ]  # fmt: skip
 
 

@@ -84,14 +84,21 @@ def _embeddings(
     Returns:
         The embeddings [N, D], and what the pixels of the images meant.
     """
+    flip = bool(index.meta["flip"])
+    record = {name: index.meta[name] for name in ("pixel_rule", "image_ground") if index.meta[name] is not None}
+    if options.model:
+        predictor, rule = trained.predictor_of(options, flip, record)
+        _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
+        _check_network(options, index, predictor.network, predictor.digest)
+        return predictor.embed(images), rule
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network
 
     network, config = open_network("search", trained.prepared_config(options))
     _check_sizes(options, index, network.emb_dim, network.image_shape)
     _check_network(options, index, network.model, network.export)
-    embedder = Embedder(network, config, flip=bool(index.meta["flip"]))
-    return embedder.embed(trained.collection_of(images)), config.pixels
+    config = config.with_images_of({**config.image_record(), **record})
+    return Embedder(network, config, flip).embed(trained.collection_of(images)), config.pixels
 
 
 def _check_network(
