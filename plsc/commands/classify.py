@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
+from plsc.machine.logs import set_up_logging
 from plsc.machine.names import readable, to_text
 
 
@@ -35,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    set_up_logging(0)
     images = trained.image_paths(options.images)
     if options.model:
         answers = trained.predictor_of(options)[0].classify(images, options.top)

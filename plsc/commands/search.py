@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.errors import ConfigError
+from plsc.machine.logs import set_up_logging
 from plsc.machine.names import from_text, readable, to_text
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
 
+    set_up_logging(0)
     if options.page is not None:
         check_page(options.page)
     images = trained.image_paths(options.images)

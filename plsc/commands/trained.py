@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Optional
 from plsc import arguments, settings
 from plsc.errors import ConfigError
 from plsc.machine import launch
-from plsc.machine.logs import set_up_logging
 
 if TYPE_CHECKING:
     import paddle
@@ -138,7 +137,6 @@ def predictor_of(
     custom_model(options)  # refuses --model-from
     config = settings.make_config(settings_of(options))
     config.check_combination()
-    set_up_logging(0)
     return predictor_of(config, flip, images)
 
 

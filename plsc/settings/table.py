@@ -383,7 +383,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "checkpoint_dir",
             _string(allow_empty=True),
             "the checkpoint that is loaded before training or testing",
-            "such as `./output/0`; '' loads none",
+            "such as `./output/0`, or `zoo:glyphs`, which [comes with plsc](use.md#a-network-that-comes-with-plsc); '' "
+            "loads none",
         ),
         Setting(
             "head_init",
