@@ -251,8 +251,18 @@ sys.exit("paddle" in sys.modules)
     assert process.stdout.count("usage:") == len(COMMANDS)
 
 
-def test_ctrl_c_ends_with_130_and_without_a_word(monkeypatch, capsys):
+def raise_as_an_import_does():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed")  # noqa: B904 - as a module in C++ raises it
+
+
+@pytest.mark.parametrize("is_importing", [False, True])
+def test_ctrl_c_ends_with_130_and_without_a_word(is_importing, monkeypatch, capsys):
     def interrupted(options):
+        if is_importing:
+            raise_as_an_import_does()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert_checkpoint, "run", interrupted)
