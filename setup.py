@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.9,<3.14",
     entry_points={"console_scripts": ["plsc=plsc.cli:main"]},
     packages=find_packages(include=["plsc", "plsc.*"]),
-    package_data={"plsc": ["py.typed", "machine/site/sitecustomize.py"]},
+    package_data={"plsc": ["py.typed", "machine/site/sitecustomize.py", "zoo/*/*"]},
     install_requires=["numpy>=1.22", "pillow>=9.1", "hdfs>=2.7", "requests>=2.7", "tqdm>=4.60", "pyyaml>=5.4"],
     extras_require={
         "cpu": ["paddlepaddle>=3.3", "setuptools"],

@@ -2,6 +2,10 @@
 
 import sys
 
-from plsc.cli import main
+try:
+    from plsc.cli import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # during the import
+    status = 130
+sys.exit(status)

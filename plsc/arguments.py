@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Optional
 from plsc.errors import PlscError, UsageError
 from plsc.machine.json_files import json_text
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
-from plsc.machine.uncaught import line_of
+from plsc.machine.uncaught import is_interrupt, line_of
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
 _INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
@@ -203,7 +203,9 @@ def exit_status(command: Callable[[], int]) -> int:
             silence_stdout()
         print(line, file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError, SystemError) as error:
+        if not is_interrupt(error):
+            raise
         return _INTERRUPTED
     except BrokenPipeError:
         silence_stdout()

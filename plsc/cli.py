@@ -21,6 +21,7 @@ from plsc.commands import (
     run,
     search,
     test,
+    zoo,
 )
 from plsc.version import __version__
 
@@ -33,6 +34,7 @@ _COMMANDS = {
     "classify": classify,
     "index": index,
     "search": search,
+    "zoo": zoo,
     "plan": plan,
     "data": data,
     "hdfs": hdfs,

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -545,15 +545,28 @@ def check_colour(setter: str, value: Any) -> tuple[int, int, int]:
     """Returns `value` as (red, green, blue), each from 0 to 255."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise ConfigError(f"{setter}({shown(value)}): expected (red, green, blue), such as (255, 255, 255)")
-    red, green, blue = (check_int(setter, part, 0, 255) for part in value)
+    red, green, blue = _each(setter, value, lambda call, part: check_int(call, part, 0, 255))
     return red, green, blue
+
+
+def _each(setter: str, values: Sequence[Any], check: Callable[[str, Any], Any]) -> list[Any]:
+    """Returns the checked values of a list. An error shows the call with the whole list, as the user made it."""
+    checked = []
+    for value in values:
+        try:
+            checked.append(check(setter, value))
+        except ConfigError as problem:
+            reason = str(problem).removeprefix(f"{setter}({shown(value)}): ")
+            raise ConfigError(f"{setter}({shown(values)}): {shown(value)} in it: {reason}") from None
+    return checked
 
 
 def check_rates(setter: str, value: Any) -> tuple[float, ...]:
     """Returns `value` as different rates in (0, 0.5], the largest first."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or not value:
         raise ConfigError(f"{setter}({shown(value)}): expected a list of rates, such as [1e-3, 1e-4]")
-    return tuple(sorted({check_float(setter, rate, 0, 0.5, above=True) for rate in value}, reverse=True))
+    rates = _each(setter, value, lambda call, rate: check_float(call, rate, 0, 0.5, above=True))
+    return tuple(sorted(set(rates), reverse=True))
 
 
 def check_step_boundaries(setter: str, value: Any) -> tuple[int, ...]:

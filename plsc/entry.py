@@ -16,13 +16,14 @@ import paddle
 
 from plsc import parallel
 from plsc import settings as all_settings
-from plsc.config import Config, check_bool
+from plsc.config import Config, check_bool, check_int
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
 from plsc.errors import ConfigError
 from plsc.evaluation import trained
 from plsc.heads import Margin
+from plsc.inference.classes import Answer
 from plsc.machine import random_state
 from plsc.machine.signals import end_quietly
 from plsc.machine.streams import open_closed_streams
@@ -780,6 +781,30 @@ class Entry:
         with self._action():
             return trained.predict(wanted, self._prepare(), self._backbone)
 
+    def classify(self, source: Union[str, Path], top: int = 5) -> list[list[Answer]]:
+        """Names the classes that images most probably show, of those that the network was trained on.
+
+        The network is that of the export, or of the last `train`, or else of the checkpoint folder. The class centres
+        are those of the export (made with `with_classes`), or of the checkpoint.
+
+        Args:
+            source: An image, a folder of images or a list of them, as `predict` takes it.
+            top: Number of answers for each image.
+
+        Returns:
+            For each image its answers (`number`, `name`, `cosine`), the best first; the same on every rank, in the
+            order of the embeddings that `predict` returns.
+
+        Raises:
+            PlscError: There is no model or no file with its class centres, or one of them or an image cannot be used.
+        """
+        check_int("classify: top", top, 1)
+        if not isinstance(source, (str, Path)) or source == "":
+            raise ConfigError(f"classify: source={source!r}: expected a path")
+        with self._action():
+            classes_from = "" if self._config.export_dir else self._checkpoint_with_classes("classify()")
+            return trained.classify(self._prepare(), source, top, self._backbone, classes_from)
+
     def convert_for_prediction(
         self,
         format: str = "paddle",
@@ -814,7 +839,9 @@ class Entry:
                 precision=precision,
                 calibration=calibration,
                 force=force,
-                classes_from=self._checkpoint_with_classes() if check_bool("with_classes", with_classes) else None,
+                classes_from=self._checkpoint_with_classes("convert_for_prediction(with_classes=True)")
+                if check_bool("with_classes", with_classes)
+                else None,
             )
 
     def _set(self, name: str, *arguments: Any, **named: Any) -> None:
@@ -838,8 +865,8 @@ class Entry:
         self._overridden = dict.fromkeys(self._overridden, True)
         return trained.prepare(self._config, news)
 
-    def _checkpoint_with_classes(self) -> str:
-        """Returns the checkpoint that holds the class centres of the model to export.
+    def _checkpoint_with_classes(self, action: str) -> str:
+        """Returns the checkpoint that holds the class centres of the model that `action` uses.
 
         Raises:
             ConfigError: There is none.
@@ -847,8 +874,8 @@ class Entry:
         found = self._config.checkpoint_dir if self._backbone is None else self._last_checkpoint
         if not found:
             raise ConfigError(
-                "convert_for_prediction(with_classes=True): no checkpoint holds the class centres; train with "
-                "set_model_save_dir, or name a checkpoint with set_checkpoint_dir"
+                f"{action}: no checkpoint holds the class centres; train with set_model_save_dir, or name a checkpoint "
+                "with set_checkpoint_dir"
             )
         return found
 

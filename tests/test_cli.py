@@ -208,12 +208,12 @@ def test_a_misspelt_command_or_choice_gets_a_suggestion(capsys):
     assert "did you mean" not in refused(cli.make_parser, ["plan", "--xyz"], capsys)
 
 
-@pytest.mark.parametrize("words", ["lr", "lrr=1", "model=1", "lr=["])
+@pytest.mark.parametrize("words", ["lr", "=3", " =3", "lrr=1", "model=1", "lr=["])
 @pytest.mark.parametrize("command", [["run", "train.py"], ["plan", "--classes", "9"]])
 def test_a_set_that_cannot_be_read_is_a_wrong_command_line(command, words, capsys):
     assert cli.main([command[0], "--set", words, *command[1:]]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("plsc: error: --set") and said.count("\n") == 1
+    assert said.startswith("plsc: error: --set") and said.count("\n") == 1 and len(said) < 200
 
 
 @pytest.mark.parametrize("words", [[], ["hdfs"]])
@@ -251,8 +251,18 @@ sys.exit("paddle" in sys.modules)
     assert process.stdout.count("usage:") == len(COMMANDS)
 
 
-def test_ctrl_c_ends_with_130_and_without_a_word(monkeypatch, capsys):
+def raise_as_an_import_does():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed")  # noqa: B904 - as a module in C++ raises it
+
+
+@pytest.mark.parametrize("is_importing", [False, True])
+def test_ctrl_c_ends_with_130_and_without_a_word(is_importing, monkeypatch, capsys):
     def interrupted(options):
+        if is_importing:
+            raise_as_an_import_does()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(convert_checkpoint, "run", interrupted)
@@ -260,9 +270,10 @@ def test_ctrl_c_ends_with_130_and_without_a_word(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reader_that_has_had_enough_ends_it_quietly():
-    """`| head` closes the pipe in this way."""
-    buffered = {**environment(), "PYTHONUNBUFFERED": ""}
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_had_enough_ends_it_quietly(unbuffered):
+    """`| head` closes the pipe in this way. Without a buffer it is argparse that finds out, and that ignores it."""
+    buffered = {**environment(), "PYTHONUNBUFFERED": unbuffered}
     code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read)\n"
     code += "sys.exit(cli.main(['--help']))"
     process = subprocess.run([sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=60)

@@ -109,6 +109,12 @@ def test_a_size_of_the_cache_is_given_as_text_or_bytes(size):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("setter", "value"), [("set_image_ground", [1, 2, 300]), ("set_test_fars", [0.1, 2])])
+def test_an_error_in_a_list_shows_the_call_as_the_user_made_it(setter, value):
+    with pytest.raises(ConfigError, match=re.escape(f"{setter}({value}): {value[-1]} in it: expected ")):
+        getattr(Entry(), setter)(value)
+
+
 @pytest.mark.parametrize("arguments", [("jpeg", "full"), ("auto", "some")])
 def test_a_shuffle_that_cannot_be_is_refused_and_changes_nothing(arguments):
     ins = Entry()

@@ -39,6 +39,7 @@ from plsc.machine.json_files import (
     short,
 )
 from plsc.machine.locks import lock_folder
+from plsc.zoo import place_of
 
 FORMAT = 1
 META = "meta.json"
@@ -156,14 +157,16 @@ def open_checkpoint(folder: Path, partial: bool = False) -> Checkpoint:
     """Reads `meta.json`, and checks that the files it names exist and have the right size, with no others.
 
     Args:
-        folder: The folder of the checkpoint.
+        folder: The folder of the checkpoint, or `zoo:NAME`.
         partial: Whether head files may be missing, as on a machine that holds only those of its own ranks. To read such
             a file is an error.
 
     Raises:
         DamagedError: There is no checkpoint, or one of its files is missing, short, or from another checkpoint.
         CheckpointError: It has another format.
+        ConfigError: The zoo has no such network.
     """
+    folder = place_of(folder)
     path = folder / META
     try:
         checkpoint = parse_meta(folder, read_bytes(path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
+from plsc.machine.logs import set_up_logging
 from plsc.machine.names import readable, to_text
 
 
@@ -20,6 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc classify --checkpoint output/19 a.jpg b.jpg",
             "plsc classify --checkpoint output/19 --set class_names=classes.txt new_images --top 3",
             "plsc classify --model net a.jpg   # net is an export made with --with-classes",
+            "plsc classify --model zoo:glyphs samples/trained",
         ],
         "Shows the classes whose centres are nearest, each with the cosine between the centre and the embedding. Only "
         "the classes of the training are known; to find others, search an index.",
@@ -34,10 +36,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.evaluation.trained import classify
-
+    set_up_logging(0)
     images = trained.image_paths(options.images)
-    answers = classify(trained.prepared_config(options), trained.collection_of(images), options.top)
+    if options.model:
+        answers = trained.predictor_of(options)[0].classify(images, options.top)
+    else:
+        from plsc.evaluation.trained import classify
+
+        answers = classify(trained.prepared_config(options), trained.collection_of(images), options.top)
     if options.json:
         found = [
             {"image": to_text(str(image)), "classes": [answer._asdict() for answer in one]}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.machine.logs import set_up_logging
 from plsc.machine.names import to_text
 
 
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from plsc.search.index import build_index
 
+    set_up_logging(0)
     meta = build_index(options.embeddings, options.output, options.kind, options.probes)
     if options.json:
         print_json({"index": to_text(str(options.output)), **meta})

@@ -18,6 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         [
             "plsc predict --checkpoint output/19 --input images --output embeddings",
             "plsc predict --checkpoint output/19 --input faces/label.txt --output embeddings --flip --ranks 2",
+            "plsc predict --model zoo:glyphs --input samples/unseen --output embeddings",
         ],
         "Writes embeddings.npy, images.tsv and manifest.json. An interrupted command resumes where it stopped when it "
         "is run again.",
@@ -27,7 +28,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--input",
         required=True,
         metavar="FOLDER_OR_LIST",
-        help="a folder of images, a list of images (lines of 'path' or 'path identity'), or a list of base64 parts",
+        help="a folder of images, one image, a list of images (lines of 'path' or 'path identity'), or a list of "
+        "base64 parts",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
     parser.add_argument("--flip", action="store_true", help="average the embeddings of an image and its mirror image")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.errors import ConfigError
+from plsc.machine.logs import set_up_logging
 from plsc.machine.names import from_text, readable, to_text
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from plsc.search.index import SearchIndex
     from plsc.search.page import check_page, write_page
 
+    set_up_logging(0)
     if options.page is not None:
         check_page(options.page)
     images = trained.image_paths(options.images)
@@ -84,14 +86,21 @@ def _embeddings(
     Returns:
         The embeddings [N, D], and what the pixels of the images meant.
     """
+    flip = bool(index.meta["flip"])
+    record = {name: index.meta[name] for name in ("pixel_rule", "image_ground") if index.meta[name] is not None}
+    if options.model:
+        predictor, rule = trained.predictor_of(options, flip, record)
+        _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
+        _check_network(options, index, predictor.network, predictor.digest)
+        return predictor.embed(images), rule
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network
 
     network, config = open_network("search", trained.prepared_config(options))
     _check_sizes(options, index, network.emb_dim, network.image_shape)
     _check_network(options, index, network.model, network.export)
-    embedder = Embedder(network, config, flip=bool(index.meta["flip"]))
-    return embedder.embed(trained.collection_of(images)), config.pixels
+    config = config.with_images_of({**config.image_record(), **record})
+    return Embedder(network, config, flip).embed(trained.collection_of(images)), config.pixels
 
 
 def _check_network(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from plsc.config import Config
     from plsc.data.collection import Collection
+    from plsc.data.pixels import PixelRule
     from plsc.entry import Entry
+    from plsc.inference.predictor import Predictor
 
 _Settings = Mapping[str, Any]
 _NONE: _Settings = {}
@@ -32,9 +34,13 @@ def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
         exports: Whether `--model`, an export, can replace `--checkpoint`.
     """
     network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--checkpoint", metavar="DIR", help="folder of the checkpoint, such as output/19")
+    network.add_argument(
+        "--checkpoint", metavar="DIR", help="folder of the checkpoint, such as output/19 or zoo:glyphs (see plsc zoo)"
+    )
     if exports:
-        network.add_argument("--model", metavar="DIR", help="folder of an export, instead of a checkpoint")
+        network.add_argument(
+            "--model", action=_ExportOrCheckpoint, metavar="DIR", help="folder of an export, or of a checkpoint"
+        )
     parser.add_argument(
         "--model-from",
         metavar="FILE:NAME",
@@ -42,6 +48,17 @@ def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
         "function that returns the model",
     )
     settings.add_options(parser)
+
+
+class _ExportOrCheckpoint(argparse.Action):
+    """An option that names an export. If it names a checkpoint, it does what `--checkpoint` does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any = None
+    ) -> None:
+        from plsc.inference.export_folder import is_checkpoint
+
+        setattr(namespace, "checkpoint" if is_checkpoint(Path(value)) else self.dest, value)
 
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +117,27 @@ def prepared_config(options: argparse.Namespace) -> Config:
     if model is not None:
         settings.change(config, "model", model)
     return prepare(config)
+
+
+def predictor_of(
+    options: argparse.Namespace, flip: bool = False, images: _Settings = _NONE
+) -> tuple[Predictor, PixelRule]:
+    """Returns the export that `--model` names, and what pixels mean to it, without loading Paddle for one in ONNX.
+
+    Args:
+        options: The parsed command line.
+        flip: Whether to average the embeddings of an image and its mirror image.
+        images: What wins over what the export records about its images; see `Config.with_images_of`.
+
+    Raises:
+        ConfigError: A setting cannot work, or the export cannot be used.
+    """
+    from plsc.inference.predictor import predictor_of
+
+    custom_model(options)  # refuses --model-from
+    config = settings.make_config(settings_of(options))
+    config.check_combination()
+    return predictor_of(config, flip, images)
 
 
 def image_paths(paths: Sequence[Path]) -> list[Path]:

@@ -326,10 +326,11 @@ def open_collection(path: Path) -> Collection:
     """Opens the images of a path.
 
     Args:
-        path: One of the following. A folder of images, `<identity>/<image>` or `<identity>/<template>/<image>` or flat.
-            A folder that holds a `label.txt` or `file_list.txt`. A list of images, whose lines are all
-            `path identity` or `path<TAB>identity<TAB>template`, or all a plain `path`. A list of base64 parts, whose
-            lines are `base64<TAB>label`. Paths in a list are relative to its folder. A RecordIO file, or its folder.
+        path: One of the following. An image. A folder of images, `<identity>/<image>` or
+            `<identity>/<template>/<image>` or flat. A folder that holds a `label.txt` or `file_list.txt`. A list of
+            images, whose lines are all `path identity` or `path<TAB>identity<TAB>template`, or all a plain `path`. A
+            list of base64 parts, whose lines are `base64<TAB>label`. Paths in a list are relative to its folder. A file
+            of RecordIO, tar or Parquet, or a folder of such files.
 
     Raises:
         DataError: There are no images, or the list cannot be read.
@@ -341,6 +342,8 @@ def open_collection(path: Path) -> Collection:
     if os.path.isdir(path):
         lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
         return open_collection(lists[0]) if lists else _image_files(path, folder_of_images(path, path))
+    if has_image_suffix(path.name) and os.path.isfile(path):
+        return ImageFiles(path.parent, [Listed(path.name)])
     lines = read_list(path)
     files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / os.fsdecode(line))]
     if files and _is_text(files[0]):

@@ -30,7 +30,7 @@ from plsc.data.verification import save_verification
 from plsc.errors import DataError
 from plsc.machine.json_files import as_object, read_json
 
-FORMAT = 2
+FORMAT = 3
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")
 _BITMAP = 24  # Side of the bitmaps that are compared.
 _ALIKE = 0.92  # Two characters look alike from this cosine of their bitmaps on, averaged over two styles.
@@ -50,9 +50,9 @@ def render_glyphs(
     """Renders a data set. The same arguments give the same bytes.
 
     Args:
-        output: Folder to create. It gets `images/`, `label.txt`, `classes.txt`, `glyphs.bin`, `held_out/`, and with
-            `base64_parts` also `file_list.txt` and its parts. A folder that the same arguments made before stays
-            unchanged.
+        output: Folder to create. It gets `images/`, `label.txt`, `classes.txt` with the name of each class on a line,
+            `glyphs.bin`, `held_out/`, and with `base64_parts` also `file_list.txt` and its parts. A folder that the
+            same arguments made before stays unchanged.
         classes: Number of characters to train on.
         images: Number of images of each character.
         size: Side of an image, in pixels.
@@ -82,14 +82,7 @@ def render_glyphs(
         if _settings_of(target) == settings:
             return
         raise DataError(f"{target}: exists, and is not this glyph set; choose another folder with --output")
-    characters = distinct_characters()
-    if classes + held_out > len(characters):
-        raise DataError(
-            f"glyphs: {classes} classes and {held_out} held-out characters are more than the {len(characters)} "
-            "characters that look different; ask for fewer with --classes and --held-out"
-        )
-    rng = np.random.default_rng((seed, 1))
-    chosen = [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
+    chosen = choose_characters(classes, held_out, seed)
     temporary = target.with_name(f".{target.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)  # A run that was stopped has left it.
     try:
@@ -107,6 +100,27 @@ def render_glyphs(
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def choose_characters(classes: int, held_out: int, seed: int) -> list[str]:
+    """Returns the characters of a data set: first those to train on, then those that are held out.
+
+    Raises:
+        DataError: matplotlib is missing, or too few characters are distinct.
+    """
+    characters = distinct_characters()
+    if classes + held_out > len(characters):
+        raise DataError(
+            f"glyphs: {classes} classes and {held_out} held-out characters are more than the {len(characters)} "
+            "characters that look different; ask for fewer with --classes and --held-out"
+        )
+    rng = np.random.default_rng((seed, 1))
+    return [characters[index] for index in rng.permutation(len(characters))[: classes + held_out]]
+
+
+def class_name(character: str) -> str:
+    """Returns what the class of a character is called, such as "A LATIN CAPITAL LETTER A"."""
+    return f"{character} {unicodedata.name(character, f'U+{ord(character):04X}')}"
 
 
 def _check(settings: dict[str, int]) -> None:
@@ -196,8 +210,7 @@ def _write_training(
             open(folder / "classes.txt", "w", encoding="utf-8") as names_file,
         ):
             for label, encoded in enumerate(_render_all(characters, 0, images, size, seed)):
-                character = characters[label]
-                names_file.write(f"{label}\tU+{ord(character):04X}\t{unicodedata.name(character, '')}\n")
+                names_file.write(f"{class_name(characters[label])}\n")
                 place = folder / "images" / str(label)
                 place.mkdir(parents=True)
                 for number, data in enumerate(encoded):
@@ -246,7 +259,11 @@ def _render_all(characters: Sequence[str], first_label: int, images: int, size: 
 
 
 def _render_one(task: tuple[str, int, int, int, int]) -> list[bytes]:
-    character, label, images, size, seed = task
+    return render_character(*task)
+
+
+def render_character(character: str, label: int, images: int, size: int, seed: int) -> list[bytes]:
+    """Returns JPEG images of a character, each in another font, which depend on `label` and `seed`."""
     rng = np.random.default_rng((seed, 3, label))
     styles = rng.permutation(len(font_files()))
     return [

@@ -37,6 +37,7 @@ from plsc.engine.verdict import (
     report_skipped_end,
     report_skipped_step,
     step_of,
+    warn_of_missing_gradients,
 )
 from plsc.errors import PlscError, RankError
 from plsc.evaluation.build import build_evaluator
@@ -282,6 +283,8 @@ class Trainer:
             self.updates.unscale(scale)
             problem = gradient_problem(self.backbone, [images for images, _ in micro_batches])
         if problem is None:
+            if self.last is None and parallel.rank() == 0:
+                warn_of_missing_gradients(self.backbone)
             self.updates.clip_and_apply()
         else:
             for tensor, kept in zip(self.statistics, statistics):

@@ -19,6 +19,7 @@ from plsc.heads.shard import first_row_not_finite
 
 logger = logging.getLogger("plsc")
 
+_NAMED = 3  # parameters in a warning
 _CURE = "Lower set_lr, add set_warmup_epochs, or check the images"
 
 
@@ -35,6 +36,20 @@ def gradient_problem(backbone: paddle.nn.Layer, images: Sequence[np.ndarray]) ->
     own = "" if all(np.isfinite(one).all() for one in images) else "its images are not finite"
     found = [f"rank {rank}: {text}" for rank, text in enumerate(parallel.all_gather_object(own, "its images")) if text]
     return "; ".join([*found, f"the gradient of the backbone's {bad} is not finite"])
+
+
+def warn_of_missing_gradients(backbone: paddle.nn.Layer) -> None:
+    """Logs which trainable parameters got no gradient, after the first backward pass."""
+    missing = [name for name, p in backbone.named_parameters() if not p.stop_gradient and p.grad is None]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        logger.warning(
+            "%s: %s%s got no gradient in the first step; if they are to be trained, look for detach(), numpy() or "
+            "stop_gradient in its forward, and for layers that it does not use",
+            type(backbone).__name__,
+            ", ".join(missing[:_NAMED]),
+            more,
+        )
 
 
 def step_of(outputs: Sequence[HeadOutput], lr: float, scale: Optional[float], problem: Optional[str]) -> Step:

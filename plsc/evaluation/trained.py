@@ -190,27 +190,41 @@ def convert(
     return folder
 
 
-def classify(config: Config, images: Collection, top: int) -> list[list[Answer]]:
+def classify(
+    config: Config,
+    images: Union[Collection, str, Path],
+    top: int,
+    backbone: Optional[paddle.nn.Layer] = None,
+    classes_from: str = "",
+) -> list[list[Answer]]:
     """Returns the classes that images most probably show, with the class centres of an export or of a checkpoint.
 
     Args:
         config: Prepared settings, which name the export or the checkpoint.
-        images: The images.
+        images: The images, or their source as `Entry.predict` takes it.
         top: Number of answers for each image.
+        backbone: The network of the last training of this process.
+        classes_from: The checkpoint of that training.
 
     Raises:
         ConfigError: The export holds no class centres, or there are more or fewer names than classes.
         DataError: One of the images cannot be read.
     """
-    network, config = open_network("classify", config)
-    centres: ClassCentres
-    if isinstance(network, ExportedNetwork):
-        centres = open_centres(Path(config.export_dir), network.record)
-    else:
-        centres = CheckpointCentres(Path(config.checkpoint_dir))
-    centres.names = centres.names if config.class_names is None else config.class_names
-    check_names(centres.names, centres.count)
-    return find_classes(Embedder(network, config, flip=False).embed(images), centres, top)
+    network, config = open_network("classify", config, backbone)
+
+    def open_classes() -> ClassCentres:
+        if isinstance(network, ExportedNetwork):
+            centres = open_centres(Path(config.export_dir), network.record)
+        else:
+            centres = CheckpointCentres(Path(classes_from or config.checkpoint_dir))
+        centres.names = centres.names if config.class_names is None else config.class_names
+        check_names(centres.names, centres.count)
+        return centres
+
+    centres = parallel.together(open_classes, "the classes of the network")
+    images = open_together(Path(images)) if isinstance(images, (str, Path)) else images
+    embeddings = Embedder(network, config, flip=False).embed(images)
+    return parallel.together(lambda: find_classes(embeddings, centres, top), "the classes of the images")
 
 
 def _class_names(config: Config, source: str) -> Sequence[str]:

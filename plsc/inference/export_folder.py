@@ -1,4 +1,4 @@
-"""The folder of an export: its manifest, and how to open it."""
+"""The folder of an export: its manifest, and how to open it. Loads Paddle only for networks that need it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any, Optional
 
 from plsc.data.pixels import IMAGE_RECORD, PILLOW_RULE, WHITE, PixelRule
 from plsc.errors import ConfigError
-from plsc.inference.classes import ExportedCentres
+from plsc.inference.classes import CheckpointCentres, ClassCentres, ExportedCentres
 from plsc.inference.precision import PRECISIONS
 from plsc.inference.runtime import Run, load
 from plsc.machine.files import sha256_of
 from plsc.machine.json_files import as_integer, as_integers, as_list, as_object, as_text, read_json
+from plsc.zoo import place_of
 
 MANIFEST = "inference_meta.json"  # `export` writes it, and it names the other files.
+_META = "meta.json"  # of a checkpoint
 _FILES = {
     "onnx": [["inference.onnx"]],
     "paddle": [["inference.json", "inference.pdiparams"], ["inference.pdiparams", "inference.pdmodel"]],
@@ -25,7 +27,7 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Export:
-    """An exported network, loaded.
+    """An exported network, or that of a checkpoint, loaded.
 
     Attributes:
         images: What the manifest records about the images: `image_shape` and, unless an earlier version wrote it, the
@@ -37,6 +39,7 @@ class Export:
         network: The sha256 of the trained network that it was made from; None if it does not record it.
         class_names: Name of each class; empty if they are unknown.
         classes: What the manifest records of the class centres; None without them.
+        checkpoint: Folder of the checkpoint whose network it is; None for an export.
     """
 
     images: dict[str, Any]
@@ -47,6 +50,7 @@ class Export:
     network: Optional[str] = None
     class_names: Sequence[str] = ()
     classes: Optional[dict[str, Any]] = None
+    checkpoint: Optional[Path] = None
 
     @property
     def digest(self) -> str:
@@ -65,12 +69,26 @@ class Export:
         return PixelRule(self.images.get("pixel_rule", PILLOW_RULE), tuple(self.images.get("image_ground", WHITE)))
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder holds a checkpoint and no export."""
+    place = place_of(folder)
+    return (place / _META).is_file() and not (place / MANIFEST).exists()
+
+
 def open_export(folder: Path) -> Export:
-    """Loads what `Entry.convert_for_prediction` or `plsc export` wrote.
+    """Loads what `Entry.convert_for_prediction` or `plsc export` wrote, or the checkpoint of a built-in network.
+
+    Args:
+        folder: The folder, or `zoo:NAME`.
 
     Raises:
         ConfigError: There is no export; or a file of it is damaged, belongs to another export, or cannot be run here.
+        CheckpointError: The checkpoint cannot be used.
     """
+    if is_checkpoint(folder):
+        from plsc.inference.networks import open_trained
+
+        return open_trained(folder)
     manifest = folder / MANIFEST
     try:
         meta = as_object(read_json(manifest))
@@ -104,12 +122,15 @@ def open_export(folder: Path) -> Export:
     )
 
 
-def open_centres(folder: Path, export: Export) -> ExportedCentres:
-    """Opens the class centres of an export.
+def open_centres(folder: Path, export: Export) -> ClassCentres:
+    """Opens the class centres of an export, or of the checkpoint that replaces one.
 
     Raises:
         ConfigError: The export holds none, or they are damaged.
+        CheckpointError: The checkpoint is damaged, or does not hold all of them.
     """
+    if export.checkpoint is not None:
+        return CheckpointCentres(export.checkpoint)
     if export.classes is None:
         raise ConfigError(
             f"{folder}: holds no class centres, so it cannot tell which class an image shows; export the network with "
@@ -123,11 +144,6 @@ def open_centres(folder: Path, export: Export) -> ExportedCentres:
 
 def _missing(folder: Path) -> ConfigError:
     """Returns the error for a folder without a manifest."""
-    if (folder / "meta.json").is_file():
-        return ConfigError(
-            f"{folder}: is a checkpoint and not an export; run plsc export --checkpoint {folder} --output net, and "
-            "name net"
-        )
     if not folder.is_dir():
         what = "is a file and not the folder of an export" if folder.exists() else "there is no such folder"
         return ConfigError(f"{folder}: {what}; make an export with plsc export, and name its folder")

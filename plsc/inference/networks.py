@@ -12,9 +12,13 @@ import numpy as np
 import paddle
 
 from plsc import parallel
+from plsc.checkpoint import BACKBONE, load_backbone, open_checkpoint
 from plsc.config import Config
-from plsc.inference.export_folder import open_export
+from plsc.data.pixels import IMAGE_RECORD
+from plsc.errors import ConfigError
+from plsc.inference.export_folder import Export, open_export
 from plsc.layers.convolution import fast_convolutions
+from plsc.models import MODEL_NAMES, build, build_model
 from plsc.models.base_model import check_rows
 from plsc.models.modes import evaluating
 
@@ -97,6 +101,40 @@ class ExportedNetwork:
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
         return self.record.run(images)
+
+
+def open_trained(folder: Path) -> Export:
+    """Loads the network of a checkpoint as if it were an export in float32.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used.
+        ConfigError: Its model is not a built-in one.
+    """
+    source = open_checkpoint(folder, partial=True)
+    meta, name = source.meta, source.meta["model"]
+    if name not in MODEL_NAMES:
+        raise ConfigError(
+            f"{folder}: is a checkpoint of the custom model {name!r} and not an export; run plsc export --checkpoint "
+            f"{folder} --model-from train.py:{name} --output net, and name net"
+        )
+    backbone = build_model(name, meta["emb_dim"], tuple(meta["image_shape"]))
+    build(backbone, tuple(meta["image_shape"]))
+    load_backbone(source, backbone)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with _modes:
+            return embed_batch(backbone, images)
+
+    return Export(
+        images={key: meta[key] for key in ("image_shape", *IMAGE_RECORD) if key in meta},
+        emb_dim=meta["emb_dim"],
+        precision="float32",
+        digests=[source.files[BACKBONE].sha256],
+        run=run,
+        network=digest_of(backbone),
+        class_names=meta.get("class_names", ()),
+        checkpoint=folder,
+    )
 
 
 def digest_of(backbone: paddle.nn.Layer) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Optional, Union
+from types import MappingProxyType
+from typing import Any, Optional, Union
 
 import numpy as np
 from PIL import Image
 
-from plsc.config import LARGEST_PIXELS, check_int
+from plsc.config import LARGEST_PIXELS, Config, check_int
 from plsc.data.encoded_image import interpret_opened
-from plsc.data.pixels import MOST_PIXELS
+from plsc.data.pixels import MOST_PIXELS, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.transforms import decode, decode_file, from_pixels, normalize
 from plsc.errors import ConfigError, DataError
@@ -28,12 +29,12 @@ _pillow = threading.Lock()  # Pillow loads an image when it is first used, and a
 
 
 class Predictor:
-    """An exported network, as `Entry.convert_for_prediction` or `plsc export` wrote it, that embeds images.
+    """A trained network that embeds images: an export that `plsc export` or `Entry` wrote, or a checkpoint.
 
     Threads may share one: with ONNX they run at the same time, and with Paddle's format one after the other.
 
     Args:
-        path: Folder of the export.
+        path: Folder of the export, or of the checkpoint of a built-in model; `zoo:glyphs` comes with plsc.
         batch_size: Images per forward pass.
         flip: Whether to average the embeddings of an image and its mirror image, as tests on faces do.
         num_workers: Threads that decode images while others are embedded; 0 decodes in between.
@@ -44,10 +45,11 @@ class Predictor:
         emb_dim: Size of an embedding, D.
         precision: float32, float16 or int8.
         network: The sha256 of the trained network that the export was made from; None if it does not record it.
-        digest: The sha256 of the export.
+        digest: The sha256 of the export, or of the network in a checkpoint.
 
     Raises:
         ConfigError: The folder holds no export, or it cannot be run here.
+        CheckpointError: The checkpoint cannot be used.
 
     Example:
         >>> from plsc import Predictor
@@ -75,6 +77,7 @@ class Predictor:
         self._rule = dataclasses.replace(export.pixels, most_pixels=max_image_pixels)
         self._folder, self._export = Path(path), export
         self._centres: Optional[ClassCentres] = None
+        self._class_names: Optional[Sequence[str]] = None
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
 
     def embed(self, images: Sequence[Picture]) -> np.ndarray:
@@ -100,7 +103,7 @@ class Predictor:
     def classify(self, images: Sequence[Picture], top: int = 5) -> list[list[Answer]]:
         """Returns the classes that images most probably show, of those that the network was trained on.
 
-        The export must hold the class centres: `plsc export --with-classes`.
+        An export must hold the class centres: `plsc export --with-classes`. Checkpoints always do.
 
         Args:
             images: As for `embed`.
@@ -116,6 +119,7 @@ class Predictor:
         check_int("classify: top", top, 1)
         if self._centres is None:
             centres = open_centres(self._folder, self._export)
+            centres.names = centres.names if self._class_names is None else self._class_names
             check_names(centres.names, centres.count)
             self._centres = centres
         return classify(self.embed(images), self._centres, top)
@@ -189,3 +193,30 @@ class Predictor:
             with _pillow:
                 image = np.asarray(interpret_opened(image, "RGB", where, self._rule))
         return from_pixels(np.asarray(image), self.image_shape, where)
+
+
+def predictor_of(
+    config: Config, flip: bool = False, images: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Predictor, PixelRule]:
+    """Opens the export of the settings, for commands that need nothing else: one in ONNX works without Paddle.
+
+    Args:
+        config: Settings that name an export.
+        flip: Whether to average the embeddings of an image and its mirror image.
+        images: What wins over what the export records about its images; see `Config.with_images_of`.
+
+    Returns:
+        A predictor that reads images, and names classes, as the settings say; and what the pixels of images mean to it.
+
+    Raises:
+        ConfigError: The folder holds no export, or it cannot be run here.
+    """
+    made = Predictor(
+        config.export_dir,
+        config.test_batch_size,
+        flip,
+        num_workers=config.num_workers,
+        max_image_pixels=config.max_image_pixels,
+    )
+    made._rule, made._class_names = config.with_images_of({**made._export.images, **images}).pixels, config.class_names
+    return made, made._rule

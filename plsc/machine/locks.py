@@ -20,7 +20,7 @@ from typing import Optional, Union
 from plsc.errors import ConfigError
 
 LOCK_NAME = ".plsc.lock"
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _QUIET_SECONDS = 0.1, 1.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 
 logger = logging.getLogger("plsc")
@@ -128,7 +128,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 def _acquire(folder: Path, advice: str, patience: float) -> tuple[int, bool]:
     """Returns the descriptor of the lock file, and whether the file system has locks."""
-    deadline = time.monotonic() + patience
+    began, is_reported = time.monotonic(), False
     while True:
         descriptor = _open(folder, advice)
         try:
@@ -137,8 +137,11 @@ def _acquire(folder: Path, advice: str, patience: float) -> tuple[int, bool]:
                 _write_holder(descriptor)
                 return descriptor, is_protected
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                holder = _read_holder(descriptor)
+            waited, holder = time.monotonic() - began, _read_holder(descriptor)
+            if _QUIET_SECONDS <= waited < patience and not is_reported:
+                is_reported = True
+                logger.info("%s: %s is writing there; waiting up to %.0f s for it to end", folder, holder, patience)
+            if waited >= patience:
                 os.close(descriptor)
                 raise FolderInUseError(
                     f"{folder}: {holder} is writing there; wait for it to end, or {advice}"

@@ -1,4 +1,4 @@
-"""Keeps Paddle's import from warning about what plsc has chosen, or does not use."""
+"""Keeps Paddle from warning about what plsc has chosen, or does not use."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _CHECKS_THREADS = "paddle.base"  # the module that reads the variable when it is
 def quiet_import() -> None:
     """Prepares a quiet `import paddle`; changes nothing once Paddle is loaded.
 
-    Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none.
+    Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. And whenever a batch
+    normalisation trains, it warns that running statistics are tracked, which is what they are for.
     """
-    warnings.filterwarnings("ignore", "No ccache found", UserWarning)
+    for message in ("No ccache found", "When training, we now always track global mean and variance"):
+        warnings.filterwarnings("ignore", message, UserWarning)
     if _CHECKS_THREADS not in sys.modules and not any(isinstance(one, _Finder) for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

@@ -78,7 +78,7 @@ class CheckedOutput:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream, self._is_read = stream, True
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -87,23 +87,29 @@ class CheckedOutput:
 
     def write(self, text: str) -> int:
         """Writes a text and returns its length."""
-        with _checked():
+        with self._checked():
             return self._stream.write(readable(text, keep=CONTROLS))
 
     def flush(self) -> None:
-        """Writes what is buffered."""
-        with _checked():
+        """Writes what is buffered.
+
+        Raises:
+            BrokenPipeError: Nobody reads the stream. An earlier write may have found that out: `argparse` ignores it.
+        """
+        if not self._is_read:
+            raise BrokenPipeError
+        with self._checked():
             self._stream.flush()
 
-
-@contextlib.contextmanager
-def _checked() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as problem:
-        raise OutputError(f"cannot write to the standard output ({problem.strerror})") from None
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._is_read = False
+            raise
+        except OSError as problem:
+            raise OutputError(f"cannot write to the standard output ({problem.strerror})") from None
 
 
 def silence_stdout() -> None:

@@ -22,6 +22,13 @@ def shorten_errors(report: Optional[Callable[[BaseException], None]] = None) -> 
     sys.excepthook.report = report or sys.excepthook.report
 
 
+def is_interrupt(error: Optional[BaseException]) -> bool:
+    """Returns whether an error is Ctrl-C, or what an import that Ctrl-C has interrupted made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__ if isinstance(error, (ImportError, SystemError)) else None
+    return error is not None
+
+
 def line_of(error: BaseException) -> Optional[str]:
     """Returns the line that a user gets to see of an error; None for an error that is shown with its traceback."""
     if isinstance(error, PlscError):
@@ -40,7 +47,7 @@ class _Hook:
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
         if line := line_of(error):
             print(line, file=sys.stderr, flush=True)
-        elif issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"):
+        elif is_interrupt(error) and not hasattr(sys, "ps1"):
             print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
         else:
             self._previous(kind, error, traceback)

@@ -7,14 +7,15 @@ import paddle
 from plsc.config import Config
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel, build
+from plsc.models.glyphnet import GlyphNet
 from plsc.models.mobilefacenet import ArcFaceMobileFaceNet, MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
-__all__ = ["MODEL_NAMES", "BaseModel", "MobileFaceNet", "ResNet", "ViT", "build_backbone", "build_model"]
+__all__ = ["MODEL_NAMES", "BaseModel", "GlyphNet", "MobileFaceNet", "ResNet", "ViT", "build_backbone", "build_model"]
 
 _RESNETS = {f"ResNet{layers}": layers for layers in DEPTHS}
-_OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT}
+_OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT, "GlyphNet": GlyphNet}
 # The networks of InsightFace's arcface_torch and of PLSC 2, to the letter, so that their weights fit.
 _ARCFACE_EPSILON = 1e-5
 _IRESNETS = {f"IResNet{layers}": layers for layers in (18, 34, 50, 100, 200)}

@@ -16,6 +16,7 @@ from plsc.models.modes import evaluating
 
 # Paddle's no_grad acts on the whole process: if two overlap in time, the last one to end leaves gradients off for good.
 _one_dry_run = threading.RLock()
+_NO_GRAPH = "does not appear in the backward graph"
 _MISSING_KERNEL = re.compile(r"[Kk]ernel `(\w+)`[^\n]* not registered")
 
 
@@ -96,7 +97,7 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
         ConfigError: The model does not return one embedding for each image.
         PlscError: The calls of `plsc.layers` for training and for tests do not fit together.
     """
-    with _missing_kernels_named(model):
+    with _errors_explained(model):
         if isinstance(model, BaseModel):
             labels = paddle.zeros([2], dtype="int64")
             embedding = model.dry_run(list(image_shape), paddle.get_default_dtype(), labels)
@@ -113,10 +114,17 @@ def build(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
 
 
 @contextlib.contextmanager
-def _missing_kernels_named(model: paddle.nn.Layer) -> Iterator[None]:
-    """Turns the error of an operator that Paddle does not have for this device into one line."""
+def _errors_explained(model: paddle.nn.Layer) -> Iterator[None]:
+    """Turns two errors of Paddle into one line: an operator that it lacks for this device, and gradients in a test."""
     try:
         yield
+    except ValueError as problem:
+        if _NO_GRAPH not in str(problem):
+            raise
+        raise ConfigError(
+            f"{type(model).__name__}: its forward asks for gradients, and networks run without them in tests and "
+            "prediction; put the part that ends with paddle.grad into `with paddle.enable_grad():`"
+        ) from problem
     except RuntimeError as problem:
         kernel = _MISSING_KERNEL.search(str(problem))
         if kernel is None:

@@ -32,6 +32,7 @@ SAME, DIFFERENT = COLOURS[0], COLOURS[1]
 # In SVG the colours of the page replace these.
 _INK, _GRID = "#010203", "#040506"
 _SIZE = (3.7, 2.5)  # In inches. On a phone the text is then as large as that of the page.
+_MOST_NAMES, _LONGEST_NAME = 60, 12  # identities that a map names, and characters of a name
 _POINTS = 2400  # Most points of all curves of a chart together.
 _CHINESE = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
 
@@ -350,14 +351,16 @@ def map_chart(run: RunFolder, name: str, pairs: PairScores) -> Chart:
             )
             axes.plot(*rays.T, color=colour, linewidth=0.5, alpha=0.5, rasterized=True)
             axes.plot(*own.T, "o", color=colour, markersize=2.6, markeredgewidth=0, alpha=0.85, rasterized=True)
-            if len(several) <= 60 and len(identity) <= 8:
-                axes.text(middle[0], middle[1], identity, fontsize=6, ha="center", va="center", parse_math=False)
+            if number < _MOST_NAMES:
+                name = identity if len(identity) <= _LONGEST_NAME else f"{identity[: _LONGEST_NAME - 1]}\u2026"
+                axes.text(middle[0], middle[1], name, fontsize=6, ha="center", va="center", parse_math=False)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(False)
         axes.set_axis_off()
 
     title = f"Map of embeddings of {name}, {run.name}"
     known = f"{len(several)} identities with several images" if several else "identities unknown"
+    known += f", the largest {_MOST_NAMES} named" if len(several) > _MOST_NAMES else ""
     return Chart(
         f"map_{name}_{run.name}", title, "Map of embeddings", f"{title}: {len(points):,} images, {known}.", draw
     )

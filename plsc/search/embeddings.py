@@ -21,6 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from plsc.data.pixels import IMAGE_RECORD
 from plsc.errors import ConfigError, DataError, reason_of
 from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
 from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
@@ -97,6 +98,9 @@ def check_source(meta: dict[str, Any]) -> None:
             as_text(meta[name])
     if meta.get("image_shape") is not None:
         as_integers(meta["image_shape"], 1, 3)
+    for name, check in IMAGE_RECORD.items():
+        if meta.get(name) is not None:
+            check(meta[name])
 
 
 class EmbeddingsWriter:

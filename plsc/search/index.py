@@ -20,6 +20,8 @@ from plsc.search.embeddings import Embeddings, check_source, open_embeddings, re
 
 KINDS = ("auto", "flat", "ivf")
 _FORMAT = "plsc index 1"
+# What an index records about how its embeddings were made, so that queries are embedded in the same way.
+_OF_EMBEDDINGS = ("model", "export", "source", "images", "image_shape", "pixel_rule", "image_ground", "flip")
 _FLAT_UP_TO = 200_000  # Up to so many vectors an exact search takes a CPU some hundredths of a second.
 _BLOCK = 16_384  # Rows that are read, normalised and added at a time.
 _WIDEST = 1024  # Images that `search` looks at for each query before it searches other identities alone.
@@ -229,7 +231,7 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
         "identities": len({embeddings.identities[row] for row in kept} - {""}),
         "emb_dim": dim,
         **(_lists_and_probes(index, embeddings.vectors, kept, probes) if kind == "ivf" else {}),
-        **{key: embeddings.meta.get(key) for key in ("model", "export", "source", "images", "image_shape", "flip")},
+        **{key: embeddings.meta.get(key) for key in _OF_EMBEDDINGS},
     }
     try:
         _write(faiss, index, file, meta, embeddings, kept)
@@ -376,7 +378,7 @@ def _read_meta(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         inner = "" if isinstance(problem, OSError) else f"{place.name}: "  # `reason` names the file of an OSError
         raise DataError(f"{file}: not a complete index ({inner}{reason(problem)}); make one with plsc index") from None
-    return {**dict.fromkeys(("model", "export", "source", "images", "image_shape", "flip")), **meta}
+    return {**dict.fromkeys(_OF_EMBEDDINGS), **meta}
 
 
 def _companion(file: Path, suffix: str) -> Path:

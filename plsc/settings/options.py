@@ -89,8 +89,8 @@ def _read(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     chosen = {}
     for text in options.set:
         name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {one_line(text)}: expected NAME=VALUE")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {one_line(text)}: expected NAME=VALUE, such as train_batch_size=64")
         try:
             check_name(name, "--set")  # the value may be a password
             chosen[name] = _value(name, value.strip(), f"--set {text}")

@@ -215,8 +215,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "model_name",
             checks.model_name,
             "the built-in model to train",
-            "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, or ViT (the size of ViT-Small; train it with "
-            "AdamW: [optimizer](#an-optimizer-of-your-own))",
+            "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of "
+            "characters), or ViT (the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own))",
             fields=("model_name", "model"),
         ),
         Setting(
@@ -414,7 +414,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "checkpoint_dir",
             _string(allow_empty=True),
             "the checkpoint that is loaded before training or testing",
-            "such as `./output/0`; '' loads none",
+            "such as `./output/0`, or `zoo:glyphs`, which [comes with plsc](use.md#a-network-that-comes-with-plsc); '' "
+            "loads none",
         ),
         Setting(
             "pretrained",

@@ -40,20 +40,20 @@ class PaddleSide:
     """plsc's network on Paddle. It writes its weights into a file, for its twin."""
 
     def __init__(self, model, ranks):
-        sys.path.insert(0, str(ROOT / "demo"))
         import paddle
-        import settings
 
         from plsc import parallel  # before paddle: it sets the threads
         from plsc.layers.convolution import fast_convolutions
-        from plsc.models import build, build_model
+        from plsc.models import GlyphNet, build, build_model
 
         self.paddle, self.fast_convolutions = paddle, fast_convolutions
         parallel.initialise()
         paddle.seed(0)
         side = CASES[model][1]
-        network = settings.GlyphNet() if model == "GlyphNet" else build_model(model, 512, (3, side, side))
-        self.emb_dim = build(network, (3, side, side))
+        shape = (3, side, side)
+        is_glyphs = model == "GlyphNet"
+        network = GlyphNet(128, shape, (32, 64, 128)) if is_glyphs else build_model(model, 512, shape)
+        self.emb_dim = build(network, shape)
         for layer in network.sublayers():
             if isinstance(layer, paddle.nn.Dropout):
                 layer.p = DROPOUT

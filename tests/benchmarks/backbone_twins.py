@@ -1,6 +1,6 @@
-"""The built-in backbones and the network of the demo once more, in PyTorch, without dropout.
+"""The built-in backbones once more, in PyTorch, without dropout.
 
-Their parameters have the order of those of the networks in `plsc/models` and `demo/settings.py`.
+Their parameters have the order of those of the networks in `plsc/models`.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 # As in plsc/models, which imports Paddle, while this file runs where there may be none.
 BOTTLENECKS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+GLYPH_FILTERS = (32, 64, 128)  # as in the measurements of docs/performance.md; the last of the built-in one is 96
 STAGES, RESNET_EPSILON = ((3, 64), (4, 128), (14, 256), (3, 512)), 2e-5
 WIDTH, BLOCKS, HEADS, EXPANSION, GRID, VIT_EPSILON = 384, 12, 6, 4, 14, 1e-6
 
@@ -120,7 +121,7 @@ class ViT(nn.Module):
 class GlyphNet(nn.Sequential):
     def __init__(self, side, emb_dim=128):
         layers, previous = [], 1
-        for filters in (32, 64, 128):
+        for filters in GLYPH_FILTERS:
             layers.append(convolved(previous, filters, 2))
             layers.append(Residual(nn.Sequential(convolved(filters, filters), convolved(filters, filters))))
             previous, side = filters, (side + 1) // 2

@@ -13,18 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "demo")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import plsc  # noqa: E402, I001 - before Paddle, for its settings of the math library
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
-from settings import GlyphNet  # noqa: E402
 
 from plsc.layers import convolution  # noqa: E402
 from plsc.layers.convolution import fast_convolutions  # noqa: E402
 from plsc.machine import processor, threads  # noqa: E402
-from plsc.models import build_model  # noqa: E402
+from plsc.models import GlyphNet, build_model  # noqa: E402
 from plsc.models.base_model import build  # noqa: E402
 
 NETWORKS = {"GlyphNet": (64, 32), "MobileFaceNet": (32, 112), "ResNet50": (8, 112), "ViT": (16, 112)}  # batch, side
@@ -70,7 +69,7 @@ def network(name, rounds):
     """Compares whole steps (forward, backward, update) and evaluation of a network, in images per CPU second."""
     batch, side = NETWORKS[name]
     shape = (3, side, side)
-    model = GlyphNet() if name == "GlyphNet" else build_model(name, 512, shape)
+    model = GlyphNet(128, shape, (32, 64, 128)) if name == "GlyphNet" else build_model(name, 512, shape)
     build(model, shape)
     parameters = [p for p in model.parameters() if not p.stop_gradient]
     optimizer = paddle.optimizer.Momentum(0.01, 0.9, parameters=parameters)

@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "demo")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import paddle  # noqa: E402
-from settings import GlyphNet  # noqa: E402
 
 from plsc import layers  # noqa: E402
+from plsc.models import GlyphNet  # noqa: E402
 from plsc.models.base_model import BaseModel  # noqa: E402
 from plsc.models.resnet import DEPTHS, EPSILON, WIDTHS  # noqa: E402
 
@@ -76,7 +76,7 @@ class PlainResNet(Plain):
 
 
 class PlainGlyphNet(Plain):
-    """`GlyphNet` of the demo, the same way."""
+    """`GlyphNet`, the same way."""
 
     def forward(self, input):
         convs, norms, relu = iter(self.convs), iter(self.norms), paddle.nn.functional.relu
@@ -117,7 +117,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60, help="of each, alternating")
     options = parser.parse_args()
     shape = (3, options.side, options.side)
-    made = ResNet() if options.model == "ResNet50" else GlyphNet()
+    made = ResNet() if options.model == "ResNet50" else GlyphNet(128, shape, (32, 64, 128))
     made.build(shape)
     plain = (PlainResNet if options.model == "ResNet50" else PlainGlyphNet)(made)
     images = paddle.rand([options.batch, *shape])

@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from plsc.data.label_file import read_label_file  # noqa: E402
 from plsc.data.test_sets import IdentitySet, find_sets  # noqa: E402
 from plsc.data.verification import load_verification  # noqa: E402
 from plsc.errors import DataError  # noqa: E402
+from plsc.settings.checks import class_names  # noqa: E402
 
 CLASSES, IMAGES, SIZE, HELD_OUT, PAIRS, PARTS = 6, 3, 24, 4, 20, 2
 
@@ -50,11 +52,10 @@ def test_images_and_labels(rendered: Path) -> None:
         assert np.asarray(image.convert("L"), np.float64).std() > 5
 
 
-def test_every_class_is_named(rendered: Path) -> None:
-    rows = [line.split("\t") for line in (rendered / "classes.txt").read_text(encoding="utf-8").splitlines()]
-    assert [row[0] for row in rows] == [str(label) for label in range(CLASSES)]
-    assert all(code.startswith("U+") and name for _, code, name in rows)
-    assert len({code for _, code, _ in rows}) == CLASSES
+def test_every_class_has_a_name_in_a_file_that_set_class_names_takes(rendered: Path) -> None:
+    names = class_names("set_class_names", str(rendered / "classes.txt"))
+    assert names is not None and len(set(names)) == CLASSES
+    assert all(name == f"{name[0]} {unicodedata.name(name[0])}" for name in names)
 
 
 def test_verification_set(rendered: Path) -> None:

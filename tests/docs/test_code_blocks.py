@@ -39,7 +39,7 @@ def folder(once, few_glyphs, tmp_path, monkeypatch):
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps(SIZES))
 
     def make(place):
-        for name in ("train_data", "glyphs"):
+        for name in ("train_data", "glyphs", "photos"):
             shutil.copytree(few_glyphs, place / name)
         shuffle_base64(Options(str(few_glyphs), "file_list.txt", 2, str(place / "dataset"), workers=1))
         for name in ("train_data", "glyphs", "dataset"):

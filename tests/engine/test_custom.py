@@ -1,6 +1,8 @@
 """Custom models and custom readers."""
 
+import contextlib
 import json
+import logging
 import random
 
 import numpy as np
@@ -8,10 +10,11 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from plsc import Callback, Entry
+from plsc import BaseModel, Callback, Entry
 from plsc.checkpoint import BACKBONE
 from plsc.errors import ConfigError, DataError
 from plsc.inference.networks import embed_batch
+from plsc.models import build
 from plsc.utils import jpeg_reader
 
 
@@ -75,6 +78,48 @@ def test_a_plain_layer_trains_and_keeps_its_names(tmp_path):
 def test_a_network_of_paddle_vision_works_as_a_backbone(tmp_path):
     result = entry(paddle.vision.models.mobilenet_v3_small(scale=0.35, num_classes=8), tmp_path).train()
     assert np.isfinite(result["loss"]) and "classifier.3.weight" in load_file(tmp_path / "0" / BACKBONE)
+
+
+class Detached(BaseModel):
+    """A network whose first layer is cut off, unless told otherwise."""
+
+    def __init__(self, is_cut=True):
+        super().__init__()
+        self.first, self.last, self.is_cut = paddle.nn.Conv2D(3, 2, 3, 4), paddle.nn.Linear(2 * 8 * 8, 8), is_cut
+
+    def build_network(self, input, label, is_train):
+        x = self.first(input).flatten(1)
+        return self.last(x.detach() if self.is_cut else x)
+
+
+def test_a_part_that_gets_no_gradient_is_named(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "plsc"):
+        entry(Detached(is_cut=False)).train()
+        assert "no gradient" not in caplog.text
+        entry(Detached()).train()
+    assert "Detached: first.weight, first.bias got no gradient in the first step" in caplog.text
+
+
+class AsksForGradients(BaseModel):
+    """A network that uses a gradient of its own, inside `enable_grad` or not."""
+
+    def __init__(self, context=contextlib.nullcontext):
+        super().__init__()
+        self.layer, self.context = paddle.nn.Linear(3 * 32 * 32, 8), context
+
+    def build_network(self, input, label, is_train):
+        with self.context():
+            x = input.flatten(1)
+            x.stop_gradient = False
+            y = self.layer(x)
+            return y + paddle.grad(y.sum(), x, retain_graph=True)[0].mean()
+
+
+def test_gradients_inside_a_forward_need_enable_grad():
+    assert build(AsksForGradients(paddle.enable_grad), (3, 32, 32)) == 8
+    with pytest.raises(ConfigError, match="AsksForGradients: its forward asks for gradients.*enable_grad"):
+        build(AsksForGradients(), (3, 32, 32))
 
 
 def test_frozen_parts_stay_and_parameter_groups_move_at_their_own_rate():

@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -12,7 +14,7 @@ import pytest
 from checkpoint_folders import make_checkpoint
 from norm_statistics import randomize_norms
 from PIL import Image
-from ranks import run_plsc
+from ranks import ROOT, run_plsc
 
 from plsc import Entry, Predictor, cli
 from plsc.commands.model_file import make_model
@@ -21,6 +23,7 @@ from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference import export as export_module
 from plsc.inference import runtime
+from plsc.inference.classes import write_centres
 from plsc.inference.comparison import disagreement
 from plsc.inference.export import export
 from plsc.inference.networks import TrainedNetwork
@@ -68,7 +71,7 @@ def expected(model, images):
 
 
 # Deeper networks consist of more of the same blocks; tests/benchmarks/export.py covers them.
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "own", "plain"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet", "own", "plain"])
 def test_an_export_gives_the_embeddings_of_the_network(tmp_path, name):
     paddle.seed(0)
     custom = {"own": Own, "plain": Plain}
@@ -175,8 +178,8 @@ def test_threads_may_embed_with_networks_that_share_layers(eager_switches):
 def test_what_is_no_export_is_named(tmp_path):
     with pytest.raises(ConfigError, match="Predictor: path=3: expected the folder of an export"):
         Predictor(3)
-    make_checkpoint(tmp_path / "output" / "0")
-    with pytest.raises(ConfigError, match="0: is a checkpoint and not an export; run plsc export --checkpoint"):
+    make_checkpoint(tmp_path / "output" / "0", model="Net")
+    with pytest.raises(ConfigError, match="0: is a checkpoint of the custom model 'Net'.*run plsc export --checkpoint"):
         Predictor(tmp_path / "output" / "0")
 
 
@@ -328,6 +331,41 @@ def earlier(tmp_path_factory):
     for format in ("paddle", "onnx"):
         export(trained(Plain()), place / format, SHAPE, format)
     return place
+
+
+def test_classify_and_search_with_onnx_load_no_paddle(earlier, few_glyphs, tmp_path):
+    pytest.importorskip("faiss")
+    net, images = shutil.copytree(earlier / "onnx", tmp_path / "net"), few_glyphs / "images" / "0"
+    manifest = net / "inference_meta.json"
+    meta = json.loads(manifest.read_text())
+    centres = SimpleNamespace(count=2, parts=lambda: [(np.eye(2, meta["emb_dim"], dtype="float32"), None)])
+    meta["classes"], meta["class_names"] = write_centres(centres, meta["emb_dim"], net)[1], ["甲", "乙"]
+    manifest.write_text(json.dumps(meta))
+    commands = f"""
+import sys
+from plsc import cli
+from plsc.search.embeddings import EmbeddingsWriter
+from plsc.search.index import build_index
+from pathlib import Path
+from plsc import Predictor
+here, images = Path({str(tmp_path)!r}), sorted(Path({str(images)!r}).iterdir())
+predictor = Predictor(here / "net")
+record = dict(count=len(images), emb_dim=predictor.emb_dim, model=predictor.network, image_shape=[3, 32, 32])
+writer = EmbeddingsWriter(here / "e", record)
+writer.append(predictor.embed(images))
+writer.finish([(path.name, "") for path in images])
+writer.close()
+build_index(here / "e", here / "x")
+for words in (["classify"], ["search", str(here / "x")]):
+    assert cli.main([*words, "--model", str(here / "net"), str(images[0]), "--top", "1"]) == 0
+assert "paddle" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", commands], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and lines[1].endswith(("  甲", "  乙")) and "1.0000" in lines[3]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ def test_patience_waits_for_the_holder_to_end(holder, tmp_path):
     assert take(tmp_path / "o", patience=60)
 
 
+def test_a_wait_is_reported_and_names_the_holder(holder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("plsc.machine.locks._QUIET_SECONDS", 0.0)
+    threading.Timer(0.3, holder.stdin.close).start()
+    with caplog.at_level(logging.INFO, "plsc"):
+        assert take(tmp_path / "o", patience=60)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"o: process {holder.pid} on " in line and "waiting up to 60 s" in line
+
+
 def test_many_processes_take_turns(tmp_path):
     """Each one removes the lock file, which the next one may have opened already."""
     script = """

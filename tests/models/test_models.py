@@ -67,7 +67,7 @@ def test_the_deepest_models_can_be_built(name):
     assert len(convolutions) == 1 + 2 * {"ResNet152": 50, "ResNet200": 98}[name]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 17, 23), (3, 112, 112)])
 def test_shapes(name, shape):
     model = small(name, 24, shape)
@@ -75,7 +75,7 @@ def test_shapes(name, shape):
     assert model(paddle.rand([3, *shape])).shape == [3, 24]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 def test_a_gradient_reaches_every_weight(name):
     paddle.seed(0)
     model = small(name, 16, (3, 32, 32))
@@ -93,10 +93,11 @@ def test_the_scale_of_the_embedding_stays_at_one():
     np.testing.assert_array_equal(dict(model.named_parameters())[fixed.pop()].numpy(), np.ones(16))
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT"])
+@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 def test_it_overfits_four_images(name):
     paddle.seed(3)
     model = small(name, 16, (3, 16, 16))
+    build(model, (3, 16, 16))
     x = paddle.rand([8, 3, 16, 16])
     y = paddle.to_tensor([0, 1, 2, 3] * 2)
     x = x[:4].tile([2, 1, 1, 1]) + 0.05 * x
@@ -145,3 +146,22 @@ def test_too_small_an_image(name):
     for shape in ((3, 15, 112), (3, 112, 8)):
         with pytest.raises(ConfigError, match="set_image_shape"):
             build_model(name, 8, shape)
+
+
+def test_the_network_of_characters_sees_no_colours():
+    net = build_model("GlyphNet", 128, (3, 32, 32))
+    assert build(net, (3, 32, 32)) == 128
+    net.eval()
+    assert sum(name.startswith("conv2d") for name, _ in net.named_children()) == 9
+    rng = np.random.default_rng(0)
+    stroke = np.zeros((32, 32))
+    stroke[4:28, 8:12] = stroke[8:11, 12:24] = 1
+    grounds, inks = rng.uniform(0.4, 1, (2, 6, 3, 1, 1)) * np.array([[1], [-1]])[..., None, None, None]
+    grounds[::2], inks[::2] = inks[::2].copy(), grounds[::2].copy()
+    images = (grounds + (inks - grounds) * stroke).astype("float32")
+    assert len(set(np.sign(inks - grounds).ravel().tolist())) == 2  # light on dark, and dark on light
+    found = net(paddle.to_tensor(images)).numpy()
+    assert found.shape == (6, 128)
+    np.testing.assert_allclose(found, np.repeat(found[:1], 6, axis=0), atol=1e-3 * np.abs(found).max())
+    other = net(paddle.to_tensor(np.ascontiguousarray(images[:1].transpose(0, 1, 3, 2)))).numpy()
+    assert np.abs(other - found[:1]).max() > 0.1 * np.abs(found).max()

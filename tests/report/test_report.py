@@ -5,14 +5,17 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from run_folders import make_run, pairs
 
 from plsc.cli import main
 from plsc.report import make_report
+from plsc.report.charts import map_chart
 
 EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # Markup, broken TeX, a character that reverses text.
 
@@ -95,6 +98,17 @@ def test_the_chart_files_name_their_maker(compared):
         with Image.open(path) as image:
             assert image.info["Software"] == "plsc report"
             assert len(image.convert("RGB").getcolors(100_000)) > 10, "not blank"
+
+
+def test_the_map_names_the_largest_identities_and_shortens_long_names():
+    identities = [f"a character of number {k}" for k in range(70) for _ in range(3 if k == 69 else 2)]
+    rng = np.random.default_rng(0)
+    scores = SimpleNamespace(embeddings=rng.normal(size=(len(identities), 4)), identities=identities)
+    chart = map_chart(SimpleNamespace(name="run"), "set", scores)
+    axes = Figure().add_subplot()
+    chart.draw(axes)
+    names = [text.get_text() for text in axes.texts]
+    assert len(names) == 60 and names[0] == "a character\u2026" and "the largest 60 named" in chart.alt
 
 
 def test_a_run_without_tests_is_noted_and_has_no_empty_chart(tmp_path):

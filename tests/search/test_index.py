@@ -360,6 +360,25 @@ def test_a_search_with_another_network_is_refused(trained, few_glyphs, tmp_path,
     )  # A script made the index, so there is no network to compare.
 
 
+def test_queries_are_read_as_the_images_of_the_index_were(trained, tmp_path, capsys):
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    clear.paste((0, 90, 250, 255), (4, 8, 20, 28))
+    (tmp_path / "images").mkdir()
+    clear.save(tmp_path / "images" / "a.png")
+    folder, file, image = str(tmp_path / "e"), str(tmp_path / "x"), str(tmp_path / "images" / "a.png")
+    trained_here, white = ["--checkpoint", str(trained / "output" / "0")], ["--set", "image_ground=[255,255,255]"]
+    words = ["--input", str(tmp_path / "images"), "--output", folder, "--set", "image_ground=[0,0,0]"]
+    assert cli.main(["predict", *trained_here, *words]) == 0
+    assert cli.main(["index", folder, "--output", file]) == 0
+    assert SearchIndex(tmp_path / "x").meta["image_ground"] == [0, 0, 0]
+    capsys.readouterr()
+    for network in (trained_here, ["--model", str(trained / "net")]):
+        for more, is_alike in (([], True), (white, False)):
+            assert cli.main(["search", file, image, *network, *more, "--json"]) == 0
+            cosine = json.loads(capsys.readouterr().out.splitlines()[-1])[0]["hits"][0]["cosine"]
+            assert (cosine > 0.9999) == is_alike, (network, more, cosine)
+
+
 def test_a_folder_without_images_is_named(tmp_path, capsys):
     assert cli.main(["search", "x", "--checkpoint", "y", str(tmp_path)]) == 1
     assert f"{tmp_path}: holds no image" in capsys.readouterr().err
