@@ -123,9 +123,9 @@ class ClassSampler(Records):
         labels = source.labels()
         narrow = np.int32 if self.num_images < 1 << 31 else np.int64
         self._images = np.argsort(labels, kind="stable").astype(narrow)  # sorted by class
-        counts = np.bincount(labels)
-        self._counts = counts[counts > 0]
-        self._firsts = np.cumsum(self._counts) - self._counts
+        ordered = labels[self._images]
+        self._firsts = np.append(0, np.flatnonzero(np.diff(ordered)) + 1)
+        self._counts = np.diff(np.append(self._firsts, len(ordered)))
         self._batch_size, self._of_turn = batch_size, images_per_class or 1
         self._classes_of_batch, self._has_whole_batches = 1, images_per_class is not None
         if self._has_whole_batches:
