@@ -334,13 +334,15 @@ def open_collection(path: Path) -> Collection:
     Raises:
         DataError: There are no images, or the list cannot be read.
     """
-    name = format_of(str(path))
-    if name in _READ_AS_RECORDS:
-        return RecordImages(path, open_images(str(path), None, 0, 1, name))
     # Unlike the methods of Path, these functions raise no errors. Reading the folder or the list will.
+    lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
+    if lists:
+        return open_collection(lists[0])
+    data_format = format_of(str(path))
+    if data_format in _READ_AS_RECORDS:
+        return RecordImages(path, open_images(str(path), None, 0, 1, data_format))
     if os.path.isdir(path):
-        lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
-        return open_collection(lists[0]) if lists else _image_files(path, folder_of_images(path, path))
+        return _image_files(path, folder_of_images(path, path))
     lines = read_list(path)
     files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / os.fsdecode(line))]
     if files and _is_text(files[0]):
