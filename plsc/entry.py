@@ -201,7 +201,7 @@ class Entry:
     def set_sampler(self, sampler: str, images_per_class: Optional[int] = None) -> None:
         """Sets how the images of an epoch are drawn.
 
-        An epoch has as many images with each sampler. See docs/data.md.
+        An epoch has as many steps with each sampler. See docs/data.md.
 
         Args:
             sampler: 'uniform', the default, takes each image once. 'balanced' takes all classes equally often. 'pxk'

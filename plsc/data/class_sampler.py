@@ -106,6 +106,10 @@ class ClassSampler(Records):
         images_per_class: K, the number of images of a class in a batch; None draws classes independent of batches.
         world_size: Number of ranks.
 
+    Attributes:
+        num_images: Number of images of an epoch: that of the data set, for batches of P x K images rounded up to whole
+            batches.
+
     Raises:
         ConfigError: A batch of all ranks is no multiple of K, or has more classes than there are.
     """
@@ -119,13 +123,15 @@ class ClassSampler(Records):
         labels = source.labels()
         narrow = np.int32 if self.num_images < 1 << 31 else np.int64
         self._images = np.argsort(labels, kind="stable").astype(narrow)  # sorted by class
-        counts = np.bincount(labels)
-        self._counts = counts[counts > 0]
-        self._firsts = np.cumsum(self._counts) - self._counts
+        ordered = labels[self._images]
+        self._firsts = np.append(0, np.flatnonzero(np.diff(ordered)) + 1)
+        self._counts = np.diff(np.append(self._firsts, len(ordered)))
         self._batch_size, self._of_turn = batch_size, images_per_class or 1
-        self._classes_of_batch = 1
-        if images_per_class is not None:
-            self._classes_of_batch = self._fitting(batch_size * world_size, world_size)
+        self._classes_of_batch, self._has_whole_batches = 1, images_per_class is not None
+        if self._has_whole_batches:
+            batch = batch_size * world_size
+            self._classes_of_batch = self._fitting(batch, world_size)
+            self.num_images = -(-self.num_images // batch) * batch
 
     def _fitting(self, batch: int, world_size: int) -> int:
         """Returns P. Raises ConfigError if there is none for the batch of all ranks."""
@@ -181,8 +187,8 @@ class ClassSampler(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)].
 
-        Some images come more than once in an epoch, and others not at all. No image of a class comes again before all
-        of them have come, in this epoch or in earlier ones.
+        Some images come more than once in an epoch, and others not at all. No image of a class comes again before the
+        turn that completes all of them, in this epoch or in earlier ones.
         """
         per_rank = -(-self.num_images // world_size)
         circle = np.random.default_rng((seed, len(self._counts))).permutation(len(self._counts))
@@ -201,26 +207,23 @@ class ClassSampler(Records):
             rank: The rank.
             world_size: Number of ranks.
         """
-        if self._classes_of_batch == 1 and self._of_turn == 1:
+        if not self._has_whole_batches:
             return (own * world_size + rank) % self.num_images
         # The images of a class are on one rank, where the batch of a rank holds whole turns.
         batch, within = np.divmod(own, self._batch_size)
-        per_rank = -(-self.num_images // world_size)
-        sizes = np.minimum(self._batch_size, per_rank - batch * self._batch_size)
-        return batch * self._batch_size * world_size + rank * sizes + within
+        return (batch * world_size + rank) * self._batch_size + within
 
     def _images_at(self, seed: int, epoch: int, slots: np.ndarray, circle: np.ndarray) -> np.ndarray:
         """Returns the images at some places of an epoch, int64 [n]. `circle` has the classes in random order."""
         of_turn, classes_of_batch = self._of_turn, self._classes_of_batch
-        batches = -(-self.num_images // (of_turn * classes_of_batch))
-        turns = Turns(len(self._counts), classes_of_batch, batches * classes_of_batch)
+        turns = Turns(len(self._counts), classes_of_batch, self.num_images // of_turn)
         number, copy = np.divmod(slots, of_turn)
         place, turn = turns.at(seed, epoch, number)
         chosen = circle[place]
         counts = self._counts[chosen]
-        # A class with fewer than K images gives some of them twice or more; one with more begins again when fewer than
-        # K are left.
-        turns_of_pass = np.maximum(counts // of_turn, 1)
+        # In a pass each image of a class comes once; to fill its last turn, some come twice. No turn has one twice if
+        # the class has K images.
+        turns_of_pass = -(-counts // of_turn)
         passed, within = np.divmod(turn, turns_of_pass)
         drawn = permuted((within * of_turn + copy) % counts, counts, keys_of(seed, 1, chosen, passed))
         return self._images[self._firsts[chosen] + drawn]

@@ -29,7 +29,7 @@ from plsc.machine.names import from_text, to_text, twins_among, why_missing
 logger = logging.getLogger("plsc")
 
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
-_READ_AS_RECORDS = ("recordio",)  # formats that are read as training reads them
+_READ_AS_RECORDS = ("recordio", "tar", "parquet")  # formats that are read as training reads them
 _LABEL_ENDS = LONGEST_LABEL + 2  # The last bytes of a line, which hold its tab, label and newline.
 _TRIED = 20  # First lines of a list that decide what the list holds.
 
@@ -335,13 +335,15 @@ def open_collection(path: Path) -> Collection:
     Raises:
         DataError: There are no images, or the list cannot be read.
     """
-    name = format_of(str(path))
-    if name in _READ_AS_RECORDS:
-        return RecordImages(path, open_images(str(path), None, 0, 1, name))
     # Unlike the methods of Path, these functions raise no errors. Reading the folder or the list will.
+    lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
+    if lists:
+        return open_collection(lists[0])
+    data_format = format_of(str(path))
+    if data_format in _READ_AS_RECORDS:
+        return RecordImages(path, open_images(str(path), None, 0, 1, data_format))
     if os.path.isdir(path):
-        lists = [path / name for name in _LISTS if os.path.isfile(path / name)]
-        return open_collection(lists[0]) if lists else _image_files(path, folder_of_images(path, path))
+        return _image_files(path, folder_of_images(path, path))
     if has_image_suffix(path.name) and os.path.isfile(path):
         return ImageFiles(path.parent, [Listed(path.name)])
     lines = read_list(path)

@@ -27,18 +27,18 @@ logger = logging.getLogger("plsc")
 
 SHUFFLES = ("full", "window")
 _SUFFIX, _INDEX = ".rec", ".idx"
-_USUAL = f"train{_SUFFIX}"
+_USUAL, _USUAL_INDEX = f"train{_SUFFIX}", f"train{_INDEX}"
 _BLOCK_BYTES = 4_000_000  # as for base64 data
 _TRIED = 16  # images that the writer opens at most, to learn their size
 _PROBED = 64  # records of an index that are looked at, to notice that it belongs to another file
 
 
 def holds_records(path: str) -> bool:
-    """Returns whether a path is a RecordIO file, or a folder with such files or with an index of one."""
+    """Returns whether a path is a RecordIO file, or a folder with such files, or one that has lost its `train.rec`."""
     if path.endswith(_SUFFIX) and os.path.isfile(path):
         return True
     try:
-        return any(name.endswith((_SUFFIX, _INDEX)) for name in os.listdir(path))
+        return any(name.endswith(_SUFFIX) or name == _USUAL_INDEX for name in os.listdir(path))
     except OSError:
         return False
 

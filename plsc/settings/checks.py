@@ -75,7 +75,7 @@ def data_cache(setter: str, directory: Optional[str], size: Any = None) -> Optio
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
-    """Returns the format and the way base64 data is shuffled."""
+    """Returns the format, and the way files that hold many images are shuffled."""
     from plsc.data.base64_source import SHUFFLES
     from plsc.data.sources import DATA_FORMATS
 
@@ -84,8 +84,8 @@ def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) ->
         check_choice(f"{setter}: shuffle", shuffle, SHUFFLES)
         if data_format == "jpeg":
             raise ConfigError(
-                f"{setter}('jpeg', shuffle={shuffle!r}): shuffle is for base64 data; leave it out, image files are "
-                "shuffled in full"
+                f"{setter}('jpeg', shuffle={shuffle!r}): shuffle is for files that hold many images; leave it out, "
+                "image files are shuffled in full"
             )
     return data_format, shuffle
 
