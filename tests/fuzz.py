@@ -263,6 +263,71 @@ class Lists(Case):
                 read()
 
 
+class Tars(Case):
+    """Tars of images: their headers and labels, and then what training reads."""
+
+    def seeds(self):
+        import io
+        import tarfile
+
+        for number, kind in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+            file = io.BytesIO()
+            with tarfile.open(fileobj=file, mode="w", format=kind) as made:
+                for name, content in (("a/1.jpg", b"x"), ("a/1.cls", b"1"), ("n" * 90 * number + "2.png", b"y" * 513),
+                                      ("n" * 90 * number + "2.json", b'{"label": 3}')):  # fmt: skip
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    made.addfile(member, io.BytesIO(content))
+            yield file.getvalue()[: 1024 * (5 + 2 * number)] + bytes(1024)
+
+    def feed(self, data):
+        from plsc.data.tar_shards import TarShards
+
+        path = WORK / "x.tar"
+        blocks = [bytearray(data[first : first + 512]) for first in range(0, len(data), 512)]
+        for one in blocks:  # right checksums, so that more than the checksum is tried
+            if one[257:262] == b"ustar" and len(one) == 512:
+                one[148:156] = b"%06o\0 " % (sum(one) - sum(one[148:156]) + 256)
+        path.write_bytes(b"".join(blocks))
+        source = TarShards(str(path), 100)
+        for i in range(min(source.num_images, 20)):
+            assert source.name(i) and source.where(i)
+            source.read(i)
+
+
+class Tables(Case):
+    """Parquet files of images."""
+
+    def seeds(self):
+        import pyarrow
+        import pyarrow.parquet
+
+        from plsc.data.parquet_files import ParquetWriter
+        from plsc.data.records import Record
+
+        writer = ParquetWriter(WORK / "seed.parquet", ["a", "b"])
+        for i in range(3):
+            writer.add(Record(f"{i}.jpg", b"image", i % 2))
+        writer.close()
+        yield (WORK / "seed.parquet").read_bytes()
+        columns = {"img": pyarrow.array([b"1", None, b"3"]), "label": pyarrow.array(["x", "y", "x"])}
+        for codec in ("none", "snappy"):
+            pyarrow.parquet.write_table(
+                pyarrow.table(columns), WORK / "seed.parquet", compression=codec, row_group_size=2, store_schema=False
+            )
+            yield (WORK / "seed.parquet").read_bytes()
+
+    def feed(self, data):
+        from plsc.data.parquet_files import ParquetFiles
+
+        path = WORK / "x.parquet"
+        path.write_bytes(data)
+        source = ParquetFiles(str(path), 100)
+        for i in range(min(source.num_images, 20)):
+            assert source.name(i) and source.where(i)
+            source.read(i)
+
+
 class Journal(Case):
     """The journal of the base64 tool."""
 
@@ -550,8 +615,9 @@ class Hdfs(Case):
 
 TARGETS = {
     "verification": Verification, "tensor_file": Tensors, "meta": Meta, "manifest": Manifest, "index": Index,
-    "recordio": RecordIO, "lines": Lines, "lists": Lists, "journal": Journal, "run": Run, "embeddings": Embeddings,
-    "export": Export, "launchers": Launchers, "ranks": Ranks, "clusters": Clusters, "settings": Settings, "hdfs": Hdfs,
+    "recordio": RecordIO, "lines": Lines, "lists": Lists, "tars": Tars, "tables": Tables, "journal": Journal,
+    "run": Run, "embeddings": Embeddings, "export": Export, "launchers": Launchers, "ranks": Ranks,
+    "clusters": Clusters, "settings": Settings, "hdfs": Hdfs,
 }  # fmt: skip
 STRUCTURE = [
     *(

@@ -58,7 +58,7 @@ class ParquetFiles(Records):
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: There is no image; or a file is damaged, has other columns, or has rows without an image or a label.
+        DataError: There is no image; or a file is damaged, or has other columns, or a row has no label or a wrong one.
     """
 
     blocks: np.ndarray
@@ -84,7 +84,7 @@ class ParquetFiles(Records):
         self.window = min(max(_MEMORY // max(largest, 1), 1), WINDOW_BLOCKS)
         if largest > _MEMORY:
             logger.warning(
-                "%s: row groups have up to %.1f GB of images, and a rank holds up to three of them in memory; write "
+                "%s: row groups have up to %.1f GB, and a rank holds up to three of them in memory; write "
                 "the files again with 100 to 1000 images per row group",
                 path,
                 largest / 1e9,
@@ -92,6 +92,7 @@ class ParquetFiles(Records):
         # One more than are mixed, and one that is begun.
         self._images = _Kept(max(_MEMORY, (self.window + 2) * largest), self._decode_images)
         self._paths_of = _Kept(_PATHS_MEMORY, self._decode_paths)
+        self.read(0)  # which fails at once where a table names files instead of holding them
         self._naming = threading.Lock()
         self._by_path: Optional[bool] = None
 
@@ -128,7 +129,8 @@ class ParquetFiles(Records):
         block = bisect.bisect_right(self._starts, i) - 1
         data = self._images.get(block).value(i - self._starts[block])
         if data is None:
-            raise no_image(self.where(i), self._layout, None)
+            path = self._decode_paths(block).value(i - self._starts[block]) if self._layout.path else None
+            raise no_image(self.where(i), self._layout, path)
         return data, int(self._labels[i])
 
     def _place(self, i: int) -> tuple[int, int]:

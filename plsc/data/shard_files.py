@@ -73,6 +73,14 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[str]:
     return found
 
 
+def folder_of(path: str) -> str:
+    """Returns the folder that a data set lies in: the path itself, or the one around a file or a pattern of files."""
+    is_pattern = glob.has_magic(path) or _BRACES.search(path) is not None
+    if os.path.isfile(path) or (is_pattern and not os.path.isdir(path)):
+        return os.path.dirname(path) or "."
+    return path
+
+
 def plain_name(path: str) -> str:
     """Returns a path without empty parts, `.` and `..`, as names of images are; '' if nothing is left."""
     return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))

@@ -33,6 +33,10 @@ logger = logging.getLogger("plsc")
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # an error explains the compressed ones
 _BLOCK_BYTES = 4_000_000  # neighbouring images are read together, in blocks of about this size
 _INDEXING = 8  # tars at a time, since a disk or a network serves several requests at once
+# What the headers of all members have in common: the fields before the size, before the checksum, and after it.
+_MODES, _TIME = b"0000644\0" + 2 * b"0000000\0", b"\0" + b"%011o\0" % 0
+_KIND = (b"0".ljust(101, b"\0") + b"ustar  \0").ljust(BLOCK - 156, b"\0")
+_REST_SUM = sum(_MODES + _TIME + b" " * 8 + _KIND)
 _RECORD = 20 * BLOCK  # tar fills up files to whole records
 _MAGIC = ((b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif"))
 
@@ -278,8 +282,16 @@ class TarWriter:
         return key, suffix[1:]
 
     def _write(self, name: str, data: bytes) -> None:
+        self._file.write(b"".join((_header(name, len(data)), data, bytes(-len(data) % BLOCK))))
+
+
+def _header(name: str, size: int) -> bytes:
+    """Returns the header of a member. That of `tarfile`, which long names need, takes ten times as long to make."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > 100 or size >= 8**11:
         header = tarfile.TarInfo(name)
-        header.size = len(data)
-        self._file.write(header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
-        self._file.write(data)
-        self._file.write(bytes(-len(data) % BLOCK))
+        header.size = size
+        return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+    digits = b"%011o" % size
+    total = sum(encoded) + sum(digits) + _REST_SUM
+    return b"".join((encoded.ljust(100, b"\0"), _MODES, digits, _TIME, b"%06o\0 " % total, _KIND))

@@ -14,6 +14,7 @@ import numpy as np
 from plsc.data.collection import Collection, open_collection
 from plsc.data.pair_sets import PairSet, of_verification, read_pairs
 from plsc.data.pixels import NEWEST, PixelRule
+from plsc.data.shard_files import folder_of
 from plsc.data.verification import load_verification
 from plsc.errors import DataError
 
@@ -68,7 +69,7 @@ def find_sets(
     """Opens the test sets of a folder that `targets` names.
 
     Args:
-        dataset_dir: Folder that holds the sets.
+        dataset_dir: Folder that holds the sets, or a file or a pattern of files in it.
         targets: Comma separated names, with or without suffix. A name is that of a `.bin` file of pairs; else of a
             pairs file, `.txt`; else of a folder of images, `<identity>/<image>`.
         image_shape: (C, H, W), to which the images of `.bin` files are decoded.
@@ -79,7 +80,7 @@ def find_sets(
     """
     found: list[EvaluationSet] = []
     for target in filter(None, (part.strip() for part in targets.split(","))):
-        one = _find(Path(dataset_dir), target, image_shape, rule)
+        one = _find(Path(folder_of(dataset_dir)), target, image_shape, rule)
         if any(one.name == other.name for other in found):
             raise DataError(f"{dataset_dir}: two test sets are called {one.name!r}; rename one of them")
         found.append(one)

@@ -90,6 +90,14 @@ def test_a_writer_keeps_names_and_makes_keys_from_them(tmp_path):
     assert list(source.class_names) == ["zoë", "adam"] and source.num_classes == 2
 
 
+@pytest.mark.parametrize("name", ["a/b.jpg", "é" * 50, "x" * 100, "x" * 101, "\udcff.cls"])
+@pytest.mark.parametrize("size", [0, 12345, 8**10, 8**11])
+def test_headers_are_those_of_python(name, size):
+    header = tarfile.TarInfo(name)
+    header.size = size
+    assert tar_shards._header(name, size) == header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_of_every_length_and_format_are_read(tmp_path, format):
     names = ["x.jpg", f"{'d' * 90}/{'n' * 95}.jpg", "é/ü.jpg", *(["l" * 3000 + ".jpg"] if format else [])]

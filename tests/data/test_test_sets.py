@@ -133,6 +133,9 @@ def test_a_target_names_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
         DataError, match="none.bin: no such verification set, nor none.txt, nor a folder of images none"
     ):
         find_sets(str(tmp_path), "none", SHAPE)
+    (tmp_path / "x.tar").touch()
+    for data in ("x.tar", "train-{0..9}.tar", "*.parquet"):  # the sets lie next to the files of the data
+        assert [one.name for one in find_sets(str(tmp_path / data), "people", SHAPE)] == ["people"]
     with pytest.raises(DataError, match="two test sets are called 'p'"):
         find_sets(str(tmp_path), "p,p.txt", SHAPE)
     picture(tmp_path / "people" / "stray.png")
