@@ -381,8 +381,6 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
             _join(job, [folder for folder, one in zip(folders, shards) if one.images], staging)
         staging.write_lists(lists)
     staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
-    if not TARGETS[conversion.to].file:
-        os.sync()
 
 
 def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None:
