@@ -336,8 +336,9 @@ def _record(conversion: Conversion, records: Records, i: int) -> Record:
         raise DataError(f"{records.where(i)}: the image is empty; restore it, or leave it out")
     if conversion.size is not None:
         data = _resized(data, conversion.size, conversion.quality, records, i)
-    name = records.name(i)
-    return Record(_named(name, data) if TARGETS[conversion.to].has_image_names else name, data, label)
+    if not TARGETS[conversion.to].has_image_names:
+        return Record(f"image {i}", data, label)  # To look up a name may be to read the disk.
+    return Record(_named(records.name(i), data), data, label)
 
 
 def _resized(data: bytes, side: int, quality: int, records: Records, i: int) -> bytes:
@@ -381,8 +382,6 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
             _join(job, [folder for folder, one in zip(folders, shards) if one.images], staging)
         staging.write_lists(lists)
     staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
-    if not TARGETS[conversion.to].file:
-        os.sync()
 
 
 def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None:

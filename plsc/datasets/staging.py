@@ -217,8 +217,10 @@ def _move(source: Path, target: Path) -> None:
         return
     if not (source.is_dir() and target.is_dir()):
         raise DataError(f"{target}: appeared during the conversion; move it away, and run the command again")
+    taken = set(os.listdir(target))
     for name in sorted(os.listdir(source)):
         number = 1
-        while os.path.lexists(place := target / numbered(name, number)):
+        while (free := numbered(name, number)) in taken:
             number += 1
-        os.rename(source / name, place)
+        taken.add(free)
+        os.rename(os.path.join(source, name), os.path.join(target, free))

@@ -339,6 +339,20 @@ def test_class_names_travel_and_names_that_no_file_can_have_are_changed(tmp_path
         assert files == {"name.jpg": encoded(2 * label), "name-2.jpg": encoded(2 * label + 12)}
 
 
+@pytest.mark.parametrize("to", [to for to in TARGETS if TARGETS[to].has_names])
+def test_a_format_that_holds_names_gives_them_back_in_the_order_of_the_numbers(to, tmp_path, monkeypatch):
+    needs(to)
+    names = ("b", "a b", "数据", "c", "no image", "d")
+    monkeypatch.setattr(Named, "class_names", names)
+    monkeypatch.setattr(Named, "read", lambda self, i: (encoded(2 * i), (0, 1, 2, 3, 5)[i % 5]))
+    monkeypatch.setattr(module, "open_data", lambda *given: ("named", Named()))
+    monkeypatch.setattr(module, "_number_of_shards", lambda records: 3)
+    convert(Conversion(str(tmp_path / "x"), str(tmp_path / "out"), to), silent)
+    _, records = open_data(str(tmp_path / "out"))
+    assert tuple(records.class_names) == names
+    assert sorted(records.labels().tolist()) == sorted(label for _, label in map(Named().read, range(12)))
+
+
 def test_base64_data_can_be_split_for_the_ranks_at_once(source, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["data", "convert", str(source), str(output), "--to", "base64", "--ranks", "2", "--json"]
