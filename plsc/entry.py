@@ -163,8 +163,8 @@ class Entry:
         Args:
             directory: The folder.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
-                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check --fix`, `plsc data
-                split` and `set_skip_damaged` write such lists. Classes keep their numbers.
+                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check`, `plsc data split`
+                and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
         self._set("dataset_dir", directory, exclude=exclude)
 
