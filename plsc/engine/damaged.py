@@ -12,8 +12,11 @@ from plsc.config import DAMAGED_LIST
 from plsc.data.damaged import Skipping, too_many
 from plsc.data.exclusion import line_of
 from plsc.engine.callbacks import Callback, Run
+from plsc.errors import one_line
 
 logger = logging.getLogger("plsc")
+
+_LONGEST_REASON = 500
 
 
 class DamagedImages(Callback):
@@ -80,7 +83,7 @@ class DamagedImages(Callback):
 
     def _add(self, name: str, reason: str) -> None:
         if name not in self._reasons:
-            self._news[name] = reason
+            self._news[name] = one_line(reason, _LONGEST_REASON)
 
     def _list(self, reasons: dict[str, str], append: bool) -> None:
         if self._save_dir is None or parallel.rank() != 0:
