@@ -46,7 +46,7 @@ LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
 MOST_NAMES = 5_000_000
-MOST_DAMAGED = 100_000  # images, which checkpoints name
+MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
 
 

@@ -166,8 +166,8 @@ class Entry:
             directory: The folder or the file; or the address of data on HDFS, `hdfs://host:port/path`, whose files
                 `set_data_cache` keeps on this machine.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
-                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check --fix`, `plsc data
-                split` and `set_skip_damaged` write such lists. Classes keep their numbers.
+                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check`, `plsc data split`
+                and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
         self._set("dataset_dir", directory, exclude=exclude)
 

@@ -5,6 +5,7 @@ collection, image_folders, _lists     images that are embedded or tested on, in 
 test_sets, pair_sets, verification    what a network is tested on: pairs, identities, a gallery and its probes
 transforms, sampler, prefetch         decoding and augmentation; the order of an epoch; threads that work ahead
 loader, readers, reader_batches       batches: from an `ImageSource`, and from the readers that users write
+exclusion, damaged                    images that training leaves out, by a list or because they are damaged
 glyphs                                a real data set that needs no download (`python -m plsc.data.glyphs`)
 
 Only `readers` and `reader_batches` import Paddle.

@@ -26,6 +26,7 @@ from plsc.datasets.look_alikes import Closest, close_pairs, digest_of, hash_of, 
 from plsc.errors import DataError
 
 _CHUNK = 64  # images that a thread decodes at a time
+_LISTED_FORMATS = ("jpeg", "folder")  # whose identities a test need not number
 _MOST_REASONS = 100_000  # that are kept; when a whole disk is gone, the reasons are alike
 
 
@@ -149,6 +150,7 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
     good = np.delete(np.arange(found.total, dtype=np.int32 if found.total < 1 << 31 else np.int64), found.damaged)
     _group(found, good, high, low)
     leaks = _same_as_tests(count, found.total, high, low)
+    del low
     near, alike = _closest(hashes, good, count, high)
     found.near = _confirmed(found, near, view)
     alike = alike[~np.isin(alike[:, 0], leaks[:, 0])]
@@ -164,8 +166,8 @@ def open_test(path: Path, view: View) -> Collection:
     """
     if path.suffix == ".bin":
         return ArrayImages(path.stem, load_verification(str(path), view.shape, view.rule).images)
-    if not os.path.isdir(path) and not (path.suffix == ".txt" and os.path.isfile(path)) and format_of(str(path)):
-        return RecordImages(path, open_images(str(path), None, 0, 1, shuffle="full"))
+    if format_of(str(path)) not in (None, *_LISTED_FORMATS):
+        return RecordImages(path, open_images(str(path), None, 0, 1))
     if os.path.isfile(path):
         words = columns_of(read_list(path)[0][1], -1)
         is_header = len(words) <= 2 and all(word.isdigit() for word in words)
@@ -210,7 +212,7 @@ def _closest(hashes: np.ndarray, good: np.ndarray, count: int, high: np.ndarray)
         count: Number of images of the data set, which come first.
         high: First half of the digests, uint64; images that share it are the same, and do not count.
     """
-    near, alike = Closest(count), Closest(count)
+    near, alike = Closest(count), Closest(count if len(hashes) > count else 0)
     for one, other, bits in close_pairs(hashes, good):
         first, second = np.minimum(one, other), np.maximum(one, other)
         differ = high[first] != high[second]

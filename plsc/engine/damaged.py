@@ -12,8 +12,11 @@ from plsc.config import DAMAGED_LIST
 from plsc.data.damaged import Skipping, too_many
 from plsc.data.exclusion import line_of
 from plsc.engine.callbacks import Callback, Run
+from plsc.errors import one_line
 
 logger = logging.getLogger("plsc")
+
+_LONGEST_REASON = 500
 
 
 class DamagedImages(Callback):
@@ -53,7 +56,7 @@ class DamagedImages(Callback):
             if name in self._reasons:
                 continue
             self._reasons[name] = reason
-            self._list({name: reason}, "ab")
+            self._list({name: reason}, append=True)
             if len(self._reasons) > self._most:
                 raise too_many(self._most, len(self._reasons), reason)
             if parallel.rank() == 0:
@@ -69,7 +72,7 @@ class DamagedImages(Callback):
 
     def on_train_begin(self, run: Run) -> None:
         """Lists the images of a resumed run again, as far as its checkpoint knows them."""
-        self._list(self._reasons, "wb")
+        self._list(self._reasons, append=False)
 
     def on_train_end(self, run: Run) -> None:
         """Logs how many images were skipped, and how to leave them out."""
@@ -80,9 +83,9 @@ class DamagedImages(Callback):
 
     def _add(self, name: str, reason: str) -> None:
         if name not in self._reasons:
-            self._news[name] = reason
+            self._news[name] = one_line(reason, _LONGEST_REASON)
 
-    def _list(self, reasons: dict[str, str], mode: str) -> None:
+    def _list(self, reasons: dict[str, str], append: bool) -> None:
         if self._save_dir is None or parallel.rank() != 0:
             return
         path = self._save_dir / DAMAGED_LIST
@@ -90,7 +93,7 @@ class DamagedImages(Callback):
             if not reasons:
                 path.unlink(missing_ok=True)
                 return
-            with open(path, mode) as stream:
+            with open(path, "ab" if append else "wb") as stream:
                 stream.writelines(line_of(name, reason) or b"" for name, reason in reasons.items())
         except OSError as problem:
             logger.warning("%s: cannot be written (%s); the log names the damaged images", path, problem.strerror)

@@ -77,7 +77,7 @@ def test_names_that_the_data_lacks_are_counted_in_one_warning(tmp_path, monkeypa
     monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
     with caplog.at_level(logging.INFO, "plsc"):
         assert leave_out(Numbers(None), listed(tmp_path, [50, 3, 60])).num_images == 39
-    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    (warning,) = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
     assert "list.txt:1" in warning and "'images/50.jpg'" in warning and "(2 such lines in all)" in warning
 
 

@@ -15,6 +15,7 @@ from plsc.data.pair_sets import read_pairs
 from plsc.data.pixels import NEWEST
 from plsc.data.sources import open_images
 from plsc.datasets.split import Wanted, _choose_pairs
+from plsc.datasets.split import split as split_records
 from plsc.errors import DataError
 
 
@@ -126,3 +127,14 @@ def test_an_image_that_no_list_can_name_is_refused(glyphs):
 
     with pytest.raises(DataError, match="tab or line end"):
         module._write_list(Tabbed(), np.arange(1), None, None)
+
+
+def test_an_interrupted_command_leaves_nothing(glyphs, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        split_records(
+            open_images(str(glyphs), 12, 0, 1), glyphs, tmp_path / "out", Wanted(0.3, 40, 0, NEWEST), interrupt
+        )
+    assert list(tmp_path.iterdir()) == []
