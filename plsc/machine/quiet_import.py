@@ -18,7 +18,7 @@ _CHECKS_THREADS = "paddle.base"  # the module that reads the variable when it is
 def quiet_import() -> None:
     """Prepares a quiet `import paddle`; changes nothing once Paddle is loaded.
 
-    Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. And whenever a batch
+    Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. And when a batch
     normalisation trains, it warns that running statistics are tracked, which is what they are for.
     """
     for message in ("No ccache found", "When training, we now always track global mean and variance"):
