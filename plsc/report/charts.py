@@ -361,7 +361,12 @@ def map_chart(run: RunFolder, name: str, pairs: PairScores) -> Chart:
             axes.plot(*own.T, "o", color=colour, markersize=2.6, markeredgewidth=0, alpha=0.85, rasterized=True)
             if number < _MOST_NAMES:
                 name = identity if len(identity) <= _LONGEST_NAME else f"{identity[: _LONGEST_NAME - 1]}\u2026"
-                above = {"ha": "center", "va": "bottom", "xytext": (0, 2), "textcoords": "offset points"}
+                above: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "bottom",
+                    "xytext": (0, 2),
+                    "textcoords": "offset points",
+                }
                 place = middle[0], own[:, 1].max()
                 axes.annotate(name, place, fontsize=6, parse_math=False, **above)
         axes.set_aspect("equal", adjustable="datalim")

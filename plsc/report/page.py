@@ -117,8 +117,7 @@ class Page:
         return self.section(
             f"Test on {name}",
             self.legend() if curves else "",
-            self.grid(curves) if curves else "",
-            self.grid(maps, "maps") if maps else "",
+            [self.grid(curves) if curves else "", self.grid(maps, "maps") if maps else ""],
             missing,
             [self.hard_pairs(run, run.pairs[name]) for run in having if run.pairs[name].hard],
             self.tests(name),
