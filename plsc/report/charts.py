@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator
 
 from plsc.metrics import roc_curve
 from plsc.report.pairs_file import PairScores
@@ -79,10 +79,11 @@ class Chart:
 
     def svg(self, number: int) -> str:
         """Returns an `svg` element for a page, on which it has the given number."""
-        with style.context(_style(_INK, _GRID)):
+        with style.context(_style(_INK, _GRID)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # It warns about characters that it has no font for; the browser may.
             figure = Figure(figsize=_SIZE, layout="constrained")
             FigureCanvasSVG(figure)
-            self.draw(figure.add_subplot())
+            self._draw(figure.add_subplot())
             stream = io.StringIO()
             figure.savefig(stream, format="svg", transparent=True)
         return _for_page(stream.getvalue(), number, self.alt)
@@ -94,7 +95,7 @@ class Chart:
             figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
             FigureCanvasAgg(figure)
             axes = figure.add_subplot()
-            self.draw(axes)
+            self._draw(axes)
             axes.set_title(self.title, loc="left", parse_math=False)
             if self.legend:
                 lines = [Line2D([], [], **curve.style) for curve in self.legend]
@@ -104,6 +105,13 @@ class Chart:
             stream = io.BytesIO()
             figure.savefig(stream, format="png", metadata={"Software": SOFTWARE})
         return stream.getvalue()
+
+    def _draw(self, axes: Axes) -> None:
+        """Draws the chart with ticks that do not depend on its size: the layout would not know the final ones."""
+        self.draw(axes)
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_locator(), AutoLocator):
+                axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _style(ink: str, grid: str) -> list[Any]:
@@ -353,7 +361,14 @@ def map_chart(run: RunFolder, name: str, pairs: PairScores) -> Chart:
             axes.plot(*own.T, "o", color=colour, markersize=2.6, markeredgewidth=0, alpha=0.85, rasterized=True)
             if number < _MOST_NAMES:
                 name = identity if len(identity) <= _LONGEST_NAME else f"{identity[: _LONGEST_NAME - 1]}\u2026"
-                axes.text(middle[0], middle[1], name, fontsize=6, ha="center", va="center", parse_math=False)
+                above: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "bottom",
+                    "xytext": (0, 2),
+                    "textcoords": "offset points",
+                }
+                place = middle[0], own[:, 1].max()
+                axes.annotate(name, place, fontsize=6, parse_math=False, **above)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(False)
         axes.set_axis_off()

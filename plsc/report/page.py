@@ -104,9 +104,7 @@ class Page:
         having = [run for run in self.runs if len(run.pairs.get(name, _NO_PAIRS).similarity)]
         curves += [self.of_run(run, charts.histogram_chart(run, name, run.pairs[name])) for run in having]
         mapped = [run for run in having if len(run.pairs[name].embeddings) >= 3]
-        curves += [
-            self.of_run(run, charts.map_chart(run, name, run.pairs[name])) for run in mapped[: self.maps_of_a_set]
-        ]
+        maps = [self.of_run(run, charts.map_chart(run, name, run.pairs[name])) for run in mapped[: self.maps_of_a_set]]
         missing = []
         for run in self.runs:
             what = self.what_is_missing(run, name)
@@ -119,7 +117,7 @@ class Page:
         return self.section(
             f"Test on {name}",
             self.legend() if curves else "",
-            self.grid(curves) if curves else "",
+            [self.grid(curves) if curves else "", self.grid(maps, "maps") if maps else ""],
             missing,
             [self.hard_pairs(run, run.pairs[name]) for run in having if run.pairs[name].hard],
             self.tests(name),
@@ -157,8 +155,8 @@ class Page:
         """Returns the colours and dashes of the runs, or '' for a single run."""
         return _legend(charts.curves_of([run.name for run in self.runs])) if self.is_comparison else ""
 
-    def grid(self, made: Sequence[Chart]) -> Markup:
-        """Returns charts side by side, as many in a row as there is room for."""
+    def grid(self, made: Sequence[Chart], kind: str = "") -> Markup:
+        """Returns charts side by side, as many in a row as there is room for; `kind` is a class of the style sheet."""
         figures = []
         for chart in made:
             self.charts.append(chart)
@@ -166,7 +164,8 @@ class Page:
             svg = Markup(chart.svg(len(self.charts)))
             figures.append(tag("figure", tag("figcaption", chart.caption, own), svg))
         # Four in a row keep a single chart from having the last row of three to itself.
-        return tag("div", figures, class_="grid four" if len(figures) % 3 == 1 else "grid")
+        kind = kind or ("four" if len(figures) % 3 == 1 else "")
+        return tag("div", figures, class_=f"grid {kind}".rstrip())
 
     def hard_pairs(self, run: RunFolder, pairs: PairScores) -> Markup:
         """Returns the pairs that the network is most wrong about."""

@@ -31,6 +31,8 @@ dt { color: var(--soft); font-size: .8rem; line-height: 1.3; }
 dd { margin: 4px 0 0; font-size: 1rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.25; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 12px; }
 @media (min-width: 1100px) { .grid.four { grid-template-columns: repeat(4, 1fr); } }
+.grid.maps { grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); margin: 12px 0 0; }
+.maps figure > svg { max-height: 560px; }
 figure { margin: 0; padding: 10px 10px 6px; min-width: 0; }
 figcaption {
   font-weight: 600; font-size: .9rem; margin-bottom: 4px; display: flex; flex-wrap: wrap; gap: 0 12px;

@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from run_folders import make_run, pairs
 
 from plsc.cli import main
 from plsc.report import make_report
-from plsc.report.charts import map_chart
+from plsc.report.charts import Chart, map_chart
 
 EVIL = '<b onclick="x">&amp; $\\frac{1}{$ _e\u202e'  # Markup, broken TeX, a character that reverses text.
 
@@ -108,7 +110,20 @@ def test_the_map_names_the_largest_identities_and_shortens_long_names():
     axes = Figure().add_subplot()
     chart.draw(axes)
     names = [text.get_text() for text in axes.texts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "\u4e8c" in replace(chart, draw=lambda axes: axes.text(0, 0, "\u4e8c")).svg(1)
     assert len(names) == 60 and names[0] == "a character\u2026" and "the largest 60 named" in chart.alt
+
+
+def test_labels_are_inside_of_the_chart():
+    def draw(axes):
+        axes.plot([0, 846], [13.7, 0.4])
+        axes.set_ylabel("loss")
+
+    text = Chart("loss", "Loss", "Loss", "A loss.", draw).svg(1)
+    (place,) = re.findall(r'x="([-.\d]+)"[^>]*>loss<', text)
+    assert float(place) > 7  # The letters are to its left, since the label is turned.
 
 
 def test_a_run_without_tests_is_noted_and_has_no_empty_chart(tmp_path):
