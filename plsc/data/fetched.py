@@ -11,7 +11,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.records import Records
-from plsc.errors import DataError, PlscError
+from plsc.errors import DataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
 from plsc.storage.data_cache import CachedFolder, RemoteFile
@@ -90,7 +90,7 @@ class FetchedRecords(Records):
         self._turn = np.full(len(files), np.inf)  # when a file is used first, as a position in the plan
         self._left = np.zeros(len(files), np.int64)  # images of each file that are still to be read in the epoch
         self._next_epoch: Optional[tuple[int, int, int, int]] = None
-        self._problem: Optional[PlscError] = None
+        self._problem: Optional[Exception] = None
         self._stopped, self._is_complete = False, False
         self._progress = Progress(
             name, None if budget else sum(file.size for file in files if not folder.is_whole(file))
@@ -233,6 +233,14 @@ class FetchedRecords(Records):
 
     def _run(self) -> None:
         """Fetches files until there is an error, in a thread."""
+        try:
+            self._fetch_files()
+        except Exception as problem:  # the reader raises it, whatever it is
+            with self._state:
+                self._problem, self._stopped = self._problem or problem, True
+                self._state.notify_all()
+
+    def _fetch_files(self) -> None:
         while True:
             with self._state:
                 number = self._choose()
@@ -247,15 +255,9 @@ class FetchedRecords(Records):
             if number is None:
                 self._look_ahead()
                 continue
-            try:
-                while not self._folder.try_fetch(self._remote[number], self._advance):
-                    if self._stop.wait(_POLL_SECONDS):  # another rank fetches it
-                        return
-            except PlscError as problem:
-                with self._state:
-                    self._problem, self._stopped = self._problem or problem, True
-                    self._state.notify_all()
-                return
+            while not self._folder.try_fetch(self._remote[number], self._advance):
+                if self._stop.wait(_POLL_SECONDS):  # another rank fetches it
+                    return
             with self._state:
                 self._fetching.discard(number)
                 self._readers[number] = 0

@@ -188,6 +188,17 @@ def test_a_file_that_changes_while_it_is_trained_on_ends_the_epoch_with_its_name
     records.close()
 
 
+def test_any_error_of_a_fetching_thread_ends_the_reader(split, tmp_path, monkeypatch):
+    def broken(self, file, *arguments):
+        raise RuntimeError("a bug")
+
+    records, _ = open_images(split, tmp_path / "cache")
+    monkeypatch.setattr(CachedFolder, "try_fetch", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        read_epochs(records, 1)
+    records.close()
+
+
 class Lines(Records):
     """A format of one image per file, which stands for those whose files are all needed."""
 
