@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional, Union
 
 import numpy as np
 
@@ -42,6 +42,7 @@ LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
 MOST_NAMES = 5_000_000
+LARGEST_WEIGHT = 1000  # of a data set
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Config:
 
     train_batch_size: int = 128
     test_batch_size: int = 120
-    dataset_dir: str = "./train_data"
+    dataset_dir: Union[str, tuple[str, ...]] = "./train_data"  # a tuple of several sets
+    heads: str = "merged"
+    set_weights: Optional[tuple[float, ...]] = None
     data_format: str = "auto"
     shuffle: Optional[str] = None
     class_names: Optional[tuple[str, ...]] = None
@@ -181,6 +184,11 @@ class Config:
     def batch_per_rank(self) -> int:
         """The number of samples that a rank contributes to one step of the optimizer."""
         return self.train_batch_size * self.gradient_accumulation
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The paths of the training data."""
+        return (self.dataset_dir,) if isinstance(self.dataset_dir, str) else self.dataset_dir
 
     @property
     def is_sharded(self) -> bool:

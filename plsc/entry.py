@@ -155,12 +155,23 @@ class Entry:
         hint = f"did you mean {meant}?" if meant else "help(plsc.Entry) lists what it has"
         raise NoSuchNameError(f"Entry has no {name}; {hint}")
 
-    def set_dataset_dir(self, directory: str) -> None:
+    def set_dataset_dir(
+        self,
+        directory: Union[str, Sequence[str]],
+        heads: str = "merged",
+        weights: Optional[Sequence[float]] = None,
+    ) -> None:
         """Sets the folder of the training images and the test sets.
 
-        It holds `label.txt` and the images, or split base64 data.
+        Args:
+            directory: A folder that holds `label.txt` and the images, or split base64 data; or a list of several data
+                sets, to train on all of them.
+            heads: With several sets, 'merged' trains one head over all classes, of which those with the same name are
+                the same class.
+            weights: With several sets, how often the images of each are drawn in an epoch, such as [1, 0.5]. None draws
+                every image once.
         """
-        self._set("dataset_dir", directory)
+        self._set("dataset_dir", directory, heads=heads, weights=weights)
 
     def set_data_format(self, data_format: str, shuffle: Optional[str] = None) -> None:
         """Sets how the data set folder holds its training images.

@@ -54,7 +54,7 @@ class Custom(BaseModel):
 
 # What a script asks for, and what the command line asks for instead, of every setting.
 ASKED = {
-    "dataset_dir": (("script",), "line", "line"),
+    "dataset_dir": (("script",), ["line", "b"], (("line", "b"), "merged", None)),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
     "num_classes": ((5,), "auto", 0),
     "class_names": ((["a"],), ["b", "c"], ("b", "c")),
@@ -228,6 +228,10 @@ def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
         ("set_train_batch_size", 10**900, "at most 1,000,000,000"),
         ("set_lr", 10**400, "expected a finite number"),
         ("set_dataset_dir", "a\0b", "null"),
+        ("set_dataset_dir", [], "expected a path, or a list of the paths of several data sets"),
+        ("set_dataset_dir", ["a", ["b"]], "expected a path, or a list of the paths of several data sets"),
+        ("set_dataset_dir", ["a", 3], "expected a"),
+        ("set_dataset_dir", ["a", "b", "./a"], "'./a' is listed twice, as 'a' and './a'"),
     ],
 )
 def test_what_would_overflow_later_is_refused_with_the_bound(setter, value, words):
@@ -308,12 +312,50 @@ def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, valu
 def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
-        ("dataset_dir", "text"), ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
+        ("dataset_dir", "directory"), ("dataset_dir", "heads"),
+        ("data_format", "data_format"), ("data_format", "shuffle"), ("model_name", "name"),
         ("loss_type", "loss"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, sets, heads, weights",
+    [
+        ("007", "007", "merged", None),
+        ("[2026-11-25, 007]", ("2026-11-25", "007"), "merged", None),
+        ("[one]", "one", "merged", None),
+        ("{directory: [a, on], weights: [1, 1e-1]}", ("a", "on"), "merged", (1.0, 0.1)),
+        ("{directory: 5}", "5", "merged", None),
+    ],
+)
+def test_data_sets_are_listed_in_brackets(text, sets, heads, weights, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"dataset_dir: {text}\n")
+    for words in (["--set", f"dataset_dir={text}"], ["--config", str(file)]):
+        if text[0] in "[{" or words[0] == "--set":
+            made = settings.make_config(read(*words))
+            assert (made.dataset_dir, made.heads, made.set_weights) == (sets, heads, weights)
+
+
+@pytest.mark.parametrize(
+    "sets, more, words",
+    [
+        (["a", "b"], {"weights": [1]}, r"weights=\[1\]: expected a list of 2 numbers"),
+        (["a", "b"], {"weights": 2}, "weights=2: expected a list of 2 numbers"),
+        (["a", "b"], {"weights": [1, 0]}, "weights.*0"),
+        (["a", "b"], {"weights": [1, -1]}, "weights.*-1"),
+        (["a", "b"], {"weights": [1, float("nan")]}, "weights.*nan"),
+        (["a", "b"], {"weights": [1, 1001]}, "at most 1,?000"),
+        (["a", "b"], {"heads": "both"}, "heads.*'both'"),
+        (["a"], {"weights": [1]}, "weights is for several data sets, and there is one"),
+    ],
+)
+def test_what_several_data_sets_cannot_have(sets, more, words):
+    with pytest.raises(ConfigError, match=f"set_dataset_dir.*{words}"):
+        Entry().set_dataset_dir(sets, **more)
 
 
 @pytest.mark.parametrize("words", ["rank_timeout=1:30", "lr=2026-11-25", "val_targets=[lfw, agedb]"])

@@ -137,6 +137,8 @@ class Base64Files(Records):
         self._runs = np.array(runs, np.int64)
         self._ends = np.cumsum(self._runs[:, 2])
         self._share = -(-self.num_images // world_size)
+        if world_size == 1 and shuffle == "window":
+            self.blocks = self._blocks_of_lines()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
@@ -236,6 +238,12 @@ class Base64Files(Records):
         end = int(offsets[min((block + 1) * self._block_lines, len(offsets) - 1)])
         with contextlib.suppress(OSError):  # some file systems take no advice
             os.posix_fadvise(opened.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
+
+    def _blocks_of_lines(self) -> np.ndarray:
+        """Returns `blocks` of all samples, for wrappers that draw an order of their own."""
+        ends, counts = self._ends[: len(self._files)], self._runs[: len(self._files), 2]  # without the copies
+        firsts = [np.arange(end - count, end, self._block_lines) for end, count in zip(ends, counts)]
+        return np.append(np.concatenate(firsts), self.num_images)
 
     def _find_lines(self, number: int) -> _Lines:
         made = self._manifest.files[number]

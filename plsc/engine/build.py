@@ -34,18 +34,15 @@ def open_source(config: Config) -> Optional[Records]:
         DataError: The data cannot be opened.
     """
     if config.train_reader is not None:
+        if config.set_weights is not None:
+            raise ConfigError(
+                "set_dataset_dir(weights=...) is set, but a train_reader replaces the data sets; leave out one of them"
+            )
         if not config.num_classes:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
         return None
-    source = sources.open_images(
-        config.dataset_dir,
-        config.num_classes or None,
-        parallel.rank(),
-        parallel.world_size(),
-        data_format=config.data_format,
-        shuffle=config.shuffle,
-    )
+    source = _open_sets(config)
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
@@ -53,6 +50,25 @@ def open_source(config: Config) -> Optional[Records]:
         config.class_names = tuple(source.class_names)
     check_names(config.class_names or (), config.num_classes)
     return source
+
+
+def _open_sets(config: Config) -> Records:
+    if isinstance(config.dataset_dir, str):
+        return sources.open_images(
+            config.dataset_dir,
+            config.num_classes or None,
+            parallel.rank(),
+            parallel.world_size(),
+            data_format=config.data_format,
+            shuffle=config.shuffle,
+        )
+    return sources.open_several(
+        config.dataset_dir,
+        config.num_classes or None,
+        data_format=config.data_format,
+        shuffle=config.shuffle,
+        weights=config.set_weights,
+    )
 
 
 def build_loader(config: Config, source: Optional[Records]) -> Union[ImageLoader, ReaderLoader]:

@@ -82,7 +82,7 @@ def _head_line(state: TrainingState) -> str:
 
 def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
     config = state.config
-    source = config.dataset_dir if config.train_reader is None else "train_reader"
+    source = ", ".join(config.data_sets) if config.train_reader is None else "train_reader"
     images = f"{num_images:,}" if num_images else "an unknown number of"
     times = f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else ""
     return (

@@ -29,7 +29,7 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     """
     sets, reader = [], None
     if config.test_reader is None:
-        sets = find_sets(config.dataset_dir, config.val_targets, config.image_shape, config.pixels)
+        sets = find_sets(config.data_sets, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)
     if config.identification is not None:
@@ -41,8 +41,8 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
         sets.append(read_gallery(*map(Path, config.identification)))
         if any(one.name == sets[-1].name for one in sets[:-1]):
             raise DataError(
-                f"{config.dataset_dir}: two test sets are called {sets[-1].name!r}, which is the name of the test of "
-                "set_identification; rename the other set"
+                f"{', '.join(config.data_sets)}: two test sets are called {sets[-1].name!r}, which is the name of the "
+                "test of set_identification; rename the other set"
             )
     if not sets and reader is None:
         raise ConfigError("set_val_targets(''): there is nothing to test on; name a set, or call set_with_test(False)")

@@ -6,6 +6,7 @@ it is imported only where a check needs it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from plsc.config import (
     LARGEST_COUNT,
     LARGEST_TOTAL,
+    LARGEST_WEIGHT,
     LOSS_TYPES,
     MOST_NAMES,
     Hdfs,
@@ -33,6 +35,48 @@ from plsc.machine.json_files import LARGEST
 
 if TYPE_CHECKING:
     from plsc.heads import Margin
+
+
+def dataset_dir(
+    setter: str,
+    directory: Union[str, Sequence[str]],
+    heads: str = "merged",
+    weights: Optional[Sequence[float]] = None,
+) -> tuple[Union[str, tuple[str, ...]], str, Optional[tuple[float, ...]]]:
+    """Returns one path or several, whether their heads are separate, and what the images of each count."""
+    check_choice(f"{setter}: heads", heads, ("merged",))
+    if not isinstance(directory, (list, tuple)):
+        paths: tuple[str, ...] = (check_str(setter, directory),)
+    elif not directory or any(isinstance(one, (list, tuple)) for one in directory):
+        raise ConfigError(f"{setter}({shown(directory)}): expected a path, or a list of the paths of several data sets")
+    else:
+        paths = tuple(check_str(setter, one) for one in directory)
+    _check_distinct(setter, paths)
+    if len(paths) == 1 and (heads == "separate" or weights is not None):
+        given = "heads='separate'" if heads == "separate" else "weights"
+        raise ConfigError(f"{setter}: {given} is for several data sets, and there is one; list more, or leave it out")
+    if weights is not None:
+        if not isinstance(weights, (list, tuple)) or len(weights) != len(paths):
+            raise ConfigError(
+                f"{setter}: weights={shown(weights)}: expected a list of {len(paths)} numbers, one for each data set"
+            )
+        weights = tuple(check_float(f"{setter}: weights", one, 0, LARGEST_WEIGHT, above=True) for one in weights)
+    return (paths[0] if len(paths) == 1 else paths), heads, weights
+
+
+def _check_distinct(setter: str, paths: Sequence[str]) -> None:
+    first_of: dict[str, int] = {}
+    for number, path in enumerate(paths):
+        place = os.path.abspath(path)
+        with contextlib.suppress(ValueError, OSError):  # for names that no file can have
+            place = os.path.realpath(path)
+        first = first_of.setdefault(place, number)
+        if first != number:
+            same = "" if paths[first] == path else f", as {shown(paths[first])} and {shown(path)}"
+            raise ConfigError(
+                f"{setter}: the data set {shown(path)} is listed twice{same}; list each set once: weights make its "
+                "images count more"
+            )
 
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
