@@ -101,6 +101,7 @@ class Config:
     dataset_dir: Union[str, tuple[str, ...]] = "./train_data"  # a tuple of several sets
     heads: str = "merged"
     set_weights: Optional[tuple[float, ...]] = None
+    separate_heads: tuple[tuple[str, int], ...] = ()  # title and classes of each; training finds them in the data
     data_format: str = "auto"
     shuffle: Optional[str] = None
     class_names: Optional[tuple[str, ...]] = None

@@ -167,9 +167,9 @@ class Entry:
             directory: A folder that holds `label.txt` and the images, or split base64 data; or a list of several data
                 sets, to train on all of them.
             heads: With several sets, 'merged' trains one head over all classes, of which those with the same name are
-                the same class.
-            weights: With several sets, how often the images of each are drawn in an epoch, such as [1, 0.5]. None draws
-                every image once.
+                the same class; 'separate' trains a head for each set.
+            weights: With several sets, how much an image of each counts, such as [1, 0.5]: merged sets are drawn as
+                often in an epoch, and the losses of separate heads have it as a factor. None is 1 for all of them.
         """
         self._set("dataset_dir", directory, heads=heads, weights=weights)
 

@@ -109,7 +109,8 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", "overrides", "given"}
+    found = {"separate_heads", "overrides", "given"}
+    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", *found}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}
 
@@ -329,6 +330,7 @@ def test_the_texts_among_the_settings():
         ("[one]", "one", "merged", None),
         ("{directory: [a, on], weights: [1, 1e-1]}", ("a", "on"), "merged", (1.0, 0.1)),
         ("{directory: 5}", "5", "merged", None),
+        ("{directory: [5, 6], heads: separate}", ("5", "6"), "separate", None),
     ],
 )
 def test_data_sets_are_listed_in_brackets(text, sets, heads, weights, tmp_path):
@@ -350,6 +352,7 @@ def test_data_sets_are_listed_in_brackets(text, sets, heads, weights, tmp_path):
         (["a", "b"], {"weights": [1, float("nan")]}, "weights.*nan"),
         (["a", "b"], {"weights": [1, 1001]}, "at most 1,?000"),
         (["a", "b"], {"heads": "both"}, "heads.*'both'"),
+        (["a"], {"heads": "separate"}, "heads='separate' is for several data sets, and there is one"),
         (["a"], {"weights": [1]}, "weights is for several data sets, and there is one"),
     ],
 )

@@ -81,6 +81,11 @@ class UnitedRecords(Records):
         """Number of images that an epoch draws, of all sets and ranks together."""
         return int(self._draws.sum())
 
+    @property
+    def classes_of_sets(self) -> tuple[tuple[str, int], ...]:
+        """Title and number of classes of each set."""
+        return tuple((title, len(own)) for title, own in zip(self._titles, self._classes.numbers))
+
     def name(self, i: int) -> str:
         """Returns the name of the image in its set, after the title of the set."""
         number, image = self._place(i)

@@ -71,11 +71,13 @@ def _model_line(state: TrainingState) -> str:
 
 
 def _head_line(state: TrainingState) -> str:
-    config, rows = state.config, state.head.upper - state.head.lower
+    config, heads = state.config, [part.head for part in state.head.parts]
+    rows = sum(head.upper - head.lower for head in heads)
+    separate = f" in {len(heads)} heads" if len(heads) > 1 else ""
     sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
     return (
-        f"head {config.loss_type}, {config.num_classes:,} classes, {rows:,} on this rank{sampled}; "
+        f"head {config.loss_type}, {config.num_classes:,} classes{separate}, {rows:,} on this rank{sampled}; "
         f"{type(state.optimizer).__name__} {moved}"
     )
 

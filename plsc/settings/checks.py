@@ -44,7 +44,7 @@ def dataset_dir(
     weights: Optional[Sequence[float]] = None,
 ) -> tuple[Union[str, tuple[str, ...]], str, Optional[tuple[float, ...]]]:
     """Returns one path or several, whether their heads are separate, and what the images of each count."""
-    check_choice(f"{setter}: heads", heads, ("merged",))
+    check_choice(f"{setter}: heads", heads, ("merged", "separate"))
     if not isinstance(directory, (list, tuple)):
         paths: tuple[str, ...] = (check_str(setter, directory),)
     elif not directory or any(isinstance(one, (list, tuple)) for one in directory):

@@ -115,7 +115,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.dataset_dir,
             "the folder of the training images and the test sets",
             "`label.txt` and images, or split base64 data; test sets lie next to them. A list trains on "
-            "[several data sets](data.md#several-data-sets) together, which `heads` and `weights` are for",
+            "[several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or `separate`, "
+            "and `weights` for each set",
             fields=("dataset_dir", "heads", "set_weights"),
             takes_list=True,
         ),

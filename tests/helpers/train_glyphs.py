@@ -29,7 +29,7 @@ from plsc.models.base_model import BaseModel
 
 CLASSES = 12
 TEXT_SETTERS = ("loss_type", "checkpoint_dir", "head_init")  # their values are no JSON
-MANY_ARGUMENTS = ("mixed_precision", "augmentation", "data_format", "hdfs_info", "hdfs_upload")
+MANY_ARGUMENTS = ("dataset_dir", "mixed_precision", "augmentation", "data_format", "hdfs_info", "hdfs_upload")
 
 
 class TinyNet(BaseModel):
