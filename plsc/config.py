@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Optional, Union
 
 import numpy as np
 
@@ -48,6 +48,7 @@ MOST_THREADS = 1024
 MOST_NAMES = 5_000_000
 MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
+LARGEST_WEIGHT = 1000  # of a data set
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,10 @@ class Config:
 
     train_batch_size: int = 128
     test_batch_size: int = 120
-    dataset_dir: str = "./train_data"
+    dataset_dir: Union[str, tuple[str, ...]] = "./train_data"  # a tuple of several sets
+    heads: str = "merged"
+    set_weights: Optional[tuple[float, ...]] = None
+    separate_heads: tuple[tuple[str, int], ...] = ()  # title and classes of each; training finds them in the data
     exclude: Optional[str] = None
     data_format: str = "auto"
     shuffle: Optional[str] = None
@@ -235,6 +239,11 @@ class Config:
         return self.train_batch_size * self.gradient_accumulation
 
     @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The paths of the training data."""
+        return (self.dataset_dir,) if isinstance(self.dataset_dir, str) else self.dataset_dir
+
+    @property
     def is_sharded(self) -> bool:
         """Whether each rank holds its own share of the class centres, rather than all of them."""
         return self.loss_type.startswith("dist_")
@@ -247,7 +256,7 @@ class Config:
     @property
     def remote_data(self) -> Optional[Place]:
         """Where the data set is, and where its files go, if it is not on this machine."""
-        address = split_address("set_dataset_dir", self.dataset_dir)
+        address = split_address("set_dataset_dir", self.dataset_dir) if isinstance(self.dataset_dir, str) else None
         if address is None:
             return None
         if self.data_cache is None:
@@ -408,6 +417,10 @@ class Config:
         if self.train_reader is not None:
             raise ConfigError(
                 f"{sampler}: draws images of the data set folder, but train_reader replaces them; leave one of them out"
+            )
+        if self.set_weights is not None and self.heads == "merged":
+            raise ConfigError(
+                f"{sampler} and the weights of set_dataset_dir both say what is drawn; leave one of them out"
             )
         if self.shuffle is not None:
             shuffle = self._said("data_format", f"set_data_format({self.data_format!r}, shuffle={self.shuffle!r})")

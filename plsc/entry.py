@@ -157,19 +157,29 @@ class Entry:
         hint = f"did you mean {meant}?" if meant else "help(plsc.Entry) lists what it has"
         raise NoSuchNameError(f"Entry has no {name}; {hint}")
 
-    def set_dataset_dir(self, directory: str, exclude: Optional[str] = None) -> None:
+    def set_dataset_dir(
+        self,
+        directory: Union[str, Sequence[str]],
+        heads: str = "merged",
+        weights: Optional[Sequence[float]] = None,
+        exclude: Optional[str] = None,
+    ) -> None:
         """Sets the folder of the training images and the test sets.
 
         docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
 
         Args:
-            directory: The folder or the file; or the address of data on HDFS, `hdfs://host:port/path`, whose files
-                `set_data_cache` keeps on this machine.
+            directory: The folder or the file; the address of data on HDFS, `hdfs://host:port/path`, whose files
+                `set_data_cache` keeps on this machine; or a list of several data sets, to train on all of them.
+            heads: With several sets, 'merged' trains one head over all classes, of which those with the same name are
+                the same class; 'separate' trains a head for each set.
+            weights: With several sets, how much an image of each counts, such as [1, 0.5]: merged sets are drawn as
+                often in an epoch, and the losses of separate heads have it as a factor. None is 1 for all of them.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
                 data: paths relative to the folder, or `file:line` of base64 data. `plsc data check`, `plsc data split`
                 and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
-        self._set("dataset_dir", directory, exclude=exclude)
+        self._set("dataset_dir", directory, heads=heads, weights=weights, exclude=exclude)
 
     def set_data_cache(self, directory: Optional[str], size: Union[str, int, None] = None) -> None:
         """Sets the folder of this machine that keeps the files of remote data, and how large it may become.

@@ -63,7 +63,11 @@ class Custom(BaseModel):
 
 # What a script asks for, and what the command line asks for instead, of every setting.
 ASKED = {
-    "dataset_dir": (("script", "list"), {"directory": "line", "exclude": "other"}, ("line", "other")),
+    "dataset_dir": (
+        ("script",),
+        {"directory": ["line", "b"], "weights": [1, 2]},
+        (("line", "b"), "merged", (1.0, 2.0), None),
+    ),
     "data_format": (("base64", "full"), "jpeg", ("jpeg", None)),
     "data_cache": (("script", "1GB"), ["line", "2KiB"], DataCache("line", 2048)),
     "sampler": (("pxk", 3), "balanced", ("balanced", None)),
@@ -123,7 +127,8 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", "overrides", "given"}
+    found = {"separate_heads", "overrides", "given"}
+    assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", *found}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}
 
@@ -242,6 +247,10 @@ def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
         ("set_train_batch_size", 10**900, "at most 1,000,000,000"),
         ("set_lr", 10**400, "expected a finite number"),
         ("set_dataset_dir", "a\0b", "null"),
+        ("set_dataset_dir", [], "expected a path, or a list of the paths of several data sets"),
+        ("set_dataset_dir", ["a", ["b"]], "expected a path, or a list of the paths of several data sets"),
+        ("set_dataset_dir", ["a", 3], "expected a"),
+        ("set_dataset_dir", ["a", "b", "./a"], "'./a' is listed twice, as 'a' and './a'"),
     ],
 )
 def test_what_would_overflow_later_is_refused_with_the_bound(setter, value, words):
@@ -322,14 +331,54 @@ def test_quotes_brackets_and_numbers_mean_what_they_do_in_yaml(words, name, valu
 def test_the_texts_among_the_settings():
     found = [(one.name, parameter) for one in settings.SETTINGS.values() if one.has_text for parameter in one.texts]
     assert found == [
-        ("dataset_dir", "directory"), ("dataset_dir", "exclude"), ("data_format", "data_format"),
-        ("data_format", "shuffle"), ("data_cache", "directory"), ("sampler", "sampler"), ("model_name", "name"),
-        ("loss_type", "loss"), ("schedule", "name"), ("mixed_precision", "dtype"),
-        ("val_targets", "text"), ("identification", "gallery"), ("identification", "probes"),
-        ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"), ("model_save_dir", "directory"),
-        ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
+        ("dataset_dir", "directory"), ("dataset_dir", "heads"), ("dataset_dir", "exclude"),
+        ("data_format", "data_format"), ("data_format", "shuffle"), ("data_cache", "directory"),
+        ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("schedule", "name"),
+        ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
+        ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
+        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"),
+        ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, sets, heads, weights",
+    [
+        ("007", "007", "merged", None),
+        ("[2026-11-25, 007]", ("2026-11-25", "007"), "merged", None),
+        ("[one]", "one", "merged", None),
+        ("{directory: [a, on], weights: [1, 1e-1]}", ("a", "on"), "merged", (1.0, 0.1)),
+        ("{directory: 5}", "5", "merged", None),
+        ("{directory: [5, 6], heads: separate}", ("5", "6"), "separate", None),
+    ],
+)
+def test_data_sets_are_listed_in_brackets(text, sets, heads, weights, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"dataset_dir: {text}\n")
+    for words in (["--set", f"dataset_dir={text}"], ["--config", str(file)]):
+        if text[0] in "[{" or words[0] == "--set":
+            made = settings.make_config(read(*words))
+            assert (made.dataset_dir, made.heads, made.set_weights) == (sets, heads, weights)
+
+
+@pytest.mark.parametrize(
+    "sets, more, words",
+    [
+        (["a", "b"], {"weights": [1]}, r"weights=\[1\]: expected a list of 2 numbers"),
+        (["a", "b"], {"weights": 2}, "weights=2: expected a list of 2 numbers"),
+        (["a", "b"], {"weights": [1, 0]}, "weights.*0"),
+        (["a", "b"], {"weights": [1, -1]}, "weights.*-1"),
+        (["a", "b"], {"weights": [1, float("nan")]}, "weights.*nan"),
+        (["a", "b"], {"weights": [1, 1001]}, "at most 1,?000"),
+        (["a", "b"], {"heads": "both"}, "heads.*'both'"),
+        (["a"], {"heads": "separate"}, "heads='separate' is for several data sets, and there is one"),
+        (["a"], {"weights": [1]}, "weights is for several data sets, and there is one"),
+    ],
+)
+def test_what_several_data_sets_cannot_have(sets, more, words):
+    with pytest.raises(ConfigError, match=f"set_dataset_dir.*{words}"):
+        Entry().set_dataset_dir(sets, **more)
 
 
 @pytest.mark.parametrize("words", ["rank_timeout=1:30", "lr=2026-11-25", "val_targets=[lfw, agedb]"])

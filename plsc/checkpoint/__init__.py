@@ -10,6 +10,7 @@ from plsc.checkpoint.folder import (
     Age,
     Checkpoint,
     head_file,
+    head_number,
     list_checkpoints,
     locked,
     open_checkpoint,
@@ -18,6 +19,7 @@ from plsc.checkpoint.folder import (
 )
 from plsc.checkpoint.load import (
     HeadFiles,
+    check_heads,
     load_backbone,
     load_common_head,
     load_head,
@@ -41,7 +43,9 @@ __all__ = [
     "Saved",
     "Stream",
     "Writer",
+    "check_heads",
     "head_file",
+    "head_number",
     "host_array",
     "leader_of",
     "list_checkpoints",

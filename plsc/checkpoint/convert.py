@@ -43,17 +43,19 @@ def convert(source: Path, target: Path, ranks: int) -> None:
             f"{source}: every rank holds the whole head (loss {checkpoint.meta['loss_type']}), "
             "so that it fits any number of ranks as it is"
         )
-    rows = [upper - lower for lower, upper in (shard_bounds(sum(checkpoint.head_rows), ranks, r) for r in range(ranks))]
+    bounds = [[shard_bounds(classes, ranks, rank) for rank in range(ranks)] for classes in checkpoint.heads]
+    rows = [upper - lower for of_head in bounds for lower, upper in of_head]
     folder, files = temporary_of(target), dict[str, FileSum]()
     try:
         folder.mkdir(parents=True)
         for name in (BACKBONE, OPTIMIZER):
             with TensorFile(source / name, checkpoint.files[name]) as file:
                 files[name] = write_tensors(folder / name, {key: file.read(key) for key in file})
-        with HeadFiles(checkpoint) as head:
-            for rank in range(ranks):
-                path = folder / head_file(rank)
-                files[path.name] = write_tensors(path, _shard(head, checkpoint.meta["by_rows"], *_bounds(rows, rank)))
+        for number, of_head in enumerate(bounds):
+            with HeadFiles(checkpoint, number) as head:
+                for rank, (lower, upper) in enumerate(of_head, number * ranks):
+                    tensors = _shard(head, checkpoint.meta["by_rows"], lower, upper)
+                    files[head_file(rank)] = write_tensors(folder / head_file(rank), tensors)
         write_meta(folder, {**_plain(checkpoint.meta), "ranks": ranks, "head_rows": rows, "rng": []}, files)
         publish(target)
     except OSError as problem:
@@ -62,10 +64,6 @@ def convert(source: Path, target: Path, ranks: int) -> None:
     except BaseException:
         discard(target)
         raise
-
-
-def _bounds(rows: list[int], rank: int) -> tuple[int, int]:
-    return sum(rows[:rank]), sum(rows[: rank + 1])
 
 
 def _shard(head: HeadFiles, by_rows: list[str], lower: int, upper: int) -> dict[str, Stream]:

@@ -181,10 +181,13 @@ def _needed(config: Config, found: checkpoint.Checkpoint, ranks: list[int]) -> l
     shared = sorted(set(found.files) - set(heads))
     if found.meta["num_classes"] != config.num_classes or not config.is_sharded:
         return [*shared, *heads]
-    needed, end = [], 0
-    bounds = [shard_bounds(config.num_classes, parallel.world_size(), rank) for rank in ranks]
-    for name, rows in zip(heads, found.head_rows):
-        begin, end = end, end + rows
-        if any(begin < upper and lower < end for lower, upper in bounds):
-            needed.append(name)
-    return [*shared, *(needed or heads[:1])]  # a rank without rows reads one for its names and shapes
+    needed = list(shared)
+    for number, classes in enumerate(found.heads):
+        own, end = [], 0
+        bounds = [shard_bounds(classes, parallel.world_size(), rank) for rank in ranks]
+        for file in found.head_files(number):
+            begin, end = end, end + found.head_rows[file]
+            if any(begin < upper and lower < end for lower, upper in bounds):
+                own.append(heads[file])
+        needed += own or [heads[found.head_files(number)[0]]]  # a rank without rows reads names and shapes
+    return needed

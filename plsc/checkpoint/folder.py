@@ -49,7 +49,7 @@ _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed|fetching)(\.[0-9a-f]+)?")
 _PASSING = re.compile(r"\.rank_\d+\.[0-9a-f]{32}|\.nfs[0-9a-f]+|\..+\.[0-9a-f]{12}\.part")
 _OF_PADDLE = (".pdparams", ".pdopt", ".pdmodel", ".pdiparams")
-_HEAD_FILE = re.compile(r"dist@head@rank@\d{5,}\.safetensors")
+_HEAD_FILE = re.compile(r"dist@head@rank@(\d{5,})\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # Entries that checkpoints of training have, and what they must be. Who needs one finds out that it is missing.
 _OPTIONAL: dict[str, Callable[[Any], Any]] = {
@@ -61,6 +61,7 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "loss_type": as_text,
     "emb_dim": lambda value: as_integer(value, 1),
     "image_shape": lambda value: as_integers(value, 1, 3),
+    "heads": lambda value: as_integers(value, 1),
     **IMAGE_RECORD,
     "by_rows": lambda value: [as_text(one) for one in as_list(value)],
     "accumulators": as_object,
@@ -74,9 +75,15 @@ _LOCK_SECONDS = 10.0  # a run that was killed may still be ending
 Age = tuple[float, int, float]
 
 
-def head_file(rank: int) -> str:
-    """Returns the name of the file with the head shard of a rank."""
-    return f"dist@head@rank@{rank:05d}.safetensors"
+def head_file(number: int) -> str:
+    """Returns the name of a file with a shard of a head: of a single head the rank, of several a number over all."""
+    return f"dist@head@rank@{number:05d}.safetensors"
+
+
+def head_number(name: str) -> Optional[int]:
+    """Returns the number in the name of a head file; None for another file."""
+    found = _HEAD_FILE.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def is_own_file(name: str) -> bool:
@@ -121,8 +128,18 @@ class Checkpoint:
 
     @property
     def head_rows(self) -> list[int]:
-        """The number of rows in each head file."""
+        """The number of rows in each head file: those of all ranks, for one head after another."""
         return self.meta["head_rows"]
+
+    @property
+    def heads(self) -> list[int]:
+        """The number of classes of each head."""
+        return self.meta.get("heads") or [self.meta["num_classes"]]
+
+    def head_files(self, number: int) -> range:
+        """Returns the numbers of the files that hold a head."""
+        each = len(self.head_rows) // len(self.heads)
+        return range(number * each, (number + 1) * each)
 
     @property
     def written(self) -> float:
@@ -239,6 +256,9 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     score_of(meta)
     if sum(checkpoint.head_rows) != as_integer(meta["num_classes"]) or not all(map(math.isfinite, checkpoint.age)):
         raise ValueError("its numbers contradict each other")
+    of_heads = [sum(checkpoint.head_rows[k] for k in checkpoint.head_files(n)) for n in range(len(checkpoint.heads))]
+    if of_heads != checkpoint.heads:
+        raise ValueError("its heads contradict each other")
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")
     for name in files:

@@ -50,21 +50,41 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
             _assign(tensor, file.read(name), f"{path}: {name}")
 
 
-def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
+def check_heads(checkpoint: Checkpoint, count: int) -> None:
+    """Checks that a checkpoint has as many heads as a training.
+
+    Raises:
+        CheckpointError: It has more or fewer.
+    """
+    if len(checkpoint.heads) != count:
+        has = f"{len(checkpoint.heads)} heads" if len(checkpoint.heads) > 1 else "one head"
+        raise CheckpointError(
+            f"{checkpoint.folder}: the checkpoint has {has}, and this training has {count}; train on as many data sets "
+            "with set_dataset_dir(heads='separate'), or load the backbone alone with set_head_init('fresh')"
+        )
+
+
+def load_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> int:
     """Loads the rows of this rank, and reads only those. Returns the number of bytes read.
+
+    Args:
+        checkpoint: The checkpoint.
+        head: The head.
+        number: Which head of the checkpoint it is.
 
     Raises:
         DamagedError: A file is damaged.
         CheckpointError: The checkpoint has another class count, embedding size or kind of head.
     """
     _check_has_head(checkpoint)
+    sizes = {"num_classes": checkpoint.heads[number], "emb_dim": checkpoint.meta["emb_dim"]}
     for name, setter in (("num_classes", "set_class_num"), ("emb_dim", "set_emb_size")):
-        if checkpoint.meta[name] != getattr(head, name):
+        if sizes[name] != getattr(head, name):
             raise CheckpointError(
-                f"{checkpoint.folder}: the checkpoint has {name} {checkpoint.meta[name]}, {setter} says "
+                f"{checkpoint.folder}: the checkpoint has {name} {sizes[name]}, {setter} says "
                 f"{getattr(head, name)}; make them agree, or choose with set_head_init how to start the head"
             )
-    with HeadFiles(checkpoint) as files:
+    with HeadFiles(checkpoint, number) as files:
         for name, tensor in head.state_dict().items():
             if name not in files:
                 raise CheckpointError(
@@ -80,8 +100,13 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead) -> int:
         return files.bytes_read
 
 
-def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
+def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> list[str]:
     """Loads the rows of the classes that both the checkpoint and `head` have, by their number.
+
+    Args:
+        checkpoint: The checkpoint.
+        head: The head.
+        number: Which head of the checkpoint it is.
 
     Returns:
         What was loaded, for the log.
@@ -91,8 +116,8 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
         CheckpointError: The embedding sizes differ.
     """
     _check_has_head(checkpoint)
-    done, classes = [], min(checkpoint.meta["num_classes"], head.num_classes)
-    with HeadFiles(checkpoint) as files:
+    done, classes = [], min(checkpoint.heads[number], head.num_classes)
+    with HeadFiles(checkpoint, number) as files:
         state = head.state_dict()
         for name, tensor in state.items():
             if name not in files:
@@ -113,7 +138,7 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead) -> list[str]:
                 done.append(f"head {name}: classes 0 to {classes - 1} loaded")
                 if head.num_classes > classes:
                     done.append(f"head {name}: classes {classes} to {head.num_classes - 1} are fresh")
-                if checkpoint.meta["num_classes"] > classes:
+                if checkpoint.heads[number] > classes:
                     done.append(f"head {name}: classes from {classes} on of the checkpoint ignored")
         done += [f"head {name} of the checkpoint ignored" for name in files if name not in state and "/" not in name]
     return done
@@ -147,8 +172,14 @@ def load_optimizer(checkpoint: Checkpoint, state: OptimizerState) -> None:
             _assign(tensor, file.read(key), f"{path}: {key}")
 
 
-def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: OptimizerState) -> None:
+def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: OptimizerState, number: int = 0) -> None:
     """Loads the optimizer's tensors for the parameters of the head: of those with rows, the rows of this rank.
+
+    Args:
+        checkpoint: The checkpoint.
+        head: The head.
+        state: The tensors to fill, by the head's own names of its parameters.
+        number: Which head of the checkpoint it is.
 
     Raises:
         DamagedError: A file is damaged.
@@ -156,7 +187,7 @@ def load_head_optimizer(checkpoint: Checkpoint, head: ClassifierHead, state: Opt
     """
     parameters = dict(head.named_parameters())
     wanted = _by_key(state)
-    with HeadFiles(checkpoint) as files:
+    with HeadFiles(checkpoint, number) as files:
         if wanted:  # a rank without rows has no such tensors
             saved = {key for key in files if "/" in key}
             _check_names(files.path, saved, set(wanted), "the optimizer of this run", _OTHER_OPTIMIZER)
@@ -189,16 +220,21 @@ def row_axis(shape: Any, parameter_shape: Any) -> int | None:
 
 
 class HeadFiles:
-    """The head files of a checkpoint, as if they were one. A missing file is an error once rows of it are read.
+    """The files of a head, or of all heads, as if they were one. A missing file is an error once rows of it are read.
+
+    Args:
+        checkpoint: The checkpoint.
+        number: The head; None for all heads, whose classes are numbered one head after another.
 
     Attributes:
         path: The path of one of them, for messages.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, number: Optional[int] = None) -> None:
         self._files: list[Optional[TensorFile]] = []
-        self._rows = checkpoint.head_rows
-        self._paths = [checkpoint.folder / head_file(rank) for rank in range(len(self._rows))]
+        numbers = range(len(checkpoint.head_rows)) if number is None else checkpoint.head_files(number)
+        self._rows = [checkpoint.head_rows[one] for one in numbers]
+        self._paths = [checkpoint.folder / head_file(one) for one in numbers]
         try:
             for path in self._paths:
                 self._files.append(TensorFile(path, checkpoint.files[path.name]) if path.exists() else None)

@@ -1,6 +1,7 @@
 """Reads images and labels, and turns them into batches.
 
 sources, label_file, base64_*         what training reads: `ImageSource`, and the formats that implement it
+united                                several data sets as one, with their classes numbered together
 collection, image_folders, _lists     images that are embedded or tested on, in a fixed order: `Collection`
 test_sets, pair_sets, verification    what a network is tested on: pairs, identities, a gallery and its probes
 transforms, sampler, prefetch         decoding and augmentation; the order of an epoch; threads that work ahead

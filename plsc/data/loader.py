@@ -80,8 +80,8 @@ class ImageLoader:
 
     @property
     def num_images(self) -> int:
-        """Number of images of all ranks together."""
-        return self._source.num_images
+        """Number of images of an epoch, of all ranks together."""
+        return self._source.epoch_images
 
     @property
     def steps_per_epoch(self) -> int:

@@ -99,8 +99,13 @@ class Records(abc.ABC):
         """Number of classes: that of the names, or the largest label plus one."""
         return len(self.class_names) or int(self.labels().max(initial=-1)) + 1
 
+    @property
+    def epoch_images(self) -> int:
+        """Number of images that an epoch draws, of all ranks together."""
+        return self.num_images
+
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
+        """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
         return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)

@@ -47,14 +47,36 @@ def block_indices(
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is outside [0, {world_size})")
-    permuted = np.random.default_rng((seed, epoch)).permutation(len(blocks) - 1)
-    ends = np.cumsum(np.diff(blocks)[permuted])
     per_rank = -(-num_samples // world_size)
     positions = np.arange(rank * per_rank, (rank + 1) * per_rank, dtype=np.int64)
-    turns = np.searchsorted(ends, positions % num_samples, side="right")
-    samples = blocks[permuted[turns] + 1] - ends[turns] + positions % num_samples
-    turns += positions // num_samples * len(permuted)
-    mixing = np.random.default_rng((seed, epoch, rank)).random(per_rank)
+    samples, turns = samples_in_turn(blocks, positions % num_samples, (seed, epoch))
+    return mix_blocks(samples, turns + positions // num_samples * (len(blocks) - 1), (seed, epoch, rank), window)
+
+
+def samples_in_turn(blocks: np.ndarray, positions: np.ndarray, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the samples at some positions of an order of whole blocks, and the turns of their blocks, both int64 [P].
+
+    Args:
+        blocks: First sample of each block, and the number of samples, int64 [B + 1].
+        positions: Places in the order, ascending, int64 [P].
+        key: Seed of the order of the blocks.
+    """
+    permuted = np.random.default_rng(key).permutation(len(blocks) - 1)
+    ends = np.cumsum(np.diff(blocks)[permuted])
+    turns = np.searchsorted(ends, positions, side="right")
+    return blocks[permuted[turns] + 1] - ends[turns] + positions, turns
+
+
+def mix_blocks(samples: np.ndarray, turns: np.ndarray, key: tuple[int, ...], window: int = WINDOW_BLOCKS) -> np.ndarray:
+    """Returns the samples mixed with those of the `window` blocks that come next, int64 [P].
+
+    Args:
+        samples: The samples, block by block, int64 [P].
+        turns: Turn of the block of each sample, int64 [P].
+        key: Seed of the mixing.
+        window: Number of blocks whose samples are mixed.
+    """
+    mixing = np.random.default_rng(key).random(len(samples))
     return samples[np.argsort(turns + window * mixing, kind="stable")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -10,22 +11,21 @@ import numpy as np
 from plsc.data import base64_source, label_file, parquet_files, recordio, tar_shards
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
+from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
 from plsc.errors import DataError
 
 _UNSPLIT_LIST = "file_list.txt"
 
 
 class ImageSource(Protocol):
-    """Encoded images with labels, each identified by a number.
+    """Encoded images with labels, each identified by a number."""
 
-    Attributes:
-        num_images: Number of images of all ranks together.
-    """
-
-    num_images: int
+    @property
+    def epoch_images(self) -> int:
+        """Number of images that an epoch draws, of all ranks together."""
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the samples of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
+        """Returns the samples of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)]."""
 
     def digests(self) -> dict[str, str]:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
@@ -97,14 +97,40 @@ def open_images(
     return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle, accepts_missing))
 
 
+def open_several(
+    paths: Sequence[str],
+    num_classes: Optional[int],
+    data_format: str = "auto",
+    shuffle: Optional[str] = None,
+    separate: bool = False,
+    weights: Optional[Sequence[float]] = None,
+    accepts_missing: bool = False,
+) -> UnitedRecords:
+    """Opens several data sets as one, which gives every rank access to all images.
+
+    Args:
+        paths: The sets, each as for `open_images`.
+        num_classes: Number of classes of all sets together, or a larger one; None accepts what the sets have.
+        data_format: The format of all of them, or 'auto'.
+        shuffle: As for `open_images`.
+        separate: Whether classes of the same name in different sets are different classes.
+        weights: How often the images of each set are drawn in an epoch; see `UnitedRecords`.
+        accepts_missing: As for `open_images`.
+
+    Raises:
+        ConfigError: The number of classes does not fit.
+        DataError: A set cannot be opened, or two classes of a set have the same name.
+    """
+    titles = titles_of(paths)
+    sources = [open_images(path, None, 0, 1, data_format, shuffle, accepts_missing) for path in paths]
+    classes = (separate_classes if separate else merge_classes)(titles, sources)
+    check_count(classes, num_classes or 0, titles, exactly=separate)
+    return UnitedRecords(titles, sources, classes, weights)
+
+
 def format_of(path: str) -> Optional[str]:
     """Returns the format that a path seems to hold; None if it is none of `FORMATS`."""
     return next((name for name, one in FORMATS.items() if one.holds(path)), None)
-
-
-def folder_of(path: str) -> str:
-    """Returns the folder of a data set, in which its test sets lie: that of the file, if the path names one."""
-    return os.path.dirname(path) or "." if os.path.isfile(path) else path
 
 
 def _unknown(path: str, world_size: int) -> DataError:

@@ -64,12 +64,13 @@ EvaluationSet = Union[PairSet, IdentitySet, GallerySet]
 
 
 def find_sets(
-    dataset_dir: str, targets: str, image_shape: Sequence[int], rule: PixelRule = NEWEST
+    dataset_dir: Union[str, Sequence[str]], targets: str, image_shape: Sequence[int], rule: PixelRule = NEWEST
 ) -> list[EvaluationSet]:
-    """Opens the test sets of a folder that `targets` names.
+    """Opens the test sets that `targets` names.
 
     Args:
-        dataset_dir: Folder that holds the sets, or a file or a pattern of files in it.
+        dataset_dir: Folder that holds the sets, or a file or a pattern of files in it; or several training data sets:
+            each test set is taken from the first of their folders that has it.
         targets: Comma separated names, with or without suffix. A name is that of a `.bin` file of pairs; else of a
             pairs file, `.txt`; else of a folder of images, `<identity>/<image>`.
         image_shape: (C, H, W), to which the images of `.bin` files are decoded.
@@ -79,27 +80,38 @@ def find_sets(
         DataError: A set is missing or damaged, or two sets have the same name.
     """
     found: list[EvaluationSet] = []
+    places = [dataset_dir] if isinstance(dataset_dir, str) else dataset_dir
+    folders = list(dict.fromkeys(Path(folder_of(place)) for place in places))
     for target in filter(None, (part.strip() for part in targets.split(","))):
-        one = _find(Path(folder_of(dataset_dir)), target, image_shape, rule)
+        one = _find(folders, target, image_shape, rule)
         if any(one.name == other.name for other in found):
-            raise DataError(f"{dataset_dir}: two test sets are called {one.name!r}; rename one of them")
+            raise DataError(f"{', '.join(places)}: two test sets are called {one.name!r}; rename one of them")
         found.append(one)
     return found
 
 
-def _find(folder: Path, target: str, image_shape: Sequence[int], rule: PixelRule) -> EvaluationSet:
+def _find(folders: Sequence[Path], target: str, image_shape: Sequence[int], rule: PixelRule) -> EvaluationSet:
+    for folder in folders:
+        path, binary, text = _files_of(folder, target)
+        if os.path.isfile(binary):  # unlike the methods of Path it is quiet about names that are too long
+            return of_verification(load_verification(str(binary), image_shape, rule))
+        if os.path.isfile(text):
+            return read_pairs(text)
+        if os.path.isdir(path):
+            return identities_of(path)
+    path, binary, text = _files_of(folders[0], target)
+    raise DataError(
+        f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; "
+        f"{'; '.join(map(_held_by, folders))}; name the sets with set_val_targets (--targets in plsc test), or train "
+        "without a test with set_with_test(False)"
+    )
+
+
+def _files_of(folder: Path, target: str) -> tuple[Path, Path, Path]:
+    """Returns what a test set may be called: a folder, a `.bin` file or a pairs file."""
     path = folder / target
     binary, text = (path if path.suffix == end else path.with_name(path.name + end) for end in (".bin", ".txt"))
-    if os.path.isfile(binary):  # unlike the methods of Path it is quiet about names that are too long
-        return of_verification(load_verification(str(binary), image_shape, rule))
-    if os.path.isfile(text):
-        return read_pairs(text)
-    if os.path.isdir(path):
-        return identities_of(path)
-    raise DataError(
-        f"{binary}: no such verification set, nor {text.name}, nor a folder of images {path.name}; {_held_by(folder)}; "
-        "name the sets with set_val_targets (--targets in plsc test), or train without a test with set_with_test(False)"
-    )
+    return path, binary, text
 
 
 def _held_by(folder: Path) -> str:

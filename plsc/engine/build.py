@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from plsc import parallel
 from plsc.config import Config
@@ -23,7 +23,7 @@ from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError
-from plsc.heads import ClassifierHead, build_head
+from plsc.heads import ClassifierHead, HeadGroup, build_head
 from plsc.inference.classes import check_names
 from plsc.storage import Retrying
 
@@ -39,6 +39,11 @@ def open_source(config: Config) -> Optional[Records]:
         DataError: The data cannot be opened.
     """
     if config.train_reader is not None:
+        if config.set_weights is not None or config.heads == "separate":
+            said = "weights=..." if config.set_weights is not None else "heads='separate'"
+            raise ConfigError(
+                f"set_dataset_dir({said}) is set, but a train_reader replaces the data sets; leave out one of them"
+            )
         if not config.num_classes:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
@@ -64,22 +69,41 @@ def _open_images(config: Config) -> Records:
             in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
         )
         return source
-    # To draw by classes, or to leave images out, a rank must know all images.
-    knows_all = config.sampler != "uniform" or config.exclude is not None
-    rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
-    source = sources.open_images(
-        config.dataset_dir,
-        num_classes,
-        rank,
-        world_size,
-        data_format=config.data_format,
-        shuffle=config.shuffle,
-        accepts_missing=config.exclude is not None or config.skip_damaged > 0,
-    )
+    source = _open_sets(config, num_classes)
     if config.exclude is not None:
         source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
     if config.sampler != "uniform":
         source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
+    return source
+
+
+def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
+    accepts_missing = config.exclude is not None or config.skip_damaged > 0
+    if isinstance(config.dataset_dir, str):
+        # To draw by classes, or to leave images out, a rank must know all images.
+        knows_all = config.sampler != "uniform" or config.exclude is not None
+        rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
+        return sources.open_images(
+            config.dataset_dir,
+            num_classes,
+            rank,
+            world_size,
+            data_format=config.data_format,
+            shuffle=config.shuffle,
+            accepts_missing=accepts_missing,
+        )
+    is_separate = config.heads == "separate"
+    source = sources.open_several(
+        config.dataset_dir,
+        num_classes,
+        data_format=config.data_format,
+        shuffle=config.shuffle,
+        separate=is_separate,
+        weights=None if is_separate else config.set_weights,
+        accepts_missing=accepts_missing,
+    )
+    if is_separate:
+        config.separate_heads = source.classes_of_sets
     return source
 
 
@@ -122,21 +146,43 @@ def build_loader(
     )
 
 
-def build_classifier(config: Config) -> ClassifierHead:
-    """Returns this rank's class centres, with fresh weights."""
+def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
+    """Returns this rank's class centres, with fresh weights: of one head, or of one for each data set.
+
+    Raises:
+        ConfigError: The attributes of the class centres have a name, and there are several heads.
+    """
+    if not config.separate_heads:
+        return _build_head(config, config.num_classes, config.seed)
+    for attr in (config.param_attr, config.bias_attr):
+        if getattr(attr, "name", None):
+            raise ConfigError(
+                f"set_distfc_attr: the name {attr.name!r} would be that of a parameter of each of the "
+                f"{len(config.separate_heads)} heads; leave the name out"
+            )
+    weights = config.set_weights or [1.0] * len(config.separate_heads)
+    heads = [
+        _build_head(config, classes, config.seed + number, loss_weight=weight)
+        for number, ((_, classes), weight) in enumerate(zip(config.separate_heads, weights))
+    ]
+    return HeadGroup(heads, [title for title, _ in config.separate_heads])
+
+
+def _build_head(config: Config, num_classes: int, seed: int, **options: Any) -> ClassifierHead:
     return build_head(
         config.loss_type,
-        config.num_classes,
+        num_classes,
         config.emb_dim,
         config.margin_object or config.margin_of_loss(),
         scale=config.scale,
         sample_ratio=config.sample_ratio,
-        seed=config.seed,
+        seed=seed,
         param_attr=config.param_attr,
         bias_attr=config.bias_attr,
         chunk=config.head_chunk,
         compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
         simulate=config.mixed_precision.simulate,
+        **options,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
@@ -29,6 +29,8 @@ class Step:
         samples: Size of the global batch.
         correct: (top-1, top-5) counts over the global batch, with `set_calc_acc`; None without.
         problem: Why the step was skipped and updated nothing; None when all is well.
+        of_heads: The sum of the losses of each of several heads, before its weight, and the number of its samples, by
+            the title of its data set; empty for a single head.
     """
 
     loss: float
@@ -37,6 +39,7 @@ class Step:
     samples: int
     correct: Optional[tuple[int, int]]
     problem: Optional[str]
+    of_heads: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 class Clock:

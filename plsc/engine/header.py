@@ -71,18 +71,20 @@ def _model_line(state: TrainingState) -> str:
 
 
 def _head_line(state: TrainingState) -> str:
-    config, rows = state.config, state.head.upper - state.head.lower
+    config, heads = state.config, [part.head for part in state.head.parts]
+    rows = sum(head.upper - head.lower for head in heads)
+    separate = f" in {len(heads)} heads" if len(heads) > 1 else ""
     sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
     return (
-        f"head {config.loss_type}, {config.num_classes:,} classes, {rows:,} on this rank{sampled}; "
+        f"head {config.loss_type}, {config.num_classes:,} classes{separate}, {rows:,} on this rank{sampled}; "
         f"{type(state.optimizer).__name__} {moved}"
     )
 
 
 def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
     config = state.config
-    source = config.dataset_dir if config.train_reader is None else "train_reader"
+    source = ", ".join(config.data_sets) if config.train_reader is None else "train_reader"
     images = f"{num_images:,}" if num_images else "an unknown number of"
     times = f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else ""
     return (

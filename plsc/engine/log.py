@@ -100,17 +100,19 @@ class ProgressLog(Callback):
         self._bar: Optional[tqdm] = None
         # Sums over the steps since the last record that were not skipped.
         self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
+        self._of_heads: dict[str, tuple[float, int]] = {}  # the same of each of several heads: losses and samples
         self._steps, self._samples, self._began = 0, 0, 0.0
         self._epoch, self._step_of_epoch = 0, 0  # of the last step
         self._has_shown = False
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """Returns the sums that are not recorded yet."""
-        return self._sums
+        return {**self._sums, "of_heads": self._of_heads} if self._of_heads else self._sums
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Takes back the sums that were not recorded yet."""
         self._sums = {name: state[name] for name in self._sums}
+        self._of_heads = {title: (loss, samples) for title, (loss, samples) in state.get("of_heads", {}).items()}
 
     def on_train_begin(self, run: Run) -> None:
         """Shows the progress bar on a terminal."""
@@ -129,6 +131,9 @@ class ProgressLog(Callback):
             top1, top5 = run.last.correct or (0, 0)
             for name, value in zip(self._sums, (run.last.loss, 1, run.last.samples, top1, top5)):
                 self._sums[name] += value
+            for title, (loss, samples) in run.last.of_heads.items():
+                before = self._of_heads.get(title, (0.0, 0))
+                self._of_heads[title] = before[0] + loss, before[1] + samples
         if self._bar is not None:
             self._bar.update()
         if run.progress.step % run.config.log_period == 0:
@@ -171,6 +176,7 @@ class ProgressLog(Callback):
             time=_now(),
             lr=last.lr,
             loss=means.get("loss"),
+            losses=self._losses() or None,
             images_per_second=self._samples / elapsed,
             loss_scaling=last.scale,
             skipped_steps=run.progress.skipped,
@@ -178,14 +184,14 @@ class ProgressLog(Callback):
             acc5=means.get("acc5"),
         )
         self._show(run, last)
-        self._sums = dict.fromkeys(self._sums, 0)
+        self._sums, self._of_heads = dict.fromkeys(self._sums, 0), {}
         self._steps, self._samples, self._began = 0, 0, run.clock.seconds
 
     def _show(self, run: Run, last: Step) -> None:
         """Shows the steps since the last record."""
         self._has_shown = True
         elapsed, means = self._elapsed(run), self._means(last)
-        text = _text_of(means, last, run.progress.skipped) + f", {self._samples / elapsed:.1f} images/s"
+        text = _text_of(means, self._losses(), last, run.progress.skipped) + f", {self._samples / elapsed:.1f} images/s"
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {self._epoch}")
             self._bar.set_postfix_str(f"lr {last.lr:.4g}, {text}")
@@ -209,10 +215,15 @@ class ProgressLog(Callback):
             means.update(acc1=sums["top1"] / sums["samples"], acc5=sums["top5"] / sums["samples"])
         return means
 
+    def _losses(self) -> dict[str, float]:
+        """Returns the mean loss of each of several heads over its samples since the last record, if it had any."""
+        return {title: loss / samples for title, (loss, samples) in self._of_heads.items() if samples}
 
-def _text_of(means: Mapping[str, float], last: Step, skipped: int) -> str:
-    """Returns the loss, the accuracies, the loss scale and the skipped steps, for a log line."""
+
+def _text_of(means: Mapping[str, float], losses: Mapping[str, float], last: Step, skipped: int) -> str:
+    """Returns the loss, those of several heads, the accuracies, the scale and the skipped steps, for a log line."""
     text = f"loss {means['loss']:.4f}" if "loss" in means else "loss -"
+    text += f" ({', '.join(f'{title} {loss:.4f}' for title, loss in losses.items())})" if losses else ""
     text += "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")
     text += "" if last.scale is None else f", scale {last.scale:g}"
     return text + (f", {skipped} skipped" if skipped else "")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import paddle
 
@@ -26,7 +26,7 @@ from plsc.engine.run_record import NAME as RECORD
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.state import TrainingState
 from plsc.errors import CheckpointError, ConfigError
-from plsc.heads import ClassifierHead
+from plsc.heads import ClassifierHead, HeadGroup
 from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
 from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
@@ -39,7 +39,7 @@ _EARLIER = "earlier_"  # followed by a number, from 1
 _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
 
 
-def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) -> None:
+def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[ClassifierHead, HeadGroup]) -> None:
     """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded."""
     if config.pretrained is not None:
         file, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
@@ -51,11 +51,15 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: ClassifierHead) 
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
     checkpoint.load_backbone(source, backbone)
     done = ["backbone loaded"]
+    if config.head_init != "fresh":
+        checkpoint.check_heads(source, len(head.parts))
     if config.head_init == "checkpoint":
-        checkpoint.load_head(source, head)
+        for number, part in enumerate(head.parts):
+            checkpoint.load_head(source, part.head, number)
         done.append(f"head loaded, {config.num_classes} classes")
     elif config.head_init == "keep-common":
-        done += checkpoint.load_common_head(source, head)
+        for number, part in enumerate(head.parts):
+            done += checkpoint.load_common_head(source, part.head, number)
     else:
         done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))

@@ -19,7 +19,7 @@ from plsc.data.pixels import PILLOW_RULE
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError, reason_of
-from plsc.heads import ClassifierHead, shard_bounds
+from plsc.heads import ClassifierHead, HeadGroup, shard_bounds
 from plsc.machine import random_state
 from plsc.version import __version__
 
@@ -34,7 +34,7 @@ class TrainingState:
     Attributes:
         config: The settings.
         backbone: The model.
-        head: This rank's class centres.
+        head: This rank's class centres, of one head or of several.
         optimizer: Moves `backbone`, and the parameters of `head` that `row_updates` does not move.
         row_updates: Move the parameters of `head` in chunks, by name; empty where the optimizer moves them.
         scaler: The loss scale.
@@ -50,7 +50,7 @@ class TrainingState:
 
     config: Config
     backbone: paddle.nn.Layer
-    head: ClassifierHead
+    head: Union[ClassifierHead, HeadGroup]
     optimizer: paddle.optimizer.Optimizer
     row_updates: Mapping[str, optim.RowUpdate]
     scaler: DynamicLossScaler
@@ -80,14 +80,10 @@ class TrainingState:
         files: dict[str, dict[str, Union[np.ndarray, checkpoint.Stream]]] = {}
         accumulators = self._accumulators()
         if self.head.sharded or leads:
-            head = {name: checkpoint.host_array(tensor) for name, tensor in self.head.state_dict().items()}
-            parameters = dict(self.head.named_parameters())
-            for parameter, tensors in self._head_accumulators(accumulators).items():
-                for name, tensor in tensors.items():
-                    if checkpoint.row_axis(tensor.shape, parameters[parameter].shape) == 1:
-                        tensor = paddle.moveaxis(tensor, 1, 0)
-                    head[f"{parameter}/{name}"] = checkpoint.host_array(tensor)
-            files[checkpoint.head_file(parallel.rank() if self.head.sharded else 0)] = head
+            shards, shard = (parallel.world_size(), parallel.rank()) if self.head.sharded else (1, 0)
+            for number, part in enumerate(self.head.parts):
+                own = self._head_accumulators(accumulators, part.prefix)
+                files[checkpoint.head_file(number * shards + shard)] = _head_tensors(part.head, own)
         if leads:
             state = self.backbone.state_dict()
             files[checkpoint.BACKBONE] = {name: checkpoint.host_array(tensor) for name, tensor in state.items()}
@@ -101,15 +97,10 @@ class TrainingState:
     def meta(self) -> dict[str, Any]:
         """Returns what `meta.json` records."""
         config, head, progress = self.config, self.head, self.progress
-        parameters = dict(head.named_parameters())
-        by_rows, accumulators = list(parameters), self._accumulators()
-        for parameter, tensors in self._head_accumulators(accumulators).items():
-            shape = parameters[parameter].shape
-            by_rows += [
-                f"{parameter}/{n}" for n, t in tensors.items() if checkpoint.row_axis(t.shape, shape) is not None
-            ]
+        accumulators = self._accumulators()
+        sizes = [part.head.num_classes for part in head.parts]
         shards = parallel.world_size() if head.sharded else 1
-        bounds = [shard_bounds(head.num_classes, shards, rank) for rank in range(shards)]
+        bounds = [shard_bounds(size, shards, rank) for size in sizes for rank in range(shards)]
         return {
             "plsc": __version__,
             "paddle": paddle.__version__,
@@ -120,6 +111,7 @@ class TrainingState:
             "epoch": progress.epoch if progress.batch else max(0, progress.epoch - 1),
             "step": progress.step,
             "num_classes": head.num_classes,
+            **({"heads": sizes} if len(sizes) > 1 else {}),
             **({"class_names": list(config.class_names)} if config.class_names else {}),
             "emb_dim": head.emb_dim,
             "loss_type": config.loss_type,
@@ -144,7 +136,7 @@ class TrainingState:
             "dtype": "float32",
             "shapes": {name: list(tensor.shape) for name, tensor in self.backbone.state_dict().items()},
             "head_rows": [upper - lower for lower, upper in bounds],
-            "by_rows": by_rows,
+            "by_rows": self._names_by_rows(accumulators),
             "accumulators": {name: sorted(tensors) for name, tensors in accumulators.items()},
         }
 
@@ -164,11 +156,15 @@ class TrainingState:
             CheckpointError: The checkpoint does not fit the settings.
         """
         checkpoint.load_backbone(source, self.backbone)
-        checkpoint.load_head(source, self.head)
+        checkpoint.check_heads(source, len(self.head.parts))
+        for number, part in enumerate(self.head.parts):
+            checkpoint.load_head(source, part.head, number)
         self._create_accumulators(source)
         accumulators = self._accumulators()
         checkpoint.load_optimizer(source, self._backbone_accumulators(accumulators))
-        checkpoint.load_head_optimizer(source, self.head, self._head_accumulators(accumulators))
+        for number, part in enumerate(self.head.parts):
+            own = self._head_accumulators(accumulators, part.prefix)
+            checkpoint.load_head_optimizer(source, part.head, own, number)
         meta, ranks = source.meta, parallel.world_size()
         try:
             progress = Progress(**meta["progress"])
@@ -235,13 +231,42 @@ class TrainingState:
     def _backbone_accumulators(self, accumulators: Mapping[str, Any]) -> dict[str, dict[str, paddle.Tensor]]:
         return {name: tensors for name, tensors in accumulators.items() if not name.startswith("head.")}
 
-    def _head_accumulators(self, accumulators: Mapping[str, Any]) -> dict[str, dict[str, paddle.Tensor]]:
-        state = {name[len("head.") :]: tensors for name, tensors in accumulators.items() if name.startswith("head.")}
-        state.update({n: {"velocity": one.buffer} for n, one in self.row_updates.items() if one.buffer is not None})
-        return state
+    def _head_accumulators(self, accumulators: Mapping[str, Any], prefix: str) -> dict[str, dict[str, paddle.Tensor]]:
+        """Returns the accumulators of the head whose parameters have names with a prefix, by its own names of them."""
+        own = {name: {"velocity": one.buffer} for name, one in self.row_updates.items() if one.buffer is not None}
+        own.update({name[len("head.") :]: one for name, one in accumulators.items() if name.startswith("head.")})
+        return {name[len(prefix) :]: tensors for name, tensors in own.items() if name.startswith(prefix)}
+
+    def _names_by_rows(self, accumulators: Mapping[str, Any]) -> list[str]:
+        """Returns the names of the tensors in the head files that have a row for each class."""
+        names: dict[str, None] = {}
+        for part in self.head.parts:
+            parameters = dict(part.head.named_parameters())
+            names.update(dict.fromkeys(parameters))
+            for parameter, tensors in self._head_accumulators(accumulators, part.prefix).items():
+                shape = parameters[parameter].shape
+                own = [
+                    f"{parameter}/{n}" for n, t in tensors.items() if checkpoint.row_axis(t.shape, shape) is not None
+                ]
+                names.update(dict.fromkeys(own))
+        return list(names)
 
     def _create_accumulators(self, source: Checkpoint) -> None:
         """Creates the accumulators that the checkpoint has: those of parameters that had a gradient by then."""
         saved = source.meta["accumulators"]
         by_name = {p.name: p for layer in (self.backbone, self.head) for p in layer.parameters()}
         optim.create_state(self.optimizer, [by_name[name] for name, own in self._names().items() if own in saved])
+
+
+def _head_tensors(
+    head: ClassifierHead, accumulators: Mapping[str, Mapping[str, paddle.Tensor]]
+) -> dict[str, Union[np.ndarray, checkpoint.Stream]]:
+    """Returns what this rank writes of a head: its state, and the accumulators of its parameters."""
+    tensors = {name: checkpoint.host_array(tensor) for name, tensor in head.state_dict().items()}
+    parameters = dict(head.named_parameters())
+    for parameter, own in accumulators.items():
+        for name, tensor in own.items():
+            if checkpoint.row_axis(tensor.shape, parameters[parameter].shape) == 1:
+                tensor = paddle.moveaxis(tensor, 1, 0)
+            tensors[f"{parameter}/{name}"] = checkpoint.host_array(tensor)
+    return tensors

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Optional
+from typing import Optional, Union
 
 import paddle
 
 from plsc import optim, parallel
 from plsc.config import Config
-from plsc.heads import ClassifierHead
+from plsc.heads import ClassifierHead, HeadGroup
 
 
 class Updates:
-    """The updates of a backbone and a head, by one optimizer.
+    """The updates of a backbone and a head, or a group of heads, by one optimizer.
 
     SGD and Momentum move the rows of the head in chunks, while their gradient is in cache; the optimizer itself then
     moves the backbone alone. Every other optimizer is given the whole gradient of the head, and so are SGD and Momentum
@@ -22,11 +22,15 @@ class Updates:
 
     Attributes:
         optimizer: The user's optimizer or the default one; it holds the schedule.
-        of_rows: What moves the head's weight and bias in chunks; empty where the optimizer moves them.
+        of_rows: What moves the weight and bias of each head in chunks; empty where the optimizer moves them.
     """
 
     def __init__(
-        self, config: Config, backbone: paddle.nn.Layer, head: ClassifierHead, steps_per_epoch: Optional[int]
+        self,
+        config: Config,
+        backbone: paddle.nn.Layer,
+        head: Union[ClassifierHead, HeadGroup],
+        steps_per_epoch: Optional[int],
     ) -> None:
         self._head = head
         self._is_split = head.sharded and parallel.world_size() > 1
@@ -50,11 +54,13 @@ class Updates:
     def clip_and_apply(self) -> None:
         """Clips the gradients, which are known to be finite, and moves the head and the backbone by them."""
         if self.of_rows:
-            factors = self._clip(self._head.gradient_squares() if self._clips else {})
+            factors = self._clip(self._gradient_squares() if self._clips else {})
             factor = next(iter(factors.values()), 1.0)
-            self._head.backward(self.of_rows.get("weight"), self.of_rows.get("bias"), factor)
+            for prefix, _, head in self._head.parts:
+                head.backward(self.of_rows.get(f"{prefix}weight"), self.of_rows.get(f"{prefix}bias"), factor)
         else:
-            self._head.backward()
+            for part in self._head.parts:
+                part.head.backward()
             squares = optim.squares_of(list(self._head_parameters.values())) if self._clips else []
             factors = self._clip(dict(zip(self._head_parameters, squares)))
             for name, factor in factors.items():
@@ -65,6 +71,14 @@ class Updates:
         """Clears all gradients, also those of parameters that the optimizer leaves out."""
         optim.clear_grad(self._parameters)
 
+    def _gradient_squares(self) -> dict[str, float]:
+        """Returns the sums of squares of the gradients that this rank's heads will have, by name."""
+        return {
+            f"{prefix}{name}": square
+            for prefix, _, head in self._head.parts
+            for name, square in head.gradient_squares().items()
+        }
+
     def _clip(self, own: Mapping[str, float]) -> dict[str, float]:
         """Clips the gradients of the backbone, and returns the factors on those of this rank's head, by name.
 
@@ -74,7 +88,7 @@ class Updates:
         if not self._clips:
             return {}
         of_backbone = optim.squares_of(self._backbone_parameters)
-        of_head = optim.head_squares(own, self._is_split)
+        of_head = optim.head_squares(own, [clip.head for clip in self._clips], self._is_split)
         factors = {}
         for clip in self._clips:
             square_sum = of_head[clip.head] + math.fsum(of_backbone[number] for number in clip.backbone)

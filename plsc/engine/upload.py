@@ -202,7 +202,9 @@ class Uploader(Callback):
 def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:
     """Returns which rank uploads a file: the one that wrote it, or else the first whose machine has it."""
     ranks = [rank for rank, names in enumerate(holders) if name in names]
-    return next((rank for rank in ranks if name == checkpoint.head_file(rank)), ranks[0] if ranks else None)
+    number = checkpoint.head_number(name)  # each rank writes a shard of each head
+    writer = None if number is None else number % len(holders)
+    return writer if writer in ranks else ranks[0] if ranks else None
 
 
 def _meta_text(folder: Path) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import paddle
@@ -14,7 +14,7 @@ from plsc import optim, parallel
 from plsc.engine.callbacks import Step
 from plsc.engine.progress import Progress
 from plsc.errors import TrainingError
-from plsc.heads import ClassifierHead, HeadOutput
+from plsc.heads import ClassifierHead, HeadGroup, HeadOutput
 from plsc.heads.shard import first_row_not_finite
 
 logger = logging.getLogger("plsc")
@@ -65,6 +65,10 @@ def step_of(outputs: Sequence[HeadOutput], lr: float, scale: Optional[float], pr
         samples=sum(one.samples for one in outputs),
         correct=correct,
         problem=problem,
+        of_heads={
+            title: (sum(one.of_heads[title][0] for one in outputs), sum(one.of_heads[title][1] for one in outputs))
+            for title in outputs[-1].of_heads
+        },
     )
 
 
@@ -102,7 +106,9 @@ def check_epoch(progress: Progress, last: Optional[Step]) -> None:
     )
 
 
-def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Progress, last: Optional[Step]) -> None:
+def check_weights(
+    backbone: paddle.nn.Layer, head: Union[ClassifierHead, HeadGroup], progress: Progress, last: Optional[Step]
+) -> None:
     """Checks that the weights that are about to be tested or saved are finite, and the backbone the same on all ranks.
 
     Every rank must call it.
@@ -118,9 +124,10 @@ def check_weights(backbone: paddle.nn.Layer, head: ClassifierHead, progress: Pro
     """
     name = optim.first_tensor_not_finite(backbone.state_dict().items())
     found = "" if name is None else f"the backbone's {name} is not finite"
-    row = first_row_not_finite(head.weight)
-    if not found and row is not None:
-        found = f"the class centre of class {head.lower + row} is not finite"
+    for part in head.parts:
+        row = first_row_not_finite(part.head.weight)
+        if not found and row is not None:
+            found = f"the class centre of class {part.first + part.head.lower + row} is not finite"
     own = found, _digests(backbone) if parallel.world_size() > 1 else {}
     problems, digests = zip(*parallel.all_gather_object(own, "the check of its weights"))
     found = next(filter(None, problems), "")

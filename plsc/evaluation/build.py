@@ -10,7 +10,6 @@ from plsc.config import Config
 from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
 from plsc.data.remote import fetch_test_sets
-from plsc.data.sources import folder_of
 from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
 from plsc.data.verification import VerificationSet
 from plsc.errors import ConfigError, DataError
@@ -32,8 +31,8 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     sets, reader = [], None
     if config.test_reader is None:
         remote = config.remote_data
-        folder = folder_of(config.dataset_dir) if remote is None else fetch_test_sets(remote, config.val_targets)
-        sets = find_sets(folder, config.val_targets, config.image_shape, config.pixels)
+        places = config.data_sets if remote is None else [fetch_test_sets(remote, config.val_targets)]
+        sets = find_sets(places, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)
     if config.identification is not None:
@@ -45,8 +44,8 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
         sets.append(read_gallery(*map(Path, config.identification)))
         if any(one.name == sets[-1].name for one in sets[:-1]):
             raise DataError(
-                f"{config.dataset_dir}: two test sets are called {sets[-1].name!r}, which is the name of the test of "
-                "set_identification; rename the other set"
+                f"{', '.join(config.data_sets)}: two test sets are called {sets[-1].name!r}, which is the name of the "
+                "test of set_identification; rename the other set"
             )
     if not sets and reader is None:
         raise ConfigError("set_val_targets(''): there is nothing to test on; name a set, or call set_with_test(False)")

@@ -5,6 +5,7 @@ how the other modules get the same numbers without holding the logits.
 """
 
 from plsc.heads.classifier import ClassifierHead, build_head
+from plsc.heads.group import HeadGroup
 from plsc.heads.labels import GatheredLabels
 from plsc.heads.margins import Margin, Target, build_margin
 from plsc.heads.records import HeadOutput
@@ -13,6 +14,7 @@ from plsc.heads.shard import shard_bounds
 __all__ = [
     "ClassifierHead",
     "GatheredLabels",
+    "HeadGroup",
     "HeadOutput",
     "Margin",
     "Target",

@@ -6,14 +6,15 @@ Shapes: B global batch, b this rank's batch, D embedding.
 from __future__ import annotations
 
 import math
-from typing import Any, Optional, Union
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
 
 from plsc import parallel
 from plsc.heads import step
-from plsc.heads.labels import GatheredLabels, LabelGatherer
+from plsc.heads.labels import GatheredLabels, LabelGatherer, MicroBatchLabels
 from plsc.heads.margins import Margin, build_margin
 from plsc.heads.records import HeadOutput, Kept, Step
 from plsc.heads.sampling import sample_rows
@@ -39,6 +40,20 @@ def build_head(loss_type: str, num_classes: int, emb_dim: int, margin: Any = Non
     if not isinstance(margin, Margin):
         margin = build_margin(loss_type, margin)
     return ClassifierHead(num_classes, emb_dim, margin, sharded=loss_type.startswith("dist_"), **options)
+
+
+class HeadPart(NamedTuple):
+    """One of the heads that a training has.
+
+    Attributes:
+        prefix: What the names of its parameters begin with; '' where it is the only head.
+        first: Number of its first class among the classes of all heads.
+        head: The head.
+    """
+
+    prefix: str
+    first: int
+    head: ClassifierHead
 
 
 class ClassifierHead(paddle.nn.Layer):
@@ -69,6 +84,7 @@ class ClassifierHead(paddle.nn.Layer):
         compute_dtype: The dtype of the products on a GPU: 'float32', 'bfloat16' or 'float16'; everything else stays
             float32. A CPU computes in float32.
         simulate: Whether a CPU rounds the products as `compute_dtype` would.
+        loss_weight: The factor on the loss.
 
     Attributes:
         weight: This rank's rows of W; None if it has none.
@@ -94,8 +110,10 @@ class ClassifierHead(paddle.nn.Layer):
         chunk: int = 0,
         compute_dtype: str = "float32",
         simulate: bool = False,
+        loss_weight: float = 1.0,
     ) -> None:
         super().__init__(dtype=dtype)
+        self.loss_weight = loss_weight
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
         self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
         self.next_step = 0
@@ -135,31 +153,43 @@ class ClassifierHead(paddle.nn.Layer):
             workers=Workers(),
         )
 
+    @property
+    def parts(self) -> list[HeadPart]:
+        """The only head."""
+        return [HeadPart("", 0, self)]
+
     @paddle.no_grad()
     def forward(
         self,
         embedding: paddle.Tensor,
-        label: Union[np.ndarray, GatheredLabels],
+        label: Union[np.ndarray, GatheredLabels, Sequence[MicroBatchLabels]],
         with_accuracy: bool = False,
         micro_batch: int = 0,
+        samples: Optional[int] = None,
     ) -> HeadOutput:
         """Computes the loss and the gradient of the embeddings, for a global batch or the next micro-batch of it.
 
         Args:
             embedding: [b, D] float32; b may differ between ranks, and may be 0.
-            label: [b] Integers in [0, num_classes), or what `gather_labels` made of the labels of all micro-batches.
+            label: [b] Integers in [0, num_classes), or what `gather_labels` made of the labels of all micro-batches,
+                or these labels of all ranks.
             with_accuracy: Whether to count the samples whose class has the largest, or one of the 5 largest, logits
                 (without margin) of all classes that take part.
             micro_batch: The number of the micro-batch. They come in order, from 0.
+            samples: The number of samples that the sum of the losses is divided by; None divides by all samples of the
+                step.
 
         Raises:
             DataError: A label of some rank is out of range.
         """
-        gathered = label if isinstance(label, GatheredLabels) else self.gather_labels(label)
-        micro_batches = gathered.wait()
+        if isinstance(label, np.ndarray):
+            label = self.gather_labels(label)
+        micro_batches = label.wait() if isinstance(label, GatheredLabels) else label
         if micro_batch == 0:
-            selected = self._select_rows(np.concatenate([one.labels for one in micro_batches]))
-            self._step, self._kept = step.begin(self._shard, micro_batches, selected), []
+            all_labels = np.concatenate([one.labels for one in micro_batches])
+            selected = self._select_rows(all_labels)
+            sample_weight = self.loss_weight / max(1, len(all_labels) if samples is None else samples)
+            self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight), []
         assert self._step is not None
         labels = micro_batches[micro_batch]
         if not sum(labels.counts):

@@ -6,7 +6,7 @@ b samples of this rank, n of the B samples whose class this rank holds, D embedd
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
@@ -27,6 +27,8 @@ class HeadOutput:
         samples: The size of the global (micro-)batch.
         problem: Why the step must not be used: what was not finite, and on which rank. The same on every rank; None if
             all is well.
+        of_heads: For each head of a `HeadGroup`, the sum of the losses of its samples, before its weight, and their
+            number; empty for a single head.
     """
 
     loss: float
@@ -34,6 +36,7 @@ class HeadOutput:
     correct: Optional[tuple[int, int]]
     samples: int
     problem: Optional[str] = None
+    of_heads: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class Step:
     """What the micro-batches of a step have in common.
 
     Attributes:
-        samples: The samples of all micro-batches and all ranks; the loss is their mean.
+        sample_weight: The weight of a sample in the loss: 1 / the samples of all micro-batches and all ranks, for the
+            loss that is their mean.
         rows: This rank's rows that take part; None on a rank without rows (there are more ranks than classes).
     """
 
-    samples: int
+    sample_weight: float
     rows: Optional[Rows]
 
 

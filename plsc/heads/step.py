@@ -31,13 +31,16 @@ from plsc.heads.walk import GradientParts, LabelPush, PlainLabels, Sums
 _LOWEST = -1e29
 
 
-def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Optional[np.ndarray]) -> Step:
+def begin(
+    shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Optional[np.ndarray], sample_weight: float
+) -> Step:
     """Returns what the micro-batches of a step have in common.
 
     Args:
         shard: What this rank holds.
         micro_batches: The labels of all micro-batches.
         selected: This rank's rows that take part, ascending; None for all.
+        sample_weight: The weight of each sample in the loss.
     """
     of_ranks = [sum(counts) for counts in zip(*(one.counts for one in micro_batches))]
     samples = sum(of_ranks)
@@ -45,12 +48,12 @@ def begin(shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Opt
     batch = samples if shard.sharded else max(of_ranks)
     chunk = shard.chunk or walk.chunk_rows(batch, shard.emb_dim)
     if shard.weight is None:
-        return Step(samples, None)
+        return Step(sample_weight, None)
     keeping = 0.0
     # Without a bound, or with a margin on all classes, the first walk changes the products in place.
     if selected is not None and shard.bounded and len(micro_batches) == 1:
         keeping = walk.kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
-    return Step(samples, Rows(shard, selected, chunk, keeping))
+    return Step(sample_weight, Rows(shard, selected, chunk, keeping))
 
 
 def forward(
@@ -112,7 +115,7 @@ def gather_batch(shard: Shard, step: Step, embedding: paddle.Tensor, labels: Mic
         unit_BD=unit_BD,
         inverse_B1=inverse_B1,
         norm_B=norm_B,
-        sample_weight=0.0 if is_empty else 1.0 / step.samples,
+        sample_weight=0.0 if is_empty else step.sample_weight,
         is_empty=is_empty,
     )
 

@@ -26,7 +26,7 @@ class NormClip:
     Attributes:
         norm: The largest norm.
         backbone: Positions of their parameters among those of the backbone.
-        head: Names of their parameters in the head: 'weight', 'bias', both or none.
+        head: Names of their parameters in the head, such as 'weight' and 'bias'.
     """
 
     norm: float
@@ -110,18 +110,20 @@ def squares_of(parameters: Sequence[Any]) -> list[float]:
     return [sums.get(number, 0.0) for number in range(len(parameters))]
 
 
-def head_squares(own: Mapping[str, float], is_split: bool) -> dict[tuple[str, ...], float]:
+def head_squares(
+    own: Mapping[str, float], wanted: Sequence[tuple[str, ...]], is_split: bool
+) -> dict[tuple[str, ...], float]:
     """Returns the sums of squares of the head's gradients over all shards, by the names of the parameters in a sum.
 
     Args:
         own: Those of this rank, by name.
+        wanted: The sums, the same on every rank.
         is_split: Whether other ranks hold other parts of the head; then every rank must call it.
     """
-    weight, bias = own.get("weight", 0.0), own.get("bias", 0.0)
-    sums = [weight, bias, weight + bias]
+    sums = [sum(own.get(name, 0.0) for name in names) for names in wanted]
     if is_split:
         sums = parallel.all_reduce_sum(paddle.to_tensor(sums, dtype="float64")).tolist()
-    return {(): 0.0, ("weight",): sums[0], ("bias",): sums[1], ("weight", "bias"): sums[2]}
+    return dict(zip(wanted, sums))
 
 
 def scale_gradients(parameters: Iterable[Any], factor: float) -> None:

@@ -18,6 +18,7 @@ from plsc.config import (
     LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_TOTAL,
+    LARGEST_WEIGHT,
     LOSS_TYPES,
     MOST_NAMES,
     SCHEDULES,
@@ -42,12 +43,61 @@ if TYPE_CHECKING:
     from plsc.heads import Margin
 
 
-def dataset_dir(setter: str, directory: str, exclude: Optional[str] = None) -> tuple[str, Optional[str]]:
-    """Returns the folder, or the address of a data set in a store, and the list of images to leave out or None."""
+def dataset_dir(
+    setter: str,
+    directory: Union[str, Sequence[str]],
+    heads: str = "merged",
+    weights: Optional[Sequence[float]] = None,
+    exclude: Optional[str] = None,
+) -> tuple[Union[str, tuple[str, ...]], str, Optional[tuple[float, ...]], Optional[str]]:
+    """Returns one path or several, whether their heads are separate, what images count, and which are left out."""
     from plsc.storage.address import split_address
 
-    split_address(setter, check_str(setter, directory))
-    return check_str(setter, directory), None if exclude is None else check_str(f"{setter}: exclude", exclude)
+    check_choice(f"{setter}: heads", heads, ("merged", "separate"))
+    if not isinstance(directory, (list, tuple)):
+        paths: tuple[str, ...] = (check_str(setter, directory),)
+    elif not directory or any(isinstance(one, (list, tuple)) for one in directory):
+        raise ConfigError(f"{setter}({shown(directory)}): expected a path, or a list of the paths of several data sets")
+    else:
+        paths = tuple(check_str(setter, one) for one in directory)
+    addresses = [path for path in paths if split_address(setter, path) is not None]
+    if addresses and len(paths) > 1:
+        raise ConfigError(
+            f"{setter}: {shown(addresses[0])} is not on this machine, and only a single data set may be elsewhere; copy "
+            "it, or train on it alone"
+        )
+    _check_distinct(setter, paths)
+    if len(paths) == 1 and (heads == "separate" or weights is not None):
+        given = "heads='separate'" if heads == "separate" else "weights"
+        raise ConfigError(f"{setter}: {given} is for several data sets, and there is one; list more, or leave it out")
+    if weights is not None:
+        if not isinstance(weights, (list, tuple)) or len(weights) != len(paths):
+            raise ConfigError(
+                f"{setter}: weights={shown(weights)}: expected a list of {len(paths)} numbers, one for each data set"
+            )
+        weights = tuple(check_float(f"{setter}: weights", one, 0, LARGEST_WEIGHT, above=True) for one in weights)
+    if exclude is not None and len(paths) > 1:
+        raise ConfigError(
+            f"{setter}: exclude is for one data set, and there are {len(paths)}; write copies without these images, for "
+            "example with plsc data convert"
+        )
+    left_out = None if exclude is None else check_str(f"{setter}: exclude", exclude)
+    return (paths[0] if len(paths) == 1 else paths), heads, weights, left_out
+
+
+def _check_distinct(setter: str, paths: Sequence[str]) -> None:
+    first_of: dict[str, int] = {}
+    for number, path in enumerate(paths):
+        place = os.path.abspath(path)
+        with contextlib.suppress(ValueError, OSError):  # for names that no file can have
+            place = os.path.realpath(path)
+        first = first_of.setdefault(place, number)
+        if first != number:
+            same = "" if paths[first] == path else f", as {shown(paths[first])} and {shown(path)}"
+            raise ConfigError(
+                f"{setter}: the data set {shown(path)} is listed twice{same}; list each set once: weights make its "
+                "images count more"
+            )
 
 
 def data_cache(setter: str, directory: Optional[str], size: Any = None) -> Optional[DataCache]:

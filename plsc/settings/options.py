@@ -192,7 +192,8 @@ def _type(name: str, node: yaml.Node) -> None:
     """Decides what the words of a setting's value are: texts where the setting takes texts, and else what YAML says."""
     texts = SETTINGS[name].texts if name in SETTINGS else []
     parameters = SETTINGS[name].parameters if name in SETTINGS else [""]
-    if len(parameters) == 1 or isinstance(node, yaml.ScalarNode):
+    is_first = isinstance(node, yaml.SequenceNode) and name in SETTINGS and SETTINGS[name].takes_list
+    if len(parameters) == 1 or isinstance(node, yaml.ScalarNode) or is_first:
         _retag(node, parameters[0] in texts)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -29,6 +29,7 @@ class Setting:
         setter: The method of `Entry`; `set_<name>` when empty.
         fields: The fields of `Config` that the setter fills; the one called `name` when empty.
         has_text: Whether `--set` and YAML files can give the setting, because it is made of numbers and strings.
+        takes_list: Whether the first argument may be a list, so that a list in a text is that argument alone.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Setting:
     setter: str = ""
     fields: tuple[str, ...] = ()
     has_text: bool = True
+    takes_list: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "setter", self.setter or f"set_{self.name}")
@@ -82,7 +84,8 @@ class Setting:
         """
         several = len(self.parameters) > 1
         named = value if several and isinstance(value, dict) else {}
-        given = value if several and isinstance(value, list) else [] if named is value else [value]
+        are_arguments = several and isinstance(value, list) and not self.takes_list
+        given = value if are_arguments else [] if named is value else [value]
         try:
             inspect.signature(self.check).bind(self.setter, *given, **named)
         except TypeError as problem:
@@ -112,9 +115,11 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.dataset_dir,
             "the folder of the training images and the test sets",
             "see [your data](data.md); test sets lie next to the images. Data on HDFS has an address, "
-            "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). `exclude` is a list of "
-            "images to [leave out](data.md#leaving-images-out)",
-            fields=("dataset_dir", "exclude"),
+            "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). A list trains on "
+            "[several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or `separate`, and "
+            "`weights` for each set. `exclude` is a list of images to [leave out](data.md#leaving-images-out)",
+            fields=("dataset_dir", "heads", "set_weights", "exclude"),
+            takes_list=True,
         ),
         Setting(
             "data_format",

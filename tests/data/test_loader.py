@@ -24,7 +24,7 @@ class Source:
 
     def __init__(self, count: int, bad: int = -1):
         rng = np.random.default_rng(0)
-        self.num_images = count
+        self.num_images = self.epoch_images = count
         self.data = []
         self.opened = 0
         for _ in range(count):

@@ -129,6 +129,9 @@ def test_a_target_names_a_file_of_pairs_or_a_folder(glyphs, tmp_path):
     assert folder.labels.tolist() == [0, 0, 1]
     # Each image occurs once, and each pair stays.
     assert len(binary.pairs) == len(binary.issame) == 40 and binary.images.num_images < 80
+    for place in ("p.txt", "train-{0..9}.tar", "*.parquet"):  # they lie next to the files of a data set
+        assert find_sets(str(tmp_path / place), "people", SHAPE)[0].name == "people"
+    assert find_sets([str(tmp_path / "nowhere"), str(tmp_path)], "people", SHAPE)[0].name == "people"
     with pytest.raises(
         DataError, match="none.bin: no such verification set, nor none.txt, nor a folder of images none"
     ):

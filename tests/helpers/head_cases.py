@@ -89,7 +89,9 @@ def accumulate(results, case, head, embedding, label):
         rows = paddle.to_tensor(rows) if len(rows) else paddle.zeros([0, DIM], embedding.dtype.name)
         outputs.append(head(rows, gathered, True, part))
     own = sum(head.gradient_squares().values())
-    squares = optim.head_squares({"weight": own}, head.sharded and parallel.world_size() > 1)[("weight",)]
+    squares = optim.head_squares({"weight": own}, [("weight",)], head.sharded and parallel.world_size() > 1)[
+        ("weight",)
+    ]
     head.backward()
     results[f"{case}/parts/loss"] = sum(out.loss for out in outputs)
     results[f"{case}/parts/correct"] = np.sum([out.correct for out in outputs], axis=0)
