@@ -63,8 +63,8 @@ def dataset_dir(
     addresses = [path for path in paths if split_address(setter, path) is not None]
     if addresses and len(paths) > 1:
         raise ConfigError(
-            f"{setter}: {shown(addresses[0])} is not on this machine, and only a single data set may be elsewhere; copy "
-            "it, or train on it alone"
+            f"{setter}: {shown(addresses[0])} is not on this machine, and only a single data set may be elsewhere; "
+            "copy it, or train on it alone"
         )
     _check_distinct(setter, paths)
     if len(paths) == 1 and (heads == "separate" or weights is not None):
@@ -78,8 +78,8 @@ def dataset_dir(
         weights = tuple(check_float(f"{setter}: weights", one, 0, LARGEST_WEIGHT, above=True) for one in weights)
     if exclude is not None and len(paths) > 1:
         raise ConfigError(
-            f"{setter}: exclude is for one data set, and there are {len(paths)}; write copies without these images, for "
-            "example with plsc data convert"
+            f"{setter}: exclude is for one data set, and there are {len(paths)}; write copies without these images, "
+            "for example with plsc data convert"
         )
     left_out = None if exclude is None else check_str(f"{setter}: exclude", exclude)
     return (paths[0] if len(paths) == 1 else paths), heads, weights, left_out

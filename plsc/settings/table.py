@@ -116,8 +116,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "the folder of the training images and the test sets",
             "see [your data](data.md); test sets lie next to the images. Data on HDFS has an address, "
             "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). A list trains on "
-            "[several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or `separate`, and "
-            "`weights` for each set. `exclude` is a list of images to [leave out](data.md#leaving-images-out)",
+            "[several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or `separate`, "
+            "and `weights` for each set. `exclude` is a list of images to [leave out](data.md#leaving-images-out)",
             fields=("dataset_dir", "heads", "set_weights", "exclude"),
             takes_list=True,
         ),
@@ -220,8 +220,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "model_name",
             checks.model_name,
             "the built-in model to train",
-            "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of characters), ViT (the "
-            "size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one whose weights are "
+            "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of characters), ViT "
+            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one whose weights are "
             "[published](finetune.md)",
             fields=("model_name", "model"),
         ),
