@@ -206,7 +206,7 @@ def _records(text: bytes, path: str, place: int) -> dict[bytes, bytes]:
         digits = text[first : max(blank, first)]
         last = first + (int(digits) if digits.isdigit() else 0) - 1
         name, equals, value = text[blank + 1 : max(last, 0)].partition(b"=")
-        if not equals or last <= blank or text[last : last + 1] != b"\n":
+        if blank < first or not equals or last <= blank or text[last : last + 1] != b"\n":
             raise DataError(f"{path}: the PAX header at byte {place:,} is damaged; copy the file again")
         found[name] = value
         first = last + 1

@@ -242,6 +242,7 @@ def test_files_that_are_no_whole_tar_are_refused(tmp_path):
         (good[:1024] + b"x" + good[1025:], "byte 1,024 should begin a member.*damaged"),
         (good + good, "another tar follows the end of the first, at byte 10,240; .*--concatenate"),
         (pax.tobuf() + b"9 path=ab\n".ljust(512, b"\0") + good, "PAX header at byte 0 is damaged"),
+        (pax.tobuf() + b"9 path=a\nxxxxxxxxx=".ljust(512, b"\0") + good, "PAX header at byte 0 is damaged"),
         (pax.tobuf() + b"10 size=-1\n".ljust(512, b"\0") + good, "names no size|PAX header"),
     ):
         path.write_bytes(content)
