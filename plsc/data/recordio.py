@@ -310,6 +310,46 @@ class RecordIOWriter:
             self._size = _size_of(record.data)
         self._append(HEADER.pack(0, record.label, len(self._places) + 1, 0) + record.data)
 
+    def add_file(self, path: Path) -> None:
+        """Appends the images of another file that such a writer has made.
+
+        Args:
+            path: The file, whose index and `property` lie next to it; it has at least one image.
+
+        Raises:
+            OSError: The disk refuses it, or the file cannot be read.
+            DataError: The index is damaged.
+        """
+        size = path.stat().st_size
+        index = read_index(os.fspath(path.with_suffix(_INDEX)), os.fspath(path), size)
+        # The images come first. Record 0 follows them, unless there are no ranges, and the images count from 0.
+        count = int(np.flatnonzero(index.keys == 0)[0]) or len(index.keys)
+        ends = np.append(index.places[:count], index.places[count] if count < len(index.keys) else size)
+        if self._size is None:
+            with contextlib.suppress(OSError, ValueError):
+                _, height, width = path.with_name(PROPERTY).read_text(encoding="ascii").split(",")
+                self._size = int(height), int(width)
+        blocks = _blocks_of(ends)
+        with path.open("rb") as stream:
+            for first, end in zip(blocks[:-1].tolist(), blocks[1:].tolist()):
+                begin = int(ends[first])
+                data = bytearray(stream.read(int(ends[end]) - begin))
+                words, frames = np.frombuffer(data, "<u4"), (ends[first:end] - begin) // 4
+                labels = words[frames + 3].view("<f4").astype(np.int64)
+                words[frames + 4] = np.arange(len(frames)) + len(self._places) + 1  # the numbers of the images
+                self._stream.write(data)
+                self._note_places(ends[first:end] - begin + self._place, labels)
+                self._place += len(data)
+
+    def _note_places(self, places: np.ndarray, labels: np.ndarray) -> None:
+        """Notes where some images begin, and their labels."""
+        done = 0
+        for k in np.flatnonzero(np.diff(labels, prepend=self._last)).tolist():
+            self._places.frombytes(places[done:k].tobytes())
+            self._note_run(int(labels[k]))
+            done = k
+        self._places.frombytes(places[done:].tobytes())
+
     def _note_run(self, label: int) -> None:
         self._last = label
         if label >= len(self._seen):

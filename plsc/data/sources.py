@@ -122,7 +122,10 @@ def open_several(
         DataError: A set cannot be opened, or two classes of a set have the same name.
     """
     titles = titles_of(paths)
-    sources = [open_images(path, None, 0, 1, data_format, shuffle, accepts_missing) for path in paths]
+    sources = [
+        open_images(path, None, 0, 1, data_format=data_format, shuffle=shuffle, accepts_missing=accepts_missing)
+        for path in paths
+    ]
     classes = (separate_classes if separate else merge_classes)(titles, sources)
     check_count(classes, num_classes or 0, titles, exactly=separate)
     return UnitedRecords(titles, sources, classes, weights)
