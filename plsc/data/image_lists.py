@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import AnyStr, NamedTuple
 
 from plsc.errors import DataError
-from plsc.machine.names import from_text, quoted
+from plsc.machine.names import quoted
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
 _LONGEST_SHOWN = 80  # bytes
@@ -45,8 +45,13 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
             for line in raw.splitlines():
                 number += 1
                 line = line.removeprefix(_BYTE_ORDER_MARK)
-                if line and not line.isspace():
+                if line and (32 < line[0] < 127 or not is_blank(line)):
                     yield number, line
+
+
+def is_blank(line: bytes) -> bool:
+    """Returns whether a line has no columns; see `columns_of`."""
+    return not byte_columns_of(line)
 
 
 def checked(line: bytes, where: str) -> bytes:
@@ -71,10 +76,15 @@ def columns_of(line: bytes, splits: int = 1) -> list[str]:
     Returns:
         Native texts; see `plsc.machine.names`.
     """
+    return list(map(os.fsdecode, byte_columns_of(line, splits)))
+
+
+def byte_columns_of(line: bytes, splits: int = 1) -> list[bytes]:
+    """Returns the bytes of what `columns_of` returns."""
     try:
-        return [from_text(column) for column in _split(line.decode("utf-8"), "\t", splits)]
+        return [column.encode("utf-8") for column in _split(line.decode("utf-8"), "\t", splits)]
     except UnicodeDecodeError:
-        return [os.fsdecode(column) for column in _split(line, b"\t", splits)]
+        return _split(line, b"\t", splits)
 
 
 def _split(line: AnyStr, tab: AnyStr, splits: int) -> list[AnyStr]:
