@@ -11,7 +11,7 @@ from typing import AnyStr, NamedTuple
 from plsc.errors import DataError
 from plsc.machine.names import quoted
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
 _LONGEST_SHOWN = 80  # bytes
 
 
@@ -44,7 +44,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
         for raw in file:
             for line in raw.splitlines():
                 number += 1
-                line = line.removeprefix(_BYTE_ORDER_MARK)
+                line = line.removeprefix(BYTE_ORDER_MARK)
                 if line and (32 < line[0] < 127 or not is_blank(line)):
                     yield number, line
 
