@@ -7,10 +7,10 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from PIL import Image
 
@@ -72,6 +72,18 @@ class LeftOut:
         return ", ".join(words)
 
 
+class Run(NamedTuple):
+    """Images of a folder that follow each other.
+
+    Attributes:
+        prefix: What their names begin with: '' or the path of the folder with a slash at its end.
+        names: The rest of their names.
+    """
+
+    prefix: bytes
+    names: list[bytes]
+
+
 def image_files(folder: Path) -> list[Path]:
     """Returns the image files in a folder and its subfolders, sorted; see `image_names`.
 
@@ -120,7 +132,7 @@ def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
         DataError: The folder holds no image, or a folder in it cannot be listed.
     """
     own = LeftOut() if left_out is None else left_out
-    found = _walk(os.fsencode(folder), own)
+    found = [run.prefix + name for run in runs_of_images(os.fsencode(folder), own) for name in run.names]
     if not found:
         left = "" if left_out is not None or not str(own) else f"; left out: {own}"
         raise DataError(f"{folder}: holds no image{left}; name a folder of images")
@@ -129,23 +141,36 @@ def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
     return list(map(os.fsdecode, found))
 
 
-def _walk(root: bytes, left_out: LeftOut) -> list[bytes]:
-    """Returns the sorted names of the images below `root`."""
-    found: list[bytes] = []
+def runs_of_images(root: bytes, left_out: LeftOut, without: Collection[bytes] = ()) -> Iterator[Run]:
+    """Yields the images below `root`, in the order of the bytes of the parts of their names.
+
+    Args:
+        root: The folder.
+        left_out: Record to which what is left out is added.
+        without: Names of subfolders of `root` that are not looked into.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
     names, folders = _entries(root, b"", [], left_out)
+    names = [name for name in names if name not in folders or name not in without]
     stack = [(b"", iter(names), folders)]  # The folders around the current place, with what is still to be looked at.
     while stack:
         prefix, rest, folders = stack[-1]
+        run: list[bytes] = []
         for name in rest:
             if name in folders:
+                if run:
+                    yield Run(prefix, run)
                 around = [os.path.join(root, one) for one, _, _ in stack]
                 names, below = _entries(root, prefix + name + b"/", around, left_out)
                 stack.append((prefix + name + b"/", iter(names), below))
                 break
-            found.append(prefix + name)
+            run.append(name)
         else:
+            if run:
+                yield Run(prefix, run)
             stack.pop()
-    return found
 
 
 def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:

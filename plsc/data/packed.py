@@ -55,17 +55,24 @@ class PackedTexts(Texts):
     Args:
         buffer: Their bytes.
         ends: Where each text ends, [N].
+
+    Attributes:
+        ends: The argument.
     """
 
     def __init__(self, buffer: Union[bytes, bytearray], ends: np.ndarray) -> None:
-        self._buffer, self._ends = buffer, ends
+        self._buffer, self.ends = buffer, ends
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def raw(self, i: int) -> bytes:
         """Returns the bytes of a text."""
-        return bytes(self._buffer[self._ends[i - 1] if i else 0 : self._ends[i]])
+        return self.joined(i, i + 1)
+
+    def joined(self, first: int, end: int) -> bytes:
+        """Returns the bytes of the texts from `first` to before `end`, one after the other."""
+        return bytes(self._buffer[self.ends[first - 1] if first else 0 : self.ends[end - 1]])
 
 
 class TextPacker:

@@ -37,6 +37,7 @@ class Opening(NamedTuple):
         rank: Rank of this process.
         world_size: Number of ranks.
         shuffle: 'window' or 'full', as in `set_data_format`; None is the default of the format.
+        test_sets: Names of the test sets, which may lie in the same folder.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Opening(NamedTuple):
     rank: int = 0
     world_size: int = 1
     shuffle: Optional[str] = None
+    test_sets: Sequence[str] = ()
 
 
 class Records(abc.ABC):
@@ -90,7 +92,7 @@ class Records(abc.ABC):
         return len(self.class_names) or int(self.labels().max(initial=-1)) + 1
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
+        """Returns the images of a rank in the order of an epoch, int64 or int32 [ceil(num_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
         return block_indices(self.blocks, seed, epoch, rank, world_size)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data import base64_source, label_file
+from plsc.data import base64_source, folder_tree, label_file
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
@@ -25,7 +26,7 @@ class ImageSource(Protocol):
     num_images: int
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the samples of a rank in the order of an epoch, int64 [ceil(num_images / world_size)]."""
+        """Returns the samples of a rank in the order of an epoch, int64 or int32 [ceil(num_images / world_size)]."""
 
     def digests(self) -> dict[str, str]:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
@@ -55,6 +56,8 @@ class Format(NamedTuple):
 FORMATS = {
     "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
     "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
+    # The last one, because folders may hold data of any other format too.
+    "folder": Format(folder_tree.holds_tree, folder_tree.open_records, "a folder of images for each class"),
 }
 DATA_FORMATS = ("auto", *FORMATS)
 
@@ -66,6 +69,7 @@ def open_images(
     world_size: int,
     data_format: str = "auto",
     shuffle: Optional[str] = None,
+    test_sets: Sequence[str] = (),
 ) -> Records:
     """Opens the samples of one rank.
 
@@ -76,6 +80,7 @@ def open_images(
         world_size: Number of ranks.
         data_format: A name of `FORMATS`, or 'auto'.
         shuffle: For data whose files hold many images, 'window' (the default) or 'full'; see `set_data_format`.
+        test_sets: Names of test sets in the same folder, which are not trained on.
 
     Raises:
         DataError: The path does not hold such data, or the data has a mistake.
@@ -83,7 +88,7 @@ def open_images(
     name = format_of(path) if data_format == "auto" else data_format
     if name is None:
         raise _unknown(path, world_size)
-    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle))
+    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle=shuffle, test_sets=test_sets))
 
 
 def format_of(path: str) -> Optional[str]:

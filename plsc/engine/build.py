@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from pathlib import Path
 from typing import Optional, Union
 
 from plsc import parallel
-from plsc.config import Config
+from plsc.config import MOST_NAMES, Config
 from plsc.data import sources
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
@@ -20,7 +22,10 @@ from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, build_head
 from plsc.inference.classes import check_names
+from plsc.machine.json_files import LARGEST
 from plsc.storage import Retrying
+
+logger = logging.getLogger("plsc")
 
 
 def open_source(config: Config) -> Optional[Records]:
@@ -45,12 +50,17 @@ def open_source(config: Config) -> Optional[Records]:
         parallel.world_size(),
         data_format=config.data_format,
         shuffle=config.shuffle,
+        test_sets=[name.strip() for name in config.val_targets.split(",")],
     )
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
-    if config.class_names is None and source.class_names:
-        config.class_names = tuple(source.class_names)
+    if config.class_names is None and len(source.class_names):
+        names = tuple(source.class_names)
+        if len(names) <= MOST_NAMES and len(json.dumps(names)) <= LARGEST // 2:
+            config.class_names = names
+        else:
+            logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
     check_names(config.class_names or (), config.num_classes)
     return source
 
