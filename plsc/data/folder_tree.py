@@ -14,7 +14,7 @@ import numpy as np
 from plsc.data.class_names import number_classes
 from plsc.data.image_folders import LeftOut, has_image_suffix, runs_of_images
 from plsc.data.label_file import refuse_shuffle
-from plsc.data.packed import PackedTexts, TextPacker
+from plsc.data.packed import FolderPacker, NamesInFolders
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, open_regular
@@ -58,8 +58,8 @@ def open_records(opening: Opening) -> FolderTree:
     """
     refuse_shuffle(opening)
     tests = {os.fsencode(name) for name in opening.test_sets}
-    packer, left_out = TextPacker(), LeftOut()
-    prefixes, counts, owners = TextPacker(), [0], []
+    packer, left_out = FolderPacker(), LeftOut()
+    owners: list[int] = []
     flat: dict[bytes, bool] = {}  # whether a class has images that lie in no deeper folder
     for run in runs_of_images(os.fsencode(opening.path), left_out, tests):
         if not run.prefix:
@@ -68,24 +68,21 @@ def open_records(opening: Opening) -> FolderTree:
             continue
         identity, _, deeper = run.prefix.partition(b"/")
         flat[identity] = flat.get(identity, False) or not deeper
-        packer.add(run.names)
-        prefixes.add([run.prefix])
+        packer.add(run.prefix, run.names)
         owners.append(len(flat) - 1)
-        counts.append(len(run.names))
     for name in sorted(tests):
         if name and os.path.isdir(os.path.join(os.fsencode(opening.path), name)):
             left_out.add("test sets of set_val_targets", name)
-    found = sum(counts)
-    if not found:
+    if not owners:
         raise DataError(f"{opening.path}: holds no folder with images; put the images of each class into a subfolder")
-    left_out.log(Path(opening.path), found)
+    files = packer.finish()
+    left_out.log(Path(opening.path), len(files))
     _check_depth(opening.path, flat)
-    firsts, classes = np.cumsum(counts), list(flat)
+    classes = list(flat)
     numbered = number_classes(
         classes, opening.path, lambda k: os.path.join(opening.path, os.fsdecode(classes[k])), opening.num_classes
     )
-    labels = numbered.numbers[np.array(owners)]
-    return FolderTree(opening.path, packer.finish(), prefixes.finish(), firsts, labels, class_names=numbered.names)
+    return FolderTree(opening.path, files, numbered.numbers[np.array(owners)], numbered.names)
 
 
 def _check_depth(path: str, flat: dict[bytes, bool]) -> None:
@@ -113,31 +110,18 @@ class FolderTree(Records):
 
     Args:
         path: The folder.
-        names: Names of the N images in their folders.
-        prefixes: What is before them, for each of R runs of images of a folder.
-        firsts: First image of each run, and N, int64 [R + 1].
-        labels: Label of the images of each run, int32 [R].
+        files: Names of the N images.
+        labels: Label of the images of each of R runs of files, int32 [R].
         class_names: Names of the classes.
     """
 
-    def __init__(
-        self,
-        path: str,
-        names: PackedTexts,
-        prefixes: PackedTexts,
-        firsts: np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-    ) -> None:
-        self.path, self.num_images, self.class_names = path, len(names), class_names
-        self._names, self._prefixes, self._firsts, self._labels = names, prefixes, firsts, labels
-
-    def _run(self, i: int) -> int:
-        return int(np.searchsorted(self._firsts, i, side="right")) - 1
+    def __init__(self, path: str, files: NamesInFolders, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        self.path, self.num_images, self.class_names = path, len(files), class_names
+        self._files, self._labels = files, labels
 
     def name(self, i: int) -> str:
         """Returns the path of the image, relative to the folder."""
-        return os.fsdecode(self._prefixes.raw(self._run(i)) + self._names.raw(i))
+        return self._files[i]
 
     def where(self, i: int) -> str:
         """Returns the path of the image."""
@@ -151,22 +135,22 @@ class FolderTree(Records):
         """
         try:
             with open_regular(self.where(i)) as file:
-                return file.read(), int(self._labels[self._run(i)])
+                return file.read(), int(self._labels[self._files.run(i)])
         except OSError as error:
             advice = advice_on(error, "restore the file, or start again without it")
             raise DataError(f"{self.where(i)}: cannot read the image ({error.strerror or error}); {advice}") from error
 
     def labels(self) -> np.ndarray:
         """Returns the label of each image, int32 [N]."""
-        return np.repeat(self._labels, np.diff(self._firsts))
+        return np.repeat(self._labels, np.diff(self._files.firsts))
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and digests of their names and of the numbers of their classes."""
-        names = hashlib.sha256()
-        for run, first in enumerate(self._firsts[:-1].tolist()):
-            names.update(self._prefixes.raw(run) + b"\0")
-            end = int(self._firsts[run + 1])
-            names.update(self._names.ends[first:end].astype(np.int64).tobytes() + self._names.joined(first, end))
+        names, files = hashlib.sha256(), self._files
+        for run, first in enumerate(files.firsts[:-1].tolist()):
+            end = int(files.firsts[run + 1])
+            names.update(files.prefixes.raw(run) + b"\0" + files.names.ends[first:end].astype(np.int64).tobytes())
+            names.update(files.names.joined(first, end))
         classes = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         return {
             "the number of images in the folder": str(self.num_images),

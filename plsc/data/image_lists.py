@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import AnyStr, NamedTuple
+from typing import AnyStr, NamedTuple, Optional
 
 from plsc.errors import DataError
 from plsc.machine.names import quoted
@@ -92,14 +93,14 @@ def _split(line: AnyStr, tab: AnyStr, splits: int) -> list[AnyStr]:
     return [column.strip() for column in line.split(tab)] if tab in line else line.rsplit(None, splits)
 
 
-def read_list(path: Path) -> list[tuple[int, bytes]]:
-    """Returns the lines of a text file that are not blank, with their numbers.
+def read_list(path: Path, most: Optional[int] = None) -> list[tuple[int, bytes]]:
+    """Returns the lines of a text file that are not blank, or the first `most` of them, with their numbers.
 
     Raises:
         DataError: The file cannot be read, is not text, or has no such line.
     """
     try:
-        found = [(number, checked(line, f"{path}:{number}")) for number, line in lines_of(path)]
+        found = [(number, checked(line, f"{path}:{number}")) for number, line in islice(lines_of(path), most)]
     except OSError as problem:
         raise DataError(
             f"{path}: cannot be read ({problem.strerror}); name a folder of images, or a list of them"

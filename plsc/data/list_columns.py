@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from plsc.data.image_lists import BYTE_ORDER_MARK, byte_columns_of, checked, is_blank
-from plsc.data.packed import Block, TextsOfFile, blocks_of_lines, most_lines, state_of
+from plsc.data.image_lists import BYTE_ORDER_MARK, Listed, byte_columns_of, checked, is_blank, parse_line
+from plsc.data.packed import Block, Numbering, TextsOfFile, blocks_of_lines, most_lines, state_of
 from plsc.machine.files import open_regular
 
 _TAB, _BLANK, _NOT_ASCII = b"\t \x80"  # their numbers
@@ -64,6 +66,60 @@ class ListedPaths:
         """Returns the number of the line of path `i`, from 1."""
         blank = int(np.searchsorted(self._blank_before, i, side="right")) if len(self._blank_before) else 0
         return i + 1 + blank
+
+
+class ListedFiles(Sequence[Listed]):
+    """The images of a list, without a Python object for each.
+
+    Args:
+        path: The list. Its lines have the forms of `parse_line`.
+        is_plain: Whether the lines are paths and nothing else.
+
+    Raises:
+        DataError: A line has another form.
+        OSError: The list cannot be read.
+    """
+
+    def __init__(self, path: Path, is_plain: bool) -> None:
+        column = _Identities(path)
+        self._listed = read_paths(path, None if is_plain else column)
+        self._kinds = [("", "")] if is_plain else list(map(_kind, column.found.numbers))
+
+    def __len__(self) -> int:
+        return len(self._listed.paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Returns an image."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        identity, template = self._kinds[self._listed.values[i]]
+        return Listed(self._listed.paths[i], identity, template, self._listed.line(i % len(self)))
+
+    def identities(self) -> set[str]:
+        """Returns the different identities."""
+        return {identity for identity, _ in self._kinds}
+
+
+class _Identities:
+    """Numbers for the identities, and templates, of a list; a `Column`."""
+
+    def __init__(self, path: Path) -> None:
+        self.found, self._path = Numbering(), path
+
+    def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Returns a number for each identity; see `Column.of_many`."""
+        return self.found.of(data, starts, lengths)
+
+    def of_line(self, columns: list[bytes], line: bytes, number: int) -> int:
+        """Returns a number for the identity and the template of a line; see `Column.of_line`."""
+        parse_line(self._path, number, line)
+        return self.found.number(b"\t".join(columns[1:]))
+
+
+def _kind(columns: bytes) -> tuple[str, str]:
+    """Returns the identity and the template, '' without one."""
+    identity, tab, template = os.fsdecode(columns).partition("\t")
+    return identity, f"{identity}/{template}" if tab else ""
 
 
 def read_paths(path: Path, column: Column | None) -> ListedPaths:

@@ -104,6 +104,52 @@ class TextPacker:
         self._few.clear()
 
 
+class NamesInFolders(Texts):
+    """Names of files in folders, where the files of a folder share what is before their names.
+
+    Args:
+        names: Names of the N files in their folders.
+        prefixes: What is before them, for each of R runs of files of a folder.
+        firsts: First file of each run, and N, int64 [R + 1].
+
+    Attributes:
+        names: The argument.
+        prefixes: The argument.
+        firsts: The argument.
+    """
+
+    def __init__(self, names: PackedTexts, prefixes: PackedTexts, firsts: np.ndarray) -> None:
+        self.names, self.prefixes, self.firsts = names, prefixes, firsts
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def run(self, i: int) -> int:
+        """Returns the run that file `i` belongs to."""
+        return int(np.searchsorted(self.firsts, i, side="right")) - 1
+
+    def raw(self, i: int) -> bytes:
+        """Returns the bytes of the whole name."""
+        return self.prefixes.raw(self.run(i)) + self.names.raw(i)
+
+
+class FolderPacker:
+    """A collector of `NamesInFolders`."""
+
+    def __init__(self) -> None:
+        self._names, self._prefixes, self._firsts = TextPacker(), TextPacker(), [0]
+
+    def add(self, prefix: bytes, names: Sequence[bytes]) -> None:
+        """Adds a run of files."""
+        self._names.add(names)
+        self._prefixes.add([prefix])
+        self._firsts.append(self._firsts[-1] + len(names))
+
+    def finish(self) -> NamesInFolders:
+        """Returns all names that were added."""
+        return NamesInFolders(self._names.finish(), self._prefixes.finish(), np.array(self._firsts))
+
+
 class Distinct(Texts):
     """Texts of which many are equal: those that differ are kept once.
 
