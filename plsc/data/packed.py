@@ -164,6 +164,10 @@ class Distinct(Texts):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def number_of_empty(self) -> int:
+        """Returns the number of the empty text, -1 if there is none."""
+        return self.distinct.index("") if "" in self.distinct else -1
+
     def raw(self, i: int) -> bytes:
         """Returns the bytes of a text."""
         return os.fsencode(self.distinct[self.ids[i]])
@@ -278,12 +282,19 @@ class Block(NamedTuple):
         position: Where they begin in the file.
         starts: Where each line begins in `data`, int64 [n].
         ends: Where it ends, without its line end, int64 [n].
+        quoted: The argument of `blocks_of_lines`.
     """
 
     data: np.ndarray
     position: int
     starts: np.ndarray
     ends: np.ndarray
+    quoted: bool = False
+
+    def places(self, byte: bytes) -> np.ndarray:
+        """Returns where a byte stands, except in double quotes if these may hold texts."""
+        found = np.flatnonzero(self.data == ord(byte))
+        return found[~_in_quotes(self.data)[found]] if self.quoted and (self.data == _QUOTE).any() else found
 
     def line(self, k: int) -> bytes:
         """Returns the bytes of a line."""
@@ -333,7 +344,7 @@ def blocks_of_lines(file: int, quoted: bool = False) -> Iterator[Block]:
         if not read and used < len(data):
             ends, nexts, used = np.append(ends, len(data)), np.append(nexts, len(data)), len(data)
         if used:
-            yield Block(data[:used], position, np.concatenate([[0], nexts[:-1]]), ends)
+            yield Block(data[:used], position, np.concatenate([[0], nexts[:-1]]), ends, quoted)
         if not read:
             return
         rest, position = text[used:], position + used
