@@ -462,7 +462,8 @@ def test_a_value_that_cannot_work_is_refused_even_where_the_command_line_wins(mo
         ({"skip_damaged": 2}, lambda ins: setattr(ins, "train_reader", list), "--set skip_damaged=2 is for"),
         ({}, lambda ins: (ins.set_dataset_dir("a", exclude="b"), setattr(ins, "train_reader", list)),
          r"set_dataset_dir\(exclude='b'\) is for the images"),
-        ({}, lambda ins: ins.set_dataset_dir("a", exclude="output/damaged.txt"), "output/damaged.txt' is in the folder"),
+        ({}, lambda ins: ins.set_dataset_dir("a", exclude="output/damaged.txt"),
+         "output/damaged.txt' is in the folder"),
         ({"resume": True}, lambda ins: ins.set_model_save_dir(None), "--set resume=true, but set_model_save_dir"),
     ],
 )  # fmt: skip

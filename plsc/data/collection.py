@@ -10,21 +10,23 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Optional, Protocol, Union
 
 import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
+from plsc.data.class_names import report_twins
 from plsc.data.encoded_image import check_header
-from plsc.data.image_folders import folder_of_images, has_image_suffix
-from plsc.data.image_lists import Listed, parse_line, read_list
+from plsc.data.image_folders import FolderFiles, folder_of_images, has_image_suffix
+from plsc.data.image_lists import Listed, read_list
+from plsc.data.list_columns import ListedFiles
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.records import Records
 from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
-from plsc.machine.names import from_text, to_text, twins_among, why_missing
+from plsc.machine.names import from_text, to_text, why_missing
 
 logger = logging.getLogger("plsc")
 
@@ -346,28 +348,20 @@ def open_collection(path: Path) -> Collection:
         return _image_files(path, folder_of_images(path, path))
     if has_image_suffix(path.name) and os.path.isfile(path):
         return ImageFiles(path.parent, [Listed(path.name)])
-    lines = read_list(path)
-    files = [file for _, line in lines[:_TRIED] if os.path.isfile(file := path.parent / os.fsdecode(line))]
+    lines = read_list(path, _TRIED)
+    files = [file for _, line in lines if os.path.isfile(file := path.parent / os.fsdecode(line))]
     if files and _is_text(files[0]):
         return Base64Parts(path)
     if not files and check_line(lines[0][1], len(lines[0][1])) is None:
         raise DataError(f"{path}: holds base64 data itself; name the list of such parts, even of a single one")
-    is_plain = bool(files)  # The lines are paths and nothing else.
-    listed = [
-        Listed(os.fsdecode(line), line=number) if is_plain else parse_line(path, number, line) for number, line in lines
-    ]
-    return _image_files(path.parent, listed, path)
+    try:
+        return _image_files(path.parent, ListedFiles(path, is_plain=bool(files)), path)
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({problem.strerror or problem}); name a list of images") from None
 
 
-def _image_files(root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> ImageFiles:
-    twins = twins_among(sorted({file.identity for file in files}))
-    if twins is not None:
-        logger.info(
-            "%s: the identities %s and %s look the same but differ in Unicode normalization (NFC, NFD), so they count "
-            "as two; rename one if it is the same identity",
-            listed_in or root,
-            *map(ascii, twins),
-        )
+def _image_files(root: Path, files: Union[ListedFiles, FolderFiles], listed_in: Optional[Path] = None) -> ImageFiles:
+    report_twins(listed_in or root, files.identities())
     return ImageFiles(root, files, listed_in)
 
 

@@ -7,15 +7,16 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, NamedTuple, Optional
 
 from PIL import Image
 
 from plsc.data.encoded_image import formats
 from plsc.data.image_lists import Listed
+from plsc.data.packed import FolderPacker, NamesInFolders
 from plsc.errors import DataError
 from plsc.machine.names import readable
 
@@ -72,6 +73,18 @@ class LeftOut:
         return ", ".join(words)
 
 
+class Run(NamedTuple):
+    """Images of a folder that follow each other.
+
+    Attributes:
+        prefix: What their names begin with: '' or the path of the folder with a slash at its end.
+        names: The rest of their names.
+    """
+
+    prefix: bytes
+    names: list[bytes]
+
+
 def image_files(folder: Path) -> list[Path]:
     """Returns the image files in a folder and its subfolders, sorted; see `image_names`.
 
@@ -81,7 +94,34 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in image_names(folder)]
 
 
-def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = None) -> list[Listed]:
+class FolderFiles(Sequence[Listed]):
+    """The images below a folder, without a Python object for each.
+
+    Args:
+        files: Their names in the folder.
+        prefix: What is before the names.
+    """
+
+    def __init__(self, files: NamesInFolders, prefix: str) -> None:
+        self._files, self._prefix = files, prefix
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Returns an image. The first subfolder is the identity; the path of two or more is the template."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        name = self._files[i]
+        inside = name.rpartition("/")[0]
+        return Listed(self._prefix + name, inside.partition("/")[0], inside if "/" in inside else "")
+
+    def identities(self) -> set[str]:
+        """Returns the different identities."""
+        return {prefix.partition("/")[0] for prefix in self._files.prefixes}
+
+
+def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = None) -> FolderFiles:
     """Returns the image files below `folder`, sorted, with names relative to `root`.
 
     The first subfolder is the identity; the path of two or more subfolders is the template. For `left_out` see
@@ -91,15 +131,10 @@ def folder_of_images(root: Path, folder: Path, left_out: Optional[LeftOut] = Non
         DataError: The folder holds no image, or a folder in it cannot be listed.
     """
     above = folder.relative_to(root).as_posix()
-    prefix = "" if above == "." else f"{above}/"
-    listed, last, identity, template = [], "", "", ""
-    for name in image_names(folder, left_out):
-        inside = name.rpartition("/")[0]
-        if inside != last:  # The images of a folder share the text of its name.
-            last, identity = inside, inside.partition("/")[0]
-            template = inside if "/" in inside else ""
-        listed.append(Listed(prefix + name, identity, template))
-    return listed
+    packer = FolderPacker()
+    for run in _runs(folder, left_out):
+        packer.add(run.prefix, run.names)
+    return FolderFiles(packer.finish(), "" if above == "." else f"{above}/")
 
 
 def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
@@ -119,33 +154,52 @@ def image_names(folder: Path, left_out: Optional[LeftOut] = None) -> list[str]:
     Raises:
         DataError: The folder holds no image, or a folder in it cannot be listed.
     """
-    own = LeftOut() if left_out is None else left_out
-    found = _walk(os.fsencode(folder), own)
+    return [os.fsdecode(run.prefix + name) for run in _runs(folder, left_out) for name in run.names]
+
+
+def _runs(folder: Path, left_out: Optional[LeftOut]) -> Iterator[Run]:
+    """Yields the images below a folder; for the arguments and errors see `image_names`."""
+    own, found = LeftOut() if left_out is None else left_out, 0
+    for run in runs_of_images(os.fsencode(folder), own):
+        found += len(run.names)
+        yield run
     if not found:
         left = "" if left_out is not None or not str(own) else f"; left out: {own}"
         raise DataError(f"{folder}: holds no image{left}; name a folder of images")
     if left_out is None:
-        own.log(folder, len(found))
-    return list(map(os.fsdecode, found))
+        own.log(folder, found)
 
 
-def _walk(root: bytes, left_out: LeftOut) -> list[bytes]:
-    """Returns the sorted names of the images below `root`."""
-    found: list[bytes] = []
+def runs_of_images(root: bytes, left_out: LeftOut, without: Collection[bytes] = ()) -> Iterator[Run]:
+    """Yields the images below `root`, in the order of the bytes of the parts of their names.
+
+    Args:
+        root: The folder.
+        left_out: Record to which what is left out is added.
+        without: Names of subfolders of `root` that are not looked into.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
     names, folders = _entries(root, b"", [], left_out)
+    names = [name for name in names if name not in folders or name not in without]
     stack = [(b"", iter(names), folders)]  # The folders around the current place, with what is still to be looked at.
     while stack:
         prefix, rest, folders = stack[-1]
+        run: list[bytes] = []
         for name in rest:
             if name in folders:
+                if run:
+                    yield Run(prefix, run)
                 around = [os.path.join(root, one) for one, _, _ in stack]
                 names, below = _entries(root, prefix + name + b"/", around, left_out)
                 stack.append((prefix + name + b"/", iter(names), below))
                 break
-            found.append(prefix + name)
+            run.append(name)
         else:
+            if run:
+                yield Run(prefix, run)
             stack.pop()
-    return found
 
 
 def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:

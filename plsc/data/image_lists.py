@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import AnyStr, NamedTuple
+from typing import AnyStr, NamedTuple, Optional
 
 from plsc.errors import DataError
-from plsc.machine.names import from_text, quoted
+from plsc.machine.names import quoted
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
 _LONGEST_SHOWN = 80  # bytes
 
 
@@ -44,9 +45,14 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
         for raw in file:
             for line in raw.splitlines():
                 number += 1
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-                if line and not line.isspace():
+                line = line.removeprefix(BYTE_ORDER_MARK)
+                if line and (32 < line[0] < 127 or not is_blank(line)):
                     yield number, line
+
+
+def is_blank(line: bytes) -> bool:
+    """Returns whether a line has no columns; see `columns_of`."""
+    return not byte_columns_of(line)
 
 
 def checked(line: bytes, where: str) -> bytes:
@@ -71,10 +77,15 @@ def columns_of(line: bytes, splits: int = 1) -> list[str]:
     Returns:
         Native texts; see `plsc.machine.names`.
     """
+    return list(map(os.fsdecode, byte_columns_of(line, splits)))
+
+
+def byte_columns_of(line: bytes, splits: int = 1) -> list[bytes]:
+    """Returns the bytes of what `columns_of` returns."""
     try:
-        return [from_text(column) for column in _split(line.decode("utf-8"), "\t", splits)]
+        return [column.encode("utf-8") for column in _split(line.decode("utf-8"), "\t", splits)]
     except UnicodeDecodeError:
-        return [os.fsdecode(column) for column in _split(line, b"\t", splits)]
+        return _split(line, b"\t", splits)
 
 
 def _split(line: AnyStr, tab: AnyStr, splits: int) -> list[AnyStr]:
@@ -82,14 +93,14 @@ def _split(line: AnyStr, tab: AnyStr, splits: int) -> list[AnyStr]:
     return [column.strip() for column in line.split(tab)] if tab in line else line.rsplit(None, splits)
 
 
-def read_list(path: Path) -> list[tuple[int, bytes]]:
-    """Returns the lines of a text file that are not blank, with their numbers.
+def read_list(path: Path, most: Optional[int] = None) -> list[tuple[int, bytes]]:
+    """Returns the lines of a text file that are not blank, or the first `most` of them, with their numbers.
 
     Raises:
         DataError: The file cannot be read, is not text, or has no such line.
     """
     try:
-        found = [(number, checked(line, f"{path}:{number}")) for number, line in lines_of(path)]
+        found = [(number, checked(line, f"{path}:{number}")) for number, line in islice(lines_of(path), most)]
     except OSError as problem:
         raise DataError(
             f"{path}: cannot be read ({problem.strerror}); name a folder of images, or a list of them"

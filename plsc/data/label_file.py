@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
-from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
-from plsc.data.image_lists import beginning_of, checked, columns_of, lines_of
+from plsc.data.class_names import CLASSES, Classes, name_of, number_classes, read_classes
+from plsc.data.image_lists import beginning_of, byte_columns_of, lines_of
+from plsc.data.list_columns import ListedPaths, numbers_of, read_paths
+from plsc.data.missing_files import find_missing
+from plsc.data.packed import Numbering
 from plsc.data.records import LARGEST_LABEL, Opening, Records, check_label
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, open_regular
-from plsc.machine.names import quoted, to_text, why_missing
+from plsc.machine.names import quoted, why_missing
+
+logger = logging.getLogger("plsc")
 
 _NAME = "label.txt"
-_HASHED_PATHS = 1 << 16  # at a time
+_HASHED = 1 << 16  # labels at a time
 
 
 def holds_list(path: str) -> bool:
@@ -27,72 +35,94 @@ def holds_list(path: str) -> bool:
 
 def open_records(opening: Opening) -> LabelFile:
     """Opens a folder with a `label.txt`; see `read_label_file`."""
+    refuse_shuffle(opening)
+    return read_label_file(opening.path, opening.num_classes, accepts_missing=opening.accepts_missing)
+
+
+def refuse_shuffle(opening: Opening) -> None:
+    """Raises DataError if a way to shuffle is set for data in which each image has its own file."""
     if opening.shuffle is not None:
         raise DataError(
             f"{opening.path}: set_data_format(shuffle={opening.shuffle!r}) needs files that hold many images each, and "
             "here each image has its own file; leave shuffle out"
         )
-    return read_label_file(opening.path, opening.num_classes, accepts_missing=opening.accepts_missing)
 
 
 class LabelFile(Records):
     """The image files that a label file lists.
 
-    Attributes:
+    Memory holds 16 bytes for each image. The paths stay in the label file.
+
+    Args:
         dataset_dir: Folder that holds the label file.
         file_name: Name of the label file.
-        paths: Paths of the N images, relative to `dataset_dir`.
-        num_images: N.
+        listed: Its lines.
+        labels: Label of each of the N images, int32 [N].
+        class_names: Name of each class; empty if they are unknown.
     """
 
-    def __init__(self, dataset_dir: str, file_name: str, paths: list[str], labels: np.ndarray, lines: np.ndarray):
+    def __init__(
+        self,
+        dataset_dir: str,
+        file_name: str,
+        listed: ListedPaths,
+        labels: np.ndarray,
+        class_names: Sequence[str] = (),
+    ):
         self.dataset_dir = dataset_dir
         self.file_name = file_name
-        self.paths = paths
+        self.class_names = class_names
+        self.num_images = len(listed.paths)
+        self.listed = listed
         self._labels = labels
-        self.num_images = len(paths)
-        self._lines = lines
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.num_images
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Paths of the N images, relative to `dataset_dir`; each is read from the label file when it is needed."""
+        return self.listed.paths
 
     def name(self, i: int) -> str:
         """Returns the path of the image, relative to the folder of the list."""
         return self.paths[i]
 
     def labels(self) -> np.ndarray:
-        """Returns the label of each image, int64 [N]."""
+        """Returns the label of each image, int32 [N]."""
         return self._labels
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and digests of their labels and paths in order."""
-        paths = hashlib.sha256()
-        for first in range(0, len(self.paths), _HASHED_PATHS):
-            text = to_text("\n".join([*self.paths[first : first + _HASHED_PATHS], ""]))
-            paths.update(text.encode("utf-8", "surrogateescape"))
+        labels, paths = hashlib.sha256(), hashlib.sha256()
+        for first in range(0, self.num_images, _HASHED):
+            labels.update(self._labels[first : first + _HASHED].astype(np.int64).tobytes())
+        for text in self.listed.paths.lines():
+            paths.update(text)
         return {
             f"the number of images in {self.file_name}": str(self.num_images),
-            f"the labels in {self.file_name}, or their order": hashlib.sha256(self._labels.tobytes()).hexdigest(),
+            f"the labels in {self.file_name}, or their order": labels.hexdigest(),
             f"the images in {self.file_name}, or their order": paths.hexdigest(),
         }
 
     def where(self, i: int) -> str:
         """Returns `DIR/label.txt:LINE` of sample `i`."""
-        return f"{os.path.join(self.dataset_dir, self.file_name)}:{self._lines[i]}"
+        return f"{os.path.join(self.dataset_dir, self.file_name)}:{self.listed.line(i)}"
 
     def read(self, i: int) -> tuple[bytes, int]:
         """Returns the encoded bytes and the label of image `i`.
 
         Raises:
-            DataError: The file cannot be read.
+            DataError: The file cannot be read, or the label file has changed.
         """
+        path = self.paths[i]
         try:
-            with open_regular(os.path.join(self.dataset_dir, self.paths[i])) as file:
+            with open_regular(os.path.join(self.dataset_dir, path)) as file:
                 return file.read(), int(self._labels[i])
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
-                f"{self.where(i)}: cannot read image {quoted(self.paths[i])} ({error.strerror or error}); {advice}"
+                f"{self.where(i)}: cannot read image {quoted(path)} ({error.strerror or error}); {advice}"
             ) from error
 
 
@@ -100,6 +130,9 @@ def read_label_file(
     dataset_dir: str, num_classes: Optional[int], name: str = _NAME, accepts_missing: bool = False
 ) -> LabelFile:
     """Reads and checks a label file.
+
+    Labels are integers, or else names, as the first of them shows. Names are numbered by `number_classes`. If labels
+    are integers and the folder holds a `classes.txt` with a name for each class, these are the names of the classes.
 
     Args:
         dataset_dir: Folder that holds the label file; paths in the file are relative to it.
@@ -110,46 +143,137 @@ def read_label_file(
     Raises:
         DataError: A line is wrong, or an image file is missing. The message names the first such line.
     """
-    file_path = os.path.join(dataset_dir, name)
-    paths: list[str] = []
-    labels = array("q")
-    lines = array("q")
+    path = os.path.join(dataset_dir, name)
     try:
-        for number, line in lines_of(Path(file_path)):
-            path, label = _parse_line(line, f"{file_path}:{number}", num_classes)
-            paths.append(path)
-            labels.append(label)
-            lines.append(number)
+        column = _column_of(path, dataset_dir, num_classes)
+        listed = read_paths(Path(path), column)
     except OSError as error:
         raise DataError(
-            f"{file_path}: cannot read the label file ({error.strerror or error}); check the data set directory"
+            f"{path}: cannot read the label file ({error.strerror or error}); check the data set directory"
         ) from error
-    if not paths:
-        raise DataError(f"{file_path}: the label file lists no images; write one 'path label' per line")
-    source = LabelFile(dataset_dir, name, paths, np.array(labels, np.int64), np.array(lines, np.int64))
+    labels = listed.values
+    if not len(labels):
+        raise DataError(f"{path}: the label file lists no images; write one 'path label' per line")
+    if isinstance(column, _Numbers):
+        names: Sequence[str] = names_of_numbers(dataset_dir, int(labels.max()) + 1, num_classes)
+    else:
+        names, numbers = column.classes(listed, dataset_dir, num_classes)
+        labels = numbers[labels]
+    source = LabelFile(dataset_dir, name, listed, labels, names)
     if not accepts_missing:
         _check_files(source)
     return source
 
 
-def _parse_line(line: bytes, where: str, num_classes: Optional[int]) -> tuple[str, int]:
-    """Returns the path and the label of a line. A third column, the template, does not matter to training."""
-    columns = columns_of(checked(line, where))
+def _column_of(path: str, dataset_dir: str, num_classes: Optional[int]) -> Union[_Numbers, _Names]:
+    """Returns how to read the labels of a file, as the first of them shows."""
+    columns = next((byte_columns_of(line) for _, line in lines_of(Path(path))), [])
+    classes = read_classes(dataset_dir) or []
+    if len(columns) < 2 or (_is_number(columns[1]) and columns[1] not in classes):
+        return _Numbers(path, num_classes)
+    return _Names(path)
+
+
+def _is_number(label: bytes) -> bool:
+    """Returns whether a label looks like a number of any kind, such as 7, -1, 1.0 or 1_000."""
+    text = os.fsdecode(label)
+    try:
+        return text.lstrip("+-").isdecimal() or (any(map(str.isdigit, text)) and isinstance(float(text), float))
+    except ValueError:
+        return False
+
+
+def _with_label(columns: list[bytes], line: bytes, where: str) -> bytes:
+    """Returns the label of a line. A third column, the template, does not matter to training."""
     if not 2 <= len(columns) <= 3 or not all(columns[:2]):
         raise DataError(
             f"{where}: {beginning_of(line)} has no label; each line must be 'path label', with a single tab or blanks"
         )
-    path, text = columns[:2]
-    # int() alone would also accept '1_000' and the digits of other scripts.
-    if not (text.isascii() and text.lstrip("+-").isdecimal()):
-        raise DataError(f"{where}: label {text!r} is not an integer; each line must be 'path label'")
-    try:
-        label = int(text)
-    except ValueError as error:
-        raise DataError(f"{where}: label {text[:40]!r} is not an integer; each line must be 'path label'") from error
-    if not 0 <= label < (LARGEST_LABEL + 1 if num_classes is None else num_classes):
-        check_label(label, where, num_classes, largest_label(Path(where.rpartition(":")[0])))
-    return path, label
+    return columns[1]
+
+
+class _Numbers:
+    """Labels that are integers; a `Column`."""
+
+    def __init__(self, path: str, num_classes: Optional[int]) -> None:
+        self._path, self._num_classes = path, num_classes
+        self._limit = LARGEST_LABEL + 1 if num_classes is None else num_classes
+
+    def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Returns the labels that are plain digits; see `Column.of_many`."""
+        found = numbers_of(data, starts, lengths)
+        return np.where(found < self._limit, found, -1).astype(np.int32)
+
+    def of_line(self, columns: list[bytes], line: bytes, number: int) -> int:
+        """Returns the label of a line; see `Column.of_line`."""
+        where = f"{self._path}:{number}"
+        text = os.fsdecode(_with_label(columns, line, where))
+        # int() alone would also accept '1_000' and the digits of other scripts.
+        try:
+            if not (text.isascii() and text.lstrip("+-").isdecimal()):
+                raise ValueError
+            label = int(text)
+        except ValueError:
+            raise DataError(
+                f"{where}: label {quoted(text)} is not an integer; each line must be 'path label', and if labels are "
+                f"names, list those in {CLASSES}, one on each line"
+            ) from None
+        if not 0 <= label < self._limit:
+            check_label(label, where, self._num_classes, largest_label(Path(self._path)))
+        return label
+
+
+class _Names:
+    """Labels that are names; a `Column`."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._found = path, Numbering()
+
+    def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Returns a number for each name; see `Column.of_many`."""
+        return self._found.of(data, starts, lengths)
+
+    def of_line(self, columns: list[bytes], line: bytes, number: int) -> int:
+        """Returns a number for the name in a line; see `Column.of_line`."""
+        return self._found.number(_with_label(columns, line, f"{self._path}:{number}"))
+
+    def classes(self, listed: ListedPaths, dataset_dir: str, num_classes: Optional[int]) -> Classes:
+        """Returns the names of the classes, and the label of each name in the order of the numbers of its lines.
+
+        Raises:
+            DataError: A name looks like a number, and no `classes.txt` says that it is one; see `number_classes` too.
+        """
+        found = list(self._found.numbers)
+
+        def where(k: int) -> str:
+            return f"{self._path}:{listed.line(int((listed.values == k).argmax()))}"
+
+        for k, name in enumerate(found):
+            if _is_number(name) and read_classes(dataset_dir) is None:
+                raise DataError(
+                    f"{where(k)}: label {quoted(os.fsdecode(name))} is a number, but the first label, "
+                    f"{quoted(os.fsdecode(found[0]))}, is a name; correct the line, or list the names in {CLASSES}, "
+                    "one on each line"
+                )
+        return number_classes(found, dataset_dir, where, num_classes)
+
+
+class _Largest:
+    """A `Column` that finds the largest label, and does not care for mistakes."""
+
+    largest = -1
+
+    def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Looks at labels; see `Column.of_many`."""
+        found = numbers_of(data, starts, lengths)
+        self.largest = max(self.largest, int(found.max(initial=-1)))
+        return found.astype(np.int32)
+
+    def of_line(self, columns: list[bytes], line: bytes, number: int) -> int:
+        """Looks at the label of a line; see `Column.of_line`."""
+        with contextlib.suppress(ValueError, IndexError):
+            self.largest = max(self.largest, int(columns[1]))
+        return 0
 
 
 def largest_label(path: Path) -> int:
@@ -158,49 +282,40 @@ def largest_label(path: Path) -> int:
     Raises:
         OSError: The file cannot be read.
     """
-    largest = -1
-    for _, line in lines_of(path):
-        try:
-            largest = max(largest, int(columns_of(line)[1]))
-        except (ValueError, IndexError):
-            continue
-    return largest
+    column = _Largest()
+    with contextlib.suppress(DataError):  # a line with a zero byte, before which all have been looked at
+        read_paths(path, column)
+    return column.largest
+
+
+def names_of_numbers(dataset_dir: str, count: int, num_classes: Optional[int]) -> Sequence[str]:
+    """Returns what `classes.txt` calls the classes of data whose labels are integers; empty if it does not fit.
+
+    Args:
+        dataset_dir: Folder of the data.
+        count: Number of classes that the data needs at least.
+        num_classes: Number of classes; None if it is to be found.
+    """
+    path = os.path.join(dataset_dir, CLASSES)
+    try:
+        names = read_classes(dataset_dir) or []
+    except DataError as problem:
+        logger.info("%s; the classes have no names", problem)
+        return ()
+    if any(b"\t" in name for name in names):  # a table, which others may have written for another purpose
+        return ()
+    if names and (len(names) < count or num_classes not in (None, len(names))):
+        logger.info("%s: has %d names for %d classes, so the classes have none", path, len(names), num_classes or count)
+        return ()
+    return list(map(name_of, names))
 
 
 def _check_files(source: LabelFile) -> None:
-    """Raises DataError if image files are missing.
-
-    Each directory is listed once, because a stat per file takes minutes for millions of files on network storage.
-    """
-    directory_ids: dict[str, int] = {}
-    ids = np.empty(len(source), np.int64)
-    for i, path in enumerate(source.paths):
-        ids[i] = directory_ids.setdefault(os.path.split(path)[0], len(directory_ids))
-    order = np.argsort(ids, kind="stable")
-    ends = np.cumsum(np.bincount(ids, minlength=len(directory_ids)))
-    start, first, total = 0, -1, 0
-    # The ids count up in order of appearance, which is also the order of the dict.
-    for directory, end in zip(directory_ids, ends):
-        present = _list_files(os.path.join(source.dataset_dir, directory), source, int(order[start]))
-        for i in order[start:end].tolist():
-            if os.path.split(source.paths[i])[1] not in present:
-                total += 1
-                first = i if first < 0 else min(first, i)
-        start = end
+    """Raises DataError if image files are missing."""
+    first, total = find_missing(source.dataset_dir, source.listed.paths, source.where)
     if total:
+        path = source.paths[first]
         raise DataError(
-            f"{source.where(first)}: image file {quoted(source.paths[first])} is missing ({total} missing in all); "
-            f"paths are relative to {source.dataset_dir}{why_missing(source.dataset_dir, source.paths[first])}"
+            f"{source.where(first)}: image file {quoted(path)} is missing ({total} missing in all); paths are relative "
+            f"to {source.dataset_dir}{why_missing(source.dataset_dir, path)}"
         )
-
-
-def _list_files(directory: str, source: LabelFile, i: int) -> set[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return set()
-    except OSError as error:
-        raise DataError(
-            f"{source.where(i)}: cannot list directory {directory} ({error.strerror or error}); check its permissions"
-        ) from error

@@ -40,6 +40,7 @@ class Opening(NamedTuple):
         accepts_missing: Whether images may be missing. Those that are raise an error when they are read.
         is_partial: Whether files with images may be missing until images of them are read. Only formats whose records
             have `files` can open such data.
+        test_sets: Names of the test sets, which may lie in the same folder.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Opening(NamedTuple):
     shuffle: Optional[str] = None
     accepts_missing: bool = False
     is_partial: bool = False
+    test_sets: Sequence[str] = ()
 
 
 class Records(abc.ABC):
@@ -105,7 +107,7 @@ class Records(abc.ABC):
         return self.num_images
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)]."""
+        """Returns the images of a rank in the order of an epoch, int64 or int32 [ceil(epoch_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
         return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)

@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
-from plsc.data import base64_source, label_file, parquet_files, recordio, tar_shards
+from plsc.data import base64_source, folder_tree, label_file, parquet_files, recordio, tar_shards
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
@@ -25,7 +25,7 @@ class ImageSource(Protocol):
         """Number of images that an epoch draws, of all ranks together."""
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the samples of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)]."""
+        """Returns the samples of a rank in the order of an epoch, int64 or int32 [ceil(epoch_images / world_size)]."""
 
     def digests(self) -> dict[str, str]:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
@@ -64,6 +64,8 @@ FORMATS = {
     "recordio": Format(recordio.holds_records, recordio.open_records, "a folder with train.rec, or a .rec file"),
     "tar": Format(tar_shards.holds_tars, tar_shards.open_records, "tars as WebDataset writes them"),
     "parquet": Format(parquet_files.holds_tables, parquet_files.open_records, "Parquet files with images and labels"),
+    # The last one, because folders may hold data of any other format too.
+    "folder": Format(folder_tree.holds_tree, folder_tree.open_records, "a folder of images for each class"),
 }
 DATA_FORMATS = ("auto", *FORMATS)
 
@@ -76,6 +78,7 @@ def open_images(
     data_format: str = "auto",
     shuffle: Optional[str] = None,
     accepts_missing: bool = False,
+    test_sets: Sequence[str] = (),
 ) -> Records:
     """Opens the samples of one rank.
 
@@ -85,8 +88,9 @@ def open_images(
         rank: Rank of this process.
         world_size: Number of ranks.
         data_format: A name of `FORMATS`, or 'auto'.
-        shuffle: For data whose files hold many images, 'window' or 'full'; see `set_data_format`.
+        shuffle: For data whose files hold many images, 'window', 'files' or 'full'; see `set_data_format`.
         accepts_missing: Whether image files may be missing, for callers that deal with images that cannot be read.
+        test_sets: Names of test sets in the same folder, which are not trained on.
 
     Raises:
         DataError: The path does not hold such data, or the data has a mistake.
@@ -94,7 +98,16 @@ def open_images(
     name = format_of(path) if data_format == "auto" else data_format
     if name is None:
         raise _unknown(path, world_size)
-    return FORMATS[name].open(Opening(path, num_classes, rank, world_size, shuffle, accepts_missing))
+    opening = Opening(
+        path,
+        num_classes,
+        rank,
+        world_size,
+        shuffle=shuffle,
+        accepts_missing=accepts_missing,
+        test_sets=test_sets,
+    )
+    return FORMATS[name].open(opening)
 
 
 def open_several(
@@ -105,6 +118,7 @@ def open_several(
     separate: bool = False,
     weights: Optional[Sequence[float]] = None,
     accepts_missing: bool = False,
+    test_sets: Sequence[str] = (),
 ) -> UnitedRecords:
     """Opens several data sets as one, which gives every rank access to all images.
 
@@ -116,6 +130,7 @@ def open_several(
         separate: Whether classes of the same name in different sets are different classes.
         weights: How often the images of each set are drawn in an epoch; see `UnitedRecords`.
         accepts_missing: As for `open_images`.
+        test_sets: As for `open_images`.
 
     Raises:
         ConfigError: The number of classes does not fit.
@@ -123,7 +138,16 @@ def open_several(
     """
     titles = titles_of(paths)
     sources = [
-        open_images(path, None, 0, 1, data_format=data_format, shuffle=shuffle, accepts_missing=accepts_missing)
+        open_images(
+            path,
+            None,
+            0,
+            1,
+            data_format=data_format,
+            shuffle=shuffle,
+            accepts_missing=accepts_missing,
+            test_sets=test_sets,
+        )
         for path in paths
     ]
     classes = (separate_classes if separate else merge_classes)(titles, sources)

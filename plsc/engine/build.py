@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from plsc import parallel
-from plsc.config import Config
+from plsc.config import MOST_NAMES, Config
 from plsc.data import sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import Skipping
@@ -25,7 +27,10 @@ from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, HeadGroup, build_head
 from plsc.inference.classes import check_names
+from plsc.machine.json_files import LARGEST
 from plsc.storage import Retrying
+
+logger = logging.getLogger("plsc")
 
 
 def open_source(config: Config) -> Optional[Records]:
@@ -52,8 +57,12 @@ def open_source(config: Config) -> Optional[Records]:
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
-    if config.class_names is None and source.class_names:
-        config.class_names = tuple(source.class_names)
+    if config.class_names is None and len(source.class_names):
+        names = tuple(source.class_names)
+        if len(names) <= MOST_NAMES and len(json.dumps(names)) <= LARGEST // 2:
+            config.class_names = names
+        else:
+            logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
     check_names(config.class_names or (), config.num_classes)
     return source
 
@@ -79,6 +88,7 @@ def _open_images(config: Config) -> Records:
 
 def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
     accepts_missing = config.exclude is not None or config.skip_damaged > 0
+    test_sets = [name.strip() for name in config.val_targets.split(",")]
     if isinstance(config.dataset_dir, str):
         # To draw by classes, or to leave images out, a rank must know all images.
         knows_all = config.sampler != "uniform" or config.exclude is not None
@@ -91,6 +101,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
             data_format=config.data_format,
             shuffle=config.shuffle,
             accepts_missing=accepts_missing,
+            test_sets=test_sets,
         )
     is_separate = config.heads == "separate"
     source = sources.open_several(
@@ -101,6 +112,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
         separate=is_separate,
         weights=None if is_separate else config.set_weights,
         accepts_missing=accepts_missing,
+        test_sets=test_sets,
     )
     if is_separate:
         config.separate_heads = source.classes_of_sets

@@ -20,15 +20,16 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
 from plsc.config import DAMAGED_LIST, Config
+from plsc.data.class_names import CLASSES
 from plsc.engine.log import METRICS
-from plsc.engine.run_record import CLASSES
 from plsc.engine.run_record import NAME as RECORD
 from plsc.engine.scalars import FOLDER as SCALARS
-from plsc.engine.state import TrainingState
+from plsc.engine.state import TrainingState, first_difference
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import ClassifierHead, HeadGroup
 from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
+from plsc.machine.names import quoted
 from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
 from plsc.storage import Retrying
 from plsc.weights.importing import Pixels, load_pretrained
@@ -51,6 +52,7 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[Classifier
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
     checkpoint.load_backbone(source, backbone)
     done = ["backbone loaded"]
+    _warn_of_names(config, source)
     if config.head_init != "fresh":
         checkpoint.check_heads(source, len(head.parts))
     if config.head_init == "checkpoint":
@@ -63,6 +65,24 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[Classifier
     else:
         done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
+
+
+def _warn_of_names(config: Config, source: Checkpoint) -> None:
+    """Warns if the head is loaded by numbers that stand for other classes in the checkpoint."""
+    if config.head_init not in ("checkpoint", "keep-common"):
+        return
+    theirs, ours = source.meta.get("class_names", ()), config.class_names or ()
+    common = min(len(theirs), len(ours))
+    number = first_difference(theirs[:common], ours[:common])
+    if number is not None:
+        logger.warning(
+            "%s: class %d is %s in the checkpoint and %s in the data, and class centres are taken over by number: "
+            "classes begin at the centres of others; set_head_init('fresh') begins with fresh ones",
+            source.folder,
+            number,
+            quoted(theirs[number]),
+            quoted(ours[number]),
+        )
 
 
 def _place_of(folder: Path, save_dir: str) -> Path:

@@ -11,6 +11,7 @@ import paddle
 
 from plsc import parallel
 from plsc.config import Config, plain_settings
+from plsc.data.class_names import CLASSES
 from plsc.errors import ConfigError
 from plsc.machine import processor, threads
 from plsc.machine.files import replace_file
@@ -18,7 +19,7 @@ from plsc.machine.json_files import json_text, read_json
 from plsc.machine.memory import machine_memory
 from plsc.version import __version__
 
-NAME, CLASSES = "run.json", "classes.txt"
+NAME = "run.json"
 
 
 def write_run_record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,25 @@ from plsc import checkpoint, optim, parallel
 from plsc.amp import DynamicLossScaler
 from plsc.checkpoint import Checkpoint
 from plsc.config import Config
+from plsc.data.class_names import CLASSES
 from plsc.data.pixels import PILLOW_RULE
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError, reason_of
 from plsc.heads import ClassifierHead, HeadGroup, shard_bounds
 from plsc.machine import random_state
+from plsc.machine.names import quoted
 from plsc.version import __version__
 
 # What the checkpoints of earlier versions call a built-in model, and its name now.
 _RENAMED_MODEL = ("ResNet101", "ResNet100")
+
+
+def first_difference(names: Sequence[str], others: Sequence[str]) -> Optional[int]:
+    """Returns the first class whose name differs, None if there is none, or if one list is empty: names are unknown."""
+    if not names or not others:
+        return None
+    return next((k for k, (one, other) in enumerate(itertools.zip_longest(names, others)) if one != other), None)
 
 
 @dataclass
@@ -155,6 +165,7 @@ class TrainingState:
             DamagedError: A file is damaged.
             CheckpointError: The checkpoint does not fit the settings.
         """
+        self._check_classes(source)
         checkpoint.load_backbone(source, self.backbone)
         checkpoint.check_heads(source, len(self.head.parts))
         for number, part in enumerate(self.head.parts):
@@ -194,6 +205,27 @@ class TrainingState:
         progress.batch = seen // (self.config.batch_per_rank * ranks)
         self.progress = progress
         load_states(self.callbacks, states)
+
+    def _check_classes(self, source: Checkpoint) -> None:
+        """Checks that the data numbers its classes as it did for the checkpoint. Names of `set_class_names` may differ.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        if "class_names" in self.config.given:
+            return
+        number = first_difference(source.meta.get("class_names", ()), self.config.class_names or ())
+        if number is not None:
+            was, now = (
+                quoted(names[number]) if number < len(names) else "missing"
+                for names in (source.meta["class_names"], self.config.class_names or ())
+            )
+            raise CheckpointError(
+                f"{source.folder}: class {number} was {was} in the run, and is {now} in the data now, so the numbers "
+                f"of classes have changed; restore the data, or copy {source.folder.parent / CLASSES}, which fixes the "
+                f"numbers, to {self.config.dataset_dir}; to train on other classes, start a new run with "
+                "set_checkpoint_dir and set_head_init"
+            )
 
     def differences(self, source: Checkpoint) -> list[str]:
         """Returns the differences that keep the run from repeating, to the last bit, the one that was stopped."""

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from typing import Any, Optional
 
 import numpy as np
 
+from plsc.data.packed import Distinct, Numbering, TextsOfFile, blocks_of_lines, most_lines, state_of, unquoted
 from plsc.data.pixels import IMAGE_RECORD
 from plsc.errors import ConfigError, DataError, reason_of
-from plsc.machine.files import remove_leftovers, replace_file, replacing, sync, write_all
+from plsc.machine.files import open_regular, remove_leftovers, replace_file, replacing, sync, write_all
 from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
 from plsc.machine.locks import lock_folder
-from plsc.machine.names import from_text, to_text
+from plsc.machine.names import to_text
 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
@@ -49,8 +49,8 @@ class Embeddings:
     """
 
     vectors: np.ndarray
-    names: list[str]
-    identities: list[str]
+    names: TextsOfFile
+    identities: Distinct
     meta: dict[str, Any]
 
 
@@ -275,26 +275,37 @@ def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
     sync(path)
 
 
-def read_table(path: Path) -> tuple[list[str], list[str]]:
-    """Reads the native names and identities of an `images.tsv`.
+def read_table(path: Path) -> tuple[TextsOfFile, Distinct]:
+    """Reads an `images.tsv`, without a Python object for each image.
+
+    Returns:
+        The native names and the native identities of the images.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: The file is damaged.
     """
-    names, identities = [], []
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            for number, row in enumerate(csv.reader(stream, csv.excel_tab), 1):
-                if len(row) != 2:
-                    raise ValueError(
-                        f"{path.name}, line {number}: expected an image and an identity, with a tab between"
-                    )
-                names.append(from_text(row[0]))
-                identities.append(sys.intern(from_text(row[1])))  # Millions of images share few identities.
-    except csv.Error as problem:
-        raise ValueError(f"{path.name}: {problem}") from None
-    return names, identities
+    found, count = Numbering(), 0
+    with contextlib.ExitStack() as failed:
+        file = failed.enter_context(open_regular(path))
+        state, most = state_of(file.fileno()), most_lines(file.fileno())
+        starts, lengths, ids = np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int32)
+        for block in blocks_of_lines(file.fileno(), quoted=True):
+            tabs = block.places(b"\t")
+            firsts = np.searchsorted(tabs, block.starts)
+            wrong = np.searchsorted(tabs, block.ends) - firsts != 1
+            if wrong.any():
+                number = count + int(wrong.argmax()) + 1
+                raise ValueError(f"{path.name}, line {number}: expected an image and an identity, with a tab between")
+            middles = tabs[firsts]
+            ends = block.ends - (block.data[block.ends - 1] == ord("\r"))  # an editor of Windows may have added it
+            part = slice(count, count + len(firsts))
+            count = part.stop
+            starts[part], lengths[part] = block.position + block.starts, middles - block.starts
+            ids[part] = found.of(block.data, middles + 1, ends - middles - 1)
+        names = TextsOfFile(path, file, starts[:count], lengths[:count], state, quoted=True)
+        failed.pop_all()
+    return names, Distinct(ids[:count], [os.fsdecode(unquoted(one)) for one in found.numbers])
 
 
 def reason(problem: Exception) -> str:

@@ -174,9 +174,10 @@ class SearchIndex:
     @functools.cached_property
     def _numbers(self) -> np.ndarray:
         """A number for the identity of each row [N]; an image without an identity has one of its own."""
-        numbers: dict[Any, int] = {}
-        found = (numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(self.identities))
-        return np.fromiter(found, np.int64, len(self.identities))
+        numbers = self.identities.ids.astype(np.int64)
+        rows = np.flatnonzero(numbers == self.identities.number_of_empty())
+        numbers[rows] = len(self.identities.distinct) + np.arange(len(rows))
+        return np.unique(numbers, return_inverse=True)[1].reshape(-1)
 
     @functools.cached_property
     def _identity_count(self) -> int:
@@ -228,7 +229,9 @@ def build_index(folder: Path, file: Path, kind: str = "auto", probes: Optional[i
         "kind": kind,
         "count": len(kept),
         "left_out": len(embeddings.names) - len(kept),
-        "identities": len({embeddings.identities[row] for row in kept} - {""}),
+        "identities": len(
+            {embeddings.identities.distinct[k] for k in np.unique(embeddings.identities.ids[kept])} - {""}
+        ),
         "emb_dim": dim,
         **(_lists_and_probes(index, embeddings.vectors, kept, probes) if kind == "ivf" else {}),
         **{key: embeddings.meta.get(key) for key in _OF_EMBEDDINGS},

@@ -221,8 +221,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.model_name,
             "the built-in model to train",
             "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of characters), ViT "
-            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one whose weights "
-            "are [published](finetune.md)",
+            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one with "
+            "[published weights](finetune.md)",
             fields=("model_name", "model"),
         ),
         Setting(

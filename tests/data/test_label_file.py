@@ -26,7 +26,7 @@ def test_reads_bom_crlf_tabs_spaces_and_blank_lines(tmp_path: Path) -> None:
     source = read_label_file(root, 3)
     assert len(source) == 3
     assert source.paths == ["a/1.jpg", "b c/my é.jpg", "2.jpg"]
-    assert source.labels().dtype == np.int64
+    assert source.labels().dtype == np.int32
     assert source.labels().tolist() == [0, 2, 1]
     assert source.where(1) == f"{root}/label.txt:3"
     assert source.where(2).endswith("label.txt:5")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from plsc import Entry
 from plsc.engine import resume
-from plsc.errors import ConfigError
+from plsc.errors import CheckpointError, ConfigError, DataError
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
@@ -370,3 +370,33 @@ def test_classes_are_counted_for_a_training(tmp_path):
     ins.train_reader = None
     ins.train()
     assert json.loads((tmp_path / "out" / "0" / "meta.json").read_text())["num_classes"] == 3
+
+
+def test_a_resumed_run_finds_its_classes_under_the_same_numbers(tmp_path, capsys):
+    data, output = tmp_path / "data", tmp_path / "output"
+    for name in ("ant/1.png", "bee/1.png", "cow/1.png", "cow/2.png"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (50, 0, 0)).save(data / name)
+
+    def entry(**settings):
+        ins = small(output, num_classes="auto", dataset_dir=str(data), **settings)
+        ins.train_reader = None
+        return ins
+
+    entry().train()
+    assert (output / "classes.txt").read_text() == "ant\nbee\ncow\n"
+    assert json.loads((output / "0" / "meta.json").read_text())["class_names"] == ["ant", "bee", "cow"]
+    (data / "bee").rename(data / "dog")  # one class is lost, and one is gained
+    with pytest.raises(CheckpointError, match=r"class 1 was 'bee' in the run, and is .cow. in the data.*copy .*class"):
+        entry(resume=True).train()
+    shutil.copy(output / "classes.txt", data)
+    with pytest.raises(DataError, match=r"dog: the class 'dog' is not in .*classes.txt"):
+        entry(resume=True).train()
+    (data / "dog").rename(tmp_path / "dog")
+    resumed = entry(resume=True)
+    resumed.set_train_epochs(2)
+    assert resumed.train()["epochs"] == 2  # without the images of a class, but with the same numbers
+    (data / "classes.txt").write_text("cow\nbee\nant\n")
+    capsys.readouterr()
+    entry(checkpoint_dir=str(output / "1")).train()
+    assert "class 0 is 'ant' in the checkpoint and 'cow' in the data" in capsys.readouterr().err

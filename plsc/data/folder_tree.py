@@ -1,0 +1,159 @@
+"""The samples of a folder tree `<identity>/<image>`, in which each subfolder is a class."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plsc.data.class_names import number_classes
+from plsc.data.image_folders import LeftOut, has_image_suffix, runs_of_images
+from plsc.data.label_file import refuse_shuffle
+from plsc.data.packed import FolderPacker, NamesInFolders
+from plsc.data.records import Opening, Records
+from plsc.errors import DataError
+from plsc.machine.files import advice_on, open_regular
+
+logger = logging.getLogger("plsc")
+
+_LOOKED_AT = 100  # entries of a folder that show whether it is a tree
+_SPLITS = {b"train", b"val", b"valid", b"test", b"training", b"validation"}
+
+
+def holds_tree(path: str) -> bool:
+    """Returns whether some of the first subfolders of a folder hold images."""
+    try:
+        with os.scandir(path) as entries:
+            folders = [one.path for one in itertools.islice(entries, _LOOKED_AT) if _is_shown(one) and one.is_dir()]
+        return any(map(_holds_image, folders))
+    except OSError:
+        return False
+
+
+def _holds_image(folder: str, deep: bool = True) -> bool:
+    with os.scandir(folder) as entries:
+        some = [one for one in itertools.islice(entries, _LOOKED_AT) if _is_shown(one)]
+    if any(has_image_suffix(one.name) for one in some):
+        return True
+    return deep and any(_holds_image(one.path, deep=False) for one in some[:1] if one.is_dir())
+
+
+def _is_shown(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".")
+
+
+def open_records(opening: Opening) -> FolderTree:
+    """Opens a folder tree.
+
+    Images in deeper folders belong to the class of the subfolder. Test sets that `opening` names are left out, and so
+    are images that lie in no subfolder.
+
+    Raises:
+        DataError: There are no classes, or a subfolder seems to hold a test set, or all the data.
+    """
+    refuse_shuffle(opening)
+    tests = {os.fsencode(name) for name in opening.test_sets}
+    packer, left_out = FolderPacker(), LeftOut()
+    owners: list[int] = []
+    flat: dict[bytes, bool] = {}  # whether a class has images that lie in no deeper folder
+    for run in runs_of_images(os.fsencode(opening.path), left_out, tests):
+        if not run.prefix:
+            for name in run.names:
+                left_out.add("images in no subfolder", name)
+            continue
+        identity, _, deeper = run.prefix.partition(b"/")
+        flat[identity] = flat.get(identity, False) or not deeper
+        packer.add(run.prefix, run.names)
+        owners.append(len(flat) - 1)
+    for name in sorted(tests):
+        if name and os.path.isdir(os.path.join(os.fsencode(opening.path), name)):
+            left_out.add("test sets of set_val_targets", name)
+    if not owners:
+        raise DataError(f"{opening.path}: holds no folder with images; put the images of each class into a subfolder")
+    files = packer.finish()
+    left_out.log(Path(opening.path), len(files))
+    _check_depth(opening.path, flat)
+    classes = list(flat)
+    numbered = number_classes(
+        classes, opening.path, lambda k: os.path.join(opening.path, os.fsdecode(classes[k])), opening.num_classes
+    )
+    return FolderTree(opening.path, files, numbered.numbers[np.array(owners)], numbered.names)
+
+
+def _check_depth(path: str, flat: dict[bytes, bool]) -> None:
+    """Refuses subfolders that seem to hold whole data sets, such as a test set next to the classes."""
+    deep = [name for name, has_images in flat.items() if not has_images]
+    if not deep:
+        return
+    name = os.fsdecode(deep[0])
+    if len(deep) < len(flat):
+        raise DataError(
+            f"{path}: the subfolder {name!r} holds folders of images and no images, unlike others; if it is a test "
+            f"set, name it in set_val_targets, or move it out of {path}; if it is a class, put its images into it"
+        )
+    if len(flat) == 1 or _SPLITS.intersection(one.lower() for one in deep):
+        raise DataError(
+            f"{path}: the subfolder {name!r} seems to hold a whole data set, and not a class; call "
+            f"set_dataset_dir({os.path.join(path, name)!r}), or that of the set to train on"
+        )
+
+
+class FolderTree(Records):
+    """The images of a folder tree.
+
+    Memory holds the name of each image in its folder, and 5 to 9 bytes more.
+
+    Args:
+        path: The folder.
+        files: Names of the N images.
+        labels: Label of the images of each of R runs of files, int32 [R].
+        class_names: Names of the classes.
+    """
+
+    def __init__(self, path: str, files: NamesInFolders, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        self.path, self.num_images, self.class_names = path, len(files), class_names
+        self._files, self._labels = files, labels
+
+    def name(self, i: int) -> str:
+        """Returns the path of the image, relative to the folder."""
+        return self._files[i]
+
+    def where(self, i: int) -> str:
+        """Returns the path of the image."""
+        return os.path.join(self.path, self.name(i))
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        try:
+            with open_regular(self.where(i)) as file:
+                return file.read(), int(self._labels[self._files.run(i)])
+        except OSError as error:
+            advice = advice_on(error, "restore the file, or start again without it")
+            raise DataError(f"{self.where(i)}: cannot read the image ({error.strerror or error}); {advice}") from error
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of each image, int32 [N]."""
+        return np.repeat(self._labels, np.diff(self._files.firsts))
+
+    def digests(self) -> dict[str, str]:
+        """Returns the number of images, and digests of their names and of the numbers of their classes."""
+        names, files = hashlib.sha256(), self._files
+        for run, first in enumerate(files.firsts[:-1].tolist()):
+            end = int(files.firsts[run + 1])
+            names.update(files.prefixes.raw(run) + b"\0" + files.names.ends[first:end].astype(np.int64).tobytes())
+            names.update(files.names.joined(first, end))
+        classes = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        return {
+            "the number of images in the folder": str(self.num_images),
+            "the images in the folder": names.hexdigest(),
+            "the classes of the folder, or their numbers": classes.hexdigest(),
+        }
