@@ -21,7 +21,8 @@ from plsc.data.recordio_file import RecordFile
 from plsc.data.recordio_index import Index
 from plsc.data.recordio_layout import _first_identity
 from plsc.data.records import Record
-from plsc.data.sources import folder_of, format_of, open_images
+from plsc.data.shard_files import folder_of
+from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import Augmentation
 from plsc.errors import DataError
 
