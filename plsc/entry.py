@@ -158,7 +158,7 @@ class Entry:
     def set_dataset_dir(self, directory: str) -> None:
         """Sets the folder of the training images and the test sets.
 
-        It holds `label.txt` and the images, or split base64 data.
+        It holds `label.txt` and the images, a subfolder of images for each class, or split base64 data.
         """
         self._set("dataset_dir", directory)
 
@@ -166,8 +166,8 @@ class Entry:
         """Sets how the data set folder holds its training images.
 
         Args:
-            data_format: 'jpeg' is `label.txt` and image files, 'base64' the output of tools/process_base64_files.py.
-                'auto', the default, is base64 if the folder holds the manifest of that tool.
+            data_format: 'jpeg' is `label.txt` and image files, 'folder' a subfolder of images for each class, 'base64'
+                the output of tools/process_base64_files.py. 'auto', the default, recognises the data by its files.
             shuffle: How base64 data is shuffled. 'window', the default, reads blocks of 4 MB and mixes the lines of 16
                 blocks; 'full' draws lines from all files of the rank.
         """

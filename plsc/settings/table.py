@@ -117,7 +117,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "data_format",
             checks.data_format,
             "how the data set folder holds its training images",
-            "`jpeg`, `base64`, or `auto`, which is base64 if its manifest is in the folder. `shuffle` of "
+            "`jpeg`, `folder`, `base64`, or `auto`, which is base64 if its manifest is in the folder. `shuffle` of "
             "[base64 data](base64.md#training): `window` or `full`",
             fields=("data_format", "shuffle"),
         ),
