@@ -42,7 +42,7 @@ def find_missing(folder: str, paths: TextsOfFile, where: Callable[[int], str]) -
     for keys in _keys_in(folder, paths, folders, where):
         at = _places(np.sort(keys), wanted)
         found[at[at >= 0]] = True
-    parts = []
+    parts: list[np.ndarray] = []
     for at in range(0, len(wanted), _NAMES):
         rest = wanted[at : at + _NAMES][~found[at : at + _NAMES]]
         parts.append(rest[~found[np.searchsorted(wanted, rest)]])  # of equal paths the first is found
