@@ -43,8 +43,8 @@ def find_missing(folder: str, paths: TextsOfFile, where: Callable[[int], str]) -
         at = _places(np.sort(keys), wanted)
         found[at[at >= 0]] = True
     parts: list[np.ndarray] = []
-    for at in range(0, len(wanted), _NAMES):
-        rest = wanted[at : at + _NAMES][~found[at : at + _NAMES]]
+    for start in range(0, len(wanted), _NAMES):
+        rest = wanted[start : start + _NAMES][~found[start : start + _NAMES]]
         parts.append(rest[~found[np.searchsorted(wanted, rest)]])  # of equal paths the first is found
     lost = np.concatenate(parts)
     if not len(lost):
