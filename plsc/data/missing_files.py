@@ -42,8 +42,11 @@ def find_missing(folder: str, paths: TextsOfFile, where: Callable[[int], str]) -
     for keys in _keys_in(folder, paths, folders, where):
         at = _places(np.sort(keys), wanted)
         found[at[at >= 0]] = True
-    rest = np.flatnonzero(~found)
-    lost = wanted[rest[~found[np.searchsorted(wanted, wanted[rest])]]]  # of equal paths the first is found
+    parts: list[np.ndarray] = []
+    for start in range(0, len(wanted), _NAMES):
+        rest = wanted[start : start + _NAMES][~found[start : start + _NAMES]]
+        parts.append(rest[~found[np.searchsorted(wanted, rest)]])  # of equal paths the first is found
+    lost = np.concatenate(parts)
     if not len(lost):
         return -1, 0
     first_of, total = len(paths), 0

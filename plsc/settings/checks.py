@@ -132,10 +132,10 @@ def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) ->
     check_choice(setter, data_format, DATA_FORMATS)
     if shuffle is not None:
         check_choice(f"{setter}: shuffle", shuffle, SHUFFLES)
-        if data_format == "jpeg":
+        if data_format in ("jpeg", "folder"):
             raise ConfigError(
-                f"{setter}('jpeg', shuffle={shuffle!r}): shuffle is for files that hold many images; leave it out, "
-                "image files are shuffled in full"
+                f"{setter}({data_format!r}, shuffle={shuffle!r}): shuffle is for files that hold many images; leave it "
+                "out, image files are shuffled in full"
             )
     return data_format, shuffle
 
