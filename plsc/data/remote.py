@@ -139,7 +139,12 @@ class _Remote:
 
 
 def open_images(
-    place: Place, num_classes: Optional[int], data_format: str, shuffle: Optional[str], in_flight: int
+    place: Place,
+    num_classes: Optional[int],
+    data_format: str,
+    shuffle: Optional[str],
+    in_flight: int,
+    is_split: bool = True,
 ) -> tuple[Records, Optional[str]]:
     """Opens the images of a rank in a remote data set. Every rank calls it.
 
@@ -151,6 +156,8 @@ def open_images(
         data_format: A name of `sources.FORMATS`, or 'auto'.
         shuffle: As in `set_data_format`.
         in_flight: Number of images that a rank reads at about the same time.
+        is_split: Whether the ranks share the data. If not, each opens all of it, as rank 0 of 1, for a wrapper that
+            draws the images of a rank.
 
     Returns:
         The images, to be closed by the caller; and the shuffle, which is 'files' if it was not given and the files of
@@ -161,10 +168,13 @@ def open_images(
     """
     stop = threading.Event()
     remote = parallel.together(lambda: _Remote(place, stop), "the list of its data")
+    opening = Opening(remote.path, num_classes, shuffle=shuffle)
+    if is_split:
+        opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
-            return _open_base64(remote, num_classes, shuffle, in_flight=in_flight, stop=stop)
-        return parallel.together(lambda: _open_whole(remote, num_classes, data_format, shuffle, stop), "its data")
+            return _open_base64(remote, opening, in_flight, stop)
+        return parallel.together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
     except BaseException:
         stop.set()
         remote.copy.close()
@@ -210,31 +220,28 @@ _TESTED: list[CachedFolder] = []  # the claim on the test sets of the last actio
 
 
 def _open_base64(
-    remote: _Remote, num_classes: Optional[int], shuffle: Optional[str], *, in_flight: int, stop: threading.Event
+    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event
 ) -> tuple[Records, Optional[str]]:
-    rank, world_size = parallel.rank(), parallel.world_size()
+    rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
     small = parallel.together(lambda: [remote.file(index_name(number)) for number in own], "its indexes")
     files = [remote.file(manifest.files[number].name, manifest.files[number].sha256) for number in own]
-    # The ranks that share a cache.
     of_ranks = parallel.all_gather_object(
-        (remote.cache.identity, [file.name for file in files], sum(file.size for file in (*files, *small))),
-        "the sizes of its files",
+        (remote.cache.identity, {file.name: file.size for file in (*files, *small)}), "the sizes of its files"
     )
-    group = [size for identity, _, size in of_ranks if identity == remote.cache.identity]
+    group = [sizes for identity, sizes in of_ranks if identity == remote.cache.identity]  # of ranks that share a cache
+    need = sum({name: size for sizes in group for name, size in sizes.items()}.values())
     # Test sets are fetched later.
     fixed = sum(one.size for name, one in remote.found.items() if name == MANIFEST_NAME or name.endswith(".bin"))
-    too_large = sum(group) + fixed > remote.cache.size
+    too_large = need + fixed > remote.cache.size
     if parallel.any_rank(too_large, "the size of its cache"):
-        shuffle = parallel.together(lambda: _turning(remote, shuffle, sum(group)), "its shuffle")
+        shuffle = parallel.together(lambda: _turning(remote, shuffle, need), "its shuffle")
 
     def open_it() -> FetchedRecords:
         remote.copy.claim(small)
         remote.fetch_all(small)
-        records = sources.FORMATS["base64"].open(
-            Opening(remote.path, num_classes, rank, world_size, shuffle, is_partial=True)
-        )
+        records = sources.FORMATS["base64"].open(opening._replace(shuffle=shuffle, is_partial=True))
         budget = None
         if too_large:
             order = records.files_of(records.epoch_order(0, 0, rank, world_size))
@@ -314,9 +321,7 @@ def _budget(remote: _Remote, files: Sequence[RemoteFile], need: int, most: int) 
     return min(most, need + _AHEAD * largest)
 
 
-def _open_whole(
-    remote: _Remote, num_classes: Optional[int], data_format: str, shuffle: Optional[str], stop: threading.Event
-) -> tuple[Records, Optional[str]]:
+def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
     """Fetches all files of a data set, and opens it as one of this machine."""
     files = [remote.file(name) for name in sorted(remote.found) if _belongs(name, remote.name)]
     if not files:
@@ -329,11 +334,17 @@ def _open_whole(
             "give set_data_cache a larger size, or convert the data to base64 that is split into many files"
         )
     remote.copy.claim(files)
-    rank, world_size = parallel.rank(), parallel.world_size()
-    remote.fetch_all(files, begin=len(files) * rank // world_size)
-    records = sources.open_images(remote.path, num_classes, rank, world_size, data_format=data_format, shuffle=shuffle)
+    remote.fetch_all(files, begin=len(files) * parallel.rank() // parallel.world_size())
+    records = sources.open_images(
+        opening.path,
+        opening.num_classes,
+        opening.rank,
+        opening.world_size,
+        data_format=data_format,
+        shuffle=opening.shuffle,
+    )
     weakref.finalize(records, remote.copy.close)
-    return records, shuffle
+    return records
 
 
 def _belongs(name: str, wanted: str) -> bool:

@@ -71,11 +71,13 @@ class HeldFile:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
+        self._is_open = True
         _held.add(descriptor)
 
     def close(self) -> None:
         """Gives up the file."""
-        if self.descriptor in _held:  # it is not in a forked child, nor closed before
+        if self._is_open and self.descriptor in _held:  # it is not in a forked child
+            self._is_open = False
             _held.remove(self.descriptor)
             os.close(self.descriptor)
 

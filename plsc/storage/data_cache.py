@@ -172,7 +172,8 @@ class DataCache:
             return
         kept = {name for claim in self.claims() for name in (*claim.get("files", ()), *claim.get("used", ()))}
         records = self.directory.glob("plsc_*/records/*")
-        for _, record in sorted((path.stat().st_mtime, path) for path in records):
+        # A hidden file is a record that is being written, of a file that is in use.
+        for record in sorted((path for path in records if path.name[0] != "."), key=lambda path: path.stat().st_mtime):
             folder = record.parent.parent
             with contextlib.suppress(OSError, ValueError, KeyError):
                 name = as_text(as_object(read_json(record))["name"])

@@ -98,7 +98,7 @@ def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split,
                     continue
             most[0] = max(most[0], held)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     records, shuffle = open_images(split, tmp_path / "cache", size)
     assert shuffle == "files" and records.budget < total / 3
