@@ -136,7 +136,9 @@ def _report(options: argparse.Namespace, conversion: Conversion, result: Result,
         print_json({"output": to_text(conversion.output), **result._asdict(), "test_sets": list(map(to_text, left))})
         return
     kept = f" ({result.kept:,} of them from an earlier run)" if result.kept else ""
-    shards = f" in {result.shards:,} shard{'s' * (result.shards != 1)}{kept}" if TARGETS[conversion.to].has_shards or kept else ""
+    shards = ""
+    if TARGETS[conversion.to].has_shards or kept:
+        shards = f" in {result.shards:,} shard{'s' * (result.shards != 1)}{kept}"
     rate = result.image_bytes / max(seconds, 1e-9)
     print(
         f"{conversion.output}: {result.images:,} images of {result.classes:,} classes as {conversion.to}{shards}, "
