@@ -50,6 +50,14 @@ def at_least(least: int, most: int = 10**9) -> Callable[[str], int]:
     return number
 
 
+def sides(text: str) -> list[int]:
+    """Returns the shape of an image, such as `3,112,112`; an `argparse` type."""
+    try:
+        return [int(side) for side in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write for instance 3,112,112") from None
+
+
 def size(text: str) -> int:
     """Returns the bytes of a text such as `80G`, `512MB`, `1.5 GiB` or `1000B`; an `argparse` type.
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from plsc.arguments import add_command, add_json, print_json
+from plsc.arguments import add_command, add_json, at_least, print_json, sides
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -28,6 +28,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("source", type=Path, help="file with the weights")
     parser.add_argument("output", type=Path, help="new folder of the checkpoint")
     parser.add_argument("--model", metavar="NAME", help="name of the built-in network, if it is not recognised")
+    parser.add_argument("--emb", type=at_least(1), metavar="D", help="size of an embedding, if it is not recognised")
+    parser.add_argument(
+        "--image-shape", type=sides, metavar="C,H,W", help="shape of an image, if it is not recognised (3,112,112)"
+    )
     parser.add_argument("--head", nargs="+", type=Path, default=[], metavar="FILE", help="files with the class centres")
     parser.add_argument(
         "--std",
@@ -53,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         heads=options.head,
         pixels=Pixels(options.std, options.order),
         strict=not options.allow_missing,
+        emb_dim=options.emb,
+        image_shape=options.image_shape,
     )
     if options.json:
         print_json({"path": str(options.output), **dataclasses.asdict(report)})

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from plsc import settings
-from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json, size
+from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json, sides, size
 from plsc.config import LARGEST_TOTAL, Config
 from plsc.errors import ConfigError
 from plsc.machine.memory import out_of_memory_as, resident_memory, size_text, usable_memory
@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="a built-in model (default ResNet50)")
     parser.add_argument(
-        "--image-shape", type=_sides, metavar="C,H,W", help="channels, height, width (default 3,112,112)"
+        "--image-shape", type=sides, metavar="C,H,W", help="channels, height, width (default 3,112,112)"
     )
     parser.add_argument(
         "--optimizer", default="Momentum", metavar="NAME", help="Paddle's name of the optimizer (default Momentum)"
@@ -115,13 +115,6 @@ def _rates(config: Config, ranks: int) -> list[tuple[int, float]]:
     epochs = config.train_epochs
     shown = sorted({round(epochs * part / _MOST_RATES) for part in range(1, _MOST_RATES + 1)} - {0})
     return [(epoch, learning_rate_at(config, epoch * steps - 1, steps, ranks)) for epoch in shown]
-
-
-def _sides(text: str) -> list[int]:
-    try:
-        return [int(side) for side in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; write for instance 3,112,112") from None
 
 
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:

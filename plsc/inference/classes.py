@@ -68,6 +68,11 @@ class CheckpointCentres(ClassCentres):
 
         self._checkpoint = open_checkpoint(folder)
         self.count = self._checkpoint.meta["num_classes"]
+        if not self.count:
+            raise ConfigError(
+                f"{folder}: holds the weights of a backbone alone, without class centres, so that it knows no class; "
+                "train it, or import class centres with plsc import-weights --head"
+            )
         self.names = self._checkpoint.meta.get("class_names", ())
 
     def parts(self) -> Iterator[tuple[np.ndarray, Optional[np.ndarray]]]:

@@ -17,6 +17,7 @@ from plsc.errors import one_line
 _MOST_STEPS = 4_000_000  # an image takes about 5, a tensor 50
 _MOST_COPIES = 8  # bytes that a pickle may make for each of its own; protocol 0 needs a few
 _LEAST_BYTES = 1 << 20
+_POINTER = 8  # bytes of a place in a list
 _DEEPEST = 100  # lists and tuples in each other
 
 # Instructions, by their names in Python's module. There is none for sets or instances of classes.
@@ -219,7 +220,10 @@ class Unpickler(_PURE):
         self._count(unwrap(self.stack[-1]))
 
     def _count(self, made: Any) -> None:
-        self._left -= made.nbytes if isinstance(made, np.ndarray) else len(made) if isinstance(made, bytes) else 0
+        if isinstance(made, np.ndarray):
+            self._left -= made.nbytes
+        elif isinstance(made, (bytes, list, tuple, dict)):
+            self._left -= len(made) * (1 if isinstance(made, bytes) else _POINTER)
         if self._left < 0:
             raise pickle.UnpicklingError("its arrays are much larger than the file")
 

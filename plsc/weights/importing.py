@@ -15,9 +15,11 @@ import paddle
 
 from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, head_file, publishing, write_meta
 from plsc.checkpoint.tensor_file import Stream, write_tensors
-from plsc.config import Config
+from plsc.config import CHANNEL_ORDERS, LARGEST_EMBEDDING, LARGEST_SIDE, Config, check_choice, check_float, check_int
 from plsc.errors import ConfigError
+from plsc.machine.memory import out_of_memory_as
 from plsc.models import MODEL_NAMES, build_model
+from plsc.models.base_model import build
 from plsc.version import __version__
 from plsc.weights.names import Matching, Network, match, network_of, read_own
 from plsc.weights.onnx_file import OnnxFile
@@ -30,7 +32,6 @@ logger = logging.getLogger("plsc")
 
 OWN_STD = 128.0  # plsc normalises pixels x as (x - 127.5) / 128
 ARCFACE_STD = 127.5  # arcface_torch and PLSC 2 as (x - 127.5) / 127.5
-ORDERS = ("rgb", "bgr")
 _READERS: dict[str, Callable[[Path], Weights]] = {
     ".pt": TorchFile, ".pth": TorchFile, ".ckpt": TorchFile, ".bin": TorchFile, ".tar": TorchFile,
     ".pdparams": PaddleFile, ".safetensors": SafetensorsFile, ".onnx": OnnxFile,
@@ -49,6 +50,10 @@ class Pixels:
 
     std: float = ARCFACE_STD
     order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        check_float("std", self.std, 1e-3, 1e6)
+        check_choice("order", self.order, CHANNEL_ORDERS)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def load_pretrained(path: Path, backbone: paddle.nn.Layer, pixels: Pixels, stric
 def _check(path: Path, weights: Weights, matching: Matching, strict: bool) -> None:
     if not matching.found:
         known = _network_of(weights)
-        advice = f"call set_model_name({known.name!r})" if known else "name the network that it was saved from"
+        advice = f"it seems to hold a {known.name}" if known else "choose the network that it was saved from"
         raise ConfigError(f"{path}: none of its {len(weights.shapes)} tensors fits the network; {advice}")
     if not strict or not (matching.missing or matching.unused):
         return
@@ -130,10 +135,10 @@ def _check(path: Path, weights: Weights, matching: Matching, strict: bool) -> No
     wrong += [f"{name} (the network does not have it)" for name in matching.unused]
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
     known = _network_of(weights)
-    advice = f"; the file seems to hold a {known.name} of embedding size {known.emb_dim}" if known else ""
+    seems = f"; the file seems to hold a {known.name} of embedding size {known.emb_dim}" if known else ""
     raise ConfigError(
         f"{path}: {len(matching.found)} tensors fit the network, and these do not: {', '.join(wrong[:_NAMED])}{more}"
-        f"{advice}; name its network, or allow the difference"
+        f"{seems}; choose the network that it was saved from, with its embedding size and image shape"
     )
 
 
@@ -167,6 +172,8 @@ def import_weights(
     heads: Sequence[Path] = (),
     pixels: Optional[Pixels] = None,
     strict: bool = True,
+    emb_dim: Optional[int] = None,
+    image_shape: Optional[Sequence[int]] = None,
 ) -> Report:
     """Writes a checkpoint with the weights of a file.
 
@@ -177,6 +184,8 @@ def import_weights(
         heads: Files with the class centres, in the order of their ranks.
         pixels: The images that the weights were trained on; None means those of arcface_torch.
         strict: Whether every tensor must have its match.
+        emb_dim: Size of an embedding; None takes it from the file, or 512 for a network that is not recognised.
+        image_shape: Shape of an image, (C, H, W); None takes it from the file, or (3, 112, 112).
 
     Raises:
         ConfigError: A file cannot be read, the network cannot be told, or something does not fit.
@@ -192,9 +201,15 @@ def import_weights(
         )
     name = model or known.name  # type: ignore[union-attr]
     config = Config()
-    emb_dim, side = (known.emb_dim, known.side) if known else (config.emb_dim, config.image_shape[1])
-    shape = (3, side, side)
-    backbone = build_model(name, emb_dim, shape)
+    side = known.side if known else config.image_shape[1]
+    emb_dim = emb_dim or (known.emb_dim if known else config.emb_dim)
+    check_int(f"{source}: the embedding size", emb_dim, 1, LARGEST_EMBEDDING)
+    check_int(f"{source}: the side of an image", side, 1, LARGEST_SIDE)
+    channels, height, width = image_shape or (3, side, side)
+    shape = (channels, height, width)
+    with out_of_memory_as("the file is damaged, or its network is too large for this machine"):
+        backbone = build_model(name, emb_dim, shape)
+        build(backbone, shape)
     matching = load_pretrained(source, backbone, pixels or Pixels(), strict)
     with Heads(heads, emb_dim) as centres:
         record = dataclasses.replace(config, image_shape=shape).image_record()
@@ -274,11 +289,15 @@ class Heads:
         (name,) = preferred or fit
         self._files.append((weights, name, not weights.of_torch))
         self.count += weights.shapes[name][1 - axis]
+        if not weights.shapes[name][1 - axis]:
+            raise ConfigError(f"{path}: {name} holds no class centres; name another file")
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yields the centres [c, D] float32 of one file after another."""
         for weights, name, is_transposed in self._files:
             values = weights.read(name)
+            if not np.isfinite(values).all():
+                raise ConfigError(f"{weights.path}: its class centres are not finite; use those of a sound training")
             yield np.ascontiguousarray(values.T if is_transposed else values, np.float32)
 
     def close(self) -> None:

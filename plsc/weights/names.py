@@ -70,11 +70,16 @@ def match(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> Matching:
         weights: The file. Its names are those of plsc, of arcface_torch or of PLSC 2, with or without a prefix.
         shapes: Shape of each tensor of the network by its name.
     """
-    theirs = _names_in(weights)
-    depths = _depths_of(theirs)
     found: dict[str, Origin] = {}
     missing = dict.fromkeys(shapes, "the file does not have it")
     unused = []
+    same = [name for name in weights if name in shapes]
+    if len(same) > len(shapes) / 2:  # a network of the user's own, whose names may begin with anything
+        theirs = {name: name for name in same}
+        unused += [name for name in weights if name not in shapes and not _is_no_weight(name)]
+    else:
+        theirs = _names_in(weights)
+    depths = _depths_of(theirs)
     for name, full_name in theirs.items():
         own = next((one for one in _own_names(name, depths) if one in shapes), None)
         if own is None:
@@ -114,9 +119,14 @@ def network_of(weights: Weights) -> Optional[Network]:
     return None
 
 
+def _is_no_weight(name: str) -> bool:
+    """Returns whether a name is of a count, of an optimizer or of a head, and not of a network."""
+    return _UNUSED.search(name) is not None
+
+
 def _names_in(weights: Weights) -> dict[str, str]:
     """Returns the names of the network's tensors in a file, by what remains of them without their common prefix."""
-    names = [name for name in weights if not _UNUSED.search(name)]
+    names = [name for name in weights if not _is_no_weight(name)]
     prefix = ""
     while longer := next((one for one in _PREFIXES if all(name.startswith(prefix + one) for name in names)), ""):
         if not names:

@@ -13,7 +13,7 @@ import paddle
 from plsc.errors import ConfigError, reason_of
 from plsc.layers.slopes import PReLU
 from plsc.weights.names import Network
-from plsc.weights.source import Weights, damaged
+from plsc.weights.source import Weights, damaged, open_file
 
 # Number of convolutions of each network of arcface_torch.
 _CONVOLUTIONS = {
@@ -57,11 +57,17 @@ class OnnxFile(Weights):
         except ImportError:
             raise ConfigError(f"{path}: ONNX files need the package onnx; run pip install onnx") from None
         try:
-            graph = onnx.load(str(path), load_external_data=False).graph
-        except OSError as problem:
-            raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+            with open_file(path) as file:
+                graph = onnx.load_model_from_string(file.read()).graph
+        except ConfigError:
+            raise
         except Exception as problem:  # protobuf raises its own types
             raise damaged(path, reason_of(problem)) from None
+        if any(one.data_location == onnx.TensorProto.EXTERNAL for one in graph.initializer):
+            raise ConfigError(
+                f"{path}: keeps its weights in another file; save it as one file with onnx.save_model(onnx.load(...), "
+                "..., save_as_external_data=False)"
+            )
         self._renamed: dict[str, np.ndarray] = {}
         self._to_array = onnx.numpy_helper.to_array
         self._tensors = {one.name: one for one in graph.initializer}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from plsc.machine.pickles import (
     reason,
     unwrap,
 )
-from plsc.weights.source import Weights, damaged, open_file
+from plsc.weights.source import Weights, damaged, leaves_of, open_file
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's own names of the tensors
 _PARTS = "UnpackBigParamInfor@@"  # tensors of more than a gigabyte, which older protocols keep in parts
@@ -52,7 +51,7 @@ class PaddleFile(Weights):
             with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 content = Unpickler(file, size, _ALLOWED, (*PLAIN_STEPS, *DICT_STEPS), encoding="latin1").load()
-            self._arrays = dict(_arrays_of(_joined(content), ""))
+            self._arrays = dict(leaves_of(_joined(content), _array))
         except ConfigError:
             raise
         except RefusedError as problem:
@@ -83,16 +82,9 @@ def _joined(content: Any) -> Any:
     return content
 
 
-def _arrays_of(content: Any, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays in dicts and lists, with their names."""
-    content = unwrap(content)
-    if isinstance(content, tuple) and len(content) == 2 and isinstance(content[0], str):
-        content = unwrap(content[1])  # how Paddle pickles a tensor: its name and its values
-    if isinstance(content, np.ndarray):
-        yield prefix or "tensor", content
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            yield from _arrays_of(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(content, (list, tuple)):
-        for number, value in enumerate(content):
-            yield from _arrays_of(value, f"{prefix}.{number}" if prefix else str(number))
+def _array(thing: Any) -> Optional[np.ndarray]:
+    """Returns the array that a thing stands for, or None. Paddle pickles a tensor as its name and its values."""
+    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], str):
+        thing = thing[1]
+    thing = unwrap(thing)
+    return thing if isinstance(thing, np.ndarray) else None

@@ -19,18 +19,17 @@ _DTYPES = {**DTYPES, "BF16": _BFLOAT16}
 
 
 class SafetensorsFile(Weights):
-    """The tensors of a safetensors file.
+    """The tensors of a safetensors file. Names of Paddle's statistics show that Paddle wrote it, and not PyTorch.
 
     Args:
         path: The file.
-        of_torch: See `Weights`.
 
     Raises:
         ConfigError: It is no such file.
     """
 
-    def __init__(self, path: Path, of_torch: bool = True) -> None:
-        self.path, self.of_torch = path, of_torch
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = open_file(path)
         try:
             size = os.fstat(self._file.fileno()).st_size
@@ -42,6 +41,7 @@ class SafetensorsFile(Weights):
             self._file.close()
             raise damaged(path, reason_of(problem)) from None
         self.shapes = {name: shape for name, (_, shape, _) in self._tensors.items()}
+        self.of_torch = not any(name.endswith(("_mean", "_variance")) for name in self.shapes)
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor; see `Weights.read`."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.machine.files import NotRegularError, open_regular
+
+_MOST_THINGS, _DEEPEST = 1_000_000, 100
 
 
 class Weights(abc.ABC):
@@ -64,6 +67,33 @@ def open_file(path: Path) -> BinaryIO:
         raise damaged(path, "not an ordinary file") from None
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+
+
+def leaves_of(content: Any, leaf: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the tensors in dicts, lists and tuples, with their names, joined by dots.
+
+    Args:
+        content: What a pickle holds. It may hold one thing in many places, so what is visited is counted.
+        leaf: Returns the tensor that a thing stands for, or None for other things.
+
+    Raises:
+        UnpicklingError: It holds too much, or is nested too deeply.
+    """
+    left = _MOST_THINGS
+    stack: list[tuple[str, Any, int]] = [("", content, 0)]
+    while stack:
+        name, thing, depth = stack.pop()
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            raise pickle.UnpicklingError("it holds too many things in each other")
+        tensor = leaf(thing)
+        if tensor is not None:
+            yield name or "tensor", tensor
+        elif isinstance(thing, (dict, list, tuple)):
+            parts = list(thing.items() if isinstance(thing, dict) else enumerate(thing))
+            if len(parts) > left:
+                raise pickle.UnpicklingError("it holds too many things in each other")
+            stack += [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in reversed(parts)]
 
 
 def damaged(path: Path, why: str) -> ConfigError:

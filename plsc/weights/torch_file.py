@@ -6,12 +6,12 @@ the bytes follow. Neither PyTorch is needed, nor does anything in the pickle run
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Optional
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.machine.pickles import DICT_STEPS, PLAIN_STEPS, RefusedError, Stateful, Unpickler, reason
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16, open_file
+from plsc.weights.source import Weights, damaged, floats_of_bfloat16, leaves_of, open_file
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STEPS = (*PLAIN_STEPS, *DICT_STEPS, "BINPERSID")
@@ -69,6 +69,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Te
         raise pickle.UnpicklingError("a tensor is not a view of a storage")
     if len(shape) != len(strides) or len(shape) > _MOST_AXES:
         raise pickle.UnpicklingError("a tensor has wrong strides")
+    strides = [stride if size > 1 else 0 for size, stride in zip(shape, strides)]  # an axis of one value has no steps
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
     if math.prod(shape) > storage.elements or math.prod(shape) and last >= storage.elements:
         raise pickle.UnpicklingError("a tensor is larger than its storage")
@@ -145,6 +146,7 @@ class TorchFile(Weights):
             self._file.seek(0)
             self._zip = zipfile.ZipFile(self._file) if begin == _ZIP else None
             content = self._read_zip() if self._zip is not None else self._read_legacy()
+            self._tensors = dict(leaves_of(content, lambda thing: thing if isinstance(thing, _Tensor) else None))
         except RefusedError as problem:
             raise ConfigError(
                 f"{self.path}: asks for {problem}, which weights do not need, so it is not read; save the state_dict "
@@ -155,7 +157,6 @@ class TorchFile(Weights):
         except Exception as problem:  # A damaged file can raise nearly any type.
             told = isinstance(problem, (zipfile.BadZipFile, KeyError)) and str(problem)
             raise damaged(self.path, told or reason(problem)) from None
-        self._tensors = dict(_tensors_of(content, ""))
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         if not self.shapes:
             raise ConfigError(f"{self.path}: holds no tensors; name a file with the state_dict of a network")
@@ -176,11 +177,13 @@ class TorchFile(Weights):
         if order in archive.namelist() and self._entry(order) != b"little":
             raise zipfile.BadZipFile("written on a big-endian machine")
         info = archive.getinfo(pickles[0])
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise zipfile.BadZipFile("compressed, which torch.save never does")
-        with archive.open(info) as stream:
-            unpickler = _TorchUnpickler(stream, info.file_size)  # type: ignore[arg-type]
-            return unpickler.load()
+        unpickler = _TorchUnpickler(io.BytesIO(self._entry(pickles[0])), info.file_size)
+        content = unpickler.load()
+        for key, storage in unpickler.storages.items():
+            size = archive.getinfo(f"{self._root}/data/{key}").file_size
+            if size != storage.elements * np.dtype(_DTYPES[storage.kind]).itemsize:
+                raise pickle.UnpicklingError("a storage has another size than its tensors")
+        return content
 
     def _entry(self, name: str) -> bytes:
         """Returns the bytes of an entry of the archive, which cannot be more than the file has."""
@@ -248,15 +251,3 @@ class TorchFile(Weights):
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def _tensors_of(content: Any, prefix: str) -> Iterator[tuple[str, _Tensor]]:
-    """Yields the tensors in dicts and lists, with their names."""
-    if isinstance(content, _Tensor):
-        yield prefix or "tensor", content
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            yield from _tensors_of(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(content, (list, tuple)) and not isinstance(content, (_Storage, _Kind)):
-        for number, value in enumerate(content):
-            yield from _tensors_of(value, f"{prefix}.{number}" if prefix else str(number))

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from torch_files import named_as_arcface, write_legacy, write_zip
 
@@ -78,11 +79,6 @@ def test_files_of_plsc_2_and_of_plsc_itself(tmp_path, network, arcface, images):
     save_file({name: tensor.numpy() for name, tensor in network.state_dict().items()}, tmp_path / "own.safetensors")
     for name in ("net.pdparams", "own.safetensors"):
         model = build_model("IResNet18", EMB, SHAPE)
-        if name.startswith("own"):  # it has the matrix of the linear layer as Paddle has it
-            save_file(
-                {n: np.ascontiguousarray(t.numpy().T if n == "fc.weight" else t.numpy())
-                 for n, t in network.state_dict().items()}, tmp_path / name,
-            )  # fmt: skip
         load_pretrained(tmp_path / name, model, Pixels(std=128))
         model.eval()
         assert np.array_equal(embed(model, images), embed(network, images)), name
@@ -100,9 +96,9 @@ def test_pixels_of_another_scale_and_order_are_made_up_for(tmp_path, network, ar
 def test_what_does_not_fit_is_named(tmp_path, arcface):
     path = tmp_path / "net.pth"
     write_zip(path, arcface)
-    with pytest.raises(ConfigError, match=r"none of its .* tensors fits.*set_model_name\('IResNet18'\)"):
+    with pytest.raises(ConfigError, match=r"none of its .* tensors fits.*seems to hold a IResNet18"):
         load_pretrained(path, build_model("ViT", EMB, SHAPE), Pixels())
-    with pytest.raises(ConfigError, match=r"do not: blocks.*a IResNet18 of embedding size 8; name its network"):
+    with pytest.raises(ConfigError, match=r"do not: blocks.*a IResNet18 of embedding size 8; choose the network"):
         load_pretrained(path, build_model("IResNet34", EMB, SHAPE), Pixels())
     with pytest.raises(ConfigError, match=r"fc.weight \(the file has \[512, 8\] instead of \[512, 9\]\)"):
         load_pretrained(path, build_model("IResNet18", 9, SHAPE), Pixels())
@@ -138,6 +134,50 @@ def test_an_import_is_a_checkpoint_that_commands_take(tmp_path, network, arcface
     own /= np.linalg.norm(own, axis=1, keepdims=True)
     found = exported.embed(list(pixels))
     np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), own, atol=1e-5)
+
+
+class Inside(paddle.nn.Layer):
+    """A network of the user's own, whose layers have names that other programs use as prefixes."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = paddle.nn.Linear(12, 5), paddle.nn.Linear(5, EMB)
+
+
+def test_a_network_of_the_users_own_is_matched_by_its_names(tmp_path):
+    saved, made = Inside(), Inside()
+    paddle.save(saved.state_dict(), str(tmp_path / "own.pdparams"))
+    assert not load_pretrained(tmp_path / "own.pdparams", made, Pixels()).missing
+    assert all(np.array_equal(saved.state_dict()[name].numpy(), one.numpy()) for name, one in made.state_dict().items())
+
+
+def test_networks_made_by_function_calls_and_of_another_size(tmp_path, capsys):
+    model = build_model("GlyphNet", 16, (3, 32, 32))
+    model.build((3, 32, 32))
+    paddle.save(model.state_dict(), str(tmp_path / "net.pdparams"))
+    command = ["import-weights", str(tmp_path / "net.pdparams"), str(tmp_path / "net"), "--model", "GlyphNet"]
+    assert cli.main([*command, "--emb", "16", "--image-shape", "3,32,32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["emb_dim"] == 16
+
+
+def test_what_cannot_be_imported_ends_in_one_line(tmp_path, arcface, capsys):
+    write_zip(tmp_path / "net.pth", arcface)
+    write_zip(tmp_path / "nan.pt", {"weight": np.full((3, EMB), np.nan, "f4")})
+    write_zip(tmp_path / "none.pt", {"weight": np.zeros((0, EMB), "f4")})
+    command = ["import-weights", str(tmp_path / "net.pth"), str(tmp_path / "net")]
+    for options, words in (
+        (["--head", str(tmp_path / "nan.pt")], "class centres are not finite"),
+        (["--head", str(tmp_path / "none.pt")], "holds no class centres"),
+        (["--std", "0"], "std"), (["--std", "nan"], "std"), (["--emb", "9"], "instead of"),
+    ):  # fmt: skip
+        assert cli.main([*command, *options]) == 1 and words in capsys.readouterr().err, options
+        assert not (tmp_path / "net").exists()
+    import_weights(tmp_path / "net.pth", tmp_path / "alone")
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.png")
+    for other in (["classify", "--checkpoint", str(tmp_path / "alone"), str(tmp_path / "a.png")],
+                  ["export", "--checkpoint", str(tmp_path / "alone"), "--output", str(tmp_path / "e"),
+                   "--with-classes"]):  # fmt: skip
+        assert cli.main(other) == 1 and "without class centres" in capsys.readouterr().err
 
 
 def test_training_begins_with_the_weights(tmp_path, arcface, glyphs, caplog):
