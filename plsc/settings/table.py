@@ -133,7 +133,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "data_cache",
             checks.data_cache,
             "the folder of this machine that keeps the files of remote data, and how large it may become",
-            "such as `'200GB'`, `'1.5TiB'`, or bytes: see [remote storage](data.md#data-on-remote-storage)",
+            "the size is written as `'200GB'`, `'1.5TiB'`, or in bytes: see "
+            "[remote storage](data.md#data-on-remote-storage)",
         ),
         Setting(
             "sampler",
@@ -221,8 +222,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.model_name,
             "the built-in model to train",
             "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of characters), ViT "
-            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one with "
-            "[published weights](finetune.md)",
+            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or a network with "
+            "[published weights](finetune.md): IResNet18, 34, 50, 100 or 200, MobileFaceNet_base, MobileFaceNet_large",
             fields=("model_name", "model"),
         ),
         Setting(
@@ -426,8 +427,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting(
             "pretrained",
             checks.pretrained,
-            "the file with the weights of another program that training begins with",
-            "of PyTorch, Paddle, safetensors or ONNX: see [fine-tuning](finetune.md)",
+            "a file of weights that another program has saved, for training to begin with",
+            "it is a file of PyTorch, Paddle, safetensors or ONNX: see [fine-tuning](finetune.md)",
             fields=("pretrained",),
         ),
         Setting(
