@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plsc.checkpoint.folder import (
-    BACKBONE,
-    OPTIMIZER,
-    discard,
-    head_file,
-    open_checkpoint,
-    publish,
-    temporary_of,
-    write_meta,
-)
+from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, head_file, open_checkpoint, publishing, write_meta
 from plsc.checkpoint.load import HeadFiles
 from plsc.checkpoint.tensor_file import FileSum, Stream, TensorFile, write_tensors
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import ConfigError
 from plsc.heads import shard_bounds
 
 
@@ -45,9 +36,8 @@ def convert(source: Path, target: Path, ranks: int) -> None:
         )
     bounds = [[shard_bounds(classes, ranks, rank) for rank in range(ranks)] for classes in checkpoint.heads]
     rows = [upper - lower for of_head in bounds for lower, upper in of_head]
-    folder, files = temporary_of(target), dict[str, FileSum]()
-    try:
-        folder.mkdir(parents=True)
+    files = dict[str, FileSum]()
+    with publishing(target) as folder:
         for name in (BACKBONE, OPTIMIZER):
             with TensorFile(source / name, checkpoint.files[name]) as file:
                 files[name] = write_tensors(folder / name, {key: file.read(key) for key in file})
@@ -57,13 +47,6 @@ def convert(source: Path, target: Path, ranks: int) -> None:
                     tensors = _shard(head, checkpoint.meta["by_rows"], lower, upper)
                     files[head_file(rank)] = write_tensors(folder / head_file(rank), tensors)
         write_meta(folder, {**_plain(checkpoint.meta), "ranks": ranks, "head_rows": rows, "rng": []}, files)
-        publish(target)
-    except OSError as problem:
-        discard(target)
-        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
-    except BaseException:
-        discard(target)
-        raise
 
 
 def _shard(head: HeadFiles, by_rows: list[str], lower: int, upper: int) -> dict[str, Stream]:

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,6 +351,26 @@ def _free_name(folder: Path, kind: str) -> Path:
     """Returns a hidden name for a folder, after removing what has such a name, as far as that is possible."""
     names = (folder.with_name(f".{folder.name}.{kind}{f'.{number}' * (number > 0)}") for number in itertools.count())
     return next(hidden for hidden in names if _remove_tree(hidden) or not os.path.lexists(hidden))
+
+
+@contextlib.contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Yields the temporary folder of a new checkpoint, and puts it in place if all went well.
+
+    Raises:
+        CheckpointError: The disk refuses it.
+    """
+    folder = temporary_of(target)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        publish(target)
+    except OSError as problem:
+        discard(target)
+        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
+    except BaseException:
+        discard(target)
+        raise
 
 
 def discard(folder: Path) -> None:

@@ -12,6 +12,7 @@ from plsc.commands.data_progress import Bar
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
 from plsc.errors import ConfigError, UsageError
+from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 
 if TYPE_CHECKING:
@@ -135,11 +136,13 @@ def _report(options: argparse.Namespace, conversion: Conversion, result: Result,
         print_json({"output": to_text(conversion.output), **result._asdict(), "test_sets": list(map(to_text, left))})
         return
     kept = f" ({result.kept:,} of them from an earlier run)" if result.kept else ""
-    shards = f" in {result.shards:,} shards{kept}" if TARGETS[conversion.to].has_shards or kept else ""
-    rate = result.image_bytes / 1e6 / max(seconds, 1e-9)
+    shards = ""
+    if TARGETS[conversion.to].has_shards or kept:
+        shards = f" in {result.shards:,} shard{'s' * (result.shards != 1)}{kept}"
+    rate = result.image_bytes / max(seconds, 1e-9)
     print(
         f"{conversion.output}: {result.images:,} images of {result.classes:,} classes as {conversion.to}{shards}, "
-        f"{result.image_bytes / 1e6:,.1f} MB in {seconds:.1f} s ({rate:,.0f} MB/s)"
+        f"{size_text(result.image_bytes)} in {seconds:.1f} s ({size_text(rate)}/s)"
     )
     if result.skipped:
         print(f"{result.skipped:,} damaged images were left out; skipped.txt lists them")

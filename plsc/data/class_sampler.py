@@ -159,6 +159,10 @@ class ClassSampler(Records):
             )
         return batch // of_turn
 
+    def close(self) -> None:
+        """Releases what the data set holds."""
+        self._source.close()
+
     @property
     def num_classes(self) -> int:
         """Number of classes of the data set."""

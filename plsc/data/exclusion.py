@@ -37,6 +37,11 @@ class KeptRecords(Records):
         self.class_names = source.class_names
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
+            self.window = source.window
+
+    def close(self) -> None:
+        """Releases what the whole data set holds."""
+        self._source.close()
 
     @property
     def num_classes(self) -> int:

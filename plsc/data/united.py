@@ -70,6 +70,12 @@ class UnitedRecords(Records):
             blocks = [np.arange(size + 1) if one.blocks is None else one.blocks for one, size in zip(sources, sizes)]
             starts = [one[:-1] + first for one, first in zip(blocks, self._firsts)]
             self.blocks, self._is_plain = np.append(np.concatenate(starts), self.num_images), False
+            self.window = min(source.window for source in sources)
+
+    def close(self) -> None:
+        """Releases what the sets hold."""
+        for source in self._sources:
+            source.close()
 
     @property
     def num_classes(self) -> int:

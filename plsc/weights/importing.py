@@ -13,10 +13,10 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, discard, head_file, publish, temporary_of, write_meta
+from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, head_file, publishing, write_meta
 from plsc.checkpoint.tensor_file import Stream, write_tensors
 from plsc.config import Config
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import ConfigError
 from plsc.models import MODEL_NAMES, build_model
 from plsc.version import __version__
 from plsc.weights.names import Matching, Network, match, network_of, read_own
@@ -230,19 +230,10 @@ def import_weights(
 
 
 def _write(target: Path, state: Mapping[str, np.ndarray], head: Stream, meta: Mapping[str, Any]) -> None:
-    folder = temporary_of(target)
-    try:
-        folder.mkdir(parents=True)
-        contents: dict[str, Mapping[str, Any]] = {BACKBONE: state, OPTIMIZER: {}, head_file(0): {"weight": head}}
+    contents: dict[str, Mapping[str, Any]] = {BACKBONE: state, OPTIMIZER: {}, head_file(0): {"weight": head}}
+    with publishing(target) as folder:
         files = {name: write_tensors(folder / name, tensors) for name, tensors in contents.items()}
         write_meta(folder, dict(meta), files)
-        publish(target)
-    except OSError as problem:
-        discard(target)
-        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
-    except BaseException:
-        discard(target)
-        raise
 
 
 class Heads:

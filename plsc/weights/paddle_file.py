@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from plsc.errors import ConfigError
-from plsc.machine.files import NotRegularError, open_regular
 from plsc.machine.pickles import (
     DICT_STEPS,
     PLAIN_STEPS,
@@ -21,7 +20,7 @@ from plsc.machine.pickles import (
     reason,
     unwrap,
 )
-from plsc.weights.source import Weights, damaged
+from plsc.weights.source import Weights, damaged, open_file
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's own names of the tensors
 _PARTS = "UnpackBigParamInfor@@"  # tensors of more than a gigabyte, which older protocols keep in parts
@@ -50,14 +49,12 @@ class PaddleFile(Weights):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open_regular(path) as file:
+            with open_file(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 content = Unpickler(file, size, _ALLOWED, (*PLAIN_STEPS, *DICT_STEPS), encoding="latin1").load()
             self._arrays = dict(_arrays_of(_joined(content), ""))
-        except NotRegularError:
-            raise damaged(path, "not an ordinary file") from None
-        except OSError as problem:
-            raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+        except ConfigError:
+            raise
         except RefusedError as problem:
             raise ConfigError(
                 f"{path}: asks for {problem}, which weights do not need, so it is not read; save the state_dict of the "

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from plsc.checkpoint.tensor_file import DTYPES, LARGEST_HEADER, parse_header
-from plsc.errors import ConfigError, reason_of
-from plsc.machine.files import NotRegularError, open_regular
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16
+from plsc.errors import reason_of
+from plsc.weights.source import Weights, damaged, floats_of_bfloat16, open_file
 
 # NumPy has no bfloat16; a type of two bytes that nothing else has stands for it.
 _BFLOAT16 = "V2"
@@ -32,12 +31,7 @@ class SafetensorsFile(Weights):
 
     def __init__(self, path: Path, of_torch: bool = True) -> None:
         self.path, self.of_torch = path, of_torch
-        try:
-            self._file = open_regular(path)
-        except NotRegularError:
-            raise damaged(path, "not an ordinary file") from None
-        except OSError as problem:
-            raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+        self._file = open_file(path)
         try:
             size = os.fstat(self._file.fileno()).st_size
             (length,) = struct.unpack("<Q", self._file.read(8))

@@ -6,10 +6,12 @@ import abc
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from plsc.errors import ConfigError
+from plsc.machine.files import NotRegularError, open_regular
 
 
 class Weights(abc.ABC):
@@ -52,6 +54,16 @@ class Weights(abc.ABC):
     def parameters(self) -> int:
         """Number of values in all tensors together."""
         return sum(map(math.prod, self.shapes.values()))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file of weights. Raises ConfigError if it cannot be read."""
+    try:
+        return open_regular(path)
+    except NotRegularError:
+        raise damaged(path, "not an ordinary file") from None
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
 
 
 def damaged(path: Path, why: str) -> ConfigError:

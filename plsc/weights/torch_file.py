@@ -18,9 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError
-from plsc.machine.files import NotRegularError, open_regular
 from plsc.machine.pickles import DICT_STEPS, PLAIN_STEPS, RefusedError, Stateful, Unpickler, reason
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16
+from plsc.weights.source import Weights, damaged, floats_of_bfloat16, open_file
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STEPS = (*PLAIN_STEPS, *DICT_STEPS, "BINPERSID")
@@ -132,12 +131,7 @@ class TorchFile(Weights):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = open_regular(str(path))
-        except NotRegularError:
-            raise damaged(path, "not an ordinary file") from None
-        except OSError as problem:
-            raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+        self._file = open_file(path)
         try:
             self._open()
         except BaseException:

@@ -39,8 +39,9 @@ def folder(once, few_glyphs, tmp_path, monkeypatch):
     monkeypatch.setenv("PLSC_SETTINGS", json.dumps(SIZES))
 
     def make(place):
-        for name in ("train_data", "glyphs", "photos"):
+        for name in ("train_data", "glyphs"):
             shutil.copytree(few_glyphs, place / name)
+        shutil.copytree(few_glyphs / "images", place / "photos")
         shuffle_base64(Options(str(few_glyphs), "file_list.txt", 2, str(place / "dataset"), workers=1))
         for name in ("train_data", "glyphs", "dataset"):
             for target in ("lfw", "agedb_30"):
