@@ -148,15 +148,15 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "num_classes",
             checks.num_classes,
             "the number of classes",
-            "labels are in `[0, n)`; `auto` takes the largest label of the data set folder plus one",
+            "labels are in `[0, n)`; `auto` counts the classes of the data set: their names, or the largest label plus one",
             setter="set_class_num",
         ),
         Setting(
             "class_names",
             checks.class_names,
             "the names of the classes, in the order of their numbers",
-            "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
-            "[`plsc classify`](use.md#which-class-is-this)",
+            "a list, or a text file with one name on each line; None takes those of the data, if it has any. They are "
+            "kept in checkpoints and exports, for [`plsc classify`](use.md#which-class-is-this)",
         ),
         Setting(
             "skip_damaged",
