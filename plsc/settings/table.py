@@ -148,7 +148,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "num_classes",
             checks.num_classes,
             "the number of classes",
-            "labels are in `[0, n)`; `auto` counts the classes of the data set: their names, or the largest label plus one",
+            "labels are in `[0, n)`; `auto` counts the classes of the data set: names, or the largest label plus one",
             setter="set_class_num",
         ),
         Setting(
