@@ -424,7 +424,7 @@ class Config:
             )
         if self.shuffle is not None:
             shuffle = self._said("data_format", f"set_data_format({self.data_format!r}, shuffle={self.shuffle!r})")
-            raise ConfigError(f"{sampler}: draws images from all over the data, and {shuffle} does not; leave one out")
+            raise ConfigError(f"{sampler} and {shuffle} both say in which order images are drawn; leave one out")
 
     def _check_margin(self) -> None:
         if self.margin is None:

@@ -173,11 +173,12 @@ class Entry:
                 `set_data_cache` keeps on this machine; or a list of several data sets, to train on all of them.
             heads: With several sets, 'merged' trains one head over all classes, of which those with the same name are
                 the same class; 'separate' trains a head for each set.
-            weights: With several sets, how much an image of each counts, such as [1, 0.5]: merged sets are drawn as
-                often in an epoch, and the losses of separate heads have it as a factor. None is 1 for all of them.
+            weights: With several sets, how much an image of each counts, such as [1, 0.5]: the images of merged sets
+                are drawn this many times in an epoch, and the losses of separate heads are multiplied by it. None is 1
+                for all of them.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
-                data: paths relative to the folder, or `file:line` of base64 data. `plsc data check`, `plsc data split`
-                and `set_skip_damaged` write such lists. Classes keep their numbers.
+                data, such as paths relative to the folder; docs/data.md has the others. `plsc data check`, `plsc data
+                split` and `set_skip_damaged` write such lists. Classes keep their numbers.
         """
         self._set("dataset_dir", directory, heads=heads, weights=weights, exclude=exclude)
 
@@ -211,7 +212,7 @@ class Entry:
     def set_sampler(self, sampler: str, images_per_class: Optional[int] = None) -> None:
         """Sets how the images of an epoch are drawn.
 
-        An epoch has as many steps with each sampler. See docs/data.md.
+        An epoch has the same number of steps with each sampler. See docs/data.md.
 
         Args:
             sampler: 'uniform', the default, takes each image once. 'balanced' takes all classes equally often. 'pxk'
@@ -224,7 +225,7 @@ class Entry:
         """Sets the number of classes.
 
         Args:
-            n: Labels are in [0, n). 'auto' takes the largest label of the data set folder plus one.
+            n: Labels are in [0, n). 'auto' counts the classes of the data set: names, or the largest label plus one.
         """
         self._set("num_classes", n)
 
@@ -234,16 +235,16 @@ class Entry:
         Checkpoints and exports keep them for `plsc classify`.
 
         Args:
-            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default,
-                means that they are unknown.
+            names: The name of each class, or a UTF-8 text file with one name on each line. None, the default, takes
+                those of the data, if it has any.
         """
         self._set("class_names", names)
 
     def set_skip_damaged(self, n: int) -> None:
         """Sets how many damaged images training skips.
 
-        An image that cannot be read or decoded is replaced in its batch by the next good one in the order of its rank,
-        and is logged and listed in `damaged.txt` in the model save folder, which `set_dataset_dir(exclude=...)` takes.
+        The next good image in the order of its rank replaces an image that cannot be read or decoded. The log names the
+        damaged image, and so does `damaged.txt` in the model save folder, a list for `set_dataset_dir(exclude=...)`.
         More than `n` different ones, counted over all ranks and since the beginning of the run, end training. 0 ends
         it at the first.
         """
@@ -643,10 +644,10 @@ class Entry:
         self._set("checkpoint_dir", directory)
 
     def set_pretrained(self, source: Union[str, os.PathLike], std: float = 127.5, order: str = "rgb") -> None:
-        """Sets the file with the weights of another program that training begins with.
+        """Sets a file of weights that another program has saved, for training to begin with.
 
-        The model must be the network that they are of, such as IResNet50 for a ResNet of InsightFace's arcface_torch.
-        The class centres are new. Nothing in the file is run.
+        The model must be the network that they belong to, such as IResNet50 for a ResNet of InsightFace's
+        arcface_torch. The class centres are new. Nothing in the file is run.
 
         Args:
             source: A file of PyTorch (.pt, .pth), Paddle (.pdparams), safetensors or ONNX; '' begins at random weights.

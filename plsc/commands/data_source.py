@@ -13,7 +13,7 @@ from plsc.errors import ConfigError
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Adds the data set, the list of images to leave out, and the settings."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="data set, as set_dataset_dir takes it; only read")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="data set in any format that training reads")
     parser.add_argument(
         "--exclude", type=Path, metavar="LIST", help="list of images to leave out, as set_dataset_dir takes it"
     )

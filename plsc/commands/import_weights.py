@@ -25,8 +25,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "safetensors or ONNX. Nothing in it is run. The networks of InsightFace's arcface_torch and of PLSC 2 are "
         "recognised.",
     )
-    parser.add_argument("source", type=Path, help="file with the weights")
-    parser.add_argument("output", type=Path, help="new folder of the checkpoint")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file with the weights")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
     parser.add_argument("--model", metavar="NAME", help="name of the built-in network, if it is not recognised")
     parser.add_argument("--emb", type=at_least(1), metavar="D", help="size of an embedding, if it is not recognised")
     parser.add_argument(
@@ -39,7 +39,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=127.5,
         help="what the network's pixels, less 127.5, were divided by (default 127.5)",
     )
-    parser.add_argument("--order", choices=("rgb", "bgr"), default="rgb", help="order of its channels (default rgb)")
+    parser.add_argument(
+        "--order", choices=("rgb", "bgr"), default="rgb", help="order of the channels of its images (default rgb)"
+    )
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave tensors that the file does not have at random values"
     )

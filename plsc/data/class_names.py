@@ -88,7 +88,7 @@ def read_classes(folder: str) -> Optional[list[bytes]]:
             lines = file.read().removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n").split(b"\n")
     except OSError as problem:
         raise DataError(
-            f"{path}: cannot be read ({problem.strerror or problem}); it is to hold a class name on each line"
+            f"{path}: cannot be read ({problem.strerror or problem}); it must hold a class name on each line"
         ) from None
     names = [line.removesuffix(b"\r") for line in lines]
     for number, name in enumerate(names, 1):

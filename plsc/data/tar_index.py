@@ -271,5 +271,5 @@ def _check_keys(index: TarIndex, window: Window, size: int) -> None:
         first, second = (quoted(os.fsdecode(name)) for name in pair)
         raise DataError(
             f"{index.path}: {first} and {second} have the same key, the name up to its first dot, and do not follow "
-            "each other; give each sample a key of its own, or write the tar again with tar --sort=name"
+            "each other; give each sample its own key, or write the tar again with tar --sort=name"
         )

@@ -77,7 +77,7 @@ def _warn_of_names(config: Config, source: Checkpoint) -> None:
     if number is not None:
         logger.warning(
             "%s: class %d is %s in the checkpoint and %s in the data, and class centres are taken over by number: "
-            "classes begin at the centres of others; set_head_init('fresh') begins with fresh ones",
+            "such classes begin at the centres of others; set_head_init('fresh') begins with fresh ones",
             source.folder,
             number,
             quoted(theirs[number]),

@@ -133,7 +133,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "data_cache",
             checks.data_cache,
             "the folder of this machine that keeps the files of remote data, and how large it may become",
-            "such as `'200GB'`, `'1.5TiB'`, or bytes: see [remote storage](data.md#data-on-remote-storage)",
+            "the size is written as `'200GB'`, `'1.5TiB'`, or in bytes: see "
+            "[remote storage](data.md#data-on-remote-storage)",
         ),
         Setting(
             "sampler",
@@ -147,15 +148,15 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "num_classes",
             checks.num_classes,
             "the number of classes",
-            "labels are in `[0, n)`; `auto` takes the largest label of the data set folder plus one",
+            "labels are in `[0, n)`; `auto` counts the classes of the data set: names, or the largest label plus one",
             setter="set_class_num",
         ),
         Setting(
             "class_names",
             checks.class_names,
             "the names of the classes, in the order of their numbers",
-            "a list, or a text file with one name on each line. They are kept in checkpoints and exports, for "
-            "[`plsc classify`](use.md#which-class-is-this)",
+            "a list, or a text file with one name on each line; None takes those of the data, if it has any. They are "
+            "kept in checkpoints and exports, for [`plsc classify`](use.md#which-class-is-this)",
         ),
         Setting(
             "skip_damaged",
@@ -221,8 +222,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.model_name,
             "the built-in model to train",
             "ResNet18, 34, 50, 100, 101, 152 or 200, MobileFaceNet, GlyphNet (for small images of characters), ViT "
-            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or one with "
-            "[published weights](finetune.md)",
+            "(the size of ViT-Small; train it with AdamW: [optimizer](#an-optimizer-of-your-own)), or a network with "
+            "[published weights](finetune.md): IResNet18, 34, 50, 100 or 200, MobileFaceNet_base, MobileFaceNet_large",
             fields=("model_name", "model"),
         ),
         Setting(
@@ -426,8 +427,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         Setting(
             "pretrained",
             checks.pretrained,
-            "the file with the weights of another program that training begins with",
-            "of PyTorch, Paddle, safetensors or ONNX: see [fine-tuning](finetune.md)",
+            "a file of weights that another program has saved, for training to begin with",
+            "it is a file of PyTorch, Paddle, safetensors or ONNX: see [fine-tuning](finetune.md)",
             fields=("pretrained",),
         ),
         Setting(

@@ -197,7 +197,7 @@ def import_weights(
         known = _network_of(weights)
     if known is None and model is None:
         raise ConfigError(
-            f"{source}: it cannot be told which network it holds; name it with --model, one of {', '.join(MODEL_NAMES)}"
+            f"{source}: plsc cannot tell which network it holds; name it with --model, one of {', '.join(MODEL_NAMES)}"
         )
     name = model or known.name  # type: ignore[union-attr]
     config = Config()

@@ -203,7 +203,7 @@ def test_batches_that_cannot_hold_p_times_k_images_are_refused(arguments, words)
         (lambda ins: (ins.set_sampler("balanced"), setattr(ins, "train_reader", lambda: iter(()))),
          r"set_sampler\('balanced'\): draws images of the data set folder, but train_reader replaces them"),
         (lambda ins: (ins.set_sampler("pxk"), ins.set_data_format("base64", "window")),
-         r"set_sampler\('pxk'\): draws images from all over the data, and set_data_format\('base64', shuffle='window'"),
+         r"set_sampler\('pxk'\) and set_data_format\('base64', shuffle='window'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_a_sampler_is_refused(script, words):
