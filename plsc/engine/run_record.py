@@ -66,7 +66,7 @@ def write_run_record(
 
 def objects_of(config: Config) -> dict[str, Any]:
     """Returns the class names of the objects that the user has handed over, by setting."""
-    values = {name: getattr(config, name) for name in Config.OBJECTS if name != "callbacks"}
+    values = {name: getattr(config, name) for name in Config.OBJECTS if name not in ("callbacks", "class_names")}
     names: dict[str, Any] = {name: type(value).__name__ for name, value in values.items() if value is not None}
     if config.callbacks:
         names["callbacks"] = [type(one).__name__ for one in config.callbacks]

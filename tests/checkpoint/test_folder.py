@@ -413,7 +413,7 @@ def test_a_crafted_header_gives_no_other_error_than_ours(saved, name):
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     meta = json.loads((source.folder / "meta.json").read_text())
-    types = [*tensor_file._DTYPES, "X"]
+    types = [*tensor_file.DTYPES, "X"]
     shapes = [[], [5], [2, 5], [5, 2, 1], [0, 2**40], [0, 2**60], [1] * 70, [2**40, 2**40], [5.0, 2], ["5"], [True]]
     offsets = [[0, 0], [8, 4], [-4, 4], [0, 2**60], [0.0, 8.0], ["0", "8"], [0], [0, 8, 16]]
     every = [(place, value) for place in places_in(header) for value in (*HOSTILE, ...)]

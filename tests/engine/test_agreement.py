@@ -34,7 +34,8 @@ def test_every_rank_names_what_differs(found, case):
 
 def test_trained_parameters_are_compared_and_frozen_ones_and_statistics_are_not(monkeypatch):
     monkeypatch.setattr(verdict.parallel, "world_size", lambda: 2)
-    head = SimpleNamespace(weight=paddle.ones([2, 4]), lower=0)
+    part = SimpleNamespace(head=SimpleNamespace(weight=paddle.ones([2, 4]), lower=0), first=0)
+    head = SimpleNamespace(parts=[part])
 
     def check(change):
         paddle.seed(0)

@@ -90,7 +90,7 @@ def test_pixels_of_another_scale_and_order_are_made_up_for(tmp_path, network, ar
     load_pretrained(tmp_path / "net.pth", model, Pixels(std=127.5, order="bgr"))
     model.eval()
     theirs = images[:, ::-1] * np.float32(128 / 127.5)
-    np.testing.assert_allclose(embed(model, images), embed(network, theirs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embed(model, images), embed(network, theirs), rtol=1e-3, atol=1e-3)
 
 
 def test_what_does_not_fit_is_named(tmp_path, arcface):
