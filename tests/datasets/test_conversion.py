@@ -240,6 +240,33 @@ def test_an_interrupted_conversion_keeps_whole_shards_and_notices_what_changed(s
         convert(given, silent)
 
 
+@pytest.mark.parametrize("name", [".converted", ".converting"])
+def test_hidden_folders_of_users_stay_and_what_a_kill_left_is_removed(name, source, tmp_path):
+    output = tmp_path / "out"
+    given = Conversion(str(source), str(output), "base64", workers=1)
+    for content in {"mine": "mine"}, {"plan.json": "{}"}, {"publishing": "mine", "other": ""}, {"plan.json": "mine"}:
+        for others in (), ("precious",):
+            (output / name).mkdir(parents=True)
+            for one, text in content.items():
+                (output / name / one).write_text(text)
+            for one in others:
+                (output / one).mkdir()
+            before = sorted(output.rglob("*"))
+            with pytest.raises(ConfigError, match=f"is not empty .it holds {name}.; give a new folder"):
+                convert(given, silent)
+            assert sorted(output.rglob("*")) == before
+            module.shutil.rmtree(output)
+    for content in {}, {".plan.json.1.ab.part": ""}, {"plan.json": '{"--to": "tar"}', "publishing": "", "shard-0": ""}:
+        if name == ".converting" and "plan.json" in content:
+            continue  # an unfinished conversion of another plan
+        (output / name).mkdir(parents=True)
+        for one, text in content.items():
+            (output / name / one).write_text(text)
+        convert(given, silent)
+        assert not list(output.glob(".*"))
+        module.shutil.rmtree(output)
+
+
 def test_ctrl_c_ends_with_130_and_says_how_to_resume(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "_convert", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["data", "convert", str(source), str(tmp_path / "out"), "--to", "base64"]) == 130
