@@ -21,17 +21,10 @@ _BUFFER = 1 << 20
 # Names that readers of folders take for those of operating systems, as they do names that begin with @, # or $.
 _HIDDEN = ("__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
 # Names of files by which readers recognise other formats, and of lists that `convert` and other commands write.
-_LISTS = (
-    "classes.txt",
-    "skipped.txt",
-    "damaged.txt",
-    "label.txt",
-    "file_list.txt",
-    "train.rec",
-    "train.idx",
-    "property",
+_LISTS = frozenset(
+    ("classes.txt", "skipped.txt", "damaged.txt", "label.txt", "file_list.txt", "train.rec", "train.idx", "property")
+    + (MANIFEST_NAME, FILE_LIST_NAME, SKIPPED_NAME)
 )
-_LISTS += (MANIFEST_NAME, FILE_LIST_NAME, SKIPPED_NAME)
 _ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".rec")
 _NOT_IN_NAMES = str.maketrans(dict.fromkeys((*CONTROLS, "/"), "_"))
 
@@ -135,7 +128,7 @@ def file_name(name: str) -> str:
     name = name.translate(_NOT_IN_NAMES)
     if not _is_writable(name):
         name = name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
-    if name.startswith(("@", "#", "$")) or name.lower() in (*_HIDDEN, *_LISTS) or not name.strip():
+    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN or name.lower() in _LISTS or not name.strip():
         name = f"_{name}"
     if name.lower().endswith(_ENDS):
         name = f"{name}_"
