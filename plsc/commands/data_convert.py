@@ -36,7 +36,9 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "The images keep their order, their class numbers and, without --size, their bytes. The output appears when it "
         "is complete; an interrupted command resumes when it is run again.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="data set: whatever set_dataset_dir takes, or base64 parts")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="new folder")
     about = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     parser.add_argument("--to", required=True, choices=list(TARGETS), help=about)
