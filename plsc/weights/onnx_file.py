@@ -55,7 +55,7 @@ class OnnxFile(Weights):
         try:
             import onnx
         except ImportError:
-            raise ConfigError(f"{path}: ONNX files need the package onnx; run pip install onnx") from None
+            raise ConfigError(f"{path}: ONNX files need onnx; run pip install '.[onnx]' in the plsc clone") from None
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
         except OSError as problem:
