@@ -110,6 +110,9 @@ def test_cards_are_listed_and_shown(tmp_path, capsys):
         Predictor("zoo:face")
     with pytest.raises(ConfigError, match="set_model_save_dir: zoo:glyphs is a name in the zoo"):
         Entry().set_model_save_dir("zoo:glyphs")
+    ins = Entry()
+    ins.set_model_save_dir(tmp_path)
+    assert ins._config.model_save_dir == str(tmp_path) and type(ins._config.model_save_dir) is str
 
 
 def test_the_package_holds_it(tmp_path):

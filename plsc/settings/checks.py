@@ -314,10 +314,9 @@ def mixed_precision(
 
 def model_save_dir(setter: str, directory: Optional[str]) -> str:
     """Returns the folder, or '' for none."""
-    if directory is None:
-        return ""
-    check_target(setter, check_str(setter, directory, allow_empty=True))
-    return directory
+    folder = "" if directory is None else check_str(setter, directory, allow_empty=True)
+    check_target(setter, folder)
+    return folder
 
 
 def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> Schedule:
