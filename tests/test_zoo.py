@@ -60,6 +60,9 @@ def test_the_commands_take_it_as_a_checkpoint_and_as_an_export(samples, tmp_path
     for name in ("zoo:glyphs", net):
         answers = Predictor(name).classify(images, top=1)
         assert [one[0].name for one in answers] == named, name
+    split = str(tmp_path / "split")
+    assert cli.main(["convert-checkpoint", "zoo:glyphs", split, "--ranks=3"]) == 0
+    assert [one[0].name for one in Predictor(split).classify(images, top=1)] == named
     ins = Entry()
     ins.set_checkpoint_dir("zoo:glyphs")
     ins.set_model_name("GlyphNet")
@@ -90,6 +93,14 @@ def test_cards_are_listed_and_shown(tmp_path, capsys):
         (["zoo", "../zoo"], 1, "the zoo has no such network"),
         (["zoo", "--samples", "x"], 2, "name the network too, such as plsc zoo glyphs"),
         (["zoo", "glyphs", "--samples", str(tmp_path)], 1, "exists; name a new folder"),
+        (["zoo", "glyphs", "--samples", "zoo:x"], 1, "--samples: zoo:x is a name in the zoo, which is only read"),
+        (
+            ["export", "--checkpoint", "zoo:glyphs", "--output", "zoo:glyphs"],
+            1,
+            "--output: zoo:glyphs is a name in the",
+        ),
+        (["import-weights", "x.pth", "zoo:glyphs"], 1, "import-weights: zoo:glyphs is a name in the zoo"),
+        (["convert-checkpoint", "x", "zoo:x", "--ranks=2"], 1, "convert-checkpoint: zoo:x is a name in the zoo"),
         (["predict", "--model", "zoo:face", "--input", "a", "--output", "b"], 1, "it has zoo:glyphs"),
         (["export", "--checkpoint", "zoo:face", "--output", "b"], 1, "it has zoo:glyphs"),
     ):
@@ -97,6 +108,11 @@ def test_cards_are_listed_and_shown(tmp_path, capsys):
         assert said in capsys.readouterr().err
     with pytest.raises(ConfigError, match="it has zoo:glyphs"):
         Predictor("zoo:face")
+    with pytest.raises(ConfigError, match="set_model_save_dir: zoo:glyphs is a name in the zoo"):
+        Entry().set_model_save_dir("zoo:glyphs")
+    ins = Entry()
+    ins.set_model_save_dir(tmp_path)
+    assert ins._config.model_save_dir == str(tmp_path) and type(ins._config.model_save_dir) is str
 
 
 def test_the_package_holds_it(tmp_path):

@@ -35,6 +35,8 @@ from plsc.zoo import CARD, SAMPLES  # noqa: E402
 CLASSES, HELD_OUT, SIZE, SEED = 1000, 250, 32, 0  # of the demo
 OTHER_SEED = 1  # of images that are neither in the training nor in its tests
 KEPT = ("num_classes", "emb_dim", "loss_type", "image_shape", "pixel_rule", "image_ground", "mirror", "model", "step")
+# What commands read of any checkpoint: one rank wrote it, without the state of an optimizer.
+ADDED = {"sharded": True, "ranks": 1, "dtype": "float32", "by_rows": ["weight"], "accumulators": {}}
 SHOWN, IMAGES = 10, 4  # sample characters of each kind, and images of each
 ABOUT = "tells characters apart, also those it was not trained on (images of one character, 32x32)"
 
@@ -69,7 +71,7 @@ def write_checkpoint(source: Checkpoint, folder: Path, class_names: list[str]) -
         rows = [part.copy() for part in files.rows("weight", 0, source.meta["num_classes"])]
     contents = {BACKBONE: backbone, head_file(0): {"weight": rounded(np.concatenate(rows))}, OPTIMIZER: {}}
     sums = {name: write_tensors(folder / name, tensors) for name, tensors in contents.items()}
-    meta = {name: source.meta[name] for name in KEPT}
+    meta = {**{name: source.meta[name] for name in KEPT}, **ADDED}
     write_meta(folder, {**meta, "class_names": class_names, "head_rows": [len(class_names)], "written": 0}, sums)
 
 

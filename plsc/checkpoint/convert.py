@@ -9,6 +9,7 @@ from plsc.checkpoint.load import HeadFiles
 from plsc.checkpoint.tensor_file import FileSum, Stream, TensorFile, write_tensors
 from plsc.errors import ConfigError
 from plsc.heads import shard_bounds
+from plsc.zoo import check_target
 
 
 def convert(source: Path, target: Path, ranks: int) -> None:
@@ -26,6 +27,7 @@ def convert(source: Path, target: Path, ranks: int) -> None:
         ConfigError: The target exists, or the head is not divided among ranks.
         CheckpointError: The source cannot be used, or the target cannot be written.
     """
+    check_target("convert-checkpoint", target)
     checkpoint = open_checkpoint(source)
     if target.exists():
         raise ConfigError(f"{target}: already exists; name a new folder")
@@ -39,7 +41,7 @@ def convert(source: Path, target: Path, ranks: int) -> None:
     files = dict[str, FileSum]()
     with publishing(target) as folder:
         for name in (BACKBONE, OPTIMIZER):
-            with TensorFile(source / name, checkpoint.files[name]) as file:
+            with TensorFile(checkpoint.folder / name, checkpoint.files[name]) as file:
                 files[name] = write_tensors(folder / name, {key: file.read(key) for key in file})
         for number, of_head in enumerate(bounds):
             with HeadFiles(checkpoint, number) as head:

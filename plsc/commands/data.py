@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc data check train_data",
             "plsc data split train_data held_out --held-out 0.05 --pairs 6000",
         ],
-        "The commands take one data set on this machine, in any format that training reads. They never change it.",
+        "Each command takes one data set on this machine, in any format that training reads, and only reads it.",
     )
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
     for action in _ACTIONS:

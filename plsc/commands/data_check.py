@@ -13,6 +13,7 @@ from tqdm import tqdm
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands.data_source import add_source, check_new, config_of, open_whole
 from plsc.config import MOST_THREADS
+from plsc.datasets.opening import check_local
 from plsc.errors import ConfigError
 from plsc.machine import threads
 from plsc.machine.files import replacing
@@ -45,7 +46,6 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=Path,
         metavar="SET",
         help="test sets that must not share images with the data: .bin files, pairs files, lists, folders",
     )
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     from plsc.datasets.check import View, check, write_list
 
     config = config_of(options)
+    for path in options.against:
+        check_local(path)
     if options.fix is not None:
         check_new("--fix", options.fix)
     with _new_file(options.fix) as stream:
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
             workers = options.workers or threads.cores()
             view = View(config.image_shape, config.pixels, workers, advance)
-            found = check(records, options.source, options.against, view)
+            found = check(records, Path(options.source), list(map(Path, options.against)), view)
         listing = None if stream is None else write_list(found, stream)
     class_names = records.class_names
     if options.json:
@@ -158,7 +160,7 @@ def _as_json(found: Findings, names: Any, options: argparse.Namespace, listing: 
 
     leaks = [(image(i), found.set_of(j), to_text(found.name(j))) for i, j in found.leaks.tolist()]
     return {
-        "source": to_text(str(options.source)),
+        "source": to_text(options.source),
         "images": len(found.labels),
         "damaged": [{**image(i), "reason": found.reasons.get(i)} for i in found.damaged],
         "same": [[image(i) for i in group.tolist()] for group in found.group_of_members()],

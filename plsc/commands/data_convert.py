@@ -33,10 +33,13 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
             "plsc data convert train.rec faces_base64 --to base64 --ranks 8",
             "plsc data convert photos photos_112 --to parquet --size 112 --quality 90",
         ],
-        "The images keep their order, their class numbers and, without --size, their bytes. The output appears when it "
-        "is complete; an interrupted command resumes when it is run again.",
+        "The images keep their class numbers, without --size their bytes, and their order, unless folders sort them or "
+        "--ranks shuffles them. The output appears when it is complete; an interrupted command resumes when it is run "
+        "again.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="data set in any format that training reads, or base64 parts")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="new folder")
     about = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     parser.add_argument("--to", required=True, choices=list(TARGETS), help=about)

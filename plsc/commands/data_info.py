@@ -27,7 +27,9 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "and the first damaged ones. Images are not decoded: their headers are read, those of 1,000 images that are "
         "evenly spread, or with --all those of all images.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="data set in any format that training reads, or base64 parts")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
+    )
     add_format(parser)
     parser.add_argument("--all", action="store_true", help="read every image, in as many processes as there are cores")
     add_json(parser)

@@ -6,23 +6,40 @@ import argparse
 from pathlib import Path
 
 from plsc import settings
+from plsc.arguments import Parser
 from plsc.config import Config
 from plsc.data.records import Records
-from plsc.errors import ConfigError
+from plsc.datasets.opening import add_format, check_local
+from plsc.errors import ConfigError, UsageError
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Adds the data set, the list of images to leave out, and the settings."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="data set in any format that training reads")
+def add_source(parser: Parser) -> None:
+    """Adds the data set, its format, the list of images to leave out, and the settings."""
+    parser.add_argument("source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it")
+    add_format(parser)
     parser.add_argument(
-        "--exclude", type=Path, metavar="LIST", help="list of images to leave out, as set_dataset_dir takes it"
+        "--exclude",
+        metavar="LIST",
+        help="list of images to leave out, as set_dataset_dir takes it (default: that of dataset_dir in --config)",
     )
     settings.add_options(parser)
 
 
 def config_of(options: argparse.Namespace) -> Config:
-    """Returns the settings of a command line."""
-    return settings.make_config(settings.read_options(options))
+    """Returns the settings of a command line. Its own options win over `--set` and `--config`.
+
+    Raises:
+        UsageError: `--set` names the data set, which SOURCE does.
+        ConfigError: A setting cannot work.
+    """
+    if any(text.partition("=")[0].strip() == "dataset_dir" for text in options.set):
+        raise UsageError("--set dataset_dir: SOURCE names the data set, and --exclude the images to leave out")
+    config = settings.make_config(settings.read_options(options))
+    if options.format != "auto":
+        config.data_format = options.format
+    if options.exclude is not None:
+        config.exclude = options.exclude
+    return config
 
 
 def open_whole(options: argparse.Namespace, config: Config) -> Records:
@@ -34,8 +51,9 @@ def open_whole(options: argparse.Namespace, config: Config) -> Records:
     from plsc.data.exclusion import leave_out
     from plsc.data.sources import open_images
 
-    records = open_images(str(options.source), None, 0, 1, data_format=config.data_format, accepts_missing=True)
-    return records if options.exclude is None else leave_out(records, options.exclude)
+    check_local(options.source)
+    records = open_images(options.source, None, 0, 1, data_format=config.data_format, accepts_missing=True)
+    return records if config.exclude is None else leave_out(records, Path(config.exclude))
 
 
 def check_new(option: str, path: Path) -> None:

@@ -64,14 +64,20 @@ def run(options: argparse.Namespace) -> int:
     config = config_of(options)
     check_new("OUTPUT", options.output)
     records = open_whole(options, config)
-    wanted = Wanted(options.held_out, options.pairs, options.seed, config.pixels, options.exclude)
+    wanted = Wanted(
+        options.held_out,
+        options.pairs,
+        options.seed,
+        config.pixels,
+        None if config.exclude is None else Path(config.exclude),
+    )
     with tqdm(unit="image", dynamic_ncols=True, disable=True if options.json else None) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = split(records, options.source, options.output, wanted, advance)
+        made = split(records, Path(options.source), options.output, wanted, advance)
     if options.json:
         print_json({"output": to_text(str(options.output)), **made._asdict()})
         return 0

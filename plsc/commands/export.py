@@ -6,6 +6,7 @@ import argparse
 
 from plsc.arguments import add_command
 from plsc.commands import trained
+from plsc.zoo import check_target
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -46,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    check_target("--output", options.output)
     entry = trained.entry_of(options, {"model_save_dir": options.output})
     entry.convert_for_prediction(
         options.format,

@@ -49,7 +49,7 @@ class _Opened:
 
 def holds_split(path: str) -> bool:
     """Returns whether a path is a folder of split base64 data."""
-    return os.path.exists(os.path.join(path, MANIFEST_NAME))
+    return os.path.isfile(os.path.join(path, MANIFEST_NAME))
 
 
 def open_records(opening: Opening) -> Base64Files:

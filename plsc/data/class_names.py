@@ -81,7 +81,7 @@ def read_classes(folder: str) -> Optional[list[bytes]]:
         DataError: The file cannot be read, or has a blank line.
     """
     path = os.path.join(folder, CLASSES)
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or os.path.isdir(path):  # A class may have this name.
         return None
     try:
         with open_regular(path) as file:

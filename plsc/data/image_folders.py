@@ -32,6 +32,7 @@ _HIDDEN = frozenset(
     b"__MACOSX @eaDir #recycle #snapshot @Recycle $RECYCLE.BIN lost+found Thumbs.db thumbs.db desktop.ini Desktop.ini"
     b"".split()
 ) | {b"System Volume Information"}
+_LISTS = frozenset((b"classes.txt", b"skipped.txt", b"damaged.txt", b"exclude.txt"))  # What plsc itself writes.
 _NAMED = 3  # Suffixes that the log names.
 
 
@@ -224,7 +225,7 @@ def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: Left
                     left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", prefix + name)
                 elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(entry.path, suffix):
                     names.append(name)
-                else:
+                elif prefix or name not in _LISTS:
                     left_out.suffixes[suffix] += 1
     except OSError as problem:
         place = os.fsdecode(problem.filename or folder)

@@ -30,7 +30,8 @@ _HASHED = 1 << 16  # labels at a time
 
 def holds_list(path: str) -> bool:
     """Returns whether a path is a folder that holds a `label.txt`."""
-    return os.path.exists(os.path.join(path, _NAME))
+    place = os.path.join(path, _NAME)
+    return os.path.exists(place) and not os.path.isdir(place)  # A class may have this name.
 
 
 def open_records(opening: Opening) -> LabelFile:

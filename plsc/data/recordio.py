@@ -38,7 +38,8 @@ def holds_records(path: str) -> bool:
     if path.endswith(_SUFFIX) and os.path.isfile(path):
         return True
     try:
-        return any(name.endswith(_SUFFIX) or name == _USUAL_INDEX for name in os.listdir(path))
+        names = (name for name in os.listdir(path) if name.endswith(_SUFFIX) or name == _USUAL_INDEX)
+        return any(not os.path.isdir(os.path.join(path, name)) for name in names)
     except OSError:
         return False
 

@@ -28,8 +28,9 @@ def open_data(path: str, data_format: str = "auto") -> tuple[str, Records]:
         The name of the format, and the images.
 
     Raises:
-        DataError: The path holds no such data, or no image; or the data has a mistake.
+        DataError: The path holds no such data, or no image, or is an address; or the data has a mistake.
     """
+    check_local(path)
     name = format_of(path) if data_format == "auto" else data_format
     file_list = _list_of_parts(path)
     records: Records
@@ -40,6 +41,14 @@ def open_data(path: str, data_format: str = "auto") -> tuple[str, Records]:
     if not records.num_images:
         raise DataError(f"{path}: holds no image")
     return str(name), records
+
+
+def check_local(path: str) -> None:
+    """Raises DataError if a path is the address of data on another machine, which only training reads."""
+    scheme, is_address, _ = path.partition("://")
+    if is_address and not os.path.exists(path):
+        shown = f"{scheme}://..." if "@" in path else path  # It may hold a password.
+        raise DataError(f"{shown}: plsc data reads this machine's disks; copy the data, or mount it, and give its path")
 
 
 def _list_of_parts(path: str) -> str:

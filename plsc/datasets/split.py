@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from plsc.data.exclusion import line_of
 from plsc.data.pixels import PixelRule
 from plsc.data.records import Records
 from plsc.data.sources import format_of
+from plsc.datasets.writers import class_folders, file_name
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import sync, write_synced
 from plsc.machine.names import to_text
@@ -29,8 +29,6 @@ logger = logging.getLogger("plsc")
 
 NAME, EXCLUDE = "held_out", "exclude.txt"
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f/.][^\x00-\x1f\x7f/]*")
-_LONGEST = 150  # bytes of a name
 
 
 class Wanted(NamedTuple):
@@ -139,12 +137,13 @@ def _write_images(
 ) -> list[list[str]]:
     """Copies images as they are; returns for each class their paths relative to `folder`. Leaves out damaged ones."""
     named: dict[int, list[str]] = {}
+    folders = class_folders(records.class_names, records.num_classes)
     damaged = 0
     for done, i in enumerate(images.tolist(), 1):
         label = int(labels[i])
+        place = f"{NAME}/{folders[label]}"
         if label not in named:
             named[label] = []
-            place = _folder_of(records, label)
             os.makedirs(folder / place)
         try:
             data, _ = records.read(i)
@@ -156,17 +155,11 @@ def _write_images(
             logger.warning("not part of the test: %s", error)
         else:
             name = _file_of(records.name(i), data, len(named[label]))
-            path = f"{_folder_of(records, label)}/{name}"
+            path = f"{place}/{name}"
             (folder / path).write_bytes(data)
             named[label].append(path)
         advance(done, len(images))
     return [names for names in named.values() if names]
-
-
-def _folder_of(records: Records, label: int) -> str:
-    name = records.class_names[label] if records.class_names else ""
-    is_plain = _PLAIN.fullmatch(name) and len(to_text(name).encode("utf-8", "surrogateescape")) <= _LONGEST
-    return f"{NAME}/{name if is_plain else f'class_{label:06d}'}"
 
 
 def _file_of(name: str, data: bytes, number: int) -> str:
@@ -174,8 +167,7 @@ def _file_of(name: str, data: bytes, number: int) -> str:
     with open_image(data) as image:
         suffix = _SUFFIXES.get(image.format or "", f".{(image.format or 'image').lower()}")
     stem = os.path.splitext(name.rpartition("/")[2])[0]
-    is_plain = _PLAIN.fullmatch(stem) and len(to_text(stem).encode("utf-8", "surrogateescape")) <= _LONGEST
-    return f"{number:04d}{'-' + stem if is_plain else ''}{suffix}"
+    return file_name(f"{number:04d}{'-' + stem if stem else ''}{suffix}")
 
 
 def _write_list(records: Records, images: np.ndarray, path: Path, given: Optional[Path]) -> None:

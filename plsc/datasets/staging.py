@@ -27,6 +27,7 @@ _DONE = ".converted"
 DATA, LISTS, WHOLE = "data", "lists", "whole"
 _PLAN, _RECORD, _PUBLISHING = "plan.json", "record.json", "publishing"
 _PIECE = re.compile(r".+\.[0-9a-f]{16}\.piece")
+_UNWRITTEN = re.compile(r"\.plan\.json\..+\.part")  # what a kill leaves before the plan is complete
 _LAST = ("file_list.txt", "base64_manifest.json")  # the files by which readers know that base64 data is complete
 
 
@@ -66,17 +67,18 @@ class Staging:
         Raises:
             ConfigError: The output folder holds other files, or the conversion of another plan.
         """
-        shutil.rmtree(self.output / _DONE, ignore_errors=True)
-        earlier = self.plan()
-        others = sorted({*os.listdir(self.output)} - {NAME, LOCK_NAME})
-        if others and not self.is_publishing:
+        earlier, done = self.plan(), self.output / _DONE
+        own = {path.name for path in (self.folder, done) if _is_own(path)}
+        others = sorted({*os.listdir(self.output)} - {LOCK_NAME, *own})
+        if others and not (earlier and self.is_publishing):
             raise ConfigError(
                 f"{self.output}: is not empty (it holds {readable(others[0])}); give a new folder, because nothing is "
                 "overwritten"
             )
+        if _DONE in own:
+            _remove(done)
         if earlier is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
+            self.folder.mkdir(exist_ok=True)
             replace_file(self.folder / _PLAN, json_text(plan, indent=1).encode())
             return
         changes = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
@@ -90,10 +92,7 @@ class Staging:
 
     def plan(self) -> Optional[dict[str, Any]]:
         """Returns the plan of the unfinished conversion; None if there is none."""
-        try:
-            return as_object(read_json(self.folder / _PLAN))
-        except (OSError, ValueError):
-            return None
+        return _plan_in(self.folder)
 
     @property
     def is_publishing(self) -> bool:
@@ -194,7 +193,34 @@ class Staging:
         sync(self.output)
         done = self.folder.with_name(_DONE)
         os.rename(self.folder, done)  # A kill while it is removed must not look like an unfinished conversion.
-        shutil.rmtree(done)
+        _remove(done)
+
+
+def _plan_in(folder: Path) -> Optional[dict[str, Any]]:
+    """Returns the plan in a folder; None if `Staging.begin` has written none there."""
+    try:
+        plan = as_object(read_json(folder / _PLAN))
+    except (OSError, ValueError):
+        return None
+    return plan if "--to" in plan else None
+
+
+def _is_own(folder: Path) -> bool:
+    """Returns whether a folder is that of a conversion: it has a plan, or was about to get one."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return _plan_in(folder) is not None or all(_UNWRITTEN.fullmatch(name) for name in os.listdir(folder))
+
+
+def _remove(folder: Path) -> None:
+    """Removes the folder of a finished conversion, its plan last, so that a run after a kill knows what it is."""
+    for name in set(os.listdir(folder)) - {_PLAN}:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _extent(folder: Path) -> tuple[int, int]:

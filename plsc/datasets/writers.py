@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME
 from plsc.data.records import Record
 from plsc.machine.files import refuse_links
 from plsc.machine.names import CONTROLS, from_text, to_text
@@ -19,6 +20,12 @@ _ROOM = 16  # bytes that stay free for a number, where two names are the same
 _BUFFER = 1 << 20
 # Names that readers of folders take for those of operating systems, as they do names that begin with @, # or $.
 _HIDDEN = ("__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
+# Names of files by which readers recognise other formats, and of lists that `convert` and other commands write.
+_LISTS = frozenset(
+    ("classes.txt", "skipped.txt", "damaged.txt", "label.txt", "file_list.txt", "train.rec", "train.idx", "property")
+    + (MANIFEST_NAME, FILE_LIST_NAME, SKIPPED_NAME)
+)
+_ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".rec")
 _NOT_IN_NAMES = str.maketrans(dict.fromkeys((*CONTROLS, "/"), "_"))
 
 
@@ -110,7 +117,10 @@ def class_folders(class_names: Sequence[str], num_classes: int = 0) -> list[str]
 
 
 def file_name(name: str) -> str:
-    """Returns a name as a file can have it: not hidden, not blank, not too long, without slashes and controls.
+    """Returns a name as the folder of a class, or an image in it, can have it.
+
+    It is not hidden, not blank and not too long, has no slashes and controls, and is not the name of a list or of a
+    file of another data format.
 
     Args:
         name: A native text; see `plsc.machine.names`.
@@ -118,8 +128,10 @@ def file_name(name: str) -> str:
     name = name.translate(_NOT_IN_NAMES)
     if not _is_writable(name):
         name = name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
-    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN or not name.strip():
+    if name.startswith(("@", "#", "$")) or name.lower() in _HIDDEN or name.lower() in _LISTS or not name.strip():
         name = f"_{name}"
+    if name.lower().endswith(_ENDS):
+        name = f"{name}_"
     if name.startswith("."):
         name = f"_{name[1:]}" if name.strip(".") else "_"
     if len(os.fsencode(name)) <= _LONGEST - _ROOM:

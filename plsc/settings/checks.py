@@ -38,6 +38,7 @@ from plsc.config import (
 from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
 from plsc.machine.json_files import LARGEST
+from plsc.zoo import check_target
 
 if TYPE_CHECKING:
     from plsc.heads import Margin
@@ -313,7 +314,9 @@ def mixed_precision(
 
 def model_save_dir(setter: str, directory: Optional[str]) -> str:
     """Returns the folder, or '' for none."""
-    return "" if directory is None else check_str(setter, directory, allow_empty=True)
+    folder = "" if directory is None else check_str(setter, directory, allow_empty=True)
+    check_target(setter, folder)
+    return folder
 
 
 def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> Schedule:

@@ -27,6 +27,7 @@ from plsc.weights.paddle_file import PaddleFile
 from plsc.weights.safetensors_file import SafetensorsFile
 from plsc.weights.source import Weights
 from plsc.weights.torch_file import TorchFile
+from plsc.zoo import check_target
 
 logger = logging.getLogger("plsc")
 
@@ -191,6 +192,7 @@ def import_weights(
         ConfigError: A file cannot be read, the network cannot be told, or something does not fit.
         CheckpointError: The checkpoint cannot be written.
     """
+    check_target("import-weights", target)
     if target.exists():
         raise ConfigError(f"{target}: already exists; name a new folder")
     with open_weights(source) as weights:

@@ -55,7 +55,7 @@ class OnnxFile(Weights):
         try:
             import onnx
         except ImportError:
-            raise ConfigError(f"{path}: ONNX files need the package onnx; run pip install onnx") from None
+            raise ConfigError(f"{path}: ONNX files need onnx; run pip install '.[onnx]' in the plsc clone") from None
         try:
             with open_file(path) as file:
                 graph = onnx.load_model_from_string(file.read()).graph

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from plsc.errors import ConfigError
 from plsc.machine.json_files import as_object, read_json
@@ -39,6 +39,20 @@ def place_of(folder: Path) -> Path:
     return _HERE / name
 
 
+def check_target(where: str, folder: Union[str, Path]) -> None:
+    """Checks a path to write to, because readers would not look for `zoo:NAME` on the disk.
+
+    Args:
+        where: The option or setter that names the path, for the message.
+        folder: The path.
+
+    Raises:
+        ConfigError: It is the name of a network of the zoo.
+    """
+    if str(folder).startswith(PREFIX):
+        raise ConfigError(f"{where}: {folder} is a name in the zoo, which is only read; name a folder to write to")
+
+
 def card_of(name: str) -> dict[str, Any]:
     """Returns the card of a network: what it was trained on, its figures, its files, and what it is for.
 
@@ -55,6 +69,7 @@ def write_samples(name: str, folder: Path) -> int:
         ConfigError: The zoo has no network of that name, or the folder exists or cannot be written.
     """
     place = place_of(Path(PREFIX + name)) / SAMPLES
+    check_target("--samples", folder)
     try:
         folder.mkdir(parents=True)
         with zipfile.ZipFile(place) as archive:

@@ -63,6 +63,8 @@ def test_what_is_no_image_is_counted_in_one_line(tmp_path, said):
         image(tmp_path / name)
     for name in ("notes.txt", "a/2.txt", "a/README", "a/x.heic", "a/y.raw", "empty"):
         (tmp_path / name).write_bytes(b"Python is no portable pixmap" * (name != "empty"))
+    for name in ("classes.txt", "skipped.txt", "damaged.txt", "exclude.txt"):  # plsc's own lists do not count
+        (tmp_path / name).write_text("a\n")
     image(tmp_path / "c.eps", "EPS")  # Pillow would start Ghostscript for it.
     os.symlink("nowhere.jpg", tmp_path / "gone.jpg")
     os.symlink("self.jpg", tmp_path / "self.jpg")

@@ -100,6 +100,53 @@ def test_a_list_of_base64_data_names_lines(base64_glyphs, tmp_path, capsys):
     assert kept.num_images == 95 and all(kept.read(i) for i in range(95))
 
 
+def test_the_list_and_the_format_of_the_settings_count_and_options_win_over_them(glyphs, tmp_path, capsys):
+    (tmp_path / "a").write_text("images/0/0.jpg\n")
+    (tmp_path / "b").write_text("images/0/0.jpg\nimages/1/0.jpg\n")
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"dataset_dir: {{directory: elsewhere, exclude: {tmp_path / 'a'}}}\ndata_format: folder\n")
+    for words, images in (
+        ([], 96),
+        (["--config", config, "--format", "jpeg"], 95),
+        (["--config", config, "--set", "data_format=jpeg", "--exclude", tmp_path / "b"], 94),
+        (["--set", "data_format=tar", "--format", "jpeg"], 96),
+    ):
+        assert check(capsys, glyphs, *words)[1]["images"] == images
+    words = [
+        "data",
+        "split",
+        str(glyphs),
+        str(tmp_path / "out"),
+        "--held-out=0.3",
+        "--pairs=4",
+        "--config",
+        str(config),
+    ]
+    assert cli.main([*words, "--format=jpeg"]) == 0 and "images of 4 classes" in capsys.readouterr().out
+    assert [name for _, name in exclusion.read_names(tmp_path / "out" / "exclude.txt")][0] == "images/0/0.jpg"
+    for action in (["check"], ["split"]):
+        words = ["data", *action, str(glyphs), *[str(tmp_path / "new")] * (action == ["split"])]
+        assert cli.main([*words, "--set", "dataset_dir=zzz"]) == 2
+        assert "SOURCE names the data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "action", [["info"], ["convert", "out", "--to=tar"], ["check"], ["split", "out"], ["check", "--against"]]
+)
+@pytest.mark.parametrize(
+    "address, shown", [("hdfs://nohost/a", None), ("s3://a", None), ("hdfs://me:pw@nn/d", "hdfs://...")]
+)
+def test_data_of_other_machines_is_refused_with_its_address(
+    action, address, shown, glyphs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    words = [str(glyphs), *action[1:], address] if "--against" in action else [address, *action[1:]]
+    assert cli.main(["data", action[0], *words]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {shown or address}: plsc data reads this machine's disks; copy the data, or mount it" in said
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("count", [1, 6])
 def test_data_of_one_image_again_and_again(tmp_path, glyphs, capsys, count):
     for i in range(count):

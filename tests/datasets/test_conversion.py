@@ -240,6 +240,33 @@ def test_an_interrupted_conversion_keeps_whole_shards_and_notices_what_changed(s
         convert(given, silent)
 
 
+@pytest.mark.parametrize("name", [".converted", ".converting"])
+def test_hidden_folders_of_users_stay_and_what_a_kill_left_is_removed(name, source, tmp_path):
+    output = tmp_path / "out"
+    given = Conversion(str(source), str(output), "base64", workers=1)
+    for content in {"mine": "mine"}, {"plan.json": "{}"}, {"publishing": "mine", "other": ""}, {"plan.json": "mine"}:
+        for others in (), ("precious",):
+            (output / name).mkdir(parents=True)
+            for one, text in content.items():
+                (output / name / one).write_text(text)
+            for one in others:
+                (output / one).mkdir()
+            before = sorted(output.rglob("*"))
+            with pytest.raises(ConfigError, match=f"is not empty .it holds {name}.; give a new folder"):
+                convert(given, silent)
+            assert sorted(output.rglob("*")) == before
+            module.shutil.rmtree(output)
+    for content in {}, {".plan.json.1.ab.part": ""}, {"plan.json": '{"--to": "tar"}', "publishing": "", "shard-0": ""}:
+        if name == ".converting" and "plan.json" in content:
+            continue  # an unfinished conversion of another plan
+        (output / name).mkdir(parents=True)
+        for one, text in content.items():
+            (output / name / one).write_text(text)
+        convert(given, silent)
+        assert not list(output.glob(".*"))
+        module.shutil.rmtree(output)
+
+
 def test_ctrl_c_ends_with_130_and_says_how_to_resume(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "_convert", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["data", "convert", str(source), str(tmp_path / "out"), "--to", "base64"]) == 130
@@ -311,6 +338,45 @@ class Named(Records):
 
     def digests(self):
         return {}
+
+
+# By these names readers recognise formats, or the converter and other commands write lists.
+TAKEN = (
+    "classes.txt",
+    "skipped.txt",
+    "label.txt",
+    "Label.txt",
+    "train.rec",
+    "train.idx",
+    "a.tar",
+    "b.PARQUET",
+    "c.rec",
+)
+TAKEN += ("base64_manifest.json", "file_list.txt", "base64_file_list.txt", ".converting", "d.tgz")
+
+
+def test_classes_with_the_names_of_lists_and_of_other_formats_become_folders_that_can_be_read(tmp_path, monkeypatch):
+    records = Named()
+    records.class_names, records.num_images = TAKEN, 2 * len(TAKEN)
+    records.read = lambda i: (encoded(2 * i), i % len(TAKEN))
+    records.labels = lambda: np.arange(2 * len(TAKEN)) % len(TAKEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open_data", lambda *given: ("named", records))
+        convert(Conversion(str(tmp_path / "x"), str(tmp_path / "out"), "folder", workers=1), silent)
+    assert open_data(str(tmp_path / "out"))[0] == "folder"
+    assert sorted(images_of(tmp_path / "out")) == sorted(map(records.read, range(2 * len(TAKEN))))
+    folders = (tmp_path / "out" / "classes.txt").read_text().splitlines()
+    assert folders == [one.name for one in sorted(tmp_path.glob("out/*/"))] and not set(folders) & set(TAKEN)
+
+
+@pytest.mark.parametrize("name", [*TAKEN, "x"])
+def test_a_folder_tree_may_have_classes_of_any_name(name, tmp_path):
+    if name.startswith("."):
+        return
+    for one in name, "y":
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "a.jpg").write_bytes(encoded(0))
+    assert open_data(str(tmp_path))[0] == "folder"
 
 
 def test_class_names_travel_and_names_that_no_file_can_have_are_changed(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from plsc import cli
 from plsc.data.exclusion import leave_out, read_names
 from plsc.data.pair_sets import read_pairs
 from plsc.data.pixels import NEWEST
+from plsc.data.records import Records
 from plsc.data.sources import open_images
 from plsc.datasets.split import Wanted, _choose_pairs
 from plsc.datasets.split import split as split_records
@@ -116,6 +117,25 @@ def test_what_cannot_work_is_one_line_and_leaves_no_folder(glyphs, tmp_path, cap
     output = [one.format(data=data) for one in arguments] or [str(tmp_path / "out")]
     assert cli.main(["data", "split", str(data), *output]) == 1
     assert words in capsys.readouterr().err.splitlines()[-1] and set(tmp_path.rglob("*")) == before
+
+
+def test_classes_and_images_of_any_name_are_read_back(glyphs, tmp_path):
+    names = (".x", "class_000000", "__MACOSX", "lost+found", "label.txt", "classes.txt", "a/b", "a.tar", "x" * 300, "y")
+    whole = open_images(str(glyphs), 12, 0, 1)
+
+    class Named(Records):
+        class_names, num_images = (*names, "kept", "kept too"), 48
+        name = staticmethod(lambda i: (f"{i}/.hidden.jpg", f"{i}/{'z' * 250}", f"a:{i}", f"@{i}\x7f.png")[i // 12])
+        where = name
+        read = staticmethod(lambda i: (whole.read(i)[0], i % 12))
+        labels = staticmethod(lambda: np.arange(48) % 12)
+        digests = dict
+
+    made = split_records(
+        Named(), tmp_path, tmp_path / "out", Wanted(0.83, 20, 3, NEWEST), advance=lambda done, total: None
+    )
+    assert made.classes == 10 and open_images(str(tmp_path / "out/held_out"), None, 0, 1).num_images == made.images
+    assert made.images == 40 and read_pairs(tmp_path / "out/held_out.txt").images.num_images > 10
 
 
 def test_an_image_that_no_list_can_name_is_refused(glyphs):

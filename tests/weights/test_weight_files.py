@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
@@ -211,3 +212,11 @@ def test_files_that_are_none_of_these_are_refused(tmp_path, suffix):
         open_weights(path)
     with pytest.raises(ConfigError, match="expected a file that ends in"):
         open_weights(tmp_path / "net.zip")
+
+
+def test_without_onnx_the_message_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(
+        ConfigError, match=r"net.onnx: ONNX files need onnx; run pip install '.\[onnx\]' in the plsc clone"
+    ):
+        open_weights(tmp_path / "net.onnx")
