@@ -49,9 +49,8 @@ def open_records(opening: Opening) -> RecordIO:
     Raises:
         DataError: There is none, or several; or as for `RecordIO`.
     """
-    return RecordIO(
-        _file_of(opening.path), opening.num_classes, opening.shuffle or "full", keeps_index=opening.rank == 0
-    )
+    keeps_index = opening.keeps_index and opening.rank == 0
+    return RecordIO(_file_of(opening.path), opening.num_classes, opening.shuffle or "full", keeps_index=keeps_index)
 
 
 def _file_of(path: str) -> str:
@@ -143,16 +142,25 @@ class RecordIO(Records):
         return index
 
     def _probe(self, index: Index, path: str) -> None:
-        """Looks at some of the records of an index. Raises DataError if they do not begin where it says."""
-        last = len(index.places) - 1
+        """Looks at some of the records of an index.
+
+        Raises:
+            DataError: They do not begin where it says, or the last one does not end with the file.
+        """
+        last, end = len(index.places) - 1, 0
         for i in sorted({last * k // _PROBED for k in range(_PROBED + 1)}):
             where, place = f"{self._file.path}: record {index.keys[i]}, at byte {index.places[i]}", index.places[i]
             try:
-                self._file.record(int(place))
+                _, end = self._file.record(int(place))
             except BrokenError as problem:
                 raise DataError(f"{where}: {problem}; or {path} is the index of another file") from None
             except OSError as problem:
                 raise DataError(f"{where}: cannot be read ({problem.strerror}); check the disk") from problem
+        if end < self._file.size:
+            raise DataError(
+                f"{path}: its last record ends at byte {end}, but {self._file.path} has {self._file.size} bytes; if "
+                "the file of records was replaced, remove the index, since the records can be found without it"
+            )
 
     @property
     def num_classes(self) -> int:

@@ -41,6 +41,7 @@ class Opening(NamedTuple):
         is_partial: Whether files with images may be missing until images of them are read. Only formats whose records
             have `files` can open such data.
         test_sets: Names of the test sets, which may lie in the same folder.
+        keeps_index: Whether rank 0 may write an index that it has made next to the data.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Opening(NamedTuple):
     accepts_missing: bool = False
     is_partial: bool = False
     test_sets: Sequence[str] = ()
+    keeps_index: bool = True
 
 
 class Records(abc.ABC):

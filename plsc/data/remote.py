@@ -342,6 +342,7 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
         opening.world_size,
         data_format=data_format,
         shuffle=opening.shuffle,
+        keeps_index=False,  # The cache holds only what was fetched.
     )
     weakref.finalize(records, remote.copy.close)
     return records

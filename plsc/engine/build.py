@@ -89,6 +89,7 @@ def _open_images(config: Config) -> Records:
 def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
     accepts_missing = config.exclude is not None or config.skip_damaged > 0
     test_sets = [name.strip() for name in config.val_targets.split(",")]
+    keeps_index = parallel.rank() == 0  # the ranks may all open the data as rank 0 of 1
     if isinstance(config.dataset_dir, str):
         # To draw by classes, or to leave images out, a rank must know all images.
         knows_all = config.sampler != "uniform" or config.exclude is not None
@@ -102,6 +103,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
             shuffle=config.shuffle,
             accepts_missing=accepts_missing,
             test_sets=test_sets,
+            keeps_index=keeps_index,
         )
     is_separate = config.heads == "separate"
     source = sources.open_several(
@@ -113,6 +115,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
         weights=None if is_separate else config.set_weights,
         accepts_missing=accepts_missing,
         test_sets=test_sets,
+        keeps_index=keeps_index,
     )
     if is_separate:
         config.separate_heads = source.classes_of_sets

@@ -22,7 +22,7 @@ from plsc.data.recordio_index import Index
 from plsc.data.recordio_layout import _first_identity
 from plsc.data.records import Record
 from plsc.data.shard_files import folder_of
-from plsc.data.sources import format_of, open_images
+from plsc.data.sources import format_of, open_images, open_several
 from plsc.data.transforms import Augmentation
 from plsc.errors import DataError
 
@@ -222,6 +222,8 @@ BAD = {
     "index of huge numbers": ({"records": GOOD, "index": f"0\t{10**30}\n"}, "idx:1: .* is not 'key<TAB>offset'"),
     "index beyond the file": ({"records": GOOD, "index": "0\t0\n1\t4000\n"}, "record 1 should begin at byte 4000"),
     "index at odd bytes": ({"records": GOOD, "index": "0\t0\n1\t41\n"}, "idx:2: record 1 should begin at byte 41"),
+    "index of a shorter file": ({"records": GOOD, "index": "0\t0\n1\t40\n"},
+                                "idx: its last record ends at byte 80, but .*rec has 120 bytes; .*remove the index"),
     "index of another file": ({"records": GOOD, "index": "0\t0\n1\t44\n"}, "byte 44: .*idx is the index of another"),
     "a key twice": ({"records": GOOD, "keys": [1, 2, 1]}, "train.idx: the key 1 stands there twice"),
     "an offset twice": ({"records": GOOD, "index": "0\t0\n1\t0\n"}, "train.idx: the offset 0 stands there twice"),
@@ -299,6 +301,8 @@ def test_an_index_that_is_made_is_kept_by_rank_0_if_it_can_be(tmp_path, monkeypa
     caplog.set_level(logging.INFO)
     path = write(tmp_path / "a", GOOD, index=False)
     assert open_images(path, 3, 1, 2).num_images == 3 and os.listdir(path) == ["train.rec"]
+    assert open_images(path, 3, 0, 1, keeps_index=False).num_images == 3 and os.listdir(path) == ["train.rec"]
+    assert open_several([path], 3, keeps_index=False).num_images == 3 and os.listdir(path) == ["train.rec"]
 
     def refuse(*arguments):
         raise PermissionError(13, "Permission denied")
