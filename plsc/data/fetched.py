@@ -11,7 +11,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.records import Records
-from plsc.errors import DataError
+from plsc.errors import DataError, WrongDataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
 from plsc.storage.data_cache import CachedFolder, RemoteFile
@@ -160,7 +160,7 @@ class FetchedRecords(Records):
         self._stop.set()
         with self._state:
             self._stopped = True
-            self._problem = self._problem or DataError(f"{self._name}: closed")
+            self._problem = self._problem or WrongDataError(f"{self._name}: closed")
             self._state.notify_all()
         self._records.close()
         self._folder.close()

@@ -20,7 +20,7 @@ from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, 
 from plsc.data.recordio_index import Index, read_index, write_index
 from plsc.data.recordio_layout import CLASSES, PROPERTY, classes_of, images_of, names_in
 from plsc.data.records import Opening, Record, Records, check_label
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, WrongDataError
 from plsc.machine.files import replace_file, replacing
 
 logger = logging.getLogger("plsc")
@@ -211,7 +211,7 @@ class RecordIO(Records):
             return
         if limit is not None and label >= limit and not self._given:
             source = CLASSES if self.class_names else PROPERTY
-            raise DataError(
+            raise WrongDataError(
                 f"{self.where(i)}: label {label} is outside [0, {limit}), the classes that {source} next to the file "
                 f"names; correct {source} or remove it"
             )

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional, Protocol
 import numpy as np
 
 from plsc.data.sampler import WINDOW_BLOCKS, block_indices, epoch_indices
-from plsc.errors import DataError
+from plsc.errors import DataError, WrongDataError
 
 LARGEST_LABEL = 10**9 - 1
 
@@ -142,14 +142,15 @@ def check_label(label: int, where: str, num_classes: Optional[int], largest: int
         largest: Largest label of the data set.
 
     Raises:
-        DataError: The label is negative, or not below `num_classes`.
+        DataError: The label is negative or too large for any data.
+        WrongDataError: It is not below `num_classes`.
     """
     if label < 0:
         raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
     if num_classes is None and label > LARGEST_LABEL:
         raise DataError(f"{where}: label {label} is larger than {LARGEST_LABEL}; correct it")
     if num_classes is not None and label >= num_classes:
-        raise DataError(
+        raise WrongDataError(
             f"{where}: label {label} is outside [0, {num_classes}), and the largest label of the data is {largest}; "
             f"call set_class_num({largest + 1}), or correct the labels, which count from 0"
         )

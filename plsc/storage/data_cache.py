@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, WrongDataError
 from plsc.machine.files import replace_file
 from plsc.machine.json_files import as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
@@ -267,7 +267,7 @@ class CachedFolder:
 
         Raises:
             StorageError: The store does not give the file.
-            DataError: The file has changed in the store, or is damaged.
+            WrongDataError: The file has changed in the store, or is damaged.
             ConfigError: The disk cannot take it.
         """
         if self._key(file) in self._claimed and self.is_whole(file):
@@ -340,7 +340,7 @@ class CachedFolder:
             self._check_unchanged(file)
             advance(-file.size)
             if last:  # a second time, which rules out an error of the transfer
-                raise DataError(
+                raise WrongDataError(
                     f"{self._source(file)}: its sha256 differs from the manifest; the file on the server is damaged, "
                     "write it there again"
                 )
@@ -372,7 +372,7 @@ class CachedFolder:
         found: Optional[Status] = self._store.status(posixpath.join(self._path, file.name))
         if found is None or not found.is_file or (found.size, found.modified) != (file.size, file.modified):
             what = "was removed" if found is None else "has changed"
-            raise DataError(
+            raise WrongDataError(
                 f"{self._source(file)}: {what} on the server since this run listed the folder; leave the data alone "
                 "while it is trained on, and start again"
             )

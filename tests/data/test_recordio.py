@@ -14,6 +14,7 @@ from made_images import encode
 
 from plsc.data import recordio
 from plsc.data.collection import open_collection
+from plsc.data.damaged import is_damage
 from plsc.data.label_file import read_label_file
 from plsc.data.loader import ImageLoader
 from plsc.data.recordio import RecordIO, RecordIOWriter
@@ -255,6 +256,7 @@ def test_bad_data_is_one_clear_line(tmp_path, case, monkeypatch):
         except DataError as problem:
             assert "\n" not in str(problem) and len(str(problem)) < 400
             of_labels = of_labels or str(problem)
+            assert is_damage(problem) != ("is outside [0, " in str(problem))
             with pytest.raises(DataError, match=words):
                 raise
         else:
