@@ -260,7 +260,7 @@ class TextsOfFile(Texts):
                 return found
         except OSError as problem:
             raise WrongDataError(f"{self._path}: cannot be read ({problem.strerror or problem}); restore it") from None
-        raise WrongDataError(f"{self._path}: has changed while it was in use; start again, and leave it alone meanwhile")
+        raise WrongDataError(f"{self._path}: has changed while it was in use; start again, and leave it alone then")
 
 
 def state_of(file: int) -> tuple[int, ...]:

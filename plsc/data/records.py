@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -66,6 +66,7 @@ class Records(abc.ABC):
         window: Number of blocks whose images are mixed.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
+        on_close: Called by `close`, to release what whoever opened the data set holds for it.
     """
 
     num_images: int
@@ -73,6 +74,7 @@ class Records(abc.ABC):
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
     files: Sequence[str] = ()
+    on_close: Optional[Callable[[], object]] = None
 
     @abc.abstractmethod
     def name(self, i: int) -> str:
@@ -128,8 +130,10 @@ class Records(abc.ABC):
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""
 
-    def close(self) -> None:  # noqa: B027 - most sources have nothing to do
+    def close(self) -> None:
         """Releases what the data set holds. Nothing is read after that."""
+        if self.on_close is not None:
+            self.on_close()
 
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:

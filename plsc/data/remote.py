@@ -335,6 +335,7 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
         )
     remote.copy.claim(files)
     remote.fetch_all(files, begin=len(files) * parallel.rank() // parallel.world_size())
+    remote.copy.forget_others(remote.found, lambda name: _belongs(name, remote.name))
     records = sources.open_images(
         opening.path,
         opening.num_classes,
@@ -344,7 +345,7 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
         shuffle=opening.shuffle,
         keeps_index=False,  # The cache holds only what was fetched.
     )
-    weakref.finalize(records, remote.copy.close)
+    records.on_close = weakref.finalize(records, remote.copy.close)
     return records
 
 
@@ -353,7 +354,7 @@ def _belongs(name: str, wanted: str) -> bool:
     stem = _PATTERN.split(wanted)[0]
     if wanted and stem == wanted:
         stem = posixpath.splitext(wanted)[0] + "."
-    return name in _NAMES or (name.startswith(stem) and name.endswith(_SUFFIXES)) or name == wanted
+    return name in _NAMES or (name.startswith(stem) and name.lower().endswith(_SUFFIXES)) or name == wanted
 
 
 def _unsuitable(remote: _Remote, data_format: str) -> DataError:

@@ -24,7 +24,7 @@ import posixpath
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -170,7 +170,7 @@ class DataCache:
         over = max(used + need - self.size, need - free)
         if over <= 0:
             return
-        kept = {name for claim in self.claims() for name in (*claim.get("files", ()), *claim.get("used", ()))}
+        kept = self.in_use()
         records = self.directory.glob("plsc_*/records/*")
         # A hidden file is a record that is being written, of a file that is in use.
         for record in sorted((path for path in records if path.name[0] != "."), key=lambda path: path.stat().st_mtime):
@@ -188,6 +188,10 @@ class DataCache:
             f"{self.directory}: there is no room in the data cache for another {size_text(need)}: it may have "
             f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
         )
+
+    def in_use(self) -> set[str]:
+        """Returns the files that running processes use, by their paths in the directory. Call it under the lock."""
+        return {name for claim in self.claims() for name in (*claim.get("files", ()), *claim.get("used", ()))}
 
     def _used(self) -> int:
         """Returns the bytes of all files, those that are being fetched included; removes abandoned parts."""
@@ -297,6 +301,28 @@ class CachedFolder:
             raise
         part.close()
         return True
+
+    def forget_others(self, names: Container[str], is_read: Callable[[str], bool]) -> None:
+        """Removes files that the store no longer has, and that whoever opens the folder would read.
+
+        Args:
+            names: Names of the files that the store has.
+            is_read: Returns whether a file of a name would be read.
+
+        Raises:
+            ConfigError: A running process uses one of them, or plsc has not fetched it.
+        """
+        with self._cache.locked(), self._cache.worded():
+            others = [name for name in sorted(os.listdir(self.files)) if name not in names and is_read(name)]
+            in_use = self._cache.in_use() if others else set()
+            for name in others:
+                file = RemoteFile(name, 0, 0.0)
+                if self._key(file) in in_use:
+                    raise ConfigError(
+                        f"{self._source(file)}: was removed on the server, and a running process uses its copy "
+                        f"{self.files / name}; wait for that process to end"
+                    )
+                self._check_place(file)
 
     def release(self, file: RemoteFile) -> None:
         """Says that this process does not use a file any more. It stays until its space is needed."""

@@ -14,7 +14,8 @@ from plsc.data import base64_source, remote, sources
 from plsc.data.damaged import is_damage
 from plsc.data.fetched import largest_use
 from plsc.data.place import Place
-from plsc.data.records import Records
+from plsc.data.recordio import RecordIOWriter
+from plsc.data.records import Record, Records
 from plsc.data.sampler import mixed_turns
 from plsc.data.sources import Format
 from plsc.errors import ConfigError, DataError
@@ -237,6 +238,44 @@ def test_files_of_other_formats_are_fetched_as_a_whole(tmp_path, monkeypatch, co
     assert sorted(counted) == ["a.json", "a.tar", "b.tar"]
     with pytest.raises(ConfigError, match="its 3 files have 160 B, and the data cache 100 B; all of them are needed"):
         open_images(folder, tmp_path / "other", 100)
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A folder with train.rec and train.idx of 3 images, and a function that replaces them."""
+    folder = tmp_path / "data"
+
+    def write(count):
+        writer = RecordIOWriter(folder / "train.rec", ["a", "b"])
+        for number in range(count):
+            writer.add(Record(str(number), b"%d" % number, number % 2))
+        writer.close()
+
+    folder.mkdir()
+    write(3)
+    return folder, write
+
+
+def test_files_that_were_removed_on_the_server_are_not_trained_on(records, tmp_path, counted):
+    folder, write = records
+    first, _ = open_images(folder, tmp_path / "cache")
+    assert first.num_images == 3 and first.class_names
+    write(5)
+    (folder / "train.idx").unlink()
+    (folder / "classes.txt").unlink()
+    with pytest.raises(ConfigError, match=r"data/classes.txt: was removed on the server, and a running process uses"):
+        open_images(folder, tmp_path / "cache")
+    first.close()
+    for _ in range(2):
+        second, _ = open_images(folder, tmp_path / "cache")
+        assert second.num_images == 5 and not second.class_names
+        second.close()
+    cached = [path.name for path in (tmp_path / "cache").glob("plsc_*/files/*")]
+    assert sorted(cached) == ["property", "train.rec"], "plsc adds no index"
+    next((tmp_path / "cache").glob("plsc_*/files")).joinpath("train.idx").touch()
+    with pytest.raises(ConfigError, match="train.idx: is in the data cache, but plsc has not fetched it; move it away"):
+        open_images(folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("plsc_claims/*"))
 
 
 def test_test_sets_are_fetched_once(tmp_path, counted):
