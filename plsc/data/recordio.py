@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -15,10 +16,11 @@ from typing import Optional, Union
 
 import numpy as np
 
+from plsc.data.class_names import CLASSES, name_of, read_classes
 from plsc.data.encoded_image import open_image
 from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, RecordFile, frames_of, header_of
 from plsc.data.recordio_index import Index, read_index, write_index
-from plsc.data.recordio_layout import CLASSES, PROPERTY, classes_of, images_of, names_in
+from plsc.data.recordio_layout import PROPERTY, classes_of, images_of
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.errors import ConfigError, DataError, WrongDataError
 from plsc.machine.files import replace_file, replacing
@@ -100,7 +102,7 @@ class RecordIO(Records):
         self._file = RecordFile(path)
         self._name = os.path.basename(path)
         folder = os.path.dirname(path)
-        self.class_names = names_in(os.path.join(folder, CLASSES))
+        self.class_names = tuple(name_of(name).strip() for name in read_classes(folder) or ())
         self._property = os.path.join(folder, PROPERTY)
         self._stated = classes_of(self._property)
         self._given = num_classes
@@ -215,8 +217,12 @@ class RecordIO(Records):
                 f"{self.where(i)}: label {label} is outside [0, {limit}), the classes that {source} next to the file "
                 f"names; correct {source} or remove it"
             )
+        check_label(label, self.where(i), limit, max(label, self._largest_label))
+
+    @functools.cached_property
+    def _largest_label(self) -> int:
         labels = self._raw_labels()
-        check_label(label, self.where(i), limit, int(labels[labels < EXACT].max(initial=label)))
+        return int(labels[labels < EXACT].max(initial=-1))
 
     def labels(self) -> np.ndarray:
         """Returns the label of each image, int32 [num_images]. The first call reads the beginning of every record.

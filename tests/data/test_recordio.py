@@ -235,7 +235,9 @@ BAD = {
     "ranges of nan": (faces([0, 1], (math.nan, math.nan)), "from 1 to nan"),
     "ranges of infinity": (faces([0, 1], (math.inf, -math.inf)), "from 1 to inf"),
     "only ranges": (faces([]), "train.rec: holds no images"),
-    "names that are no text": ({"records": GOOD, "names": b"\xff\xfe"}, "classes.txt: cannot read the names"),
+    "a blank name": ({"records": GOOD, "names": b"a\n\nb\n"}, "classes.txt:2: is blank"),
+    "no name": ({"records": GOOD, "names": b""}, "classes.txt:1: is blank"),
+    "names in a pipe": ({"records": GOOD, "names": None}, "classes.txt: cannot be read"),
     "too few names": ({"records": GOOD, "names": b"a\nb\n"}, r"label 2 is outside \[0, 2\).*correct classes.txt"),
 }  # fmt: skip
 
@@ -247,7 +249,8 @@ def test_bad_data_is_one_clear_line(tmp_path, case, monkeypatch):
     named = {key: value for key, value in content.items() if key in ("keys", "index", "property")}
     path = write(tmp_path / "data", content["records"], **named)
     if "names" in content:
-        Path(path, "classes.txt").write_bytes(content["names"])
+        names = Path(path, "classes.txt")
+        os.mkfifo(names) if content["names"] is None else names.write_bytes(content["names"])
     classes = content.get("classes")
     of_labels = None
     for look in (read_all, RecordIO.labels):
@@ -262,6 +265,16 @@ def test_bad_data_is_one_clear_line(tmp_path, case, monkeypatch):
         else:
             assert case == "no image" and look is RecordIO.labels  # whose label is fine
     assert of_labels
+
+
+def test_the_labels_are_read_once_for_all_wrong_ones(tmp_path, monkeypatch):
+    source, reads = open_images(write(tmp_path / "a", GOOD), 1, 0, 1), []
+    first_labels = RecordFile.first_labels
+    monkeypatch.setattr(RecordFile, "first_labels", lambda *given: reads.append(1) or first_labels(*given))
+    for i in (1, 2, 1):
+        with pytest.raises(DataError, match=r"label . is outside \[0, 1\), .* set_class_num\(3\)"):
+            source.read(i)
+    assert len(reads) == 1
 
 
 def test_an_index_alone_is_said(tmp_path):
