@@ -173,7 +173,7 @@ def open_images(
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
-            return _open_base64(remote, opening, in_flight, stop)
+            return _open_base64(remote, opening, in_flight, stop, is_split)
         return parallel.together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
     except BaseException:
         stop.set()
@@ -220,7 +220,7 @@ _TESTED: list[CachedFolder] = []  # the claim on the test sets of the last actio
 
 
 def _open_base64(
-    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event
+    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
 ) -> tuple[Records, Optional[str]]:
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
@@ -236,7 +236,7 @@ def _open_base64(
     fixed = sum(one.size for name, one in remote.found.items() if name == MANIFEST_NAME or name.endswith(".bin"))
     too_large = need + fixed > remote.cache.size
     if parallel.any_rank(too_large, "the size of its cache"):
-        shuffle = parallel.together(lambda: _turning(remote, shuffle, need), "its shuffle")
+        shuffle = parallel.together(lambda: _turning(remote, shuffle, need, is_split), "its shuffle")
 
     def open_it() -> FetchedRecords:
         remote.copy.claim(small)
@@ -288,8 +288,14 @@ def _fetch_manifest(remote: _Remote, world_size: int) -> Manifest:
     return manifest
 
 
-def _turning(remote: _Remote, shuffle: Optional[str], need: int) -> str:
-    """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if another one was set."""
+def _turning(remote: _Remote, shuffle: Optional[str], need: int, is_split: bool) -> str:
+    """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
+    if not is_split:
+        raise ConfigError(
+            f"{remote.where()}: to draw by classes or to leave images out, a machine keeps all files, "
+            f"{size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a larger "
+            "size, or do without set_sampler and set_dataset_dir(exclude=...)"
+        )
     if shuffle in (None, "files"):
         return "files"
     raise ConfigError(

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plsc.data import base64_source, remote, sources
+from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import is_damage
+from plsc.data.exclusion import leave_out
 from plsc.data.fetched import largest_use
 from plsc.data.place import Place
 from plsc.data.recordio import RecordIOWriter
@@ -115,6 +117,22 @@ def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split,
     assert len(set(images)) == 24 and len(images) <= 3 * 24, "no file more than once an epoch"
     with pytest.raises(DataError, match="the labels of all images are needed"):
         records.labels()
+
+
+def test_wrappers_draw_from_all_files_as_from_a_disk(split, tmp_path, small_window):
+    names = sources.open_images(str(split), 12, 0, 1)
+    (tmp_path / "list").write_text("".join(f"{names.name(i)}\n" for i in range(0, 96, 7)))
+    wrap = [lambda one: leave_out(one, tmp_path / "list"), lambda one: ClassSampler(one, 8)]
+    for number, wrapper in enumerate(wrap):
+        place = place_of(split, tmp_path / f"cache{number}")
+        fetched, shuffle = remote.open_images(place, 12, "auto", None, IN_FLIGHT, is_split=False)
+        records = wrapper(fetched)
+        assert shuffle is None
+        assert read_epochs(records, 2) == read_epochs(wrapper(sources.open_images(str(split), 12, 0, 1)), 2)
+        records.close()
+        assert not list(place.cache_dir.glob("plsc_claims/*"))
+    with pytest.raises(ConfigError, match="a machine keeps all files, 1.. kB, but the data cache has 100 kB; give set"):
+        remote.open_images(place_of(split, tmp_path / "cache", 100_000), 12, "auto", None, IN_FLIGHT, is_split=False)
 
 
 @pytest.mark.parametrize("share", [1, 1 / 3])

@@ -9,6 +9,8 @@ import pytest
 from ranks import start
 from train_glyphs import TinyNet, small_entry
 
+from plsc.config import Config, DataCache
+from plsc.engine.build import open_source
 from plsc.errors import DataError
 
 
@@ -83,3 +85,18 @@ def test_ranks_count_together(damaged, tmp_path):
     lines = [line for line in done.stderr.splitlines() if "set_skip_damaged(2): at least 3 images" in line]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
     assert done.stderr.count("is skipped: ") == 2 and sorted(listed(tmp_path / "end")) == sorted(names)
+
+
+def test_remote_data_is_drawn_by_classes_without_the_images_of_a_list(base64_glyphs, tmp_path):
+    (tmp_path / "list").write_text("base64_rank_0:1\n")
+    shared = {"num_classes": 12, "sampler": "balanced", "exclude": str(tmp_path / "list")}
+    remote = Config(
+        dataset_dir=f"file://{base64_glyphs}", data_cache=DataCache(str(tmp_path / "cache"), 10**9), **shared
+    )
+    remote.check_combination()
+    sources = [open_source(config) for config in (remote, Config(dataset_dir=str(base64_glyphs), **shared))]
+    orders = [one.epoch_order(0, 0, 0, 1).tolist() for one in sources]
+    assert orders[0] == orders[1] and len(sources[0].labels()) == 95
+    assert [sources[0].read(i) for i in orders[0][:9]] == [sources[1].read(i) for i in orders[0][:9]]
+    sources[0].close()
+    assert not list((tmp_path / "cache").glob("plsc_claims/*"))
