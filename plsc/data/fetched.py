@@ -218,9 +218,12 @@ class FetchedRecords(Records):
             self._readers[number] -= 1
             self._left[number] -= images
             if self.budget is not None and not self._readers[number]:
-                if self._left[number] == 0:
-                    self._drop(number)
-                elif self._wanted:
+                is_done = self._left[number] <= 0
+                if is_done:
+                    # It is the first to make room for others. Until then it stays, since a replacement for a damaged
+                    # image counts here too, though that image is read once more in its own place.
+                    self._turn[number] = np.inf
+                if is_done or self._wanted:
                     self._state.notify_all()  # it could make room for another file
 
     def _drop(self, number: int) -> None:
