@@ -2,6 +2,7 @@
 
     <directory>/plsc_data_cache.json        marks the cache, and shows ranks whether they share it
     <directory>/plsc_data_cache.lock        locked by the process that changes something
+    <directory>/plsc_data_cache_used.json   the bytes of all files, or more if some were removed since they were counted
     <directory>/plsc_claims/<process>.json  what a process needs; it is locked as long as the process runs
     <directory>/plsc_<hash>/source.json     the folder of the store whose copy this is
     <directory>/plsc_<hash>/files/<name>    its files; all of them are whole
@@ -26,11 +27,11 @@ import shutil
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from plsc.errors import ConfigError, WrongDataError
 from plsc.machine.files import replace_file
-from plsc.machine.json_files import as_object, as_text, json_text, read_json
+from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
 from plsc.storage.base import Status, place_of
@@ -38,7 +39,7 @@ from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, ignore
 
 _MARKER, _CLAIMS = "plsc_data_cache.json", "plsc_claims"
-_LOCK = "plsc_data_cache.lock"
+_LOCK, _USED = "plsc_data_cache.lock", "plsc_data_cache_used.json"
 _ADVICE = "choose another folder with set_data_cache"
 
 
@@ -166,11 +167,24 @@ class DataCache:
         Raises:
             ConfigError: There are not as many bytes in the cache or on the disk.
         """
-        used, free = self._used(), shutil.disk_usage(self.directory).free
+        free, used = shutil.disk_usage(self.directory).free, self.size
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            used = as_integer(as_object(read_json(self.directory / _USED))["bytes"])
+        if max(used + need - self.size, need - free) > 0:
+            used = self._used()
         over = max(used + need - self.size, need - free)
-        if over <= 0:
-            return
-        kept = self.in_use()
+        removed = self._remove(over) if over > 0 else 0
+        if removed < over:
+            raise ConfigError(
+                f"{self.directory}: there is no room in the data cache for another {size_text(need)}: it may have "
+                f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
+            )
+        # What is removed elsewhere still counts, until there seems to be no room and all files are counted again.
+        (self.directory / _USED).write_text(json_text({"bytes": used - removed + need}))
+
+    def _remove(self, least: int) -> int:
+        """Removes files that no process uses until they had `least` bytes; returns the bytes that they had."""
+        kept, removed = self.in_use(), 0
         records = self.directory.glob("plsc_*/records/*")
         # A hidden file is a record that is being written, of a file that is in use.
         for record in sorted((path for path in records if path.name[0] != "."), key=lambda path: path.stat().st_mtime):
@@ -179,15 +193,13 @@ class DataCache:
                 name = as_text(as_object(read_json(record))["name"])
                 if f"{folder.name}/{name}" not in kept and not name.startswith("/") and ".." not in name.split("/"):
                     place = folder / "files" / name
-                    over -= place.stat().st_size if place.exists() else 0
+                    size = place.stat().st_size if place.exists() else 0
                     place.unlink(missing_ok=True)
+                    removed += size
                     record.unlink()
-            if over <= 0:
-                return
-        raise ConfigError(
-            f"{self.directory}: there is no room in the data cache for another {size_text(need)}: it may have "
-            f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
-        )
+            if removed >= least:
+                break
+        return removed
 
     def in_use(self) -> set[str]:
         """Returns the files that running processes use, by their paths in the directory. Call it under the lock."""
@@ -201,9 +213,9 @@ class DataCache:
                 part.unlink()
                 abandoned.close()
         used = 0
-        for place in (*self.directory.glob("plsc_*/files/**/*"), *self.directory.glob("plsc_*/parts/*")):
-            with contextlib.suppress(FileNotFoundError):  # a process gives up a part without the lock
-                used += 0 if place.is_dir() else place.lstat().st_size
+        for pattern in ("plsc_*/files", "plsc_*/parts"):
+            for folder in self.directory.glob(pattern):
+                used += _size_of(folder)
         return used
 
 
@@ -423,6 +435,19 @@ class CachedFolder:
 
 def _name_of(file: RemoteFile) -> str:
     return hashlib.sha256(file.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _size_of(folder: Union[str, Path]) -> int:
+    """Returns the bytes of all files in a folder and in those below it."""
+    size = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a process gives up a part without the lock
+                if entry.is_dir(follow_symlinks=False):
+                    size += _size_of(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_size
+    return size
 
 
 def _rewrite(held: HeldFile, claim: Mapping[str, Any]) -> None:
