@@ -178,6 +178,8 @@ BAD = {
     "list": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "label.txt").touch()), {}, DataError,
              "holds label.txt, and single image files cannot be fetched.*plsc data convert"),
     "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
+    "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
+            "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
     "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check set_dataset_dir"),
     "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 bytes, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
@@ -256,6 +258,26 @@ def test_files_of_other_formats_are_fetched_as_a_whole(tmp_path, monkeypatch, co
     assert sorted(counted) == ["a.json", "a.tar", "b.tar"]
     with pytest.raises(ConfigError, match="its 3 files have 160 B, and the data cache 100 B; all of them are needed"):
         open_images(folder, tmp_path / "other", 100)
+
+
+def test_images_that_are_read_twice_let_no_file_go_early(split, tmp_path, counted, small_window):
+    """As replacements for damaged images are."""
+    size = sum(path.stat().st_size for path in split.glob("base64_*")) // 3
+    records, _ = open_images(split, tmp_path / "cache", size)
+    for epoch in range(2):
+        order = records.epoch_order(3, epoch, 0, 1)
+        records.will_read(order)
+        for i in order.tolist():
+            number = records.file_of(i)
+            if records._left[number] == 1:
+                records.read(i)
+            records.read(i)
+            if records._left[number] <= 0:
+                assert records._turn[number] >= 24, "it makes room for any other file"
+                assert records._taken <= records.budget
+    records.close()
+    images = [name for name in counted if name.startswith("base64_rank")]
+    assert len(set(images)) == 24 and len(images) <= 2 * 24, "no file more than once an epoch"
 
 
 @pytest.fixture
