@@ -180,7 +180,7 @@ class DataCache:
                 f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
             )
         # What is removed elsewhere still counts, until there seems to be no room and all files are counted again.
-        (self.directory / _USED).write_text(json_text({"bytes": used - removed + need}))
+        (self.directory / _USED).write_bytes(json_text({"bytes": used - removed + need}).encode())
 
     def _remove(self, least: int) -> int:
         """Removes files that no process uses until they had `least` bytes; returns the bytes that they had."""
