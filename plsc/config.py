@@ -321,7 +321,7 @@ class Config:
                 f"{said}, but set_dataset_dir({self.dataset_dir!r}) is a folder of this machine; leave it out"
             )
         self._check_hdfs(remote)
-        self._check_data(remote)
+        self._check_data()
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(
                 f"set_pretrained({shown(self.pretrained.source)}) and set_checkpoint_dir({shown(self.checkpoint_dir)}) "
@@ -352,7 +352,7 @@ class Config:
     def _loss(self) -> str:
         return self._said("loss_type", f"set_loss_type({self.loss_type!r})")
 
-    def _check_data(self, remote: Optional[Place]) -> None:
+    def _check_data(self) -> None:
         calls = []
         if self.exclude is not None:
             calls.append(self._said("dataset_dir", f"set_dataset_dir(exclude={shown(self.exclude)})"))
@@ -362,12 +362,6 @@ class Config:
             raise ConfigError(
                 f"{calls[0]} is for the images of set_dataset_dir, but train_reader replaces them; leave images out in "
                 "the reader"
-            )
-        if remote is not None and (self.exclude is not None or self.sampler != "uniform"):
-            chosen = calls[0] if self.exclude is not None else self._said("sampler", f"set_sampler({self.sampler!r})")
-            raise ConfigError(
-                f"{chosen} needs all images on each rank, but each fetches only its own files of "
-                f"set_dataset_dir({self.dataset_dir!r}); leave it out, or copy the data to this machine"
             )
         listed = os.path.join(self.model_save_dir, DAMAGED_LIST) if self.model_save_dir else None
         if self.exclude and listed and os.path.abspath(self.exclude) == os.path.abspath(listed):

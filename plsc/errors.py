@@ -35,6 +35,10 @@ class DataError(PlscError):
     """A data set, label file, image or verification set that cannot be used."""
 
 
+class WrongDataError(DataError):
+    """A data set that cannot be used as a whole, so that leaving out damaged images would not help."""
+
+
 class CheckpointError(PlscError):
     """A checkpoint that is missing, damaged, or does not fit the settings."""
 

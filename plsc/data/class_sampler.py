@@ -180,6 +180,10 @@ class ClassSampler(Records):
         """Returns the encoded bytes and the label of image `i`."""
         return self._source.read(i)
 
+    def will_read(self, images: np.ndarray) -> None:
+        """Prepares for images to be read in this order."""
+        self._source.will_read(images)
+
     def labels(self) -> np.ndarray:
         """Returns the label of every image."""
         return self._source.labels()

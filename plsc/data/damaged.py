@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
-from plsc.errors import DataError
+from plsc.errors import DataError, WrongDataError
 
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -25,8 +25,10 @@ class Skipping(NamedTuple):
 
 
 def is_damage(error: BaseException) -> bool:
-    """Returns whether an image that raised `error` is at fault, rather than the limits of this process."""
+    """Returns whether an image that raised `error` is at fault, rather than the whole data or this process."""
     cause = error.__cause__ or error.__context__
+    if isinstance(error, WrongDataError):
+        return False
     if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
         return False
     return isinstance(error, DataError) and not isinstance(cause, MemoryError)

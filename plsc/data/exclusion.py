@@ -60,6 +60,10 @@ class KeptRecords(Records):
         """Returns the encoded bytes and the label of image `i`; see `Records.read`."""
         return self._source.read(self._number(i))
 
+    def will_read(self, images: np.ndarray) -> None:
+        """Prepares for images to be read in this order."""
+        self._source.will_read(images + np.searchsorted(self._kept_before, images, side="right"))
+
     def labels(self) -> np.ndarray:
         """Returns the label of every image that is kept."""
         return np.delete(self._source.labels(), self._left_out)

@@ -11,7 +11,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.records import Records
-from plsc.errors import DataError
+from plsc.errors import DataError, WrongDataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
 from plsc.storage.data_cache import CachedFolder, RemoteFile
@@ -80,7 +80,7 @@ class FetchedRecords(Records):
         self._records, self._folder, self._remote, self.budget, self._name = records, folder, files, budget, name
         self._stop = stop
         self.num_images, self.class_names, self.blocks = records.num_images, records.class_names, records.blocks
-        self.files = records.files
+        self.files, self.window = records.files, records.window
         self._state = threading.Condition()
         self._readers: dict[int, int] = {}  # files that are kept, with the number of threads that read them now
         self._fetching: set[int] = set()
@@ -160,7 +160,7 @@ class FetchedRecords(Records):
         self._stop.set()
         with self._state:
             self._stopped = True
-            self._problem = self._problem or DataError(f"{self._name}: closed")
+            self._problem = self._problem or WrongDataError(f"{self._name}: closed")
             self._state.notify_all()
         self._records.close()
         self._folder.close()
@@ -218,9 +218,12 @@ class FetchedRecords(Records):
             self._readers[number] -= 1
             self._left[number] -= images
             if self.budget is not None and not self._readers[number]:
-                if self._left[number] == 0:
-                    self._drop(number)
-                elif self._wanted:
+                is_done = self._left[number] <= 0
+                if is_done:
+                    # It is the first to make room for others. Until then it stays, since a replacement for a damaged
+                    # image counts here too, though that image is read once more in its own place.
+                    self._turn[number] = np.inf
+                if is_done or self._wanted:
                     self._state.notify_all()  # it could make room for another file
 
     def _drop(self, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, Optional, Union, overload
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import WrongDataError
 
 _BLOCK = 1 << 20  # bytes of a file that are looked at together
 _SMALL = 1 << 26  # bytes of a file that is held in memory
@@ -194,7 +194,7 @@ class TextsOfFile(Texts):
         quoted: Whether texts in double quotes stand for what is in the quotes, as in CSV.
 
     Raises:
-        DataError: The file has changed.
+        WrongDataError: The file has changed.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class TextsOfFile(Texts):
         """Returns the bytes of a text.
 
         Raises:
-            DataError: The file has changed, or cannot be read.
+            WrongDataError: The file has changed, or cannot be read.
         """
         found = self._read(int(self._starts[i]), int(self._lengths[i]))
         return unquoted(found) if self._quoted else found
@@ -259,8 +259,8 @@ class TextsOfFile(Texts):
             if state_of(self._file.fileno()) == self._state and len(found) == size:
                 return found
         except OSError as problem:
-            raise DataError(f"{self._path}: cannot be read ({problem.strerror or problem}); restore it") from None
-        raise DataError(f"{self._path}: has changed while it was in use; start again, and leave it alone meanwhile")
+            raise WrongDataError(f"{self._path}: cannot be read ({problem.strerror or problem}); restore it") from None
+        raise WrongDataError(f"{self._path}: has changed while it was in use; start again, and leave it alone then")
 
 
 def state_of(file: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import hashlib
 import logging
 import math
@@ -15,12 +16,13 @@ from typing import Optional, Union
 
 import numpy as np
 
+from plsc.data.class_names import CLASSES, name_of, read_classes
 from plsc.data.encoded_image import open_image
 from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, RecordFile, frames_of, header_of
 from plsc.data.recordio_index import Index, read_index, write_index
-from plsc.data.recordio_layout import CLASSES, PROPERTY, classes_of, images_of, names_in
+from plsc.data.recordio_layout import PROPERTY, classes_of, images_of
 from plsc.data.records import Opening, Record, Records, check_label
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, WrongDataError
 from plsc.machine.files import replace_file, replacing
 
 logger = logging.getLogger("plsc")
@@ -50,9 +52,8 @@ def open_records(opening: Opening) -> RecordIO:
     Raises:
         DataError: There is none, or several; or as for `RecordIO`.
     """
-    return RecordIO(
-        _file_of(opening.path), opening.num_classes, opening.shuffle or "full", keeps_index=opening.rank == 0
-    )
+    keeps_index = opening.keeps_index and opening.rank == 0
+    return RecordIO(_file_of(opening.path), opening.num_classes, opening.shuffle or "full", keeps_index=keeps_index)
 
 
 def _file_of(path: str) -> str:
@@ -102,7 +103,7 @@ class RecordIO(Records):
         self._file = RecordFile(path)
         self._name = os.path.basename(path)
         folder = os.path.dirname(path)
-        self.class_names = names_in(os.path.join(folder, CLASSES))
+        self.class_names = tuple(name_of(name).strip() for name in read_classes(folder) or ())
         self._property = os.path.join(folder, PROPERTY)
         self._stated = classes_of(self._property)
         self._given = num_classes
@@ -144,16 +145,25 @@ class RecordIO(Records):
         return index
 
     def _probe(self, index: Index, path: str) -> None:
-        """Looks at some of the records of an index. Raises DataError if they do not begin where it says."""
-        last = len(index.places) - 1
+        """Looks at some of the records of an index.
+
+        Raises:
+            DataError: They do not begin where it says, or the last one does not end with the file.
+        """
+        last, end = len(index.places) - 1, 0
         for i in sorted({last * k // _PROBED for k in range(_PROBED + 1)}):
             where, place = f"{self._file.path}: record {index.keys[i]}, at byte {index.places[i]}", index.places[i]
             try:
-                self._file.record(int(place))
+                _, end = self._file.record(int(place))
             except BrokenError as problem:
                 raise DataError(f"{where}: {problem}; or {path} is the index of another file") from None
             except OSError as problem:
                 raise DataError(f"{where}: cannot be read ({problem.strerror}); check the disk") from problem
+        if end < self._file.size:
+            raise DataError(
+                f"{path}: its last record ends at byte {end}, but {self._file.path} has {self._file.size} bytes; if "
+                "the file of records was replaced, remove the index, since the records can be found without it"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -204,12 +214,16 @@ class RecordIO(Records):
             return
         if limit is not None and label >= limit and not self._given:
             source = CLASSES if self.class_names else PROPERTY
-            raise DataError(
+            raise WrongDataError(
                 f"{self.where(i)}: label {label} is outside [0, {limit}), the classes that {source} next to the file "
                 f"names; correct {source} or remove it"
             )
+        check_label(label, self.where(i), limit, max(label, self._largest_label))
+
+    @functools.cached_property
+    def _largest_label(self) -> int:
         labels = self._raw_labels()
-        check_label(label, self.where(i), limit, int(labels[labels < EXACT].max(initial=label)))
+        return int(labels[labels < EXACT].max(initial=-1))
 
     def labels(self) -> np.ndarray:
         """Returns the label of each image, int32 [num_images]. The first call reads the beginning of every record.

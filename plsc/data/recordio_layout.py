@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -20,7 +18,7 @@ from plsc.data.recordio_index import Index
 from plsc.data.records import LARGEST_LABEL
 from plsc.errors import DataError, shown
 
-PROPERTY, CLASSES = "property", "classes.txt"
+PROPERTY = "property"
 _LARGEST_PROPERTY = 4096  # bytes
 
 
@@ -109,15 +107,3 @@ def classes_of(path: str) -> Optional[int]:
     if not 1 <= classes <= LARGEST_LABEL + 1:
         raise DataError(f"{path}: says that there are {classes} classes; correct it or remove the file")
     return classes
-
-
-def names_in(path: str) -> Sequence[str]:
-    """Returns the names of the classes in a file with one on each line; none if there is no such file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return tuple(name.strip() for name in text.rstrip("\n").split("\n"))
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "not UTF-8"
-        raise DataError(f"{path}: cannot read the names of the classes ({reason}); correct it or remove it") from None

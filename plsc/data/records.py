@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 
 from plsc.data.sampler import WINDOW_BLOCKS, block_indices, epoch_indices
-from plsc.errors import DataError
+from plsc.errors import DataError, WrongDataError
 
 LARGEST_LABEL = 10**9 - 1
 
@@ -41,6 +41,7 @@ class Opening(NamedTuple):
         is_partial: Whether files with images may be missing until images of them are read. Only formats whose records
             have `files` can open such data.
         test_sets: Names of the test sets, which may lie in the same folder.
+        keeps_index: Whether rank 0 may write an index that it has made next to the data.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Opening(NamedTuple):
     accepts_missing: bool = False
     is_partial: bool = False
     test_sets: Sequence[str] = ()
+    keeps_index: bool = True
 
 
 class Records(abc.ABC):
@@ -64,6 +66,7 @@ class Records(abc.ABC):
         window: Number of blocks whose images are mixed.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
+        on_close: Called by `close`, to release what whoever opened the data set holds for it.
     """
 
     num_images: int
@@ -71,6 +74,7 @@ class Records(abc.ABC):
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
     files: Sequence[str] = ()
+    on_close: Optional[Callable[[], object]] = None
 
     @abc.abstractmethod
     def name(self, i: int) -> str:
@@ -126,8 +130,10 @@ class Records(abc.ABC):
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""
 
-    def close(self) -> None:  # noqa: B027 - most sources have nothing to do
+    def close(self) -> None:
         """Releases what the data set holds. Nothing is read after that."""
+        if self.on_close is not None:
+            self.on_close()
 
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:
@@ -140,14 +146,15 @@ def check_label(label: int, where: str, num_classes: Optional[int], largest: int
         largest: Largest label of the data set.
 
     Raises:
-        DataError: The label is negative, or not below `num_classes`.
+        DataError: The label is negative or too large for any data.
+        WrongDataError: It is not below `num_classes`.
     """
     if label < 0:
         raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
     if num_classes is None and label > LARGEST_LABEL:
         raise DataError(f"{where}: label {label} is larger than {LARGEST_LABEL}; correct it")
     if num_classes is not None and label >= num_classes:
-        raise DataError(
+        raise WrongDataError(
             f"{where}: label {label} is outside [0, {num_classes}), and the largest label of the data is {largest}; "
             f"call set_class_num({largest + 1}), or correct the labels, which count from 0"
         )

@@ -20,6 +20,7 @@ from plsc.data.fetched import STREAMS, FetchedRecords, Progress, largest_use
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
 from plsc.data.records import Opening, Records
+from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError
 from plsc.machine.memory import size_text
 from plsc.storage import LocalStorage, Retrying, open_hdfs
@@ -34,7 +35,8 @@ _SMALL, _SMALL_STREAMS = 1_000_000, 8  # of small files more are fetched at a ti
 _AHEAD = 2  # files that are fetched ahead of those in use
 _PATTERN = re.compile(r"[*?\[{]")
 # What data sets are made of. Anything else in a folder of a server is left there.
-_SUFFIXES = (".tar", ".parquet", ".rec", ".idx", ".lst", ".json")
+_DATA, _TEXTS = (".tar", ".parquet", ".rec", ".idx"), (".lst", ".json")
+_SUFFIXES = (*_DATA, *_TEXTS)
 _NAMES = ("property", "classes.txt")
 _CONVERT = (
     "convert the data first, where the files are on a disk: plsc data convert SOURCE OUTPUT --to base64, or --to tar"
@@ -86,8 +88,9 @@ class _Remote:
             self.folder, self.name = posixpath.split(path)
             if found is None and not _PATTERN.search(self.name):
                 raise DataError(f"{self.where()}: no such file or folder; check set_dataset_dir")
-        self.found = {name: one for name, one in self.store.list(self.folder).items() if one.is_file}
-        self.has_folders = len(self.found) < len(self.store.list(self.folder)) if not self.found else False
+        listed = self.store.list(self.folder)
+        self.found = {name: one for name, one in listed.items() if one.is_file}
+        self.folders = [name for name, one in listed.items() if one.is_folder]
         self.cache = DataCache(place.cache_dir, place.cache_size)
         self.copy = CachedFolder(self.cache, self.store, self.folder)
 
@@ -173,7 +176,7 @@ def open_images(
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
-            return _open_base64(remote, opening, in_flight, stop)
+            return _open_base64(remote, opening, in_flight, stop, is_split)
         return parallel.together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
     except BaseException:
         stop.set()
@@ -220,7 +223,7 @@ _TESTED: list[CachedFolder] = []  # the claim on the test sets of the last actio
 
 
 def _open_base64(
-    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event
+    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
 ) -> tuple[Records, Optional[str]]:
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
@@ -236,7 +239,7 @@ def _open_base64(
     fixed = sum(one.size for name, one in remote.found.items() if name == MANIFEST_NAME or name.endswith(".bin"))
     too_large = need + fixed > remote.cache.size
     if parallel.any_rank(too_large, "the size of its cache"):
-        shuffle = parallel.together(lambda: _turning(remote, shuffle, need), "its shuffle")
+        shuffle = parallel.together(lambda: _turning(remote, shuffle, need, is_split), "its shuffle")
 
     def open_it() -> FetchedRecords:
         remote.copy.claim(small)
@@ -288,8 +291,14 @@ def _fetch_manifest(remote: _Remote, world_size: int) -> Manifest:
     return manifest
 
 
-def _turning(remote: _Remote, shuffle: Optional[str], need: int) -> str:
-    """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if another one was set."""
+def _turning(remote: _Remote, shuffle: Optional[str], need: int, is_split: bool) -> str:
+    """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
+    if not is_split:
+        raise ConfigError(
+            f"{remote.where()}: to draw by classes or to leave images out, a machine keeps all files, "
+            f"{size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a larger "
+            "size, or do without set_sampler and set_dataset_dir(exclude=...)"
+        )
     if shuffle in (None, "files"):
         return "files"
     raise ConfigError(
@@ -324,7 +333,7 @@ def _budget(remote: _Remote, files: Sequence[RemoteFile], need: int, most: int) 
 def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
     """Fetches all files of a data set, and opens it as one of this machine."""
     files = [remote.file(name) for name in sorted(remote.found) if _belongs(name, remote.name)]
-    if not files:
+    if all(file.name in _NAMES or file.name.endswith(_TEXTS) for file in files):
         raise _unsuitable(remote, data_format)
     size = _size(files)
     if size > remote.cache.size:
@@ -335,6 +344,7 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
         )
     remote.copy.claim(files)
     remote.fetch_all(files, begin=len(files) * parallel.rank() // parallel.world_size())
+    remote.copy.forget_others(remote.found, lambda name: _belongs(name, remote.name))
     records = sources.open_images(
         opening.path,
         opening.num_classes,
@@ -342,8 +352,9 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
         opening.world_size,
         data_format=data_format,
         shuffle=opening.shuffle,
+        keeps_index=False,  # The cache holds only what was fetched.
     )
-    weakref.finalize(records, remote.copy.close)
+    records.on_close = weakref.finalize(records, remote.copy.close)
     return records
 
 
@@ -352,12 +363,18 @@ def _belongs(name: str, wanted: str) -> bool:
     stem = _PATTERN.split(wanted)[0]
     if wanted and stem == wanted:
         stem = posixpath.splitext(wanted)[0] + "."
-    return name in _NAMES or (name.startswith(stem) and name.endswith(_SUFFIXES)) or name == wanted
+    return name in _NAMES or (name.startswith(stem) and name.lower().endswith(_SUFFIXES)) or name == wanted
 
 
 def _unsuitable(remote: _Remote, data_format: str) -> DataError:
     single = [name for name in remote.found if has_image_suffix(name) or name == "label.txt"]
-    if single or remote.has_folders or data_format in ("jpeg", "folder"):
+    usual = next((name for name in SUBFOLDERS if name in remote.folders), None)
+    if usual is not None and not single and not remote.name:
+        address = f"{remote.place.address.text.rstrip('/')}/{usual}"
+        return DataError(
+            f"{remote.where()}: holds no training data itself, but a folder {usual}; call set_dataset_dir({address!r})"
+        )
+    if single or (remote.folders and not remote.found) or data_format in ("jpeg", "folder"):
         what = f"holds {single[0]}" if single else "holds folders"
         return DataError(
             f"{remote.where()}: {what}, and single image files cannot be fetched fast enough to train on them; "
@@ -365,7 +382,7 @@ def _unsuitable(remote: _Remote, data_format: str) -> DataError:
         )
     return DataError(
         f"{remote.where()}: holds no training data that can be fetched: no {MANIFEST_NAME}, and no files that end in "
-        f"{', '.join(_SUFFIXES)}; check set_dataset_dir"
+        f"{', '.join(_DATA)}; check set_dataset_dir"
     )
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger("plsc")
 
 _OPEN_FILES = 128  # far fewer than a process may open, since a data set may have thousands of files
 _MOST_FILES = 1_000_000
-_SUBFOLDERS = ("data", "train")  # where the Hugging Face hub, and many others, keep the files
+SUBFOLDERS = ("data", "train")  # where the Hugging Face hub, and many others, keep the files
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 # How names of the files of a split begin, or what their first word that is not the name of the data set is.
@@ -88,7 +88,7 @@ def plain_name(path: str) -> str:
 
 def _folders(path: str) -> Iterator[str]:
     yield path
-    yield from filter(os.path.isdir, (os.path.join(path, name) for name in _SUBFOLDERS))
+    yield from filter(os.path.isdir, (os.path.join(path, name) for name in SUBFOLDERS))
 
 
 def _files_in(folder: str, suffixes: Sequence[str]) -> Iterator[str]:

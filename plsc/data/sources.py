@@ -79,6 +79,7 @@ def open_images(
     shuffle: Optional[str] = None,
     accepts_missing: bool = False,
     test_sets: Sequence[str] = (),
+    keeps_index: bool = True,
 ) -> Records:
     """Opens the samples of one rank.
 
@@ -91,6 +92,7 @@ def open_images(
         shuffle: For data whose files hold many images, 'window', 'files' or 'full'; see `set_data_format`.
         accepts_missing: Whether image files may be missing, for callers that deal with images that cannot be read.
         test_sets: Names of test sets in the same folder, which are not trained on.
+        keeps_index: Whether rank 0 may write an index that it has made next to the data.
 
     Raises:
         DataError: The path does not hold such data, or the data has a mistake.
@@ -106,6 +108,7 @@ def open_images(
         shuffle=shuffle,
         accepts_missing=accepts_missing,
         test_sets=test_sets,
+        keeps_index=keeps_index,
     )
     return FORMATS[name].open(opening)
 
@@ -119,6 +122,7 @@ def open_several(
     weights: Optional[Sequence[float]] = None,
     accepts_missing: bool = False,
     test_sets: Sequence[str] = (),
+    keeps_index: bool = True,
 ) -> UnitedRecords:
     """Opens several data sets as one, which gives every rank access to all images.
 
@@ -131,6 +135,7 @@ def open_several(
         weights: How often the images of each set are drawn in an epoch; see `UnitedRecords`.
         accepts_missing: As for `open_images`.
         test_sets: As for `open_images`.
+        keeps_index: Whether this process may write indexes that it has made next to the data.
 
     Raises:
         ConfigError: The number of classes does not fit.
@@ -147,6 +152,7 @@ def open_several(
             shuffle=shuffle,
             accepts_missing=accepts_missing,
             test_sets=test_sets,
+            keeps_index=keeps_index,
         )
         for path in paths
     ]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
+from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Record, Records
@@ -314,7 +315,7 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
             try:
                 record = _record(conversion, records, i)
             except DataError as error:
-                if not conversion.skip_damaged or not is_mistake(error):
+                if not (conversion.skip_damaged and is_mistake(error) and is_damage(error)):
                     return Failure(i, str(error))
                 skipped.append(readable(to_text(str(error))))
             else:

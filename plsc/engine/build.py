@@ -69,29 +69,36 @@ def open_source(config: Config) -> Optional[Records]:
 
 def _open_images(config: Config) -> Records:
     remote, num_classes = config.remote_data, config.num_classes or None
-    if remote is not None:
+    # To draw by classes, or to leave images out, a rank must know all images.
+    knows_all = config.sampler != "uniform" or config.exclude is not None
+    if remote is None:
+        source = _open_sets(config, num_classes, knows_all)
+    else:
         source, config.shuffle = open_remote_images(
             remote,
             num_classes,
             config.data_format,
             config.shuffle,
             in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
+            is_split=not knows_all,
         )
-        return source
-    source = _open_sets(config, num_classes)
-    if config.exclude is not None:
-        source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
-    if config.sampler != "uniform":
-        source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
-    return source
+    try:
+        kept = source
+        if config.exclude is not None:
+            kept = leave_out(kept, Path(config.exclude), logs=parallel.rank() == 0)
+        if config.sampler != "uniform":
+            kept = ClassSampler(kept, config.train_batch_size, config.images_per_class, parallel.world_size())
+        return kept
+    except BaseException:
+        source.close()
+        raise
 
 
-def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
+def _open_sets(config: Config, num_classes: Optional[int], knows_all: bool) -> Records:
     accepts_missing = config.exclude is not None or config.skip_damaged > 0
     test_sets = [name.strip() for name in config.val_targets.split(",")]
+    keeps_index = parallel.rank() == 0  # the ranks may all open the data as rank 0 of 1
     if isinstance(config.dataset_dir, str):
-        # To draw by classes, or to leave images out, a rank must know all images.
-        knows_all = config.sampler != "uniform" or config.exclude is not None
         rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
         return sources.open_images(
             config.dataset_dir,
@@ -102,6 +109,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
             shuffle=config.shuffle,
             accepts_missing=accepts_missing,
             test_sets=test_sets,
+            keeps_index=keeps_index,
         )
     is_separate = config.heads == "separate"
     source = sources.open_several(
@@ -113,6 +121,7 @@ def _open_sets(config: Config, num_classes: Optional[int]) -> Records:
         weights=None if is_separate else config.set_weights,
         accepts_missing=accepts_missing,
         test_sets=test_sets,
+        keeps_index=keeps_index,
     )
     if is_separate:
         config.separate_heads = source.classes_of_sets

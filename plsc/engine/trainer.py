@@ -94,7 +94,10 @@ class Trainer:
         stop_transfers = threading.Event()
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
-        self.damaged = DamagedImages(config.skip_damaged, self.save_dir) if config.skip_damaged else None
+        self.damaged = None
+        if config.skip_damaged:  # A list of images to leave out is for one data set.
+            one_set = isinstance(config.dataset_dir, str)
+            self.damaged = DamagedImages(config.skip_damaged, self.save_dir, can_exclude=one_set)
         self.callbacks = build_callbacks(config, self.uploader, self.damaged)
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)

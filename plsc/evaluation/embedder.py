@@ -19,6 +19,7 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection, open_collection
+from plsc.data.damaged import is_damage
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
@@ -212,7 +213,7 @@ class Embedder:
             try:
                 pixels[row] = images.pixels(i, self._network.image_shape, self._rule)
             except DataError as problem:
-                if not self._skip_damaged:
+                if not self._skip_damaged or not is_damage(problem):
                     raise
                 faults[row] = str(problem)
         return normalize(pixels), faults

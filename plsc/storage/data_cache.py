@@ -2,6 +2,7 @@
 
     <directory>/plsc_data_cache.json        marks the cache, and shows ranks whether they share it
     <directory>/plsc_data_cache.lock        locked by the process that changes something
+    <directory>/plsc_data_cache_used.json   the bytes of all files, or more if some were removed since they were counted
     <directory>/plsc_claims/<process>.json  what a process needs; it is locked as long as the process runs
     <directory>/plsc_<hash>/source.json     the folder of the store whose copy this is
     <directory>/plsc_<hash>/files/<name>    its files; all of them are whole
@@ -24,13 +25,13 @@ import posixpath
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, WrongDataError
 from plsc.machine.files import replace_file
-from plsc.machine.json_files import as_object, as_text, json_text, read_json
+from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
 from plsc.storage.base import Status, place_of
@@ -38,7 +39,7 @@ from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, ignore
 
 _MARKER, _CLAIMS = "plsc_data_cache.json", "plsc_claims"
-_LOCK = "plsc_data_cache.lock"
+_LOCK, _USED = "plsc_data_cache.lock", "plsc_data_cache_used.json"
 _ADVICE = "choose another folder with set_data_cache"
 
 
@@ -166,11 +167,24 @@ class DataCache:
         Raises:
             ConfigError: There are not as many bytes in the cache or on the disk.
         """
-        used, free = self._used(), shutil.disk_usage(self.directory).free
+        free, used = shutil.disk_usage(self.directory).free, self.size
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            used = as_integer(as_object(read_json(self.directory / _USED))["bytes"])
+        if max(used + need - self.size, need - free) > 0:
+            used = self._used()
         over = max(used + need - self.size, need - free)
-        if over <= 0:
-            return
-        kept = {name for claim in self.claims() for name in (*claim.get("files", ()), *claim.get("used", ()))}
+        removed = self._remove(over) if over > 0 else 0
+        if removed < over:
+            raise ConfigError(
+                f"{self.directory}: there is no room in the data cache for another {size_text(need)}: it may have "
+                f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
+            )
+        # What is removed elsewhere still counts, until there seems to be no room and all files are counted again.
+        (self.directory / _USED).write_bytes(json_text({"bytes": used - removed + need}).encode())
+
+    def _remove(self, least: int) -> int:
+        """Removes files that no process uses until they had `least` bytes; returns the bytes that they had."""
+        kept, removed = self.in_use(), 0
         records = self.directory.glob("plsc_*/records/*")
         # A hidden file is a record that is being written, of a file that is in use.
         for record in sorted((path for path in records if path.name[0] != "."), key=lambda path: path.stat().st_mtime):
@@ -179,15 +193,17 @@ class DataCache:
                 name = as_text(as_object(read_json(record))["name"])
                 if f"{folder.name}/{name}" not in kept and not name.startswith("/") and ".." not in name.split("/"):
                     place = folder / "files" / name
-                    over -= place.stat().st_size if place.exists() else 0
+                    size = place.stat().st_size if place.exists() else 0
                     place.unlink(missing_ok=True)
+                    removed += size
                     record.unlink()
-            if over <= 0:
-                return
-        raise ConfigError(
-            f"{self.directory}: there is no room in the data cache for another {size_text(need)}: it may have "
-            f"{size_text(self.size)}, and its disk has {size_text(free)} free; make room there, or {_ADVICE}"
-        )
+            if removed >= least:
+                break
+        return removed
+
+    def in_use(self) -> set[str]:
+        """Returns the files that running processes use, by their paths in the directory. Call it under the lock."""
+        return {name for claim in self.claims() for name in (*claim.get("files", ()), *claim.get("used", ()))}
 
     def _used(self) -> int:
         """Returns the bytes of all files, those that are being fetched included; removes abandoned parts."""
@@ -197,9 +213,9 @@ class DataCache:
                 part.unlink()
                 abandoned.close()
         used = 0
-        for place in (*self.directory.glob("plsc_*/files/**/*"), *self.directory.glob("plsc_*/parts/*")):
-            with contextlib.suppress(FileNotFoundError):  # a process gives up a part without the lock
-                used += 0 if place.is_dir() else place.lstat().st_size
+        for pattern in ("plsc_*/files", "plsc_*/parts"):
+            for folder in self.directory.glob(pattern):
+                used += _size_of(folder)
         return used
 
 
@@ -267,7 +283,7 @@ class CachedFolder:
 
         Raises:
             StorageError: The store does not give the file.
-            DataError: The file has changed in the store, or is damaged.
+            WrongDataError: The file has changed in the store, or is damaged.
             ConfigError: The disk cannot take it.
         """
         if self._key(file) in self._claimed and self.is_whole(file):
@@ -297,6 +313,28 @@ class CachedFolder:
             raise
         part.close()
         return True
+
+    def forget_others(self, names: Container[str], is_read: Callable[[str], bool]) -> None:
+        """Removes files that the store no longer has, and that whoever opens the folder would read.
+
+        Args:
+            names: Names of the files that the store has.
+            is_read: Returns whether a file of a name would be read.
+
+        Raises:
+            ConfigError: A running process uses one of them, or plsc has not fetched it.
+        """
+        with self._cache.locked(), self._cache.worded():
+            others = [name for name in sorted(os.listdir(self.files)) if name not in names and is_read(name)]
+            in_use = self._cache.in_use() if others else set()
+            for name in others:
+                file = RemoteFile(name, 0, 0.0)
+                if self._key(file) in in_use:
+                    raise ConfigError(
+                        f"{self._source(file)}: was removed on the server, and a running process uses its copy "
+                        f"{self.files / name}; wait for that process to end"
+                    )
+                self._check_place(file)
 
     def release(self, file: RemoteFile) -> None:
         """Says that this process does not use a file any more. It stays until its space is needed."""
@@ -340,7 +378,7 @@ class CachedFolder:
             self._check_unchanged(file)
             advance(-file.size)
             if last:  # a second time, which rules out an error of the transfer
-                raise DataError(
+                raise WrongDataError(
                     f"{self._source(file)}: its sha256 differs from the manifest; the file on the server is damaged, "
                     "write it there again"
                 )
@@ -372,7 +410,7 @@ class CachedFolder:
         found: Optional[Status] = self._store.status(posixpath.join(self._path, file.name))
         if found is None or not found.is_file or (found.size, found.modified) != (file.size, file.modified):
             what = "was removed" if found is None else "has changed"
-            raise DataError(
+            raise WrongDataError(
                 f"{self._source(file)}: {what} on the server since this run listed the folder; leave the data alone "
                 "while it is trained on, and start again"
             )
@@ -397,6 +435,19 @@ class CachedFolder:
 
 def _name_of(file: RemoteFile) -> str:
     return hashlib.sha256(file.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _size_of(folder: Union[str, Path]) -> int:
+    """Returns the bytes of all files in a folder and in those below it."""
+    size = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a process gives up a part without the lock
+                if entry.is_dir(follow_symlinks=False):
+                    size += _size_of(entry.path)
+                else:
+                    size += entry.stat(follow_symlinks=False).st_size
+    return size
 
 
 def _rewrite(held: HeldFile, claim: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import io
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the firs
 
 from plsc.data.damaged import Skipping
 from plsc.data.loader import ImageLoader
+from plsc.data.packed import TextsOfFile
+from plsc.data.records import check_label
 from plsc.data.sampler import epoch_indices
 from plsc.data.transforms import Augmentation, decode, normalize
 from plsc.errors import DataError
@@ -154,5 +158,23 @@ def test_what_is_the_fault_of_the_machine_is_no_damage(cause: Exception) -> None
 
     made._source.read = read  # type: ignore[method-assign]
     with pytest.raises(DataError, match="memory:0: no"):
+        list(made.epoch(0))
+    assert not met
+
+
+def changed_list(tmp_path: Path) -> None:
+    path = tmp_path / "label.txt"
+    path.write_bytes(b"1.jpg 0")
+    TextsOfFile(path, path.open("rb"), np.array([0]), np.array([5]), (7, 0))
+
+
+@pytest.mark.parametrize(
+    "fail, words",
+    [(lambda _: check_label(49, "a", 40, 49), r"call set_class_num\(50\)"), (changed_list, "label.txt: has changed")],
+)
+def test_what_concerns_all_of_the_data_is_no_damage(tmp_path: Path, fail: Callable[[Path], None], words: str) -> None:
+    made, met = skipping([], 5, 0)
+    made._source.read = lambda i: fail(tmp_path)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=words):
         list(made.epoch(0))
     assert not met

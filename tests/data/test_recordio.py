@@ -14,6 +14,7 @@ from made_images import encode
 
 from plsc.data import recordio
 from plsc.data.collection import open_collection
+from plsc.data.damaged import is_damage
 from plsc.data.label_file import read_label_file
 from plsc.data.loader import ImageLoader
 from plsc.data.recordio import RecordIO, RecordIOWriter
@@ -22,7 +23,7 @@ from plsc.data.recordio_index import Index
 from plsc.data.recordio_layout import _first_identity
 from plsc.data.records import Record
 from plsc.data.shard_files import folder_of
-from plsc.data.sources import format_of, open_images
+from plsc.data.sources import format_of, open_images, open_several
 from plsc.data.transforms import Augmentation
 from plsc.errors import DataError
 
@@ -222,6 +223,8 @@ BAD = {
     "index of huge numbers": ({"records": GOOD, "index": f"0\t{10**30}\n"}, "idx:1: .* is not 'key<TAB>offset'"),
     "index beyond the file": ({"records": GOOD, "index": "0\t0\n1\t4000\n"}, "record 1 should begin at byte 4000"),
     "index at odd bytes": ({"records": GOOD, "index": "0\t0\n1\t41\n"}, "idx:2: record 1 should begin at byte 41"),
+    "index of a shorter file": ({"records": GOOD, "index": "0\t0\n1\t40\n"},
+                                "idx: its last record ends at byte 80, but .*rec has 120 bytes; .*remove the index"),
     "index of another file": ({"records": GOOD, "index": "0\t0\n1\t44\n"}, "byte 44: .*idx is the index of another"),
     "a key twice": ({"records": GOOD, "keys": [1, 2, 1]}, "train.idx: the key 1 stands there twice"),
     "an offset twice": ({"records": GOOD, "index": "0\t0\n1\t0\n"}, "train.idx: the offset 0 stands there twice"),
@@ -232,7 +235,9 @@ BAD = {
     "ranges of nan": (faces([0, 1], (math.nan, math.nan)), "from 1 to nan"),
     "ranges of infinity": (faces([0, 1], (math.inf, -math.inf)), "from 1 to inf"),
     "only ranges": (faces([]), "train.rec: holds no images"),
-    "names that are no text": ({"records": GOOD, "names": b"\xff\xfe"}, "classes.txt: cannot read the names"),
+    "a blank name": ({"records": GOOD, "names": b"a\n\nb\n"}, "classes.txt:2: is blank"),
+    "no name": ({"records": GOOD, "names": b""}, "classes.txt:1: is blank"),
+    "names in a pipe": ({"records": GOOD, "names": None}, "classes.txt: cannot be read"),
     "too few names": ({"records": GOOD, "names": b"a\nb\n"}, r"label 2 is outside \[0, 2\).*correct classes.txt"),
 }  # fmt: skip
 
@@ -244,7 +249,8 @@ def test_bad_data_is_one_clear_line(tmp_path, case, monkeypatch):
     named = {key: value for key, value in content.items() if key in ("keys", "index", "property")}
     path = write(tmp_path / "data", content["records"], **named)
     if "names" in content:
-        Path(path, "classes.txt").write_bytes(content["names"])
+        names = Path(path, "classes.txt")
+        os.mkfifo(names) if content["names"] is None else names.write_bytes(content["names"])
     classes = content.get("classes")
     of_labels = None
     for look in (read_all, RecordIO.labels):
@@ -253,11 +259,22 @@ def test_bad_data_is_one_clear_line(tmp_path, case, monkeypatch):
         except DataError as problem:
             assert "\n" not in str(problem) and len(str(problem)) < 400
             of_labels = of_labels or str(problem)
+            assert is_damage(problem) != ("is outside [0, " in str(problem))
             with pytest.raises(DataError, match=words):
                 raise
         else:
             assert case == "no image" and look is RecordIO.labels  # whose label is fine
     assert of_labels
+
+
+def test_the_labels_are_read_once_for_all_wrong_ones(tmp_path, monkeypatch):
+    source, reads = open_images(write(tmp_path / "a", GOOD), 1, 0, 1), []
+    first_labels = RecordFile.first_labels
+    monkeypatch.setattr(RecordFile, "first_labels", lambda *given: reads.append(1) or first_labels(*given))
+    for i in (1, 2, 1):
+        with pytest.raises(DataError, match=r"label . is outside \[0, 1\), .* set_class_num\(3\)"):
+            source.read(i)
+    assert len(reads) == 1
 
 
 def test_an_index_alone_is_said(tmp_path):
@@ -299,6 +316,8 @@ def test_an_index_that_is_made_is_kept_by_rank_0_if_it_can_be(tmp_path, monkeypa
     caplog.set_level(logging.INFO)
     path = write(tmp_path / "a", GOOD, index=False)
     assert open_images(path, 3, 1, 2).num_images == 3 and os.listdir(path) == ["train.rec"]
+    assert open_images(path, 3, 0, 1, keeps_index=False).num_images == 3 and os.listdir(path) == ["train.rec"]
+    assert open_several([path], 3, keeps_index=False).num_images == 3 and os.listdir(path) == ["train.rec"]
 
     def refuse(*arguments):
         raise PermissionError(13, "Permission denied")

@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plsc.data import base64_source, remote, sources
+from plsc.data.class_sampler import ClassSampler
+from plsc.data.damaged import is_damage
+from plsc.data.exclusion import leave_out
 from plsc.data.fetched import largest_use
 from plsc.data.place import Place
-from plsc.data.records import Records
+from plsc.data.recordio import RecordIOWriter
+from plsc.data.records import Record, Records
 from plsc.data.sampler import mixed_turns
 from plsc.data.sources import Format
 from plsc.errors import ConfigError, DataError
@@ -115,6 +119,22 @@ def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split,
         records.labels()
 
 
+def test_wrappers_draw_from_all_files_as_from_a_disk(split, tmp_path, small_window):
+    names = sources.open_images(str(split), 12, 0, 1)
+    (tmp_path / "list").write_text("".join(f"{names.name(i)}\n" for i in range(0, 96, 7)))
+    wrap = [lambda one: leave_out(one, tmp_path / "list"), lambda one: ClassSampler(one, 8)]
+    for number, wrapper in enumerate(wrap):
+        place = place_of(split, tmp_path / f"cache{number}")
+        fetched, shuffle = remote.open_images(place, 12, "auto", None, IN_FLIGHT, is_split=False)
+        records = wrapper(fetched)
+        assert shuffle is None
+        assert read_epochs(records, 2) == read_epochs(wrapper(sources.open_images(str(split), 12, 0, 1)), 2)
+        records.close()
+        assert not list(place.cache_dir.glob("plsc_claims/*"))
+    with pytest.raises(ConfigError, match="a machine keeps all files, 1.. kB, but the data cache has 100 kB; give set"):
+        remote.open_images(place_of(split, tmp_path / "cache", 100_000), 12, "auto", None, IN_FLIGHT, is_split=False)
+
+
 @pytest.mark.parametrize("share", [1, 1 / 3])
 def test_images_may_be_read_in_any_order_without_notice(split, tmp_path, counted, small_window, share):
     """As a wrapper does that says nothing about what it reads."""
@@ -158,6 +178,8 @@ BAD = {
     "list": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "label.txt").touch()), {}, DataError,
              "holds label.txt, and single image files cannot be fetched.*plsc data convert"),
     "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
+    "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
+            "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
     "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check set_dataset_dir"),
     "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 bytes, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
@@ -183,8 +205,9 @@ def test_a_file_that_changes_while_it_is_trained_on_ends_the_epoch_with_its_name
     for path in folder.glob("base64_rank_*"):
         path.write_bytes(path.read_bytes())
         path.touch()
-    with pytest.raises(DataError, match=r"base64_rank_\d+: has changed on the server since this run listed"):
+    with pytest.raises(DataError, match=r"base64_rank_\d+: has changed on the server since this run listed") as caught:
         read_epochs(records, 1)
+    assert not is_damage(caught.value), "set_skip_damaged is about images"
     records.close()
 
 
@@ -235,6 +258,64 @@ def test_files_of_other_formats_are_fetched_as_a_whole(tmp_path, monkeypatch, co
     assert sorted(counted) == ["a.json", "a.tar", "b.tar"]
     with pytest.raises(ConfigError, match="its 3 files have 160 B, and the data cache 100 B; all of them are needed"):
         open_images(folder, tmp_path / "other", 100)
+
+
+def test_images_that_are_read_twice_let_no_file_go_early(split, tmp_path, counted, small_window):
+    """As replacements for damaged images are."""
+    size = sum(path.stat().st_size for path in split.glob("base64_*")) // 3
+    records, _ = open_images(split, tmp_path / "cache", size)
+    for epoch in range(2):
+        order = records.epoch_order(3, epoch, 0, 1)
+        records.will_read(order)
+        for i in order.tolist():
+            number = records.file_of(i)
+            if records._left[number] == 1:
+                records.read(i)
+            records.read(i)
+            if records._left[number] <= 0:
+                assert records._turn[number] >= 24, "it makes room for any other file"
+                assert records._taken <= records.budget
+    records.close()
+    images = [name for name in counted if name.startswith("base64_rank")]
+    assert len(set(images)) == 24 and len(images) <= 2 * 24, "no file more than once an epoch"
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A folder with train.rec and train.idx of 3 images, and a function that replaces them."""
+    folder = tmp_path / "data"
+
+    def write(count):
+        writer = RecordIOWriter(folder / "train.rec", ["a", "b"])
+        for number in range(count):
+            writer.add(Record(str(number), b"%d" % number, number % 2))
+        writer.close()
+
+    folder.mkdir()
+    write(3)
+    return folder, write
+
+
+def test_files_that_were_removed_on_the_server_are_not_trained_on(records, tmp_path, counted):
+    folder, write = records
+    first, _ = open_images(folder, tmp_path / "cache")
+    assert first.num_images == 3 and first.class_names
+    write(5)
+    (folder / "train.idx").unlink()
+    (folder / "classes.txt").unlink()
+    with pytest.raises(ConfigError, match=r"data/classes.txt: was removed on the server, and a running process uses"):
+        open_images(folder, tmp_path / "cache")
+    first.close()
+    for _ in range(2):
+        second, _ = open_images(folder, tmp_path / "cache")
+        assert second.num_images == 5 and not second.class_names
+        second.close()
+    cached = [path.name for path in (tmp_path / "cache").glob("plsc_*/files/*")]
+    assert sorted(cached) == ["property", "train.rec"], "plsc adds no index"
+    next((tmp_path / "cache").glob("plsc_*/files")).joinpath("train.idx").touch()
+    with pytest.raises(ConfigError, match="train.idx: is in the data cache, but plsc has not fetched it; move it away"):
+        open_images(folder, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("plsc_claims/*"))
 
 
 def test_test_sets_are_fetched_once(tmp_path, counted):

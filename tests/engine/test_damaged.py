@@ -1,6 +1,7 @@
 """Training on data with damaged images, and without the images of a list."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from ranks import start
 from train_glyphs import TinyNet, small_entry
 
+from plsc.config import Config, DataCache
+from plsc.engine.build import open_source
+from plsc.engine.damaged import DamagedImages
 from plsc.errors import DataError
 
 
@@ -83,3 +87,28 @@ def test_ranks_count_together(damaged, tmp_path):
     lines = [line for line in done.stderr.splitlines() if "set_skip_damaged(2): at least 3 images" in line]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
     assert done.stderr.count("is skipped: ") == 2 and sorted(listed(tmp_path / "end")) == sorted(names)
+
+
+@pytest.mark.parametrize("can_exclude", [True, False])
+def test_the_last_line_names_a_setting_that_takes_the_list(tmp_path, monkeypatch, caplog, can_exclude):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    damaged = DamagedImages(3, tmp_path, can_exclude)
+    damaged.load_state({"a.jpg": "is empty"})
+    damaged.on_train_end(None)
+    assert "damaged images that were skipped: 1; " in caplog.text and "damaged.txt lists them" in caplog.text
+    assert ("set_dataset_dir(exclude=...)" in caplog.text) == can_exclude
+
+
+def test_remote_data_is_drawn_by_classes_without_the_images_of_a_list(base64_glyphs, tmp_path):
+    (tmp_path / "list").write_text("base64_rank_0:1\n")
+    shared = {"num_classes": 12, "sampler": "balanced", "exclude": str(tmp_path / "list")}
+    remote = Config(
+        dataset_dir=f"file://{base64_glyphs}", data_cache=DataCache(str(tmp_path / "cache"), 10**9), **shared
+    )
+    remote.check_combination()
+    sources = [open_source(config) for config in (remote, Config(dataset_dir=str(base64_glyphs), **shared))]
+    orders = [one.epoch_order(0, 0, 0, 1).tolist() for one in sources]
+    assert orders[0] == orders[1] and len(sources[0].labels()) == 95
+    assert [sources[0].read(i) for i in orders[0][:9]] == [sources[1].read(i) for i in orders[0][:9]]
+    sources[0].close()
+    assert not list((tmp_path / "cache").glob("plsc_claims/*"))

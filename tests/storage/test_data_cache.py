@@ -100,6 +100,29 @@ def test_the_bound_holds_and_unused_files_make_room(tmp_path, server):
     assert (other.files / "0").exists() and mine.exists()
 
 
+def test_all_files_count_also_in_subfolders(tmp_path, server):
+    copy = open_copy(tmp_path, server)
+    (copy.files / "a" / "b").mkdir(parents=True)
+    (copy.files / "a" / "b" / "1").write_bytes(bytes(300))
+    (copy.files / "2").write_bytes(bytes(20))
+    (copy.files.parent / "parts" / "3").write_bytes(bytes(1000))  # is abandoned, and removed
+    assert copy._cache._used() == 320 and not list(copy.files.parent.glob("parts/*"))
+
+
+def test_files_are_counted_only_when_there_may_be_no_room(tmp_path, server, monkeypatch):
+    counts, count = [], DataCache._used
+    monkeypatch.setattr(DataCache, "_used", lambda cache: counts.append(1) or count(cache))
+    files = files_in(server)
+    copy = open_copy(tmp_path, server, 4500)
+    copy.claim(files[:1], budget=3000)
+    for number, file in enumerate(files[:4]):
+        assert copy.try_fetch(file) and len(counts) == 1, number
+        copy.release(file)
+    assert copy.try_fetch(files[4]) and len(counts) == 2 and bytes_in(tmp_path) == 4000
+    (tmp_path / "cache" / "plsc_data_cache_used.json").write_text('{"bytes": 1')  # a kill cut it off
+    assert copy.try_fetch(files[5]) and len(counts) == 3 and bytes_in(tmp_path) == 4000
+
+
 def test_a_file_is_fetched_once_by_threads_and_processes(tmp_path, server):
     server.gate = threading.Event()
     files = files_in(server)
