@@ -369,6 +369,10 @@ class Config:
                 f"{chosen} needs all images on each rank, but each fetches only its own files of "
                 f"set_dataset_dir({self.dataset_dir!r}); leave it out, or copy the data to this machine"
             )
+        if self.shuffle == "files" and (self.exclude is not None or len(self.data_sets) > 1):
+            shuffle = self._said("data_format", f"set_data_format({self.data_format!r}, shuffle='files')")
+            other = "images are left out" if self.exclude is not None else "there are several data sets"
+            raise ConfigError(f"{shuffle}: reads whole files in turn, which cannot be done where {other}; leave it out")
         listed = os.path.join(self.model_save_dir, DAMAGED_LIST) if self.model_save_dir else None
         if self.exclude and listed and os.path.abspath(self.exclude) == os.path.abspath(listed):
             raise ConfigError(

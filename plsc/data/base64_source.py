@@ -17,11 +17,10 @@ from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
-from plsc.errors import ConfigError, DataError
+from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
-SHUFFLES = ("window", "files", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
 _TAB, _ZERO = b"\t0"
@@ -96,7 +95,6 @@ class Base64Files(Records):
         is_partial: Whether the files may be missing until they are read; see `Opening`.
 
     Raises:
-        ConfigError: There is no such shuffle.
         DataError: The number of ranks does not fit, a label is too large, or a file differs from the manifest.
     """
 
@@ -116,8 +114,6 @@ class Base64Files(Records):
         self._num_classes = num_classes
         self._shuffle = shuffle
         self._reads_ahead = False  # only in an order of its own, because another one may jump between blocks
-        if shuffle not in SHUFFLES:
-            raise ConfigError(f"shuffle={shuffle!r}: expected one of {', '.join(SHUFFLES)}")
         where = os.path.join(folder, MANIFEST_NAME)
         if manifest.nranks % world_size:
             raise DataError(

@@ -38,11 +38,6 @@ def holds_tables(path: str) -> bool:
 
 def open_records(opening: Opening) -> ParquetFiles:
     """Opens Parquet files; see `ParquetFiles`."""
-    if opening.shuffle == "full":
-        raise DataError(
-            f"{opening.path}: set_data_format(shuffle='full') needs data of which each image can be read alone, and "
-            "Parquet is read by row groups; leave shuffle out, or convert the data"
-        )
     return ParquetFiles(opening.path, opening.num_classes)
 
 

@@ -20,12 +20,11 @@ from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, 
 from plsc.data.recordio_index import Index, read_index, write_index
 from plsc.data.recordio_layout import CLASSES, PROPERTY, classes_of, images_of, names_in
 from plsc.data.records import Opening, Record, Records, check_label
-from plsc.errors import ConfigError, DataError
+from plsc.errors import DataError
 from plsc.machine.files import replace_file, replacing
 
 logger = logging.getLogger("plsc")
 
-SHUFFLES = ("full", "window")
 _SUFFIX, _INDEX = ".rec", ".idx"
 _USUAL, _USUAL_INDEX = f"train{_SUFFIX}", f"train{_INDEX}"
 _BLOCK_BYTES = 4_000_000  # as for base64 data
@@ -89,15 +88,12 @@ class RecordIO(Records):
         keeps_index: Whether to write the index that is made for a file without one next to the file.
 
     Raises:
-        ConfigError: There is no such shuffle.
         DataError: The file, its index or `property` is damaged, or they do not belong together.
     """
 
     def __init__(
         self, path: str, num_classes: Optional[int] = None, shuffle: str = "full", keeps_index: bool = False
     ) -> None:
-        if shuffle not in SHUFFLES:
-            raise ConfigError(f"shuffle={shuffle!r}: expected one of {', '.join(SHUFFLES)}")
         self._file = RecordFile(path)
         self._name = os.path.basename(path)
         folder = os.path.dirname(path)

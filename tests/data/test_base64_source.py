@@ -15,7 +15,7 @@ from plsc.data import base64_source
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
 from plsc.data.label_file import LabelFile
-from plsc.data.sources import open_images
+from plsc.data.sources import SHUFFLES, open_images
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
@@ -56,7 +56,7 @@ def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, t
     folder = split(tmp_path_factory.mktemp("data"), total, nranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base64_source, "_BLOCK_BYTES", block_bytes)
-        for shuffle in base64_source.SHUFFLES:
+        for shuffle in SHUFFLES:
             shares = []
             for rank in range(world_size):
                 source = open_images(folder, total, rank, world_size, "base64", shuffle)
@@ -68,7 +68,7 @@ def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, t
             assert set(counts) == set(range(total)) and sum(counts.values()) - total < world_size
 
 
-@pytest.mark.parametrize("shuffle", base64_source.SHUFFLES)
+@pytest.mark.parametrize("shuffle", SHUFFLES)
 def test_the_order_depends_on_seed_epoch_and_rank(tmp_path, small_blocks, shuffle):
     folder = split(tmp_path / "data", 200, 2)
     orders = []
@@ -83,7 +83,7 @@ def test_the_order_depends_on_seed_epoch_and_rank(tmp_path, small_blocks, shuffl
 
 def test_a_window_touches_few_blocks_at_a_time_and_a_full_shuffle_all(tmp_path, small_blocks):
     folder = split(tmp_path / "data", 600, 1)
-    for shuffle in base64_source.SHUFFLES:
+    for shuffle in SHUFFLES:
         source = open_images(folder, 600, 0, 1, shuffle=shuffle)
         blocks = source.epoch_order(0, 0, 0, 1) // source._block_lines
         first, last = {}, {}
@@ -141,7 +141,7 @@ def limit_of_open_files():
 def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files):
     folder = split(tmp_path / "data", 400, 400)
     limit_of_open_files(300)
-    for shuffle in base64_source.SHUFFLES:
+    for shuffle in SHUFFLES:
         source = open_images(folder, 400, 0, 1, "base64", shuffle)
         assert sorted(epoch_of(source, 0, 1)) == list(range(400))
     del source
@@ -215,7 +215,7 @@ def test_a_folder_of_the_wrong_kind_is_refused(tmp_path):
     folder = split(tmp_path, 4, 1)
     assert isinstance(open_images(folder, 4, 0, 1), Base64Files)
     assert isinstance(open_images(folder, 4, 0, 1, "jpeg"), LabelFile)
-    with pytest.raises(ConfigError, match="shuffle='some'"):
+    with pytest.raises(ConfigError, match=f"^{folder}: set_data_format.shuffle='some'.: base64 data takes 'window' or"):
         open_images(folder, 4, 0, 1, shuffle="some")
 
 
