@@ -40,7 +40,7 @@ def open_source(config: Config) -> Optional[Records]:
     number, for `set_class_num('auto')`.
 
     Raises:
-        ConfigError: The classes of a `train_reader` cannot be counted, or there are more or fewer names than classes.
+        ConfigError: The classes of a `train_reader` cannot be counted, or the numbers of names and classes differ.
         DataError: The data cannot be opened.
     """
     if config.train_reader is not None:
@@ -58,13 +58,35 @@ def open_source(config: Config) -> Optional[Records]:
         lambda: source.num_classes, "the count of the classes"
     )
     if config.class_names is None and len(source.class_names):
-        names = tuple(source.class_names)
-        if len(names) <= MOST_NAMES and len(json.dumps(names)) <= LARGEST // 2:
-            config.class_names = names
-        else:
-            logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
+        config.class_names = _names_of(source, config)
     check_names(config.class_names or (), config.num_classes)
     return source
+
+
+def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
+    """Returns the names that data gives to its classes; None if they cannot be kept, or if some have none.
+
+    Raises:
+        ConfigError: The data names more classes than there are.
+    """
+    names = tuple(source.class_names)
+    if len(names) > config.num_classes:
+        raise ConfigError(
+            f"set_class_num({config.num_classes}): {', '.join(config.data_sets)} names {len(names):,} classes; call "
+            f"set_class_num({len(names)}), or set_class_num('auto')"
+        )
+    if len(names) < config.num_classes:
+        logger.warning(
+            "set_class_num(%d): %s names only %d classes, so the names are not used; checkpoints hold numbers alone",
+            config.num_classes,
+            ", ".join(config.data_sets),
+            len(names),
+        )
+        return None
+    if len(names) > MOST_NAMES or len(json.dumps(names)) > LARGEST // 2:
+        logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
+        return None
+    return names
 
 
 def _open_images(config: Config) -> Records:
