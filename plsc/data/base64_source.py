@@ -113,7 +113,6 @@ class Base64Files(Records):
         self._manifest = manifest
         self._num_classes = num_classes
         self._shuffle = shuffle
-        self._reads_ahead = False  # only in an order of its own, because another one may jump between blocks
         where = os.path.join(folder, MANIFEST_NAME)
         if manifest.nranks % world_size:
             raise DataError(
@@ -147,7 +146,7 @@ class Base64Files(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         rng = np.random.default_rng((seed, epoch, rank))
-        self._reads_ahead = self._shuffle != "full"
+        self.reads_ahead = self._shuffle != "full"
         if self._shuffle == "full":
             return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
@@ -174,10 +173,13 @@ class Base64Files(Records):
         return self._manifest.largest_label + 1
 
     def labels(self) -> np.ndarray:
-        """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)]."""
+        """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)].
+
+        Damaged lines, which `read` refuses, have the label of any class.
+        """
         of_files = {number: _labels_of(file) for number, file in self._files.items()}
         parts = [of_files[number][line : line + count] for number, line, count in self._runs.tolist()]
-        return np.concatenate(parts)[: self._share]
+        return np.clip(np.concatenate(parts)[: self._share], 0, self._manifest.largest_label)
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and a digest of what the manifest says about the files of all ranks."""
@@ -198,7 +200,7 @@ class Base64Files(Records):
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
         try:
             opened = self._opened(file.path)
-            if self._reads_ahead:
+            if self.reads_ahead:
                 self._read_ahead(opened, number, line // self._block_lines)
             text = os.pread(opened.descriptor, end - first, first)
         except OSError as error:

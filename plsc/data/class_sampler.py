@@ -120,6 +120,8 @@ class ClassSampler(Records):
         self._source = source
         self.num_images = source.num_images
         self.class_names = source.class_names
+        if source.slow_draws:
+            logger.warning("set_sampler draws images from all over the data, which is slow here: %s", source.slow_draws)
         labels = source.labels()
         narrow = np.int32 if self.num_images < 1 << 31 else np.int64
         self._images = np.argsort(labels, kind="stable").astype(narrow)  # sorted by class

@@ -38,6 +38,11 @@ class KeptRecords(Records):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
+        self.slow_draws = source.slow_draws
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self._source.will_read_blocks()
 
     def close(self) -> None:
         """Releases what the whole data set holds."""

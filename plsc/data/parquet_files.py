@@ -20,6 +20,7 @@ from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.data.shard_files import find_files, holds_files, plain_name
 from plsc.errors import DataError
 from plsc.machine.json_files import json_text
+from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 
 logger = logging.getLogger("plsc")
@@ -85,7 +86,14 @@ class ParquetFiles(Records):
                 largest / 1e9,
             )
         # One more than are mixed, and one that is begun.
-        self._images = _Kept(max(_MEMORY, (self.window + 2) * largest), self._decode_images)
+        kept, total = max(_MEMORY, (self.window + 2) * largest), sum(self._sizes)
+        self._images = _Kept(kept, self._decode_images)
+        if total > kept:
+            self.slow_draws = (
+                f"{path}: most images need a whole row group, {size_text(total // len(self._sizes))}, to be decoded, "
+                f"because only {size_text(kept)} of {size_text(total)} are kept; convert the data, for instance with "
+                "plsc data convert --to tar"
+            )
         self._paths_of = _Kept(_PATHS_MEMORY, self._decode_paths)
         self.read(0)  # which fails at once where a table names files instead of holding them
         self._naming = threading.Lock()

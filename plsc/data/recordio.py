@@ -167,7 +167,7 @@ class RecordIO(Records):
         """Returns the encoded bytes and the label of image `i`; see `Records.read`."""
         place = int(self._places[i])
         try:
-            if self.blocks is not None and self._begun:
+            if self.reads_ahead:
                 self._read_ahead(i)
             data, _ = self._file.record(place, int(self._places[i + 1]) - place)
             header = header_of(data)
@@ -234,11 +234,11 @@ class RecordIO(Records):
             f"the classes that {PROPERTY} or {CLASSES} names": str((self._stated, len(self.class_names))),
         }
 
-    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch; see `Records.epoch_order`."""
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
         if self.blocks is not None:
             self._begun = bytearray(len(self.blocks))
-        return super().epoch_order(seed, epoch, rank, world_size)
+        super().will_read_blocks()
 
     def _read_ahead(self, i: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its images that an epoch reads."""

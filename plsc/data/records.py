@@ -62,6 +62,10 @@ class Records(abc.ABC):
         blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
             side on the disk, and are read at about the same time. None means that any order is as fast.
         window: Number of blocks whose images are mixed.
+        reads_ahead: Whether `read` may read the rest of a block ahead, because the images of a block are read at about
+            the same time.
+        slow_draws: Why images that are drawn from all over the data take much longer to read, for a warning; empty if
+            they do not.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
     """
@@ -70,6 +74,8 @@ class Records(abc.ABC):
     class_names: Sequence[str] = ()
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
+    reads_ahead: bool = False
+    slow_draws: str = ""
     files: Sequence[str] = ()
 
     @abc.abstractmethod
@@ -110,6 +116,7 @@ class Records(abc.ABC):
         """Returns the images of a rank in the order of an epoch, int64 or int32 [ceil(epoch_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+        self.will_read_blocks()
         return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)
 
     def files_of(self, images: np.ndarray) -> np.ndarray:
@@ -122,6 +129,10 @@ class Records(abc.ABC):
 
     def will_read(self, images: np.ndarray) -> None:  # noqa: B027 - most sources have nothing to do
         """Prepares for `images` to be read in this order. Data that is fetched is fetched in this order."""
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self.reads_ahead = self.blocks is not None
 
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""

@@ -37,6 +37,24 @@ def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size
     return whole[positions % num_samples].astype(np.int64, copy=False)
 
 
+def samples_at(num_samples: int, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+    """Returns the samples at some positions of the order that `epoch_indices` gives to a single rank, int64 [P].
+
+    Args:
+        num_samples: Number of samples.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        positions: Places in the order, in [0, num_samples), int64 [P].
+    """
+    if num_samples < LARGE:
+        return epoch_indices(num_samples, seed, epoch, 0, 1)[positions]
+    permutation = KeyedPermutation(num_samples, np.random.default_rng((seed, epoch)))
+    found = np.empty(len(positions), np.int64)
+    for first in range(0, len(positions), _PIECE):
+        found[first : first + _PIECE] = permutation(positions[first : first + _PIECE])
+    return found
+
+
 class KeyedPermutation:
     """A random permutation of [0, N) that gives any entry without computing the others.
 

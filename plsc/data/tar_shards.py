@@ -115,7 +115,7 @@ class TarShards(Records):
         """
         path = self._paths[bisect.bisect_right(self._ends, i)]
         try:
-            if self.blocks is not None:
+            if self.reads_ahead:
                 self._read_ahead(path, i)
             return self._files.read(path, int(self._offsets[i]), int(self._lengths[i])), int(self._labels[i])
         except OSError as error:

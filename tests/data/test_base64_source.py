@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data import base64_source
+from plsc.data import base64_source, recordio, tar_shards
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
+from plsc.data.class_sampler import ClassSampler
+from plsc.data.exclusion import KeptRecords
 from plsc.data.label_file import LabelFile
+from plsc.data.recordio import RecordIOWriter
+from plsc.data.records import Record
 from plsc.data.sources import SHUFFLES, open_images
+from plsc.data.united import UnitedRecords, merge_classes
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
@@ -120,6 +125,40 @@ def test_each_block_is_read_ahead_once_and_whole(tmp_path, small_blocks, monkeyp
     asked.clear()
     epoch_of(open_images(folder, 100, 0, 1, shuffle="full"), 0, 1)
     assert not asked
+
+
+@pytest.mark.parametrize("module", [base64_source, tar_shards, recordio])
+def test_blocks_are_read_ahead_where_the_order_keeps_them_together(tmp_path, monkeypatch, module):
+    """Also through the wrappers, and in each epoch; a sampler that jumps between blocks reads single images."""
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 400 if module is base64_source else 5000)
+    if module is base64_source:
+        folder = split(tmp_path / "data", 100, 1)
+    else:
+        (tmp_path / "data").mkdir()
+        is_tar = module is tar_shards
+        made = tar_shards.TarWriter(tmp_path / "data/x.tar") if is_tar else RecordIOWriter(tmp_path / "data/train.rec")
+        for i in range(100):
+            made.add(Record(f"{i}.jpg", b"\xff\xd8" + bytes(100 + i), i))
+        made.close()
+        folder = str(tmp_path / "data")
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, first, size, advice: asked.append(first))
+    sources = [open_images(folder, 100, 0, 1, shuffle="window") for _ in range(5)]
+    blocks = len(sources[0].blocks) - 1
+    assert blocks > 1
+    classes = merge_classes("ab", sources[1:3])
+    records = {
+        KeptRecords(sources[0], np.array([3])): blocks,
+        UnitedRecords("ab", sources[1:3], classes): 2 * blocks,
+        ClassSampler(sources[3], 8): 0,
+        ClassSampler(KeptRecords(sources[4], np.array([3])), 8): 0,
+    }
+    for one, wanted in records.items():
+        for epoch in range(2 if module is recordio else 1):  # the others do not count epochs
+            asked.clear()
+            for i in one.epoch_order(0, epoch, 0, 1).tolist():
+                one.read(i)
+            assert len(set(asked)) == min(wanted, blocks) and len(asked) == wanted, type(one)
 
 
 def test_the_lines_are_found_without_the_index_too(tmp_path):

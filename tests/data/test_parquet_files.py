@@ -196,6 +196,7 @@ def test_threads_decode_each_row_group_once_and_keep_few(tmp_path, monkeypatch, 
     monkeypatch.setattr(parquet_files, "read_chunk", counted)
     source = open_images(str(tmp_path), 600, 0, 1)
     assert len(source.blocks) == 61 and source.window == (16 if memory > 4000 else 2)
+    assert ("most images need a whole row group, 1.4" in source.slow_draws) == (memory == 4000)
     most = []
     drop = source._images._drop
     monkeypatch.setattr(
