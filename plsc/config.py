@@ -147,6 +147,8 @@ class Config:
     heads: str = "merged"
     set_weights: Optional[tuple[float, ...]] = None
     separate_heads: tuple[tuple[str, int], ...] = ()  # title and classes of each; training finds them in the data
+    data_shuffle: Optional[str] = None  # the one in use; training finds it in the data
+    data_digest: Optional[str] = None  # of the images and labels; training finds it in the data
     exclude: Optional[str] = None
     data_format: str = "auto"
     shuffle: Optional[str] = None

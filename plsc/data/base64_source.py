@@ -112,7 +112,7 @@ class Base64Files(Records):
         self._folder = folder
         self._manifest = manifest
         self._num_classes = num_classes
-        self._shuffle = shuffle
+        self.shuffle = shuffle
         where = os.path.join(folder, MANIFEST_NAME)
         if manifest.nranks % world_size:
             raise DataError(
@@ -146,8 +146,8 @@ class Base64Files(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         rng = np.random.default_rng((seed, epoch, rank))
-        self.reads_ahead = self._shuffle != "full"
-        if self._shuffle == "full":
+        self.reads_ahead = self.shuffle != "full"
+        if self.shuffle == "full":
             return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
         numbers, lines = self._places(np.arange(self._share))
@@ -156,7 +156,7 @@ class Base64Files(Records):
             return_index=True,
             return_inverse=True,
         )
-        if self._shuffle == "files":
+        if self.shuffle == "files":
             turn = mixed_turns((numbers[first] - self._first) // self._step, MIXED_FILES, rng)[block]
         else:
             turn = rng.permutation(int(block.max()) + 1)[block]

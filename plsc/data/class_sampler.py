@@ -106,10 +106,6 @@ class ClassSampler(Records):
         images_per_class: K, the number of images of a class in a batch; None draws classes independent of batches.
         world_size: Number of ranks.
 
-    Attributes:
-        num_images: Number of images of an epoch: that of the data set, for batches of P x K images rounded up to whole
-            batches.
-
     Raises:
         ConfigError: A batch of all ranks is no multiple of K, or has more classes than there are.
     """
@@ -123,6 +119,7 @@ class ClassSampler(Records):
         if source.slow_draws:
             logger.warning("set_sampler draws images from all over the data, which is slow here: %s", source.slow_draws)
         labels = source.labels()
+        self._drawn = self.num_images
         narrow = np.int32 if self.num_images < 1 << 31 else np.int64
         self._images = np.argsort(labels, kind="stable").astype(narrow)  # sorted by class
         ordered = labels[self._images]
@@ -133,7 +130,7 @@ class ClassSampler(Records):
         if self._has_whole_batches:
             batch = batch_size * world_size
             self._classes_of_batch = self._fitting(batch, world_size)
-            self.num_images = -(-self.num_images // batch) * batch
+            self._drawn = -(-self.num_images // batch) * batch
 
     def _fitting(self, batch: int, world_size: int) -> int:
         """Returns P. Raises ConfigError if there is none for the batch of all ranks."""
@@ -170,6 +167,11 @@ class ClassSampler(Records):
         """Number of classes of the data set."""
         return self._source.num_classes
 
+    @property
+    def epoch_images(self) -> int:
+        """Number of images that an epoch draws: that of the data set, for 'pxk' rounded up to whole batches."""
+        return self._drawn
+
     def name(self, i: int) -> str:
         """Returns the name of image `i`."""
         return self._source.name(i)
@@ -191,12 +193,12 @@ class ClassSampler(Records):
         return self._source.digests()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)].
+        """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)].
 
         Some images come more than once in an epoch, and others not at all. No image of a class comes again before the
         turn that completes all of them, in this epoch or in earlier ones.
         """
-        per_rank = -(-self.num_images // world_size)
+        per_rank = -(-self.epoch_images // world_size)
         circle = np.random.default_rng((seed, len(self._counts))).permutation(len(self._counts))
         order = np.empty(per_rank, np.int64)
         for first in range(0, per_rank, _AT_A_TIME):
@@ -214,7 +216,7 @@ class ClassSampler(Records):
             world_size: Number of ranks.
         """
         if not self._has_whole_batches:
-            return (own * world_size + rank) % self.num_images
+            return (own * world_size + rank) % self.epoch_images
         # The images of a class are on one rank, where the batch of a rank holds whole turns.
         batch, within = np.divmod(own, self._batch_size)
         return (batch * world_size + rank) * self._batch_size + within
@@ -222,7 +224,7 @@ class ClassSampler(Records):
     def _images_at(self, seed: int, epoch: int, slots: np.ndarray, circle: np.ndarray) -> np.ndarray:
         """Returns the images at some places of an epoch, int64 [n]. `circle` has the classes in random order."""
         of_turn, classes_of_batch = self._of_turn, self._classes_of_batch
-        turns = Turns(len(self._counts), classes_of_batch, self.num_images // of_turn)
+        turns = Turns(len(self._counts), classes_of_batch, self.epoch_images // of_turn)
         number, copy = np.divmod(slots, of_turn)
         place, turn = turns.at(seed, epoch, number)
         chosen = circle[place]

@@ -38,7 +38,7 @@ class KeptRecords(Records):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
-        self.slow_draws = source.slow_draws
+        self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block are read at about the same time."""

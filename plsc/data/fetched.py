@@ -80,7 +80,7 @@ class FetchedRecords(Records):
         self._records, self._folder, self._remote, self.budget, self._name = records, folder, files, budget, name
         self._stop = stop
         self.num_images, self.class_names, self.blocks = records.num_images, records.class_names, records.blocks
-        self.files, self.slow_draws = records.files, records.slow_draws
+        self.files, self.shuffle, self.slow_draws = records.files, records.shuffle, records.slow_draws
         self._state = threading.Condition()
         self._readers: dict[int, int] = {}  # files that are kept, with the number of threads that read them now
         self._fetching: set[int] = set()

@@ -187,7 +187,7 @@ class _Numbers:
 
     def __init__(self, path: str, num_classes: Optional[int]) -> None:
         self._path, self._num_classes = path, num_classes
-        self._limit = LARGEST_LABEL + 1 if num_classes is None else num_classes
+        self._limit = LARGEST_LABEL + 1 if num_classes is None else min(num_classes, LARGEST_LABEL + 1)
 
     def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Returns the labels that are plain digits; see `Column.of_many`."""

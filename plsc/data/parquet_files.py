@@ -58,6 +58,7 @@ class ParquetFiles(Records):
     """
 
     blocks: np.ndarray
+    shuffle = "window"
 
     def __init__(self, path: str, num_classes: Optional[int] = None) -> None:
         load_pyarrow()

@@ -111,6 +111,7 @@ class RecordIO(Records):
         self._places = np.append(images.places, self._file.size)  # where they begin, and the end of the last one
         self._keys = _compact(images.keys)
         self._labels: Optional[np.ndarray] = None
+        self.shuffle = shuffle
         self.blocks = _blocks_of(self._places) if shuffle == "window" else None
         self._begun = bytearray()  # blocks of this epoch that are being read ahead
         if shuffle == "window" and self._identities:

@@ -62,6 +62,7 @@ class Records(abc.ABC):
         blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
             side on the disk, and are read at about the same time. None means that any order is as fast.
         window: Number of blocks whose images are mixed.
+        shuffle: How the order of an epoch is drawn, as in `set_data_format`; None for data that knows one way only.
         reads_ahead: Whether `read` may read the rest of a block ahead, because the images of a block are read at about
             the same time.
         slow_draws: Why images that are drawn from all over the data take much longer to read, for a warning; empty if
@@ -74,6 +75,7 @@ class Records(abc.ABC):
     class_names: Sequence[str] = ()
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
+    shuffle: Optional[str] = None
     reads_ahead: bool = False
     slow_draws: str = ""
     files: Sequence[str] = ()
@@ -151,11 +153,11 @@ def check_label(label: int, where: str, num_classes: Optional[int], largest: int
         largest: Largest label of the data set.
 
     Raises:
-        DataError: The label is negative, or not below `num_classes`.
+        DataError: The label is negative, not below `num_classes`, or larger than `LARGEST_LABEL`.
     """
     if label < 0:
         raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
-    if num_classes is None and label > LARGEST_LABEL:
+    if label > LARGEST_LABEL and (num_classes is None or label < num_classes):
         raise DataError(f"{where}: label {label} is larger than {LARGEST_LABEL}; correct it")
     if num_classes is not None and label >= num_classes:
         raise DataError(

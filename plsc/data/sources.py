@@ -171,6 +171,13 @@ def format_of(path: str) -> Optional[str]:
     return next((name for name, one in FORMATS.items() if one.holds(path)), None)
 
 
+def takes_class_list(path: object, data_format: str = "auto") -> bool:
+    """Returns whether a `classes.txt` in a single data set fixes the numbers of its classes."""
+    if not isinstance(path, str):
+        return False
+    return (format_of(path) if data_format == "auto" else data_format) in ("jpeg", "folder")
+
+
 def _check_shuffle(path: str, name: str, shuffle: Optional[str]) -> None:
     """Raises an error if data of a format cannot be shuffled in some way."""
     shuffles = FORMATS[name].shuffles

@@ -65,6 +65,8 @@ class UnitedRecords(Records):
         self.num_images = self._firsts[-1]
         self._draws = np.array(sizes if weights is None else _draws_of(titles, sizes, weights), np.int64)
         self._is_plain = self._draws.tolist() == sizes and all(source.blocks is None for source in sources)
+        if any(source.shuffle for source in sources):
+            self.shuffle = ", ".join(source.shuffle or "full" for source in sources)
         self.slow_draws = next((source.slow_draws for source in sources if source.slow_draws), "")
 
     def will_read_blocks(self) -> None:

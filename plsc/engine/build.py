@@ -54,6 +54,7 @@ def open_source(config: Config) -> Optional[Records]:
         check_names(config.class_names or (), config.num_classes)
         return None
     source = _open_images(config)
+    config.data_shuffle = source.shuffle
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -18,6 +20,7 @@ from plsc.config import Config
 from plsc.data.records import Record
 from plsc.data.tar_shards import TarWriter
 from plsc.engine.build import open_source
+from plsc.engine.state import TrainingState
 from plsc.engine.upload import _owner_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.classes import CheckpointCentres
@@ -297,3 +300,29 @@ def test_names_of_the_data_are_used_if_each_class_has_one(sets, glyphs, tmp_path
         writer.close()
         with pytest.raises(ConfigError, match=r"^set_class_num\(2\): .*0.tar names 3 classes; call set_class_num\(3\)"):
             open_source(Config(dataset_dir=paths[0], num_classes=2))
+
+
+def test_a_resumed_run_warns_where_the_data_or_its_order_has_changed(halves, base64_glyphs, tmp_path, capsys):
+    def warning(name, epochs, **settings):
+        """Trains up to some epoch; returns what a resumed run warns of."""
+        capsys.readouterr()
+        small(tmp_path / name, train_epochs=epochs, resume=True, **settings).train()
+        return re.findall("to the last bit: (.*)", "".join(capsys.readouterr()))
+
+    split = str(base64_glyphs)
+    warning("one", 1, dataset_dir=split)
+    assert not warning("one", 2, dataset_dir=split, data_format=["base64", "window"])
+    said = warning("one", 3, dataset_dir=split, data_format=["base64", "full"])
+    assert said == ["the shuffle was window and is full now"]
+    warning("two", 1, dataset_dir={"directory": halves, "weights": [0.5, 1.5]})
+    said = warning("two", 2, dataset_dir={"directory": halves[::-1], "weights": [1, 1.5]}, num_classes=12)
+    assert "the weight of each data set was [0.5, 1.5] and is [1.0, 1.5] now; the digest of the images" in said[0]
+    meta = json.loads((tmp_path / "one" / "2" / "meta.json").read_text())
+    state = SimpleNamespace(config=Config(dataset_dir=(split, split), class_names=("a", "b")))
+    source = SimpleNamespace(meta={"class_names": ["b", "a"]}, folder=tmp_path / "one" / "2")
+    with pytest.raises(CheckpointError, match="restore the data; to train on other"):  # there is no place for a list
+        TrainingState._check_classes(state, source)
+    meta["shuffle"] = None  # as earlier versions recorded it
+    state = SimpleNamespace(meta=lambda: {**meta, "shuffle": "window"})
+    old = {name: value for name, value in meta.items() if name not in ("data", "set_weights")}
+    assert TrainingState.differences(state, SimpleNamespace(meta=old)) == []
