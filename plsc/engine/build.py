@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
+
 from plsc import parallel
 from plsc.config import MOST_NAMES, Config
 from plsc.data import sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import Skipping
-from plsc.data.exclusion import leave_out
+from plsc.data.exclusion import KeptRecords, find_listed
 from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
@@ -103,10 +105,17 @@ def _open_images(config: Config) -> Records:
         return source
     source = _open_sets(config, num_classes)
     if config.exclude is not None:
-        source = leave_out(source, Path(config.exclude), logs=parallel.rank() == 0)
+        source = KeptRecords(source, _left_out(source, Path(config.exclude)))
     if config.sampler != "uniform":
         source = ClassSampler(source, config.train_batch_size, config.images_per_class, parallel.world_size())
     return source
+
+
+def _left_out(source: Records, path: Path) -> np.ndarray:
+    """Returns the numbers of the images that a list names. Rank 0 alone compares the names of all images with it."""
+    count = {"the number of images": str(source.num_images)}
+    parallel.check_same(count, "give all machines the same data set")
+    return parallel.from_rank_0(lambda: find_listed(source, path), "the images that are left out")
 
 
 def _open_sets(config: Config, num_classes: Optional[int]) -> Records:

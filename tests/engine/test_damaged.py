@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,6 +10,7 @@ import pytest
 from ranks import start
 from train_glyphs import TinyNet, small_entry
 
+from plsc.engine import build
 from plsc.errors import DataError
 
 
@@ -83,3 +85,11 @@ def test_ranks_count_together(damaged, tmp_path):
     lines = [line for line in done.stderr.splitlines() if "set_skip_damaged(2): at least 3 images" in line]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
     assert done.stderr.count("is skipped: ") == 2 and sorted(listed(tmp_path / "end")) == sorted(names)
+
+
+def test_only_rank_0_compares_the_names_of_all_images_with_a_list(monkeypatch):
+    class Source:
+        num_images = 9  # and no names
+
+    monkeypatch.setattr(build.parallel, "from_rank_0", lambda find, what: np.array([2, 5]))
+    assert build._left_out(Source(), Path("nowhere")).tolist() == [2, 5]
