@@ -246,6 +246,11 @@ class Config:
         return (self.dataset_dir,) if isinstance(self.dataset_dir, str) else self.dataset_dir
 
     @property
+    def takes_exclude(self) -> bool:
+        """Whether images of the training data can be left out with a list."""
+        return len(self.data_sets) == 1 and self.remote_data is None
+
+    @property
     def is_sharded(self) -> bool:
         """Whether each rank holds its own share of the class centres, rather than all of them."""
         return self.loss_type.startswith("dist_")

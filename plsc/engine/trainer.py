@@ -94,7 +94,8 @@ class Trainer:
         stop_transfers = threading.Event()
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
-        self.damaged = DamagedImages(config.skip_damaged, self.save_dir) if config.skip_damaged else None
+        most = config.skip_damaged
+        self.damaged = DamagedImages(most, self.save_dir, config.takes_exclude) if most else None
         self.callbacks = build_callbacks(config, self.uploader, self.damaged)
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)

@@ -1,6 +1,7 @@
 """Training on data with damaged images, and without the images of a list."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from ranks import start
 from train_glyphs import TinyNet, small_entry
 
+from plsc.config import Config, DataCache
 from plsc.engine import build
+from plsc.engine.damaged import DamagedImages
 from plsc.errors import DataError
 
 
@@ -93,3 +96,13 @@ def test_only_rank_0_compares_the_names_of_all_images_with_a_list(monkeypatch):
 
     monkeypatch.setattr(build.parallel, "from_rank_0", lambda find, what: np.array([2, 5]))
     assert build._left_out(Source(), Path("nowhere")).tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("folders", ["a", ("a", "b"), "hdfs://server/a"])
+def test_a_list_is_offered_for_exclude_only_where_that_is_taken(folders, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    config = Config(dataset_dir=folders, data_cache=DataCache("cache", 10**9))
+    images = DamagedImages(3, tmp_path, config.takes_exclude)
+    images.load_state({"x.jpg": "cannot be read"})
+    images.on_train_end(None)
+    assert "damaged.txt lists them" in caplog.text and ("exclude=" in caplog.text) == (folders == "a")
