@@ -16,6 +16,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.permutations import GOLDEN, keys_of, permuted
 from plsc.data.records import Records
 from plsc.errors import ConfigError
 
@@ -25,8 +26,6 @@ SAMPLERS = ("uniform", "balanced", "pxk")
 DEFAULT_IMAGES = 4  # of a class in a batch, for 'pxk'
 
 _AT_A_TIME = 1 << 17  # positions that are computed together
-_FEISTEL_ROUNDS = 8
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Turns(NamedTuple):
@@ -93,7 +92,7 @@ class Turns(NamedTuple):
         # are mixed: those share their batch with the extra turns, and must not be of the same classes.
         mixed = classes + extra - self.classes_of_batch
         order = permuted(within, mixed, key)
-        order = np.where(order < extra, order, extra + permuted(order - extra, classes - extra, key + _GOLDEN))
+        order = np.where(order < extra, order, extra + permuted(order - extra, classes - extra, key + GOLDEN))
         return np.where(within < classes, order, within - classes)
 
 
@@ -235,59 +234,3 @@ class ClassSampler(Records):
         passed, within = np.divmod(turn, turns_of_pass)
         drawn = permuted((within * of_turn + copy) % counts, counts, keys_of(seed, 1, chosen, passed))
         return self._images[self._firsts[chosen] + drawn]
-
-
-def keys_of(seed: int, *numbers: object) -> np.ndarray:
-    """Returns a key of a random permutation for each combination of integers or int64 [n], uint64 [n]."""
-    key = np.full(1, np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    for number in numbers:
-        key = _mixed(key + np.asarray(number).astype(np.uint64) * _GOLDEN)
-    return key
-
-
-def permuted(places: np.ndarray, sizes: object, keys: np.ndarray) -> np.ndarray:
-    """Returns where random permutations send numbers.
-
-    It is a Feistel network over the next power of two, which is walked until the result is small enough: a permutation
-    of [0, size) for each key, without a table.
-
-    Args:
-        places: Numbers, of which those outside [0, size) stay as they are, int64 [n].
-        sizes: Size of each permutation, or of all, int64 [n] or an int.
-        keys: Key of each permutation, or of all, uint64 [n] or [1].
-
-    Returns:
-        Numbers in [0, size), int64 [n].
-    """
-    found = places.copy()
-    sizes, keys = np.broadcast_to(np.asarray(sizes), places.shape), np.broadcast_to(keys, places.shape)
-    # float64 holds all sizes below 2^53, so the logarithm is exact where it matters.
-    bits = np.frexp(np.maximum(sizes - 1, 0).astype(np.float64))[1].astype(np.uint64)
-    left = np.flatnonzero((places >= 0) & (places < sizes))
-    # The rotation sends a number to each of a few others equally often, to which alone the network would need many
-    # rounds.
-    turned = (keys[left] >> np.uint64(32)).astype(np.int64)
-    found[left] = (places[left] + turned) % sizes[left]
-    while len(left):
-        found[left] = _feistel(found[left].astype(np.uint64), bits[left], keys[left]).astype(np.int64)
-        left = left[found[left] >= sizes[left]]
-    return found
-
-
-def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Returns values of so many bits that a permutation of all such values sends these to."""
-    one = np.uint64(1)
-    low_bits = bits >> one
-    low_mask, high_mask = (one << low_bits) - one, (one << (bits - low_bits)) - one
-    low, high = values & low_mask, values >> low_bits
-    for number in range(0, _FEISTEL_ROUNDS, 2):
-        high ^= _mixed(keys + low * _GOLDEN + np.uint64(number)) & high_mask
-        low ^= _mixed(keys + high * _GOLDEN + np.uint64(number + 1)) & low_mask
-    return high << low_bits | low
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Returns random numbers that depend on every bit of the given ones, uint64 [n] (the finalizer of SplitMix64)."""
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)

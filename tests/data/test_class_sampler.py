@@ -8,7 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from plsc import Entry
-from plsc.data.class_sampler import ClassSampler, Turns, keys_of, permuted
+from plsc.data.class_sampler import ClassSampler, Turns
+from plsc.data.permutations import keys_of, permuted
 from plsc.data.records import Records
 from plsc.errors import ConfigError
 
