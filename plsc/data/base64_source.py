@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import weakref
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -17,12 +16,12 @@ from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
+from plsc.data.shard_files import OPEN_FILES, OpenFile
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
-_OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
 _TAB, _ZERO = b"\t0"
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
@@ -32,18 +31,6 @@ class _Lines(NamedTuple):
 
     path: str
     offsets: np.ndarray
-
-
-class _Opened:
-    """A file that is open as long as this object exists: while it is among the last that were used, or is being read.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor)
 
 
 def holds_split(path: str) -> bool:
@@ -126,7 +113,7 @@ class Base64Files(Records):
             )
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
-        self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)  # threads share it
+        self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)  # threads share it
         self._is_partial = is_partial
         self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
         self.files = [manifest.files[number].name for number in self._files]
@@ -251,7 +238,7 @@ class Base64Files(Records):
         numbers, lines, counts = self._runs[runs].T
         return numbers, lines + samples - self._ends[runs] + counts
 
-    def _read_ahead(self, opened: _Opened, number: int, block: int) -> None:
+    def _read_ahead(self, opened: OpenFile, number: int, block: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its lines to be read."""
         name = number * self._manifest.samples_per_file + block
         if self._begun[name % _SLOTS] == name or not hasattr(os, "posix_fadvise"):
@@ -270,7 +257,7 @@ class Base64Files(Records):
         if self._is_partial:
             return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
         try:
-            size = os.fstat(self._opened(path).descriptor).st_size
+            size = self._opened(path).size
         except OSError as error:
             advice = advice_on(error, "copy it again from where the data was split")
             raise DataError(f"{path}: cannot read ({error.strerror}); {advice}") from error

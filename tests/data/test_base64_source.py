@@ -188,7 +188,7 @@ def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files)
 
 
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(base64_source, "_OPEN_FILES", 2)
+    monkeypatch.setattr(base64_source, "OPEN_FILES", 2)
     source = open_images(split(tmp_path / "data", 60, 20), 60, 0, 1)
     wanted = list(range(60)) * 20
     with ThreadPoolExecutor(4) as threads:
@@ -328,3 +328,11 @@ def test_files_that_differ_from_the_manifest_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="cannot read .No such file"):
         open_images(folder, 30, 0, 1)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_no_endless_wait(tmp_path):
+    folder = split(tmp_path / "data", 4, 1)
+    os.remove(f"{folder}/base64_rank_0")
+    os.mkfifo(f"{folder}/base64_rank_0")
+    with pytest.raises(DataError, match=r"base64_rank_0: cannot read \(not a regular file\)"):
+        open_images(folder, 4, 0, 1)
