@@ -147,6 +147,8 @@ class Config:
     heads: str = "merged"
     set_weights: Optional[tuple[float, ...]] = None
     separate_heads: tuple[tuple[str, int], ...] = ()  # title and classes of each; training finds them in the data
+    data_shuffle: Optional[str] = None  # the one in use; training finds it in the data
+    data_digest: Optional[str] = None  # of the images and labels; training finds it in the data
     exclude: Optional[str] = None
     data_format: str = "auto"
     shuffle: Optional[str] = None
@@ -363,6 +365,10 @@ class Config:
                 f"{calls[0]} is for the images of set_dataset_dir, but train_reader replaces them; leave images out in "
                 "the reader"
             )
+        if self.shuffle == "files" and (self.exclude is not None or len(self.data_sets) > 1):
+            shuffle = self._said("data_format", f"set_data_format({self.data_format!r}, shuffle='files')")
+            other = "images are left out" if self.exclude is not None else "there are several data sets"
+            raise ConfigError(f"{shuffle}: reads whole files in turn, which cannot be done where {other}; leave it out")
         listed = os.path.join(self.model_save_dir, DAMAGED_LIST) if self.model_save_dir else None
         if self.exclude and listed and os.path.abspath(self.exclude) == os.path.abspath(listed):
             raise ConfigError(

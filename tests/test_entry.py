@@ -115,7 +115,7 @@ def test_an_error_in_a_list_shows_the_call_as_the_user_made_it(setter, value):
         getattr(Entry(), setter)(value)
 
 
-@pytest.mark.parametrize("arguments", [("jpeg", "full"), ("auto", "some")])
+@pytest.mark.parametrize("arguments", [("jpeg", "full"), ("auto", "some"), ("tar", "files"), ("recordio", "files")])
 def test_a_shuffle_that_cannot_be_is_refused_and_changes_nothing(arguments):
     ins = Entry()
     with pytest.raises(ConfigError, match="set_data_format.*shuffle"):

@@ -127,7 +127,7 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    found = {"separate_heads", "overrides", "given"}
+    found = {"separate_heads", "data_shuffle", "data_digest", "overrides", "given"}
     assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", *found}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}
@@ -462,6 +462,10 @@ def test_a_value_that_cannot_work_is_refused_even_where_the_command_line_wins(mo
         ({"skip_damaged": 2}, lambda ins: setattr(ins, "train_reader", list), "--set skip_damaged=2 is for"),
         ({}, lambda ins: (ins.set_dataset_dir("a", exclude="b"), setattr(ins, "train_reader", list)),
          r"set_dataset_dir\(exclude='b'\) is for the images"),
+        ({}, lambda ins: (ins.set_dataset_dir("a", exclude="b"), ins.set_data_format("base64", "files")),
+         r"set_data_format\('base64', shuffle='files'\): .* where images are left out"),
+        ({}, lambda ins: (ins.set_dataset_dir(["a", "b"]), ins.set_data_format("auto", "files")),
+         r"set_data_format\('auto', shuffle='files'\): .* where there are several data sets"),
         ({}, lambda ins: ins.set_dataset_dir("a", exclude="output/damaged.txt"),
          "output/damaged.txt' is in the folder"),
         ({"resume": True}, lambda ins: ins.set_model_save_dir(None), "--set resume=true, but set_model_save_dir"),

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import weakref
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -17,13 +16,12 @@ from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
-from plsc.errors import ConfigError, DataError
+from plsc.data.shard_files import OPEN_FILES, OpenFile
+from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
-SHUFFLES = ("window", "files", "full")
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
-_OPEN_FILES = 128  # far fewer than a process may open, since a rank may read thousands of files
 _TAB, _ZERO = b"\t0"
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
@@ -33,18 +31,6 @@ class _Lines(NamedTuple):
 
     path: str
     offsets: np.ndarray
-
-
-class _Opened:
-    """A file that is open as long as this object exists: while it is among the last that were used, or is being read.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.descriptor)
 
 
 def holds_split(path: str) -> bool:
@@ -96,7 +82,6 @@ class Base64Files(Records):
         is_partial: Whether the files may be missing until they are read; see `Opening`.
 
     Raises:
-        ConfigError: There is no such shuffle.
         DataError: The number of ranks does not fit, a label is too large, or a file differs from the manifest.
     """
 
@@ -114,10 +99,7 @@ class Base64Files(Records):
         self._folder = folder
         self._manifest = manifest
         self._num_classes = num_classes
-        self._shuffle = shuffle
-        self._reads_ahead = False  # only in an order of its own, because another one may jump between blocks
-        if shuffle not in SHUFFLES:
-            raise ConfigError(f"shuffle={shuffle!r}: expected one of {', '.join(SHUFFLES)}")
+        self.shuffle = shuffle
         where = os.path.join(folder, MANIFEST_NAME)
         if manifest.nranks % world_size:
             raise DataError(
@@ -131,7 +113,7 @@ class Base64Files(Records):
             )
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
-        self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)  # threads share it
+        self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)  # threads share it
         self._is_partial = is_partial
         self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
         self.files = [manifest.files[number].name for number in self._files]
@@ -151,8 +133,8 @@ class Base64Files(Records):
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the samples of this rank in the order of an epoch: int64 [ceil(num_images / world_size)]."""
         rng = np.random.default_rng((seed, epoch, rank))
-        self._reads_ahead = self._shuffle != "full"
-        if self._shuffle == "full":
+        self.reads_ahead = self.shuffle != "full"
+        if self.shuffle == "full":
             return rng.permutation(self._share)
         # Blocks begin one after another, at an even pace, and a line comes up to a window after the start of its block.
         numbers, lines = self._places(np.arange(self._share))
@@ -161,7 +143,7 @@ class Base64Files(Records):
             return_index=True,
             return_inverse=True,
         )
-        if self._shuffle == "files":
+        if self.shuffle == "files":
             turn = mixed_turns((numbers[first] - self._first) // self._step, MIXED_FILES, rng)[block]
         else:
             turn = rng.permutation(int(block.max()) + 1)[block]
@@ -178,10 +160,13 @@ class Base64Files(Records):
         return self._manifest.largest_label + 1
 
     def labels(self) -> np.ndarray:
-        """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)]."""
+        """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)].
+
+        Damaged lines, which `read` refuses, have the label of any class.
+        """
         of_files = {number: _labels_of(file) for number, file in self._files.items()}
         parts = [of_files[number][line : line + count] for number, line, count in self._runs.tolist()]
-        return np.concatenate(parts)[: self._share]
+        return np.clip(np.concatenate(parts)[: self._share], 0, self._manifest.largest_label)
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and a digest of what the manifest says about the files of all ranks."""
@@ -202,7 +187,7 @@ class Base64Files(Records):
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
         try:
             opened = self._opened(file.path)
-            if self._reads_ahead:
+            if self.reads_ahead:
                 self._read_ahead(opened, number, line // self._block_lines)
             text = os.pread(opened.descriptor, end - first, first)
         except OSError as error:
@@ -253,7 +238,7 @@ class Base64Files(Records):
         numbers, lines, counts = self._runs[runs].T
         return numbers, lines + samples - self._ends[runs] + counts
 
-    def _read_ahead(self, opened: _Opened, number: int, block: int) -> None:
+    def _read_ahead(self, opened: OpenFile, number: int, block: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its lines to be read."""
         name = number * self._manifest.samples_per_file + block
         if self._begun[name % _SLOTS] == name or not hasattr(os, "posix_fadvise"):
@@ -272,7 +257,7 @@ class Base64Files(Records):
         if self._is_partial:
             return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
         try:
-            size = os.fstat(self._opened(path).descriptor).st_size
+            size = self._opened(path).size
         except OSError as error:
             advice = advice_on(error, "copy it again from where the data was split")
             raise DataError(f"{path}: cannot read ({error.strerror}); {advice}") from error

@@ -16,6 +16,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.permutations import GOLDEN, keys_of, permuted
 from plsc.data.records import Records
 from plsc.errors import ConfigError
 
@@ -25,8 +26,6 @@ SAMPLERS = ("uniform", "balanced", "pxk")
 DEFAULT_IMAGES = 4  # of a class in a batch, for 'pxk'
 
 _AT_A_TIME = 1 << 17  # positions that are computed together
-_FEISTEL_ROUNDS = 8
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Turns(NamedTuple):
@@ -93,7 +92,7 @@ class Turns(NamedTuple):
         # are mixed: those share their batch with the extra turns, and must not be of the same classes.
         mixed = classes + extra - self.classes_of_batch
         order = permuted(within, mixed, key)
-        order = np.where(order < extra, order, extra + permuted(order - extra, classes - extra, key + _GOLDEN))
+        order = np.where(order < extra, order, extra + permuted(order - extra, classes - extra, key + GOLDEN))
         return np.where(within < classes, order, within - classes)
 
 
@@ -106,10 +105,6 @@ class ClassSampler(Records):
         images_per_class: K, the number of images of a class in a batch; None draws classes independent of batches.
         world_size: Number of ranks.
 
-    Attributes:
-        num_images: Number of images of an epoch: that of the data set, for batches of P x K images rounded up to whole
-            batches.
-
     Raises:
         ConfigError: A batch of all ranks is no multiple of K, or has more classes than there are.
     """
@@ -120,7 +115,10 @@ class ClassSampler(Records):
         self._source = source
         self.num_images = source.num_images
         self.class_names = source.class_names
+        if source.slow_draws:
+            logger.warning("set_sampler draws images from all over the data, which is slow here: %s", source.slow_draws)
         labels = source.labels()
+        self._drawn = self.num_images
         narrow = np.int32 if self.num_images < 1 << 31 else np.int64
         self._images = np.argsort(labels, kind="stable").astype(narrow)  # sorted by class
         ordered = labels[self._images]
@@ -131,7 +129,7 @@ class ClassSampler(Records):
         if self._has_whole_batches:
             batch = batch_size * world_size
             self._classes_of_batch = self._fitting(batch, world_size)
-            self.num_images = -(-self.num_images // batch) * batch
+            self._drawn = -(-self.num_images // batch) * batch
 
     def _fitting(self, batch: int, world_size: int) -> int:
         """Returns P. Raises ConfigError if there is none for the batch of all ranks."""
@@ -168,6 +166,11 @@ class ClassSampler(Records):
         """Number of classes of the data set."""
         return self._source.num_classes
 
+    @property
+    def epoch_images(self) -> int:
+        """Number of images that an epoch draws: that of the data set, for 'pxk' rounded up to whole batches."""
+        return self._drawn
+
     def name(self, i: int) -> str:
         """Returns the name of image `i`."""
         return self._source.name(i)
@@ -193,12 +196,12 @@ class ClassSampler(Records):
         return self._source.digests()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(num_images / world_size)].
+        """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)].
 
         Some images come more than once in an epoch, and others not at all. No image of a class comes again before the
         turn that completes all of them, in this epoch or in earlier ones.
         """
-        per_rank = -(-self.num_images // world_size)
+        per_rank = -(-self.epoch_images // world_size)
         circle = np.random.default_rng((seed, len(self._counts))).permutation(len(self._counts))
         order = np.empty(per_rank, np.int64)
         for first in range(0, per_rank, _AT_A_TIME):
@@ -216,7 +219,7 @@ class ClassSampler(Records):
             world_size: Number of ranks.
         """
         if not self._has_whole_batches:
-            return (own * world_size + rank) % self.num_images
+            return (own * world_size + rank) % self.epoch_images
         # The images of a class are on one rank, where the batch of a rank holds whole turns.
         batch, within = np.divmod(own, self._batch_size)
         return (batch * world_size + rank) * self._batch_size + within
@@ -224,7 +227,7 @@ class ClassSampler(Records):
     def _images_at(self, seed: int, epoch: int, slots: np.ndarray, circle: np.ndarray) -> np.ndarray:
         """Returns the images at some places of an epoch, int64 [n]. `circle` has the classes in random order."""
         of_turn, classes_of_batch = self._of_turn, self._classes_of_batch
-        turns = Turns(len(self._counts), classes_of_batch, self.num_images // of_turn)
+        turns = Turns(len(self._counts), classes_of_batch, self.epoch_images // of_turn)
         number, copy = np.divmod(slots, of_turn)
         place, turn = turns.at(seed, epoch, number)
         chosen = circle[place]
@@ -235,59 +238,3 @@ class ClassSampler(Records):
         passed, within = np.divmod(turn, turns_of_pass)
         drawn = permuted((within * of_turn + copy) % counts, counts, keys_of(seed, 1, chosen, passed))
         return self._images[self._firsts[chosen] + drawn]
-
-
-def keys_of(seed: int, *numbers: object) -> np.ndarray:
-    """Returns a key of a random permutation for each combination of integers or int64 [n], uint64 [n]."""
-    key = np.full(1, np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-    for number in numbers:
-        key = _mixed(key + np.asarray(number).astype(np.uint64) * _GOLDEN)
-    return key
-
-
-def permuted(places: np.ndarray, sizes: object, keys: np.ndarray) -> np.ndarray:
-    """Returns where random permutations send numbers.
-
-    It is a Feistel network over the next power of two, which is walked until the result is small enough: a permutation
-    of [0, size) for each key, without a table.
-
-    Args:
-        places: Numbers, of which those outside [0, size) stay as they are, int64 [n].
-        sizes: Size of each permutation, or of all, int64 [n] or an int.
-        keys: Key of each permutation, or of all, uint64 [n] or [1].
-
-    Returns:
-        Numbers in [0, size), int64 [n].
-    """
-    found = places.copy()
-    sizes, keys = np.broadcast_to(np.asarray(sizes), places.shape), np.broadcast_to(keys, places.shape)
-    # float64 holds all sizes below 2^53, so the logarithm is exact where it matters.
-    bits = np.frexp(np.maximum(sizes - 1, 0).astype(np.float64))[1].astype(np.uint64)
-    left = np.flatnonzero((places >= 0) & (places < sizes))
-    # The rotation sends a number to each of a few others equally often, to which alone the network would need many
-    # rounds.
-    turned = (keys[left] >> np.uint64(32)).astype(np.int64)
-    found[left] = (places[left] + turned) % sizes[left]
-    while len(left):
-        found[left] = _feistel(found[left].astype(np.uint64), bits[left], keys[left]).astype(np.int64)
-        left = left[found[left] >= sizes[left]]
-    return found
-
-
-def _feistel(values: np.ndarray, bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Returns values of so many bits that a permutation of all such values sends these to."""
-    one = np.uint64(1)
-    low_bits = bits >> one
-    low_mask, high_mask = (one << low_bits) - one, (one << (bits - low_bits)) - one
-    low, high = values & low_mask, values >> low_bits
-    for number in range(0, _FEISTEL_ROUNDS, 2):
-        high ^= _mixed(keys + low * _GOLDEN + np.uint64(number)) & high_mask
-        low ^= _mixed(keys + high * _GOLDEN + np.uint64(number + 1)) & low_mask
-    return high << low_bits | low
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Returns random numbers that depend on every bit of the given ones, uint64 [n] (the finalizer of SplitMix64)."""
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)

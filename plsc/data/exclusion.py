@@ -38,6 +38,11 @@ class KeptRecords(Records):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
+        self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self._source.will_read_blocks()
 
     def close(self) -> None:
         """Releases what the whole data set holds."""
@@ -78,15 +83,19 @@ class KeptRecords(Records):
         return i + int(np.searchsorted(self._kept_before, i, side="right"))
 
 
-def leave_out(source: Records, path: Path, logs: bool = True) -> Records:
-    """Returns a data set without the images that a list names.
+def leave_out(source: Records, path: Path) -> Records:
+    """Returns a data set without the images that a list names; see `find_listed`."""
+    return KeptRecords(source, find_listed(source, path))
 
-    Names that the data set does not have are reported in a warning.
+
+def find_listed(source: Records, path: Path) -> np.ndarray:
+    """Returns the numbers of the images that a list names, int64, increasing.
+
+    How many they are is logged, and names that the data set does not have are reported in a warning.
 
     Args:
         source: The data set, opened for rank 0 of 1.
         path: The list; see `read_names`.
-        logs: Whether to log how many images are left out, and to warn.
 
     Raises:
         DataError: The list cannot be read, or names all images.
@@ -101,7 +110,7 @@ def leave_out(source: Records, path: Path, logs: bool = True) -> Records:
         hits = np.flatnonzero(wanted[places] == hashes)
         found[places[hits]] = True
         left_out.extend((first + hits).tolist())
-    if logs and not found.all():
+    if not found.all():
         missing = set(wanted[~found].tolist())
         number, name = next((number, name) for number, name in read_names(path) if hash(name) in missing)
         logger.warning(
@@ -114,9 +123,8 @@ def leave_out(source: Records, path: Path, logs: bool = True) -> Records:
         )
     if len(left_out) == source.num_images:
         raise DataError(f"{path}: names all {source.num_images:,} images of the data set; keep some to train on")
-    if logs:
-        logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
-    return KeptRecords(source, np.array(left_out, np.int64))
+    logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
+    return np.array(left_out, np.int64)
 
 
 def read_names(path: Path) -> Iterator[tuple[int, str]]:

@@ -81,6 +81,7 @@ class FetchedRecords(Records):
         self._stop = stop
         self.num_images, self.class_names, self.blocks = records.num_images, records.class_names, records.blocks
         self.files, self.window = records.files, records.window
+        self.shuffle, self.slow_draws = records.shuffle, records.slow_draws
         self._state = threading.Condition()
         self._readers: dict[int, int] = {}  # files that are kept, with the number of threads that read them now
         self._fetching: set[int] = set()
@@ -154,6 +155,10 @@ class FetchedRecords(Records):
             return self._records.read(i)
         finally:
             self._let_go(number, 1)
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self._records.will_read_blocks()
 
     def close(self) -> None:
         """Ends the threads that fetch, and gives up the space in the cache."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from plsc.data.class_names import number_classes
 from plsc.data.image_folders import LeftOut, has_image_suffix, runs_of_images
-from plsc.data.label_file import refuse_shuffle
 from plsc.data.packed import FolderPacker, NamesInFolders
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
@@ -56,7 +55,6 @@ def open_records(opening: Opening) -> FolderTree:
     Raises:
         DataError: There are no classes, or a subfolder seems to hold a test set, or all the data.
     """
-    refuse_shuffle(opening)
     tests = {os.fsencode(name) for name in opening.test_sets}
     packer, left_out = FolderPacker(), LeftOut()
     owners: list[int] = []

@@ -36,17 +36,7 @@ def holds_list(path: str) -> bool:
 
 def open_records(opening: Opening) -> LabelFile:
     """Opens a folder with a `label.txt`; see `read_label_file`."""
-    refuse_shuffle(opening)
     return read_label_file(opening.path, opening.num_classes, accepts_missing=opening.accepts_missing)
-
-
-def refuse_shuffle(opening: Opening) -> None:
-    """Raises DataError if a way to shuffle is set for data in which each image has its own file."""
-    if opening.shuffle is not None:
-        raise DataError(
-            f"{opening.path}: set_data_format(shuffle={opening.shuffle!r}) needs files that hold many images each, and "
-            "here each image has its own file; leave shuffle out"
-        )
 
 
 class LabelFile(Records):
@@ -198,7 +188,7 @@ class _Numbers:
 
     def __init__(self, path: str, num_classes: Optional[int]) -> None:
         self._path, self._num_classes = path, num_classes
-        self._limit = LARGEST_LABEL + 1 if num_classes is None else num_classes
+        self._limit = LARGEST_LABEL + 1 if num_classes is None else min(num_classes, LARGEST_LABEL + 1)
 
     def of_many(self, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Returns the labels that are plain digits; see `Column.of_many`."""

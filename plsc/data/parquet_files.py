@@ -20,6 +20,7 @@ from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.data.shard_files import find_files, holds_files, plain_name
 from plsc.errors import DataError
 from plsc.machine.json_files import json_text
+from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 
 logger = logging.getLogger("plsc")
@@ -38,11 +39,6 @@ def holds_tables(path: str) -> bool:
 
 def open_records(opening: Opening) -> ParquetFiles:
     """Opens Parquet files; see `ParquetFiles`."""
-    if opening.shuffle == "full":
-        raise DataError(
-            f"{opening.path}: set_data_format(shuffle='full') needs data of which each image can be read alone, and "
-            "Parquet is read by row groups; leave shuffle out, or convert the data"
-        )
     return ParquetFiles(opening.path, opening.num_classes)
 
 
@@ -62,6 +58,7 @@ class ParquetFiles(Records):
     """
 
     blocks: np.ndarray
+    shuffle = "window"
 
     def __init__(self, path: str, num_classes: Optional[int] = None) -> None:
         load_pyarrow()
@@ -90,7 +87,14 @@ class ParquetFiles(Records):
                 largest / 1e9,
             )
         # One more than are mixed, and one that is begun.
-        self._images = _Kept(max(_MEMORY, (self.window + 2) * largest), self._decode_images)
+        kept, total = max(_MEMORY, (self.window + 2) * largest), sum(self._sizes)
+        self._images = _Kept(kept, self._decode_images)
+        if total > kept:
+            self.slow_draws = (
+                f"{path}: most images need a whole row group, {size_text(total // len(self._sizes))}, to be decoded, "
+                f"because only {size_text(kept)} of {size_text(total)} are kept; convert the data, for instance with "
+                "plsc data convert --to tar"
+            )
         self._paths_of = _Kept(_PATHS_MEMORY, self._decode_paths)
         self.read(0)  # which fails at once where a table names files instead of holding them
         self._naming = threading.Lock()

@@ -22,12 +22,11 @@ from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, 
 from plsc.data.recordio_index import Index, read_index, write_index
 from plsc.data.recordio_layout import PROPERTY, classes_of, images_of
 from plsc.data.records import Opening, Record, Records, check_label
-from plsc.errors import ConfigError, DataError, WrongDataError
+from plsc.errors import DataError, WrongDataError
 from plsc.machine.files import replace_file, replacing
 
 logger = logging.getLogger("plsc")
 
-SHUFFLES = ("full", "window")
 _SUFFIX, _INDEX = ".rec", ".idx"
 _USUAL, _USUAL_INDEX = f"train{_SUFFIX}", f"train{_INDEX}"
 _BLOCK_BYTES = 4_000_000  # as for base64 data
@@ -91,15 +90,12 @@ class RecordIO(Records):
         keeps_index: Whether to write the index that is made for a file without one next to the file.
 
     Raises:
-        ConfigError: There is no such shuffle.
         DataError: The file, its index or `property` is damaged, or they do not belong together.
     """
 
     def __init__(
         self, path: str, num_classes: Optional[int] = None, shuffle: str = "full", keeps_index: bool = False
     ) -> None:
-        if shuffle not in SHUFFLES:
-            raise ConfigError(f"shuffle={shuffle!r}: expected one of {', '.join(SHUFFLES)}")
         self._file = RecordFile(path)
         self._name = os.path.basename(path)
         folder = os.path.dirname(path)
@@ -117,6 +113,7 @@ class RecordIO(Records):
         self._places = np.append(images.places, self._file.size)  # where they begin, and the end of the last one
         self._keys = _compact(images.keys)
         self._labels: Optional[np.ndarray] = None
+        self.shuffle = shuffle
         self.blocks = _blocks_of(self._places) if shuffle == "window" else None
         self._begun = bytearray()  # blocks of this epoch that are being read ahead
         if shuffle == "window" and self._identities:
@@ -182,7 +179,7 @@ class RecordIO(Records):
         """Returns the encoded bytes and the label of image `i`; see `Records.read`."""
         place = int(self._places[i])
         try:
-            if self.blocks is not None and self._begun:
+            if self.reads_ahead:
                 self._read_ahead(i)
             data, _ = self._file.record(place, int(self._places[i + 1]) - place)
             header = header_of(data)
@@ -253,11 +250,11 @@ class RecordIO(Records):
             f"the classes that {PROPERTY} or {CLASSES} names": str((self._stated, len(self.class_names))),
         }
 
-    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch; see `Records.epoch_order`."""
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
         if self.blocks is not None:
             self._begun = bytearray(len(self.blocks))
-        return super().epoch_order(seed, epoch, rank, world_size)
+        super().will_read_blocks()
 
     def _read_ahead(self, i: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its images that an epoch reads."""

@@ -64,6 +64,11 @@ class Records(abc.ABC):
         blocks: First image of each block, and the number of images, int64 [B + 1]. The images of a block lie side by
             side on the disk, and are read at about the same time. None means that any order is as fast.
         window: Number of blocks whose images are mixed.
+        shuffle: How the order of an epoch is drawn, as in `set_data_format`; None for data that knows one way only.
+        reads_ahead: Whether `read` may read the rest of a block ahead, because the images of a block are read at about
+            the same time.
+        slow_draws: Why images that are drawn from all over the data take much longer to read, for a warning; empty if
+            they do not.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
         on_close: Called by `close`, to release what whoever opened the data set holds for it.
@@ -73,6 +78,9 @@ class Records(abc.ABC):
     class_names: Sequence[str] = ()
     blocks: Optional[np.ndarray] = None
     window: int = WINDOW_BLOCKS
+    shuffle: Optional[str] = None
+    reads_ahead: bool = False
+    slow_draws: str = ""
     files: Sequence[str] = ()
     on_close: Optional[Callable[[], object]] = None
 
@@ -114,6 +122,7 @@ class Records(abc.ABC):
         """Returns the images of a rank in the order of an epoch, int64 or int32 [ceil(epoch_images / world_size)]."""
         if self.blocks is None:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+        self.will_read_blocks()
         return block_indices(self.blocks, seed, epoch, rank, world_size, self.window)
 
     def files_of(self, images: np.ndarray) -> np.ndarray:
@@ -126,6 +135,10 @@ class Records(abc.ABC):
 
     def will_read(self, images: np.ndarray) -> None:  # noqa: B027 - most sources have nothing to do
         """Prepares for `images` to be read in this order. Data that is fetched is fetched in this order."""
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self.reads_ahead = self.blocks is not None
 
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""
@@ -151,7 +164,7 @@ def check_label(label: int, where: str, num_classes: Optional[int], largest: int
     """
     if label < 0:
         raise DataError(f"{where}: label {label} is negative; correct it: labels count from 0")
-    if num_classes is None and label > LARGEST_LABEL:
+    if label > LARGEST_LABEL and (num_classes is None or label < num_classes):
         raise DataError(f"{where}: label {label} is larger than {LARGEST_LABEL}; correct it")
     if num_classes is not None and label >= num_classes:
         raise WrongDataError(

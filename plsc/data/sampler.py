@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from plsc.data.permutations import KeyedPermutation
+
 WINDOW_BLOCKS = 16  # the number of blocks whose samples are mixed
 MIXED_FILES = 4  # the number of files whose blocks are mixed, where files are read in turn
 LARGE = 1 << 24  # samples, of which a permutation in memory takes 128 MiB and about a second on every rank
-_ROUNDS, _PIECE = 8, 1 << 15
+_PIECE = 1 << 15
 
 
 def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
@@ -37,43 +39,22 @@ def epoch_indices(num_samples: int, seed: int, epoch: int, rank: int, world_size
     return whole[positions % num_samples].astype(np.int64, copy=False)
 
 
-class KeyedPermutation:
-    """A random permutation of [0, N) that gives any entry without computing the others.
-
-    It is a Feistel network (Luby and Rackoff, 1988): a number is split into two halves of bits, and each round changes
-    one half by a random function of the other, which can be undone. The functions are tables of random numbers of about
-    sqrt(N) entries. The network permutes the numbers below a power of two. One that comes out as N or more goes in
-    again until it is below N (cycle walking; Black and Rogaway, 2002), which takes less than two turns on average.
+def samples_at(num_samples: int, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+    """Returns the samples at some positions of the order that `epoch_indices` gives to a single rank, int64 [P].
 
     Args:
-        size: N.
-        rng: Draws the tables.
+        num_samples: Number of samples.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        positions: Places in the order, in [0, num_samples), int64 [P].
     """
-
-    def __init__(self, size: int, rng: np.random.Generator) -> None:
-        self._size = size
-        bits = max(2, (size - 1).bit_length())
-        self._low = bits // 2
-        lower, upper = 1 << self._low, 1 << (bits - self._low)
-        self._mask = lower - 1
-        self._rounds = [
-            (rng.integers(0, upper, lower, np.int64), rng.integers(0, lower, upper, np.int64))
-            for _ in range(_ROUNDS // 2)
-        ]
-
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        """Returns the entries at places in [0, N), int64 [n]; they are quickest in pieces that fit into a cache."""
-        entries = self._turn(places)
-        while len(outside := np.flatnonzero(entries >= self._size)):
-            entries[outside] = self._turn(entries[outside])
-        return entries
-
-    def _turn(self, numbers: np.ndarray) -> np.ndarray:
-        low, high = numbers & self._mask, numbers >> self._low
-        for of_low, of_high in self._rounds:
-            high ^= of_low[low]
-            low ^= of_high[high]
-        return (high << self._low) | low
+    if num_samples < LARGE:
+        return epoch_indices(num_samples, seed, epoch, 0, 1)[positions]
+    permutation = KeyedPermutation(num_samples, np.random.default_rng((seed, epoch)))
+    found = np.empty(len(positions), np.int64)
+    for first in range(0, len(positions), _PIECE):
+        found[first : first + _PIECE] = permutation(positions[first : first + _PIECE])
+    return found
 
 
 def block_indices(

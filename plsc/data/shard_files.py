@@ -20,7 +20,7 @@ from plsc.machine.files import open_regular
 
 logger = logging.getLogger("plsc")
 
-_OPEN_FILES = 128  # far fewer than a process may open, since a data set may have thousands of files
+OPEN_FILES = 128  # far fewer than a process may open, since a data set may have thousands of files
 _MOST_FILES = 1_000_000
 SUBFOLDERS = ("data", "train")  # where the Hugging Face hub, and many others, keep the files
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -160,7 +160,7 @@ class SharedFiles:
     """Files that several threads read from any place, few of which are open at a time."""
 
     def __init__(self) -> None:
-        self._opened = functools.lru_cache(_OPEN_FILES)(OpenFile)
+        self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)
         self._begun: dict[tuple[str, int], None] = {}
         self._lock = threading.Lock()
 

@@ -12,8 +12,9 @@ from plsc.data import base64_source, folder_tree, label_file, parquet_files, rec
 from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.records import Opening, Records
 from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
+SHUFFLES = ("window", "files", "full")
 _UNSPLIT_LIST = "file_list.txt"
 
 
@@ -50,20 +51,28 @@ class Format(NamedTuple):
         holds: Whether a path is data of this format, as far as names of files show.
         open: Opens the data; raises DataError if it is not of this format.
         about: What the path is, for error messages.
+        shuffles: The ways to shuffle it, the default first; none where each image has its own file.
     """
 
     holds: Callable[[str], bool]
     open: Callable[[Opening], Records]
     about: str
+    shuffles: Sequence[str] = ()
 
 
 # The first that recognises a path opens it for the format 'auto'.
 FORMATS = {
-    "base64": Format(base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks"),
+    "base64": Format(
+        base64_source.holds_split, base64_source.open_records, "base64 data split for the ranks", SHUFFLES
+    ),
     "jpeg": Format(label_file.holds_list, label_file.open_records, "a folder with label.txt and images"),
-    "recordio": Format(recordio.holds_records, recordio.open_records, "a folder with train.rec, or a .rec file"),
-    "tar": Format(tar_shards.holds_tars, tar_shards.open_records, "tars as WebDataset writes them"),
-    "parquet": Format(parquet_files.holds_tables, parquet_files.open_records, "Parquet files with images and labels"),
+    "recordio": Format(
+        recordio.holds_records, recordio.open_records, "a folder with train.rec, or a .rec file", ("full", "window")
+    ),
+    "tar": Format(tar_shards.holds_tars, tar_shards.open_records, "tars as WebDataset writes them", ("window", "full")),
+    "parquet": Format(
+        parquet_files.holds_tables, parquet_files.open_records, "Parquet files with images and labels", ("window",)
+    ),
     # The last one, because folders may hold data of any other format too.
     "folder": Format(folder_tree.holds_tree, folder_tree.open_records, "a folder of images for each class"),
 }
@@ -95,11 +104,13 @@ def open_images(
         keeps_index: Whether rank 0 may write an index that it has made next to the data.
 
     Raises:
+        ConfigError: The data cannot be shuffled like that.
         DataError: The path does not hold such data, or the data has a mistake.
     """
     name = format_of(path) if data_format == "auto" else data_format
     if name is None:
         raise _unknown(path, world_size)
+    _check_shuffle(path, name, shuffle)
     opening = Opening(
         path,
         num_classes,
@@ -164,6 +175,28 @@ def open_several(
 def format_of(path: str) -> Optional[str]:
     """Returns the format that a path seems to hold; None if it is none of `FORMATS`."""
     return next((name for name, one in FORMATS.items() if one.holds(path)), None)
+
+
+def takes_class_list(path: object, data_format: str = "auto") -> bool:
+    """Returns whether a `classes.txt` in a single data set fixes the numbers of its classes."""
+    if not isinstance(path, str):
+        return False
+    return (format_of(path) if data_format == "auto" else data_format) in ("jpeg", "folder")
+
+
+def _check_shuffle(path: str, name: str, shuffle: Optional[str]) -> None:
+    """Raises an error if data of a format cannot be shuffled in some way."""
+    shuffles = FORMATS[name].shuffles
+    if shuffle is None or shuffle in shuffles:
+        return
+    said = f"{path}: set_data_format(shuffle={shuffle!r})"
+    if not shuffles:
+        raise DataError(
+            f"{said} needs files that hold many images each, and here each image has its own file; leave shuffle out"
+        )
+    raise ConfigError(
+        f"{said}: {name} data takes {' or '.join(map(repr, shuffles))}; choose from these, or leave shuffle out"
+    )
 
 
 def _unknown(path: str, world_size: int) -> DataError:

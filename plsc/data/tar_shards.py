@@ -75,6 +75,7 @@ class TarShards(Records):
         self.num_images = self._ends[-1]
         _report(path, self.num_images, indexes)
         self._blocks = list(_block_starts(indexes))
+        self.shuffle = shuffle
         if shuffle == "window":
             self.blocks = np.array([*self._blocks, self.num_images], np.int64)
         self._digest, self._prefixed = _digest(indexes), _keys_repeat(indexes)
@@ -115,7 +116,7 @@ class TarShards(Records):
         """
         path = self._paths[bisect.bisect_right(self._ends, i)]
         try:
-            if self.blocks is not None:
+            if self.reads_ahead:
                 self._read_ahead(path, i)
             return self._files.read(path, int(self._offsets[i]), int(self._lengths[i])), int(self._labels[i])
         except OSError as error:

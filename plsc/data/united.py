@@ -10,8 +10,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from plsc.data.records import Records, check_label
-from plsc.data.sampler import epoch_indices, mix_blocks, samples_in_turn
+from plsc.data.records import Records
+from plsc.data.sampler import epoch_indices, mix_blocks, samples_at, samples_in_turn
 from plsc.errors import ConfigError, DataError
 
 # What each kind of draw adds to (seed, epoch), so that no two of them use the same random numbers.
@@ -64,13 +64,15 @@ class UnitedRecords(Records):
         self._firsts = np.cumsum([0, *sizes]).tolist()
         self.num_images = self._firsts[-1]
         self._draws = np.array(sizes if weights is None else _draws_of(titles, sizes, weights), np.int64)
-        self._is_plain = self._draws.tolist() == sizes
-        if any(source.blocks is not None for source in sources):
-            # An image that has no neighbours is a block of its own.
-            blocks = [np.arange(size + 1) if one.blocks is None else one.blocks for one, size in zip(sources, sizes)]
-            starts = [one[:-1] + first for one, first in zip(blocks, self._firsts)]
-            self.blocks, self._is_plain = np.append(np.concatenate(starts), self.num_images), False
-            self.window = min(source.window for source in sources)
+        self._is_plain = self._draws.tolist() == sizes and all(source.blocks is None for source in sources)
+        if any(source.shuffle for source in sources):
+            self.shuffle = ", ".join(source.shuffle or "full" for source in sources)
+        self.slow_draws = next((source.slow_draws for source in sources if source.slow_draws), "")
+
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block of a set are read at about the same time."""
+        for source in self._sources:
+            source.will_read_blocks()
 
     def close(self) -> None:
         """Releases what the sets hold."""
@@ -108,7 +110,10 @@ class UnitedRecords(Records):
         data, label = self._sources[number].read(image)
         numbers = self._classes.numbers[number]
         if not 0 <= label < len(numbers):
-            check_label(label, self._sources[number].where(image), len(numbers), len(numbers) - 1)
+            raise DataError(
+                f"{self._sources[number].where(image)}: label {label} is outside [0, {len(numbers)}), the classes that "
+                f"{self._titles[number]} had when it was opened; the data has changed or is damaged: copy it again"
+            )
         return data, int(numbers[label])
 
     def labels(self) -> np.ndarray:
@@ -125,9 +130,10 @@ class UnitedRecords(Records):
         }
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)]."""
+        """Returns the images of a rank in the order of an epoch; see `Records.epoch_order`."""
         if self._is_plain:
             return epoch_indices(self.num_images, seed, epoch, rank, world_size)
+        self.will_read_blocks()
         shares = self._shares(world_size)
         order = np.random.default_rng((seed, epoch, _TURNS, rank)).permutation(
             np.repeat(np.arange(len(self._sources), dtype=np.int64), shares[rank])
@@ -173,7 +179,7 @@ class UnitedRecords(Records):
             own = (*key, _PASS, number, passed)
             if blocks is None:
                 state = np.random.SeedSequence(own).generate_state(1)
-                images.append(epoch_indices(size, int(state[0]), key[1], 0, 1)[within])
+                images.append(samples_at(size, int(state[0]), key[1], within))
             else:
                 found, turn = samples_in_turn(blocks, within, own)
                 images.append(found)

@@ -35,6 +35,7 @@ _MAY_DIFFER = {
     "num_workers",
     "log_period",
 }
+_DIGITS = 16  # of the digest that checkpoints keep
 # These may differ too, but must be set on all ranks or on none: a rank makes other calls where they are empty.
 _SET_ON_ALL = ("model_save_dir", "checkpoint_dir", "pretrained")
 
@@ -66,14 +67,19 @@ def check_settings(config: Config) -> None:
     parallel.check_same(values, "give all ranks the same script, settings and versions")
 
 
-def check_data(loader: Union[ImageLoader, ReaderLoader]) -> None:
+def check_data(loader: Union[ImageLoader, ReaderLoader]) -> str:
     """Checks that all ranks train on the same images with the same labels, as far as the loader shares them out.
+
+    Returns:
+        A digest of the images, in hexadecimal.
 
     Raises:
         ConfigError: They do not; the message names the differences.
     """
+    digests = loader.digests()
     if parallel.world_size() > 1:
-        parallel.check_same(loader.digests(), "give all machines the same data set")
+        parallel.check_same(digests, "give all machines the same data set")
+    return hashlib.sha256("\n".join(digests.values()).encode()).hexdigest()[:_DIGITS]
 
 
 def check_rate(optimizer: paddle.optimizer.Optimizer) -> None:

@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
+
 from plsc import parallel
 from plsc.config import MOST_NAMES, Config
 from plsc.data import sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import Skipping
-from plsc.data.exclusion import leave_out
+from plsc.data.exclusion import KeptRecords, find_listed
 from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
@@ -40,7 +42,7 @@ def open_source(config: Config) -> Optional[Records]:
     number, for `set_class_num('auto')`.
 
     Raises:
-        ConfigError: The classes of a `train_reader` cannot be counted, or there are more or fewer names than classes.
+        ConfigError: The classes of a `train_reader` cannot be counted, or the numbers of names and classes differ.
         DataError: The data cannot be opened.
     """
     if config.train_reader is not None:
@@ -54,17 +56,40 @@ def open_source(config: Config) -> Optional[Records]:
         check_names(config.class_names or (), config.num_classes)
         return None
     source = _open_images(config)
+    config.data_shuffle = source.shuffle
     config.num_classes = config.num_classes or parallel.from_rank_0(
         lambda: source.num_classes, "the count of the classes"
     )
     if config.class_names is None and len(source.class_names):
-        names = tuple(source.class_names)
-        if len(names) <= MOST_NAMES and len(json.dumps(names)) <= LARGEST // 2:
-            config.class_names = names
-        else:
-            logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
+        config.class_names = _names_of(source, config)
     check_names(config.class_names or (), config.num_classes)
     return source
+
+
+def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
+    """Returns the names that data gives to its classes; None if they cannot be kept, or if some have none.
+
+    Raises:
+        ConfigError: The data names more classes than there are.
+    """
+    names = tuple(source.class_names)
+    if len(names) > config.num_classes:
+        raise ConfigError(
+            f"set_class_num({config.num_classes}): {', '.join(config.data_sets)} names {len(names):,} classes; call "
+            f"set_class_num({len(names)}), or set_class_num('auto')"
+        )
+    if len(names) < config.num_classes:
+        logger.warning(
+            "set_class_num(%d): %s names only %d classes, so the names are not used; checkpoints hold numbers alone",
+            config.num_classes,
+            ", ".join(config.data_sets),
+            len(names),
+        )
+        return None
+    if len(names) > MOST_NAMES or len(json.dumps(names)) > LARGEST // 2:
+        logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
+        return None
+    return names
 
 
 def _open_images(config: Config) -> Records:
@@ -85,13 +110,20 @@ def _open_images(config: Config) -> Records:
     try:
         kept = source
         if config.exclude is not None:
-            kept = leave_out(kept, Path(config.exclude), logs=parallel.rank() == 0)
+            kept = KeptRecords(kept, _left_out(kept, Path(config.exclude)))
         if config.sampler != "uniform":
             kept = ClassSampler(kept, config.train_batch_size, config.images_per_class, parallel.world_size())
         return kept
     except BaseException:
         source.close()
         raise
+
+
+def _left_out(source: Records, path: Path) -> np.ndarray:
+    """Returns the numbers of the images that a list names. Rank 0 alone compares the names of all images with it."""
+    count = {"the number of images": str(source.num_images)}
+    parallel.check_same(count, "give all machines the same data set")
+    return parallel.from_rank_0(lambda: find_listed(source, path), "the images that are left out")
 
 
 def _open_sets(config: Config, num_classes: Optional[int], knows_all: bool) -> Records:

@@ -18,6 +18,7 @@ from plsc.checkpoint import Checkpoint
 from plsc.config import Config
 from plsc.data.class_names import CLASSES
 from plsc.data.pixels import PILLOW_RULE
+from plsc.data.sources import takes_class_list
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError, reason_of
@@ -132,7 +133,9 @@ class TrainingState:
             "ranks": parallel.world_size(),
             "seed": config.seed,
             "sampler": config.drawing,
-            "shuffle": config.shuffle,
+            "shuffle": config.data_shuffle,
+            "set_weights": None if config.set_weights is None else list(config.set_weights),
+            "data": config.data_digest,
             "batch_per_rank": config.batch_per_rank,
             "steps_per_epoch": self.steps_per_epoch,
             "learning_rate": optim.rate_of(self.optimizer),
@@ -220,10 +223,14 @@ class TrainingState:
                 quoted(names[number]) if number < len(names) else "missing"
                 for names in (source.meta["class_names"], self.config.class_names or ())
             )
+            copy = ""
+            if self.config.remote_data is None and takes_class_list(self.config.dataset_dir, self.config.data_format):
+                copy = (
+                    f", or copy {source.folder.parent / CLASSES}, which fixes the numbers, to {self.config.dataset_dir}"
+                )
             raise CheckpointError(
                 f"{source.folder}: class {number} was {was} in the run, and is {now} in the data now, so the numbers "
-                f"of classes have changed; restore the data, or copy {source.folder.parent / CLASSES}, which fixes the "
-                f"numbers, to {self.config.dataset_dir}; to train on other classes, start a new run with "
+                f"of classes have changed; restore the data{copy}; to train on other classes, start a new run with "
                 "set_checkpoint_dir and set_head_init"
             )
 
@@ -234,7 +241,9 @@ class TrainingState:
             "ranks": "the number of ranks",
             "seed": "the seed",
             "sampler": "the sampler",
-            "shuffle": "the shuffle of base64 data",
+            "shuffle": "the shuffle",
+            "set_weights": "the weight of each data set",
+            "data": "the digest of the images, their labels and their order",
             "batch_per_rank": "the batch per rank",
             "model": "the model",
             "optimizer": "the optimizer",
@@ -244,8 +253,10 @@ class TrainingState:
             "plsc": "the version of plsc",
             "paddle": "the version of Paddle",
         }
-        unknown = {name: now[name] for name in ("image_ground", "shuffle")}
-        was = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", **unknown, **source.meta}
+        # Earlier versions did not record all of this, and of the shuffle only one that was set.
+        meta = {name: value for name, value in source.meta.items() if (name, value) != ("shuffle", None)}
+        unknown = {name: now[name] for name in ("image_ground", "shuffle", "set_weights", "data")}
+        was = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", **unknown, **meta}
         return [
             f"{words} was {was.get(name)} and is {now[name]} now"
             for name, words in names.items()

@@ -162,7 +162,8 @@ class Trainer:
         """
         config = self.config
         self.loader = build_loader(config, self.source, self.damaged.skipping if self.damaged is not None else None)
-        check_data(self.loader)
+        digest = check_data(self.loader)
+        config.data_digest = digest if self.source is not None else None
         self.first_pass = FirstPass(config, self.loader)
         steps = steps_per_epoch(self.loader, config.gradient_accumulation)
         check_warmup(config, steps)

@@ -127,13 +127,13 @@ def data_cache(setter: str, directory: Optional[str], size: Any = None) -> Optio
 
 def data_format(setter: str, data_format: str, shuffle: Optional[str] = None) -> tuple[str, Optional[str]]:
     """Returns the format, and the way files that hold many images are shuffled."""
-    from plsc.data.base64_source import SHUFFLES
-    from plsc.data.sources import DATA_FORMATS
+    from plsc.data.sources import DATA_FORMATS, FORMATS, SHUFFLES
 
     check_choice(setter, data_format, DATA_FORMATS)
     if shuffle is not None:
-        check_choice(f"{setter}: shuffle", shuffle, SHUFFLES)
-        if data_format in ("jpeg", "folder"):
+        shuffles = SHUFFLES if data_format == "auto" else FORMATS[data_format].shuffles
+        check_choice(f"{setter}({data_format!r}): shuffle", shuffle, shuffles or SHUFFLES)
+        if not shuffles:
             raise ConfigError(
                 f"{setter}({data_format!r}, shuffle={shuffle!r}): shuffle is for files that hold many images; leave it "
                 "out, image files are shuffled in full"

@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data import base64_source
+from plsc.data import base64_source, recordio, tar_shards
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
+from plsc.data.class_sampler import ClassSampler
+from plsc.data.exclusion import KeptRecords
 from plsc.data.label_file import LabelFile
-from plsc.data.sources import open_images
+from plsc.data.recordio import RecordIOWriter
+from plsc.data.records import Record
+from plsc.data.sources import SHUFFLES, open_images
+from plsc.data.united import UnitedRecords, merge_classes
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
@@ -56,7 +61,7 @@ def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, t
     folder = split(tmp_path_factory.mktemp("data"), total, nranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base64_source, "_BLOCK_BYTES", block_bytes)
-        for shuffle in base64_source.SHUFFLES:
+        for shuffle in SHUFFLES:
             shares = []
             for rank in range(world_size):
                 source = open_images(folder, total, rank, world_size, "base64", shuffle)
@@ -68,7 +73,7 @@ def test_all_ranks_together_see_every_sample_in_equal_counts(tmp_path_factory, t
             assert set(counts) == set(range(total)) and sum(counts.values()) - total < world_size
 
 
-@pytest.mark.parametrize("shuffle", base64_source.SHUFFLES)
+@pytest.mark.parametrize("shuffle", SHUFFLES)
 def test_the_order_depends_on_seed_epoch_and_rank(tmp_path, small_blocks, shuffle):
     folder = split(tmp_path / "data", 200, 2)
     orders = []
@@ -83,7 +88,7 @@ def test_the_order_depends_on_seed_epoch_and_rank(tmp_path, small_blocks, shuffl
 
 def test_a_window_touches_few_blocks_at_a_time_and_a_full_shuffle_all(tmp_path, small_blocks):
     folder = split(tmp_path / "data", 600, 1)
-    for shuffle in base64_source.SHUFFLES:
+    for shuffle in SHUFFLES:
         source = open_images(folder, 600, 0, 1, shuffle=shuffle)
         blocks = source.epoch_order(0, 0, 0, 1) // source._block_lines
         first, last = {}, {}
@@ -122,6 +127,40 @@ def test_each_block_is_read_ahead_once_and_whole(tmp_path, small_blocks, monkeyp
     assert not asked
 
 
+@pytest.mark.parametrize("module", [base64_source, tar_shards, recordio])
+def test_blocks_are_read_ahead_where_the_order_keeps_them_together(tmp_path, monkeypatch, module):
+    """Also through the wrappers, and in each epoch; a sampler that jumps between blocks reads single images."""
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 400 if module is base64_source else 5000)
+    if module is base64_source:
+        folder = split(tmp_path / "data", 100, 1)
+    else:
+        (tmp_path / "data").mkdir()
+        is_tar = module is tar_shards
+        made = tar_shards.TarWriter(tmp_path / "data/x.tar") if is_tar else RecordIOWriter(tmp_path / "data/train.rec")
+        for i in range(100):
+            made.add(Record(f"{i}.jpg", b"\xff\xd8" + bytes(100 + i), i))
+        made.close()
+        folder = str(tmp_path / "data")
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, first, size, advice: asked.append(first))
+    sources = [open_images(folder, 100, 0, 1, shuffle="window") for _ in range(5)]
+    blocks = len(sources[0].blocks) - 1
+    assert blocks > 1
+    classes = merge_classes("ab", sources[1:3])
+    records = {
+        KeptRecords(sources[0], np.array([3])): blocks,
+        UnitedRecords("ab", sources[1:3], classes): 2 * blocks,
+        ClassSampler(sources[3], 8): 0,
+        ClassSampler(KeptRecords(sources[4], np.array([3])), 8): 0,
+    }
+    for one, wanted in records.items():
+        for epoch in range(2 if module is recordio else 1):  # the others do not count epochs
+            asked.clear()
+            for i in one.epoch_order(0, epoch, 0, 1).tolist():
+                one.read(i)
+            assert len(set(asked)) == min(wanted, blocks) and len(asked) == wanted, type(one)
+
+
 def test_the_lines_are_found_without_the_index_too(tmp_path):
     folder = split(tmp_path / "data", 100, 2)
     wanted = [epoch_of(open_images(folder, 100, rank, 2), rank, 2) for rank in range(2)]
@@ -141,7 +180,7 @@ def limit_of_open_files():
 def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files):
     folder = split(tmp_path / "data", 400, 400)
     limit_of_open_files(300)
-    for shuffle in base64_source.SHUFFLES:
+    for shuffle in SHUFFLES:
         source = open_images(folder, 400, 0, 1, "base64", shuffle)
         assert sorted(epoch_of(source, 0, 1)) == list(range(400))
     del source
@@ -149,7 +188,7 @@ def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files)
 
 
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(base64_source, "_OPEN_FILES", 2)
+    monkeypatch.setattr(base64_source, "OPEN_FILES", 2)
     source = open_images(split(tmp_path / "data", 60, 20), 60, 0, 1)
     wanted = list(range(60)) * 20
     with ThreadPoolExecutor(4) as threads:
@@ -215,7 +254,7 @@ def test_a_folder_of_the_wrong_kind_is_refused(tmp_path):
     folder = split(tmp_path, 4, 1)
     assert isinstance(open_images(folder, 4, 0, 1), Base64Files)
     assert isinstance(open_images(folder, 4, 0, 1, "jpeg"), LabelFile)
-    with pytest.raises(ConfigError, match="shuffle='some'"):
+    with pytest.raises(ConfigError, match=f"^{folder}: set_data_format.shuffle='some'.: base64 data takes 'window' or"):
         open_images(folder, 4, 0, 1, shuffle="some")
 
 
@@ -289,3 +328,11 @@ def test_files_that_differ_from_the_manifest_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="cannot read .No such file"):
         open_images(folder, 30, 0, 1)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_no_endless_wait(tmp_path):
+    folder = split(tmp_path / "data", 4, 1)
+    os.remove(f"{folder}/base64_rank_0")
+    os.mkfifo(f"{folder}/base64_rank_0")
+    with pytest.raises(DataError, match=r"base64_rank_0: cannot read \(not a regular file\)"):
+        open_images(folder, 4, 0, 1)

@@ -111,8 +111,9 @@ def test_classes_are_counted_by_the_largest_label(tmp_path: Path) -> None:
     root = make(tmp_path, b"\xef\xbb\xbf1.jpg 0\n\n1.jpg\t11\ta template\n1.jpg 7\n", ("1.jpg",))
     source = open_images(root, None, 0, 1)
     assert source.num_classes == 12 and source.labels().tolist() == [0, 11, 7] and source.name(2) == "1.jpg"
-    with pytest.raises(DataError, match="label.txt:1: label 1000000000 is larger than 999999999"):
-        open_images(make(tmp_path, b"1.jpg 1000000000\n", ("1.jpg",)), None, 0, 1)
+    for label, num_classes in ((10**9, None), (3 * 10**9, 10**10)):
+        with pytest.raises(DataError, match=f"label.txt:1: label {label} is larger than 999999999"):
+            open_images(make(tmp_path, b"1.jpg %d\n" % label, ("1.jpg",)), num_classes, 0, 1)
     with pytest.raises(DataError, match=r"nowhere: holds no training data \(no such file or .*label.txt"):
         open_images(str(tmp_path / "nowhere"), None, 0, 1)
 

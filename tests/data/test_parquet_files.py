@@ -163,8 +163,9 @@ def test_files_that_are_no_whole_table_are_refused(tmp_path):
     os.truncate(path, 20)
     with pytest.raises(DataError, match=f"^{path}: cannot be read as Parquet"):
         source.read(2)  # of the second row group
-    with pytest.raises(DataError, match="shuffle='full'.*leave shuffle out"):
-        open_images(str(path), 5, 0, 1, "parquet", "full")
+    for data_format in ("parquet", "auto"):
+        with pytest.raises(ConfigError, match=f"^{path}: .*shuffle='full'.: parquet data takes 'window'; .*leave shuf"):
+            open_images(str(path), 5, 0, 1, data_format, "full")
     path.write_bytes(good)
     table(tmp_path / "y.parquet", {"img": BYTES, "label": LABELS})
     with pytest.raises(DataError, match=f"{tmp_path}/y.parquet: .*columns 'img' and 'label', and in {path} in 'image'"):
@@ -195,6 +196,7 @@ def test_threads_decode_each_row_group_once_and_keep_few(tmp_path, monkeypatch, 
     monkeypatch.setattr(parquet_files, "read_chunk", counted)
     source = open_images(str(tmp_path), 600, 0, 1)
     assert len(source.blocks) == 61 and source.window == (16 if memory > 4000 else 2)
+    assert ("most images need a whole row group, 1.4" in source.slow_draws) == (memory == 4000)
     most = []
     drop = source._images._drop
     monkeypatch.setattr(

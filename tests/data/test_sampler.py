@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plsc.data import sampler
-from plsc.data.sampler import KeyedPermutation, block_indices, epoch_indices
+from plsc.data.permutations import KeyedPermutation
+from plsc.data.sampler import block_indices, epoch_indices
 
 
 @settings(max_examples=100, deadline=None)

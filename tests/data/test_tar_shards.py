@@ -14,7 +14,7 @@ from plsc.data import shard_files, tar_shards
 from plsc.data.records import Record
 from plsc.data.sources import open_images
 from plsc.data.tar_shards import TarShards, TarWriter
-from plsc.errors import DataError
+from plsc.errors import ConfigError, DataError
 
 
 def tar(path, members, format=tarfile.GNU_FORMAT):
@@ -141,6 +141,8 @@ def test_paths_name_a_tar_a_folder_or_a_pattern(tmp_path):
             assert source.num_images == wanted
             prefix = "train-00/" if pattern.startswith("{train,") else ""
             assert source.name(0).startswith(f"{prefix}a/")
+    with pytest.raises(ConfigError, match=r"shuffle='files'\): tar data takes 'window' or 'full'"):
+        open_images(str(tmp_path), 7, 0, 1, shuffle="files")
     tar(tmp_path / "val-00.tar", samples(2, 50))
     assert open_images(str(tmp_path), 7, 0, 1).num_images == 36  # the validation split is left out
     (tmp_path / "data").mkdir()
@@ -260,7 +262,7 @@ def test_files_that_are_no_whole_tar_are_refused(tmp_path):
 
 def test_orders_keep_blocks_together_and_threads_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_shards, "_BLOCK_BYTES", 4000)
-    monkeypatch.setattr(shard_files, "_OPEN_FILES", 2)  # so that files are closed while others are read
+    monkeypatch.setattr(shard_files, "OPEN_FILES", 2)  # so that files are closed while others are read
     for number in range(4):
         tar(tmp_path / f"{number}.tar", samples(40, 40 * number))
     source = open_images(str(tmp_path), 7, 0, 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from typing import Optional
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plsc.data import sampler
 from plsc.data.base64_source import Base64Files
+from plsc.data.class_sampler import ClassSampler
 from plsc.data.records import Records
 from plsc.data.sampler import epoch_indices
 from plsc.data.sources import open_images, open_several
@@ -84,8 +87,23 @@ def test_a_label_without_a_class_names_its_image():
     source = Memory([0, 1], ["x", "y"])
     both = united(source)
     source._labels = np.array([0, 2])
-    with pytest.raises(DataError, match=r"^memory:1: label 2 is outside \[0, 2\)"):
+    with pytest.raises(
+        DataError, match=r"^memory:1: label 2 is outside \[0, 2\), .* set0 had .*; the data has changed"
+    ):
         both.read(1)
+
+
+def test_a_damaged_line_of_base64_data_does_not_keep_the_others_from_being_drawn(base64_glyphs, tmp_path):
+    folder = shutil.copytree(base64_glyphs, tmp_path / "data")
+    path = folder / "base64_rank_0"
+    for tail in (b"\t~~~~", b"\t    ", b"\t99 7"):
+        first, _, rest = path.read_bytes().partition(b"\n")
+        path.write_bytes(first[: -len(tail)] + tail + b"\n" + rest)
+        both = open_several([str(folder), str(base64_glyphs)], 24)
+        assert both.labels().max() == 23 and np.bincount(both.labels()[:96]).size == 12
+        assert sorted(ClassSampler(both, 8).epoch_order(0, 0, 0, 1).tolist())
+        with pytest.raises(DataError, match=f"^{path}:1: .*damaged"):
+            both.read(0)
 
 
 def test_sets_of_one_name_have_different_titles():
@@ -117,8 +135,23 @@ def test_ranks_draw_each_image_as_often_as_its_weight_says(sizes, weights, world
         assert (found > -(-draw // size)).sum() <= extra
         first += size
     np.testing.assert_array_equal(parts[0], both.epoch_order(3, epoch, 0, world_size))
-    if both.blocks is not None:
-        assert (np.diff(both.blocks) > 0).all() and both.blocks[-1] == both.num_images
+
+
+def test_a_large_set_computes_only_what_a_rank_draws_of_it(monkeypatch):
+    both = united(Memory([0] * 4000), Memory([0] * 30), weights=[0.05, 1])
+    monkeypatch.setattr(sampler, "LARGE", 1 << 10)
+    computed, original = [], sampler.KeyedPermutation.__call__
+    monkeypatch.setattr(
+        sampler.KeyedPermutation,
+        "__call__",
+        lambda self, places: computed.append(len(places)) or original(self, places),
+    )
+    parts = [both.epoch_order(3, 1, rank, 5) for rank in range(5)]
+    assert sum(computed) == 200 and {part.dtype for part in parts} == {np.dtype(np.int64)}
+    found = np.concatenate(parts)
+    assert len(np.unique(found)) == len(found) == 230 and (found < 4000).sum() == 200
+    order = sampler.epoch_indices(4000, 7, 1, 0, 1)
+    np.testing.assert_array_equal(sampler.samples_at(4000, 7, 1, np.arange(5, 4000, 3)), order[5::3])
 
 
 def test_a_fraction_is_another_subset_in_each_epoch_and_whole_parts_repeat():
@@ -153,7 +186,7 @@ def test_base64_data_is_read_in_its_blocks_and_other_data_with_it(glyphs, base64
     assert isinstance(split, Base64Files) and split.blocks is not None and len(split.blocks) > 8
     starts = {split._place(int(first))[1] % split._block_lines for first in split.blocks[:-1]}
     assert starts == {0} and split.blocks[-1] == 96
-    assert both.num_images == 192 and both.num_classes == 24 and len(both.blocks) == len(split.blocks) + 96
+    assert both.num_images == 192 and both.num_classes == 24
     assert sorted(both.epoch_order(0, 0, 0, 1).tolist()) == list(range(192))
     images = {both.read(i)[0]: both.read(i)[1] for i in range(96)}
     assert all(images[both.read(i)[0]] == both.read(i)[1] - 12 for i in range(96, 192))

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -11,6 +12,7 @@ from ranks import start
 from train_glyphs import TinyNet, small_entry
 
 from plsc.config import Config, DataCache
+from plsc.engine import build
 from plsc.engine.build import open_source
 from plsc.engine.damaged import DamagedImages
 from plsc.errors import DataError
@@ -112,3 +114,11 @@ def test_remote_data_is_drawn_by_classes_without_the_images_of_a_list(base64_gly
     assert [sources[0].read(i) for i in orders[0][:9]] == [sources[1].read(i) for i in orders[0][:9]]
     sources[0].close()
     assert not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+def test_only_rank_0_compares_the_names_of_all_images_with_a_list(monkeypatch):
+    class Source:
+        num_images = 9  # and no names
+
+    monkeypatch.setattr(build.parallel, "from_rank_0", lambda find, what: np.array([2, 5]))
+    assert build._left_out(Source(), Path("nowhere")).tolist() == [2, 5]

@@ -1,8 +1,11 @@
 """Training on several data sets together."""
 
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -14,6 +17,10 @@ from plsc import Entry, parallel
 from plsc.checkpoint import download, head_file, open_checkpoint
 from plsc.checkpoint.convert import convert
 from plsc.config import Config
+from plsc.data.records import Record
+from plsc.data.tar_shards import TarWriter
+from plsc.engine.build import open_source
+from plsc.engine.state import TrainingState
 from plsc.engine.upload import _owner_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.classes import CheckpointCentres
@@ -269,3 +276,53 @@ def test_the_norm_that_is_clipped_is_that_of_all_heads(halves, tmp_path):
     moved = [float(((parameter.numpy() - before) ** 2).sum()) for parameter, before in made[0]]
     assert min(moved) >= 0 and np.sqrt(sum(moved)) == pytest.approx(0.25, rel=1e-4)
     assert sum(one > 0 for one in moved[-2:]) == 2  # both heads
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_names_of_the_data_are_used_if_each_class_has_one(sets, glyphs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    image = (glyphs / "images").glob("**/*.*")
+    for number in range(2):
+        writer = TarWriter(tmp_path / f"{number}.tar", ["a", f"b{number}"])
+        writer.add(Record("x.png", next(image).read_bytes(), 1))
+        writer.close()
+    paths = [str(tmp_path / f"{number}.tar") for number in range(sets)]
+    config = Config(dataset_dir=tuple(paths) if sets > 1 else paths[0], num_classes=9)
+    open_source(config)
+    assert config.class_names is None
+    assert f"set_class_num(9): {', '.join(paths)} names only {sets + 1} classes" in caplog.text
+    config.num_classes = sets + 1
+    open_source(config)
+    assert config.class_names == ("a", "b0", "b1")[: sets + 1]
+    if sets == 1:
+        writer = TarWriter(tmp_path / "0.tar", ["a", "b", "c"])
+        writer.add(Record("x.png", b"", 1))
+        writer.close()
+        with pytest.raises(ConfigError, match=r"^set_class_num\(2\): .*0.tar names 3 classes; call set_class_num\(3\)"):
+            open_source(Config(dataset_dir=paths[0], num_classes=2))
+
+
+def test_a_resumed_run_warns_where_the_data_or_its_order_has_changed(halves, base64_glyphs, tmp_path, capsys):
+    def warning(name, epochs, **settings):
+        """Trains up to some epoch; returns what a resumed run warns of."""
+        capsys.readouterr()
+        small(tmp_path / name, train_epochs=epochs, resume=True, **settings).train()
+        return re.findall("to the last bit: (.*)", "".join(capsys.readouterr()))
+
+    split = str(base64_glyphs)
+    warning("one", 1, dataset_dir=split)
+    assert not warning("one", 2, dataset_dir=split, data_format=["base64", "window"])
+    said = warning("one", 3, dataset_dir=split, data_format=["base64", "full"])
+    assert said == ["the shuffle was window and is full now"]
+    warning("two", 1, dataset_dir={"directory": halves, "weights": [0.5, 1.5]})
+    said = warning("two", 2, dataset_dir={"directory": halves[::-1], "weights": [1, 1.5]}, num_classes=12)
+    assert "the weight of each data set was [0.5, 1.5] and is [1.0, 1.5] now; the digest of the images" in said[0]
+    meta = json.loads((tmp_path / "one" / "2" / "meta.json").read_text())
+    state = SimpleNamespace(config=Config(dataset_dir=(split, split), class_names=("a", "b")))
+    source = SimpleNamespace(meta={"class_names": ["b", "a"]}, folder=tmp_path / "one" / "2")
+    with pytest.raises(CheckpointError, match="restore the data; to train on other"):  # there is no place for a list
+        TrainingState._check_classes(state, source)
+    meta["shuffle"] = None  # as earlier versions recorded it
+    state = SimpleNamespace(meta=lambda: {**meta, "shuffle": "window"})
+    old = {name: value for name, value in meta.items() if name not in ("data", "set_weights")}
+    assert TrainingState.differences(state, SimpleNamespace(meta=old)) == []
