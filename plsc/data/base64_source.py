@@ -14,6 +14,7 @@ import numpy as np
 
 from plsc.data.base64_index import index_name, load_offsets
 from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
+from plsc.data.class_names import names_of_numbers
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
 from plsc.data.shard_files import OPEN_FILES, OpenFile
@@ -111,6 +112,7 @@ class Base64Files(Records):
                 f"{where}: the largest label is {manifest.largest_label}, outside [0, {num_classes}); "
                 f"call set_class_num({manifest.largest_label + 1}), or correct the label and split the data again"
             )
+        self.class_names = names_of_numbers(folder, manifest.largest_label + 1, num_classes)
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
         self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)  # threads share it
@@ -156,8 +158,8 @@ class Base64Files(Records):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes: the largest label that the manifest names plus one."""
-        return self._manifest.largest_label + 1
+        """Number of classes: that of the names, or the largest label that the manifest names plus one."""
+        return len(self.class_names) or self._manifest.largest_label + 1
 
     def labels(self) -> np.ndarray:
         """Returns the label of each sample of the rank, int64 [ceil(num_images / world_size)].

@@ -107,3 +107,25 @@ def report_twins(place: object, names: Iterable[str]) -> None:
             place,
             *map(ascii, twins),
         )
+
+
+def names_of_numbers(dataset_dir: str, count: int, num_classes: Optional[int]) -> Sequence[str]:
+    """Returns what `classes.txt` calls the classes of data whose labels are integers; empty if it does not fit.
+
+    Args:
+        dataset_dir: Folder of the data.
+        count: Number of classes that the data needs at least.
+        num_classes: Number of classes; None if it is to be found.
+    """
+    path = os.path.join(dataset_dir, CLASSES)
+    try:
+        names = read_classes(dataset_dir) or []
+    except DataError as problem:
+        logger.info("%s; the classes have no names", problem)
+        return ()
+    if any(b"\t" in name for name in names):  # a table, which others may have written for another purpose
+        return ()
+    if names and (len(names) < count or num_classes not in (None, len(names))):
+        logger.info("%s: has %d names for %d classes, so the classes have none", path, len(names), num_classes or count)
+        return ()
+    return list(map(name_of, names))

@@ -29,6 +29,9 @@ class _Made(NamedTuple):
     damaged: dict[int, str]
 
 
+_ADVICE = "set_skip_damaged(n) would train without such images, and plsc data check finds all of them"
+
+
 class ImageLoader:
     """Decoded, augmented and normalised batches of this rank's share of a source.
 
@@ -159,6 +162,8 @@ class ImageLoader:
                 return decode(data, self._image_shape, self._source.where(i), self._rule), label
             except DataError as error:
                 if not most or not is_damage(error):
+                    if self._skipping is not None and is_damage(error):
+                        error.args = (f"{error}; {_ADVICE}", *error.args[1:])
                     raise
                 damaged[i], last = str(error), error
                 if len(damaged) > most:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
+from plsc.data.exclusion import line_of
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
@@ -40,6 +41,7 @@ Report = Callable[[int], None]
 CONVERTING = "converting"
 _SHARD_BYTES, _LEAST_BYTES = 256_000_000, 16_000_000  # encoded bytes of a shard, and of one of a small data set
 _LEAST_SHARDS = 16  # as many as many machines have cores
+_ANY_SHAPE = (3, 16, 16)  # to which an image is decoded to see whether it can be
 _SAMPLE = 64  # images whose mean size decides the number of shards
 _REPORTED = 64  # images between two reports of progress
 _SUFFIXES: dict[bytes, tuple[str, ...]] = {  # by the first bytes of a file; the first suffix is the usual one
@@ -252,7 +254,8 @@ def _convert(job: Job, records: Records, staging: Staging, watch: Watch, engine:
     shards = [staging.record(number) for number in range(job.shards)]
     result = _result(job, shards, len(done))
     if not result.images:
-        raise DataError(f"{job.conversion.source}: no image of it can be read; {shards[0].skipped[0]}")
+        first = readable(shards[0].skipped[0].strip())
+        raise DataError(f"{job.conversion.source}: no image of it can be read; {first}")
     _publish(job, shards, staging, watch)
     return result
 
@@ -315,9 +318,9 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
             try:
                 record = _record(conversion, records, i)
             except DataError as error:
-                if not (conversion.skip_damaged and is_mistake(error) and is_damage(error)):
+                if not (conversion.skip_damaged and _is_damaged(error)):
                     return Failure(i, str(error))
-                skipped.append(readable(to_text(str(error))))
+                skipped.append((line_of(records.name(i), str(error)) or b"").decode("utf-8", "surrogateescape"))
             else:
                 writer.add(record)
                 images, size, largest = images + 1, size + len(record.data), max(largest, record.label)
@@ -330,13 +333,25 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
     return None
 
 
+def _is_damaged(error: DataError) -> bool:
+    """Returns whether an image is at fault, and not a disk, which may be there again later."""
+    cause = error.__cause__ or error.__context__
+    of_pillow = isinstance(cause, OSError) and cause.errno is None
+    return is_damage(error) and (of_pillow or is_mistake(error))
+
+
 def _record(conversion: Conversion, records: Records, i: int) -> Record:
-    """Returns an image as it is to be written. Raises DataError if it is damaged."""
+    """Returns an image as it is to be written. Raises DataError if it is damaged.
+
+    Without `size`, damage behind the header of an image is found only with `skip_damaged`, which decodes it.
+    """
     data, label = records.read(i)
     if not data:
         raise DataError(f"{records.where(i)}: the image is empty; restore it, or leave it out")
     if conversion.size is not None:
         data = _resized(data, conversion.size, conversion.quality, records, i)
+    elif conversion.skip_damaged:
+        decode(data, _ANY_SHAPE, records.where(i))
     if not TARGETS[conversion.to].has_image_names:
         return Record(f"image {i}", data, label)  # To look up a name may be to read the disk.
     return Record(_named(records.name(i), data), data, label)
@@ -416,7 +431,7 @@ def _lists(job: Job, shards: Sequence[ShardRecord]) -> dict[str, bytes]:
         lists["classes.txt"] = names_text(class_folders(names, job.num_classes))
     elif names and not target.has_names:
         lists["classes.txt"] = names_text(names)
-    skipped = "".join(f"{line}\n" for one in shards for line in one.skipped)
+    skipped = "".join(line for one in shards for line in one.skipped)
     if skipped:
         lists["skipped.txt"] = skipped.encode("utf-8", "surrogateescape")
     if job.conversion.to == "base64":

@@ -119,10 +119,15 @@ def _choose(labels: np.ndarray, wanted: Wanted, where: str) -> np.ndarray:
     sizes = np.bincount(labels)
     classes, able = np.flatnonzero(sizes), np.flatnonzero(sizes >= 2)
     count = max(2, round(wanted.share * len(able)))
-    if len(able) < 2 or len(classes) - count < 2:
+    if len(able) < 2 or len(classes) < 4:
         raise DataError(
             f"{where}: has {len(classes):,} classes, {len(able):,} of them with at least two images; a test needs two "
             "such classes, and training two others"
+        )
+    if len(classes) - count < 2:
+        raise DataError(
+            f"{where}: --held-out {wanted.share:g} would hold out {count:,} of {len(classes):,} classes, and training "
+            "needs two others; lower it"
         )
     return np.sort(np.random.default_rng((wanted.seed, 1)).permutation(able)[:count])
 

@@ -195,7 +195,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         rule=config.pixels,
-        skipping=skipping,
+        skipping=skipping or Skipping(0, lambda name, reason: None),
     )
 
 

@@ -13,7 +13,9 @@ from made_images import encode
 from PIL import Image
 
 from plsc import cli
+from plsc.data.exclusion import find_listed
 from plsc.data.records import Records
+from plsc.data.sources import open_images
 from plsc.datasets import conversion as module
 from plsc.datasets import staging
 from plsc.datasets.conversion import Conversion, convert
@@ -138,12 +140,25 @@ def test_a_damaged_image_stops_the_conversion_or_is_left_out_and_listed(source, 
     assert cli.main(["data", "convert", str(bad), str(output), "--to=base64", "--shards=4", "--skip-damaged"]) == 0
     assert "6 damaged images were left out" in capsys.readouterr().out
     listed = (output / "skipped.txt").read_text().splitlines()
-    assert len(listed) == 6 and listed[0].startswith(f"{bad}/part-00000-of-00003:4: no tab")
+    assert len(listed) == 6 and listed[0].startswith(f"part-00000-of-00003:4\t{bad}/part-00000-of-00003:4: no tab")
     kept = [one for k, one in enumerate(images_of(source)) if not any(k - first in (3, 5) for first in (0, 13, 27))]
     assert images_of(output) == kept
     every = damage(parts, tmp_path / "every", *range(99))
     assert cli.main(["data", "convert", str(every), str(tmp_path / "none"), "--to=folder", "--skip-damaged"]) == 1
     assert "no image of it can be read; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [[], ["--size", "16"]])
+def test_images_that_cannot_be_decoded_are_left_out_in_a_list_that_exclude_takes(tmp_path, capsys, size):
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "good.jpg").write_bytes(encoded(0))
+    (folder / "a" / "cut.jpg").write_bytes(encoded(1)[:200])
+    (folder / "a" / "text.jpg").write_text("no image")
+    given = ["data", "convert", str(folder), str(tmp_path / "out"), "--to=tar", *size]
+    assert cli.main([*given, "--skip-damaged"]) == 0
+    assert len(images_of(tmp_path / "out")) == 1 and "skipped.txt" in capsys.readouterr().out
+    assert find_listed(open_images(str(folder), None, 0, 1), tmp_path / "out" / "skipped.txt").tolist() == [0, 2]
 
 
 def convert_until_killed(given, place, victim):
