@@ -61,7 +61,7 @@ def test_test_sets_and_images_in_no_folder_are_left_out_in_one_line(tmp_path, ca
     [
         (["images/a/1.jpg", "images/b/1.jpg"], r"'images' seems to hold a whole .*set_dataset_dir\('.*images'\)"),
         (["train/a/1.jpg", "val/a/1.jpg"], r"'train' seems to hold a whole data set"),
-        (["1.jpg"], "holds no training data"),
+        (["1.jpg"], "holds images, but not in a folder for each class"),
         (["a/1.jpg", "b/1.jpg", "c/1.jpg"], r"names 3 classes, but set_class_num says 2; call set_class_num\(3\)"),
     ],
 )  # fmt: skip
