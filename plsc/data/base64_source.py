@@ -22,6 +22,8 @@ from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
+UNSPLIT_LIST = "file_list.txt"  # the files of base64 data that has not been split
+
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _TAB, _ZERO = b"\t0"
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
@@ -47,12 +49,7 @@ def open_records(opening: Opening) -> Base64Files:
     """
     manifest = load_manifest(opening.path)
     if manifest is None:
-        path = opening.path
-        raise DataError(
-            f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
-            f"python tools/process_base64_files.py --data_dir={path} --file_list=file_list.txt "
-            f"--nranks={opening.world_size}"
-        )
+        raise not_split(opening.path, opening.world_size)
     return Base64Files(
         opening.path,
         manifest,
@@ -61,6 +58,14 @@ def open_records(opening: Opening) -> Base64Files:
         world_size=opening.world_size,
         shuffle=opening.shuffle or "window",
         is_partial=opening.is_partial,
+    )
+
+
+def not_split(path: str, world_size: int) -> DataError:
+    """Returns the error for a folder of base64 data that has not been split."""
+    return DataError(
+        f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
+        f"python tools/process_base64_files.py --data_dir={path} --file_list={UNSPLIT_LIST} --nranks={world_size}"
     )
 
 

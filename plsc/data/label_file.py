@@ -239,8 +239,9 @@ class _Names:
         def where(k: int) -> str:
             return f"{self._path}:{listed.line(int((listed.values == k).argmax()))}"
 
+        is_listed = read_classes(dataset_dir) is not None
         for k, name in enumerate(found):
-            if _is_number(name) and read_classes(dataset_dir) is None:
+            if _is_number(name) and not is_listed:
                 raise DataError(
                     f"{where(k)}: label {quoted(os.fsdecode(name))} is a number, but the first label, "
                     f"{quoted(os.fsdecode(found[0]))}, is a name; correct the line, or list the names in {CLASSES}, "

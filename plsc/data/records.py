@@ -179,5 +179,5 @@ class RecordWriter(Protocol):
     def add(self, record: Record) -> None:
         """Writes one image. Raises OSError if the disk refuses it."""
 
-    def close(self) -> None:  # noqa: B027 - most sources have nothing to do
+    def close(self) -> None:
         """Finishes the file, so that a reader finds all that was added, and closes it."""

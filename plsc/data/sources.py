@@ -9,14 +9,12 @@ from typing import Callable, NamedTuple, Optional, Protocol
 import numpy as np
 
 from plsc.data import base64_source, folder_tree, label_file, parquet_files, recordio, tar_shards
-from plsc.data.base64_parts import MANIFEST_NAME
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Opening, Records
 from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
 from plsc.errors import ConfigError, DataError
 
 SHUFFLES = ("window", "files", "full")
-_UNSPLIT_LIST = "file_list.txt"
 
 
 class ImageSource(Protocol):
@@ -201,11 +199,8 @@ def _check_shuffle(path: str, name: str, shuffle: Optional[str]) -> None:
 
 
 def _unknown(path: str, world_size: int) -> DataError:
-    if os.path.exists(os.path.join(path, _UNSPLIT_LIST)):
-        return DataError(
-            f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
-            f"python tools/process_base64_files.py --data_dir={path} --file_list={_UNSPLIT_LIST} --nranks={world_size}"
-        )
+    if os.path.exists(os.path.join(path, base64_source.UNSPLIT_LIST)):
+        return base64_source.not_split(path, world_size)
     known = ", ".join(f"{one.about} ({name!r})" for name, one in FORMATS.items())
     missing = "" if os.path.exists(path) else " (no such file or folder)"
     if os.path.isdir(path) and any(map(has_image_suffix, os.listdir(path))):

@@ -8,18 +8,15 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.errors import ConfigError
 from plsc.machine.pickles import (
     DICT_STEPS,
     PLAIN_STEPS,
     FloatDtype,
-    RefusedError,
     Unpickler,
     arrays,
-    reason,
     unwrap,
 )
-from plsc.weights.source import Weights, damaged, leaves_of, open_file
+from plsc.weights.source import Weights, leaves_of, open_file, reading_pickle
 
 _NAMES = "StructuredToParameterName@@"  # Paddle's own names of the tensors
 _PARTS = "UnpackBigParamInfor@@"  # tensors of more than a gigabyte, which older protocols keep in parts
@@ -47,23 +44,12 @@ class PaddleFile(Weights):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open_file(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                content = Unpickler(file, size, _ALLOWED, (*PLAIN_STEPS, *DICT_STEPS), encoding="latin1").load()
+        with reading_pickle(path, "paddle.save"), open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = Unpickler(file, size, _ALLOWED, (*PLAIN_STEPS, *DICT_STEPS), encoding="latin1").load()
             self._arrays = dict(leaves_of(_joined(content), _array))
-        except ConfigError:
-            raise
-        except RefusedError as problem:
-            raise ConfigError(
-                f"{path}: asks for {problem}, which weights do not need, so it is not read; save the state_dict of the "
-                "network alone with paddle.save"
-            ) from None
-        except Exception as problem:  # A damaged pickle can raise nearly any type.
-            raise damaged(path, reason(problem)) from None
         self.shapes = {name: array.shape for name, array in self._arrays.items()}
-        if not self.shapes:
-            raise ConfigError(f"{path}: holds no tensors; name a file with the state_dict of a network")
+        self.check_not_empty()
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor; see `Weights.read`. Paddle keeps bfloat16 as uint16, which nothing tells apart."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-import math
+import contextlib
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from plsc.errors import ConfigError
 from plsc.machine.files import NotRegularError, open_regular
+from plsc.machine.pickles import RefusedError, reason
 
 _MOST_THINGS, _DEEPEST = 1_000_000, 100
 
@@ -53,10 +54,10 @@ class Weights(abc.ABC):
     def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
-    @property
-    def parameters(self) -> int:
-        """Number of values in all tensors together."""
-        return sum(map(math.prod, self.shapes.values()))
+    def check_not_empty(self) -> None:
+        """Raises ConfigError if the file holds no tensors."""
+        if not self.shapes:
+            raise ConfigError(f"{self.path}: holds no tensors; name a file with the state_dict of a network")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -67,6 +68,28 @@ def open_file(path: Path) -> BinaryIO:
         raise damaged(path, "not an ordinary file") from None
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be read ({problem.strerror}); check the path") from None
+
+
+@contextlib.contextmanager
+def reading_pickle(path: Path, function: str, why: Callable[[Exception], str] = reason) -> Iterator[None]:
+    """Raises every error of its block as a ConfigError that names the file.
+
+    Args:
+        path: The file.
+        function: Function that saves such files, for the advice.
+        why: Returns why a file that raised an error cannot be read.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except RefusedError as problem:
+        raise ConfigError(
+            f"{path}: asks for {problem}, which weights do not need, so it is not read; save the state_dict of the "
+            f"network alone with {function}"
+        ) from None
+    except Exception as problem:  # A damaged pickle can raise nearly any type.
+        raise damaged(path, why(problem)) from None
 
 
 def leaves_of(content: Any, leaf: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:

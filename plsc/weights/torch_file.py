@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError
-from plsc.machine.pickles import DICT_STEPS, PLAIN_STEPS, RefusedError, Stateful, Unpickler, reason
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16, leaves_of, open_file
+from plsc.machine.pickles import DICT_STEPS, PLAIN_STEPS, Stateful, Unpickler, reason
+from plsc.weights.source import Weights, damaged, floats_of_bfloat16, leaves_of, open_file, reading_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STEPS = (*PLAIN_STEPS, *DICT_STEPS, "BINPERSID")
@@ -118,6 +118,11 @@ class _TorchUnpickler(Unpickler):
         return found
 
 
+def _reason(problem: Exception) -> str:
+    told = isinstance(problem, (zipfile.BadZipFile, KeyError)) and str(problem)
+    return told or reason(problem)
+
+
 class TorchFile(Weights):
     """The tensors of a file of `torch.save`: a state dict, or dicts of them, whose names are joined by dots.
 
@@ -141,25 +146,14 @@ class TorchFile(Weights):
         self._last: tuple[Optional[str], np.ndarray] = (None, np.empty(0))
 
     def _open(self) -> None:
-        try:
+        with reading_pickle(self.path, "torch.save", _reason):
             begin = self._file.read(len(_ZIP))
             self._file.seek(0)
             self._zip = zipfile.ZipFile(self._file) if begin == _ZIP else None
             content = self._read_zip() if self._zip is not None else self._read_legacy()
             self._tensors = dict(leaves_of(content, lambda thing: thing if isinstance(thing, _Tensor) else None))
-        except RefusedError as problem:
-            raise ConfigError(
-                f"{self.path}: asks for {problem}, which weights do not need, so it is not read; save the state_dict "
-                "of the network alone with torch.save"
-            ) from None
-        except ConfigError:
-            raise
-        except Exception as problem:  # A damaged file can raise nearly any type.
-            told = isinstance(problem, (zipfile.BadZipFile, KeyError)) and str(problem)
-            raise damaged(self.path, told or reason(problem)) from None
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        if not self.shapes:
-            raise ConfigError(f"{self.path}: holds no tensors; name a file with the state_dict of a network")
+        self.check_not_empty()
 
     def _read_zip(self) -> Any:
         archive = self._zip
