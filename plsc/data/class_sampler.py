@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.permutations import GOLDEN, keys_of, permuted
-from plsc.data.records import Records
+from plsc.data.records import Records, WrappedRecords
 from plsc.errors import ConfigError
 
 logger = logging.getLogger("plsc")
@@ -96,7 +96,7 @@ class Turns(NamedTuple):
         return np.where(within < classes, order, within - classes)
 
 
-class ClassSampler(Records):
+class ClassSampler(WrappedRecords):
     """A data set whose epochs draw images by their classes. It has the images of another one.
 
     Args:
@@ -112,9 +112,7 @@ class ClassSampler(Records):
     def __init__(
         self, source: Records, batch_size: int, images_per_class: Optional[int] = None, world_size: int = 1
     ) -> None:
-        self._source = source
-        self.num_images = source.num_images
-        self.class_names = source.class_names
+        super().__init__(source)
         if source.slow_draws:
             logger.warning("set_sampler draws images from all over the data, which is slow here: %s", source.slow_draws)
         labels = source.labels()
@@ -157,43 +155,10 @@ class ClassSampler(Records):
             )
         return batch // of_turn
 
-    def close(self) -> None:
-        """Releases what the data set holds."""
-        self._source.close()
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set."""
-        return self._source.num_classes
-
     @property
     def epoch_images(self) -> int:
         """Number of images that an epoch draws: that of the data set, for 'pxk' rounded up to whole batches."""
         return self._drawn
-
-    def name(self, i: int) -> str:
-        """Returns the name of image `i`."""
-        return self._source.name(i)
-
-    def where(self, i: int) -> str:
-        """Returns where image `i` is stored or listed."""
-        return self._source.where(i)
-
-    def read(self, i: int) -> tuple[bytes, int]:
-        """Returns the encoded bytes and the label of image `i`."""
-        return self._source.read(i)
-
-    def will_read(self, images: np.ndarray) -> None:
-        """Prepares for images to be read in this order."""
-        self._source.will_read(images)
-
-    def labels(self) -> np.ndarray:
-        """Returns the label of every image."""
-        return self._source.labels()
-
-    def digests(self) -> dict[str, str]:
-        """Returns a digest of each thing that must be the same on every rank, by its name."""
-        return self._source.digests()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the images of a rank in the order of an epoch, int64 [ceil(epoch_images / world_size)].

@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 
 from plsc.data.image_lists import checked, lines_of
-from plsc.data.records import Records
+from plsc.data.records import Records, WrappedRecords
 from plsc.errors import DataError
 from plsc.machine.names import from_text, quoted, to_text
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("plsc")
 _WALKED = 1 << 16  # names at a time
 
 
-class KeptRecords(Records):
+class KeptRecords(WrappedRecords):
     """A data set without some of its images. Classes keep their numbers, also those that lose all images.
 
     Args:
@@ -30,11 +30,11 @@ class KeptRecords(Records):
     """
 
     def __init__(self, source: Records, left_out: np.ndarray) -> None:
-        self._source, self._left_out = source, left_out
+        super().__init__(source)
+        self._left_out = left_out
         # Before image i of those that are kept there are as many left out as have at most i kept ones before them.
         self._kept_before = left_out - np.arange(len(left_out))
         self.num_images = source.num_images - len(left_out)
-        self.class_names = source.class_names
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
@@ -43,15 +43,6 @@ class KeptRecords(Records):
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block are read at about the same time."""
         self._source.will_read_blocks()
-
-    def close(self) -> None:
-        """Releases what the whole data set holds."""
-        self._source.close()
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the whole data set."""
-        return self._source.num_classes
 
     def name(self, i: int) -> str:
         """Returns the name of the image in the whole data set."""

@@ -10,7 +10,7 @@ from typing import Optional
 
 import numpy as np
 
-from plsc.data.records import Records
+from plsc.data.records import Records, WrappedRecords
 from plsc.errors import DataError, WrongDataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
@@ -53,7 +53,7 @@ class Progress:
         return f"fetched {size_text(self._done)}{of_all} of {self._what}, {size_text(rate)}/s"
 
 
-class FetchedRecords(Records):
+class FetchedRecords(WrappedRecords):
     """Records whose files are fetched in the order in which they are used.
 
     Args:
@@ -77,10 +77,9 @@ class FetchedRecords(Records):
         name: str,
         stop: threading.Event,
     ) -> None:
-        self._records, self._folder, self._remote, self.budget, self._name = records, folder, files, budget, name
-        self._stop = stop
-        self.num_images, self.class_names, self.blocks = records.num_images, records.class_names, records.blocks
-        self.files, self.window = records.files, records.window
+        super().__init__(records)
+        self._folder, self._remote, self.budget, self._name, self._stop = folder, files, budget, name, stop
+        self.blocks, self.files, self.window = records.blocks, records.files, records.window
         self.shuffle, self.slow_draws = records.shuffle, records.slow_draws
         self._state = threading.Condition()
         self._readers: dict[int, int] = {}  # files that are kept, with the number of threads that read them now
@@ -98,23 +97,6 @@ class FetchedRecords(Records):
         )
         self._threads: list[threading.Thread] = []
 
-    def name(self, i: int) -> str:
-        """Returns the name of image `i`."""
-        return self._records.name(i)
-
-    def where(self, i: int) -> str:
-        """Returns where image `i` is stored on this machine."""
-        return self._records.where(i)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self._records.num_classes
-
-    def digests(self) -> dict[str, str]:
-        """Returns a digest of each thing that must be the same on every rank, by its name."""
-        return self._records.digests()
-
     def labels(self) -> np.ndarray:
         """Returns the label of every image, int64 [n]; fetches all files, which must fit into the cache."""
         if self.budget is not None:
@@ -126,21 +108,21 @@ class FetchedRecords(Records):
         for number in range(len(self._remote)):
             self._hold(number)
             self._let_go(number)
-        return self._records.labels()
+        return self._source.labels()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the images of a rank in the order of an epoch."""
         with self._state:
             self._next_epoch = None if self.budget is None else (seed, epoch + 1, rank, world_size)
-        return self._records.epoch_order(seed, epoch, rank, world_size)
+        return self._source.epoch_order(seed, epoch, rank, world_size)
 
     def files_of(self, images: np.ndarray) -> np.ndarray:
         """Returns the number of the file of each image."""
-        return self._records.files_of(images)
+        return self._source.files_of(images)
 
     def will_read(self, images: np.ndarray) -> None:
         """Begins to fetch the files of `images`, which are read in this order."""
-        numbers = self._records.files_of(images)
+        numbers = self._source.files_of(images)
         with self._state:
             self._left = np.bincount(numbers, minlength=len(self._remote))
         self._begin(_in_order(numbers))
@@ -148,17 +130,17 @@ class FetchedRecords(Records):
     def read(self, i: int) -> tuple[bytes, int]:
         """Returns the encoded bytes and the label of image `i`, as soon as its file is there."""
         if self._is_complete:
-            return self._records.read(i)
-        number = self._records.file_of(i)
+            return self._source.read(i)
+        number = self._source.file_of(i)
         self._hold(number)
         try:
-            return self._records.read(i)
+            return self._source.read(i)
         finally:
             self._let_go(number, 1)
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block are read at about the same time."""
-        self._records.will_read_blocks()
+        self._source.will_read_blocks()
 
     def close(self) -> None:
         """Ends the threads that fetch, and gives up the space in the cache."""
@@ -167,7 +149,7 @@ class FetchedRecords(Records):
             self._stopped = True
             self._problem = self._problem or WrongDataError(f"{self._name}: closed")
             self._state.notify_all()
-        self._records.close()
+        self._source.close()
         self._folder.close()
 
     def _begin(self, order: list[int]) -> None:
@@ -234,7 +216,7 @@ class FetchedRecords(Records):
     def _drop(self, number: int) -> None:
         """Stops keeping a file. The disk has its space back once it is closed and removed."""
         del self._readers[number]
-        self._records.close_files()
+        self._source.close_files()
         self._folder.release(self._remote[number])
         self._taken -= self._remote[number].size
         self._state.notify_all()
@@ -307,7 +289,7 @@ class FetchedRecords(Records):
             arguments, self._next_epoch = self._next_epoch, None
         if arguments is None or self.budget is None:
             return
-        order = _in_order(self._records.files_of(self._records.epoch_order(*arguments)))
+        order = _in_order(self._source.files_of(self._source.epoch_order(*arguments)))
         with self._state:
             if not self._plan:
                 later = [number for number in order if self._is_missing(number)]

@@ -149,6 +149,53 @@ class Records(abc.ABC):
             self.on_close()
 
 
+class WrappedRecords(Records):
+    """A data set that has the images of another one, and changes what its subclass overrides.
+
+    Its attributes are those of any data set; a subclass sets the ones that it keeps.
+
+    Args:
+        source: The other data set, which is closed with this one.
+    """
+
+    def __init__(self, source: Records) -> None:
+        self._source = source
+        self.num_images, self.class_names = source.num_images, source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the other data set."""
+        return self._source.num_classes
+
+    def name(self, i: int) -> str:
+        """Returns the name of image `i`."""
+        return self._source.name(i)
+
+    def where(self, i: int) -> str:
+        """Returns where image `i` is stored or listed."""
+        return self._source.where(i)
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`; see `Records.read`."""
+        return self._source.read(i)
+
+    def will_read(self, images: np.ndarray) -> None:
+        """Prepares for images to be read in this order."""
+        self._source.will_read(images)
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image."""
+        return self._source.labels()
+
+    def digests(self) -> dict[str, str]:
+        """Returns a digest of each thing that must be the same on every rank, by its name."""
+        return self._source.digests()
+
+    def close(self) -> None:
+        """Releases what the other data set holds."""
+        self._source.close()
+
+
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:
     """Checks a label.
 
