@@ -12,7 +12,10 @@ from types import FrameType
 from typing import Any, Optional
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # signals that ask a process to end
-_SECONDS_OF_ONE_REQUEST = 2.0  # a cluster may send SIGTERM to the launcher and to the ranks, which then get it twice
+# A cluster may send SIGTERM to the launcher and to the ranks, which then get it twice; `timeout` sends it to a process
+# and then to its group. Where the launcher is killed, Linux may send it to a rank once for each thread of the launcher:
+# the rank passes from one that has ended to one that is about to.
+_SECONDS_OF_ONE_REQUEST = 2.0
 
 
 def heeded(numbers: Iterable[signal.Signals] = ENDING) -> list[signal.Signals]:
@@ -34,6 +37,21 @@ def end_quietly() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class Requests(list[int]):
+    """The signals that have asked a process to end, without the SIGTERMs that only repeat the first request."""
+
+    _since = 0.0
+
+    def note(self, number: int, frame: Optional[FrameType] = None) -> None:
+        """Adds a signal; it can be the handler of one."""
+        now = time.monotonic()
+        if not self:
+            self._since = now
+        elif number == signal.SIGTERM and now - self._since <= _SECONDS_OF_ONE_REQUEST:
+            return
+        self.append(number)
+
+
 class StopRequest:
     """The wish to end the program, which a cluster announces with SIGTERM, and a user with Ctrl-C (SIGINT).
 
@@ -44,15 +62,18 @@ class StopRequest:
     in the ranks of `plsc run`, it still is no request, but the name of the SIGTERM that follows.
 
     Attributes:
-        requested: Whether a signal has asked for the end.
         number: The signal.
     """
 
     def __init__(self) -> None:
-        self.requested = False
         self.number = int(signal.SIGTERM)
-        self._since = 0.0
+        self._requests = Requests()
         self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return bool(self._requests)
 
     @property
     def name(self) -> str:
@@ -79,16 +100,13 @@ class StopRequest:
         self.number = number
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        is_first = not self.requested
-        if is_first:
-            self.requested, self._since = True, time.monotonic()
+        self._requests.note(number)
         if number == signal.SIGINT:
-            self.number = number if is_first else self.number
+            self.number = number if len(self._requests) == 1 else self.number
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        elif not is_first:
+        elif len(self._requests) > 1:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if time.monotonic() - self._since > _SECONDS_OF_ONE_REQUEST:
-                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -118,6 +118,7 @@ def test_the_second_sigterm_ends_at_once(glyphs, tmp_path):
     process, _ = hold(glyphs, tmp_path / "output", *BASE)
     process.terminate()
     lines_until(process, "received SIGTERM")
+    time.sleep(2.2)  # earlier, it would only repeat the first
     began = time.monotonic()
     process.terminate()
     process.communicate(timeout=TIMEOUT)

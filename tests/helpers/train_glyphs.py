@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +70,9 @@ def hold(step: int, release: Path) -> None:
     previous = signal.getsignal(signal.SIGTERM)
 
     def say(text):
-        with contextlib.suppress(BrokenPipeError):  # the launcher may have been killed
-            print(text, file=sys.stderr, flush=True)
+        # The launcher may have been killed. A signal may interrupt a `print`, inside which another one is an error.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(2, f"{text}\n".encode())
 
     def handle(number, frame):
         say("received SIGTERM")

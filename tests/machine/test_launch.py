@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from ranks import ROOT, TIMEOUT, wait_until
@@ -91,6 +92,27 @@ def test_ctrl_c_in_a_terminal_asks_the_ranks_to_end_and_interrupts_none(tmp_path
     said = process.communicate(timeout=TIMEOUT)[1]
     assert (process.returncode, said) == (130, b"")
     assert all((tmp_path / f"asked{rank}").exists() for rank in range(2))
+
+
+def test_sigterm_that_comes_twice_at_once_leaves_the_ranks_time_to_save(tmp_path):
+    """`timeout` sends it to the launcher, and then to the launcher and all its ranks."""
+    path = script(
+        tmp_path,
+        "import signal\n"
+        f"def save(*_): time.sleep(0.5); open(f'{tmp_path}/saved{{rank}}', 'w').close(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"open(f'{tmp_path}/ready{{rank}}', 'w').close()\n"
+        "time.sleep(600)\n",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", "run", "--ranks", "2", path], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    assert process.wait(timeout=TIMEOUT) == 143
+    assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
 
 
 def test_ranks_end_when_their_launcher_is_killed(tmp_path):

@@ -129,6 +129,35 @@ def test_a_signal_to_one_launcher_asks_all_ranks_to_end(launchers, tmp_path, who
     assert all((tmp_path / f"asked{rank}").exists() for rank in (0, 1))
 
 
+def test_a_signal_to_every_launcher_leaves_the_ranks_time_to_save(launchers, tmp_path):
+    """A cluster that reclaims its machines asks all of them at once."""
+    run = launchers(
+        "def save(*_): time.sleep(1.5); open(f'{folder}/saved{rank}', 'w').close(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n" + WAIT
+    )
+    processes = run.start_two()
+    run.await_ranks(0, 1)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert [end_of(process)[0] for process in processes] == [143, 143]
+    assert all((tmp_path / f"saved{rank}").exists() for rank in (0, 1))
+
+
+def test_the_second_signal_to_one_launcher_ends_all_ranks_at_once(launchers, tmp_path):
+    run = launchers(
+        "def save(*_): time.sleep(50); open(f'{folder}/saved{rank}', 'w').close(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n" + WAIT
+    )
+    processes = run.start_two()
+    run.await_ranks(0, 1)
+    began = time.monotonic()
+    for _ in range(2):
+        processes[1].send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert [end_of(process)[0] for process in processes] == [130, 130]
+    assert time.monotonic() - began < 45 and not list(tmp_path.glob("saved*"))
+
+
 def test_a_signal_to_one_rank_stops_all_machines_and_is_no_failure(launchers):
     run = launchers("time.sleep(rank * 0.5)\nsys.exit(143)\n")
     for status, lines in map(end_of, run.start_two("--restarts", "1")):

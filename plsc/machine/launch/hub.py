@@ -43,6 +43,7 @@ class _Member:
         ready: Its last message that it is ready to start; None while its ranks run.
         node_rank: Its number, since the last start.
         is_done: Whether all its ranks have succeeded.
+        signals: How often its launcher has been asked to stop.
     """
 
     connection: socket.socket
@@ -56,6 +57,7 @@ class _Member:
     ready: Optional[dict[str, Any]] = None
     node_rank: Optional[int] = None
     is_done: bool = False
+    signals: int = 0
 
     @property
     def title(self) -> str:
@@ -103,7 +105,6 @@ class Hub:
         self._phase = "gathering"  # then "running"; and again, or "over"
         self._attempt = 0
         self._failures: list[_Failure] = []
-        self._signals = 0
         self._gathering_since = self._noted = time.monotonic()
         self._leave_at: Optional[float] = None
         self._selector = selectors.DefaultSelector()
@@ -274,8 +275,9 @@ class Hub:
         return ("all machines are here already", True) if len(launchers) == self._nnodes else ("", False)
 
     def _hear_signal(self, member: _Member, number: int) -> None:
-        self._signals += 1
-        self._stop(f"{member.title} was stopped by {SIGNALS[number]}", number=number, hurry=self._signals > 1)
+        # A cluster that reclaims its machines sends the signal to every launcher, which is one request.
+        member.signals += 1
+        self._stop(f"{member.title} was stopped by {SIGNALS[number]}", number=number, hurry=member.signals > 1)
 
     # Phases.
 

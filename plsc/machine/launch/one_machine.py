@@ -19,7 +19,7 @@ from plsc.machine.launch.local_ranks import (
     variables_of_run,
 )
 from plsc.machine.launch.network import reserved_ports
-from plsc.machine.signals import heeded
+from plsc.machine.signals import Requests, heeded
 
 POLL_SECONDS = 0.05
 
@@ -65,13 +65,10 @@ def run(command: Sequence[str], ranks: int, restarts: int = 0, variables: Option
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals() -> Iterator[Requests]:
     """Yields the list to which SIGINT and SIGTERM add themselves inside the `with` block, in place of their effect."""
-    signals: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, frame: signals.append(number))
-        for number in heeded((signal.SIGINT, signal.SIGTERM))
-    }
+    signals = Requests()
+    previous = {number: signal.signal(number, signals.note) for number in heeded((signal.SIGINT, signal.SIGTERM))}
     try:
         yield signals
     finally:
