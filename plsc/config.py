@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Optional, Union
 
 import numpy as np
 
+from plsc.data.augmentation import Augmentation
 from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, PixelRule
 from plsc.data.place import Place
-from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
 from plsc.storage.address import split_address

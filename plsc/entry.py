@@ -289,17 +289,53 @@ class Entry:
         """
         self._set("pixel_rule", n)
 
-    def set_augmentation(self, mirror: bool = True, rotate: float = 0, translate: float = 0) -> None:
+    def set_augmentation(
+        self,
+        mirror: bool = True,
+        rotate: float = 0,
+        translate: float = 0,
+        *,
+        crop: Union[float, Sequence[float]] = 0,
+        color_jitter: Union[float, Sequence[float]] = 0,
+        grayscale: Union[float, Sequence[float]] = 0,
+        blur: Union[float, Sequence[float]] = 0,
+        low_resolution: Union[float, Sequence[float]] = 0,
+        jpeg: Union[float, Sequence[float]] = 0,
+        erasing: Union[float, Sequence[float]] = 0,
+    ) -> None:
         """Sets how training images are changed at random.
 
-        The images of a `train_reader` are changed only after a call of this setter, and must then be uint8.
+        Each argument from `crop` on is the probability of an effect, or a pair (probability, strength): `blur=0.2`, or
+        `blur=(0.2, 3)`. docs/data.md shows the effects. The images of a `train_reader` are changed only after a call of
+        this setter, and must then be uint8.
 
         Args:
             mirror: Whether to mirror half of the images, and to average embeddings over the mirror image in tests.
             rotate: The largest angle, in degrees.
             translate: The largest shift, as a fraction of the side.
+            crop: Keeps a part of the image, and scales it to the size of the image. The strength is the smallest share
+                of the area that is kept, by default 0.6.
+            color_jitter: Multiplies brightness, contrast and saturation by factors from 1 - strength to 1 + strength,
+                by default 0.4.
+            grayscale: Takes the colour away. The strength is the share that goes, by default 1.
+            blur: Blurs the image. The strength is the largest standard deviation in pixels, by default 2.
+            low_resolution: Reduces the image and enlarges it again. The strength is the smallest scale, by default 0.2.
+            jpeg: Compresses the image. The strength is the lowest quality, by default 30.
+            erasing: Replaces a rectangle by noise. The strength is its largest share of the area, by default 0.2.
         """
-        self._set("augmentation", mirror, rotate=rotate, translate=translate)
+        self._set(
+            "augmentation",
+            mirror,
+            rotate=rotate,
+            translate=translate,
+            crop=crop,
+            color_jitter=color_jitter,
+            grayscale=grayscale,
+            blur=blur,
+            low_resolution=low_resolution,
+            jpeg=jpeg,
+            erasing=erasing,
+        )
 
     def set_train_batch_size(self, n: int) -> None:
         """Sets the number of images that a rank takes in each batch."""

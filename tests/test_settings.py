@@ -29,7 +29,7 @@ from plsc.config import (
     Schedule,
     plain_settings,
 )
-from plsc.data.transforms import Augmentation
+from plsc.data.augmentation import Augmentation
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.heads.margins import MagFace
 from plsc.machine import random_state

@@ -8,11 +8,12 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.augmentation import Augmentation, augment
 from plsc.data.damaged import Skipping, is_damage, too_many
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
-from plsc.data.transforms import Augmentation, augment, decode, normalize
+from plsc.data.transforms import decode, normalize
 from plsc.errors import DataError, is_mistake
 
 Batch = tuple[np.ndarray, np.ndarray]

@@ -9,7 +9,8 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc.data.transforms import Augmentation, augment, normalize
+from plsc.data.augmentation import Augmentation, augment
+from plsc.data.transforms import normalize
 from plsc.errors import DataError
 
 logger = logging.getLogger("plsc")

@@ -12,9 +12,9 @@ from typing import Any, Optional, Union
 import paddle
 
 from plsc import parallel
+from plsc.data.augmentation import Augmentation
 from plsc.data.reader_batches import Batch, BatchMaker
 from plsc.data.sampler import epoch_indices
-from plsc.data.transforms import Augmentation
 from plsc.errors import ConfigError, DataError, shown
 
 logger = logging.getLogger("plsc")

@@ -1,10 +1,8 @@
-"""Decodes and augments single images, and normalises batches."""
+"""Decodes single images, and normalises batches."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +12,6 @@ from plsc.data.encoded_image import decode_image
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, open_regular
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes to training images.
-
-    Attributes:
-        mirror: Whether to flip the image left to right with probability 1/2.
-        rotate: Largest angle, in degrees.
-        translate: Largest shift, as a fraction of the side.
-        chosen: Whether the user has chosen it, so that images of a reader are changed too.
-    """
-
-    mirror: bool = True
-    rotate: float = 0.0
-    translate: float = 0.0
-    chosen: bool = field(default=False, compare=False, repr=False)
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes any image."""
-        return bool(self.mirror or self.rotate or self.translate)
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: str, rule: PixelRule = NEWEST) -> np.ndarray:
@@ -116,46 +92,6 @@ def _fit(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8).reshape(height, width, channels)
-
-
-def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Returns a randomly changed copy or view of an image, uint8 [H, W, C] -> uint8 [H, W, C]."""
-    if augmentation.mirror and rng.random() < 0.5:
-        image = image[:, ::-1]
-    if augmentation.rotate or augmentation.translate:
-        image = _rotate_translate(image, augmentation, rng)
-    return image
-
-
-def _rotate_translate(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    height, width, channels = image.shape
-    angle = math.radians(augmentation.rotate) * rng.uniform(-1, 1)
-    shift_x = augmentation.translate * width * rng.uniform(-1, 1)
-    shift_y = augmentation.translate * height * rng.uniform(-1, 1)
-    cos, sin = math.cos(angle), math.sin(angle)
-    centre_x, centre_y = width / 2, height / 2
-    # Pillow takes the map from output to input pixels, which undoes the shift and then turns about the centre.
-    from_x, from_y = centre_x + shift_x, centre_y + shift_y
-    matrix = (
-        cos,
-        sin,
-        centre_x - cos * from_x - sin * from_y,
-        -sin,
-        cos,
-        centre_y + sin * from_x - cos * from_y,
-    )
-    # The corners get the median colour of the edge: black would make a strong edge that no real image has.
-    edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    fill = tuple(int(value) for value in np.median(edge, axis=0))
-    pixels = np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)
-    moved = Image.fromarray(pixels).transform(
-        (width, height),
-        Image.Transform.AFFINE,
-        matrix,
-        resample=Image.Resampling.BILINEAR,
-        fillcolor=fill[0] if channels == 1 else fill,
-    )
-    return np.array(moved, dtype=np.uint8).reshape(height, width, channels)
 
 
 def normalize(images: np.ndarray) -> np.ndarray:

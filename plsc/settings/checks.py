@@ -35,13 +35,15 @@ from plsc.config import (
     check_int,
     check_str,
 )
-from plsc.data.transforms import Augmentation
+from plsc.data.augmentation import EFFECTS, Augmentation, Effect
 from plsc.errors import ConfigError, shown
 from plsc.machine.json_files import LARGEST
 from plsc.zoo import check_target
 
 if TYPE_CHECKING:
     from plsc.heads import Margin
+
+EffectValue = Union[float, Sequence[float]]
 
 
 def dataset_dir(
@@ -196,14 +198,45 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
     return found
 
 
-def augmentation(setter: str, mirror: bool = True, rotate: float = 0, translate: float = 0) -> Augmentation:
+def augmentation(
+    setter: str,
+    mirror: bool = True,
+    rotate: float = 0,
+    translate: float = 0,
+    *,
+    crop: EffectValue = 0,
+    color_jitter: EffectValue = 0,
+    grayscale: EffectValue = 0,
+    blur: EffectValue = 0,
+    low_resolution: EffectValue = 0,
+    jpeg: EffectValue = 0,
+    erasing: EffectValue = 0,
+) -> Augmentation:
     """Returns how training images are changed."""
     return Augmentation(
         mirror=check_bool(f"{setter}: mirror", mirror),
         rotate=check_float(f"{setter}: rotate", rotate, 0, 180),
         translate=check_float(f"{setter}: translate", translate, 0, 1),
+        crop=_effect(setter, "crop", crop),
+        color_jitter=_effect(setter, "color_jitter", color_jitter),
+        grayscale=_effect(setter, "grayscale", grayscale),
+        blur=_effect(setter, "blur", blur),
+        low_resolution=_effect(setter, "low_resolution", low_resolution),
+        jpeg=_effect(setter, "jpeg", jpeg),
+        erasing=_effect(setter, "erasing", erasing),
         chosen=True,
     )
+
+
+def _effect(setter: str, name: str, value: EffectValue) -> Effect:
+    """Returns how often and how strongly an effect changes images, from a probability or a pair with a strength."""
+    kind, where = EFFECTS[name], f"{setter}: {name}"
+    if not isinstance(value, (list, tuple)):
+        return Effect(check_float(where, value, 0, 1), kind.strength)
+    if len(value) != 2:
+        raise ConfigError(f"{where}({shown(value)}): expected a probability, or a pair (probability, strength)")
+    strength = check_float(f"{where}, {kind.meaning}", value[1], kind.low, kind.high, above=True)
+    return Effect(check_float(where, value[0], 0, 1), strength)
 
 
 def model_name(setter: str, name: str) -> tuple[str, None]:

@@ -201,7 +201,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             checks.augmentation,
             "how training images are changed at random",
             "angles are in degrees, shifts are fractions of the side. `mirror` also averages test embeddings over the "
-            "mirror image",
+            "mirror image. Seven effects, such as `blur`, take a probability or a pair (probability, strength): see "
+            "[random changes](data.md#random-changes-to-images)",
         ),
         Setting("train_batch_size", _integer(1), "the number of images that a rank takes in each batch"),
         Setting(

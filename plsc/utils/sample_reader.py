@@ -9,10 +9,10 @@ from typing import Callable
 
 import numpy as np
 
+from plsc.data.augmentation import Augmentation
 from plsc.data.loader import ImageLoader
 from plsc.data.pixels import NEWEST_RULE, PixelRule
 from plsc.data.sources import ImageSource
-from plsc.data.transforms import Augmentation
 from plsc.data.verification import VerificationSet, find_verification_sets, load_verification
 from plsc.errors import DataError
 

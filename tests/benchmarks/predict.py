@@ -21,10 +21,10 @@ import numpy as np
 import paddle
 
 from plsc import Entry
+from plsc.data.augmentation import Augmentation
 from plsc.data.glyphs import render_glyphs
 from plsc.data.label_file import read_label_file
 from plsc.data.loader import ImageLoader
-from plsc.data.transforms import Augmentation
 
 EMB_DIM = 512
 

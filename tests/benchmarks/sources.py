@@ -122,9 +122,9 @@ def cpu_seconds():
 
 def read(folder, kind, workers, shuffle):
     """Reads one epoch with the loader of plsc."""
+    from plsc.data.augmentation import Augmentation
     from plsc.data.loader import ImageLoader
     from plsc.data.sources import open_images
-    from plsc.data.transforms import Augmentation
 
     source = open_images(str(folder), CLASSES, 0, 1, kind, shuffle)
     loader = ImageLoader(source, SHAPE, BATCH, Augmentation(), 0, workers)
@@ -135,7 +135,8 @@ def read(folder, kind, workers, shuffle):
 
 def bare(count, workers):
     """Decodes images that are in memory, in order."""
-    from plsc.data.transforms import Augmentation, augment, decode, normalize
+    from plsc.data.augmentation import Augmentation, augment
+    from plsc.data.transforms import decode, normalize
 
     encoded = encoded_images()
 

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the first is a fixture
 
+from plsc.data.augmentation import Augmentation
 from plsc.data.damaged import Skipping
 from plsc.data.loader import ImageLoader
 from plsc.data.packed import TextsOfFile
 from plsc.data.records import check_label
 from plsc.data.sampler import epoch_indices
-from plsc.data.transforms import Augmentation, decode, normalize
+from plsc.data.transforms import decode, normalize
 from plsc.errors import DataError
 
 SHAPE = (3, 8, 8)

@@ -10,9 +10,10 @@ import paddle
 import pytest
 from thread_checks import no_threads_left, plsc_threads  # noqa: F401 - the first is a fixture
 
+from plsc.data.augmentation import Augmentation
 from plsc.data.readers import ReaderLoader, check_reader, shard_reader
 from plsc.data.sampler import epoch_indices
-from plsc.data.transforms import Augmentation, normalize
+from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 
 SHAPE = (3, 8, 8)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made_images import encode
 
 from plsc.data import recordio
+from plsc.data.augmentation import Augmentation
 from plsc.data.collection import open_collection
 from plsc.data.damaged import is_damage
 from plsc.data.label_file import read_label_file
@@ -24,7 +25,6 @@ from plsc.data.recordio_layout import _first_identity
 from plsc.data.records import Record
 from plsc.data.shard_files import folder_of
 from plsc.data.sources import format_of, open_images, open_several
-from plsc.data.transforms import Augmentation
 from plsc.errors import DataError
 
 MAGIC = struct.pack("<I", 0xCED7230A)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.transforms import Augmentation, augment, decode, from_pixels, normalize
+from plsc.data.transforms import decode, from_pixels, normalize
 from plsc.errors import DataError
 
 
@@ -60,45 +60,6 @@ def test_from_pixels() -> None:
     assert from_pixels(noise(4, 4, 1), (3, 2, 2), "x").shape == (2, 2, 3)
     with pytest.raises(DataError, match="x: float64"):
         from_pixels(np.zeros((4, 4, 3)), (3, 4, 4), "x")
-
-
-def test_half_of_the_images_are_mirrored() -> None:
-    pixels = noise(4, 4, 3)
-    rng = np.random.default_rng(1)
-    flipped = 0
-    for _ in range(400):
-        result = augment(pixels, Augmentation(), rng)
-        mirrored = np.array_equal(result, pixels[:, ::-1])
-        assert mirrored or np.array_equal(result, pixels)
-        flipped += mirrored
-    assert 150 < flipped < 250
-    assert augment(pixels, Augmentation(mirror=False), rng) is pixels
-
-
-class Fixed:
-    """A stand-in for a Generator, which returns the largest value of every draw."""
-
-    def uniform(self, low: float, high: float) -> float:
-        return high
-
-
-def test_translate_moves_whole_pixels_and_fills_from_the_edge() -> None:
-    pixels = np.full((8, 8, 3), 50, np.uint8)
-    pixels[2, 3] = (200, 100, 0)
-    result = augment(pixels, Augmentation(False, 0.0, 0.25), Fixed())  # type: ignore[arg-type]
-    expected = np.full((8, 8, 3), 50, np.uint8)
-    expected[4, 5] = (200, 100, 0)
-    assert np.array_equal(result, expected)
-
-
-def test_rotate_turns_about_the_centre() -> None:
-    pixels = np.full((9, 9, 1), 30, np.uint8)
-    pixels[4, 7] = 255
-    result = augment(pixels, Augmentation(False, 90.0, 0.0), Fixed())  # type: ignore[arg-type]
-    assert result.shape == (9, 9, 1)
-    assert {tuple(place) for place in np.argwhere(result[:, :, 0] > 200)} <= {(1, 4), (7, 4)}
-    assert (result > 200).sum() == 1
-    assert result.min() >= 30  # There are no black corners.
 
 
 def test_normalize() -> None:

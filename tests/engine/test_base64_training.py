@@ -12,7 +12,13 @@ from plsc.data.label_file import read_label_file
 from plsc.data.sampler import epoch_indices
 from plsc.data.sources import open_images
 
-OPTIONS = ("augmentation=[true, 10, 0.1]", "log_period=1", "num_workers=2", "resume=true", "calc_acc=true")
+OPTIONS = (
+    'augmentation={"rotate": 10, "translate": 0.1, "crop": 0.5, "blur": 0.5, "jpeg": 0.5, "erasing": 0.5}',
+    "log_period=1",
+    "num_workers=2",
+    "resume=true",
+    "calc_acc=true",
+)
 
 
 def order_images(glyphs, split, jpegs, ranks, epoch, shuffle):

@@ -30,7 +30,8 @@ def test_a_run_records_its_settings_its_machine_and_how_often_it_was_resumed(gly
     assert first["steps_per_epoch"] == 6
     settings, machine = first["settings"], first["machine"]
     assert settings["num_classes"] == 12 and settings["image_shape"] == [3, 32, 32]
-    assert settings["augmentation"] == {"mirror": False, "rotate": 0.0, "translate": 0.0}
+    augmentation = settings["augmentation"]
+    assert augmentation["mirror"] is False and augmentation["rotate"] == 0.0 and augmentation["blur"] == [0.0, 2.0]
     assert first["objects"] == {"model": "TinyNet", "callbacks": ["Callback"]}
     assert not set(settings) & {"model", "callbacks", "locked"}
     assert machine["cores"] >= 1 and machine["memory"] > 1e8 and machine["gpu"] is None

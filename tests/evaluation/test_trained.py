@@ -9,7 +9,7 @@ import pytest
 from made_images import encode
 
 from plsc import Entry, Predictor
-from plsc.data.transforms import Augmentation
+from plsc.data.augmentation import Augmentation
 from plsc.errors import CheckpointError
 from plsc.evaluation.trained import open_network
 

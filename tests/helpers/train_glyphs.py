@@ -2,8 +2,9 @@
 
     train_glyphs.py DATA OUTPUT train_epochs=1 loss_type=softmax --kill-rank=1 --kill-step=4
 
-Each `name=value` calls `ins.set_<name>(value)`; values are JSON, and a list holds the arguments of a setter that takes
-several. `--help` lists the options. Each rank writes what `train()` returned to `<OUTPUT>/result_<rank>.json`.
+Each `name=value` calls `ins.set_<name>(value)`; values are JSON, and a list or an object holds the arguments of a
+setter that takes several. `--help` lists the options. Each rank writes what `train()` returned to
+`<OUTPUT>/result_<rank>.json`.
 """
 
 from __future__ import annotations
@@ -178,7 +179,11 @@ def apply_settings(ins: Entry, settings: list[str]) -> None:
     for setting in settings:
         name, _, text = setting.partition("=")
         value = text if name in TEXT_SETTERS else json.loads(text)
-        getattr(ins, f"set_{name}")(*value if name in MANY_ARGUMENTS else [value])
+        setter = getattr(ins, f"set_{name}")
+        if isinstance(value, dict):
+            setter(**value)
+        else:
+            setter(*value if name in MANY_ARGUMENTS else [value])
 
 
 def is_first_start(options: argparse.Namespace) -> bool:
