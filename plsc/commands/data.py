@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from plsc.arguments import add_command
-from plsc.commands import data_check, data_convert, data_info, data_split
+from plsc.commands import data_check, data_convert, data_info, data_outliers, data_split
 
-_ACTIONS = (data_info, data_convert, data_check, data_split)
+_ACTIONS = (data_info, data_convert, data_check, data_outliers, data_split)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -20,6 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc data info train_data",
             "plsc data convert train_data train_tar --to tar",
             "plsc data check train_data",
+            "plsc data outliers output/19 train_data --output outliers",
             "plsc data split train_data held_out --held-out 0.05 --pairs 6000",
         ],
         "Each command takes one data set on this machine, in any format that training reads, and only reads it.",

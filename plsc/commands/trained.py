@@ -41,13 +41,30 @@ def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
         network.add_argument(
             "--model", action=_ExportOrCheckpoint, metavar="DIR", help="folder of an export, or of a checkpoint"
         )
+    _add_model_from(parser)
+    settings.add_options(parser)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Adds the network as the first argument of the command line, with `--model-from`, `--set` and `--config`."""
+    parser.add_argument(
+        "model",
+        action=_ExportOrCheckpoint,
+        metavar="CHECKPOINT",
+        help="folder of a checkpoint, such as output/19, or of an export, or zoo:glyphs (see plsc zoo)",
+    )
+    parser.set_defaults(checkpoint=None, model=None)
+    _add_model_from(parser)
+    settings.add_options(parser)
+
+
+def _add_model_from(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-from",
         metavar="FILE:NAME",
         help="script and class of a custom model, such as train.py:Net, for the checkpoint of one; NAME may also be a "
         "function that returns the model",
     )
-    settings.add_options(parser)
 
 
 class _ExportOrCheckpoint(argparse.Action):

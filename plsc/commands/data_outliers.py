@@ -1,0 +1,117 @@
+"""`plsc data outliers CHECKPOINT DATA --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands import trained
+from plsc.commands.data_source import add_data, apply_data, open_whole
+from plsc.datasets.opening import check_local
+from plsc.datasets.outliers import Limits
+from plsc.errors import one_line
+from plsc.machine.names import to_text
+
+_SHOWN = 200  # on the page, of each kind
+
+
+def add_parser(actions: argparse._SubParsersAction) -> None:
+    """Adds the action to the parser of `plsc data`."""
+    parser = add_command(
+        actions,
+        "outliers",
+        "find wrong labels, classes that should be one or two, and copies, with a trained network",
+        [
+            "plsc data outliers output/19 train_data --output outliers",
+            "plsc data outliers output/19 train.rec --output outliers --against lfw.bin --ranks 2",
+        ],
+        "Embeds all images with the network, and compares them with each other. Changes nothing in the data. Writes "
+        "tables, a page with pictures, and leave_out.txt, a list for set_dataset_dir(exclude=...). An interrupted "
+        "command resumes when it is run again; with other limits it does not embed the images again.",
+    )
+    trained.add_network(parser)
+    add_data(parser, "source", "DATA")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that receives the files")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="test sets that must not share images with the data: .bin files, pairs files, lists, folders",
+    )
+    defaults = Limits()
+    for name, low, high, help in (
+        ("stranger-rate", 0, 0.5, "share of the pairs of an image and another class that may be more similar than an "
+         "image is to its own class"),
+        ("merge", 0, 1, "two classes may be one from this likeness on; 1 is as similar as one class"),
+        ("split", 0, 1, "a class may be two if the likeness of its halves is at most this"),
+        ("copy", 0, 1, "cosine from which the pixels of two images are compared, to find copies"),
+    ):  # fmt: skip
+        default = getattr(defaults, name.replace("-", "_"))
+        parser.add_argument(
+            f"--{name}", type=_number(low, high), default=default, metavar="X", help=f"{help} (default {default:g})"
+        )
+    parser.add_argument(
+        "--shown",
+        type=at_least(1, 10_000),
+        default=_SHOWN,
+        metavar="N",
+        help=f"most images and classes of each kind on the page (default {_SHOWN})",
+    )
+    trained.add_ranks(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _number(low: float, high: float):  # type: ignore[no-untyped-def]
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low < value <= high:
+            raise argparse.ArgumentTypeError(f"{one_line(text, 40)!r} is not a number above {low:g} up to {high:g}")
+        return value
+
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the action and returns its exit status."""
+    return trained.on_ranks(options, lambda: _find(options))
+
+
+def _find(options: argparse.Namespace) -> int:
+    from plsc import parallel
+    from plsc.datasets.outlier_files import Summary, check_folder
+    from plsc.evaluation.outliers import Wanted, review_data
+
+    config = apply_data(options, trained.prepared_config(options))
+    for path in options.against:
+        check_local(path)
+    limits = Limits(options.stranger_rate, options.merge, options.split, options.copy)
+    wanted = Wanted(Path(options.source), options.output, tuple(map(Path, options.against)), limits, options.shown)
+    with parallel.action(60 * config.rank_timeout):
+        parallel.from_rank_0(lambda: check_folder(options.output), "a look at the output folder")
+        summary: Summary = review_data(config, lambda: open_whole(options, config), wanted)
+    if options.json:
+        print_json({"output": to_text(str(options.output)), **summary._asdict()})
+    else:
+        _print(options.output, summary)
+    return 0
+
+
+def _print(output: Path, found) -> None:  # type: ignore[no-untyped-def]
+    print(f"{output}: {found.images:,} images compared, of which {found.damaged:,} cannot be decoded")
+    print(f"further from their class than strangers (cosine below {found.threshold:.3f}): {found.outliers:,}")
+    print(f"closer to another class than to their own: {found.doubtful:,}")
+    print(f"pairs of classes that may be one: {found.merges:,}")
+    print(f"classes that may be two: {found.splits:,}")
+    print(f"copies in other classes: {found.copies:,}")
+    print(f"copies of test images: {found.leaks:,}")
+    print(f"{output / 'leave_out.txt'}: lists {found.left_out:,} images, for set_dataset_dir(exclude=...)")
+    if found.unnamed:
+        print(f"  not on the list: {found.unnamed:,} whose names hold a tab or line end")
+    print(f"{output / 'page.html'}: shows them")
