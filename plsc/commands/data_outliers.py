@@ -1,9 +1,11 @@
-"""`plsc data outliers CHECKPOINT DATA --output DIR`."""
+"""`plsc data outliers CHECKPOINT SOURCE --output DIR`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
@@ -12,6 +14,9 @@ from plsc.datasets.opening import check_local
 from plsc.datasets.outliers import Limits
 from plsc.errors import one_line
 from plsc.machine.names import to_text
+
+if TYPE_CHECKING:
+    from plsc.datasets.outlier_files import Summary
 
 _SHOWN = 200  # on the page, of each kind
 
@@ -31,7 +36,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "command resumes when it is run again; with other limits it does not embed the images again.",
     )
     trained.add_network(parser)
-    add_data(parser, "source", "DATA")
+    add_data(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that receives the files")
     parser.add_argument(
         "--against",
@@ -65,7 +70,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def _number(low: float, high: float):  # type: ignore[no-untyped-def]
+def _number(low: float, high: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         try:
             value = float(text)
@@ -85,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _find(options: argparse.Namespace) -> int:
     from plsc import parallel
-    from plsc.datasets.outlier_files import Summary, check_folder
+    from plsc.datasets.outlier_files import check_folder
     from plsc.evaluation.outliers import Wanted, review_data
 
     config = apply_data(options, trained.prepared_config(options))
@@ -95,7 +100,7 @@ def _find(options: argparse.Namespace) -> int:
     wanted = Wanted(Path(options.source), options.output, tuple(map(Path, options.against)), limits, options.shown)
     with parallel.action(60 * config.rank_timeout):
         parallel.from_rank_0(lambda: check_folder(options.output), "a look at the output folder")
-        summary: Summary = review_data(config, lambda: open_whole(options, config), wanted)
+        summary = review_data(config, lambda: open_whole(options, config), wanted)
     if options.json:
         print_json({"output": to_text(str(options.output)), **summary._asdict()})
     else:
@@ -103,7 +108,7 @@ def _find(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(output: Path, found) -> None:  # type: ignore[no-untyped-def]
+def _print(output: Path, found: Summary) -> None:
     print(f"{output}: {found.images:,} images compared, of which {found.damaged:,} cannot be decoded")
     print(f"further from their class than strangers (cosine below {found.threshold:.3f}): {found.outliers:,}")
     print(f"closer to another class than to their own: {found.doubtful:,}")

@@ -15,19 +15,13 @@ from plsc.errors import ConfigError, UsageError
 
 def add_source(parser: Parser) -> None:
     """Adds the data set, its format, the list of images to leave out, and the settings."""
-    add_data(parser, "source", "SOURCE")
+    add_data(parser)
     settings.add_options(parser)
 
 
-def add_data(parser: Parser, name: str, shown: str) -> None:
-    """Adds the data set, its format, and the list of images to leave out.
-
-    Args:
-        parser: The parser of the action.
-        name: Attribute of the parsed options that holds the path.
-        shown: What the help page calls it.
-    """
-    parser.add_argument(name, metavar=shown, help="data set on this machine, as set_dataset_dir takes it")
+def add_data(parser: Parser) -> None:
+    """Adds the data set, its format, and the list of images to leave out."""
+    parser.add_argument("source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it")
     add_format(parser)
     parser.add_argument(
         "--exclude",
@@ -50,7 +44,7 @@ def apply_data(options: argparse.Namespace, config: Config) -> Config:
     """Returns the settings after the options of `add_data` have changed them.
 
     Raises:
-        UsageError: `--set` names the data set, which the command line does.
+        UsageError: `--set` names the data set, which SOURCE does.
     """
     if any(text.partition("=")[0].strip() == "dataset_dir" for text in options.set):
         raise UsageError("--set dataset_dir: SOURCE names the data set, and --exclude the images to leave out")
