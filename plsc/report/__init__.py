@@ -4,6 +4,7 @@ make                          the entry point: page and charts
 run_folder, pairs_file        read what a run left; `pairs_file` also defines and writes `<set>_pairs.npz`
 headline                      the numbers that a run is judged by
 page, charts                  the sections of the page and the charts in them
+outliers                      the page of `plsc data outliers`
 document, markup, style       self-contained HTML files; `plsc search --page` uses them too
 """
 
