@@ -48,8 +48,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     )
     defaults = Limits()
     for name, low, high, help in (
-        ("stranger-rate", 0, 0.5, "share of the pairs of an image and another class that may be more similar than an "
-         "image is to its own class"),
+        ("stranger-rate", 0, 0.5, "share of wrong labels that may be missed; a smaller one lists more good images"),
         ("merge", 0, 1, "two classes may be one from this likeness on; 1 is as similar as one class"),
         ("split", 0, 1, "a class may be two if the likeness of its halves is at most this"),
         ("copy", 0, 1, "cosine from which the pixels of two images are compared, to find copies"),
@@ -110,8 +109,8 @@ def _find(options: argparse.Namespace) -> int:
 
 def _print(output: Path, found: Summary) -> None:
     print(f"{output}: {found.images:,} images compared, of which {found.damaged:,} cannot be decoded")
-    print(f"further from their class than strangers (cosine below {found.threshold:.3f}): {found.outliers:,}")
-    print(f"closer to another class than to their own: {found.doubtful:,}")
+    print(f"far from their class (cosine below {found.threshold:.3f}) and closer to another: {found.outliers:,}")
+    print(f"doubtful, because only one of the two holds: {found.doubtful:,}")
     print(f"pairs of classes that may be one: {found.merges:,}")
     print(f"classes that may be two: {found.splits:,}")
     print(f"copies in other classes: {found.copies:,}")

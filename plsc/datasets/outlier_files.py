@@ -78,8 +78,8 @@ class Summary(NamedTuple):
         images: Images of the data set.
         damaged: Images that could not be decoded.
         threshold: Cosine with the own class below which an image is an outlier.
-        outliers: Images that are further from their class than strangers are.
-        doubtful: Other images that are closer to another class.
+        outliers: Images that are far from their class, and closer to another one.
+        doubtful: Images for which only one of the two holds.
         merges: Pairs of classes that may be one.
         splits: Classes that may be two.
         copies: Images with a copy in another class.

@@ -26,14 +26,15 @@ class Limits(NamedTuple):
     """From where on something is reported.
 
     Attributes:
-        stranger_rate: Share of the pairs of an image and another class that are more similar than an image must be to
-            its own class.
+        stranger_rate: Share of the pairs of an image and a class of strangers that are more similar than an image must
+            be to its own class. This is also the share of wrong labels that are missed, because an image with a wrong
+            label is a stranger to its class.
         merge: Two classes may be one if their images are as similar to each other as this times those of one class.
         split: A class may be two if the images of its halves are at most as similar as this times those of one half.
         copy: Cosine from which two images may be copies.
     """
 
-    stranger_rate: float = 1e-3
+    stranger_rate: float = 1e-2
     merge: float = 0.9
     split: float = 0.5
     copy: float = 0.95
@@ -48,8 +49,9 @@ class Outliers:
         own: Cosine of each image with the centre of its class without it, [N] float32; -2 if it has none.
         other: Cosine with the nearest centre of another class, [N] float32.
         nearest: That class, [N] int32.
-        images: Images that are further from their class than strangers are, the worst first, int64.
-        doubtful: Other images that are closer to another class than to their own, the worst first, int64.
+        images: Images that are further from their class than the threshold, and closer to another one, the worst
+            first, int64.
+        doubtful: Images for which only one of the two holds, the worst first, int64.
         merges: Pairs of classes that may be one, with how similar they are, most similar first.
         splits: Classes that may be two, with how similar the halves are, and the images of both, least similar first.
         copies: Images, those in another class that they may be copies of, and their cosines.
@@ -92,15 +94,14 @@ def find_outliers(
     threshold = _stranger_cosine(vectors, groups, centres, limits.stranger_rate, seed)
     other, nearest = _nearest_others(vectors, groups, centres)
     is_known = own > _NO_COSINE
-    far = is_known & (own < threshold)
-    doubtful = is_known & ~far & (other > own)
+    far, strays = own < threshold, other > own
     found = Outliers(
         threshold=threshold,
         own=own,
         other=other,
         nearest=groups.classes[nearest].astype(np.int32) if len(groups.classes) else nearest,
-        images=_worst_first(far, own),
-        doubtful=_worst_first(doubtful, own - other),
+        images=_worst_first(is_known & far & strays, own),
+        doubtful=_worst_first(is_known & (far != strays), own - other),
     )
     found.merges = _merges(vectors, groups, kept, centres, limits.merge)
     found.splits = _splits(vectors, groups, limits.split)

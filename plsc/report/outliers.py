@@ -109,12 +109,12 @@ def write_page(path: Path, review: Review, summary: Summary, labels: np.ndarray,
         )
         return tag("li", *sides, tag("div", tag("span", "cosine ", tag("b", f"{cosine:.3f}"))))
 
-    far = f"Their cosine with their own class is below {found.threshold:.3f}, which other classes hardly reach."
+    far = f"Their cosine with their own class is below {found.threshold:.3f}, and another class is closer."
     sections = [
         _section("Images that are far from their class", far, found.images.tolist(), most, image_row),
         _section(
             "Doubtful images",
-            "They fit in their class, and fit better in another.",
+            "They are far from their class, or closer to another one, but not both.",
             found.doubtful.tolist(),
             most,
             image_row,
