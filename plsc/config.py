@@ -109,7 +109,8 @@ class Scalars:
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 
-SCHEDULES = ("step", "cosine", "poly")
+SCHEDULES = ("step", "cosine", "poly", "plateau")
+METRICS = ("test", "loss")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Schedule:
     power: float = 2.0
     floor: float = 0.0
     warmup_steps: int = 0
+    patience: int = 3
+    metric: str = "test"
 
 
 @dataclass(frozen=True)
@@ -453,6 +456,8 @@ class Config:
                 f"{warmup} and set_schedule(warmup_steps={self.schedule.warmup_steps}) both say how long the learning "
                 "rate warms up; leave one of them out"
             )
+        if self.schedule.name == "plateau":
+            self._check_plateau()
         if self.optimizer is None:
             return
         for name in ("lr", "lr_steps", "lr_decay_factor", "warmup_epochs", "schedule"):
@@ -461,6 +466,20 @@ class Config:
                     f"{self.overrides[name]} would change nothing, because the optimizer of set_optimizer has its own "
                     "learning rate and schedule; leave it out, or change the optimizer in the script"
                 )
+
+    def _check_plateau(self) -> None:
+        schedule = self._said("schedule", "set_schedule('plateau')")
+        if self.schedule.metric == "test" and not self.with_test:
+            without = self._said("with_test", "set_with_test(False)")
+            raise ConfigError(
+                f"{schedule} follows the score of the tests, but {without} leaves them out; give metric='loss', which "
+                "follows the loss"
+            )
+        if self.lr_decay_factor == 1:
+            factor = self._said("lr_decay_factor", "set_lr_decay_factor(1)")
+            raise ConfigError(
+                f"{schedule} lowers the learning rate by {factor}, which changes nothing; give less than 1"
+            )
 
     def margin_of_loss(self) -> Any:
         """Returns the margin that was set, or else the default of the loss, as `DEFAULT_MARGINS` has it."""

@@ -449,18 +449,39 @@ class Entry:
         """Sets the factor on the learning rate at each step boundary."""
         self._set("lr_decay_factor", f)
 
-    def set_schedule(self, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> None:
+    def set_schedule(
+        self,
+        name: str,
+        power: float = 2.0,
+        floor: float = 0.0,
+        warmup_steps: int = 0,
+        patience: int = 3,
+        metric: str = "test",
+    ) -> None:
         """Sets how the learning rate moves after the warm-up.
 
         Args:
             name: 'step', the default, multiplies the rate with the decay factor at each step boundary. 'cosine' lowers
                 it along half a cosine until the end of the training, and 'poly' along `(1 - t) ** power`, where t grows
-                from 0 to 1.
+                from 0 to 1. 'plateau' multiplies it with the decay factor when a metric no longer improves.
             power: Exponent of 'poly'.
-            floor: Share of the full rate at which 'cosine' and 'poly' end, from 0 to 1.
+            floor: Share of the full rate at which 'cosine' and 'poly' end, and below which 'step' and 'plateau' do not
+                fall, from 0 to 1.
             warmup_steps: Number of steps over which the rate warms up linearly, instead of `set_warmup_epochs`.
+            patience: Number of epochs in a row without a better metric that 'plateau' accepts; it decays after one
+                more. Better means by a factor of 0.0001.
+            metric: What 'plateau' follows: 'test', the mean accuracy or rank-1 rate of the epoch's test sets, or
+                'loss', the mean loss of the epoch.
         """
-        self._set("schedule", name, power=power, floor=floor, warmup_steps=warmup_steps)
+        self._set(
+            "schedule",
+            name,
+            power=power,
+            floor=floor,
+            warmup_steps=warmup_steps,
+            patience=patience,
+            metric=metric,
+        )
 
     def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
         """Sets a custom optimizer.

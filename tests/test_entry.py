@@ -253,6 +253,35 @@ def test_schedules_fall_to_their_floor_as_the_formulas_say(name, warmup):
     assert optim.learning_rate_at(config, 1000, 5) == pytest.approx(0.025)  # a training that goes on for longer
 
 
+def test_the_step_schedule_falls_no_lower_than_its_floor():
+    config = Config(train_batch_size=1024, lr_steps=(1, 2), lr_decay_factor=0.5, schedule=Schedule("step", floor=0.4))
+    assert [optim.learning_rate_at(config, step, 5) for step in (0, 1, 2)] == pytest.approx([0.1, 0.05, 0.04])
+
+
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        (
+            lambda ins: ins.set_with_test(False),
+            "follows the score of the tests, but set_with_test.False.*metric='loss'",
+        ),
+        (lambda ins: ins.set_lr_decay_factor(1), "lowers the learning rate by set_lr_decay_factor.1., which changes"),
+    ],
+)
+def test_a_plateau_that_could_not_lower_the_rate_is_refused(prepare, words):
+    ins = Entry()
+    ins.set_schedule("plateau")
+    prepare(ins)
+    with pytest.raises(ConfigError, match=words):
+        ins.train()
+
+
+@pytest.mark.parametrize("name, option", [("cosine", "power"), ("step", "patience"), ("poly", "metric")])
+def test_an_option_of_another_schedule_is_refused(name, option):
+    with pytest.raises(ConfigError, match=f"set_schedule: {option}=.* would change nothing of '{name}'"):
+        Entry().set_schedule(name, **{option: "loss" if option == "metric" else 7})
+
+
 def test_two_lengths_of_the_warm_up_are_refused():
     ins = Entry()
     ins.set_warmup_epochs(1)

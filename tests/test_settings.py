@@ -334,7 +334,7 @@ def test_the_texts_among_the_settings():
         ("dataset_dir", "directory"), ("dataset_dir", "heads"), ("dataset_dir", "exclude"),
         ("data_format", "data_format"), ("data_format", "shuffle"), ("data_cache", "directory"),
         ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("schedule", "name"),
-        ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
+        ("schedule", "metric"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"),
         ("export_dir", "text"),

@@ -33,7 +33,7 @@ SECTIONS = {
         "plsc.utils.base64_reader.arc_train",
         "plsc.utils.jpeg_reader.test",
     ],
-    "Optimizers": ["plsc.optim.deferred"],
+    "Optimizers": ["plsc.optim.deferred", "plsc.optim.Lion"],
     "Mixed precision": ["plsc.amp.AutoMixedPrecisionLists"],
     "Margins": [
         "plsc.heads.Margin",

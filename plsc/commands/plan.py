@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _MOST_RATES = 10  # learning rates that the forecast shows
+_CURVE_COLUMNS, _CURVE_LINES = 60, 6
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print("\n".join(made.lines()))
     if rates:
+        print("\n".join(_curve(config, options.ranks)))
         print(f"learning rate after each epoch: {', '.join(f'{epoch}: {rate:.4g}' for epoch, rate in rates)}")
     if known is not None and most is not None:
         owner = "of this machine" if memory is None else "a rank"
@@ -111,10 +113,32 @@ def _rates(config: Config, ranks: int) -> list[tuple[int, float]]:
 
     if config.train_image_num is None or config.optimizer is not None:
         return []
-    steps = -(-config.train_image_num // (config.batch_per_rank * ranks))
-    epochs = config.train_epochs
+    steps, epochs = _steps_per_epoch(config, ranks), config.train_epochs
     shown = sorted({round(epochs * part / _MOST_RATES) for part in range(1, _MOST_RATES + 1)} - {0})
     return [(epoch, learning_rate_at(config, epoch * steps - 1, steps, ranks)) for epoch in shown]
+
+
+def _curve(config: Config, ranks: int) -> list[str]:
+    """Returns the learning rate of all steps as lines of a drawing."""
+    from plsc.optim import learning_rate_at
+
+    steps = _steps_per_epoch(config, ranks)
+    total = steps * config.train_epochs
+    columns = min(_CURVE_COLUMNS, total)
+    rates = [learning_rate_at(config, (2 * n + 1) * total // (2 * columns), steps, ranks) for n in range(columns)]
+    most = max(rates)
+    title = f"learning rate in {total:,} steps of {config.train_epochs:,} epochs"
+    if config.schedule.name == "plateau":
+        title += ", as long as the metric improves"
+    lines = [f"{title}:"]
+    for line in range(_CURVE_LINES, 0, -1):
+        marks = "".join("#" if rate > most * (line - 0.5) / _CURVE_LINES else " " for rate in rates)
+        lines.append(f"{most * line / _CURVE_LINES:>10.4g} |{marks}".rstrip())
+    return [*lines, f"{0:>10} +{'-' * columns}"]
+
+
+def _steps_per_epoch(config: Config, ranks: int) -> int:
+    return -(-(config.train_image_num or 0) // (config.batch_per_rank * ranks))
 
 
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:

@@ -54,7 +54,7 @@ def check_warmup(config: Config, steps: Optional[int]) -> None:
     if config.optimizer is not None or steps is not None:
         return
     calls = [f"set_warmup_epochs({config.warmup_epochs})"] if config.warmup_epochs else []
-    calls += [f"set_schedule({config.schedule.name!r})"] if config.schedule.name != "step" else []
+    calls += [f"set_schedule({config.schedule.name!r})"] if config.schedule.name in ("cosine", "poly") else []
     if calls:
         raise ConfigError(
             f"{' and '.join(calls)}: train_reader cannot tell how many images it has, so the steps that the learning "

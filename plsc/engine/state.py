@@ -63,7 +63,7 @@ class TrainingState:
     backbone: paddle.nn.Layer
     head: Union[ClassifierHead, HeadGroup]
     optimizer: paddle.optimizer.Optimizer
-    row_updates: Mapping[str, optim.RowUpdate]
+    row_updates: Mapping[str, optim.RowMover]
     scaler: DynamicLossScaler
     steps_per_epoch: Optional[int]
     callbacks: Sequence[Callback] = ()
@@ -276,7 +276,7 @@ class TrainingState:
 
     def _head_accumulators(self, accumulators: Mapping[str, Any], prefix: str) -> dict[str, dict[str, paddle.Tensor]]:
         """Returns the accumulators of the head whose parameters have names with a prefix, by its own names of them."""
-        own = {name: {"velocity": one.buffer} for name, one in self.row_updates.items() if one.buffer is not None}
+        own = {name: one.state() for name, one in self.row_updates.items() if one.state()}
         own.update({name[len("head.") :]: one for name, one in accumulators.items() if name.startswith("head.")})
         return {name[len(prefix) :]: tensors for name, tensors in own.items() if name.startswith(prefix)}
 

@@ -16,9 +16,9 @@ from plsc.heads import ClassifierHead, HeadGroup
 class Updates:
     """The updates of a backbone and a head, or a group of heads, by one optimizer.
 
-    SGD and Momentum move the rows of the head in chunks, while their gradient is in cache; the optimizer itself then
-    moves the backbone alone. Every other optimizer is given the whole gradient of the head, and so are SGD and Momentum
-    where they have parameter groups, or where the weight and the bias are not clipped together.
+    An optimizer whose rule treats each element by itself, such as Momentum or AdamW, moves the rows of the head in
+    chunks, while their gradient is in cache, and then the backbone. Every other optimizer is given the whole gradient
+    of the head, and so is each where the weight and the bias are not clipped together.
 
     Attributes:
         optimizer: The user's optimizer or the default one; it holds the schedule.

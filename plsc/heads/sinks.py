@@ -1,13 +1,14 @@
 """Sinks: what receives the gradient of the rows, chunk by chunk, in the second walk of a step.
 
-`plsc.optim.RowUpdate` is the sink that trains: it moves the rows as SGD or Momentum would. The two sinks here leave the
-rows where they are.
+`plsc.optim.RowUpdate` and `plsc.optim.RowOptimizer` are the sinks that train: they move the rows as an optimizer would.
+The two sinks here leave the rows where they are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Optional, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import paddle
 
@@ -16,32 +17,35 @@ class RowSink(Protocol):
     """What the second walk asks of a sink.
 
     Attributes:
-        momentum: The factor on `buffer` before a gradient is added to it; 0 for SGD.
+        momentum: The factor on the first of `buffers` before a gradient is added to it; 0 for SGD.
         decay: The coefficient of the L2 decay, which the walk adds to the gradient.
-        buffer: A tensor like the matrix that holds its momentum, or its whole gradient; None if the sink needs neither.
-        in_place: Whether the walk may compute `momentum * buffer + gradient` into the buffer at once.
+        buffers: Tensors like the matrix that hold its moments, or its whole gradient.
+        in_place: Whether the walk may compute `momentum * buffer + gradient` into the first buffer at once.
         moves_rows: Whether `apply` changes the rows.
     """
 
     momentum: float
     decay: float
-    buffer: Optional[paddle.Tensor]
+    buffers: tuple[paddle.Tensor, ...]
     in_place: bool
     moves_rows: bool
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
+    def begin(self) -> None:
+        """Prepares for the chunks of a step; one thread calls it before the first of them."""
+
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffers: Sequence[paddle.Tensor]) -> None:
         """Takes the gradient of one chunk; several threads may call it at the same time.
 
         Args:
             rows: The chunk's rows [C, D], to be moved in place.
-            gradient: Their gradient [C, D] with decay; it may be overwritten. It is `buffer` itself if the walk has
-                already added it there.
-            buffer: The chunk's part of the buffer [C, D].
+            gradient: Their gradient [C, D] with decay; it may be overwritten. It is the first buffer itself if the
+                walk has already added it there.
+            buffers: The chunk's parts of the buffers [C, D].
         """
 
 
 class DenseGradient:
-    """A sink that collects the gradient of the whole matrix in `buffer`, for optimizers that need all of it.
+    """A sink that collects the gradient of the whole matrix in `whole`, for optimizers that need all of it.
 
     Rows that take no part in the step have a gradient of 0.
     """
@@ -49,23 +53,31 @@ class DenseGradient:
     momentum, decay, in_place, moves_rows = 0.0, 0.0, True, False
 
     def __init__(self, parameter: paddle.Tensor) -> None:
-        self.buffer = paddle.zeros_like(parameter)
+        self.whole = paddle.zeros_like(parameter)
+        self.buffers: tuple[paddle.Tensor, ...] = (self.whole,)
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
+    def begin(self) -> None:
+        """Does nothing."""
+
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffers: Sequence[paddle.Tensor]) -> None:
         """Copies the gradient into the buffer, unless the walk computed it there."""
-        if gradient is not buffer:
-            paddle.assign(gradient, buffer)
+        if gradient is not buffers[0]:
+            paddle.assign(gradient, buffers[0])
 
 
 class SquareSum:
     """A sink that adds up the squares of the gradient, so that its norm is known before any row moves."""
 
-    momentum, decay, buffer, in_place, moves_rows = 0.0, 0.0, None, False, False
+    momentum, decay, in_place, moves_rows = 0.0, 0.0, False, False
+    buffers: tuple[paddle.Tensor, ...] = ()
 
     def __init__(self) -> None:
         self._chunk_sums: list[paddle.Tensor] = []
 
-    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffer: Optional[paddle.Tensor]) -> None:
+    def begin(self) -> None:
+        """Does nothing."""
+
+    def apply(self, rows: paddle.Tensor, gradient: paddle.Tensor, buffers: Sequence[paddle.Tensor]) -> None:
         """Adds the squares of one chunk."""
         self._chunk_sums.append(gradient.multiply_(gradient).sum())
 

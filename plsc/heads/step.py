@@ -352,15 +352,15 @@ def backward(
     reduce_sum = None if shard.sharded or parallel.world_size() == 1 else parallel.all_reduce_sum
     sink = weight_sink or DenseGradient(shard.weight)
     bias_gradient_N = walk.update(step.rows, parts, sink, reduce_sum)
-    if weight_sink is None:
-        shard.weight.grad = sink.buffer
+    if isinstance(sink, DenseGradient):
+        shard.weight.grad = sink.whole
     if bias_gradient_N is not None and shard.bias is not None:
         if reduce_sum is not None:
             reduce_sum(bias_gradient_N)
         sink = bias_sink or DenseGradient(shard.bias)
         walk.update_bias(step.rows, bias_gradient_N, sink)
-        if bias_sink is None:
-            shard.bias.grad = sink.buffer
+        if isinstance(sink, DenseGradient):
+            shard.bias.grad = sink.whole
 
 
 def gradient_parts(shard: Shard, kept: Kept, factor: float) -> GradientParts:

@@ -220,6 +220,7 @@ def update(
     Returns:
         The gradient of the bias [N]; None without a bias.
     """
+    sink.begin()
     walk = _Walk(rows, parts.queries)
     parts = replace(parts, label_push=walk.in_order(parts.label_push))
     if rows.shard.bounded:  # softmax = exp(logit) / total, with the division moved to the samples
@@ -251,12 +252,11 @@ def _update_chunk(walk: _Walk, parts: GradientParts, sink: RowSink, number: int)
     """Hands the gradient of one chunk to the sink; returns the bias's gradient [C, 1] where rows are not normalised."""
     rows = walk.rows
     chunk = _Chunk(number, rows.of(rows.weight, number))
-    buffer_CD = None if sink.buffer is None else rows.of(sink.buffer, number)
-    in_place = buffer_CD is not None and sink.in_place
-    gradient_CD: Any = buffer_CD if in_place else paddle.zeros_like(chunk.weight_CD)
-    momentum = sink.momentum if in_place else 0.0
+    buffers = [rows.of(buffer, number) for buffer in sink.buffers]
+    gradient_CD = buffers[0] if sink.in_place else paddle.zeros_like(chunk.weight_CD)
+    momentum = sink.momentum if sink.in_place else 0.0
     radial_C1 = _compute_gradient(walk, parts, chunk, gradient_CD, momentum=momentum, decay=sink.decay)
-    _hand_over(rows, chunk, sink, gradient_CD, buffer_CD)
+    _hand_over(rows, chunk, sink, gradient_CD, buffers)
     return radial_C1
 
 
@@ -280,9 +280,9 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
 
     def apply(number: int) -> None:
         chunk, gradient_CD = _Chunk(number, rows.of(rows.weight, number)), gradient_of(number)
-        buffer_CD = None if sink.buffer is None else rows.of(sink.buffer, number)
-        gradient_CD.add_(paddle.scale(chunk.weight_CD, sink.decay))
-        _hand_over(rows, chunk, sink, gradient_CD, buffer_CD)
+        if sink.decay:
+            gradient_CD.add_(paddle.scale(chunk.weight_CD, sink.decay))
+        _hand_over(rows, chunk, sink, gradient_CD, [rows.of(buffer, number) for buffer in sink.buffers])
 
     found: list[paddle.Tensor] = []
     for first in range(0, rows.chunks, size):
@@ -329,14 +329,14 @@ def _compute_gradient(
 
 
 def _hand_over(
-    rows: Rows, chunk: _Chunk, sink: RowSink, gradient_CD: paddle.Tensor, buffer_CD: Optional[paddle.Tensor]
+    rows: Rows, chunk: _Chunk, sink: RowSink, gradient_CD: paddle.Tensor, buffers: Sequence[paddle.Tensor]
 ) -> None:
-    """Hands a chunk's gradient to the sink, and puts back the rows and the buffer that it changed."""
-    sink.apply(chunk.weight_CD, gradient_CD, buffer_CD)
+    """Hands a chunk's gradient to the sink, and puts back the rows and the buffers that it changed."""
+    sink.apply(chunk.weight_CD, gradient_CD, buffers)
     if sink.moves_rows:
         rows.put_back(rows.weight, chunk.number, chunk.weight_CD)
-    if buffer_CD is not None:
-        rows.put_back(sink.buffer, chunk.number, buffer_CD)
+    for whole, buffer_CD in zip(sink.buffers, buffers):
+        rows.put_back(whole, chunk.number, buffer_CD)
 
 
 def _softmax(
@@ -354,16 +354,17 @@ def update_bias(rows: Rows, gradient_N: paddle.Tensor, sink: RowSink) -> None:
     """Hands the gradient of the bias, which `update` returned, to the sink."""
     assert rows.bias is not None
     bias_N = rows.all_of(rows.bias)
-    buffer_N = None if sink.buffer is None else rows.all_of(sink.buffer)
+    buffers = [rows.all_of(buffer) for buffer in sink.buffers]
     if sink.decay:
         gradient_N.add_(bias_N * sink.decay)
-    if sink.in_place and buffer_N is not None:
-        gradient_N = buffer_N.scale_(sink.momentum).add_(gradient_N)
-    sink.apply(bias_N, gradient_N, buffer_N)
+    if sink.in_place:
+        gradient_N = buffers[0].scale_(sink.momentum).add_(gradient_N)
+    sink.begin()
+    sink.apply(bias_N, gradient_N, buffers)
     if sink.moves_rows:
         rows.put_all_back(rows.bias, bias_N)
-    if buffer_N is not None:
-        rows.put_all_back(sink.buffer, buffer_N)
+    for whole, buffer_N in zip(sink.buffers, buffers):
+        rows.put_all_back(whole, buffer_N)
 
 
 class _Walk:

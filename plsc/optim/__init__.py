@@ -12,7 +12,8 @@ from plsc.optim.build import (
     learning_rate_at,
 )
 from plsc.optim.clip import NormClip, clip_factor, head_squares, scale_gradients, squares_of, take_clips
-from plsc.optim.rows import RowUpdate, row_update, take_rows
+from plsc.optim.lion import Lion
+from plsc.optim.rows import RowMover, RowOptimizer, RowUpdate, row_update, take_rows
 from plsc.optim.schedule import Schedules, rate_of
 from plsc.optim.state import (
     clear_grad,
@@ -27,8 +28,11 @@ from plsc.optim.state import (
 __all__ = [
     "MOMENTUM",
     "WEIGHT_DECAY",
+    "Lion",
     "NormClip",
     "OptimizerOrFactory",
+    "RowMover",
+    "RowOptimizer",
     "RowUpdate",
     "Schedules",
     "build_optimizer",

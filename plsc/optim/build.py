@@ -18,6 +18,7 @@ from paddle.incubate.optimizer import DistributedFusedLamb, LarsMomentumOptimize
 from plsc import parallel
 from plsc.config import Config
 from plsc.errors import ConfigError, PlscError, reason_of
+from plsc.optim.schedule import PlateauDecay
 from plsc.optim.wrapped import CREATED, chain_of, groups_of, innermost, parameters_of, set_list
 
 logger = logging.getLogger("plsc")
@@ -45,22 +46,46 @@ def learning_rate_at(config: Config, step: int, steps_per_epoch: int, world_size
     """Returns the learning rate of step `step`, from 0, on `world_size` ranks, by default those of this run.
 
     It grows linearly to lr * global batch / 1024 during warm-up. Then the schedule 'step' multiplies it with
-    lr_decay_factor at each boundary. With t growing from 0 at the end of the warm-up to 1 at the end of the training,
+    lr_decay_factor at each boundary. The schedule 'plateau' does so when a metric no longer improves, which this
+    function does not know. With t growing from 0 at the end of the warm-up to 1 at the end of the training,
     'cosine' multiplies it with (1 + cos(pi t)) / 2 (Loshchilov and Hutter, SGDR, equation 5, without restarts), and
-    'poly' with (1 - t) ** power. The two end at `floor` times the full rate instead of at 0.
+    'poly' with (1 - t) ** power. The two end at `floor` times the full rate instead of at 0, and 'step' falls no lower.
     """
     schedule = config.schedule
     rate = config.lr * config.batch_per_rank * (world_size or parallel.world_size()) / REFERENCE_BATCH
     if schedule.name == "step":
-        rate *= config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps)
-    warmup_steps = schedule.warmup_steps or config.warmup_epochs * steps_per_epoch
+        rate *= max(schedule.floor, config.lr_decay_factor ** sum(step >= boundary for boundary in config.lr_steps))
+    warmup_steps = _warmup_steps(config, steps_per_epoch)
     if step < warmup_steps:
         return rate * (step + 1) / warmup_steps
-    if schedule.name == "step":
+    if schedule.name in ("step", "plateau"):
         return rate
     t = min(1.0, (step - warmup_steps) / max(1, config.train_epochs * steps_per_epoch - warmup_steps))
     factor = (1 + math.cos(math.pi * t)) / 2 if schedule.name == "cosine" else (1 - t) ** schedule.power
     return rate * (schedule.floor + (1 - schedule.floor) * factor)
+
+
+def _warmup_steps(config: Config, steps_per_epoch: int) -> int:
+    return config.schedule.warmup_steps or config.warmup_epochs * steps_per_epoch
+
+
+def _build_schedule(config: Config, steps_per_epoch: int) -> paddle.optimizer.lr.LRScheduler:
+    """Returns the schedule of the settings."""
+
+    def rate_at(step: int) -> float:
+        return learning_rate_at(config, step, steps_per_epoch)
+
+    schedule = config.schedule
+    if schedule.name != "plateau":
+        return paddle.optimizer.lr.LambdaDecay(1.0, rate_at)
+    plateau = paddle.optimizer.lr.ReduceOnPlateau(
+        1.0,
+        mode="max" if schedule.metric == "test" else "min",
+        factor=config.lr_decay_factor,
+        patience=schedule.patience,
+        min_lr=schedule.floor,
+    )
+    return PlateauDecay(rate_at, plateau, _warmup_steps(config, steps_per_epoch))
 
 
 def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: int) -> paddle.optimizer.Optimizer:
@@ -76,9 +101,11 @@ def build_optimizer(config: Config, parameters: Sequence[Any], steps_per_epoch: 
     """
     chosen = config.optimizer
     if chosen is None:
-        schedule = paddle.optimizer.lr.LambdaDecay(1.0, lambda step: learning_rate_at(config, step, steps_per_epoch))
         return paddle.optimizer.Momentum(
-            schedule, MOMENTUM, parameters=list(parameters), weight_decay=paddle.regularizer.L2Decay(WEIGHT_DECAY)
+            _build_schedule(config, steps_per_epoch),
+            MOMENTUM,
+            parameters=list(parameters),
+            weight_decay=paddle.regularizer.L2Decay(WEIGHT_DECAY),
         )
     is_object = isinstance(chosen, paddle.optimizer.Optimizer)
     if is_object:

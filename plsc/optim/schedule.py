@@ -6,11 +6,11 @@ import inspect
 import json
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Union
 
 import paddle
-from paddle.optimizer.lr import LambdaDecay, LinearWarmup, LRScheduler
+from paddle.optimizer.lr import LambdaDecay, LinearWarmup, LRScheduler, ReduceOnPlateau
 
 from plsc.errors import ConfigError
 from plsc.optim.changes import Snapshot, apply, changes, has_hidden_state, snapshot, undo
@@ -37,6 +37,24 @@ def rate_of(optimizer: paddle.optimizer.Optimizer) -> float:
         raise ConfigError(
             f"set_optimizer: the learning rate of {kind} is {rate!r}, expected a number ({problem})"
         ) from None
+
+
+class PlateauDecay(LambdaDecay):
+    """The rate of each step, multiplied with a factor that falls once a metric no longer improves.
+
+    Args:
+        rate_at: The function that returns the rate of a step.
+        plateau: The schedule of the factor; it follows the metric.
+        warmup_steps: The number of steps after which it begins to do so.
+    """
+
+    def __init__(self, rate_at: Callable[[int], float], plateau: ReduceOnPlateau, warmup_steps: int) -> None:
+        self.plateau, self.warmup_steps = plateau, warmup_steps
+        super().__init__(1.0, rate_at)
+
+    def get_lr(self) -> float:
+        """Returns the rate of the current step."""
+        return super().get_lr() * self.plateau.last_lr
 
 
 class Schedules:
@@ -91,8 +109,17 @@ class Schedules:
                 if metric is not schedule and schedule.last_epoch < schedule.warmup_steps:
                     continue  # it warms up
                 if value is not None:
+                    before = schedule.last_lr
                     metric.step(value)
-                    schedule.last_lr = metric()
+                    schedule.last_lr = schedule.get_lr() if isinstance(schedule, PlateauDecay) else metric()
+                    if schedule.last_lr != before:
+                        what = "score of the tests" if _follows_score(metric) else "loss"
+                        logger.info(
+                            "learning rate %.4g instead of %.4g: the %s improves no more",
+                            schedule.last_lr,
+                            before,
+                            what,
+                        )
 
     def state(self) -> list[dict[str, Any]]:
         """Returns what a checkpoint keeps, for JSON: of each optimizer, what has changed since it was made.
@@ -168,7 +195,7 @@ def _load_schedule(schedule: LRScheduler, state: Mapping[str, Any]) -> None:
 def _advance(schedule: LRScheduler) -> None:
     """Moves a schedule by one training step, unless it follows a metric."""
     inner = [one for one in _metric_schedules(schedule) if one is not schedule]
-    if inner:  # LinearWarmup itself would give it the number of the step as the metric
+    if inner and isinstance(schedule, LinearWarmup):  # it would take the number of the step for the metric
         schedule.last_epoch += 1
         warms_up = schedule.last_epoch < schedule.warmup_steps
         schedule.last_lr = schedule.get_lr() if warms_up else inner[0]()
@@ -180,8 +207,8 @@ def _advance(schedule: LRScheduler) -> None:
 
 
 def _metric_schedules(rate: Any) -> list[LRScheduler]:
-    """Returns the schedule itself, or the one that a warm-up leads to, if it follows a metric."""
-    last = rate.learning_rate if isinstance(rate, LinearWarmup) else rate
+    """Returns the schedule itself, or the one inside it, if it follows a metric."""
+    last = rate.learning_rate if isinstance(rate, LinearWarmup) else getattr(rate, "plateau", rate)
     return [last] if isinstance(last, LRScheduler) and _follows_metric(last) else []
 
 

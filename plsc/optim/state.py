@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import paddle
@@ -21,10 +22,20 @@ def step(optimizer: paddle.optimizer.Optimizer) -> None:
     Raises:
         ConfigError: Paddle cannot take such a step on this device.
     """
-    if not parameters_of(optimizer):
-        return
+    if parameters_of(optimizer):
+        with step_errors(optimizer):
+            optimizer.step()
+
+
+@contextlib.contextmanager
+def step_errors(optimizer: paddle.optimizer.Optimizer) -> Iterator[None]:
+    """Names the optimizer if Paddle cannot take its step on this device.
+
+    Raises:
+        ConfigError: Paddle cannot.
+    """
     try:
-        optimizer.step()
+        yield
     except NotImplementedError as problem:
         raise ConfigError(
             f"set_optimizer: {type(optimizer).__name__} cannot take a step on {paddle.get_device()}: "

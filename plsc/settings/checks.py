@@ -20,6 +20,7 @@ from plsc.config import (
     LARGEST_TOTAL,
     LARGEST_WEIGHT,
     LOSS_TYPES,
+    METRICS,
     MOST_NAMES,
     SCHEDULES,
     DataCache,
@@ -352,14 +353,31 @@ def model_save_dir(setter: str, directory: Optional[str]) -> str:
     return folder
 
 
-def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, warmup_steps: int = 0) -> Schedule:
+def schedule(
+    setter: str,
+    name: str,
+    power: float = 2.0,
+    floor: float = 0.0,
+    warmup_steps: int = 0,
+    patience: int = 3,
+    metric: str = "test",
+) -> Schedule:
     """Returns how the learning rate moves."""
-    return Schedule(
+    made = Schedule(
         check_choice(setter, name, SCHEDULES),
         power=check_float(f"{setter}: power", power, 0, 100, above=True),
         floor=check_float(f"{setter}: floor", floor, 0, 1),
         warmup_steps=check_int(f"{setter}: warmup_steps", warmup_steps, 0, LARGEST_TOTAL),
+        patience=check_int(f"{setter}: patience", patience, 0, LARGEST_COUNT),
+        metric=check_choice(f"{setter}: metric", metric, METRICS),
     )
+    for option, owner in (("power", "poly"), ("patience", "plateau"), ("metric", "plateau")):
+        if name != owner and getattr(made, option) != getattr(Schedule(), option):
+            raise ConfigError(
+                f"{setter}: {option}={getattr(made, option)!r} is for {owner!r} and would change nothing of {name!r}; "
+                "leave it out"
+            )
+    return made
 
 
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:

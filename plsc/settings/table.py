@@ -296,8 +296,10 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "schedule",
             checks.schedule,
             "how the learning rate moves after the warm-up",
-            "`step` decays at the step boundaries; `cosine` and `poly` fall to `floor` times the rate until the end of "
-            "the training, `poly` with `(1 - t) ** power`. `warmup_steps` replaces `warmup_epochs`",
+            "`step` decays at the step boundaries; `cosine` and `poly` fall until the end of the training, `poly` with "
+            "`(1 - t) ** power`; `plateau` decays after `patience` epochs in which the mean score of the tests "
+            "(`metric='loss'`: the loss) has not improved. None falls below `floor` times the rate. `warmup_steps` "
+            "replaces `warmup_epochs`: see [fine-tuning](finetune.md#which-optimizer-and-schedule)",
         ),
         Setting(
             "optimizer",

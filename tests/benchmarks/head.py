@@ -1,7 +1,7 @@
 """Compares the head with dense heads in PyTorch and Paddle, and prints seconds per step and peak memory as JSON.
 
     python tests/benchmarks/head.py                  # everything: about a quarter of an hour, 20 GiB
-    python tests/benchmarks/head.py --only table     # only the comparison; or: profile, scaling
+    python tests/benchmarks/head.py --only table     # only the comparison; or: profile, scaling, optimizers
     python tests/benchmarks/head.py --tuned          # every head with a malloc that gives no memory back to the system
 
 Every figure comes from a separate process (or from two ranks on gloo with one thread each). The heads take turns, and
@@ -54,22 +54,30 @@ def memory(field):
 class PlscHead:
     """The head of this repository, with the interface of the baselines."""
 
-    def __init__(self, classes, emb_dim, ratio, loss_type="dist_arcface"):
+    def __init__(self, classes, emb_dim, ratio, loss_type="dist_arcface", optimizer="Momentum", whole=False):
         import paddle
 
+        from plsc import optim
         from plsc.heads import build_head
-        from plsc.optim import take_rows
 
         self.paddle = paddle
         self.head = build_head(loss_type, classes, emb_dim, sample_ratio=ratio)
-        optimizer = paddle.optimizer.Momentum(0.1, 0.9, parameters=self.head.parameters(), weight_decay=5e-4)
-        self.updates = take_rows(optimizer, dict(self.head.named_parameters()))
+        if optimizer == "Momentum":
+            made = paddle.optimizer.Momentum(0.1, 0.9, parameters=self.head.parameters(), weight_decay=5e-4)
+        else:
+            kind = getattr(paddle.optimizer, optimizer, None) or getattr(optim, optimizer)
+            made = kind(learning_rate=1e-3, parameters=self.head.parameters())
+        self.optimizer = made
+        self.updates = {} if whole else optim.take_rows(made, dict(self.head.named_parameters()))
 
     def step(self, embedding, label):
         """Runs one step on this rank's batch; returns the loss."""
         output = self.head(self.paddle.to_tensor(embedding), label)
         assert output.problem is None
-        self.head.backward(self.updates["weight"], self.updates.get("bias"))
+        self.head.backward(self.updates.get("weight"), self.updates.get("bias"))
+        if not self.updates:
+            self.optimizer.step()
+            self.optimizer.clear_grad()
         return output.loss
 
 
@@ -94,7 +102,9 @@ def worker(options):
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     base = memory("VmRSS")
     if options.head == "plsc":
-        head = PlscHead(options.classes, options.emb, options.ratio, options.loss)
+        head = PlscHead(
+            options.classes, options.emb, options.ratio, options.loss, options.optimizer, whole=options.whole
+        )
     else:
         from head_baselines import PaddleHead, TorchHead
 
@@ -178,13 +188,26 @@ def product_rate(threads):
     return float(output.stdout.split("RESULT")[1])
 
 
-def measure(head, classes, ratio, ranks, batch=BATCH, emb=EMB_DIM, steps=4, profiled=False, loss="dist_arcface"):
+def measure(
+    head,
+    classes,
+    ratio,
+    ranks,
+    *,
+    batch=BATCH,
+    emb=EMB_DIM,
+    steps=4,
+    profiled=False,
+    loss="dist_arcface",
+    optimizer="Momentum",
+    whole=False,
+):
     """Runs one worker and returns its result; None if it ended without one (no memory, no PyTorch)."""
     if head == "torch" and importlib.util.find_spec("torch") is None:
         return None
     command = [str(Path(__file__)), "--head", head, "--classes", str(classes), "--ratio", str(ratio), "--loss", loss]
     command += ["--ranks", str(ranks), "--batch", str(batch), "--emb", str(emb), "--steps", str(steps)]
-    command += ["--profile"] * profiled
+    command += ["--optimizer", optimizer, *["--profile"] * profiled, *["--whole"] * whole]
     launcher = []
     if ranks > 1:
         torch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_addr", "127.0.0.1"]
@@ -237,7 +260,7 @@ def scaling():
     """Measures how the cost follows classes, batch, embedding size and loss, in one process."""
 
     def one(classes, batch=BATCH, emb=EMB_DIM, loss="dist_arcface"):
-        seconds = measure("plsc", classes, 1.0, 1, batch, emb, steps=6, loss=loss)["seconds"]
+        seconds = measure("plsc", classes, 1.0, 1, batch=batch, emb=emb, steps=6, loss=loss)["seconds"]
         entry = {"loss": loss, "classes": classes, "batch": batch, "emb": emb, "seconds": round(seconds, 4)}
         entry["nanoseconds_per_class"] = round(seconds / classes * 1e9)
         entry["gflops_of_four_products"] = round(8 * batch * emb * classes / seconds / 1e9, 1)
@@ -253,15 +276,41 @@ def scaling():
     }
 
 
+def optimizers(rounds):
+    """Measures optimizers that move the rows chunk by chunk, and the same ones with the whole gradient, in turns."""
+    table = []
+    for name, whole_too in (("Momentum", False), ("Adam", True), ("AdamW", True), ("Lion", True)):
+        best = {}
+        for _ in range(rounds):
+            for whole in (False, True)[: 1 + whole_too]:
+                result = measure("plsc", 200_000, 1.0, 1, optimizer=name, whole=whole)
+                if whole not in best or result["seconds"] < best[whole]["seconds"]:
+                    best[whole] = result
+        entry = {"optimizer": name, "weight_bytes": 4 * EMB_DIM * 200_000}
+        for whole, result in best.items():
+            way = "whole_gradient" if whole else "in_chunks"
+            entry.update(
+                {f"{way}_{key}": result[key] for key in ("seconds", "processor_seconds", "peak_bytes", "loss")}
+            )
+        if whole_too:
+            entry["seconds_ratio"] = round(best[False]["seconds"] / best[True]["seconds"], 3)
+            entry["peak_ratio"] = round(best[False]["peak_bytes"] / best[True]["peak_bytes"], 3)
+        table.append(entry)
+        sys.stderr.write(json.dumps(entry) + "\n")
+    return table
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["table", "profile", "scaling"])
+    parser.add_argument("--only", choices=["table", "profile", "scaling", "optimizers"])
     parser.add_argument("--tuned", action="store_true", help="keep freed memory in every process (glibc)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each rival")
     for name, kind in (("head", str), ("classes", int), ("ratio", float), ("ranks", int), ("batch", int), ("emb", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--loss", help=argparse.SUPPRESS)
+    parser.add_argument("--optimizer", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--profile", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.head:
@@ -277,6 +326,8 @@ def main():
         result["profile_2_ranks_sampled"] = measure("plsc", 1_000_000, 0.1, 2, steps=2, profiled=True)["profile"]
     if options.only in (None, "scaling"):
         result["scaling"] = scaling()
+    if options.only in (None, "optimizers"):
+        result["optimizers"] = optimizers(options.rounds)
     print(json.dumps(result, indent=1))
 
 

@@ -178,7 +178,7 @@ SMALL_MODEL = ("--model", "MobileFaceNet", "--image-shape", "3,32,32", "--emb", 
 
 
 def test_the_plan_command():
-    small = (*SMALL_MODEL, "--optimizer", "Adadelta")
+    small = (*SMALL_MODEL, "--optimizer", "Lamb")
     process = run("--classes", "1000000", "--ranks", "8", "--batch", "32", "--device-memory", "1G", "--json", *small)
     values = json.loads(process.stdout)
     assert values["head_bytes_per_rank"] == sum(values["head"].values())
@@ -189,6 +189,8 @@ def test_the_plan_command():
     process = run("--classes", "1000000000", "--ranks", "8", "--device-memory", "2G", *SMALL_MODEL,
                   *(word for one in rates for word in ("--set", one)))  # fmt: skip
     assert "learning rate after each epoch: 1: 0.4, 2: 0.3414, 3: 0.2, 4: 0.05858\n" in process.stdout
+    curve = process.stdout.split("learning rate in 4 steps of 4 epochs:\n")[1].splitlines()[:7]
+    assert curve[0] == "       0.4 |#" and curve[4] == "    0.1333 |###" and curve[6] == "         0 +----"
     assert re.search(r"largest class count for 2 GB a rank: [\d,]+\n", process.stdout)
     assert re.search(r"it does not fit; it would on \d+ ranks", process.stdout)
 

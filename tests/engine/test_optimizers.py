@@ -56,6 +56,8 @@ OPTIMIZERS = {
             0.01, parameters=[{"params": parameters[:1], "learning_rate": 0.1}, {"params": parameters[1:]}]
         )
     ),
+    "the plateau of the settings": lambda: None,
+    "Lion": lambda: optim.Lion(0.01, parameters=optim.deferred(), weight_decay=0.1),
     **({"Rprop": lambda: paddle.optimizer.Rprop(0.01, parameters=optim.deferred())} if HAS_RPROP else {}),
 }
 
@@ -65,7 +67,11 @@ def test_a_users_optimizer_resumes_to_the_last_bit(name, tmp_path):
     def train(epochs, output):
         ins = entry(output, epochs)
         ins.set_resume(True)
-        ins.set_optimizer(OPTIMIZERS[name]())
+        if "settings" in name:
+            ins.set_lr(256.0)  # so large that the loss rises
+            ins.set_schedule("plateau", metric="loss", patience=0)
+        else:
+            ins.set_optimizer(OPTIMIZERS[name]())
         if "callback" in name:
             ins.add_callback(SetsTheRate())
         ins.train()
@@ -76,7 +82,15 @@ def test_a_users_optimizer_resumes_to_the_last_bit(name, tmp_path):
     found = train(4, tmp_path / "stopped")
     for key in ("learning_rate", "schedule", "sha256"):
         assert found[key] == expected[key], key
-    rates = {"callback": 0.001, "LookAhead": 1e-5, "plateau": 0.005, "groups": 0.01, "Rprop": 0.01}
+    rates = {
+        "settings": 0.001,
+        "Lion": 0.01,
+        "callback": 0.001,
+        "LookAhead": 1e-5,
+        "plateau": 0.005,
+        "groups": 0.01,
+        "Rprop": 0.01,
+    }
     assert found["learning_rate"] == pytest.approx(next(rate for word, rate in rates.items() if word in name))
 
 

@@ -19,6 +19,7 @@ from plsc.errors import CheckpointError, ConfigError, DataError
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
+PLATEAU = 'schedule=["plateau", 2.0, 0.0, 0, 0]'  # it follows the score of the tests
 PXK = 'sampler=["pxk", 4]'
 CASES = {
     "mirror, rotation, dropout, sampling": (
@@ -28,10 +29,10 @@ CASES = {
     ),
     "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK]),
     "three ranks, AdamW, clipping": (3, 3, ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "base64, accumulation, end of an epoch": (
+    "base64, accumulation, a plateau, end of an epoch": (
         1,
         9,
-        ["gradient_accumulation=3", "--dropout=0.3", 'sampler=["balanced"]'],
+        ["gradient_accumulation=3", "--dropout=0.3", 'sampler=["balanced"]', PLATEAU],
     ),
     "a reader that draws": (2, 9, ["--global-random-reader", "--dropout=0.3", "loss_type=dist_softmax"]),
     "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),

@@ -36,14 +36,12 @@ def trained(loss_type, make_optimizer, fused, dtype="float32", **options):
         if not fused:
             optimizer.step()
             optimizer.clear_grad()
-    velocity = {name: update.buffer.numpy() for name, update in updates.items() if update.buffer is not None}
-    if not fused:
-        names = {parameter.name: name for name, parameter in head.named_parameters()}
-        state = optim.optimizer_state(optimizer, names)
-        velocity = {name: parts["velocity"].numpy() for name, parts in state.items() if "velocity" in parts}
+    names = {parameter.name: name for name, parameter in head.named_parameters()}
+    state = optim.optimizer_state(optimizer, names)
+    state.update({name: update.state() for name, update in updates.items() if update.state()})
     return {
         **{name: p.numpy() for name, p in head.named_parameters()},
-        **{f"{n}/velocity": v for n, v in velocity.items()},
+        **{f"{name}/{part}": t.numpy() for name, parts in state.items() for part, t in parts.items()},
     }
 
 
@@ -59,6 +57,54 @@ OPTIMIZERS = {
     "sgd": lambda parameters: paddle.optimizer.SGD(0.3, parameters=parameters),
     "sgd with decay": lambda parameters: paddle.optimizer.SGD(0.3, parameters=parameters, weight_decay=0.05),
 }
+
+
+L1 = paddle.regularizer.L1Decay(0.01)
+
+
+def made(kind, **options):
+    return lambda parameters: kind(learning_rate=0.1, parameters=parameters, **options)
+
+
+def grouped(kind, **options):
+    """Returns an optimizer with the weight in a group that has settings of its own."""
+
+    def make(parameters):
+        groups = [{"params": parameters[:1], "learning_rate": 0.5, "weight_decay": 0.3}, {"params": parameters[1:]}]
+        return kind(learning_rate=0.1, parameters=[group for group in groups if group["params"]], **options)
+
+    return make
+
+
+BY_CHUNKS = {  # whose own code moves the chunks
+    **{
+        name: made(getattr(paddle.optimizer, name))
+        for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta")
+        if hasattr(paddle.optimizer, name)
+    },
+    "Lion": made(optim.Lion, weight_decay=0.1),
+    "RMSProp": made(paddle.optimizer.RMSProp, momentum=0.9, centered=True, weight_decay=0.05),
+    "Adam with L2 decay": made(paddle.optimizer.Adam, weight_decay=0.05, beta1=0.8, epsilon=1e-3),
+    "Adam with L1 decay": made(paddle.optimizer.Adam, weight_decay=L1),
+    "Momentum with L1 decay": made(paddle.optimizer.Momentum, weight_decay=L1),
+    "SGD clipped by value": made(paddle.optimizer.SGD, grad_clip=paddle.nn.ClipGradByValue(0.01)),
+    "groups of AdamW": grouped(paddle.optimizer.AdamW, grad_clip=paddle.nn.ClipGradByValue(0.01)),
+    "groups of Momentum": grouped(paddle.optimizer.Momentum),
+    "groups of Lion": grouped(optim.Lion, beta2=0.9),
+    "a schedule": lambda parameters: paddle.optimizer.Adam(
+        paddle.optimizer.lr.ExponentialDecay(0.1, 0.5), parameters=parameters
+    ),
+}
+
+
+@pytest.mark.parametrize("loss_type", ["dist_softmax", "arcface"])
+@pytest.mark.parametrize("name", BY_CHUNKS)
+def test_an_optimizer_moves_chunks_as_it_moves_the_whole_matrix_to_the_bit(loss_type, name):
+    ordinary = trained(loss_type, BY_CHUNKS[name], fused=False, chunk=5)
+    updated = trained(loss_type, BY_CHUNKS[name], fused=True, chunk=5)
+    assert ordinary.keys() == updated.keys()
+    for key, value in ordinary.items():
+        np.testing.assert_array_equal(updated[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("loss_type", ["dist_softmax", "arcface", "dist_magface", "dist_curricularface"])
@@ -103,13 +149,14 @@ def test_threads_change_nothing_but_rounding(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("loss_type", ["dist_arcface", "softmax"])
-def test_rows_that_take_no_part_are_left_alone(loss_type):
+@pytest.mark.parametrize("make", [OPTIMIZERS["decay"], BY_CHUNKS["AdamW"]])
+def test_rows_that_take_no_part_are_left_alone(loss_type, make):
     head = build_head(loss_type, 400, DIM, sample_ratio=0.1, seed=5)
-    optimizer = OPTIMIZERS["decay"](head.parameters())
+    optimizer = make(head.parameters())
     updates = optim.take_rows(optimizer, dict(head.named_parameters()))
     taken = set()
     for embedding, label in batches(3):
-        before = {name: (p.numpy(), updates[name].buffer.numpy()) for name, p in head.named_parameters()}
+        before = {name: [t.numpy() for t in (p, *updates[name].buffers)] for name, p in head.named_parameters()}
         head(paddle.to_tensor(embedding), label)
         rows = head._step.rows.selected
         assert len(rows) == 40 and set(label) <= set(rows)
@@ -117,10 +164,33 @@ def test_rows_that_take_no_part_are_left_alone(loss_type):
         head.backward(updates["weight"], updates.get("bias"))
         left = np.setdiff1d(np.arange(400), rows)
         for name, p in head.named_parameters():
-            for now, then in zip((p.numpy(), updates[name].buffer.numpy()), before[name]):
-                np.testing.assert_array_equal(now[left], then[left])
-                assert (now[rows] != then[rows]).any()
+            for now, then in zip((p, *updates[name].buffers), before[name]):
+                np.testing.assert_array_equal(now.numpy()[left], then[left])
+                assert (now.numpy()[rows] != then[rows]).any()
     assert len(taken) == 3
+
+
+def test_adam_corrects_the_bias_of_all_rows_by_the_steps_of_the_run():
+    """Drawn or not: the powers of beta belong to the whole matrix, as Paddle and arcface_torch have them."""
+    head = build_head("arcface", 400, DIM, sample_ratio=0.1, seed=5)
+    optimizer = BY_CHUNKS["Adam"]([head.weight])
+    updates = optim.take_rows(optimizer, {"weight": head.weight})
+    first, second = np.zeros((400, DIM)), np.zeros((400, DIM))
+    expected = head.weight.numpy().astype("float64")
+    for step, (embedding, label) in enumerate(batches(3), start=1):
+        number = head.next_step
+        head(paddle.to_tensor(embedding), label)
+        rows = head._step.rows.selected
+        head.backward()
+        gradient = head.weight.grad.numpy().astype("float64")[rows]
+        head.next_step = number
+        head(paddle.to_tensor(embedding), label)
+        head.backward(updates["weight"])
+        first[rows] = 0.9 * first[rows] + 0.1 * gradient
+        second[rows] = 0.999 * second[rows] + 0.001 * gradient**2
+        root = np.sqrt(second[rows] / (1 - 0.999**step)) + 1e-8
+        expected[rows] -= 0.1 * first[rows] / (1 - 0.9**step) / root
+        np.testing.assert_allclose(head.weight.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sample_ratio_of_one_is_the_full_head():

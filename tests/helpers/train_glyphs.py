@@ -30,6 +30,7 @@ from plsc.models.base_model import BaseModel
 CLASSES = 12
 TEXT_SETTERS = ("loss_type", "checkpoint_dir", "head_init")  # their values are no JSON
 MANY_ARGUMENTS = (
+    "schedule",
     "dataset_dir",
     "mixed_precision", "augmentation", "data_format", "data_cache", "sampler", "hdfs_info", "hdfs_upload",
 )  # fmt: skip

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,8 +7,11 @@ import pytest
 from paddle.incubate import LookAhead
 from paddle.optimizer import lr
 
+from plsc import optim
+from plsc.config import Config, Schedule
 from plsc.errors import ConfigError
 from plsc.optim import Schedules, rate_of
+from plsc.optim.schedule import PlateauDecay
 
 pytestmark = pytest.mark.core
 
@@ -81,6 +85,12 @@ MADE = {
     "Iterating": Iterating,
     "Saving": Saving,
 }
+PLATEAUS = {
+    f"PlateauDecay {mode}": lambda mode=mode: PlateauDecay(
+        lambda step: 0.5 * 0.9**step, lr.ReduceOnPlateau(1.0, mode=mode, patience=1), 4
+    )
+    for mode in ("min", "max")
+}
 WARMED = {f"{name} after warm-up": lambda m=make: lr.LinearWarmup(m(), 4, 0.0, 0.5) for name, make in MADE.items()}
 
 
@@ -99,7 +109,7 @@ def train(schedules, optimizer, steps):
     return rates
 
 
-@pytest.mark.parametrize("name, make", [*MADE.items(), *WARMED.items()])
+@pytest.mark.parametrize("name, make", [*MADE.items(), *WARMED.items(), *PLATEAUS.items()])
 @pytest.mark.parametrize("stop", [1, 3, 8])
 def test_every_schedule_resumes_to_the_bit(name, make, stop):
     whole = sgd(make())
@@ -154,6 +164,31 @@ def test_a_rate_set_by_hand_survives_a_resume_and_one_that_the_script_changed_is
         resumed = sgd(0.125)
         Schedules(resumed).load(json.loads(json.dumps(saved)))
         assert rate_of(resumed) == expected
+
+
+@pytest.mark.parametrize("metric", ["test", "loss"])
+def test_the_plateau_of_the_settings_multiplies_todays_rate(metric):
+    """It begins after the warm-up, stops at the floor, and a resumed run multiplies the rate of its own settings."""
+    schedule = Schedule("plateau", warmup_steps=4, floor=0.25, patience=0, metric=metric)
+    config = Config(train_batch_size=1024, lr=0.5, lr_decay_factor=0.5, schedule=schedule)
+
+    def made(config):
+        return optim.build_optimizer(config, [paddle.nn.Linear(2, 2).weight], 3)
+
+    optimizer = made(config)
+    schedules, rates = Schedules(optimizer), []
+    for epoch, good in enumerate([0, 1, 0, 1, 0, 0]):  # of the first epoch nothing is known: it warms up
+        for _ in range(3):
+            rates.append(rate_of(optimizer))
+            schedules.step()
+        better = good + 0.1 * epoch
+        schedules.end_epoch(2 - better, better) if metric == "test" else schedules.end_epoch(2 - better, 0.5)
+        if epoch == 2:
+            resumed = made(dataclasses.replace(config, lr=0.4))
+            after = Schedules(resumed)
+            after.load(json.loads(json.dumps(schedules.state())))
+            assert rate_of(resumed) == 0.2
+    assert rates == [0.125, 0.25, 0.375, *[0.5] * 6, *[0.25] * 3, *[0.25] * 3, *[0.125] * 3]
 
 
 def test_settings_of_a_schedule_are_those_of_the_resumed_script():
