@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from killed_runs import children_of, kill_rounds, same_tensors
-from ranks import HELPERS, ROOT, TIMEOUT, command, environment, run_plsc, start, wait_until
+from ranks import HELPERS, TIMEOUT, command, environment, popen_ranks, run_plsc, run_python, start, wait_until
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
@@ -22,10 +22,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(glyphs, tmp_path):
 
 def hold(*arguments, ranks=2):
     """Starts a training whose ranks wait in step 5; returns the process and its lines so far."""
-    process = subprocess.Popen(
-        command("train_glyphs.py", ranks, *arguments, "--hold-step=5"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = popen_ranks("train_glyphs.py", ranks, *arguments, "--hold-step=5")
     return process, lines_until(process, "holding step 5")
 
 
@@ -159,14 +156,9 @@ def test_a_script_resumes_when_paddles_launcher_runs_it_again(glyphs, tmp_path):
     """After a failure a cluster starts the same command again."""
     arguments = [str(glyphs), str(tmp_path / "o"), "save_period=1", "with_test=false", "resume=true"]
     arguments += ["--kill-rank=1", "--kill-step=4"]
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     launcher += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), *arguments]
-    statuses = []
-    for _ in range(2):
-        process = subprocess.run(
-            launcher, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
-        )
-        statuses.append(process.returncode)
+    statuses = [run_python(*launcher).returncode for _ in range(2)]
     assert statuses[0] != 0 and statuses[1] == 0
     assert json.loads((tmp_path / "o" / "result_0.json").read_text())["steps"] == 6
 

@@ -16,7 +16,9 @@ from plsc.heads.margins import AdaFace, CurricularFace
 from plsc.heads.walk import chunk_rows
 
 # A precision is one of the arithmetic, which does not depend on the number of ranks; one of four has no samples.
-WORLDS = {"float64": (1, 2, 3, 4), "float32": (1, 4)}
+WORLDS = {"float64": (1, 2, 3, 4), "float32": (1, 2)}
+
+MICRO_BATCHED = {"float64": (1, 3), "float32": (1, 2)}  # micro-batches are most of the work
 
 
 def kind_of(loss_type):
@@ -52,7 +54,7 @@ def gathered(folder, world, case):
 def computed(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     for world in WORLDS[request.param]:
-        run_ranks("head_cases.py", world, folder, request.param)
+        run_ranks("head_cases.py", world, folder, request.param, int(world in MICRO_BATCHED[request.param]))
     return request.param, folder
 
 
@@ -94,7 +96,7 @@ def test_micro_batches_give_what_one_batch_gives(computed, case):
     dtype, folder = computed
     tolerance = {"float64": 1e-12, "float32": 1e-5}[dtype]
     kind = kind_of(CASES[case][0])
-    for world in WORLDS[dtype]:
+    for world in MICRO_BATCHED[dtype]:
         parts = parts_of(folder, world)
         assert (f"{case}/parts/loss" in parts[0]) == (kind not in ("adaface", "curricularface"))
         for part in parts:

@@ -1,12 +1,12 @@
 """Forks Python processes from one that has imported Paddle already, which saves each of them 2 s of processor time.
 
 `ranks.py`, in the same folder, starts one server for each worker of pytest, and asks it to run what `python -m plsc
-...` would run. The launcher of `plsc run` is the real one, but the ranks it starts are forks too. A fork differs from a
-fresh process in two ways: its modules are loaded, and all forks share one hash seed. Tests of signals, of kills and of
-other launchers start fresh processes instead.
+...` or another `python ...` would run. The launcher, of plsc or of Paddle, is the real one, but the ranks it starts are
+forks too. A fork differs from a fresh process in two ways: its modules are loaded, and all forks share one hash seed.
 
-A request is one message with the arguments of `python -m plsc`, the environment and the folder as JSON, and two file
-descriptors for stdout and stderr. The server answers with the process id and, when the process has ended, its status.
+A request is one message with the arguments of `python`, the environment and the folder as JSON, and three file
+descriptors: stdout, stderr, and the end of a pipe that gets the status when the process has ended. The server answers
+with the process id.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import random
 import runpy
+import selectors
 import signal
 import socket
 import subprocess
@@ -35,7 +36,9 @@ import plsc.engine.trainer
 import plsc.entry  # noqa: F401
 
 start_process = subprocess.Popen
+THREADS_OF_PADDLE: list[int] = []
 MESSAGE_BYTES = 1 << 20
+OPTIONS = {"env", "stdout", "stderr", "preexec_fn", "shell"}  # of `subprocess.Popen`, that a forked rank honours
 
 
 class Become(BaseException):
@@ -47,20 +50,22 @@ class Become(BaseException):
 
 
 class ForkedRank:
-    """A process that runs a script as a fork of this one. It has what the launcher uses of `subprocess.Popen`."""
+    """A process that runs a script as a fork of this one. It has what the launchers use of `subprocess.Popen`."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], stdout: Optional[int]) -> None:
-        readable, writable = os.pipe()
+    def __init__(self, words: list[str], options: dict[str, Any]) -> None:
+        stdout, stderr, prepare = (options.get(name) for name in ("stdout", "stderr", "preexec_fn"))
+        readable, writable = os.pipe() if stderr == subprocess.PIPE else (None, None)
         self.returncode: Optional[int] = None
-        self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
-            os.close(readable)
-            if stdout == subprocess.DEVNULL:
-                stdout = os.open(os.devnull, os.O_WRONLY)
-            replace_process(environment, os.getcwd(), stdout, writable)
-            raise Become(command[1:])
-        os.close(writable)
-        self.stderr = os.fdopen(readable, "rb")
+            if prepare is not None:
+                prepare()
+            files = [descriptor_of(stdout), descriptor_of(stderr) if writable is None else writable]
+            replace_process(options["env"], os.getcwd(), files)
+            raise Become(words)
+        if readable is not None and writable is not None:
+            os.close(writable)
+            self.stderr = os.fdopen(readable, "rb")
 
     def poll(self) -> Optional[int]:
         return self._wait(os.WNOHANG)
@@ -95,46 +100,115 @@ class ForkedRank:
         self.send_signal(signal.SIGKILL)
 
 
+def fork() -> int:
+    """Forks this process, as `os.fork` does, at a moment when no other thread of Paddle can hold a lock.
+
+    When Paddle 2 is imported, its bRPC starts a thread that samples counters once a second, and sleeps otherwise; bRPC
+    starts it again in a fork.
+    """
+    while not all(map(is_asleep, THREADS_OF_PADDLE)):
+        time.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        THREADS_OF_PADDLE[:] = other_threads()
+    return pid
+
+
+def other_threads() -> list[int]:
+    """Returns the threads of this process that are not the main one."""
+    return [int(thread) for thread in os.listdir("/proc/self/task") if int(thread) != os.getpid()]
+
+
+def is_asleep(thread: int) -> bool:
+    with open(f"/proc/self/task/{thread}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+
+def descriptor_of(file: Any) -> Optional[int]:
+    """Returns the descriptor that `subprocess.Popen` would use for a file; None keeps that of this process."""
+    if file == subprocess.DEVNULL:
+        return os.open(os.devnull, os.O_WRONLY)
+    return file.fileno() if hasattr(file, "fileno") else file
+
+
 def fork_ranks(command: Any, **options: Any) -> Any:
     """Replaces `subprocess.Popen` in a launcher: forks Python scripts, and starts all other processes as usual."""
     words = [os.fspath(word) for word in command]
-    is_script = words[1:3] == ["-m", "plsc"] or not words[1].startswith("-")
-    if words[0] != sys.executable or not is_script or options.get("stderr") != subprocess.PIPE:
+    script = words[2:] if words[1:2] == ["-u"] else words[1:]
+    is_script = script[:2] == ["-m", "plsc"] or not script[0].startswith("-")
+    if words[0] != sys.executable or not is_script or not options.keys() <= OPTIONS or options.get("shell"):
         return start_process(command, **options)
-    return ForkedRank(words, options["env"], options.get("stdout"))
+    return ForkedRank(["--rank", *script], options)
 
 
-def replace_process(environment: dict[str, str], folder: str, stdout: Optional[int], stderr: int) -> None:
-    """Gives a forked process its own environment, folder, output and random state."""
+def replace_process(environment: dict[str, str], folder: str, files: list[Optional[int]]) -> None:
+    """Gives a forked process its own environment, folder, output, signal handlers and random state."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    if stdout is not None:
-        os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
+    for number, file in zip((1, 2), files):
+        if file is not None:
+            os.dup2(file, number)
+    close_descriptors()
+    for number in (signal.SIGTERM, signal.SIGABRT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
     np.random.seed()
     paddle.seed(random.getrandbits(31))
 
 
+def close_descriptors() -> None:
+    """Closes what `exec` would close, so that a pipe ends when it would. Objects that may close them again remain."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
+            if number > 2 and number != nothing and not os.get_inheritable(number):
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
+
+
 def serve(connection: socket.socket) -> None:
-    """Forks one process after another until the other side closes the connection; raises `Become` in each of them."""
-    while True:
-        message, files, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 2)
-        if not message:
-            return
-        request = json.loads(message)
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            os.setsid()
-            replace_process(request["environment"], request["folder"], *files)
-            raise Become(["-m", "plsc", *request["arguments"]])
-        for file in files:
-            os.close(file)
-        connection.sendall(f"{pid}\n".encode())
-        _, status = os.waitpid(pid, 0)
-        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    """Forks processes until the other side closes the connection; raises `Become` in each of them."""
+    with selectors.DefaultSelector() as events:
+        events.register(connection, selectors.EVENT_READ)
+        while True:
+            for key, _ in events.select():
+                if key.fileobj is not connection:
+                    end_of(key, events)
+                elif not answer(connection, events):
+                    return
+
+
+def answer(connection: socket.socket, events: selectors.BaseSelector) -> bool:
+    """Forks the process of the next request; returns whether there was one."""
+    message, files, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
+    if not message:
+        return False
+    for file in files:
+        os.set_inheritable(file, False)
+    request = json.loads(message)
+    pid = fork()
+    if pid == 0:
+        os.setsid()
+        replace_process(request["environment"], request["folder"], files[:2])
+        raise Become(request["arguments"])
+    os.close(files[0])
+    os.close(files[1])
+    events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, files[2]))
+    connection.sendall(f"{pid}\n".encode())
+    return True
+
+
+def end_of(key: selectors.SelectorKey, events: selectors.BaseSelector) -> None:
+    """Writes the status of a process that has ended to its pipe, unless the other side has closed it."""
+    pid, pipe = key.data
+    _, status = os.waitpid(pid, 0)
+    events.unregister(key.fileobj)
+    os.close(key.fd)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os.close(pipe)
 
 
 def import_site_module() -> None:
@@ -146,17 +220,29 @@ def import_site_module() -> None:
 
 
 def run_script(arguments: list[str]) -> None:
-    """Runs what `python <arguments>` runs: `-m plsc ...`, or a script."""
+    """Runs what `python <arguments>` runs: `-m <module> ...`, `-c <code> ...` or a script; `--rank` marks a rank."""
+    is_rank = arguments[:1] == ["--rank"]
+    arguments = arguments[is_rank:]
+    subprocess.Popen = start_process  # type: ignore[misc]
+    if is_rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the launcher has it for its ranks
+    if arguments[0] == "-m" and not is_rank:
+        subprocess.Popen = fork_ranks  # type: ignore[misc,assignment]
+    import_site_module()
     if arguments[:2] == ["-m", "plsc"]:
         sys.argv = arguments[1:]
-        subprocess.Popen = fork_ranks  # type: ignore[misc,assignment]
         sys.exit(plsc.cli.main(arguments[2:]))
-    subprocess.Popen = start_process  # type: ignore[misc]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the launcher has it for its ranks
-    import_site_module()
-    sys.argv = arguments
-    sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
-    runpy.run_path(arguments[0], run_name="__main__")
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path[0] = ""
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = arguments
+        sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def leave(status: int) -> None:
@@ -179,8 +265,9 @@ def status_of(end: SystemExit) -> int:
 
 
 if __name__ == "__main__":
-    if len(os.listdir("/proc/self/task")) > 1:
+    if other_threads() and not paddle.__version__.startswith("2."):
         sys.exit("this Paddle starts threads when it is imported, so a fork of it can wait for their locks forever")
+    THREADS_OF_PADDLE[:] = other_threads()
     gc.freeze()
     job: Optional[list[str]] = None
     try:

@@ -1,6 +1,7 @@
 """Cases for the head on any number of ranks.
 
-As a script, `head_cases.py OUTPUT_DIR DTYPE` computes them on this rank.
+As a script, `head_cases.py OUTPUT_DIR DTYPE MICRO_BATCHES` computes them on this rank, with MICRO_BATCHES=1 also in
+micro-batches.
 """
 
 import sys
@@ -102,7 +103,7 @@ def accumulate(results, case, head, embedding, label):
         parameter.grad = paddle.to_tensor(kept[name])
 
 
-def main(output, dtype):
+def main(output, dtype, micro_batches):
     import paddle
 
     from plsc import parallel
@@ -136,7 +137,8 @@ def main(output, dtype):
         taken = None if rows_walked is None else rows_walked.selected
         taken = np.arange(head.upper - head.lower) if taken is None else taken
         head.backward()
-        if not (margin := head.margin) or not margin.initial_state:  # running statistics see each micro-batch
+        moves = head.margin is not None and head.margin.initial_state  # running statistics see each micro-batch
+        if micro_batches == "1" and not moves:
             accumulate(results, case, head, full["embedding"][rows].astype(dtype), full["label"][rows])
         results[f"{case}/taken"] = taken + head.lower
         results[f"{case}/loss"] = out.loss

@@ -3,12 +3,11 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
-from ranks import TIMEOUT, command, environment, start
+from ranks import TIMEOUT, popen_ranks, start
 from safetensors.numpy import load_file
 
 RANKS = 3
@@ -29,12 +28,7 @@ def children_of(pid):
 
 def kill_at_a_random_moment(arguments, output, rng):
     """Runs a training until the moment comes; returns what was killed and when, or None if the run was faster."""
-    process = subprocess.Popen(
-        command("train_glyphs.py", RANKS, *arguments),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = popen_ranks("train_glyphs.py", RANKS, *arguments)
     try:
         near_a_save = rng.random() < 0.7
         wanted, seen = rng.randrange(1, 7), set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,9 +13,8 @@ import sys
 import tempfile
 import time
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 HELPERS = Path(__file__).parent
 ROOT = HELPERS.parent.parent
@@ -43,30 +44,102 @@ def run_ranks(script: Any, number: int, *arguments: Any, **options: Any) -> subp
 
 
 def run_plsc(*arguments: Any, folder: Any = None) -> subprocess.CompletedProcess:
-    """Runs `python -m plsc <arguments>`, on Paddle 3 in a process and ranks forked by `forking_server.py`.
+    """Runs `python -m plsc <arguments>`, in a process and ranks forked by `forking_server.py`."""
+    return run_python("-m", "plsc", *arguments, folder=folder)
 
-    Paddle 2 starts a thread when it is imported. A fork can inherit a lock that this thread holds, and wait for it
-    forever.
+
+def run_python(
+    *arguments: Any, folder: Any = None, variables: Optional[dict[str, str]] = None
+) -> subprocess.CompletedProcess:
+    """Runs `python <arguments>` in a fork of a Python that has imported Paddle and plsc; see `forking_server.py`.
+
+    Args:
+        arguments: `-m` and a module, `-c` and code, or a script, and what follows.
+        folder: Where the process runs.
+        variables: Its environment, if that is not `environment()`.
     """
-    words = [str(argument) for argument in arguments]
-    if version("paddlepaddle").startswith("2."):
-        command = [sys.executable, "-m", "plsc", *words]
-        return subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
-    request = {"arguments": words, "environment": environment(), "folder": str(folder or Path.cwd())}
-    server = _server()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        socket.send_fds(server, [json.dumps(request).encode()], [stdout.fileno(), stderr.fileno()])
-        pid = int(_read_line(server))
-        try:
-            status = int(_read_line(server))
-        except socket.timeout:
-            os.killpg(pid, signal.SIGKILL)
-            _read_line(server)
-            status = None
-        texts = [file.seek(0) or file.read().decode("utf-8", "replace") for file in (stdout, stderr)]
-    if status is None:
-        raise subprocess.TimeoutExpired(words, TIMEOUT, *texts)
-    return subprocess.CompletedProcess(words, status, *texts)
+        process = _fork(arguments, [stdout.fileno(), stderr.fileno()], folder, variables)
+        with process:
+            try:
+                status = process.wait(TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill_group()
+                raise
+            finally:
+                texts = [file.seek(0) or file.read().decode("utf-8", "replace") for file in (stdout, stderr)]
+    return subprocess.CompletedProcess(process.args, status, *texts)
+
+
+def popen_plsc(*arguments: Any) -> ForkedProcess:
+    """Starts what `run_plsc` runs; its stderr is a pipe, its stdout is not kept."""
+    return popen_python("-m", "plsc", *arguments)
+
+
+def popen_ranks(script: Any, number: int, *arguments: Any) -> ForkedProcess:
+    """Starts what `start` runs; its stderr is a pipe, its stdout is not kept."""
+    return popen_plsc(*_run_arguments(script, number, arguments, 0))
+
+
+def popen_python(*arguments: Any, variables: Optional[dict[str, str]] = None) -> ForkedProcess:
+    """Starts what `run_python` runs; its stderr is a pipe, its stdout is not kept."""
+    readable, writable = os.pipe()
+    with open(os.devnull, "w") as nothing, open(writable, "wb") as stderr:
+        return _fork(arguments, [nothing.fileno(), stderr.fileno()], None, variables, readable)
+
+
+class ForkedProcess:
+    """A process that `forking_server.py` has forked. It has what tests use of `subprocess.Popen`."""
+
+    def __init__(self, args: list[str], pid: int, status: int, stderr: Optional[int]) -> None:
+        self.args = args
+        self.pid = pid
+        self.returncode: Optional[int] = None
+        self.stderr = None if stderr is None else os.fdopen(stderr, encoding="utf-8", errors="replace")
+        self._status = os.fdopen(status, "rb")
+
+    def __enter__(self) -> ForkedProcess:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._status.close()
+        if self.stderr is not None:
+            self.stderr.close()
+
+    def poll(self) -> Optional[int]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            line = self._status.readline()
+            assert line, "the forking server has ended"
+            self.returncode = int(line)
+        return self.returncode
+
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[None, str]:
+        assert self.stderr is not None
+        text = self.stderr.read()
+        self.wait(timeout)
+        return None, text
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Kills the process and all ranks that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -79,6 +152,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def _run_arguments(script: Any, number: int, arguments: tuple, restarts: int) -> list[str]:
     return list(map(str, ("run", "--ranks", number, "--restarts", restarts, HELPERS / script, *arguments)))
+
+
+def _fork(
+    arguments: tuple, files: list[int], folder: Any, variables: Optional[dict[str, str]], stderr: Optional[int] = None
+) -> ForkedProcess:
+    """Has the server fork a process with these files as stdout and stderr."""
+    words = [str(argument) for argument in arguments]
+    request = {"arguments": words, "environment": variables or environment(), "folder": str(folder or Path.cwd())}
+    readable, writable = os.pipe()
+    server = _server()
+    socket.send_fds(server, [json.dumps(request).encode()], [*files, writable])
+    os.close(writable)
+    return ForkedProcess(words, int(_read_line(server)), readable, stderr)
 
 
 @cache

@@ -2,14 +2,11 @@
 
 import json
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 
 import disturbed_ranks
 import pytest
-from ranks import HELPERS, TIMEOUT, command, environment, start
+from ranks import HELPERS, environment, popen_python, popen_ranks, run_python, start
 
 from plsc.errors import PlscError, RankError
 from plsc.machine.launch.network import reserved_ports
@@ -27,11 +24,9 @@ def core(*values):
 def late(glyphs, tmp_path_factory):
     """A run with two delays of a minute in all, which passes while the tests of this module run."""
     late = ("image", 1, 33, "pairs for the report", 0, 33)
-    words = command("disturbed_ranks.py", 2, glyphs, tmp_path_factory.mktemp("late"), "delay", *late)
-    with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+    with popen_ranks("disturbed_ranks.py", 2, glyphs, tmp_path_factory.mktemp("late"), "delay", *late) as process:
         try:
-            yield process, stderr
+            yield process
         finally:
             process.terminate()
             process.wait()
@@ -140,11 +135,9 @@ def test_the_launcher_does_not_restart_after_an_error_that_would_come_again(glyp
 @pytest.mark.core
 def test_paddles_launcher_shows_the_first_cause_on_every_rank(glyphs, tmp_path):
     words = [HELPERS / "disturbed_ranks.py", glyphs, tmp_path / "output", "fail", "busy"]
-    process = subprocess.run(
-        [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo",
-         "--log_dir", tmp_path / "log", *words],
-        env={**environment(), "GLOG_minloglevel": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    variables = {**environment(), "GLOG_minloglevel": "1"}
+    process = run_python(*launcher, "--log_dir", tmp_path / "log", *words, variables=variables)
     assert process.returncode != 0
     lines = [(tmp_path / "log" / f"workerlog.{rank}").read_text().splitlines()[-1] for rank in (0, 1)]
     assert lines == ["plsc: error: rank 1: label.txt:3: no label", "plsc: error: label.txt:3: no label"]
@@ -166,20 +159,14 @@ def start_alone(rank, endpoints, *words):
         "PADDLE_LOCAL_RANK": "0",
         "GLOG_minloglevel": "1",  # Paddle 2 has a last word otherwise
     }
-    return subprocess.Popen(
-        [sys.executable, *map(str, [HELPERS / "disturbed_ranks.py", *words])],
-        env={**environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return popen_python(HELPERS / "disturbed_ranks.py", *words, variables={**environment(), **variables})
 
 
 @pytest.mark.core
 def test_ranks_wait_longer_than_gloo_does_and_say_for_whom(late):
     """This test is the last one here, so that little is left to wait for; tests/benchmarks/late.py has more places."""
-    process, stderr = late
-    status = process.wait(timeout=TIMEOUT)
-    stderr.seek(0)
-    text = stderr.read()
-    assert status == 0, text[-3000:]
+    text = late.communicate()[1]
+    assert late.returncode == 0, text[-3000:]
     lines = [line.partition("] ")[2] for line in text.splitlines()]
     for late_rank, what in ((1, "the batch of step 1"), (0, "the pairs of glyphs for the report")):
         assert any(line.startswith(f"still waiting for rank {late_rank} after 3") and what in line for line in lines)
