@@ -111,6 +111,8 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 
 SCHEDULES = ("step", "cosine", "poly")
 
+CHECKPOINT_WEIGHTS = ("average", "plain")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -171,6 +173,7 @@ class Config:
     with_test: bool = True
     model_name: str = "ResNet50"
     checkpoint_dir: str = ""
+    checkpoint_weights: str = "average"
     pretrained: Optional[Pretrained] = None
     export_dir: str = ""
     model_save_dir: str = "./output"
@@ -191,6 +194,7 @@ class Config:
     head_init: str = "checkpoint"
     sample_ratio: float = 1.0
     head_chunk: int = 0
+    ema: float = 0.0
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1
     max_skipped_steps: int = 20

@@ -78,6 +78,7 @@ class Workload:
         num_workers: Threads that load images.
         threads: Threads that walk over the rows of the head.
         chunk: Rows of the head that are computed at a time; 0 chooses them as the head does.
+        has_average: Whether an average of the weights is kept.
         saves_in_background: Whether checkpoints are written from a copy of the state while training continues.
         process: Memory of the process before the training is set up, in bytes.
         on_cpu: Whether the ranks compute on CPUs.
@@ -97,6 +98,7 @@ class Workload:
     num_workers: int = 2
     threads: int = 1
     chunk: int = 0
+    has_average: bool = False
     saves_in_background: bool = True
     process: int = 0
     on_cpu: bool = True
@@ -132,6 +134,7 @@ def workload_of(
         num_workers=config.num_workers,
         threads=walking_threads(),
         chunk=config.head_chunk,
+        has_average=bool(config.ema),
         saves_in_background=config.background_save and bool(config.model_save_dir),
         process=process,
         on_cpu=on_cpu,
@@ -145,8 +148,8 @@ class Forecast:
     Attributes:
         head: By part: `weights`, `momentum` (all optimizer state), `gradient` (of optimizers that need it whole),
             `workspace`.
-        backbone: By part: `weights`, `momentum`, `gradients`, `buckets` (in which the ranks' gradients meet),
-            `activations`.
+        backbone: By part: `weights`, `momentum`, `average` (of the weights), `gradients`, `buckets` (in which the
+            ranks' gradients meet), `activations`.
         images: Batches that are decoded ahead.
         process: Python, Paddle and plsc themselves, once they compute.
         snapshot: Copy of the state, in host memory, while a checkpoint is written in the background.
@@ -265,11 +268,12 @@ def forecast(workload: Workload) -> Forecast:
     backbone = {
         "weights": size + workload.backbone.statistics,
         "momentum": int(size * copies),
+        "average": (size + workload.backbone.statistics) * workload.has_average,
         "gradients": size,
         "buckets": size if workload.ranks > 1 else 0,
         "activations": int((workload.backbone.activations or 0) * workload.batch * _BACKWARD),
     }
-    state = head["weights"] + head["momentum"] + backbone["weights"] + backbone["momentum"]
+    state = head["weights"] + head["momentum"] + sum(backbone[name] for name in ("weights", "momentum", "average"))
     images_ahead = (workload.num_workers + 2) * workload.batch
     return Forecast(
         head=head,

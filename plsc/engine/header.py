@@ -67,7 +67,8 @@ def _model_line(state: TrainingState) -> str:
     config = state.config
     model = config.model_name if config.model is None else type(config.model).__name__
     parameters = sum(int(np.prod(p.shape)) for p in state.backbone.parameters() if not p.stop_gradient)
-    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}"
+    average = f", average of its weights with decay {config.ema:g}" if config.ema else ""
+    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}{average}"
 
 
 def _head_line(state: TrainingState) -> str:

@@ -187,6 +187,7 @@ class Trainer:
                 self.writer.finish()
             report_skipped_end(progress, self.last)
             self.call("on_train_end")
+            self.state.average.keep()  # in the network that the caller gets
         return {
             "steps": progress.step,
             "epochs": progress.epoch,
@@ -236,7 +237,8 @@ class Trainer:
         progress.metrics_size = self.metrics.size
         meta, rng = self.state.meta(), self.state.rank_rng()
         try:
-            progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
+            with self.state.average.in_use():
+                progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
             parallel.together(lambda: self.call("on_test", progress.test), "the callbacks")
         except Exception as problem:
             # Only a PlscError of this rank's own is known to be raised on every rank, and all of them must save.
@@ -290,6 +292,7 @@ class Trainer:
             if self.last is None and parallel.rank() == 0:
                 warn_of_missing_gradients(self.backbone)
             self.updates.clip_and_apply()
+            self.state.average.update()
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
@@ -337,6 +340,7 @@ class Trainer:
             if self.progress.batch:  # after an epoch it has been done
                 check_weights(self.backbone, self.head, self.progress, self.last)
             parallel.broadcast_statistics(self.backbone)
+            self.state.average.broadcast_statistics()
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
     CHANNEL_ORDERS,
+    CHECKPOINT_WEIGHTS,
     LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_TOTAL,
@@ -327,6 +328,22 @@ def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, war
         floor=check_float(f"{setter}: floor", floor, 0, 1),
         warmup_steps=check_int(f"{setter}: warmup_steps", warmup_steps, 0, LARGEST_TOTAL),
     )
+
+
+def ema(setter: str, decay: float) -> float:
+    """Returns the decay of the average of weights, or 0 for none."""
+    number = check_float(setter, decay, 0)
+    if number >= 1:
+        raise ConfigError(
+            f"{setter}({shown(decay)}): expected a number below 1, such as 0.9999; with 1 the average would never move"
+        )
+    return number
+
+
+def checkpoint_dir(setter: str, directory: str, weights: str = "average") -> tuple[str, str]:
+    """Returns the checkpoint to load, and which of its weights."""
+    folder = check_str(setter, directory, allow_empty=True)
+    return folder, check_choice(f"{setter}: weights", weights, CHECKPOINT_WEIGHTS)
 
 
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:
