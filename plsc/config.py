@@ -197,6 +197,7 @@ class Config:
     ema: float = 0.0
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1
+    recompute: bool = False
     max_skipped_steps: int = 20
     rank_timeout: float = 30.0
     resume: bool = False

@@ -452,6 +452,14 @@ class Entry:
         """
         self._set("gradient_accumulation", n)
 
+    def set_recompute(self, recompute: bool) -> None:
+        """Sets whether activations are computed again in the backward pass, instead of being kept.
+
+        Losses and weights are the same to the bit, in less memory and more time. The built-in networks can do it, and
+        custom models that call a `paddle.nn.Sequential`, whose layers are what is computed again.
+        """
+        self._set("recompute", recompute)
+
     def set_ema(self, decay: float) -> None:
         """Sets the decay of an average of the network's weights, which tests, exports and predictions then use.
 

@@ -97,6 +97,7 @@ ASKED = {
     "lr_decay_factor": ((0.5,), 0.7, 0.7),
     "schedule": (("poly", 3.0), {"name": "cosine", "floor": 0.1}, Schedule("cosine", floor=0.1)),
     "gradient_accumulation": ((5,), 7, 7),
+    "recompute": ((False,), True, True),
     "ema": ((0.5,), 0.9, 0.9),
     "gradient_clip": ((5,), 7, 7.0),
     "mixed_precision": ((True, 8.0), {"use_fp16": True, "dtype": "bfloat16"}, MixedPrecision(True, dtype="bfloat16")),

@@ -49,7 +49,7 @@ def _forecast_lines(state: TrainingState, process_bytes: int) -> list[str]:
     """Returns the forecast; whatever keeps it from being made does not keep the training from running."""
     name, copies = type(state.optimizer).__name__, optim.copies_of_state(state.optimizer)
     try:
-        size = backbone_size(state.backbone, state.config.image_shape)
+        size = backbone_size(state.backbone, state.config.image_shape, state.config.recompute)
     except Exception as problem:  # noqa: BLE001 - the model is the user's, and may raise anything
         return [f"memory per rank unknown: a forward pass in evaluation mode raised {type(problem).__name__}"]
     workload = workload_of(

@@ -312,6 +312,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "see [below](#gradient-accumulation)",
         ),
         Setting(
+            "recompute",
+            config.check_bool,
+            "whether activations are computed again in the backward pass, instead of being kept",
+            "it saves memory, and costs time: see [memory](performance.md#less-memory-for-activations)",
+        ),
+        Setting(
             "ema",
             checks.ema,
             "the decay of an average of the network's weights, which tests, exports and predictions then use",
