@@ -112,6 +112,8 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 SCHEDULES = ("step", "cosine", "poly", "plateau")
 METRICS = ("test", "loss")
 
+CHECKPOINT_WEIGHTS = ("average", "plain")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -174,6 +176,7 @@ class Config:
     with_test: bool = True
     model_name: str = "ResNet50"
     checkpoint_dir: str = ""
+    checkpoint_weights: str = "average"
     pretrained: Optional[Pretrained] = None
     export_dir: str = ""
     model_save_dir: str = "./output"
@@ -194,8 +197,10 @@ class Config:
     head_init: str = "checkpoint"
     sample_ratio: float = 1.0
     head_chunk: int = 0
+    ema: float = 0.0
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1
+    recompute: bool = False
     max_skipped_steps: int = 20
     rank_timeout: float = 30.0
     resume: bool = False

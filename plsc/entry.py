@@ -509,6 +509,25 @@ class Entry:
         """
         self._set("gradient_accumulation", n)
 
+    def set_recompute(self, recompute: bool) -> None:
+        """Sets whether activations are computed again in the backward pass, instead of being kept.
+
+        Losses and weights are the same to the bit, in less memory and more time. The built-in networks can do it, and
+        custom models that call a `paddle.nn.Sequential`, whose layers are what is computed again.
+        """
+        self._set("recompute", recompute)
+
+    def set_ema(self, decay: float) -> None:
+        """Sets the decay of an average of the network's weights, which tests, exports and predictions then use.
+
+        After each step the average moves towards the new weights by the share `1 - decay`; in the first steps it moves
+        faster. It takes as much memory as the weights. Class centres are not averaged.
+
+        Args:
+            decay: A number below 1, such as 0.9999; 0, the default, keeps no average.
+        """
+        self._set("ema", decay)
+
     def set_gradient_clip(self, norm: float) -> None:
         """Sets the largest norm of a step's gradients.
 
@@ -693,12 +712,15 @@ class Entry:
         """
         self._set("resume", resume)
 
-    def set_checkpoint_dir(self, directory: str) -> None:
+    def set_checkpoint_dir(self, directory: str, weights: str = "average") -> None:
         """Sets the checkpoint that is loaded before training or testing.
 
-        An example is `./output/0`; '' loads none.
+        Args:
+            directory: The folder of the checkpoint, such as `./output/0`; '' loads none.
+            weights: 'average' takes the average of the network's weights, if the checkpoint has one because of
+                `set_ema`. 'plain' takes the weights that its training would resume with.
         """
-        self._set("checkpoint_dir", directory)
+        self._set("checkpoint_dir", directory, weights=weights)
 
     def set_pretrained(self, source: Union[str, os.PathLike], std: float = 127.5, order: str = "rgb") -> None:
         """Sets a file of weights that another program has saved, for training to begin with.

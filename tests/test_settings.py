@@ -97,6 +97,8 @@ ASKED = {
     "lr_decay_factor": ((0.5,), 0.7, 0.7),
     "schedule": (("poly", 3.0), {"name": "cosine", "floor": 0.1}, Schedule("cosine", floor=0.1)),
     "gradient_accumulation": ((5,), 7, 7),
+    "recompute": ((False,), True, True),
+    "ema": ((0.5,), 0.9, 0.9),
     "gradient_clip": ((5,), 7, 7.0),
     "mixed_precision": ((True, 8.0), {"use_fp16": True, "dtype": "bfloat16"}, MixedPrecision(True, dtype="bfloat16")),
     "max_skipped_steps": ((5,), 7, 7),
@@ -115,7 +117,7 @@ ASKED = {
     "keep_checkpoints": ((5,), 7, 7),
     "background_save": ((True,), False, False),
     "resume": ((False,), True, True),
-    "checkpoint_dir": (("script",), "line", "line"),
+    "checkpoint_dir": (("script",), ["line", "plain"], ("line", "plain")),
     "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained("b.pt", order="bgr")),
     "head_init": (("fresh",), "keep-common", "keep-common"),
     "export_dir": (("script",), "line", "line"),
@@ -336,8 +338,8 @@ def test_the_texts_among_the_settings():
         ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("schedule", "name"),
         ("schedule", "metric"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
-        ("model_save_dir", "directory"), ("checkpoint_dir", "text"), ("pretrained", "order"), ("head_init", "init"),
-        ("export_dir", "text"),
+        ("model_save_dir", "directory"), ("checkpoint_dir", "directory"), ("checkpoint_dir", "weights"),
+        ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
 

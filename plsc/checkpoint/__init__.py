@@ -4,6 +4,7 @@ They are written under a temporary name and renamed, and checked when they are r
 """
 
 from plsc.checkpoint.folder import (
+    AVERAGE,
     BACKBONE,
     META,
     OPTIMIZER,
@@ -25,6 +26,7 @@ from plsc.checkpoint.load import (
     load_head,
     load_head_optimizer,
     load_optimizer,
+    read_average,
     row_axis,
 )
 from plsc.checkpoint.sharing import leader_of
@@ -33,6 +35,7 @@ from plsc.checkpoint.tensor_file import DamagedError, Stream
 from plsc.checkpoint.writer import Saved, Writer, saved_by_run
 
 __all__ = [
+    "AVERAGE",
     "BACKBONE",
     "META",
     "OPTIMIZER",
@@ -57,6 +60,7 @@ __all__ = [
     "locked",
     "open_checkpoint",
     "parse_meta",
+    "read_average",
     "recover",
     "row_axis",
     "saved_by_run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, head_file, open_checkpoint, publishing, write_meta
+from plsc.checkpoint.folder import AVERAGE, BACKBONE, OPTIMIZER, head_file, open_checkpoint, publishing, write_meta
 from plsc.checkpoint.load import HeadFiles
 from plsc.checkpoint.tensor_file import FileSum, Stream, TensorFile, write_tensors
 from plsc.errors import ConfigError
@@ -40,7 +40,7 @@ def convert(source: Path, target: Path, ranks: int) -> None:
     rows = [upper - lower for of_head in bounds for lower, upper in of_head]
     files = dict[str, FileSum]()
     with publishing(target) as folder:
-        for name in (BACKBONE, OPTIMIZER):
+        for name in sorted({BACKBONE, OPTIMIZER, AVERAGE} & checkpoint.files.keys()):
             with TensorFile(checkpoint.folder / name, checkpoint.files[name]) as file:
                 files[name] = write_tensors(folder / name, {key: file.read(key) for key in file})
         for number, of_head in enumerate(bounds):

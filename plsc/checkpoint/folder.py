@@ -45,6 +45,7 @@ FORMAT = 1
 META = "meta.json"
 BACKBONE = "backbone.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"  # of runs with set_ema
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed|fetching)(\.[0-9a-f]+)?")
 _PASSING = re.compile(r"\.rank_\d+\.[0-9a-f]{32}|\.nfs[0-9a-f]+|\..+\.[0-9a-f]{12}\.part")
@@ -65,6 +66,7 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     **IMAGE_RECORD,
     "by_rows": lambda value: [as_text(one) for one in as_list(value)],
     "accumulators": as_object,
+    "average": lambda value: (as_number(as_object(value)["decay"]), as_integer(value["updates"])),
     "steps_per_epoch": lambda value: value is None or as_integer(value, 1),
     "progress": lambda value: _check_progress(as_object(value)),
 }
@@ -88,7 +90,7 @@ def head_number(name: str) -> Optional[int]:
 
 def is_own_file(name: str) -> bool:
     """Returns whether a checkpoint may contain a file of that name."""
-    return name in (META, BACKBONE, OPTIMIZER) or _HEAD_FILE.fullmatch(name) is not None
+    return name in (META, BACKBONE, OPTIMIZER, AVERAGE) or _HEAD_FILE.fullmatch(name) is not None
 
 
 class Meta(dict[str, Any]):
@@ -262,8 +264,10 @@ def _read_meta(folder: Path, meta: dict[str, Any]) -> Checkpoint:
     for name in sorted({BACKBONE, OPTIMIZER, *map(head_file, range(len(checkpoint.head_rows)))} - set(files)):
         raise ValueError(f"it does not name {name}")
     for name in files:
-        if not is_own_file(name):
+        if not is_own_file(name) or (name == AVERAGE and "average" not in meta):
             raise ValueError(f"it names the file {short(name)}")
+    if "average" in meta and AVERAGE not in files:
+        raise ValueError(f"it does not name {AVERAGE}")
     return checkpoint
 
 

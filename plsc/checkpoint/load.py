@@ -10,7 +10,7 @@ from typing import Any, Optional
 import numpy as np
 import paddle
 
-from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, Checkpoint, head_file
+from plsc.checkpoint.folder import AVERAGE, BACKBONE, OPTIMIZER, Checkpoint, head_file
 from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile, missing
 from plsc.errors import CheckpointError
@@ -29,8 +29,14 @@ _OTHER_OPTIMIZER = (
 OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
 
 
-def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
+def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer, weights: str = "average") -> None:
     """Loads every parameter and statistic of a backbone.
+
+    Args:
+        checkpoint: The checkpoint.
+        backbone: The backbone.
+        weights: 'average' takes the average of the weights, where the checkpoint has one; 'plain' those that training
+            continues with.
 
     Raises:
         DamagedError: The file is damaged.
@@ -48,6 +54,30 @@ def load_backbone(checkpoint: Checkpoint, backbone: paddle.nn.Layer) -> None:
                 )
         for name, tensor in state.items():
             _assign(tensor, file.read(name), f"{path}: {name}")
+    if weights == "average":
+        for name, value in read_average(checkpoint, state).items():
+            state[name].set_value(value.astype(state[name].dtype))
+
+
+def read_average(checkpoint: Checkpoint, state: Mapping[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    """Returns the averages of weights and statistics, in float32, by name; none if the checkpoint has no average.
+
+    Args:
+        checkpoint: The checkpoint.
+        state: The tensors of the model, by name.
+
+    Raises:
+        DamagedError: The file is damaged.
+        CheckpointError: It holds what the model does not have.
+    """
+    if AVERAGE not in checkpoint.files:
+        return {}
+    path = checkpoint.folder / AVERAGE
+    with TensorFile(path, checkpoint.files[AVERAGE]) as file:
+        for name in file:
+            if name not in state or file.shape(name) != tuple(state[name].shape) or file.dtype(name) != np.float32:
+                raise CheckpointError(f"{path}: {name} does not fit the model{_OTHER_MODEL}")
+        return {name: paddle.to_tensor(file.read(name)) for name in file}
 
 
 def check_heads(checkpoint: Checkpoint, count: int) -> None:

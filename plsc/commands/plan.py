@@ -149,7 +149,7 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     process = resident_memory()
     with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
         model = build_model(config.model_name, config.emb_dim, config.image_shape)
-        size = forecast.backbone_size(model, config.image_shape)
+        size = forecast.backbone_size(model, config.image_shape, config.recompute)
     return forecast.workload_of(
         config, size, optimizer=_optimizer_size(optimizer), ranks=ranks, process=process, on_cpu=on_cpu
     )

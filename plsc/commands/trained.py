@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
+from plsc.config import CHECKPOINT_WEIGHTS
 from plsc.errors import ConfigError
 from plsc.machine import launch
 
@@ -59,6 +60,12 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=CHECKPOINT_WEIGHTS,
+        help="which weights of the checkpoint to use: 'plain', or their average (the default), which a training with "
+        "set_ema keeps",
+    )
     parser.add_argument(
         "--model-from",
         metavar="FILE:NAME",
@@ -192,10 +199,17 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
     """
     chosen = settings.read_options(options)
     given = {name: value for name, value in own.items() if value is not None}
+    place: dict[str, Any] = {}
     if getattr(options, "model", None):
+        if options.weights is not None:
+            raise ConfigError(
+                f"--weights {options.weights} is for a checkpoint, and --model is an export; leave it out"
+            )
         network, place = {}, {"export_dir": options.model}
     else:
-        network, place = _settings_of_checkpoint(options), {"checkpoint_dir": options.checkpoint}
+        weights = {} if options.weights is None else {"weights": options.weights}
+        network = _settings_of_checkpoint(options)
+        place["checkpoint_dir"] = {"directory": options.checkpoint, **weights} if weights else options.checkpoint
     return {"model_save_dir": "", **defaults, **network, **chosen, **place, **given}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -19,6 +19,7 @@ from plsc.heads.workers import walking_threads
 from plsc.machine.memory import size_text
 from plsc.models.base_model import inputs_of
 from plsc.models.modes import evaluating
+from plsc.models.recompute import Recompute
 
 _FLOAT = 4
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
@@ -78,6 +79,7 @@ class Workload:
         num_workers: Threads that load images.
         threads: Threads that walk over the rows of the head.
         chunk: Rows of the head that are computed at a time; 0 chooses them as the head does.
+        has_average: Whether an average of the weights is kept.
         saves_in_background: Whether checkpoints are written from a copy of the state while training continues.
         process: Memory of the process before the training is set up, in bytes.
         on_cpu: Whether the ranks compute on CPUs.
@@ -97,6 +99,7 @@ class Workload:
     num_workers: int = 2
     threads: int = 1
     chunk: int = 0
+    has_average: bool = False
     saves_in_background: bool = True
     process: int = 0
     on_cpu: bool = True
@@ -132,6 +135,7 @@ def workload_of(
         num_workers=config.num_workers,
         threads=walking_threads(),
         chunk=config.head_chunk,
+        has_average=bool(config.ema),
         saves_in_background=config.background_save and bool(config.model_save_dir),
         process=process,
         on_cpu=on_cpu,
@@ -145,8 +149,8 @@ class Forecast:
     Attributes:
         head: By part: `weights`, `momentum` (all optimizer state), `gradient` (of optimizers that need it whole),
             `workspace`.
-        backbone: By part: `weights`, `momentum`, `gradients`, `buckets` (in which the ranks' gradients meet),
-            `activations`.
+        backbone: By part: `weights`, `momentum`, `average` (of the weights), `gradients`, `buckets` (in which the
+            ranks' gradients meet), `activations`.
         images: Batches that are decoded ahead.
         process: Python, Paddle and plsc themselves, once they compute.
         snapshot: Copy of the state, in host memory, while a checkpoint is written in the background.
@@ -223,24 +227,30 @@ def training() -> Iterator[None]:
             _training_threads.remove(threading.get_ident())
 
 
-def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> BackboneSize:
+def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int], recompute: bool = False) -> BackboneSize:
     """Measures a model whose layers have been made, by two forward passes, of two and of three images.
 
     They run in evaluation mode and leave the model unchanged; a pass in training mode also keeps the masks of dropout.
     While another thread trains, nothing is measured, and the activations are left unknown.
+
+    Args:
+        model: The model.
+        image_shape: Shape of one image, (C, H, W).
+        recompute: Whether its parts are computed again in the backward pass. Their inputs are kept then, and while a
+            part is computed again, what it keeps; the largest one counts.
     """
     parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
     everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
     with _lock:
         alone = all(thread == threading.get_ident() for thread in _training_threads)
-        activations = _activations(model, image_shape) if alone else None
+        activations = _activations(model, image_shape, recompute) if alone else None
     return BackboneSize(parameters, everything - parameters, activations)
 
 
-def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int]) -> int:
+def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int], recompute: bool) -> int:
     """Returns what a forward pass of one image keeps for the backward pass, in bytes."""
     with evaluating(model):
-        kept = [_kept_by_forward(model, image_shape, images) for images in (2, 3)]
+        kept = [_kept_by_forward(model, image_shape, images, recompute) for images in (2, 3)]
     return kept[1] - kept[0]
 
 
@@ -265,11 +275,12 @@ def forecast(workload: Workload) -> Forecast:
     backbone = {
         "weights": size + workload.backbone.statistics,
         "momentum": int(size * copies),
+        "average": (size + workload.backbone.statistics) * workload.has_average,
         "gradients": size,
         "buckets": size if workload.ranks > 1 else 0,
         "activations": int((workload.backbone.activations or 0) * workload.batch * _BACKWARD),
     }
-    state = head["weights"] + head["momentum"] + backbone["weights"] + backbone["momentum"]
+    state = head["weights"] + head["momentum"] + sum(backbone[name] for name in ("weights", "momentum", "average"))
     images_ahead = (workload.num_workers + 2) * workload.batch
     return Forecast(
         head=head,
@@ -372,18 +383,33 @@ def _wire(workload: Workload, head: int) -> dict[str, int]:
     return {name: int(size) for name, size in parts.items()}
 
 
-def _kept_by_forward(model: paddle.nn.Layer, image_shape: tuple[int, int, int], images: int) -> int:
+def _kept_by_forward(
+    model: paddle.nn.Layer, image_shape: tuple[int, int, int], images: int, recompute: bool = False
+) -> int:
     """Returns how many bytes a forward pass keeps for the backward pass, counting each tensor once."""
-    kept: dict[int, Any] = {}
+    kept: list[dict[int, Any]] = [{}]  # of the whole pass, and of the part that runs
+    of_parts = [0]
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+
+    def size_of(tensors: dict[int, Any]) -> int:
+        return sum(_bytes(tensor) for pointer, tensor in tensors.items() if pointer not in own)
 
     def pack(tensor: paddle.Tensor) -> int:
-        kept[tensor.data_ptr()] = tensor
+        kept[-1][tensor.data_ptr()] = tensor
         return 0  # Paddle never frees what is returned here
 
-    with paddle.autograd.saved_tensors_hooks(pack, lambda number: None):
+    def run(function: Callable[..., Any], layers: Any, input: paddle.Tensor, *others: Any) -> Any:
+        pack(input)
+        kept.append({})
+        output = function(input, *others)
+        of_part = kept.pop()
+        of_parts.append(size_of({pointer: tensor for pointer, tensor in of_part.items() if pointer not in kept[-1]}))
+        return output
+
+    parts = Recompute(model).active(run) if recompute else contextlib.nullcontext()
+    with paddle.autograd.saved_tensors_hooks(pack, lambda number: None), parts:
         output = model(*inputs_of(model, paddle.zeros([images, *image_shape]), paddle.zeros([images], dtype="int64")))
-    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
-    size = sum(_bytes(tensor) for pointer, tensor in kept.items() if pointer not in own)
+    size = size_of(kept[0]) + max(of_parts)
     del output
     return size
 

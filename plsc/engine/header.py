@@ -49,7 +49,7 @@ def _forecast_lines(state: TrainingState, process_bytes: int) -> list[str]:
     """Returns the forecast; whatever keeps it from being made does not keep the training from running."""
     name, copies = type(state.optimizer).__name__, optim.copies_of_state(state.optimizer)
     try:
-        size = backbone_size(state.backbone, state.config.image_shape)
+        size = backbone_size(state.backbone, state.config.image_shape, state.config.recompute)
     except Exception as problem:  # noqa: BLE001 - the model is the user's, and may raise anything
         return [f"memory per rank unknown: a forward pass in evaluation mode raised {type(problem).__name__}"]
     workload = workload_of(
@@ -67,7 +67,8 @@ def _model_line(state: TrainingState) -> str:
     config = state.config
     model = config.model_name if config.model is None else type(config.model).__name__
     parameters = sum(int(np.prod(p.shape)) for p in state.backbone.parameters() if not p.stop_gradient)
-    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}"
+    average = f", average of its weights with decay {config.ema:g}" if config.ema else ""
+    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}{average}"
 
 
 def _head_line(state: TrainingState) -> str:

@@ -50,8 +50,9 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[Classifier
     if not config.checkpoint_dir:
         return
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
-    checkpoint.load_backbone(source, backbone)
-    done = ["backbone loaded"]
+    checkpoint.load_backbone(source, backbone, config.checkpoint_weights)
+    is_average = config.checkpoint_weights == "average" and "average" in source.meta
+    done = [f"backbone loaded{' (the average of its weights)' if is_average else ''}"]
     _warn_of_names(config, source)
     if config.head_init != "fresh":
         checkpoint.check_heads(source, len(head.parts))
@@ -355,6 +356,9 @@ def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
     progress = state.progress
     text = "resumed from %s: epoch %d, step %d; %d steps done in all"
     logger.info(text, source.folder, progress.epoch, progress.batch, progress.step)
+    change = state.average.change(source)
+    if change is not None:
+        logger.info(change)
     differences = state.differences(source)
     if differences:
         logger.warning("the run will not repeat the stopped one to the last bit: %s", "; ".join(differences))

@@ -19,6 +19,7 @@ from plsc.config import Config
 from plsc.data.class_names import CLASSES
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.sources import takes_class_list
+from plsc.engine.average import Average
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
 from plsc.errors import CheckpointError, reason_of
@@ -57,6 +58,7 @@ class TrainingState:
         progress: How far the run has come.
         rng: Random state of this rank at the beginning of the epoch.
         schedules: The learning rates of the optimizer.
+        average: The average of the backbone's weights.
     """
 
     config: Config
@@ -73,13 +75,16 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     rng: dict[str, Any] = field(default_factory=random_state.capture)
     schedules: optim.Schedules = field(init=False)
+    average: Average = field(init=False)
 
     def __post_init__(self) -> None:
         self.schedules = optim.Schedules(self.optimizer, self.config.with_test)
+        self.average = Average(self.backbone, self.config.ema)
 
     def begin_epoch(self) -> None:
-        """Remembers the random state that a reader of the user finds in this epoch."""
+        """Remembers the random state that a reader finds in this epoch, and averages what is trained by now."""
         self.rng = random_state.capture()
+        self.average.follow()
 
     def files(self, leads: Optional[bool] = None) -> dict[str, dict[str, Union[np.ndarray, checkpoint.Stream]]]:
         """Returns what this rank writes: {file: {tensor: array}}; on a CPU the arrays share the memory of the tensors.
@@ -98,6 +103,8 @@ class TrainingState:
         if leads:
             state = self.backbone.state_dict()
             files[checkpoint.BACKBONE] = {name: checkpoint.host_array(tensor) for name, tensor in state.items()}
+            if averages := self.average.values():
+                files[checkpoint.AVERAGE] = {name: checkpoint.host_array(one) for name, one in averages.items()}
             files[checkpoint.OPTIMIZER] = {
                 f"{parameter}/{name}": checkpoint.host_array(tensor)
                 for parameter, tensors in self._backbone_accumulators(accumulators).items()
@@ -140,6 +147,7 @@ class TrainingState:
             "steps_per_epoch": self.steps_per_epoch,
             "learning_rate": optim.rate_of(self.optimizer),
             "schedule": self.schedules.state(),
+            **self.average.record(),
             "loss_scaling": self.scaler.state(),
             "skipped_steps": progress.skipped,
             "sampling_step": head.next_step,
@@ -169,7 +177,8 @@ class TrainingState:
             CheckpointError: The checkpoint does not fit the settings.
         """
         self._check_classes(source)
-        checkpoint.load_backbone(source, self.backbone)
+        checkpoint.load_backbone(source, self.backbone, "plain")
+        self.average.load(source)
         checkpoint.check_heads(source, len(self.head.parts))
         for number, part in enumerate(self.head.parts):
             checkpoint.load_head(source, part.head, number)

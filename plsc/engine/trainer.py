@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -51,6 +51,7 @@ from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
 from plsc.models.base_model import check_is_frozen, check_rows, inputs_of
 from plsc.models.modes import TrainingModes
+from plsc.models.recompute import Recompute
 
 _SECONDS_TO_UPLOAD = 40.0  # after a signal; clusters grant a minute or less
 
@@ -116,6 +117,9 @@ class Trainer:
         warm_start(config, self.backbone, self.head)
         # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
         self.model = parallel.distributed_model(self.backbone, config.model is not None, config.strategy)
+        self.recomputing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        if config.recompute:
+            self.recomputing = Recompute(self.backbone, self.computing).active
         random_state.seed_everything(config.seed + parallel.rank())
         self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
@@ -187,6 +191,7 @@ class Trainer:
                 self.writer.finish()
             report_skipped_end(progress, self.last)
             self.call("on_train_end")
+            self.state.average.keep()  # in the network that the caller gets
         return {
             "steps": progress.step,
             "epochs": progress.epoch,
@@ -236,7 +241,8 @@ class Trainer:
         progress.metrics_size = self.metrics.size
         meta, rng = self.state.meta(), self.state.rank_rng()
         try:
-            progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
+            with self.state.average.in_use():
+                progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
             parallel.together(lambda: self.call("on_test", progress.test), "the callbacks")
         except Exception as problem:
             # Only a PlscError of this rank's own is known to be raised on every rank, and all of them must save.
@@ -290,6 +296,7 @@ class Trainer:
             if self.last is None and parallel.rank() == 0:
                 warn_of_missing_gradients(self.backbone)
             self.updates.clip_and_apply()
+            self.state.average.update()
         else:
             for tensor, kept in zip(self.statistics, statistics):
                 paddle.assign(kept, tensor)
@@ -322,12 +329,18 @@ class Trainer:
 
     def embed(self, images: np.ndarray, labels: np.ndarray) -> paddle.Tensor:
         """Returns the embeddings of a batch, [b, D] float32."""
-        with fast_convolutions(), amp.autocast(self.config.mixed_precision):
+        with self.recomputing(), self.computing():
             embedding = self.model(*inputs_of(self.backbone, paddle.to_tensor(images), paddle.to_tensor(labels)))
         check_rows(self.backbone, embedding, len(images))
         if embedding.stop_gradient:
             check_is_frozen(self.backbone)
         return embedding.astype("float32")
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Has the backbone compute in the precision of the settings, with the fast convolutions."""
+        with fast_convolutions(), amp.autocast(self.config.mixed_precision):
+            yield
 
     def save(self, name: str) -> None:
         """Starts to write the checkpoint `name` while training continues; does nothing without a save folder."""
@@ -337,6 +350,7 @@ class Trainer:
             if self.progress.batch:  # after an epoch it has been done
                 check_weights(self.backbone, self.head, self.progress, self.last)
             parallel.broadcast_statistics(self.backbone)
+            self.state.average.broadcast_statistics()
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 

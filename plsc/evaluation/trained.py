@@ -253,7 +253,7 @@ def _find_backbone(action: str, config: Config, backbone: Optional[paddle.nn.Lay
     source = checkpoint.open_checkpoint(Path(config.checkpoint_dir), partial=True)
     config = _with_images_of(source.meta, config)
     backbone = build_backbone(config)
-    checkpoint.load_backbone(source, backbone)
+    checkpoint.load_backbone(source, backbone, config.checkpoint_weights)
     return backbone, config
 
 

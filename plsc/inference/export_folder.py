@@ -75,11 +75,12 @@ def is_checkpoint(folder: Path) -> bool:
     return (place / _META).is_file() and not (place / MANIFEST).exists()
 
 
-def open_export(folder: Path) -> Export:
+def open_export(folder: Path, weights: str = "average") -> Export:
     """Loads what `Entry.convert_for_prediction` or `plsc export` wrote, or the checkpoint of a built-in network.
 
     Args:
         folder: The folder, or `zoo:NAME`.
+        weights: Which weights of a checkpoint to take, 'average' or 'plain'; see `load_backbone`.
 
     Raises:
         ConfigError: There is no export; or a file of it is damaged, belongs to another export, or cannot be run here.
@@ -88,7 +89,9 @@ def open_export(folder: Path) -> Export:
     if is_checkpoint(folder):
         from plsc.inference.networks import open_trained
 
-        return open_trained(folder)
+        return open_trained(folder, weights)
+    if weights != "average":
+        raise ConfigError(f"{folder}: weights={weights!r} is for checkpoints; this folder holds no checkpoint")
     manifest = folder / MANIFEST
     try:
         meta = as_object(read_json(manifest))

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from plsc import parallel
-from plsc.checkpoint import BACKBONE, load_backbone, open_checkpoint
+from plsc.checkpoint import AVERAGE, BACKBONE, load_backbone, open_checkpoint
 from plsc.config import Config
 from plsc.data.pixels import IMAGE_RECORD
 from plsc.errors import ConfigError
@@ -103,8 +103,12 @@ class ExportedNetwork:
         return self.record.run(images)
 
 
-def open_trained(folder: Path) -> Export:
+def open_trained(folder: Path, weights: str = "average") -> Export:
     """Loads the network of a checkpoint as if it were an export in float32.
+
+    Args:
+        folder: The folder of the checkpoint, or `zoo:NAME`.
+        weights: 'average' or 'plain'; see `load_backbone`.
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
@@ -119,7 +123,8 @@ def open_trained(folder: Path) -> Export:
         )
     backbone = build_model(name, meta["emb_dim"], tuple(meta["image_shape"]))
     build(backbone, tuple(meta["image_shape"]))
-    load_backbone(source, backbone)
+    load_backbone(source, backbone, weights)
+    files = [BACKBONE, AVERAGE] if weights == "average" and AVERAGE in source.files else [BACKBONE]
 
     def run(images: np.ndarray) -> np.ndarray:
         with _modes:
@@ -129,7 +134,7 @@ def open_trained(folder: Path) -> Export:
         images={key: meta[key] for key in ("image_shape", *IMAGE_RECORD) if key in meta},
         emb_dim=meta["emb_dim"],
         precision="float32",
-        digests=[source.files[BACKBONE].sha256],
+        digests=[source.files[name].sha256 for name in files],
         run=run,
         network=digest_of(backbone),
         class_names=meta.get("class_names", ()),

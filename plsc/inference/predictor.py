@@ -12,7 +12,7 @@ from typing import Any, Optional, Union
 import numpy as np
 from PIL import Image
 
-from plsc.config import LARGEST_PIXELS, Config, check_int
+from plsc.config import CHECKPOINT_WEIGHTS, LARGEST_PIXELS, Config, check_choice, check_int
 from plsc.data.encoded_image import interpret_opened
 from plsc.data.pixels import MOST_PIXELS, PixelRule
 from plsc.data.prefetch import prefetch
@@ -39,6 +39,7 @@ class Predictor:
         flip: Whether to average the embeddings of an image and its mirror image, as tests on faces do.
         num_workers: Threads that decode images while others are embedded; 0 decodes in between.
         max_image_pixels: Most pixels that an image may have; see `set_max_image_pixels`.
+        weights: Which weights of a checkpoint to take: 'average', where `set_ema` has made one, or 'plain'.
 
     Attributes:
         image_shape: Shape of one image, (C, H, W); images of other sizes are resized.
@@ -64,6 +65,7 @@ class Predictor:
         flip: bool = False,
         num_workers: int = 2,
         max_image_pixels: int = MOST_PIXELS,
+        weights: str = "average",
     ) -> None:
         shorten_errors()
         if not isinstance(path, (str, Path)):
@@ -71,7 +73,7 @@ class Predictor:
         check_int("Predictor: batch_size", batch_size, 1)
         check_int("Predictor: num_workers", num_workers, 0)
         check_int("Predictor: max_image_pixels", max_image_pixels, 1, LARGEST_PIXELS)
-        export = open_export(Path(path))
+        export = open_export(Path(path), check_choice("Predictor: weights", weights, CHECKPOINT_WEIGHTS))
         self.image_shape, self.emb_dim, self.precision = export.image_shape, export.emb_dim, export.precision
         self._run, self.network, self.digest = export.run, export.network, export.digest
         self._rule = dataclasses.replace(export.pixels, most_pixels=max_image_pixels)

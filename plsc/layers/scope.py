@@ -8,10 +8,11 @@ names do not depend on what runs first, and training and tests share the layers 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -180,6 +181,23 @@ class _Pass:
     def __init__(self, owner: nn.Layer, plan: Optional[Plan], recipes: dict[str, tuple[Any, ...]]) -> None:
         self.owner, self._plan, self._recipes = owner, plan, recipes
         self._counts: dict[str, int] = {}
+        self.found: list[nn.Layer] = []  # in the order of the calls
+
+    def copy(self) -> contextlib.AbstractContextManager:
+        """Returns a context that continues a pass from where this one is now."""
+        counts = dict(self._counts)
+
+        @contextlib.contextmanager
+        def continued() -> Iterator[None]:
+            again = _Pass(self.owner, self._plan, self._recipes)
+            again._counts = dict(counts)
+            _current.passes.append(again)
+            try:
+                yield
+            finally:
+                _current.passes.pop()
+
+        return continued()
 
     def layer(
         self, kind: Kind, recipe: tuple[Any, ...], make: Callable[[], nn.Layer], shared: Optional[dict[str, str]] = None
@@ -197,7 +215,8 @@ class _Pass:
         name = names[number]
         if self._recipes[name] != recipe:
             raise _changed(kind[0], name, self._recipes[name], recipe)
-        return self.owner._sub_layers[name]
+        self.found.append(self.owner._sub_layers[name])
+        return self.found[-1]
 
     def __enter__(self) -> _Pass:
         _current.passes.append(self)
@@ -217,6 +236,12 @@ class _Pass:
                     f"build_network: {len(names)} {key} were created, and {used} were called; {_SAME_CALLS}, or give "
                     "layers that only some runs use a name="
                 )
+
+
+def current_pass() -> Optional[_Pass]:
+    """Returns the run of a define-by-run network that is in progress; None in a dry run, and outside of networks."""
+    running = _current.passes[-1] if _current.passes else None
+    return running if isinstance(running, _Pass) else None
 
 
 def find_layer(

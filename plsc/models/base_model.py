@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import paddle
 
@@ -27,6 +27,9 @@ class BaseModel(paddle.nn.Layer):
     `build_network` calls the functions of `plsc.layers` (`conv2d`, `batch_norm`, `fc`, ...); two dry runs, one for
     tests and one for training, then create the layers before anything else runs.
     """
+
+    # Whether `build_network` calls its parts through `plsc.models.recompute.part`.
+    calls_parts: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

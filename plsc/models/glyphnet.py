@@ -10,6 +10,7 @@ from paddle.nn import functional
 
 from plsc import layers
 from plsc.models.base_model import BaseModel
+from plsc.models.recompute import part
 from plsc.models.resnet import check_sides
 
 FILTERS = (32, 64, 96)  # of the three stages
@@ -27,6 +28,8 @@ class GlyphNet(BaseModel):
         filters: Channels of each stage; each halves the sides of the image.
     """
 
+    calls_parts = True
+
     def __init__(
         self,
         emb_dim: int = 512,
@@ -42,11 +45,15 @@ class GlyphNet(BaseModel):
         x = functional.instance_norm(paddle.mean(input, axis=1, keepdim=True))
         x = x * paddle.sign(paddle.mean(x**3, axis=[2, 3], keepdim=True))  # strokes are the smaller part of an image
         for filters in self.filters:
-            x = self._conv(x, filters, is_train, stride=2)
-            y = self._conv(self._conv(x, filters, is_train), filters, is_train)
-            x = layers.elementwise_add(x, y)
+            x = part(self._stage, x, filters, is_train)
         x = layers.fc(x, self.emb_dim)
         return layers.batch_norm(x, is_test=not is_train)
+
+    def _stage(self, x: paddle.Tensor, filters: int, is_train: bool) -> paddle.Tensor:
+        """Applies a convolution that halves the sides, and two more whose result is added to its own."""
+        x = self._conv(x, filters, is_train, stride=2)
+        y = self._conv(self._conv(x, filters, is_train), filters, is_train)
+        return layers.elementwise_add(x, y)
 
     def _conv(self, x: paddle.Tensor, filters: int, is_train: bool, stride: int = 1) -> paddle.Tensor:
         """Applies a 3x3 convolution, batch normalisation and ReLU."""

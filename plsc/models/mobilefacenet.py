@@ -122,16 +122,16 @@ class _DepthWise(_Layers):
         )
 
 
-class _Stage(_Layers):
-    """Blocks whose input is added to their result."""
-
-    def __init__(self, channels: int, blocks: int, hidden: int) -> None:
-        super().__init__(*(_DepthWise(channels, channels, hidden) for _ in range(blocks)))
+class _Residual(_DepthWise):
+    """A block whose input is added to its result."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        for block in self.layers:
-            x = x + block(x)
-        return x
+        return x + self.layers(x)
+
+
+class _Stage(_Layers):
+    def __init__(self, channels: int, blocks: int, hidden: int) -> None:
+        super().__init__(*(_Residual(channels, channels, hidden) for _ in range(blocks)))
 
 
 class _Bottleneck(nn.Layer):

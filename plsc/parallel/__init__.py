@@ -12,7 +12,7 @@ from plsc.parallel.collectives import (
     start_all_gather,
     start_all_reduce_sum,
 )
-from plsc.parallel.model import broadcast_statistics, distributed_model, without_gradient_sync
+from plsc.parallel.model import broadcast, broadcast_statistics, distributed_model, without_gradient_sync
 from plsc.parallel.ranks import launch_name, on_cpu, rank, restarted, world_size
 from plsc.parallel.start import gpu_count, initialise
 from plsc.parallel.strategy import check_strategy
@@ -26,6 +26,7 @@ __all__ = [
     "all_gather_rows",
     "all_reduce_sum",
     "any_rank",
+    "broadcast",
     "broadcast_statistics",
     "check_same",
     "check_strategy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import paddle
@@ -102,9 +103,19 @@ def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextM
 
 def broadcast_statistics(model: paddle.nn.Layer) -> None:
     """Gives every rank the untrained state of rank 0, such as BatchNorm's running mean and variance."""
+    state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
+    broadcast(state, "the running statistics of the model")
+
+
+def broadcast(tensors: Sequence[paddle.Tensor], purpose: str) -> None:
+    """Gives every rank the values that tensors have on rank 0.
+
+    Args:
+        tensors: The tensors, of the same shapes and in the same order on every rank.
+        purpose: What they are, for messages about late ranks.
+    """
     if world_size() == 1:
         return
-    meet("the running statistics of the model")
-    state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
-    for tensor in state:
+    meet(purpose)
+    for tensor in tensors:
         distributed.broadcast(tensor, src=0)

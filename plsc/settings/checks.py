@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
     CHANNEL_ORDERS,
+    CHECKPOINT_WEIGHTS,
     LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_TOTAL,
@@ -378,6 +379,22 @@ def schedule(
                 "leave it out"
             )
     return made
+
+
+def ema(setter: str, decay: float) -> float:
+    """Returns the decay of the average of weights, or 0 for none."""
+    number = check_float(setter, decay, 0)
+    if number >= 1:
+        raise ConfigError(
+            f"{setter}({shown(decay)}): expected a number below 1, such as 0.9999; with 1 the average would never move"
+        )
+    return number
+
+
+def checkpoint_dir(setter: str, directory: str, weights: str = "average") -> tuple[str, str]:
+    """Returns the checkpoint to load, and which of its weights."""
+    folder = check_str(setter, directory, allow_empty=True)
+    return folder, check_choice(f"{setter}: weights", weights, CHECKPOINT_WEIGHTS)
 
 
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:

@@ -315,6 +315,18 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "see [below](#gradient-accumulation)",
         ),
         Setting(
+            "recompute",
+            config.check_bool,
+            "whether activations are computed again in the backward pass, instead of being kept",
+            "it saves memory, and costs time: see [memory](performance.md#less-memory-for-activations)",
+        ),
+        Setting(
+            "ema",
+            checks.ema,
+            "the decay of an average of the network's weights, which tests, exports and predictions then use",
+            "such as 0.9999; 0 keeps no average: see [the average of weights](finetune.md#the-average-of-weights)",
+        ),
+        Setting(
             "gradient_clip",
             _number(0),
             "the largest norm of a step's gradients",
@@ -422,10 +434,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "checkpoint_dir",
-            _string(allow_empty=True),
+            checks.checkpoint_dir,
             "the checkpoint that is loaded before training or testing",
             "such as `./output/0`, or `zoo:glyphs`, which [comes with plsc](use.md#a-network-that-comes-with-plsc); '' "
-            "loads none",
+            "loads none. `weights` are `average`, where the checkpoint has "
+            "[one](finetune.md#the-average-of-weights), or `plain`",
+            fields=("checkpoint_dir", "checkpoint_weights"),
         ),
         Setting(
             "pretrained",
