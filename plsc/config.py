@@ -49,6 +49,8 @@ MOST_NAMES = 5_000_000
 MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
 LARGEST_WEIGHT = 1000  # of a data set
+LARGEST_FACTOR = 1000  # on a learning rate
+MOST_PATTERNS = 10_000  # of parameter names
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,19 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Trainable:
+    """The argument of `set_trainable`.
+
+    Attributes:
+        text: It in words, for messages and records, such as 'head; from epoch 2 all'.
+        stages: From which epoch on parameters with names of which patterns are trained; no patterns are the head alone.
+    """
+
+    text: str = "all"
+    stages: tuple[tuple[int, tuple[str, ...]], ...] = field(default=((0, ("*",)),), repr=False)
+
+
+@dataclass(frozen=True)
 class Pretrained:
     """The arguments of `set_pretrained`: a file of weights, and the pixels that they were trained on.
 
@@ -169,6 +184,8 @@ class Config:
     lr_steps: tuple[int, ...] = (100000, 160000, 220000)
     lr_decay_factor: float = 0.1
     schedule: Schedule = Schedule()
+    trainable: Trainable = Trainable()
+    rate_factors: tuple[tuple[str, float], ...] = ()  # pattern of names, and factor
     val_targets: str = "lfw"
     test_fars: tuple[float, ...] = FARS
     identification: Optional[tuple[str, str]] = None
@@ -264,6 +281,11 @@ class Config:
         return f"{self.sampler}, {self.images_per_class} of a class" if self.images_per_class else self.sampler
 
     @property
+    def rates_of(self) -> str:
+        """The factors on the learning rate, for messages and records; 'none' without any."""
+        return ", ".join(f"{pattern} {factor:g}" for pattern, factor in self.rate_factors) or "none"
+
+    @property
     def remote_data(self) -> Optional[Place]:
         """Where the data set is, and where its files go, if it is not on this machine."""
         address = split_address("set_dataset_dir", self.dataset_dir) if isinstance(self.dataset_dir, str) else None
@@ -354,6 +376,7 @@ class Config:
         self._check_sampler()
         self._check_margin()
         self._check_schedule()
+        self._check_trainable()
 
     def _said(self, name: str, call: str) -> str:
         """Returns how the user gave a setting: on the command line, or else by a `call` in the script."""
@@ -484,6 +507,14 @@ class Config:
             factor = self._said("lr_decay_factor", "set_lr_decay_factor(1)")
             raise ConfigError(
                 f"{schedule} lowers the learning rate by {factor}, which changes nothing; give less than 1"
+            )
+
+    def _check_trainable(self) -> None:
+        said = self._said("trainable", "set_trainable")
+        is_frozen = self.param_attr is not None and not self.param_attr.trainable
+        if is_frozen and any(not patterns for _, patterns in self.trainable.stages):
+            raise ConfigError(
+                f"{said}: trains the head alone, whose class centres set_distfc_attr freezes; leave one of them out"
             )
 
     def margin_of_loss(self) -> Any:

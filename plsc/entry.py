@@ -483,6 +483,40 @@ class Entry:
             metric=metric,
         )
 
+    def set_trainable(self, what: Union[str, Sequence[str], Mapping[int, Union[str, Sequence[str]]]]) -> None:
+        """Sets which parts of the network are trained, and from which epoch on.
+
+        What is frozen costs no gradient, no memory of the optimizer and no traffic between ranks. A frozen layer is in
+        evaluation mode, so BatchNorm's statistics stay as they are. What a custom model freezes itself stays frozen.
+
+        Args:
+            what: 'all', the default; 'head', which trains the class centres alone; or patterns of parameter names, one
+                or a list, such as 'blocks.7.*': the names are those of the model's `state_dict()`, `*` stands for any
+                characters, and the head is trained with them. A mapping gives these by epoch, from 0: {0: 'head', 2:
+                'all'} trains the head for two epochs, and then everything. A later stage may only unfreeze.
+
+        Example:
+            >>> from plsc import Entry
+            >>> entry = Entry()
+            >>> entry.set_model_name("ResNet18")
+            >>> entry.set_trainable({0: "head", 1: ["blocks.7.*", "norm.*", "fc.*", "features*"]})
+        """
+        self._set("trainable", what)
+
+    def set_rate_factors(self, factors: Optional[Mapping[str, float]]) -> None:
+        """Sets factors on the learning rate, by pattern of parameter names.
+
+        Args:
+            factors: Patterns as in `set_trainable`, and the factor of each, above 0. Where several patterns fit a name,
+                the last one counts. 'head' names the class centres. The factor multiplies the learning rate of a
+                `paddle.ParamAttr` or of a parameter group. None and {} are no factors.
+
+        Example:
+            >>> from plsc import Entry
+            >>> Entry().set_rate_factors({"*": 0.1, "fc.*": 0.5, "head": 1.0})
+        """
+        self._set("rate_factors", factors)
+
     def set_optimizer(self, optimizer: OptimizerOrFactory) -> None:
         """Sets a custom optimizer.
 

@@ -27,6 +27,7 @@ from plsc.config import (
     Pretrained,
     Scalars,
     Schedule,
+    Trainable,
     plain_settings,
 )
 from plsc.data.augmentation import Augmentation
@@ -60,6 +61,8 @@ def overridden(ins):
 class Custom(BaseModel):
     """A model of a script."""
 
+
+TRAINABLE = Trainable("a.*; from epoch 2 all", ((0, ("a.*",)), (2, ("*",))))
 
 # What a script asks for, and what the command line asks for instead, of every setting.
 ASKED = {
@@ -96,6 +99,8 @@ ASKED = {
     "lr_steps": (([5],), [7, 8], (7, 8)),
     "lr_decay_factor": ((0.5,), 0.7, 0.7),
     "schedule": (("poly", 3.0), {"name": "cosine", "floor": 0.1}, Schedule("cosine", floor=0.1)),
+    "trainable": (("head",), {"0": ["a.*", "head"], "2": "all"}, TRAINABLE),
+    "rate_factors": ((None,), {"b": 0.5, "a": 2}, (("b", 0.5), ("a", 2.0))),
     "gradient_accumulation": ((5,), 7, 7),
     "recompute": ((False,), True, True),
     "ema": ((0.5,), 0.9, 0.9),
@@ -236,6 +241,11 @@ def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
 @pytest.mark.parametrize(
     "setter, value, words",
     [
+        ("set_trainable", [], "expected 'head', 'all', a pattern"),
+        ("set_trainable", {1: "all"}, "say what is trained from epoch 0 on"),
+        ("set_trainable", {0: "head", -1: "all"}, r"epoch\(-1\): expected an integer"),
+        ("set_rate_factors", {"fc.*": 0}, r"'fc\.\*'\(0\): expected a finite number above 0"),
+        ("set_rate_factors", ["fc.*"], "expected factors by pattern"),
         ("set_class_num", 10**30, "at most 1,000,000,000,000"),
         ("set_class_num", "some", "expected a number, or 'auto'"),
         ("set_class_names", ["a", " "], "the name of class 1 is ''"),
@@ -336,7 +346,8 @@ def test_the_texts_among_the_settings():
         ("dataset_dir", "directory"), ("dataset_dir", "heads"), ("dataset_dir", "exclude"),
         ("data_format", "data_format"), ("data_format", "shuffle"), ("data_cache", "directory"),
         ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("schedule", "name"),
-        ("schedule", "metric"), ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
+        ("schedule", "metric"), ("trainable", "what"),
+        ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "directory"), ("checkpoint_dir", "weights"),
         ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),

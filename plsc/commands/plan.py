@@ -145,10 +145,12 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
     from plsc.models import build_model
+    from plsc.models.freezing import TrainedParts
 
     process = resident_memory()
     with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
         model = build_model(config.model_name, config.emb_dim, config.image_shape)
+        TrainedParts(model, config.trainable.stages)
         size = forecast.backbone_size(model, config.image_shape, config.recompute)
     return forecast.workload_of(
         config, size, optimizer=_optimizer_size(optimizer), ranks=ranks, process=process, on_cpu=on_cpu

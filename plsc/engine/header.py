@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from plsc import amp, optim, parallel
+from plsc.config import Trainable
 from plsc.engine.forecast import OptimizerSize, backbone_size, forecast, workload_of
 from plsc.engine.state import TrainingState
 from plsc.version import __version__
@@ -40,6 +41,14 @@ def log_header(state: TrainingState, num_images: Optional[int], process_bytes: i
             num_images,
             config.batch_per_rank * ranks,
         )
+    last = config.trainable.stages[-1][0]
+    if last >= config.train_epochs:
+        logger.warning(
+            "set_trainable: epoch %d, which unfreezes something, never comes: epochs count from 0, and "
+            "set_train_epochs asks for %d",
+            last,
+            config.train_epochs,
+        )
     if parallel.rank() == 0:  # only rank 0 shows it, and it costs two forward passes
         for line in _forecast_lines(state, process_bytes):
             logger.info("%s", line)
@@ -67,8 +76,9 @@ def _model_line(state: TrainingState) -> str:
     config = state.config
     model = config.model_name if config.model is None else type(config.model).__name__
     parameters = sum(int(np.prod(p.shape)) for p in state.backbone.parameters() if not p.stop_gradient)
+    chosen = "" if config.trainable == Trainable() else f" (set_trainable: {config.trainable.text})"
     average = f", average of its weights with decay {config.ema:g}" if config.ema else ""
-    return f"model {model}, {parameters:,} trained parameters, embedding size {config.emb_dim}{average}"
+    return f"model {model}, {parameters:,} trained parameters{chosen}, embedding size {config.emb_dim}{average}"
 
 
 def _head_line(state: TrainingState) -> str:

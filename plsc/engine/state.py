@@ -137,6 +137,8 @@ class TrainingState:
             **config.image_record(),
             "model": config.model_name if config.model is None else type(config.model).__name__,
             "optimizer": type(self.optimizer).__name__,
+            "trainable": config.trainable.text,
+            "rate_factors": config.rates_of,
             "ranks": parallel.world_size(),
             "seed": config.seed,
             "sampler": config.drawing,
@@ -256,6 +258,8 @@ class TrainingState:
             "batch_per_rank": "the batch per rank",
             "model": "the model",
             "optimizer": "the optimizer",
+            "trainable": "what is trained",
+            "rate_factors": "the rate factors",
             "loss_type": "the loss",
             "pixel_rule": "the pixel rule",
             "image_ground": "the ground of transparent images",
@@ -265,7 +269,8 @@ class TrainingState:
         # Earlier versions did not record all of this, and of the shuffle only one that was set.
         meta = {name: value for name, value in source.meta.items() if (name, value) != ("shuffle", None)}
         unknown = {name: now[name] for name in ("image_ground", "shuffle", "set_weights", "data")}
-        was = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", **unknown, **meta}
+        first = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", "trainable": "all", "rate_factors": "none"}
+        was = {**first, **unknown, **meta}
         return [
             f"{words} was {was.get(name)} and is {now[name]} now"
             for name, words in names.items()
@@ -304,8 +309,19 @@ class TrainingState:
         return list(names)
 
     def _create_accumulators(self, source: Checkpoint) -> None:
-        """Creates the accumulators that the checkpoint has: those of parameters that had a gradient by then."""
+        """Creates the accumulators that the checkpoint has: those of parameters that had a gradient by then.
+
+        Raises:
+            CheckpointError: It has some of a parameter that is frozen now.
+        """
         saved = source.meta["accumulators"]
+        frozen = [name for name, p in self.backbone.named_parameters() if name in saved and p.stop_gradient]
+        if frozen:
+            raise CheckpointError(
+                f"{source.folder}: the run trained {frozen[0]}, which is frozen now; a resumed run may unfreeze "
+                "parameters, but not freeze them: train what it trained with set_trainable, or start from its weights "
+                "with set_checkpoint_dir"
+            )
         by_name = {p.name: p for layer in (self.backbone, self.head) for p in layer.parameters()}
         optim.create_state(self.optimizer, [by_name[name] for name, own in self._names().items() if own in saved])
 

@@ -50,6 +50,7 @@ from plsc.machine.memory import out_of_memory_as, resident_memory
 from plsc.machine.signals import StopRequest
 from plsc.models import build_backbone
 from plsc.models.base_model import check_is_frozen, check_rows, inputs_of
+from plsc.models.freezing import TrainedParts, statistics_of
 from plsc.models.modes import TrainingModes
 from plsc.models.recompute import Recompute
 
@@ -113,15 +114,15 @@ class Trainer:
         random_state.seed_everything(config.seed)
         self.backbone = build_backbone(config)
         self.modes = TrainingModes(self.backbone)
+        self.parts = TrainedParts(self.backbone, config.trainable.stages, self.modes)
+        resources.callback(self.parts.give_back)
         self.head = build_classifier(config)
         warm_start(config, self.backbone, self.head)
-        # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
-        self.model = parallel.distributed_model(self.backbone, config.model is not None, config.strategy)
+        self.share_gradients()
         self.recomputing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         if config.recompute:
             self.recomputing = Recompute(self.backbone, self.computing).active
         random_state.seed_everything(config.seed + parallel.rank())
-        self.statistics = [t for t in self.backbone.state_dict().values() if t.stop_gradient and t.is_floating_point()]
 
         # Optimizer, clipping and loss scaling.
         self.updates = Updates(config, self.backbone, self.head, steps)
@@ -177,6 +178,14 @@ class Trainer:
             self.evaluator.check()
         return steps
 
+    def share_gradients(self) -> None:
+        """Has the ranks average the gradients of what is trained now, and a skipped step restore the statistics."""
+        # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
+        may_be_unused = self.config.model is not None
+        self.model = parallel.distributed_model(self.backbone, may_be_unused, self.config.strategy)
+        self.statistics = [tensor for tensor in self.parts.statistics() if tensor.is_floating_point()]
+        self.is_first_step = True
+
     def run(self) -> dict[str, Any]:
         """Trains all epochs; returns what `Entry.train` documents."""
         config, progress, stopped = self.config, self.progress, None
@@ -208,6 +217,9 @@ class Trainer:
         progress = self.progress
         began = progress.batch
         self.modes.restore()
+        if self.parts.begin(progress.epoch):
+            logger.info("epoch %d: %s", progress.epoch, self.parts.describe())
+            self.share_gradients()
         self.state.begin_epoch()
         self.call("on_epoch_begin")
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
@@ -272,6 +284,7 @@ class Trainer:
         config, progress, scaler = self.config, self.progress, self.scaler
         random_state.seed_step(config.seed, progress.step, parallel.rank())
         rate, scale, may_shrink = optim.rate_of(self.optimizer), scaler.scale, scaler.can_shrink
+        self.modes.keep_held()
         parallel.meet(f"the batch of step {progress.step + 1}", every_step=True)
         gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=self.note())
         statistics = [tensor.clone() for tensor in self.statistics]
@@ -293,8 +306,9 @@ class Trainer:
             self.updates.unscale(scale)
             problem = gradient_problem(self.backbone, [images for images, _ in micro_batches])
         if problem is None:
-            if self.last is None and parallel.rank() == 0:
+            if self.is_first_step and parallel.rank() == 0:
                 warn_of_missing_gradients(self.backbone)
+            self.is_first_step = False
             self.updates.clip_and_apply()
             self.state.average.update()
         else:
@@ -349,7 +363,7 @@ class Trainer:
         with self.clock.paused():
             if self.progress.batch:  # after an epoch it has been done
                 check_weights(self.backbone, self.head, self.progress, self.last)
-            parallel.broadcast_statistics(self.backbone)
+            parallel.broadcast_statistics(statistics_of(self.backbone))
             self.state.average.broadcast_statistics()
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())

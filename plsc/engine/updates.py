@@ -11,6 +11,7 @@ import paddle
 from plsc import optim, parallel
 from plsc.config import Config
 from plsc.heads import ClassifierHead, HeadGroup
+from plsc.models.freezing import rate_factors_of
 
 
 class Updates:
@@ -40,6 +41,10 @@ class Updates:
         self._parameters = [*self._backbone_parameters, *self._head_parameters.values()]
         self.optimizer = optim.build_optimizer(config, self._parameters, steps_per_epoch or 0)
         optim.check_parameters(self.optimizer, trained, self._head_parameters, self._is_split)
+        if len(config.trainable.stages) > 1:
+            optim.check_joining(self.optimizer)
+        if config.rate_factors:
+            optim.scale_rates(self.optimizer, rate_factors_of(config.rate_factors, backbone, self._head_parameters))
         self._clips = optim.take_clips(
             config, self.optimizer, self._backbone_parameters, self._head_parameters, self._is_split
         )

@@ -16,6 +16,7 @@ from plsc.engine.progress import Progress
 from plsc.errors import TrainingError
 from plsc.heads import ClassifierHead, HeadGroup, HeadOutput
 from plsc.heads.shard import first_row_not_finite
+from plsc.models.freezing import statistics_of
 
 logger = logging.getLogger("plsc")
 
@@ -122,7 +123,9 @@ def check_weights(
     Raises:
         TrainingError: A weight is infinite or NaN, or a rank trains another backbone; the same on every rank.
     """
-    name = optim.first_tensor_not_finite(backbone.state_dict().items())
+    moving = statistics_of(backbone)  # what is frozen was finite when training began
+    state = backbone.state_dict().items()
+    name = optim.first_tensor_not_finite((name, t) for name, t in state if not t.stop_gradient or name in moving)
     found = "" if name is None else f"the backbone's {name} is not finite"
     for part in head.parts:
         row = first_row_not_finite(part.head.weight)

@@ -20,6 +20,7 @@ from plsc.inference.export_folder import Export, open_export
 from plsc.layers.convolution import fast_convolutions
 from plsc.models import MODEL_NAMES, build, build_model
 from plsc.models.base_model import check_rows
+from plsc.models.freezing import statistics_of
 from plsc.models.modes import evaluating
 
 _modes = threading.Lock()  # Networks of several threads may share layers, whose mode is set for each batch.
@@ -66,7 +67,7 @@ class TrainedNetwork:
     def __init__(self, backbone: paddle.nn.Layer, config: Config) -> None:
         self._backbone = backbone
         self.image_shape, self.emb_dim = config.image_shape, config.emb_dim
-        parallel.broadcast_statistics(backbone)
+        parallel.broadcast_statistics(statistics_of(backbone))
 
     @functools.cached_property
     def model(self) -> str:

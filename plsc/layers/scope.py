@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class _Current(threading.local):
 
 
 _current = _Current()
+_kept: weakref.WeakSet[nn.Layer] = weakref.WeakSet()  # frozen layers of all models
 
 
 @dataclass
@@ -275,10 +277,18 @@ def in_dry_run() -> bool:
     return bool(_current.passes) and isinstance(_current.passes[-1], _DryRun)
 
 
+def keep_in_evaluation(owner: nn.Layer, layers: Sequence[nn.Layer]) -> None:
+    """Keeps these layers of a model in evaluation mode, whatever a call says, until it is called for other layers."""
+    own = set(map(id, owner.sublayers()))
+    for layer in [one for one in _kept if id(one) in own]:
+        _kept.discard(layer)
+    _kept.update(layers)
+
+
 def is_kept_in_evaluation(layer: nn.Layer) -> bool:
-    """Returns whether the user has put a layer into evaluation mode, in a model that is in training mode itself."""
+    """Returns whether a layer stays in evaluation mode: it is frozen, or the user has put it there in training."""
     running = _current.passes[-1]
-    return isinstance(running, _Pass) and running.owner.training and not layer.training
+    return isinstance(running, _Pass) and (layer in _kept or (running.owner.training and not layer.training))
 
 
 def as_attr(attr: Any) -> tuple[Any, Optional[str]]:

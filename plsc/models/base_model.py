@@ -172,8 +172,8 @@ def check_is_frozen(model: paddle.nn.Layer) -> None:
     if trained is not None:
         raise ConfigError(
             f"{type(model).__name__}: its embeddings carry no gradient, so {trained} and its other parameters would "
-            "not be trained; look for detach() and paddle.no_grad() in the model, or set stop_gradient = True on all "
-            "its parameters to train the head alone"
+            "not be trained; look for detach() and paddle.no_grad() in the model, or train the head alone with "
+            "set_trainable('head')"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import paddle
 
@@ -49,12 +49,28 @@ class TrainingModes:
             if layer.training and type(layer).train is not paddle.nn.Layer.train:
                 layer.train()
         _set([(layer, mode) for layer, mode in before if not mode])
-        self._modes = _modes_of(model)
+        self._own = self._modes = _modes_of(model)
+        self._held: list[paddle.nn.Layer] = []
+
+    def hold(self, layers: Sequence[paddle.nn.Layer]) -> None:
+        """Keeps layers of the model in evaluation mode, until another call; the others are in their own modes."""
+        if not layers and not self._held:
+            return
+        self._held = list(layers)
+        held = {id(layer) for layer in layers}
+        self._modes = [(layer, mode and id(layer) not in held) for layer, mode in self._own]
+        _set(self._modes)
 
     def restore(self) -> None:
         """Puts the layers back into their modes if something, such as a callback, has called the model's `eval`."""
         if self._model.training != self._modes[0][1]:
             _set(self._modes)
+
+    def keep_held(self) -> None:
+        """Puts the layers of `hold` back into evaluation mode if something has called the model's `train`."""
+        for layer in self._held:
+            if layer.training:
+                layer.training = False
 
 
 def _modes_of(model: paddle.nn.Layer) -> _Modes:

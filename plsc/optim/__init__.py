@@ -12,6 +12,7 @@ from plsc.optim.build import (
     learning_rate_at,
 )
 from plsc.optim.clip import NormClip, clip_factor, head_squares, scale_gradients, squares_of, take_clips
+from plsc.optim.factors import check_joining, scale_rates
 from plsc.optim.lion import Lion
 from plsc.optim.rows import RowMover, RowOptimizer, RowUpdate, row_update, take_rows
 from plsc.optim.schedule import Schedules, rate_of
@@ -36,6 +37,7 @@ __all__ = [
     "RowUpdate",
     "Schedules",
     "build_optimizer",
+    "check_joining",
     "check_parameters",
     "clear_grad",
     "clip_factor",
@@ -50,6 +52,7 @@ __all__ = [
     "rate_of",
     "row_update",
     "scale_gradients",
+    "scale_rates",
     "squares_of",
     "step",
     "take_clips",

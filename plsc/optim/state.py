@@ -17,14 +17,15 @@ from plsc.optim.wrapped import CREATED, chain_of, parameters_of, set_list
 
 
 def step(optimizer: paddle.optimizer.Optimizer) -> None:
-    """Moves the parameters that the optimizer still has; Paddle itself fails when it has none.
+    """Moves the parameters that the optimizer still has; Paddle itself fails when none of them has a gradient.
 
     Raises:
         ConfigError: Paddle cannot take such a step on this device.
     """
-    if parameters_of(optimizer):
-        with step_errors(optimizer):
-            optimizer.step()
+    if all(parameter.grad is None for parameter in parameters_of(optimizer)):
+        return
+    with step_errors(optimizer):
+        optimizer.step()
 
 
 @contextlib.contextmanager
@@ -106,17 +107,9 @@ def copies_of_state(optimizer: paddle.optimizer.Optimizer) -> Optional[float]:
         The size of its state as a multiple of the size of the parameters; None for an optimizer of another maker that
         keeps its state elsewhere than in Paddle's accumulators, or cannot create it in advance.
     """
-    chain = [copy.copy(one) for one in chain_of(optimizer)]
     with paddle.utils.unique_name.guard():
         matrix = paddle.create_parameter([16, 16], "float32", default_initializer=paddle.nn.initializer.Constant(0.0))
-        for one in chain:
-            one._accumulators, one._accumulators_holder, one._opti_name_list = defaultdict(dict), {}, []
-            for name in vars(one):
-                if name.startswith(CREATED):
-                    setattr(one, name, set())
-            set_list(one, [matrix])
-        for outer, inner in zip(chain, chain[1:]):
-            outer.inner_optimizer = inner
+        chain = chain_of(fresh_copy(optimizer, matrix))
         try:
             create_state(chain[0], [matrix])
         except Exception:  # noqa: BLE001 - whatever a subclass raises, its state is not known, and training can start
@@ -125,3 +118,17 @@ def copies_of_state(optimizer: paddle.optimizer.Optimizer) -> Optional[float]:
     size = sum(math.prod(t.shape) * t.element_size() for t in tensors if math.prod(t.shape) >= matrix.size)
     is_paddles = all(type(one).__module__.startswith("paddle.") for one in chain)
     return None if not tensors and not is_paddles else size / (matrix.size * matrix.element_size())
+
+
+def fresh_copy(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> paddle.optimizer.Optimizer:
+    """Returns a copy of an optimizer, and of those that it wraps, without state and over one other parameter."""
+    chain = [copy.copy(one) for one in chain_of(optimizer)]
+    for one in chain:
+        one._accumulators, one._accumulators_holder, one._opti_name_list = defaultdict(dict), {}, []
+        for name in vars(one):
+            if name.startswith(CREATED):
+                setattr(one, name, set())
+        set_list(one, [parameter])
+    for outer, inner in zip(chain, chain[1:]):
+        outer.inner_optimizer = inner
+    return chain[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Optional
 
 import paddle
 from paddle import distributed
@@ -20,12 +21,19 @@ from plsc.parallel.start import initialise_fleet
 from plsc.parallel.strategy import Averaging, averaging_of
 
 
-class _Wrapped(NamedTuple):
-    """A model as it was first trained on several ranks."""
+@dataclass
+class _Wrapped:
+    """The wrappers of a model that is trained on several ranks.
 
-    wrapper: paddle.nn.Layer
-    trained: tuple[str, ...]  # the names of the parameters
+    Attributes:
+        averaging: How all of them average gradients.
+        by_trained: The wrappers, by the names of the parameters that are trained.
+        current: The one in use; None where nothing is trained.
+    """
+
     averaging: Averaging
+    by_trained: dict[tuple[str, ...], paddle.DataParallel] = field(default_factory=dict)
+    current: Optional[paddle.DataParallel] = None
 
 
 # Paddle's wrappers are kept until the process ends: the hooks they leave on the parameters would crash without them.
@@ -38,20 +46,21 @@ def distributed_model(
     """Returns a wrapper of `model` that averages its gradients over the ranks during the backward pass.
 
     Every rank then holds the weights of rank 0. With one rank, or when all parameters are frozen, the model itself is
-    returned.
+    returned. When other parameters are trained from now on, it must be called again: each choice of parameters has a
+    wrapper, which averages their gradients and waits for no others.
 
     The optimizer has no such wrapper. `fleet.distributed_optimizer` averages nothing in data parallelism: its `step`
     is that of the optimizer it wraps. What it does in other kinds of parallelism cannot serve here, because the walk
     over the classes moves most rows of the head, and plsc itself clips over all shards, scales losses and skips steps.
 
     Args:
-        model: The model; wrapping it again returns the same wrapper.
+        model: The model; wrapping it again with the same parameters trained returns the same wrapper.
         find_unused_parameters: Whether the model may hold parameters that a forward pass does not use.
         strategy: A strategy that `check_strategy` has accepted; None is plsc's own.
 
     Raises:
-        ConfigError: The ranks differ in what they train or in their strategies; or the model was wrapped before, and
-            other parameters are trained now, or with another strategy.
+        ConfigError: The ranks differ in what they train or in their strategies; or the model was wrapped before, with
+            another strategy.
     """
     if world_size() == 1:
         return model
@@ -59,14 +68,23 @@ def distributed_model(
     trained = tuple(name for name, parameter in model.named_parameters() if not parameter.stop_gradient)
     averaging = averaging_of(strategy, find_unused_parameters)
     _check_ranks(model, averaging)
-    if model in _wrapped:
-        _check_unchanged(type(model).__name__, _wrapped[model], trained, averaging)
-    elif trained:
+    wrapped = _wrapped.get(model)
+    if wrapped is not None:
+        _check_unchanged(type(model).__name__, wrapped, averaging)
+        if wrapped.current is not wrapped.by_trained.get(trained):
+            _retire(model, wrapped)
+    if not trained:
+        distributed.parallel.sync_params_buffers(model)
+        return model
+    if wrapped is None:
+        wrapped = _wrapped[model] = _Wrapped(averaging)
+    if trained in wrapped.by_trained:
+        distributed.parallel.sync_params_buffers(model)
+    else:
         initialise_fleet(averaging)
-        _wrapped[model] = _Wrapped(fleet.distributed_model(model), trained, averaging)
-        return _wrapped[model].wrapper
-    distributed.parallel.sync_params_buffers(model)
-    return _wrapped[model].wrapper if trained else model
+        wrapped.by_trained[trained] = fleet.distributed_model(model)
+    wrapped.current = wrapped.by_trained[trained]
+    return wrapped.current
 
 
 def _check_ranks(model: paddle.nn.Layer, averaging: Averaging) -> None:
@@ -79,13 +97,31 @@ def _check_ranks(model: paddle.nn.Layer, averaging: Averaging) -> None:
     check_same(values, "give all ranks the same model and set_strategy")
 
 
-def _check_unchanged(name: str, first: _Wrapped, trained: tuple[str, ...], averaging: Averaging) -> None:
+def _retire(model: paddle.nn.Layer, wrapped: _Wrapped) -> None:
+    """Has the hooks of the wrapper in use do nothing.
+
+    After a forward pass without a backward pass, as in a step that is skipped, they wait for gradients, and would send
+    those of another wrapper's parameters too. A backward pass that averages zeros ends this.
+    """
+    if wrapped.current is None:
+        return
+    names = next(trained for trained, wrapper in wrapped.by_trained.items() if wrapper is wrapped.current)
+    parameters = [parameter for name, parameter in model.named_parameters() if name in names]
+    frozen = [parameter for parameter in parameters if parameter.stop_gradient]
+    for parameter in frozen:
+        parameter.stop_gradient = False
+    zero = paddle.add_n([parameter.sum() * 0.0 for parameter in parameters])
+    wrapped.current._reducer.prepare_for_backward([zero])
+    zero.backward()
+    for parameter in parameters:
+        parameter.clear_gradient(False)
+    for parameter in frozen:
+        parameter.stop_gradient = True
+    wrapped.current = None
+
+
+def _check_unchanged(name: str, first: _Wrapped, averaging: Averaging) -> None:
     """Checks that a model is trained as it was first trained; what Paddle has prepared for that stays as it is."""
-    if trained != first.trained:
-        raise ConfigError(
-            f"{name}: other parameters are frozen than when this process first trained it on several "
-            "ranks, which Paddle does not support; train a copy.deepcopy of it, or start a new process"
-        )
     if averaging != first.averaging:
         raise ConfigError(
             f"{name}: this process first trained it with {first.averaging}, and set_strategy now gives {averaging}; "
@@ -101,10 +137,13 @@ def without_gradient_sync(model: paddle.nn.Layer) -> contextlib.AbstractContextM
     return model.no_sync() if isinstance(model, paddle.DataParallel) else contextlib.nullcontext()
 
 
-def broadcast_statistics(model: paddle.nn.Layer) -> None:
-    """Gives every rank the untrained state of rank 0, such as BatchNorm's running mean and variance."""
-    state = [tensor for _, tensor in sorted(model.state_dict().items()) if tensor.stop_gradient]
-    broadcast(state, "the running statistics of the model")
+def broadcast_statistics(statistics: Mapping[str, paddle.Tensor]) -> None:
+    """Gives every rank the statistics of rank 0, such as BatchNorm's running mean and variance.
+
+    Args:
+        statistics: The tensors, by name; the names are the same on every rank.
+    """
+    broadcast([tensor for _, tensor in sorted(statistics.items())], "the running statistics of the model")
 
 
 def broadcast(tensors: Sequence[paddle.Tensor], purpose: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -18,11 +18,13 @@ from plsc.config import (
     CHECKPOINT_WEIGHTS,
     LARGEST_BYTES,
     LARGEST_COUNT,
+    LARGEST_FACTOR,
     LARGEST_TOTAL,
     LARGEST_WEIGHT,
     LOSS_TYPES,
     METRICS,
     MOST_NAMES,
+    MOST_PATTERNS,
     SCHEDULES,
     DataCache,
     Hdfs,
@@ -31,6 +33,7 @@ from plsc.config import (
     Pretrained,
     Scalars,
     Schedule,
+    Trainable,
     check_bool,
     check_choice,
     check_float,
@@ -395,6 +398,50 @@ def checkpoint_dir(setter: str, directory: str, weights: str = "average") -> tup
     """Returns the checkpoint to load, and which of its weights."""
     folder = check_str(setter, directory, allow_empty=True)
     return folder, check_choice(f"{setter}: weights", weights, CHECKPOINT_WEIGHTS)
+
+
+def trainable(setter: str, what: Union[str, Sequence[str], Mapping[int, Union[str, Sequence[str]]]]) -> Trainable:
+    """Returns what is trained, and from which epochs on."""
+    stages = {}
+    for epoch, named in (what if isinstance(what, Mapping) else {0: what}).items():
+        # JSON, which carries the settings of a command line to the ranks, has texts as keys.
+        number = int(epoch) if isinstance(epoch, str) and epoch.isdecimal() and len(epoch) < 10 else epoch
+        stages[check_int(f"{setter}: epoch", number, 0)] = _patterns(setter, named)
+    if 0 not in stages:
+        raise ConfigError(
+            f"{setter}({shown(what)}): say what is trained from epoch 0 on, such as {{0: 'head', 2: 'all'}}"
+        )
+    said = {("*",): "all", (): "head"}
+    texts = {epoch: said.get(patterns, ", ".join(patterns)) for epoch, patterns in sorted(stages.items())}
+    text = "; ".join(f"from epoch {epoch} {text}" if epoch else text for epoch, text in texts.items())
+    return Trainable(text, tuple(sorted(stages.items())))
+
+
+def _patterns(setter: str, what: Any) -> tuple[str, ...]:
+    """Returns the patterns of 'all', 'head', a pattern, or a list of these; the head itself is always trained."""
+    given = [what] if isinstance(what, str) else what
+    if not isinstance(given, (list, tuple)) or not 0 < len(given) <= MOST_PATTERNS:
+        raise ConfigError(
+            f"{setter}({shown(what)}): expected 'head', 'all', a pattern of parameter names such as 'blocks.7.*', a "
+            "list of patterns, or these by epoch, such as {0: 'head', 2: 'all'}"
+        )
+    checked = [check_str(setter, one) for one in given]
+    named = ["*" if one == "all" else one for one in checked]
+    return ("*",) if "*" in named else tuple(dict.fromkeys(one for one in named if one != "head"))
+
+
+def rate_factors(setter: str, factors: Any) -> tuple[tuple[str, float], ...]:
+    """Returns the patterns and factors, in their order; None and {} are none."""
+    if factors is None:
+        return ()
+    if not isinstance(factors, Mapping) or len(factors) > MOST_PATTERNS:
+        raise ConfigError(
+            f"{setter}({shown(factors)}): expected factors by pattern of parameter names, such as {{'blocks.*': 0.1}}"
+        )
+    return tuple(
+        (check_str(setter, pattern), check_float(f"{setter}: {shown(pattern)}", factor, 0, LARGEST_FACTOR, above=True))
+        for pattern, factor in factors.items()
+    )
 
 
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:

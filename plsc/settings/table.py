@@ -302,6 +302,20 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "replaces `warmup_epochs`: see [fine-tuning](finetune.md#which-optimizer-and-schedule)",
         ),
         Setting(
+            "trainable",
+            checks.trainable,
+            "which parts of the network are trained, and from which epoch on",
+            "`all`, `head` (the class centres alone), or patterns of parameter names; `{0: 'head', 2: 'all'}` "
+            "unfreezes at an epoch: see [fine-tuning](finetune.md#how-do-i-train-only-the-head-first)",
+        ),
+        Setting(
+            "rate_factors",
+            checks.rate_factors,
+            "factors on the learning rate, by pattern of parameter names",
+            "the last pattern that fits counts; `head` names the class centres: see "
+            "[fine-tuning](finetune.md#how-do-i-train-only-the-head-first)",
+        ),
+        Setting(
             "optimizer",
             checks.optimizer,
             "a custom optimizer",

@@ -48,7 +48,9 @@ def test_readers_on_two_ranks(ranks, tmp_path):
     assert [("same first batch" in part) for part in said[1:]] == [True, False, False]
     assert "plsc.shard_reader(reader)" in process.stderr
     found = [dict(np.load(tmp_path / f"rank_{rank}.npz")) for rank in range(2)]
-    assert "other parameters are frozen" in str(found[0].pop("refused"))
+    assert [one.pop("moved when the bias is frozen").tolist() for one in found] == [[False, True]] * 2
+    weights = [one.pop("weight") for one in found]
+    np.testing.assert_array_equal(*weights)
     assert [str(one.pop("broken")) for one in found] == ["the reader of rank 1 is broken"] * 2
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)

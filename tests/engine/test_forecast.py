@@ -20,6 +20,8 @@ from plsc.engine.forecast import (
 )
 from plsc.machine.memory import size_text
 from plsc.models import build_model
+from plsc.models.freezing import TrainedParts
+from plsc.settings.checks import trainable
 
 ADAM = OptimizerSize("Adam", 2.0)
 SMALL = BackboneSize(parameters=1000, statistics=10, activations=100)
@@ -195,9 +197,22 @@ def test_the_plan_command():
     assert re.search(r"it does not fit; it would on \d+ ranks", process.stdout)
 
 
+def test_the_plan_counts_nothing_for_what_is_frozen():
+    model = build_model("GlyphNet", 8, (3, 32, 32))
+    model.build((3, 32, 32))
+    everything = backbone_size(model, (3, 32, 32))
+    parts = TrainedParts(model, trainable("set_trainable", {0: "head", 1: "fc_0.*"}).stages)
+    sizes = {epoch: (parts.begin(epoch), backbone_size(model, (3, 32, 32)))[1] for epoch in (1, 0)}
+    assert sizes[0].parameters == sizes[0].activations == 0
+    assert 0 < sizes[1].parameters == 4 * sum(p.size for p in model.fc_0.parameters()) < everything.parameters
+    assert sizes[1].activations < everything.activations
+    assert sizes[0].statistics == everything.parameters + everything.statistics
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (["--classes", "10", *SMALL_MODEL, "--set", "trainable=layer4.*"], "'layer4.*' matches no parameter of"),
         (["--classes", "10", "--image-shape", "3"], "--image-shape"),
         (["--classes", "10", "--model", "VGG"], "--model"),
         (["--classes", "10", *SMALL_MODEL, "--optimizer", "Adan"], "--optimizer Adan: Paddle has no such optimizer"),

@@ -28,7 +28,17 @@ CASES = {
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
     ),
     "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK, "ema=0.99"]),
-    "three ranks, AdamW, clipping": (3, 3, ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8", "ema=0.5"]),
+    "three ranks, AdamW, clipping, unfreezing": (
+        3,
+        6,  # the second step after the unfreezing
+        [
+            "--optimizer=AdamW",
+            "gradient_clip=0.5",
+            "train_batch_size=8",
+            "ema=0.5",
+            'trainable={"0": "fc.*", "1": "all"}',
+        ],
+    ),
     "base64, accumulation, a plateau, end of an epoch": (
         1,
         9,

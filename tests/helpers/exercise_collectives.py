@@ -15,6 +15,7 @@ from paddle.distributed import fleet
 
 from plsc import parallel
 from plsc.errors import ConfigError, DataError
+from plsc.models.freezing import statistics_of
 from plsc.parallel import collectives
 
 RANK, RANKS = parallel.rank(), parallel.world_size()
@@ -124,7 +125,7 @@ def gives_every_rank_the_statistics_of_rank_0():
     norm = paddle.nn.BatchNorm1D(3)
     norm._mean.set_value(paddle.full([3], 1.0 + RANK))
     norm.weight.set_value(paddle.full([3], 5.0 + RANK))
-    parallel.broadcast_statistics(norm)
+    parallel.broadcast_statistics(statistics_of(norm))
     assert norm._mean.numpy().tolist() == [1.0] * 3
     assert norm.weight.numpy().tolist() == [5.0 + RANK] * 3, "trained parameters stay as they are"
 
@@ -156,19 +157,26 @@ def averages_gradients_over_the_ranks():
     model.clear_gradients()
 
 
-def wraps_a_model_once_and_refuses_other_frozen_parameters():
+def wraps_a_model_once_for_each_choice_of_trained_parameters():
     model = paddle.nn.Linear(2, 1)
     wrapper = parallel.distributed_model(model, find_unused_parameters=False)
     model.weight.set_value(paddle.full([2, 1], 3.0 + RANK))
     assert parallel.distributed_model(model, find_unused_parameters=False) is wrapper
     expected = [[3.0], [3.0]] if RANKS > 1 else [[3.0 + RANK]] * 2
     assert model.weight.numpy().tolist() == expected, "a second training begins with the weights of rank 0 too"
-    model.bias.stop_gradient = True
-    problem = raised_by(lambda: parallel.distributed_model(model, find_unused_parameters=False))
-    if RANKS == 1:
-        assert problem is None
-    else:
-        assert type(problem) is ConfigError and "Linear" in str(problem) and "copy.deepcopy" in str(problem)
+    images = paddle.full([1, 2], 1.0 + RANK)
+    mean = float(np.mean([1.0 + rank for rank in range(RANKS)]))
+    wrapper(images)  # without a backward pass, as in a step that is skipped
+    for frozen in (True, False, True):
+        model.bias.stop_gradient = frozen
+        now = parallel.distributed_model(model, find_unused_parameters=False)
+        assert RANKS == 1 or (now is wrapper) == (not frozen)
+        np.testing.assert_allclose(gradients_of(model, now, images), [mean, mean], rtol=1e-6)
+        assert frozen == (model.bias.grad is None)
+        assert parallel.distributed_model(model, find_unused_parameters=False) is now
+        for parameter in model.parameters():
+            parameter.clear_gradient(False)
+        now(images)
 
 
 def waits_for_no_gradient_of_unused_layers():
@@ -255,7 +263,7 @@ CHECKS = (
     acts_on_rank_0_alone,
     gives_every_rank_the_statistics_of_rank_0,
     averages_gradients_over_the_ranks,
-    wraps_a_model_once_and_refuses_other_frozen_parameters,
+    wraps_a_model_once_for_each_choice_of_trained_parameters,
     waits_for_no_gradient_of_unused_layers,
     trains_to_the_bit_as_paddle_does_without_fleet,
     averages_gradients_as_the_strategy_says,

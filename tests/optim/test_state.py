@@ -124,5 +124,8 @@ def test_a_step_that_paddle_lacks_on_this_device_is_one_line():
         def step(self):
             raise NotImplementedError("'lr_ratio' is unimplemented in CPU.")
 
+    layer = paddle.nn.Linear(3, 2)
+    optim.step(Lacking(0.1, parameters=layer.parameters()))  # no gradient yet: there is nothing to do
+    layer(paddle.ones([1, 3])).sum().backward()
     with pytest.raises(ConfigError, match="set_optimizer: Lacking cannot take a step on .*: 'lr_ratio' is unimpl"):
-        optim.step(Lacking(0.1, parameters=paddle.nn.Linear(3, 2).parameters()))
+        optim.step(Lacking(0.1, parameters=layer.parameters()))
