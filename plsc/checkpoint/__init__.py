@@ -24,6 +24,7 @@ from plsc.checkpoint.load import (
     load_common_head,
     load_head,
     load_head_optimizer,
+    load_named_head,
     load_optimizer,
     row_axis,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "load_common_head",
     "load_head",
     "load_head_optimizer",
+    "load_named_head",
     "load_optimizer",
     "locked",
     "open_checkpoint",

@@ -41,6 +41,11 @@ def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
         network.add_argument(
             "--model", action=_ExportOrCheckpoint, metavar="DIR", help="folder of an export, or of a checkpoint"
         )
+    add_network_options(parser)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say more about the network of a checkpoint: `--model-from`, `--set` and `--config`."""
     parser.add_argument(
         "--model-from",
         metavar="FILE:NAME",
@@ -108,11 +113,16 @@ def custom_model(options: argparse.Namespace) -> Optional[paddle.nn.Layer]:
     return make_model(options.model_from, {name: meta[name] for name in ("emb_dim", "image_shape", "num_classes")})
 
 
-def prepared_config(options: argparse.Namespace) -> Config:
-    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`."""
+def prepared_config(options: argparse.Namespace, own: _Settings = _NONE) -> Config:
+    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`.
+
+    Args:
+        options: The parsed command line.
+        own: The settings of the command's other options.
+    """
     from plsc.evaluation.trained import prepare
 
-    config = settings.make_config(settings_of(options))
+    config = settings.make_config(settings_of(options, own))
     model = custom_model(options)
     if model is not None:
         settings.change(config, "model", model)

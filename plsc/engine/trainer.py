@@ -16,7 +16,7 @@ from plsc import amp, optim, parallel
 from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.checkpoint.folder import score_of
 from plsc.config import Config
-from plsc.engine import forecast
+from plsc.engine import forecast, new_centres
 from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
@@ -113,7 +113,7 @@ class Trainer:
         self.backbone = build_backbone(config)
         self.modes = TrainingModes(self.backbone)
         self.head = build_classifier(config)
-        warm_start(config, self.backbone, self.head)
+        new = warm_start(config, self.backbone, self.head)
         # A user's model may hold layers it does not use. Paddle must know, or the ranks would wait for their gradients.
         self.model = parallel.distributed_model(self.backbone, config.model is not None, config.strategy)
         random_state.seed_everything(config.seed + parallel.rank())
@@ -143,6 +143,8 @@ class Trainer:
         if config.pixels != pixels:
             logger.info("images are read by pixel rule %d, with which the run began", config.pixel_rule)
             self.open_data()
+        if new is not None and self.source is not None and not resumed:
+            new_centres.fill(config, self.source, TrainedNetwork(self.backbone, config), self.head, new)
         if self.writer is not None:
             self.writer.on_saved = lambda folder: self.call("on_save", folder)
 
