@@ -141,7 +141,7 @@ def scale_of(source: Optional[Checkpoint], emb_dim: int) -> Scale:
     def measure() -> Scale:
         if source is None or not source.meta["num_classes"]:
             return Scale(0.01 * emb_dim**0.5)
-        count = min(source.meta["num_classes"], source.head_rows[0] or _SAMPLE, _SAMPLE)
+        count = min(source.meta["num_classes"], _SAMPLE)
         with HeadFiles(source) as files:
             lengths = [np.linalg.norm(part.astype("float32"), axis=1) for part in files.rows("weight", 0, count)]
             has_bias = "bias" in files
