@@ -8,6 +8,7 @@ from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
 from plsc.commands import (
+    add_classes,
     classify,
     convert_checkpoint,
     data,
@@ -40,6 +41,7 @@ _COMMANDS = {
     "hdfs": hdfs,
     "convert-checkpoint": convert_checkpoint,
     "import-weights": import_weights,
+    "add-classes": add_classes,
 }
 # What other programs call these commands.
 _SYNONYMS = {

@@ -49,6 +49,7 @@ MOST_NAMES = 5_000_000
 MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
 LARGEST_WEIGHT = 1000  # of a data set
+INITS_BY_NAME = ("by-name", "from-embeddings")  # of the head; they match classes by their names
 LARGEST_FACTOR = 1000  # on a learning rate
 MOST_PATTERNS = 10_000  # of parameter names
 
@@ -377,6 +378,7 @@ class Config:
         self._check_margin()
         self._check_schedule()
         self._check_trainable()
+        self._check_head_init()
 
     def _said(self, name: str, call: str) -> str:
         """Returns how the user gave a setting: on the command line, or else by a `call` in the script."""
@@ -470,6 +472,25 @@ class Config:
             raise ConfigError(f"{margin}: the margin of {loss} is {wanted}, such as {default!r}")
         if kind_of(self.loss_type) == "sphereface" and not self.margin:
             raise ConfigError(f"{margin}: the margin of {loss} is a factor on the angle; it must be above 0")
+
+    def _check_head_init(self) -> None:
+        init = self._said("head_init", f"set_head_init({self.head_init!r})")
+        if self.head_init == "by-name" and not self.checkpoint_dir:
+            raise ConfigError(
+                f"{init}: takes class centres from a checkpoint, and set_checkpoint_dir names none; name it"
+            )
+        if self.head_init != "from-embeddings":
+            return
+        if not self.checkpoint_dir and self.pretrained is None and self.model is None:
+            raise ConfigError(
+                f"{init}: needs a trained network, and the network begins at random weights; name one with "
+                "set_checkpoint_dir or set_pretrained"
+            )
+        if self.train_reader is not None:
+            raise ConfigError(
+                f"{init}: reads a few images of each class of set_dataset_dir, but train_reader replaces them; choose "
+                "'by-name', or give the images with set_dataset_dir"
+            )
 
     def _check_schedule(self) -> None:
         if self.warmup_epochs > self.train_epochs:

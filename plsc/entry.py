@@ -775,7 +775,9 @@ class Entry:
         Args:
             init: 'checkpoint' takes the head, and refuses another number of classes or another loss. 'keep-common'
                 takes the classes that both have, by their number, whatever the loss, and initialises the others.
-                'fresh' takes the backbone only.
+                'by-name' does the same by the names of the classes, whatever their numbers. 'from-embeddings' also
+                begins the other classes at the mean embeddings of up to 16 of their images. 'fresh' takes the backbone
+                only.
         """
         self._set("head_init", init)
 

@@ -14,7 +14,7 @@ from typing import Optional
 
 from plsc import checkpoint, parallel
 from plsc.checkpoint import remote
-from plsc.config import Config
+from plsc.config import INITS_BY_NAME, Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import shard_bounds
 from plsc.storage import Retrying, StorageError, open_hdfs
@@ -84,9 +84,8 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
             )
         return found
 
-    _fetch(
-        config, store, parallel.from_rank_0(find, "the search for a checkpoint in HDFS"), folder, "set_checkpoint_dir"
-    )
+    remote_checkpoint = parallel.from_rank_0(find, "the search for a checkpoint in HDFS")
+    _fetch(config, store, remote_checkpoint, folder, "set_checkpoint_dir", whole=config.head_init in INITS_BY_NAME)
 
 
 def fetch_newest(
@@ -156,15 +155,25 @@ def _is_missing(config: Config, found: remote.Remote, save_dir: Path) -> bool:
     return True
 
 
-def _fetch(config: Config, store: Retrying, found: remote.Remote, folder: Path, setter: str) -> bool:
+def _fetch(
+    config: Config, store: Retrying, found: remote.Remote, folder: Path, setter: str, *, whole: bool = False
+) -> bool:
     """Downloads what the ranks of this machine need; ranks that see the same folder share the work.
+
+    Args:
+        config: The settings.
+        store: The storage.
+        found: The checkpoint in it.
+        folder: The folder that receives the files.
+        setter: The setter that names the folder, for messages.
+        whole: Whether every rank needs the whole head, since its classes have other numbers there.
 
     Returns:
         Whether this rank is the first of those that see the folder.
     """
     leader = checkpoint.leader_of(folder, setter)
     group = [rank for rank, one in enumerate(parallel.all_gather_object(leader, "the folder")) if one == leader]
-    needed = _needed(config, found.checkpoint, group)
+    needed = sorted(found.checkpoint.files) if whole else _needed(config, found.checkpoint, group)
     own = needed[group.index(parallel.rank()) :: len(group)]
     began, size = time.perf_counter(), sum(found.checkpoint.files[name].size for name in needed)
     logger.info("downloading %s from %s to %s, %.1f MB", found.path, store.name, folder, size / 1e6)

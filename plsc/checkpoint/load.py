@@ -26,6 +26,8 @@ _OTHER_OPTIMIZER = (
     "; set_resume(True) needs the same set_optimizer; to start from the weights alone use set_checkpoint_dir"
 )
 
+_LONGEST_GAP = 4096  # rows between two that are wanted, from which on reading begins again after them
+
 OptimizerState = Mapping[str, Mapping[str, paddle.Tensor]]  # {parameter: {accumulator: tensor}}
 
 
@@ -158,12 +160,8 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
                     done.append(f"head {name} loaded")
                 else:
                     done.append(f"head {name} is fresh: the checkpoint's is of another loss")
-            elif files.shape(name)[1:] != tuple(tensor.shape[1:]):
-                raise CheckpointError(
-                    f"{checkpoint.folder}: has {name} {list(files.shape(name))}, but set_emb_size says {head.emb_dim}; "
-                    "make them agree, or call set_head_init('fresh')"
-                )
             else:
+                _check_emb_dim(checkpoint, files, name, tensor, head.emb_dim)
                 files.fill(tensor, name, head.lower, classes)
                 done.append(f"head {name}: classes 0 to {classes - 1} loaded")
                 if head.num_classes > classes:
@@ -172,6 +170,52 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
                     done.append(f"head {name}: classes from {classes} on of the checkpoint ignored")
         done += [f"head {name} of the checkpoint ignored" for name in files if name not in state and "/" not in name]
     return done
+
+
+def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.ndarray, number: int = 0) -> list[str]:
+    """Loads the rows of classes that have other numbers in a checkpoint. The other rows keep their values.
+
+    The files are read once, in parts, and only where they hold rows of this rank.
+
+    Args:
+        checkpoint: The checkpoint.
+        head: The head.
+        origins: The number of each of its classes in the checkpoint, over all heads, int64 [classes]; -1 for a class
+            that the checkpoint does not have.
+        number: Which head of the training it is.
+
+    Returns:
+        What was loaded in addition to the rows, for the log.
+
+    Raises:
+        DamagedError: A file is damaged.
+        CheckpointError: The embedding sizes differ.
+    """
+    _check_has_head(checkpoint)
+    done = []
+    own = origins[head.lower : head.upper]
+    with HeadFiles(checkpoint) as files:
+        for name, tensor in head.state_dict().items():
+            if name not in files:
+                done.append(f"head {name} is fresh: the checkpoint has none")
+            elif name != "margin_state":
+                _check_emb_dim(checkpoint, files, name, tensor, head.emb_dim)
+                files.fill_chosen(tensor, name, own)
+            elif number < len(checkpoint.heads) and files.shape(name) == tuple(tensor.shape):
+                with HeadFiles(checkpoint, number) as of_head:
+                    _assign(tensor, of_head.read(name), f"{of_head.path}: {name}")
+                done.append(f"head {name} loaded")
+            else:
+                done.append(f"head {name} is fresh: the checkpoint's is of another loss")
+    return done
+
+
+def _check_emb_dim(checkpoint: Checkpoint, files: HeadFiles, name: str, tensor: paddle.Tensor, emb_dim: int) -> None:
+    if files.shape(name)[1:] != tuple(tensor.shape[1:]):
+        raise CheckpointError(
+            f"{checkpoint.folder}: has {name} {list(files.shape(name))}, but set_emb_size says {emb_dim}; "
+            "make them agree, or call set_head_init('fresh')"
+        )
 
 
 def _check_has_head(checkpoint: Checkpoint) -> None:
@@ -337,6 +381,29 @@ class HeadFiles:
                 _check_dtype(part, f"{self.path}: {name}")
                 paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
+
+    def fill_chosen(self, tensor: paddle.Tensor, name: str, origins: np.ndarray) -> None:
+        """Fills rows of a tensor with rows from anywhere in the whole matrix, in one pass over the parts that hold any.
+
+        Args:
+            tensor: The tensor.
+            name: Its name in the files.
+            origins: The row of the matrix that each row of the tensor gets, int64 [rows]; -1 keeps the row.
+        """
+        places = np.flatnonzero(origins >= 0)
+        places = places[np.argsort(origins[places], kind="stable")]
+        for run in np.split(places, np.flatnonzero(np.diff(origins[places]) > _LONGEST_GAP) + 1):
+            if not len(run):
+                continue
+            first = int(origins[run[0]])
+            for part in self.rows(name, first, int(origins[run[-1]]) + 1):
+                _check_dtype(part, f"{self.path}: {name}")
+                begin, end = np.searchsorted(origins[run], (first, first + len(part)))
+                if begin < end:
+                    values = as_tensor(part[origins[run[begin:end]] - first]).astype(tensor.dtype)
+                    with paddle.no_grad():
+                        tensor.scatter_(paddle.to_tensor(run[begin:end]), values)
+                first += len(part)
 
     def _first(self, name: str) -> TensorFile:
         return next(file for file in self._present if name in file)

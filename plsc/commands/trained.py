@@ -42,12 +42,11 @@ def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
         network.add_argument(
             "--model", action=_ExportOrCheckpoint, metavar="DIR", help="folder of an export, or of a checkpoint"
         )
-    _add_model_from(parser)
-    settings.add_options(parser)
+    add_network_options(parser)
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Adds the network as the first argument of the command line, with `--model-from`, `--set` and `--config`."""
+    """Adds the network as the first argument of the command line, and `add_network_options`."""
     parser.add_argument(
         "model",
         action=_ExportOrCheckpoint,
@@ -55,11 +54,11 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="folder of a checkpoint, such as output/19, or of an export, or zoo:glyphs (see plsc zoo)",
     )
     parser.set_defaults(checkpoint=None, model=None)
-    _add_model_from(parser)
-    settings.add_options(parser)
+    add_network_options(parser)
 
 
-def _add_model_from(parser: argparse.ArgumentParser) -> None:
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say more about a network: `--weights`, `--model-from`, `--set` and `--config`."""
     parser.add_argument(
         "--weights",
         choices=CHECKPOINT_WEIGHTS,
@@ -72,6 +71,7 @@ def _add_model_from(parser: argparse.ArgumentParser) -> None:
         help="script and class of a custom model, such as train.py:Net, for the checkpoint of one; NAME may also be a "
         "function that returns the model",
     )
+    settings.add_options(parser)
 
 
 class _ExportOrCheckpoint(argparse.Action):
@@ -132,11 +132,16 @@ def custom_model(options: argparse.Namespace) -> Optional[paddle.nn.Layer]:
     return make_model(options.model_from, {name: meta[name] for name in ("emb_dim", "image_shape", "num_classes")})
 
 
-def prepared_config(options: argparse.Namespace) -> Config:
-    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`."""
+def prepared_config(options: argparse.Namespace, own: _Settings = _NONE) -> Config:
+    """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`.
+
+    Args:
+        options: The parsed command line.
+        own: The settings of the command's other options.
+    """
     from plsc.evaluation.trained import prepare
 
-    config = settings.make_config(settings_of(options))
+    config = settings.make_config(settings_of(options, own))
     model = custom_model(options)
     if model is not None:
         settings.change(config, "model", model)

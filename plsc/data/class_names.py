@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Optional
@@ -35,6 +36,43 @@ class Classes(NamedTuple):
 def name_of(raw: bytes) -> str:
     """Returns the name of a class for humans: Unicode on one line, whatever the bytes of a folder or list are."""
     return readable(to_text(os.fsdecode(raw)))
+
+
+def compared(name: str) -> str:
+    """Returns the form in which names are compared: systems write the same letters as different characters."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def find_names(names: Sequence[str], known: Sequence[str], owner: str) -> np.ndarray:
+    """Returns the number that each class has in another list of classes, int64 [classes]; -1 if that does not name it.
+
+    Args:
+        names: The names of the classes.
+        known: The names in the other list.
+        owner: What the other list belongs to, for messages.
+
+    Raises:
+        DataError: Two classes of the other list have the same name, or two of the classes.
+    """
+    number_of: dict[str, int] = {}
+    for number, name in enumerate(known):
+        _check_is_new(number_of, compared(name), number, name, owner)
+    seen: dict[str, int] = {}
+    found = np.full(len(names), -1, np.int64)
+    for number, name in enumerate(names):
+        same = compared(name)
+        _check_is_new(seen, same, number, name, "the data")
+        found[number] = number_of.get(same, -1)
+    return found
+
+
+def _check_is_new(seen: dict[str, int], same: str, number: int, name: str, owner: str) -> None:
+    first = seen.setdefault(same, number)
+    if first != number:
+        raise DataError(
+            f"{owner}: the classes {first} and {number} are both called {quoted(name)}, so it is not known which of "
+            "them that name means; rename one of them"
+        )
 
 
 def number_classes(

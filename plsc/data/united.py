@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bisect
 import os
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.class_names import compared
 from plsc.data.records import Records
 from plsc.data.sampler import epoch_indices, mix_blocks, samples_at, samples_in_turn
 from plsc.errors import ConfigError, DataError
@@ -247,7 +247,7 @@ def merge_classes(titles: Sequence[str], sources: Sequence[Records]) -> Classes:
         else:
             _check_names(title, source.class_names)
             for label, name in enumerate(source.class_names):
-                own[label] = known.setdefault(_compared(name), len(names))
+                own[label] = known.setdefault(compared(name), len(names))
                 if own[label] == len(names):
                     names.append(name)
         numbers.append(own)
@@ -292,15 +292,10 @@ def _unnamed(title: str, count: int) -> list[str]:
     return [f"{title}:{number}" for number in range(count)]
 
 
-def _compared(name: str) -> str:
-    """Returns the form in which names are compared: systems write the same letters as different characters."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
 def _check_names(title: str, names: Sequence[str]) -> None:
     first_of: dict[str, int] = {}
     for number, name in enumerate(names):
-        first = first_of.setdefault(_compared(name), number)
+        first = first_of.setdefault(compared(name), number)
         if first != number:
             same = "are both called" if names[first] == name else "differ only in Unicode normalization (NFC, NFD):"
             raise DataError(

@@ -19,8 +19,9 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
-from plsc.config import DAMAGED_LIST, Config
+from plsc.config import DAMAGED_LIST, INITS_BY_NAME, Config
 from plsc.data.class_names import CLASSES
+from plsc.engine import new_centres
 from plsc.engine.log import METRICS
 from plsc.engine.run_record import NAME as RECORD
 from plsc.engine.scalars import FOLDER as SCALARS
@@ -40,21 +41,29 @@ _EARLIER = "earlier_"  # followed by a number, from 1
 _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
 
 
-def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[ClassifierHead, HeadGroup]) -> None:
-    """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded."""
+def warm_start(
+    config: Config, backbone: paddle.nn.Layer, head: Union[ClassifierHead, HeadGroup]
+) -> Optional[new_centres.NewCentres]:
+    """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded.
+
+    Returns:
+        The classes whose centres begin at embeddings, which `new_centres.fill` makes; None if there are none.
+    """
+    by_name = config.head_init in INITS_BY_NAME
     if config.pretrained is not None:
         file, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
         matching = load_pretrained(file, backbone, pixels)
-        logger.info("weights from %s: %d tensors of the backbone; the head is fresh", file, len(matching.found))
-        return
+        done, new = new_centres.take_over(config, None, head) if by_name else (["the head is fresh"], None)
+        logger.info("weights from %s: %d tensors of the backbone; %s", file, len(matching.found), "; ".join(done))
+        return new
     if not config.checkpoint_dir:
-        return
+        return new_centres.take_over(config, None, head)[1] if by_name else None
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
     checkpoint.load_backbone(source, backbone, config.checkpoint_weights)
     is_average = config.checkpoint_weights == "average" and "average" in source.meta
-    done = [f"backbone loaded{' (the average of its weights)' if is_average else ''}"]
+    done, new = [f"backbone loaded{' (the average of its weights)' if is_average else ''}"], None
     _warn_of_names(config, source)
-    if config.head_init != "fresh":
+    if config.head_init in ("checkpoint", "keep-common"):
         checkpoint.check_heads(source, len(head.parts))
     if config.head_init == "checkpoint":
         for number, part in enumerate(head.parts):
@@ -63,9 +72,13 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[Classifier
     elif config.head_init == "keep-common":
         for number, part in enumerate(head.parts):
             done += checkpoint.load_common_head(source, part.head, number)
+    elif by_name:
+        found, new = new_centres.take_over(config, source, head)
+        done += found
     else:
         done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
+    return new
 
 
 def _warn_of_names(config: Config, source: Checkpoint) -> None:
@@ -78,7 +91,7 @@ def _warn_of_names(config: Config, source: Checkpoint) -> None:
     if number is not None:
         logger.warning(
             "%s: class %d is %s in the checkpoint and %s in the data, and class centres are taken over by number: "
-            "such classes begin at the centres of others; set_head_init('fresh') begins with fresh ones",
+            "such classes begin at the centres of others; set_head_init('by-name') takes each class by its name",
             source.folder,
             number,
             quoted(theirs[number]),

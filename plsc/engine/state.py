@@ -178,6 +178,11 @@ class TrainingState:
             DamagedError: A file is damaged.
             CheckpointError: The checkpoint does not fit the settings.
         """
+        if "progress" not in source.meta:
+            raise CheckpointError(
+                f"{source.folder}: no training has saved this checkpoint, so there is none to resume; begin with its "
+                "weights by set_checkpoint_dir"
+            )
         self._check_classes(source)
         checkpoint.load_backbone(source, self.backbone, "plain")
         self.average.load(source)
@@ -242,7 +247,7 @@ class TrainingState:
             raise CheckpointError(
                 f"{source.folder}: class {number} was {was} in the run, and is {now} in the data now, so the numbers "
                 f"of classes have changed; restore the data{copy}; to train on other classes, start a new run with "
-                "set_checkpoint_dir and set_head_init"
+                "set_checkpoint_dir and set_head_init('by-name')"
             )
 
     def differences(self, source: Checkpoint) -> list[str]:

@@ -16,7 +16,7 @@ from plsc import amp, optim, parallel
 from plsc.checkpoint.download import fetch_checkpoint, open_store
 from plsc.checkpoint.folder import score_of
 from plsc.config import Config
-from plsc.engine import forecast
+from plsc.engine import forecast, new_centres
 from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
@@ -117,7 +117,7 @@ class Trainer:
         self.parts = TrainedParts(self.backbone, config.trainable.stages, self.modes)
         resources.callback(self.parts.give_back)
         self.head = build_classifier(config)
-        warm_start(config, self.backbone, self.head)
+        new = warm_start(config, self.backbone, self.head)
         self.share_gradients()
         self.recomputing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         if config.recompute:
@@ -148,6 +148,8 @@ class Trainer:
         if config.pixels != pixels:
             logger.info("images are read by pixel rule %d, with which the run began", config.pixel_rule)
             self.open_data()
+        if new is not None and self.source is not None and not resumed:
+            new_centres.fill(config, self.source, TrainedNetwork(self.backbone, config), self.head, new)
         if self.writer is not None:
             self.writer.on_saved = lambda folder: self.call("on_save", folder)
 

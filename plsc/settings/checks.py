@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from plsc.config import (
     CHANNEL_ORDERS,
     CHECKPOINT_WEIGHTS,
+    INITS_BY_NAME,
     LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_FACTOR,
@@ -455,7 +456,7 @@ def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb")
 
 def head_init(setter: str, init: str) -> str:
     """Returns which class centres training takes."""
-    return check_choice(setter, init, ("checkpoint", "keep-common", "fresh"))
+    return check_choice(setter, init, ("checkpoint", "keep-common", "fresh", *INITS_BY_NAME))
 
 
 def identification(setter: str, gallery: Optional[str], probes: Optional[str] = None) -> Optional[tuple[str, str]]:

@@ -466,7 +466,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "head_init",
             checks.head_init,
             "which class centres training takes from the checkpoint of `set_checkpoint_dir`",
-            "`checkpoint` takes the whole head, `keep-common` the classes that both have, `fresh` the backbone only",
+            "`checkpoint` takes the whole head, `keep-common` the classes that both have by number, `by-name` by name, "
+            "`from-embeddings` also begins the others at their images, `fresh` takes the backbone only",
         ),
         Setting(
             "export_dir",
