@@ -19,6 +19,7 @@ from plsc.config import (
     LARGEST_COUNT,
     LARGEST_TOTAL,
     LARGEST_WEIGHT,
+    LESSONS,
     LOSS_TYPES,
     MOST_NAMES,
     SCHEDULES,
@@ -29,6 +30,7 @@ from plsc.config import (
     Pretrained,
     Scalars,
     Schedule,
+    Teaching,
     check_bool,
     check_choice,
     check_float,
@@ -336,6 +338,28 @@ def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb")
         return None
     divisor = check_float(f"{setter}: std", std, 1e-3, 1e6)
     return Pretrained(path, divisor, check_choice(f"{setter}: order", order, CHANNEL_ORDERS))
+
+
+def teacher(
+    setter: str, source: Any, weight: float = 1.0, kind: str = "cosine", head: bool = True
+) -> Optional[Teaching]:
+    """Returns who teaches and how much it counts, or None for None and ''."""
+    if source is None or source == "":
+        return None
+    if not isinstance(source, (str, os.PathLike)):
+        from paddle.nn import Layer
+
+        if not isinstance(source, Layer):
+            raise ConfigError(
+                f"{setter}({shown(source)}): expected the folder of an export, of a checkpoint or of embeddings, or an "
+                "instance of paddle.nn.Layer"
+            )
+    return Teaching(
+        source if not isinstance(source, (str, os.PathLike)) else check_str(setter, source),
+        weight=check_float(f"{setter}: weight", weight, 0, LARGEST_COUNT, above=True),
+        kind=check_choice(f"{setter}: kind", kind, LESSONS),
+        head=check_bool(f"{setter}: head", head),
+    )
 
 
 def head_init(setter: str, init: str) -> str:
