@@ -663,9 +663,9 @@ class Entry:
         kind: str = "cosine",
         head: bool = True,
     ) -> None:
-        """Sets a trained network that training imitates, such as a large one for a small model.
+        """Sets a trained network that training imitates.
 
-        Each step adds `weight` times the teacher's loss to that of the head.
+        A small model learns so from a large one. Each step adds `weight` times the teacher's loss to that of the head.
 
         Args:
             source: The folder of an export or of a checkpoint, or a layer of Paddle, which embed the images of each

@@ -101,7 +101,7 @@ class KnownImages:
         return np.where(self._hashes[places] == wanted, self._rows[places], -1)
 
     def _missing(self, missing: np.ndarray, count: int) -> DataError:
-        name = self._source.name(int(missing[0]))
+        name = self._source.name(int(missing.min()))
         example = f", while it has {quoted(self._example)}" if self._example else ""
         return DataError(
             f"{self._folder}: has no embeddings of {len(missing)} of {count} images of the data, such as "

@@ -344,9 +344,11 @@ def teacher(
     setter: str, source: Any, weight: float = 1.0, kind: str = "cosine", head: bool = True
 ) -> Optional[Teaching]:
     """Returns who teaches and how much it counts, or None for None and ''."""
-    if source is None or source == "":
+    if source is None or (isinstance(source, str) and not source):
         return None
-    if not isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike)):
+        source = check_str(setter, source)
+    else:
         from paddle.nn import Layer
 
         if not isinstance(source, Layer):
@@ -355,7 +357,7 @@ def teacher(
                 "instance of paddle.nn.Layer"
             )
     return Teaching(
-        source if not isinstance(source, (str, os.PathLike)) else check_str(setter, source),
+        source,
         weight=check_float(f"{setter}: weight", weight, 0, LARGEST_COUNT, above=True),
         kind=check_choice(f"{setter}: kind", kind, LESSONS),
         head=check_bool(f"{setter}: head", head),

@@ -27,11 +27,21 @@ CASES = {
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface"],
     ),
     "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK]),
-    "three ranks, AdamW, clipping": (3, 3, ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8"]),
-    "base64, accumulation, end of an epoch": (
+    "three ranks, AdamW, clipping, a teacher": (
+        3,
+        3,
+        ["--optimizer=AdamW", "gradient_clip=0.5", "train_batch_size=8", 'teacher=["zoo:glyphs", 9.0, "relation"]'],
+    ),
+    "base64, accumulation, end of an epoch, a teacher": (
         1,
         9,
-        ["gradient_accumulation=3", "--dropout=0.3", 'sampler=["balanced"]'],
+        [
+            "gradient_accumulation=3",
+            "--dropout=0.3",
+            'sampler=["balanced"]',
+            'teacher=["zoo:glyphs", 9.0, "relation", false]',
+            "calc_acc=false",
+        ],
     ),
     "a reader that draws": (2, 9, ["--global-random-reader", "--dropout=0.3", "loss_type=dist_softmax"]),
     "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),

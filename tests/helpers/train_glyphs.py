@@ -30,7 +30,7 @@ CLASSES = 12
 TEXT_SETTERS = ("loss_type", "checkpoint_dir", "head_init")  # their values are no JSON
 MANY_ARGUMENTS = (
     "dataset_dir",
-    "mixed_precision", "augmentation", "data_format", "data_cache", "sampler", "hdfs_info", "hdfs_upload",
+    "mixed_precision", "augmentation", "data_format", "data_cache", "sampler", "hdfs_info", "hdfs_upload", "teacher",
 )  # fmt: skip
 
 
