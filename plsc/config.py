@@ -152,7 +152,7 @@ class Teaching:
     """
 
     source: Any
-    weight: float = 1.0
+    weight: float = 30.0
     kind: str = "cosine"
     head: bool = True
 

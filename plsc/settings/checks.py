@@ -341,7 +341,7 @@ def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb")
 
 
 def teacher(
-    setter: str, source: Any, weight: float = 1.0, kind: str = "cosine", head: bool = True
+    setter: str, source: Any, weight: float = 30.0, kind: str = "cosine", head: bool = True
 ) -> Optional[Teaching]:
     """Returns who teaches and how much it counts, or None for None and ''."""
     if source is None or (isinstance(source, str) and not source):
