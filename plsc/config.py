@@ -158,6 +158,30 @@ class Pretrained:
     order: str = "rgb"
 
 
+LESSONS = ("cosine", "relation")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The arguments of `set_teacher`.
+
+    Attributes:
+        source: Folder of an export, of a checkpoint or of embeddings, or a layer of Paddle.
+        weight: The factor on the teacher's loss.
+        kind: What the teacher asks, one of `LESSONS`.
+        head: Whether the head's loss counts too; if not, the head is left as it is.
+    """
+
+    source: Any
+    weight: float = 30.0
+    kind: str = "cosine"
+    head: bool = True
+
+    def __str__(self) -> str:
+        """Returns how the teacher counts, for messages and records."""
+        return f"{self.kind}, weight {self.weight:g}, {'with' if self.head else 'without'} the head"
+
+
 @dataclass
 class Config:
     """The settings of one `Entry`, which its setters fill. docs/settings.md says what each of them means."""
@@ -196,6 +220,8 @@ class Config:
     checkpoint_dir: str = ""
     checkpoint_weights: str = "average"
     pretrained: Optional[Pretrained] = None
+    teacher: Optional[Teaching] = None
+    teacher_digest: Optional[str] = None  # training finds it in the teacher
     export_dir: str = ""
     model_save_dir: str = "./output"
     loss_type: str = "dist_arcface"
@@ -374,6 +400,10 @@ class Config:
                 f"set_distfc_attr(bias_attr=...), but the head of {self._loss()} has no bias; leave bias_attr out, or "
                 "choose 'softmax' or 'dist_softmax'"
             )
+        if self.teacher is not None and not self.teacher.head and self.calc_acc:
+            teacher = self._said("teacher", "set_teacher(head=False)")
+            calc_acc = self._said("calc_acc", "set_calc_acc(True)")
+            raise ConfigError(f"{teacher}: the head is not computed, so {calc_acc} has nothing to count; leave it out")
         self._check_sampler()
         self._check_margin()
         self._check_schedule()

@@ -769,6 +769,28 @@ class Entry:
         """
         self._set("pretrained", source, std=std, order=order)
 
+    def set_teacher(
+        self,
+        source: Union[str, os.PathLike, paddle.nn.Layer, None],
+        weight: float = 30.0,
+        kind: str = "cosine",
+        head: bool = True,
+    ) -> None:
+        """Sets a trained network that training imitates.
+
+        A small model learns so from a large one. Each step adds `weight` times the teacher's loss to that of the head.
+
+        Args:
+            source: The folder of an export or of a checkpoint, or a layer of Paddle, which embed the images of each
+                batch; or the folder of embeddings that `predict` wrote of the training images. None is no teacher.
+            weight: The factor on the teacher's loss, which is small next to that of the head. Begin with 30, and with
+                300 for 'relation'.
+            kind: 'cosine' asks each embedding to point where the teacher's does, and needs embeddings of one size.
+                'relation' asks the cosines between the images of a batch to be those of the teacher.
+            head: Whether the head's loss counts too. With False, the head is neither computed nor changed.
+        """
+        self._set("teacher", source, weight=weight, kind=kind, head=head)
+
     def set_head_init(self, init: str) -> None:
         """Sets which class centres training takes from the checkpoint of `set_checkpoint_dir`.
 

@@ -27,6 +27,7 @@ from plsc.config import (
     Pretrained,
     Scalars,
     Schedule,
+    Teaching,
     Trainable,
     plain_settings,
 )
@@ -124,6 +125,7 @@ ASKED = {
     "resume": ((False,), True, True),
     "checkpoint_dir": (("script",), ["line", "plain"], ("line", "plain")),
     "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained("b.pt", order="bgr")),
+    "teacher": (("out/1",), {"source": "out/2", "kind": "relation"}, Teaching("out/2", kind="relation")),
     "head_init": (("fresh",), "keep-common", "keep-common"),
     "export_dir": (("script",), "line", "line"),
     "hdfs_upload": (("epoch",), ["step", 5], HdfsUpload("step", 5.0)),
@@ -134,7 +136,7 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    found = {"separate_heads", "data_shuffle", "data_digest", "overrides", "given"}
+    found = {"separate_heads", "data_shuffle", "data_digest", "teacher_digest", "overrides", "given"}
     assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", *found}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}
@@ -350,7 +352,7 @@ def test_the_texts_among_the_settings():
         ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "directory"), ("checkpoint_dir", "weights"),
-        ("pretrained", "order"), ("head_init", "init"), ("export_dir", "text"),
+        ("pretrained", "order"), ("teacher", "kind"), ("head_init", "init"), ("export_dir", "text"),
         ("hdfs_upload", "when"),
     ]  # fmt: skip
 

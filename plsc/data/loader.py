@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -16,7 +16,7 @@ from plsc.data.sources import ImageSource
 from plsc.data.transforms import decode, normalize
 from plsc.errors import DataError, is_mistake
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, ...]  # images and labels, and the targets if there are any
 
 # Number of finished batches kept ready, in addition to those that the workers are preparing.
 READ_AHEAD = 2
@@ -25,8 +25,7 @@ READ_AHEAD = 2
 class _Made(NamedTuple):
     """A batch, and why images that belong in it cannot be used, by their numbers."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    batch: Batch
     damaged: dict[int, str]
 
 
@@ -51,6 +50,8 @@ class ImageLoader:
         world_size: Number of ranks.
         rule: What the pixels of the images mean.
         skipping: Which damaged images are replaced; None replaces none.
+        targets: A function, which threads call, from the numbers of a batch's images, int64 [b], to what a teacher says
+            of them, [b, ...]; None without any.
 
     Attributes:
         splits: Whether the loader splits the samples over the ranks; always True.
@@ -70,6 +71,7 @@ class ImageLoader:
         world_size: int = 1,
         rule: PixelRule = NEWEST,
         skipping: Optional[Skipping] = None,
+        targets: Optional[Callable[[np.ndarray], np.ndarray]] = None,
     ):
         self._source = source
         self._image_shape = tuple(image_shape)
@@ -81,6 +83,7 @@ class ImageLoader:
         self._world_size = world_size
         self._rule = rule
         self._skipping = skipping
+        self._targets = targets
 
     @property
     def num_images(self) -> int:
@@ -97,18 +100,22 @@ class ImageLoader:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
         return self._source.digests()
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Returns the numbers of this rank's images in the order of an epoch, [ceil(num_images / world_size)]."""
+        return self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch, from batch `start_step` on; only the last may be smaller than `batch_size`.
 
         Closing or dropping the iterator stops its threads.
 
         Yields:
-            (images float32 [b, C, H, W], labels int64 [b]).
+            (images float32 [b, C, H, W], labels int64 [b]), and the targets [b, ...] if there are any.
 
         Raises:
             DataError: An image is damaged; with `skipping`, a batch alone has more damaged images than it allows.
         """
-        order = self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
+        order = self.order(epoch)
         self._source.will_read(order[start_step * self._batch_size :])
         steps = range(start_step, self.steps_per_epoch)
         stop = threading.Event()
@@ -122,7 +129,7 @@ class ImageLoader:
                 for i, reason in made.damaged.items():
                     assert self._skipping is not None
                     self._skipping.report(self._source.name(i), reason)
-                yield made.images, made.labels
+                yield made.batch
         finally:
             stop.set()
             batches.close()  # type: ignore[attr-defined]
@@ -132,20 +139,23 @@ class ImageLoader:
         count = len(order[first : first + self._batch_size])
         channels, height, width = self._image_shape
         images = np.empty((count, height, width, channels), np.uint8)
-        labels = np.empty(count, np.int64)
+        labels, numbers = np.empty(count, np.int64), np.empty(count, np.int64)
         damaged: dict[int, str] = {}
         for k in range(count):
             if stop.is_set():  # The batch will not be used.
                 break
-            image, labels[k] = self._good_image(order, first + k, damaged)
+            numbers[k], image, labels[k] = self._good_image(order, first + k, damaged)
             # Each global position has its own generator. So the numbers do not depend on the thread, and a sample
             # that is repeated as padding is changed in another way than the first time.
             position = (first + k) * self._world_size + self._rank
             images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
-        return _Made(normalize(images), labels, damaged)
+        targets = () if self._targets is None or stop.is_set() else (self._targets(numbers),)
+        return _Made((normalize(images), labels, *targets), damaged)
 
-    def _good_image(self, order: np.ndarray, place: int, damaged: dict[int, str]) -> tuple[np.ndarray, int]:
-        """Returns the image at a place of the order and its label, or the next one that is not damaged.
+    def _good_image(self, order: np.ndarray, place: int, damaged: dict[int, str]) -> tuple[int, np.ndarray, int]:
+        """Returns the number of the image at a place of the order, the image and its label.
+
+        If the image is damaged, the next one that is not takes its place.
 
         Args:
             order: The images of the rank.
@@ -160,7 +170,7 @@ class ImageLoader:
             i = int(order[(place + turn) % len(order)])
             try:
                 data, label = self._source.read(i)
-                return decode(data, self._image_shape, self._source.where(i), self._rule), label
+                return i, decode(data, self._image_shape, self._source.where(i), self._rule), label
             except DataError as error:
                 if not most or not is_damage(error):
                     if self._skipping is not None and is_damage(error):

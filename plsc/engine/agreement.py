@@ -28,6 +28,7 @@ _MAY_DIFFER = {
     "model_save_dir",
     "checkpoint_dir",
     "pretrained.source",
+    "teacher.source",
     "export_dir",
     "test_embeddings_dir",
     "scalars",
@@ -37,7 +38,7 @@ _MAY_DIFFER = {
 }
 _DIGITS = 16  # of the digest that checkpoints keep
 # These may differ too, but must be set on all ranks or on none: a rank makes other calls where they are empty.
-_SET_ON_ALL = ("model_save_dir", "checkpoint_dir", "pretrained")
+_SET_ON_ALL = ("model_save_dir", "checkpoint_dir", "pretrained", "teacher")
 
 
 def check_settings(config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -161,7 +162,10 @@ def _open_sets(config: Config, num_classes: Optional[int], knows_all: bool) -> R
 
 
 def build_loader(
-    config: Config, source: Optional[Records], skipping: Optional[Skipping] = None
+    config: Config,
+    source: Optional[Records],
+    skipping: Optional[Skipping] = None,
+    targets: Optional[Callable[[np.ndarray], np.ndarray]] = None,
 ) -> Union[ImageLoader, ReaderLoader]:
     """Returns a loader of the images of `source`, or of the user's reader if that is None.
 
@@ -169,6 +173,7 @@ def build_loader(
         config: The settings.
         source: The images.
         skipping: Which damaged images are replaced; None replaces none.
+        targets: What a teacher says of images of `source`; see `ImageLoader`.
     """
     rank, world_size = parallel.rank(), parallel.world_size()
     if source is None:
@@ -196,6 +201,7 @@ def build_loader(
         world_size=world_size,
         rule=config.pixels,
         skipping=skipping or Skipping(0, lambda name, reason: None),
+        targets=targets,
     )
 
 

@@ -30,7 +30,7 @@ class Step:
         correct: (top-1, top-5) counts over the global batch, with `set_calc_acc`; None without.
         problem: Why the step was skipped and updated nothing; None when all is well.
         of_heads: The sum of the losses of each of several heads, before its weight, and the number of its samples, by
-            the title of its data set; empty for a single head.
+            the title of its data set; empty for a single head. With a teacher, the same of `head` and `teacher`.
     """
 
     loss: float

@@ -17,7 +17,7 @@ from plsc.errors import ConfigError, DataError
 
 logger = logging.getLogger("plsc")
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, ...]
 Loader = Union[ImageLoader, ReaderLoader]
 
 

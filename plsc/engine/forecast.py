@@ -13,6 +13,7 @@ from typing import Any, Optional
 import paddle
 
 from plsc.config import Config
+from plsc.engine.teacher import teacher_bytes
 from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows, kept_fraction
 from plsc.heads.workers import walking_threads
@@ -83,6 +84,7 @@ class Workload:
         saves_in_background: Whether checkpoints are written from a copy of the state while training continues.
         process: Memory of the process before the training is set up, in bytes.
         on_cpu: Whether the ranks compute on CPUs.
+        teacher: Weights of the teacher, in bytes.
     """
 
     num_classes: int
@@ -103,6 +105,7 @@ class Workload:
     saves_in_background: bool = True
     process: int = 0
     on_cpu: bool = True
+    teacher: int = 0
 
     @property
     def rows(self) -> int:
@@ -139,6 +142,7 @@ def workload_of(
         saves_in_background=config.background_save and bool(config.model_save_dir),
         process=process,
         on_cpu=on_cpu,
+        teacher=teacher_bytes(config.teacher),
     )
 
 
@@ -159,6 +163,7 @@ class Forecast:
         ranks: Ranks that share the classes; 1 when every rank holds them all.
         num_classes: Classes over all ranks.
         on_cpu: Whether the ranks compute on CPUs.
+        teacher: Weights of the teacher. Its activations are gone before the backbone makes those that are counted.
         unknown: What is not counted because its size is not known; '' if everything is counted.
     """
 
@@ -172,6 +177,7 @@ class Forecast:
     ranks: int
     num_classes: int
     on_cpu: bool
+    teacher: int = 0
     unknown: str = ""
 
     @property
@@ -182,7 +188,7 @@ class Forecast:
     @property
     def total(self) -> int:
         """Memory of the device; on a CPU that includes images, process and snapshot."""
-        device = self.head_bytes + sum(self.backbone.values())
+        device = self.head_bytes + sum(self.backbone.values()) + self.teacher
         return device + self.images + self.process + self.snapshot if self.on_cpu else device
 
     def max_classes(self, memory: int) -> int:
@@ -210,6 +216,7 @@ class Forecast:
             + (f", without {self.unknown}, whose size is not known" if self.unknown else ""),
             f"  head {size_text(self.head_bytes)}: {head}",
             f"  backbone {size_text(sum(self.backbone.values()))}: {backbone}",
+            *([f"  teacher {size_text(self.teacher)}: weights"] if self.teacher else []),
             f"  {'and' if self.on_cpu else 'in host memory'}: {rest}",
             f"sent by a rank in a step: {wire or 'nothing'}",
         ]
@@ -293,6 +300,7 @@ def forecast(workload: Workload) -> Forecast:
         ranks=workload.ranks if workload.sharded else 1,
         num_classes=workload.num_classes,
         on_cpu=workload.on_cpu,
+        teacher=workload.teacher,
         unknown=" and ".join(_unknown(workload)),
     )
 

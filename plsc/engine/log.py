@@ -100,7 +100,7 @@ class ProgressLog(Callback):
         self._bar: Optional[tqdm] = None
         # Sums over the steps since the last record that were not skipped.
         self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
-        self._of_heads: dict[str, tuple[float, int]] = {}  # the same of each of several heads: losses and samples
+        self._of_heads: dict[str, tuple[float, int]] = {}  # the same of each part of the loss: losses, samples
         self._steps, self._samples, self._began = 0, 0, 0.0
         self._epoch, self._step_of_epoch = 0, 0  # of the last step
         self._has_shown = False
@@ -216,12 +216,12 @@ class ProgressLog(Callback):
         return means
 
     def _losses(self) -> dict[str, float]:
-        """Returns the mean loss of each of several heads over its samples since the last record, if it had any."""
+        """Returns the mean of each part of the loss over its samples since the last record, if it had any."""
         return {title: loss / samples for title, (loss, samples) in self._of_heads.items() if samples}
 
 
 def _text_of(means: Mapping[str, float], losses: Mapping[str, float], last: Step, skipped: int) -> str:
-    """Returns the loss, those of several heads, the accuracies, the scale and the skipped steps, for a log line."""
+    """Returns the loss and its parts, the accuracies, the scale and the skipped steps, for a log line."""
     text = f"loss {means['loss']:.4f}" if "loss" in means else "loss -"
     text += f" ({', '.join(f'{title} {loss:.4f}' for title, loss in losses.items())})" if losses else ""
     text += "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")

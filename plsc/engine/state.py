@@ -145,6 +145,8 @@ class TrainingState:
             "shuffle": config.data_shuffle,
             "set_weights": None if config.set_weights is None else list(config.set_weights),
             "data": config.data_digest,
+            "teacher": config.teacher_digest,
+            "teaching": None if config.teacher is None else str(config.teacher),
             "batch_per_rank": config.batch_per_rank,
             "steps_per_epoch": self.steps_per_epoch,
             "learning_rate": optim.rate_of(self.optimizer),
@@ -184,6 +186,7 @@ class TrainingState:
                 "weights by set_checkpoint_dir"
             )
         self._check_classes(source)
+        self._check_teacher(source)
         checkpoint.load_backbone(source, self.backbone, "plain")
         self.average.load(source)
         checkpoint.check_heads(source, len(self.head.parts))
@@ -250,6 +253,20 @@ class TrainingState:
                 "set_checkpoint_dir and set_head_init('by-name')"
             )
 
+    def _check_teacher(self, source: Checkpoint) -> None:
+        """Checks that the run has the teacher that it had.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        was, now = source.meta.get("teacher"), self.config.teacher_digest
+        if was != now:
+            words = [f"the teacher {one}" if one else "no teacher" for one in (was, now)]
+            raise CheckpointError(
+                f"{source.folder}: the run had {words[0]}, and set_teacher gives it {words[1]}; restore the call and "
+                "the teacher, or start a new run from these weights with set_checkpoint_dir"
+            )
+
     def differences(self, source: Checkpoint) -> list[str]:
         """Returns the differences that keep the run from repeating, to the last bit, the one that was stopped."""
         now = self.meta()
@@ -260,6 +277,7 @@ class TrainingState:
             "shuffle": "the shuffle",
             "set_weights": "the weight of each data set",
             "data": "the digest of the images, their labels and their order",
+            "teaching": "set_teacher",
             "batch_per_rank": "the batch per rank",
             "model": "the model",
             "optimizer": "the optimizer",

@@ -29,6 +29,7 @@ from plsc.engine.progress import Progress
 from plsc.engine.resume import open_save_dir, warm_start
 from plsc.engine.run_record import write_run_record
 from plsc.engine.state import TrainingState
+from plsc.engine.teacher import open_teacher
 from plsc.engine.updates import Updates
 from plsc.engine.verdict import (
     check_epoch,
@@ -42,7 +43,7 @@ from plsc.engine.verdict import (
 from plsc.errors import PlscError, RankError
 from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
-from plsc.heads import HeadOutput
+from plsc.heads import GatheredLabels, HeadOutput
 from plsc.inference.networks import TrainedNetwork
 from plsc.layers.convolution import fast_convolutions
 from plsc.machine import random_state
@@ -107,6 +108,7 @@ class Trainer:
         self.source = open_source(config)
         if self.source is not None:
             resources.callback(self.source.close)
+        self.teacher = open_teacher(config, self.source)
         check_head_fits(config)
         steps = self.open_data()
 
@@ -168,9 +170,13 @@ class Trainer:
         The test sets are read now, so that a mistake in them shows before the first epoch, not after it.
         """
         config = self.config
-        self.loader = build_loader(config, self.source, self.damaged.skipping if self.damaged is not None else None)
+        skipping = self.damaged.skipping if self.damaged is not None else None
+        known = self.teacher.known if self.teacher is not None else None
+        self.loader = build_loader(config, self.source, skipping, known)
         digest = check_data(self.loader)
         config.data_digest = digest if self.source is not None else None
+        if self.teacher is not None:
+            self.teacher.check_images(self.loader, config)
         self.first_pass = FirstPass(config, self.loader)
         steps = steps_per_epoch(self.loader, config.gradient_accumulation)
         check_warmup(config, steps)
@@ -288,15 +294,16 @@ class Trainer:
         rate, scale, may_shrink = optim.rate_of(self.optimizer), scaler.scale, scaler.can_shrink
         self.modes.keep_held()
         parallel.meet(f"the batch of step {progress.step + 1}", every_step=True)
-        gathered = self.head.gather_labels(*(labels for _, labels in micro_batches), note=self.note())
+        gathered = self.head.gather_labels(*(labels for _, labels, *_ in micro_batches), note=self.note())
         statistics = [tensor.clone() for tensor in self.statistics]
 
         outputs: list[HeadOutput] = []
-        for part, (images, labels) in enumerate(micro_batches):
+        for part, (images, labels, *known) in enumerate(micro_batches):
             is_last = part + 1 == len(micro_batches)
             with contextlib.nullcontext() if is_last else parallel.without_gradient_sync(self.model):
+                targets = None if self.teacher is None else self.teacher.targets(images, known)
                 embedding = self.embed(images, labels)
-                outputs.append(self.head(embedding.detach(), gathered, config.calc_acc, part))
+                outputs.append(self.losses(embedding.detach(), gathered, part, targets))
                 if outputs[-1].problem is not None:
                     break
                 if not embedding.stop_gradient:
@@ -306,7 +313,7 @@ class Trainer:
         problem = outputs[-1].problem
         if problem is None:
             self.updates.unscale(scale)
-            problem = gradient_problem(self.backbone, [images for images, _ in micro_batches])
+            problem = gradient_problem(self.backbone, [images for images, *_ in micro_batches])
         if problem is None:
             if self.is_first_step and parallel.rank() == 0:
                 warn_of_missing_gradients(self.backbone)
@@ -357,6 +364,25 @@ class Trainer:
         """Has the backbone compute in the precision of the settings, with the fast convolutions."""
         with fast_convolutions(), amp.autocast(self.config.mixed_precision):
             yield
+
+    def losses(
+        self, embedding: paddle.Tensor, gathered: GatheredLabels, part: int, targets: Optional[paddle.Tensor]
+    ) -> HeadOutput:
+        """Returns the loss of a micro-batch, and the gradient of its embeddings, of the head and of the teacher.
+
+        Args:
+            embedding: [b, D] The embeddings.
+            gathered: The labels of all micro-batches.
+            part: The number of the micro-batch.
+            targets: [b, E] What the teacher says of the images; None without one.
+        """
+        if self.teacher is None or self.teacher.settings.head:
+            output = self.head(embedding, gathered, self.config.calc_acc, part)
+        else:
+            output = HeadOutput(0.0, paddle.zeros_like(embedding), None, sum(gathered.wait()[part].counts))
+        if self.teacher is None or targets is None or output.problem is not None:
+            return output
+        return self.teacher.teach(output, embedding, targets, gathered.wait(), part)
 
     def save(self, name: str) -> None:
         """Starts to write the checkpoint `name` while training continues; does nothing without a save folder."""

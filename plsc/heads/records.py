@@ -28,7 +28,7 @@ class HeadOutput:
         problem: Why the step must not be used: what was not finite, and on which rank. The same on every rank; None if
             all is well.
         of_heads: For each head of a `HeadGroup`, the sum of the losses of its samples, before its weight, and their
-            number; empty for a single head.
+            number; empty for a single head. With a teacher, the same of the head and of the teacher.
     """
 
     loss: float

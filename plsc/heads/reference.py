@@ -70,6 +70,23 @@ def margin_step(
     return Result((loss_B + penalty_B).mean(), by_embedding, by_weight, None, statistics)
 
 
+def cosine_lesson(embedding: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the mean of 1 - cos(student, teacher), and its derivative by the student's embeddings [B, D]."""
+    (unit_BD, norm_B), (target_BD, _) = normalised(embedding), normalised(target)
+    loss_B = 1.0 - (unit_BD * target_BD).sum(axis=1)
+    return loss_B.mean(), through_normalisation(-target_BD / len(embedding), unit_BD, norm_B)
+
+
+def relation_lesson(embedding: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the mean squared difference of all cosines between two samples, and its derivative as above."""
+    (unit_BD, norm_B), (target_BE, _) = normalised(embedding), normalised(target)
+    excess_BB = unit_BD @ unit_BD.T - target_BE @ target_BE.T
+    np.fill_diagonal(excess_BB, 0.0)
+    pairs = max(1, len(embedding) * (len(embedding) - 1))
+    by_unit_BD = 4.0 / pairs * excess_BB @ unit_BD
+    return (excess_BB**2).sum() / pairs, through_normalisation(by_unit_BD, unit_BD, norm_B)
+
+
 def cross_entropy(logits_BC: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns each sample's -log(probability of its label), and the derivative of their mean by the logits."""
     at_label = np.arange(len(label)), label

@@ -282,7 +282,7 @@ def start_embedding_gradient(
             by_norm_B = _at_samples(batch, held, push.by_norm_n * shard.scale)
     gradient_BD.scale_(batch.sample_weight * shard.scale)
     if shard.margin is not None:
-        gradient_BD = _through_normalisation(gradient_BD, batch.unit_BD, batch.inverse_B1)
+        gradient_BD = through_normalisation(gradient_BD, batch.unit_BD, batch.inverse_B1)
     penalty_by_norm_B = losses.penalty_by_norm_B
     if penalty_by_norm_B is not None and (not shard.sharded or parallel.rank() == 0):  # once in the sum over the ranks
         by_norm_B = penalty_by_norm_B if by_norm_B is None else by_norm_B + penalty_by_norm_B
@@ -418,6 +418,6 @@ def normalised(rows: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddl
     return scaled / length, inverse, (length * largest).squeeze(1)
 
 
-def _through_normalisation(gradient: paddle.Tensor, unit: paddle.Tensor, inverse: paddle.Tensor) -> paddle.Tensor:
+def through_normalisation(gradient: paddle.Tensor, unit: paddle.Tensor, inverse: paddle.Tensor) -> paddle.Tensor:
     """Returns the gradient with respect to the rows from the gradient with respect to the unit rows."""
     return (gradient - unit * (unit * gradient).sum(axis=1, keepdim=True)) * inverse

@@ -21,7 +21,7 @@ from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator
 
 from plsc.metrics import roc_curve
 from plsc.report.pairs_file import PairScores
-from plsc.report.run_folder import RunFolder
+from plsc.report.run_folder import PARTS, RunFolder
 
 SOFTWARE = "plsc report"  # PNG files hold it, so that they are recognised later.
 # The colours are legible on white and on near black. Each run also has a dash, for readers and printers without
@@ -165,14 +165,16 @@ def curves_of(names: Sequence[str]) -> list[Curve]:
 def training_charts(runs: Sequence[RunFolder]) -> list[Chart]:
     """Returns the charts of loss, learning rate, accuracy, loss scale and speed over the steps, as far as recorded."""
     charts = []
+    parts = dict.fromkeys(column for run in runs for column in run.train if column.startswith(PARTS))
     for column, title, unit in (
         ("loss", "Training loss", "loss"),
+        *((part, f"Training loss of {part.removeprefix(PARTS)}", "loss") for part in parts),
         ("lr", "Learning rate", "learning rate"),
         ("acc1", "Accuracy of the training batches", "top-1, %"),
         ("loss_scaling", "Loss scale", "scale"),
         ("images_per_second", "Speed", "images/s"),
     ):
-        shown = [run for run in runs if np.isfinite(run.train[column]).any()]
+        shown = [run for run in runs if column in run.train and np.isfinite(run.train[column]).any()]
         if shown:
             charts.append(_training_chart(runs, column, title, unit, 100.0 if column == "acc1" else 1.0))
     return charts
@@ -182,7 +184,8 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
     curves = curves_of([run.name for run in runs])
     texts, columns = [], []
     for run in runs:
-        steps, values = run.train["step"], run.train[column] * factor
+        steps = run.train["step"]
+        values = run.train.get(column, np.full(len(steps), np.nan)) * factor
         finite = values[np.isfinite(values)]
         columns.append((steps, values))
         if len(finite):
@@ -199,7 +202,7 @@ def _training_chart(runs: Sequence[RunFolder], column: str, title: str, unit: st
             axes.set_yscale("log", base=2)
         elif wide:
             axes.set_yscale("log")
-        elif column != "loss":
+        elif unit != "loss":
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         axes.set_ylabel(unit)

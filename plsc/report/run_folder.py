@@ -20,6 +20,7 @@ from plsc.report.pairs_file import SUFFIX, PairScores, read_pairs
 _LONGEST_RUN = 1e10  # seconds; 300 years are a mistake of a clock
 _LONGEST_LINE = 1 << 20  # characters; a record has hundreds
 COLUMNS = ("step", "lr", "loss", "images_per_second", "loss_scaling", "skipped_steps", "acc1", "acc5")
+PARTS = "losses/"  # what the names of the columns of the parts of the loss begin with
 
 
 @dataclass
@@ -44,7 +45,8 @@ class RunFolder:
     Attributes:
         name: What the report calls the run.
         folder: Folder of the run.
-        train: A column for each of `COLUMNS`, NaN where a record has no such number.
+        train: A column for each of `COLUMNS`, and `losses/<part>` for each part of the loss that is recorded; NaN where
+            a record has no such number.
         tests: The tests, oldest first.
         record: Content of `run.json`; empty if there is none.
         pairs: Content of each `<set>_pairs.npz`, by set name.
@@ -108,6 +110,7 @@ def read_run(folder: Path) -> RunFolder:
     records = _last_run(_records(folder / "metrics.jsonl", notes), notes)
     trained = [one for one in records if one["event"] == "train"]
     train = {name: np.array([number(one.get(name)) for one in trained], np.float64) for name in COLUMNS}
+    train.update(_parts_of_loss(trained))
     tests = [_test(one) for one in records if one["event"] == "test"]
     record = _run_record(folder / "run.json", notes)
     _note_training(train, tests, notes)
@@ -134,6 +137,13 @@ def read_run(folder: Path) -> RunFolder:
 def number(value: Any) -> float:
     """Returns `value` as a float if it is a number, else NaN."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _parts_of_loss(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns a column for each part of the loss: for each of several heads, or for the head and the teacher."""
+    parts = [one["losses"] if isinstance(one.get("losses"), dict) else {} for one in records]
+    titles = dict.fromkeys(title for one in parts for title in one)
+    return {PARTS + clean(title): np.array([number(one.get(title)) for one in parts], np.float64) for title in titles}
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:

@@ -54,6 +54,11 @@ class Embeddings:
     meta: dict[str, Any]
 
 
+def holds_embeddings(folder: Path) -> bool:
+    """Returns whether a folder is an embeddings folder, complete or not."""
+    return any((folder / name).exists() for name in (_VECTORS, _PART))
+
+
 def open_embeddings(folder: Path) -> Embeddings:
     """Opens a complete embeddings folder.
 

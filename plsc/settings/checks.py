@@ -22,6 +22,7 @@ from plsc.config import (
     LARGEST_FACTOR,
     LARGEST_TOTAL,
     LARGEST_WEIGHT,
+    LESSONS,
     LOSS_TYPES,
     METRICS,
     MOST_NAMES,
@@ -34,6 +35,7 @@ from plsc.config import (
     Pretrained,
     Scalars,
     Schedule,
+    Teaching,
     Trainable,
     check_bool,
     check_choice,
@@ -452,6 +454,30 @@ def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb")
         return None
     divisor = check_float(f"{setter}: std", std, 1e-3, 1e6)
     return Pretrained(path, divisor, check_choice(f"{setter}: order", order, CHANNEL_ORDERS))
+
+
+def teacher(
+    setter: str, source: Any, weight: float = 30.0, kind: str = "cosine", head: bool = True
+) -> Optional[Teaching]:
+    """Returns who teaches and how much it counts, or None for None and ''."""
+    if source is None or (isinstance(source, str) and not source):
+        return None
+    if isinstance(source, (str, os.PathLike)):
+        source = check_str(setter, source)
+    else:
+        from paddle.nn import Layer
+
+        if not isinstance(source, Layer):
+            raise ConfigError(
+                f"{setter}({shown(source)}): expected the folder of an export, of a checkpoint or of embeddings, or an "
+                "instance of paddle.nn.Layer"
+            )
+    return Teaching(
+        source,
+        weight=check_float(f"{setter}: weight", weight, 0, LARGEST_COUNT, above=True),
+        kind=check_choice(f"{setter}: kind", kind, LESSONS),
+        head=check_bool(f"{setter}: head", head),
+    )
 
 
 def head_init(setter: str, init: str) -> str:

@@ -463,6 +463,15 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             fields=("pretrained",),
         ),
         Setting(
+            "teacher",
+            checks.teacher,
+            "a trained network that training imitates",
+            "the folder of an export, of a checkpoint or of embeddings, or a layer of Paddle; `kind` is `cosine` or "
+            "`relation`, and `head=False` leaves out the loss of the head: see "
+            "[fine-tuning](finetune.md#how-do-i-make-it-small)",
+            fields=("teacher",),
+        ),
+        Setting(
             "head_init",
             checks.head_init,
             "which class centres training takes from the checkpoint of `set_checkpoint_dir`",

@@ -28,7 +28,7 @@ CASES = {
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
     ),
     "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK, "ema=0.99"]),
-    "three ranks, AdamW, clipping, unfreezing": (
+    "three ranks, AdamW, clipping, unfreezing, a teacher": (
         3,
         6,  # the second step after the unfreezing
         [
@@ -37,12 +37,20 @@ CASES = {
             "train_batch_size=8",
             "ema=0.5",
             'trainable={"0": "fc.*", "1": "all"}',
+            'teacher=["zoo:glyphs", 9.0, "relation"]',
         ],
     ),
-    "base64, accumulation, a plateau, end of an epoch": (
+    "base64, accumulation, a plateau, end of an epoch, a teacher": (
         1,
         9,
-        ["gradient_accumulation=3", "--dropout=0.3", 'sampler=["balanced"]', PLATEAU],
+        [
+            "gradient_accumulation=3",
+            "--dropout=0.3",
+            'sampler=["balanced"]',
+            'teacher=["zoo:glyphs", 9.0, "relation", false]',
+            "calc_acc=false",
+            PLATEAU,
+        ],
     ),
     "a reader that draws": (2, 9, ["--global-random-reader", "--dropout=0.3", "loss_type=dist_softmax"]),
     "base64, softmax on every rank, the last step": (2, 9, ["loss_type=softmax"]),

@@ -51,16 +51,24 @@ def test_two_ranks_train_test_and_save(ranks, glyphs, tmp_path, loss_type):
 
 @pytest.mark.parametrize(
     "loss_type",
-    [pytest.param("dist_arcface", marks=pytest.mark.core), "arcface", "dist_softmax", "adaface", "dist_curricularface"],
+    [
+        pytest.param("dist_arcface", marks=pytest.mark.core),
+        "arcface",
+        "dist_softmax",
+        "adaface",
+        "dist_curricularface, a teacher",
+    ],
 )
 def test_any_number_of_ranks_trains_the_same_weights_on_the_same_global_batch(ranks, glyphs, tmp_path, loss_type):
     weights, losses = [], []
+    loss_type, _, teacher = loss_type.partition(", ")
+    teacher = ['teacher=["zoo:glyphs", 20.0, "relation"]'] if teacher else []
     shards = 1 if not loss_type.startswith("dist_") else None
     for world, batch in ((1, 24), (2, 12), (3, 8)):
         output = tmp_path / str(world)
         ranks(
             "train_glyphs.py", world, glyphs, output, f"train_batch_size={batch}", "train_epochs=1", "log_period=1",
-            "with_test=false", "--no-norm", "scale=8.0", f"loss_type={loss_type}",
+            "with_test=false", "--no-norm", "scale=8.0", f"loss_type={loss_type}", *teacher,
         )  # fmt: skip
         parts = [load_file(output / "0" / head_file(rank)) for rank in range(shards or world)]
         head = {

@@ -32,7 +32,7 @@ TEXT_SETTERS = ("loss_type", "checkpoint_dir", "head_init")  # their values are 
 MANY_ARGUMENTS = (
     "schedule",
     "dataset_dir",
-    "mixed_precision", "augmentation", "data_format", "data_cache", "sampler", "hdfs_info", "hdfs_upload",
+    "mixed_precision", "augmentation", "data_format", "data_cache", "sampler", "hdfs_info", "hdfs_upload", "teacher",
 )  # fmt: skip
 
 

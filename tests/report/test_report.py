@@ -138,6 +138,20 @@ def test_a_run_without_tests_is_noted_and_has_no_empty_chart(tmp_path):
     assert "No training step is recorded, so there are no curves." in (tmp_path / "report.html").read_text()
 
 
+def test_each_part_of_the_loss_has_a_chart(tmp_path):
+    taught, alone = make_run(tmp_path / "taught", tests=0), make_run(tmp_path / "alone", tests=0)
+    records = [json.loads(line) for line in (taught / "metrics.jsonl").read_text().splitlines()]
+    for number, one in enumerate(records):
+        if one["event"] == "train" and number > 5:
+            one["losses"] = {"head": 3.0, "teacher": 1 / one["step"], EVIL: "no number"}
+    (taught / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    made = make_report([alone, taught], tmp_path / "report.html", tmp_path / "png")
+    page = Checked((tmp_path / "report.html").read_text())
+    names = [path.split("/")[-1] for path in made["png"]]
+    assert names == ["loss.png", "losses_head.png", "losses_teacher.png", "lr.png", "images_per_second.png"]
+    assert "Training loss of teacher" in page.text
+
+
 def test_pairs_without_images_or_of_one_kind_are_noted(tmp_path):
     run = make_run(tmp_path / "run", images=False)
     np.savez(run / "one_pairs.npz", similarity=np.ones(3), issame=np.ones(3, bool))
