@@ -181,10 +181,12 @@ def apply_settings(ins: Entry, settings: list[str]) -> None:
         name, _, text = setting.partition("=")
         value = text if name in TEXT_SETTERS else json.loads(text)
         setter = getattr(ins, f"set_{name}")
-        if isinstance(value, dict):
+        if name not in MANY_ARGUMENTS:
+            setter(value)
+        elif isinstance(value, dict):
             setter(**value)
         else:
-            setter(*value if name in MANY_ARGUMENTS else [value])
+            setter(*value)
 
 
 def is_first_start(options: argparse.Namespace) -> bool:
