@@ -244,7 +244,7 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int], rec
         model: The model.
         image_shape: Shape of one image, (C, H, W).
         recompute: Whether its parts are computed again in the backward pass. Their inputs are kept then, and while a
-            part is computed again, what it keeps; the largest one counts.
+            part is computed again, what it keeps, with the gradients; the largest part counts.
     """
     parameters = sum(_bytes(p) for p in model.parameters() if not p.stop_gradient)
     everything = sum(_bytes(tensor) for tensor in model.state_dict().values())
@@ -396,11 +396,7 @@ def _kept_by_forward(
 ) -> int:
     """Returns how many bytes a forward pass keeps for the backward pass, counting each tensor once."""
     kept: list[dict[int, Any]] = [{}]  # of the whole pass, and of the part that runs
-    of_parts = [0]
-    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
-
-    def size_of(tensors: dict[int, Any]) -> int:
-        return sum(_bytes(tensor) for pointer, tensor in tensors.items() if pointer not in own)
+    of_parts: list[dict[int, int]] = [{}]  # their sizes
 
     def pack(tensor: paddle.Tensor) -> int:
         kept[-1][tensor.data_ptr()] = tensor
@@ -411,15 +407,18 @@ def _kept_by_forward(
         kept.append({})
         output = function(input, *others)
         of_part = kept.pop()
-        of_parts.append(size_of({pointer: tensor for pointer, tensor in of_part.items() if pointer not in kept[-1]}))
+        of_parts.append({pointer: _bytes(one) for pointer, one in of_part.items() if pointer not in kept[-1]})
         return output
 
     parts = Recompute(model).active(run) if recompute else contextlib.nullcontext()
     with paddle.autograd.saved_tensors_hooks(pack, lambda number: None), parts:
         output = model(*inputs_of(model, paddle.zeros([images, *image_shape]), paddle.zeros([images], dtype="int64")))
-    size = size_of(kept[0]) + max(of_parts)
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    sizes = [{pointer: _bytes(tensor) for pointer, tensor in kept[0].items()}, *of_parts]
+    whole, *parts_alone = (sum(size for pointer, size in one.items() if pointer not in own) for one in sizes)
     del output
-    return size
+    # While a part is computed again, there are also the gradients of what it keeps.
+    return whole + 2 * max(parts_alone)
 
 
 def _bytes(tensor: paddle.Tensor) -> int:

@@ -81,9 +81,11 @@ class Recompute:
         """
         called = []
 
-        def run(*arguments: Any) -> Any:
+        def run(function: Function, layers: Optional[Sequence[nn.Layer]], *inputs: Any) -> Any:
             called.append(True)
-            return (runner or self._recomputed)(*arguments)
+            if not paddle.is_grad_enabled():  # as in the dry run of a model whose layers have not been made
+                return function(*inputs)
+            return (runner or self._recomputed)(function, layers, *inputs)
 
         _current.run = run
         for layer, parts in self._sequences.items():
@@ -101,8 +103,6 @@ class Recompute:
             )
 
     def _recomputed(self, function: Function, layers: Optional[Sequence[nn.Layer]], *inputs: Any) -> Any:
-        if not paddle.is_grad_enabled():
-            return function(*inputs)
         call = _Call(function, layers, inputs, self._conditions)
         output = call.output = call.first()
         if not isinstance(output, Tensor) or not isinstance(inputs[0], Tensor) or call.has_changed_input():

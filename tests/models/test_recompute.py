@@ -184,4 +184,11 @@ def test_the_forecast_counts_inputs_of_parts_and_the_largest_part():
     model = nn.Sequential(*(nn.Sequential(*block) for block in layers))
     image = 4 * 3 * 16 * 16
     kept, less = (backbone_size(model, SHAPE, recompute).activations for recompute in (False, True))
-    assert (kept, less) == (13 * image, 7 * image)  # Each block keeps what is before and after its last three layers.
+    assert (kept, less) == (13 * image, 10 * image)  # 4 inputs; 3 values of a block, and their gradients
+
+
+def test_the_forecast_of_a_model_that_has_not_run_is_the_same():
+    sizes = [backbone_size(glyph_net(), SHAPE, recompute=True).activations for _ in range(2)]
+    model = glyph_net()
+    build(model, SHAPE)
+    assert sizes == 2 * [backbone_size(model, SHAPE, recompute=True).activations] and sizes[0] > 0
