@@ -7,8 +7,6 @@ import json
 import logging
 import re
 import runpy
-import subprocess
-import sys
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from ranks import ROOT, environment, run_plsc
+from ranks import ROOT, run_plsc
 
 from plsc import Entry, settings
 from plsc.config import (
@@ -515,18 +513,7 @@ def test_the_log_of_the_ranks_says_what_was_overridden_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("from plsc import Entry\nins = Entry()\nins.set_seed(7)\nins._prepare()\n")
     (tmp_path / "small.yaml").write_text("seed: 3\n")
-    command = [
-        sys.executable,
-        "-m",
-        "plsc",
-        "run",
-        "--ranks",
-        "2",
-        "--config",
-        str(tmp_path / "small.yaml"),
-        str(script),
-    ]
-    process = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    process = run_plsc("run", "--ranks", 2, "--config", tmp_path / "small.yaml", script)
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("--config seed=3 overrides set_seed(7) in the script\n") == 1
 

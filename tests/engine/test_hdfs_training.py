@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hdfs import InsecureClient
 from killed_runs import same_tensors
-from ranks import ROOT, TIMEOUT, command, environment, start
+from ranks import HELPERS, ROOT, TIMEOUT, environment, popen_ranks, run_python, start
 
 from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
@@ -77,17 +77,11 @@ def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, 
 
 def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_path, place, monkeypatch):
     """The machine comes back with an empty disk, and the script does not call `set_resume`."""
-    script = [sys.executable, ROOT / "tests" / "helpers" / "train_glyphs.py", glyphs]
+    script = [HELPERS / "train_glyphs.py", glyphs]
     options = (*BASE, info(hdfs, place), 'hdfs_upload=["epoch"]')
     monkeypatch.setenv("PLSC_LAUNCH", "first")
     for folder, epochs, words in (("a", 1, "uploaded"), ("b", 2, "resumed from")):
-        process = subprocess.run(
-            [*script, tmp_path / folder, *options, f"train_epochs={epochs}"],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
+        process = run_python(*script, tmp_path / folder, *options, f"train_epochs={epochs}")
         assert process.returncode == 0 and words in process.stderr, process.stderr[-3000:]
         monkeypatch.setenv("PLSC_RESTART", "1")
     config = Config(hdfs=Hdfs(hdfs.web, "name,passwd", fs_dir_for_save=place))
@@ -131,10 +125,7 @@ def act_in_step_three(arguments, act, release_at="holding step 3", each_line=lam
 
     The ranks continue when rank 0 has printed `release_at`. `each_line` is called with every line.
     """
-    process = subprocess.Popen(
-        command("train_glyphs.py", 2, *arguments, "--hold-step=3"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = popen_ranks("train_glyphs.py", 2, *arguments, "--hold-step=3")
     lines = []
     for line in process.stderr:
         lines.append(line)

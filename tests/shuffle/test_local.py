@@ -8,13 +8,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ranks import run_python
 
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle import local as base64_shuffle
@@ -24,8 +24,6 @@ from plsc.shuffle import split as base64_split
 from plsc.shuffle import workspace as base64_workspace
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def line(number, size=12, label=None):
@@ -541,8 +539,7 @@ def test_killed_at_each_stage_and_run_again_it_gives_the_same_bytes(tmp_path, ea
         data = many_parts(tmp_path / f"data{number}", 60)
         if earlier:
             shuffle(data, 6, seed=1)
-        command = [sys.executable, "-c", KILL, name, str(count), str(data), "2"]
-        killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+        killed = run_python("-c", KILL, name, count, data, 2)
         assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
         if name in ("rename", "open", "fsync"):
             assert killed.returncode == -signal.SIGKILL
@@ -679,6 +676,5 @@ def test_a_kill_before_publication_leaves_the_earlier_outputs(tmp_path):
     data = many_parts(tmp_path / "data", 60)
     shuffle(data, seed=1)
     before = contents(data)
-    command = [sys.executable, "-c", KILL, "fsync", "3", str(data), "2"]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    run_python("-c", KILL, "fsync", 3, data, 2)
     assert before.items() <= contents(data).items()
