@@ -567,6 +567,12 @@ class Config:
             raise ConfigError(
                 f"{said}: trains the head alone, whose class centres set_distfc_attr freezes; leave one of them out"
             )
+        without_head = self.teacher is not None and not self.teacher.head
+        if without_head and any(not patterns for _, patterns in self.trainable.stages):
+            raise ConfigError(
+                f"{said}: trains the head alone, and set_teacher(head=False) leaves the head out, so nothing would be "
+                "trained; leave one of them out"
+            )
 
     def margin_of_loss(self) -> Any:
         """Returns the margin that was set, or else the default of the loss, as `DEFAULT_MARGINS` has it."""

@@ -161,6 +161,7 @@ def test_only_statistics_are_kept_for_a_skipped_step_and_sent_to_other_ranks():
 
 REFUSED = {
     "fc.*": r"'fc.\*' matches no parameter of Net; names near it: .*tail\.\*",
+    "head ": "'head ' matches no parameter of Net; names near it: head",
     "tail.1._mean": "'tail.1._mean' names only statistics in Net, or what it freezes itself",
     "fixed": "'fixed' names only statistics in Net, or what it freezes itself",
     "*.bias": r"(trunk|tail).1.bias is named without (trunk|tail).1.weight, and Paddle has no gradient of one .*; name",
@@ -182,6 +183,11 @@ def test_stages_that_cannot_be_are_refused_and_one_that_never_comes_is_reported(
     ins.set_distfc_attr(paddle.ParamAttr(trainable=False))
     with pytest.raises(ConfigError, match="trains the head alone, whose class centres set_distfc_attr freezes"):
         ins.train()
+    for stages in ("head", {0: "head", 1: "all"}):
+        ins = entry(Net(), stages)
+        ins.set_teacher("zoo:glyphs", head=False)
+        with pytest.raises(ConfigError, match=r"the head alone, and set_teacher\(head=False\) leaves the head out, so"):
+            ins.train()
 
 
 def momentum(parameters):
@@ -319,7 +325,9 @@ def test_an_optimizer_heeds_rate_factors_or_is_refused(make, words):
 
 
 def test_a_rate_factor_for_what_is_frozen_or_unknown_is_refused():
-    with pytest.raises(ConfigError, match=r"set_rate_factors: 'trunk.\*' names only statistics in Net, or what"):
+    with pytest.raises(
+        ConfigError, match=r"set_rate_factors: 'trunk.\*' names .* in Net, or what set_trainable or the model"
+    ):
         entry(Net(), "tail.*", rate_factors={"trunk.*": 0.1}).train()
     with pytest.raises(ConfigError, match=r"set_rate_factors: 'tial.\*' matches no .* near it: tail\.\*"):
         rate_factors_of((("tial.*", 0.1),), Net(), {})
