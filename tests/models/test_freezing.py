@@ -174,6 +174,20 @@ def test_a_pattern_that_cannot_be_trained_is_refused(pattern):
         entry(Net(), pattern).train()
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_random_network_that_is_never_trained_and_a_schedule_that_is_not_used_are_reported(is_named, capsys):
+    ins = entry(Net(), "head", train_epochs=1)
+    if not is_named:
+        ins._config.model = None
+        ins.set_model_name("GlyphNet")
+        ins.set_schedule("cosine")
+        ins.set_optimizer(lambda parameters: paddle.optimizer.Momentum(0.01, parameters=parameters))
+    ins.train()
+    log = capsys.readouterr().err
+    assert ("set_trainable('head') leaves the network at its random weights; name" in log) is not is_named
+    assert ("set_schedule('cosine') changes nothing, because the optimizer" in log) is not is_named
+
+
 def test_stages_that_cannot_be_are_refused_and_one_that_never_comes_is_reported(capsys):
     with pytest.raises(ConfigError, match="epoch 1 freezes tail.0.bias, tail.0.weight, .* may only unfreeze"):
         entry(Net(), {0: "tail.*", 1: "trunk.*"}).train()
