@@ -108,7 +108,7 @@ def _find(options: argparse.Namespace) -> int:
 
 
 def _print(output: Path, found: Summary) -> None:
-    print(f"{output}: {found.images:,} images compared, of which {found.damaged:,} cannot be decoded")
+    print(f"{output}: {found.images:,} images, of which {found.damaged:,} cannot be decoded")
     print(f"far from their class (cosine below {found.threshold:.3f}) and closer to another: {found.outliers:,}")
     print(f"doubtful, because only one of the two holds: {found.doubtful:,}")
     print(f"pairs of classes that may be one: {found.merges:,}")

@@ -46,12 +46,14 @@ class Review:
         images: The images of the data set.
         tests: The test sets.
         class_names: Names of the classes; empty if they have none.
+        damaged: Numbers of the images that could not be decoded.
     """
 
     found: Outliers
     images: RecordImages
     tests: Sequence[Collection]
     class_names: Sequence[str]
+    damaged: Sequence[int]
 
     def class_of(self, number: int) -> str:
         """Returns the name of a class, or its number if the classes have no names."""
@@ -148,18 +150,17 @@ def confirm_copies(review: Review, view: View) -> None:
     ]
 
 
-def summary_of(review: Review, damaged: int) -> Summary:
+def summary_of(review: Review) -> Summary:
     """Returns the numbers of what has been found.
 
     Args:
         review: What has been found.
-        damaged: Number of images that could not be decoded.
     """
     found = review.found
     lines, unnamed = _lines_to_leave_out(review)
     return Summary(
         images=review.images.num_images,
-        damaged=damaged,
+        damaged=len(review.damaged),
         threshold=found.threshold,
         outliers=len(found.images),
         doubtful=len(found.doubtful),
@@ -247,7 +248,7 @@ def _lines_to_leave_out(review: Review) -> tuple[list[bytes], int]:
 
     Doubtful images are not on it, nor are classes: those are for a person to decide.
     """
-    reasons: dict[int, str] = {}
+    reasons: dict[int, str] = dict.fromkeys(review.damaged, "cannot be decoded")
     for i, j, _ in review.found.leaks:
         reasons.setdefault(i, f"a copy of the test image {review.test_image(j)}")
     for i, j, _ in review.found.copies:

@@ -74,11 +74,12 @@ def review_data(config: Config, open_data: Callable[[], Records], wanted: Wanted
 
     def compare() -> Summary:
         labels = records.labels()
-        damaged = sum(int((~np.any(vectors[i : i + 4096], axis=1)).sum()) for i in range(0, len(vectors), 4096))
+        starts = range(0, len(vectors), 4096)
+        damaged = [i + one for i in starts for one in np.flatnonzero(~np.any(vectors[i : i + 4096], axis=1)).tolist()]
         found = find_outliers(vectors, labels, wanted.limits, embedded, config.seed)
-        review = Review(found, images, tests, records.class_names)
+        review = Review(found, images, tests, records.class_names, damaged)
         confirm_copies(review, view)
-        summary = summary_of(review, damaged)
+        summary = summary_of(review)
         write_tables(wanted.output, review)
         write_page(wanted.output / PAGE, review, summary, labels=labels, rule=config.pixels, most=wanted.shown)
         write_summary(wanted.output, summary, wanted.limits)
