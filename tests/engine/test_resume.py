@@ -27,7 +27,7 @@ CASES = {
         7,
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", "--no-norm", PXK, "ema=0.99"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99"]),
     "three ranks, AdamW, clipping, unfreezing, a teacher": (
         3,
         6,  # the second step after the unfreezing
