@@ -69,7 +69,6 @@ def damaged(glyphs, tmp_path):
     return folder
 
 
-@pytest.mark.core
 def test_a_folder_a_list_and_parts_give_the_embeddings_of_their_images(made, data, trained):
     folder, listed, parts, two = (open_embeddings(made(1) / str(number)) for number in range(4))
     paths = sorted((data / "images").rglob("*.jpg"))
