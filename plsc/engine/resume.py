@@ -19,13 +19,14 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
+from plsc.checkpoint.folder import EARLIER
 from plsc.config import DAMAGED_LIST, Config
 from plsc.data.class_names import CLASSES
 from plsc.engine.log import METRICS
 from plsc.engine.run_record import NAME as RECORD
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.state import TrainingState, first_difference
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError, ConfigError, counted
 from plsc.heads import ClassifierHead, HeadGroup
 from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
@@ -36,7 +37,6 @@ from plsc.weights.importing import Pixels, load_pretrained
 
 logger = logging.getLogger("plsc")
 
-_EARLIER = "earlier_"  # followed by a number, from 1
 _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
 
 
@@ -89,7 +89,7 @@ def _place_of(folder: Path, save_dir: str) -> Path:
     """Returns where a checkpoint is now: the run that began with it may have moved it aside, and been restarted."""
     if folder.exists() or not save_dir or os.path.realpath(folder.parent) != os.path.realpath(save_dir):
         return folder
-    places = folder.parent.glob(f"{_EARLIER}*/{folder.name}")
+    places = folder.parent.glob(f"{EARLIER}*/{folder.name}")
     return max(places, key=lambda place: os.path.getmtime(place.parent), default=folder)
 
 
@@ -157,7 +157,7 @@ def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.
     if not checkpoints:
         return
     others = [save_dir / name for name in _OTHERS_OF_A_RUN] + sorted(save_dir.glob(f"*{PAIRS_SUFFIX}"))
-    target = next(place for n in itertools.count(1) if not (place := save_dir / f"{_EARLIER}{n}").exists())
+    target = next(place for n in itertools.count(1) if not (place := save_dir / f"{EARLIER}{n}").exists())
     try:
         target.mkdir()
         # If the process is killed here, checkpoints remain, by which the next run finds that there is more to move.
@@ -176,10 +176,9 @@ def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.
         ) from None
     resources.callback(_bring_back, save_dir, target, writer)
     logger.warning(
-        "%s held an earlier run, with %d checkpoint%s; it is now in %s, and set_resume(True) would have resumed it",
+        "%s held an earlier run, with %s; it is now in %s, and set_resume(True) would have resumed it",
         save_dir,
-        len(checkpoints),
-        "" if len(checkpoints) == 1 else "s",
+        counted(len(checkpoints), "checkpoint"),
         target,
     )
 
@@ -264,7 +263,7 @@ def _resume_if_wanted(
     source = resume_from_newest(state, save_dir, found)
     if source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
-        earlier = sorted(save_dir.glob(f"{_EARLIER}*"), key=os.path.getmtime)
+        earlier = sorted(save_dir.glob(f"{EARLIER}*"), key=os.path.getmtime)
         if earlier:
             logger.info("to resume the run in %s instead, move its files to %s", earlier[-1], save_dir)
     return source
