@@ -36,11 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--parquet", action="store_true", help="also write embeddings.parquet; needs pip install '.[parquet]'"
     )
-    parser.add_argument(
-        "--skip-damaged",
-        action="store_true",
-        help="give zeros and a warning to an image that cannot be read or decoded, instead of stopping",
-    )
+    trained.add_skip_damaged(parser, "zeros")
     trained.add_ranks(parser)
     add_json(parser)
 
