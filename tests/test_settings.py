@@ -116,7 +116,7 @@ ASKED = {
     "background_save": ((True,), False, False),
     "resume": ((False,), True, True),
     "checkpoint_dir": (("script",), "line", "line"),
-    "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained("b.pt", order="bgr")),
+    "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained(source="b.pt", order="bgr")),
     "head_init": (("fresh",), "keep-common", "keep-common"),
     "export_dir": (("script",), "line", "line"),
     "hdfs_upload": (("epoch",), ["step", 5], HdfsUpload("step", 5.0)),

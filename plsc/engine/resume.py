@@ -33,19 +33,31 @@ from plsc.machine.json_files import read_bytes
 from plsc.machine.names import quoted
 from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
 from plsc.storage import Retrying
-from plsc.weights.importing import Pixels, load_pretrained
+from plsc.weights.importing import load_pretrained
+from plsc.weights.kinds import check_kind
 
 logger = logging.getLogger("plsc")
 
 _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
 
 
+def check_pretrained(config: Config) -> None:
+    """Checks on every rank that the file of `pretrained` is there and can hold weights, before anything takes time.
+
+    Raises:
+        ConfigError: It is missing, or something else; on every rank.
+    """
+    if config.pretrained is not None:
+        source = Path(config.pretrained.source)
+        parallel.together(lambda: check_kind(source), "the file of set_pretrained")
+
+
 def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[ClassifierHead, HeadGroup]) -> None:
     """Loads the weights of `checkpoint_dir` or `pretrained`, if one is set, and logs what was loaded."""
     if config.pretrained is not None:
-        file, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
-        matching = load_pretrained(file, backbone, pixels)
-        logger.info("weights from %s: %d tensors of the backbone; the head is fresh", file, len(matching.found))
+        file = Path(config.pretrained.source)
+        found = len(load_pretrained(file, backbone, config.pretrained).found)
+        logger.info("weights from %s: %s of the backbone; the head is fresh", file, counted(found, "tensor"))
         return
     if not config.checkpoint_dir:
         return

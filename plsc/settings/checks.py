@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
-    CHANNEL_ORDERS,
     LARGEST_BYTES,
     LARGEST_COUNT,
     LARGEST_TOTAL,
@@ -332,10 +331,7 @@ def schedule(setter: str, name: str, power: float = 2.0, floor: float = 0.0, war
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:
     """Returns which file of weights training begins with, or None for ''."""
     path = check_str(setter, os.fspath(source) if isinstance(source, os.PathLike) else source, allow_empty=True)
-    if not path:
-        return None
-    divisor = check_float(f"{setter}: std", std, 1e-3, 1e6)
-    return Pretrained(path, divisor, check_choice(f"{setter}: order", order, CHANNEL_ORDERS))
+    return Pretrained(std, order, path) if path else None
 
 
 def head_init(setter: str, init: str) -> str:
