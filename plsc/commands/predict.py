@@ -6,6 +6,7 @@ import argparse
 
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
+from plsc.errors import counted
 from plsc.machine.names import to_text
 
 
@@ -58,5 +59,5 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"output": to_text(options.output), "count": count, "emb_dim": emb_dim})
     else:
-        print(f"{options.output}: {count:,} embeddings of {emb_dim} numbers")
+        print(f"{options.output}: {counted(count, 'embedding')} of {counted(emb_dim, 'number')}")
     return 0

@@ -70,12 +70,12 @@ def warm_start(config: Config, backbone: paddle.nn.Layer, head: Union[Classifier
     if config.head_init == "checkpoint":
         for number, part in enumerate(head.parts):
             checkpoint.load_head(source, part.head, number)
-        done.append(f"head loaded, {config.num_classes} classes")
+        done.append(f"head loaded, {counted(config.num_classes, 'class')}")
     elif config.head_init == "keep-common":
         for number, part in enumerate(head.parts):
             done += checkpoint.load_common_head(source, part.head, number)
     else:
-        done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
+        done.append(f"head is fresh, {counted(config.num_classes, 'class')}; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
 
 
@@ -364,8 +364,8 @@ def _open(save_dir: Path, candidate: Candidate) -> Checkpoint:
 
 def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
     progress = state.progress
-    text = "resumed from %s: epoch %d, step %d; %d steps done in all"
-    logger.info(text, source.folder, progress.epoch, progress.batch, progress.step)
+    text, done = "resumed from %s: epoch %d, step %d; %s done in all", counted(progress.step, "step")
+    logger.info(text, source.folder, progress.epoch, progress.batch, done)
     differences = state.differences(source)
     if differences:
         logger.warning("the run will not repeat the stopped one to the last bit: %s", "; ".join(differences))

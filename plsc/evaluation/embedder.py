@@ -24,7 +24,7 @@ from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
 from plsc.machine.streams import shows_bars
@@ -235,7 +235,7 @@ class Embedder:
         if rows.shape[1:] != (self._network.emb_dim,):
             raise ConfigError(
                 f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} for "
-                f"{len(chosen)} images; set the size that the network has"
+                f"{counted(len(chosen), 'image')}; set the size that the network has"
             )
         rows[list(faults)] = 0
         finite = np.isfinite(rows).all(axis=1)

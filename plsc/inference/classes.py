@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.files import sha256_of
 from plsc.machine.json_files import as_integer, as_object
 from plsc.metrics.vectors import unit_rows
@@ -137,7 +137,7 @@ def check_names(names: Sequence[str], count: int) -> None:
     """
     if len(names) not in (0, count):
         raise ConfigError(
-            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
+            f"set_class_names gives {counted(len(names), 'name')} for {counted(count, 'class')}; give one for each"
         )
 
 

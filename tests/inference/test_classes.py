@@ -95,7 +95,7 @@ def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path,
         ["export", "--checkpoint", checkpoint, "--output", str(tmp_path / "other")],
     ):
         assert cli.main([*words, *naming]) == 1
-        assert "gives 3 names, and there are 12 classes; give one for each" in capsys.readouterr().err
+        assert "gives 3 names for 12 classes; give one for each" in capsys.readouterr().err
     assert cli.main(["classify", "--model", net, "--set", "max_image_pixels=9", paths[0]]) == 1
     assert "pixels are more than 9" in capsys.readouterr().err
     (tmp_path / "bad.jpg").write_bytes(b"no image")
