@@ -144,18 +144,35 @@ class Trainable:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pixels:
+    """The images that a network was trained on elsewhere: what must be made up for, since plsc gives it others.
+
+    Attributes:
+        std: What pixels, less 127.5, were divided by; 127.5 in arcface_torch and PLSC 2.
+        order: Order of the channels, 'rgb' or 'bgr'.
+    """
+
+    _set_by: ClassVar[str] = ""
+
+    std: float = 127.5
+    order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "std", check_float(f"{self._set_by}std", self.std, 1e-3, 1e6))
+        check_choice(f"{self._set_by}order", self.order, CHANNEL_ORDERS)
+
+
+@dataclass(frozen=True)
+class Pretrained(Pixels):
     """The arguments of `set_pretrained`: a file of weights, and the pixels that they were trained on.
 
     Attributes:
         source: The file.
-        std: What pixels, less 127.5, were divided by.
-        order: Order of the channels, 'rgb' or 'bgr'.
     """
 
-    source: str
-    std: float = 127.5
-    order: str = "rgb"
+    _set_by: ClassVar[str] = "set_pretrained: "
+
+    source: str = ""
 
 
 LESSONS = ("cosine", "relation")

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 from plsc.machine.names import to_text
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
@@ -169,4 +169,4 @@ def _done(options: argparse.Namespace, place: object, size: int) -> None:
     if options.json:
         print_json({"path": to_text(str(place)), "bytes": size})
     else:
-        print(f"{place}: {size:,} bytes")
+        print(f"{place}: {counted(size, 'byte')}")

@@ -113,7 +113,7 @@ def find_listed(source: Records, path: Path) -> np.ndarray:
             len(missing),
         )
     if len(left_out) == source.num_images:
-        raise DataError(f"{path}: names all {source.num_images:,} images of the data set; keep some to train on")
+        raise DataError(f"{path}: names every image of the data set ({source.num_images:,}); keep some to train on")
     logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
     return np.array(left_out, np.int64)
 
