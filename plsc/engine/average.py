@@ -99,7 +99,7 @@ class Average:
         saved = checkpoint.read_average(source, state)
         followed = {name: state[name] for name in {**self.values(), **saved}}
         self._parts = [_Part(tensors, {**tensors, **saved}) for tensors in _divided(followed)]
-        self.updates = source.meta["average"]["updates"] if saved else 0
+        self.updates = source.meta["average"]["updates"] if "average" in source.meta else 0
 
     def change(self, source: Checkpoint) -> Optional[str]:
         """Returns what a resumed run does with the average that the checkpoint does not expect, for the log."""
