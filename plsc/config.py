@@ -584,6 +584,24 @@ class Config:
             raise ConfigError(
                 f"{said}: trains the head alone, whose class centres set_distfc_attr freezes; leave one of them out"
             )
+        teacher = self._said("teacher", "set_teacher")
+        leaves_head = self.teacher is not None and not self.teacher.head
+        if leaves_head and any(not patterns for _, patterns in self.trainable.stages):
+            raise ConfigError(
+                f"{said}: trains the head alone, which {teacher} with head=False leaves as it is, so nothing would be "
+                "trained; leave one of them out"
+            )
+        if self.teacher is not None and all(not patterns for _, patterns in self.trainable.stages):
+            raise ConfigError(
+                f"{said}: trains the head alone, and {teacher} teaches the network, which is frozen; leave one of them "
+                "out, or unfreeze the network at an epoch"
+            )
+        if (leaves_head or (is_frozen and not self.has_bias)) and any(name == "head" for name, _ in self.rate_factors):
+            factors = self._said("rate_factors", "set_rate_factors")
+            reason = f"{teacher} with head=False leaves" if leaves_head else "set_distfc_attr keeps"
+            raise ConfigError(
+                f"{factors}: has a factor for 'head', whose class centres {reason} as they are; leave one of them out"
+            )
 
     def margin_of_loss(self) -> Any:
         """Returns the margin that was set, or else the default of the loss, as `DEFAULT_MARGINS` has it."""
