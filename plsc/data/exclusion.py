@@ -38,6 +38,7 @@ class KeptRecords(WrappedRecords):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
+        self.has_image_files = source.has_image_files
         self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
 
     def will_read_blocks(self) -> None:
