@@ -125,20 +125,19 @@ class ExportedCentres(ClassCentres):
             yield self._centres[first:end], None if self._bias is None else self._bias[first:end]
 
 
-def check_names(names: Sequence[str], count: int) -> None:
+def check_names(names: Sequence[str], count: int, giver: str = "set_class_names") -> None:
     """Checks that there is a name for each class, or none at all.
 
     Args:
         names: The names.
         count: Number of classes.
+        giver: What gives the names, for the message.
 
     Raises:
         ConfigError: There are more or fewer names than classes.
     """
     if len(names) not in (0, count):
-        raise ConfigError(
-            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
-        )
+        raise ConfigError(f"{giver} gives {len(names):,} names, and there are {count:,} classes; give one for each")
 
 
 def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[list[Path], dict[str, Any]]:
