@@ -125,19 +125,20 @@ class ExportedCentres(ClassCentres):
             yield self._centres[first:end], None if self._bias is None else self._bias[first:end]
 
 
-def check_names(names: Sequence[str], count: int) -> None:
+def check_names(names: Sequence[str], count: int, giver: str = "set_class_names") -> None:
     """Checks that there is a name for each class, or none at all.
 
     Args:
         names: The names.
         count: Number of classes.
+        giver: What gives the names, for the message.
 
     Raises:
         ConfigError: There are more or fewer names than classes.
     """
     if len(names) not in (0, count):
         raise ConfigError(
-            f"set_class_names gives {counted(len(names), 'name')} for {counted(count, 'class')}; give one for each"
+            f"{giver} gives {counted(len(names), 'name')} for {counted(count, 'class')}; give one for each"
         )
 
 

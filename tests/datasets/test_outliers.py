@@ -176,6 +176,16 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     assert (output / "embeddings/embeddings.npy").stat().st_mtime_ns == vectors.st_mtime_ns
     assert (output / "page.html").read_text().count("<img") < page.count("<img")
 
+    # Names of the settings replace those of the data, as in training.
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"name {number}\n" for number in range(12)))
+    words = (spoilt, "--output", output, "--set", f"class_names={names}")
+    assert outliers(capsys, *words)[0] == 0
+    assert "name 5" in {row["class"] for row in rows_of(output / "images.tsv")}
+    names.write_text("one\ntwo\n")
+    status, said = outliers(capsys, *words)
+    assert status == 1 and "set_class_names gives 2 names, and there are 12 classes" in said
+
 
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_embeddings_of_images_that_have_changed_are_not_used_again(glyphs, tmp_path, capsys, is_listed):
