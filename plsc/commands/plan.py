@@ -144,12 +144,12 @@ def _steps_per_epoch(config: Config, ranks: int) -> int:
 def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workload:
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
-    from plsc.models import build_model
+    from plsc.models import build_backbone
     from plsc.models.freezing import TrainedParts
 
     process = resident_memory()
     with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
-        model = build_model(config.model_name, config.emb_dim, config.image_shape)
+        model = build_backbone(config)
         TrainedParts(model, config.trainable.stages)
         size = forecast.backbone_size(model, config.image_shape, config.recompute)
     return forecast.workload_of(

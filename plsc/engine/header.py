@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 
 from plsc import amp, optim, parallel
-from plsc.config import Trainable
+from plsc.config import Config, Trainable
 from plsc.engine.forecast import OptimizerSize, backbone_size, forecast, workload_of
 from plsc.engine.state import TrainingState
 from plsc.errors import counted
@@ -49,6 +49,18 @@ def log_header(state: TrainingState, num_images: Optional[int], process_bytes: i
             "set_train_epochs asks for %d",
             last,
             config.train_epochs,
+        )
+    has_weights = config.checkpoint_dir or config.pretrained is not None or config.model is not None
+    if not has_weights and not config.resume and not any(parts for _, parts in config.trainable.stages):
+        logger.warning(
+            "set_trainable('head') leaves the network at its random weights; name a trained one with "
+            "set_checkpoint_dir or set_pretrained"
+        )
+    if config.optimizer is not None and config.schedule != Config().schedule:
+        logger.warning(
+            "set_schedule(%r) changes nothing, because the optimizer of set_optimizer has its own learning rate and "
+            "schedule; give the optimizer a schedule of Paddle, or leave one of the calls out",
+            config.schedule.name,
         )
     if parallel.rank() == 0:  # only rank 0 shows it, and it costs two forward passes
         for line in _forecast_lines(state, process_bytes):

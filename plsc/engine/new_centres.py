@@ -180,7 +180,8 @@ def fill(
         for part in head.parts:
             _set_rows(part.head, classes[found] - part.first, directions[found], new.scale)
     if parallel.rank() == 0:
-        logger.info("%d class centres begin at the mean embeddings of up to %d images each", first, MOST_IMAGES)
+        begun = first - missing
+        logger.info("%d class centres begin at the mean embeddings of up to %d images each", begun, MOST_IMAGES)
         if missing:
             logger.warning("%d classes have no image to begin at, so their centres are random", missing)
 

@@ -147,10 +147,11 @@ def open_centres(folder: Path, export: Export) -> ClassCentres:
 
 def _missing(folder: Path) -> ConfigError:
     """Returns the error for a folder without a manifest."""
+    advice = "name the folder of an export, which plsc export makes, or of a checkpoint, such as output/19"
     if not folder.is_dir():
-        what = "is a file and not the folder of an export" if folder.exists() else "there is no such folder"
-        return ConfigError(f"{folder}: {what}; make an export with plsc export, and name its folder")
-    return ConfigError(f"{folder / MANIFEST}: no exported network there; make one with plsc export")
+        what = "is a file and not a folder" if folder.exists() else "there is no such folder"
+        return ConfigError(f"{folder}: {what}; {advice}")
+    return ConfigError(f"{folder / MANIFEST}: no exported network there; {advice}")
 
 
 def _check(file: Path, digest: str) -> None:

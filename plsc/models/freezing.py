@@ -183,11 +183,14 @@ def _matching(names: Mapping[int, list[str]], pattern: str, setter: str, model: 
     if found:
         return found
     if any(fnmatch.fnmatchcase(name, pattern) for name in model.state_dict()):
-        raise ConfigError(
-            f"{setter}: {pattern!r} names only statistics in {type(model).__name__}, or what it freezes itself; name "
-            "parameters that can be trained"
+        freezes = (
+            "what set_trainable or the model freezes" if setter == "set_rate_factors" else "what it freezes itself"
         )
-    near = _near(pattern, [name for own in names.values() for name in own])
+        raise ConfigError(
+            f"{setter}: {pattern!r} names only statistics in {type(model).__name__}, or {freezes}; name parameters "
+            "that are trained"
+        )
+    near = _near(pattern, [name for own in names.values() for name in own]) if names else []
     advice = f"names near it: {', '.join(near)}" if near else "nothing of the backbone is trained"
     raise ConfigError(f"{setter}: {pattern!r} matches no parameter of {type(model).__name__}; {advice}")
 
@@ -195,7 +198,7 @@ def _matching(names: Mapping[int, list[str]], pattern: str, setter: str, model: 
 def _near(pattern: str, names: Sequence[str]) -> list[str]:
     """Returns patterns of layers, and names, that look like a pattern."""
     layers = {f"{name.rsplit('.', depth)[0]}.*" for name in names for depth in range(1, name.count(".") + 1)}
-    return difflib.get_close_matches(pattern, [*sorted(layers), *names], _NEAR, cutoff=0.0)
+    return difflib.get_close_matches(pattern, [HEAD, *sorted(layers), *names], _NEAR, cutoff=0.0)
 
 
 def _some(names: Iterable[list[str]]) -> str:

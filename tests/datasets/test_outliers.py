@@ -184,7 +184,7 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     assert "name 5" in {row["class"] for row in rows_of(output / "images.tsv")}
     names.write_text("one\ntwo\n")
     status, said = outliers(capsys, *words)
-    assert status == 1 and "set_class_names gives 2 names, and there are 12 classes" in said
+    assert status == 1 and "set_class_names gives 2 names for 12 classes" in said
 
 
 @pytest.mark.parametrize("is_listed", [True, False])

@@ -7,6 +7,7 @@ import paddle
 import pytest
 from ranks import run_plsc
 
+from plsc.commands.plan import _workload
 from plsc.config import Config
 from plsc.engine import forecast as forecasts
 from plsc.engine.average import Average
@@ -215,6 +216,18 @@ def test_the_plan_counts_nothing_for_what_is_frozen():
         assert forecast(averaging).backbone["average"] == size.averaged < everything.averaged
     parts.begin(0)
     assert backbone_size(model, (3, 32, 32), recompute=True).activations == 0
+
+
+@pytest.mark.parametrize("trained, share", [("all", 1), ("fc_0.*", 0.5), ("head", 0)])
+def test_the_plan_makes_the_layers_of_a_define_by_run_network_before_it_counts_them(trained, share):
+    config = Config(num_classes=10, model_name="GlyphNet", image_shape=(3, 32, 32), emb_dim=8)
+    config.trainable = trainable("set_trainable", trained)
+    size = _workload(config, 1, "Momentum", True).backbone
+    model = build_model("GlyphNet", 8, (3, 32, 32))
+    model.build((3, 32, 32))
+    everything = sum(4 * p.size for p in model.parameters() if not p.stop_gradient)
+    assert size.parameters == {1: everything, 0.5: 4 * sum(p.size for p in model.fc_0.parameters()), 0: 0}[share]
+    assert size.parameters + size.statistics == 4 * sum(tensor.size for tensor in model.state_dict().values())
 
 
 @pytest.mark.parametrize(

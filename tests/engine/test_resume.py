@@ -359,7 +359,7 @@ def test_a_resumed_run_keeps_the_names_of_its_classes(tmp_path):
     ins.set_train_epochs(2)
     ins.train()
     assert json.loads((tmp_path / "1" / "meta.json").read_text())["class_names"] == ["a", "b", "c"]
-    with pytest.raises(ConfigError, match="set_class_names gives 2 names, and there are 3 classes"):
+    with pytest.raises(ConfigError, match="set_class_names gives 2 names for 3 classes"):
         small(tmp_path, class_names=["a", "b"]).train()
     with pytest.raises(ConfigError, match=r"set_class_num\('auto'\) cannot count the classes of a train_reader"):
         small(tmp_path, num_classes="auto").train()

@@ -213,11 +213,13 @@ def test_a_crafted_manifest_is_refused(earlier, tmp_path):
 
 
 def test_missing_exports_and_bad_images_are_reported(tmp_path):
-    with pytest.raises(ConfigError, match="inference_meta.json: no exported network there; make one with plsc export"):
+    with pytest.raises(
+        ConfigError, match="inference_meta.json: no exported network there; name the .* or of a checkpoint"
+    ):
         Predictor(tmp_path)
-    with pytest.raises(ConfigError, match="nowhere: there is no such folder; make an export"):
+    with pytest.raises(ConfigError, match="nowhere: there is no such folder; name the folder of an export, .* or of a"):
         Predictor(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="py: is a file and not the folder of an export"):
+    with pytest.raises(ConfigError, match="py: is a file and not a folder; name the folder of an export"):
         Predictor(__file__)
     model = trained(Plain())
     export(model, tmp_path, SHAPE)

@@ -162,6 +162,7 @@ def test_only_statistics_are_kept_for_a_skipped_step_and_sent_to_other_ranks():
 
 REFUSED = {
     "fc.*": r"'fc.\*' matches no parameter of Net; names near it: .*tail\.\*",
+    "head ": "'head ' matches no parameter of Net; names near it: head",
     "tail.1._mean": "'tail.1._mean' names only statistics in Net, or what it freezes itself",
     "fixed": "'fixed' names only statistics in Net, or what it freezes itself",
     "*.bias": r"(trunk|tail).1.bias is named without (trunk|tail).1.weight, and Paddle has no gradient of one .*; name",
@@ -174,6 +175,20 @@ def test_a_pattern_that_cannot_be_trained_is_refused(pattern):
         entry(Net(), pattern).train()
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_random_network_that_is_never_trained_and_a_schedule_that_is_not_used_are_reported(is_named, capsys):
+    ins = entry(Net(), "head", train_epochs=1)
+    if not is_named:
+        ins._config.model = None
+        ins.set_model_name("GlyphNet")
+        ins.set_schedule("cosine")
+        ins.set_optimizer(lambda parameters: paddle.optimizer.Momentum(0.01, parameters=parameters))
+    ins.train()
+    log = capsys.readouterr().err
+    assert ("set_trainable('head') leaves the network at its random weights; name" in log) is not is_named
+    assert ("set_schedule('cosine') changes nothing, because the optimizer" in log) is not is_named
+
+
 def test_stages_that_cannot_be_are_refused_and_one_that_never_comes_is_reported(capsys):
     with pytest.raises(ConfigError, match="epoch 1 freezes tail.0.bias, tail.0.weight, .* may only unfreeze"):
         entry(Net(), {0: "tail.*", 1: "trunk.*"}).train()
@@ -183,6 +198,11 @@ def test_stages_that_cannot_be_are_refused_and_one_that_never_comes_is_reported(
     ins.set_distfc_attr(paddle.ParamAttr(trainable=False))
     with pytest.raises(ConfigError, match="trains the head alone, whose class centres set_distfc_attr freezes"):
         ins.train()
+    for stages in ("head", {0: "head", 1: "all"}):
+        ins = entry(Net(), stages)
+        ins.set_teacher("zoo:glyphs", head=False)
+        with pytest.raises(ConfigError, match=r"the head alone, and set_teacher\(head=False\) leaves the head out, so"):
+            ins.train()
 
 
 @pytest.mark.parametrize(
@@ -347,7 +367,9 @@ def test_an_optimizer_heeds_rate_factors_or_is_refused(make, words):
 
 
 def test_a_rate_factor_for_what_is_frozen_or_unknown_is_refused():
-    with pytest.raises(ConfigError, match=r"set_rate_factors: 'trunk.\*' names only statistics in Net, or what"):
+    with pytest.raises(
+        ConfigError, match=r"set_rate_factors: 'trunk.\*' names .* in Net, or what set_trainable or the model"
+    ):
         entry(Net(), "tail.*", rate_factors={"trunk.*": 0.1}).train()
     with pytest.raises(ConfigError, match=r"set_rate_factors: 'tial.\*' matches no .* near it: tail\.\*"):
         rate_factors_of((("tial.*", 0.1),), Net(), {})
