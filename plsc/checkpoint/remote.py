@@ -27,6 +27,7 @@ from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
 from plsc.storage.base import write_bytes
+from plsc.storage.local import check_room
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
 _LEFTOVER = re.compile(r"\.(\d+|step_\d+)\.([0-9a-z]{1,12})\.[0-9a-f]{12}\.(writing|replaced|removed)")
@@ -265,10 +266,12 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
     files that the machine needs are there.
 
     Raises:
-        ConfigError: The folder holds another checkpoint, or cannot be written.
+        ConfigError: The folder holds another checkpoint, or cannot be written, or its disk is too small.
         DamagedError: A file of the store is not what `meta.json` says.
     """
+    names = list(names)
     try:
+        check_room(folder, _bytes_to_come(remote, folder, names))
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / META
         if meta.exists() and meta.read_bytes() != remote.meta_text:
@@ -283,6 +286,16 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
         )
     except OSError as problem:
         raise ConfigError(f"{folder}: cannot be written ({problem.strerror or problem})") from None
+
+
+def _bytes_to_come(remote: Remote, folder: Path, names: Iterable[str]) -> int:
+    """Returns how many bytes of some files are neither in a folder nor in the parts of an earlier download to it."""
+    left = 0
+    for name in names:
+        place, size = folder / name, remote.checkpoint.files[name].size
+        there = [one.stat().st_size for one in (place, _part_of(place, remote.meta_text)) if one.exists()]
+        left += max(0, size - max(there, default=0))
+    return left
 
 
 def finish_download(remote: Remote, folder: Path) -> None:
