@@ -1,5 +1,9 @@
 """plsc trains classifiers with very many classes on PaddlePaddle. The last layer is sharded over the ranks."""
 
+# The first import, so that Ctrl-C during the others ends a program with one line.
+from plsc.machine import beginning as _beginning  # noqa: F401
+
+# isort: split
 import importlib
 import importlib.util
 import logging

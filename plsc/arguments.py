@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError, UsageError
+from plsc.machine.beginning import hand_over
 from plsc.machine.json_files import json_text
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 from plsc.machine.uncaught import is_interrupt, line_of
@@ -198,6 +199,7 @@ def exit_status(command: Callable[[], int]) -> int:
     """
     open_closed_streams()
     try:
+        hand_over()
         with contextlib.redirect_stdout(CheckedOutput(sys.stdout)):  # type: ignore[type-var]
             try:
                 return command()

@@ -144,18 +144,35 @@ class Trainable:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pixels:
+    """The images that a network was trained on elsewhere: what must be made up for, since plsc gives it others.
+
+    Attributes:
+        std: What pixels, less 127.5, were divided by; 127.5 in arcface_torch and PLSC 2.
+        order: Order of the channels, 'rgb' or 'bgr'.
+    """
+
+    _set_by: ClassVar[str] = ""
+
+    std: float = 127.5
+    order: str = "rgb"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "std", check_float(f"{self._set_by}std", self.std, 1e-3, 1e6))
+        check_choice(f"{self._set_by}order", self.order, CHANNEL_ORDERS)
+
+
+@dataclass(frozen=True)
+class Pretrained(Pixels):
     """The arguments of `set_pretrained`: a file of weights, and the pixels that they were trained on.
 
     Attributes:
         source: The file.
-        std: What pixels, less 127.5, were divided by.
-        order: Order of the channels, 'rgb' or 'bgr'.
     """
 
-    source: str
-    std: float = 127.5
-    order: str = "rgb"
+    _set_by: ClassVar[str] = "set_pretrained: "
+
+    source: str = ""
 
 
 LESSONS = ("cosine", "relation")
@@ -567,11 +584,23 @@ class Config:
             raise ConfigError(
                 f"{said}: trains the head alone, whose class centres set_distfc_attr freezes; leave one of them out"
             )
-        without_head = self.teacher is not None and not self.teacher.head
-        if without_head and any(not patterns for _, patterns in self.trainable.stages):
+        teacher = self._said("teacher", "set_teacher")
+        leaves_head = self.teacher is not None and not self.teacher.head
+        if leaves_head and any(not patterns for _, patterns in self.trainable.stages):
             raise ConfigError(
-                f"{said}: trains the head alone, and set_teacher(head=False) leaves the head out, so nothing would be "
+                f"{said}: trains the head alone, which {teacher} with head=False leaves as it is, so nothing would be "
                 "trained; leave one of them out"
+            )
+        if self.teacher is not None and all(not patterns for _, patterns in self.trainable.stages):
+            raise ConfigError(
+                f"{said}: trains the head alone, and {teacher} teaches the network, which is frozen; leave one of them "
+                "out, or unfreeze the network at an epoch"
+            )
+        if (leaves_head or (is_frozen and not self.has_bias)) and any(name == "head" for name, _ in self.rate_factors):
+            factors = self._said("rate_factors", "set_rate_factors")
+            reason = f"{teacher} with head=False leaves" if leaves_head else "set_distfc_attr keeps"
+            raise ConfigError(
+                f"{factors}: has a factor for 'head', whose class centres {reason} as they are; leave one of them out"
             )
 
     def margin_of_loss(self) -> Any:

@@ -929,7 +929,7 @@ class Entry:
         with self._action():
             return trained.predict(wanted, self._prepare(), self._backbone)
 
-    def classify(self, source: Union[str, Path], top: int = 5) -> list[list[Answer]]:
+    def classify(self, source: Union[str, Path], top: int = 5, skip_damaged: bool = False) -> list[list[Answer]]:
         """Names the classes that images most probably show, of those that the network was trained on.
 
         The network is that of the export, or of the last `train`, or else of the checkpoint folder. The class centres
@@ -938,6 +938,8 @@ class Entry:
         Args:
             source: An image, a folder of images or a list of them, as `predict` takes it.
             top: Number of answers for each image.
+            skip_damaged: Whether an image that cannot be read or decoded gets no answers and a warning, instead of
+                ending the work.
 
         Returns:
             For each image its answers (`number`, `name`, `cosine`), the best first; the same on every rank, in the
@@ -947,11 +949,14 @@ class Entry:
             PlscError: There is no model or no file with its class centres, or one of them or an image cannot be used.
         """
         check_int("classify: top", top, 1)
+        check_bool("classify: skip_damaged", skip_damaged)
         if not isinstance(source, (str, Path)) or source == "":
             raise ConfigError(f"classify: source={source!r}: expected a path")
         with self._action():
             classes_from = "" if self._config.export_dir else self._checkpoint_with_classes("classify()")
-            return trained.classify(self._prepare(), source, top, self._backbone, classes_from)
+            return trained.classify(
+                self._prepare(), source, top, self._backbone, classes_from, skip_damaged=skip_damaged
+            )
 
     def convert_for_prediction(
         self,

@@ -111,3 +111,19 @@ def one_line(text: str, longest: int = _LONGEST_SHOWN) -> str:
     text = re.sub(r"\s*[\n\r]\s*", " ", text[: 10 * longest])
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a number of things for a message: "1 class", "1,200 classes", "1 damaged image", "2 identities".
+
+    Args:
+        count: The number.
+        noun: The singular, of which the last word has a regular plural.
+    """
+    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from plsc.errors import one_line, reason_of
+from plsc.errors import counted, one_line, reason_of
 
 PADDLE = """
 --------------------------------------
@@ -62,3 +62,20 @@ def test_long_texts_take_little_time(part):
     began = time.monotonic()
     reason_of(ValueError(part * (200_000 // len(part))))
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "count, noun, text",
+    [
+        (0, "image", "0 images"),
+        (1, "damaged image", "1 damaged image"),
+        (1, "class", "1 class"),
+        (1234567, "class", "1,234,567 classes"),
+        (2, "identity", "2 identities"),
+        (1, "identity", "1 identity"),
+        (2, "batch", "2 batches"),
+        (3, "day", "3 days"),
+    ],
+)
+def test_counted_nouns(count, noun, text):
+    assert counted(count, noun) == text

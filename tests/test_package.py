@@ -42,6 +42,32 @@ def test_paddle_is_imported_and_trains_without_warnings_and_with_the_threads_tha
     assert (process.stdout, process.stderr) == ("2\n", "")
 
 
+@pytest.mark.parametrize("name, is_program", [("/bin/plsc", True), ("-m", True), ("mine.py", False)])
+def test_ctrl_c_during_the_imports_ends_a_program_with_one_line(name, is_program):
+    code = f"""
+import os, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "plsc.version":
+            os.kill(os.getpid(), 2)
+sys.meta_path.insert(0, Interrupting())
+sys.argv[0] = {name!r}
+import plsc.cli
+"""
+    process = python(code)
+    if is_program:
+        assert (process.returncode, process.stderr) == (130, "plsc: stopped by Ctrl-C\n")
+    else:
+        assert process.returncode == -2 and "KeyboardInterrupt" in process.stderr  # the script's own affair
+
+
+def test_a_program_that_has_begun_handles_ctrl_c_itself():
+    code = "import sys; sys.argv[0] = 'plsc'; import os, plsc.arguments as a\n"
+    code += "sys.exit(a.exit_status(lambda: os.kill(os.getpid(), 2) or 0))"
+    process = python(code)
+    assert (process.returncode, process.stderr) == (130, "")
+
+
 def imports_of(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):

@@ -122,7 +122,7 @@ ASKED = {
     "background_save": ((True,), False, False),
     "resume": ((False,), True, True),
     "checkpoint_dir": (("script",), ["line", "plain"], ("line", "plain")),
-    "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained("b.pt", order="bgr")),
+    "pretrained": (("a.pth",), {"source": "b.pt", "order": "bgr"}, Pretrained(source="b.pt", order="bgr")),
     "teacher": (("out/1",), {"source": "out/2", "kind": "relation"}, Teaching("out/2", kind="relation")),
     "head_init": (("fresh",), "keep-common", "keep-common"),
     "export_dir": (("script",), "line", "line"),

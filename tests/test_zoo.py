@@ -72,7 +72,7 @@ def test_the_commands_take_it_as_a_checkpoint_and_as_an_export(samples, tmp_path
     for name, folder in (("--checkpoint", "c"), ("--model", "c")):  # the second finds that there is nothing to do
         words = ["predict", name, "zoo:glyphs", "--input", str(images[0]), "--output", str(tmp_path / folder)]
         assert cli.main(words) == 0
-        assert "1 embeddings of 128 numbers" in capsys.readouterr().out
+        assert "1 embedding of 128 numbers" in capsys.readouterr().out
 
 
 def test_cards_are_listed_and_shown(tmp_path, capsys):

@@ -76,7 +76,11 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
     assert store is not None
 
     def find() -> remote.Remote:
-        found = remote.open_remote(store, source) or remote.newest(store, source)
+        found = (
+            remote.open_remote(store, source)
+            or remote.newest(store, source)
+            or remote.find_aside(store, source, config.hdfs.fs_dir_for_save)  # type: ignore[union-attr]
+        )
         if found is None:
             raise CheckpointError(
                 f"{store.name}: {source}: no complete checkpoint there; set fs_checkpoint_dir to its folder, or to "

@@ -46,6 +46,7 @@ META = "meta.json"
 BACKBONE = "backbone.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 AVERAGE = "average.safetensors"  # of runs with set_ema
+EARLIER = "earlier_"  # with a number from 1, the folder that receives an earlier run
 _NAME = re.compile(r"\d+|step_\d+")
 _LEFTOVER = re.compile(r"\.(.+)\.(writing|replaced|removed|fetching)(\.[0-9a-f]+)?")
 _PASSING = re.compile(r"\.rank_\d+\.[0-9a-f]{32}|\.nfs[0-9a-f]+|\..+\.[0-9a-f]{12}\.part")

@@ -13,7 +13,7 @@ import paddle
 from plsc.checkpoint.folder import AVERAGE, BACKBONE, OPTIMIZER, Checkpoint, head_file
 from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile, missing
-from plsc.errors import CheckpointError
+from plsc.errors import CheckpointError, counted
 from plsc.heads import ClassifierHead
 
 _OTHER_MODEL = ": it was saved from another model; check set_model"
@@ -364,7 +364,9 @@ class HeadFiles:
                 raise missing(path)
             if begin < end and file is not None:
                 if name not in file or file.shape(name)[:1] != (count,):
-                    raise DamagedError(f"{file.path}: does not hold {count} rows of {name}; use another checkpoint")
+                    raise DamagedError(
+                        f"{file.path}: does not hold {counted(count, 'row')} of {name}; use another checkpoint"
+                    )
                 yield from file.rows(name, begin - first, end - first)
             first += count
 

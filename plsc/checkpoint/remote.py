@@ -8,6 +8,7 @@ folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import posixpath
 import re
@@ -19,16 +20,18 @@ from pathlib import Path
 from typing import BinaryIO, Optional
 
 from plsc.checkpoint import folder as layout
-from plsc.checkpoint.folder import META, Checkpoint
+from plsc.checkpoint.folder import EARLIER, META, Checkpoint
 from plsc.checkpoint.tensor_file import BLOCK_BYTES, DamagedError, FileSum
 from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
 from plsc.storage.base import write_bytes
+from plsc.storage.local import check_room
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
 _LEFTOVER = re.compile(r"\.(\d+|step_\d+)\.([0-9a-z]{1,12})\.[0-9a-f]{12}\.(writing|replaced|removed)")
+_ASIDE = re.compile(rf"{EARLIER}(\d{{1,9}})")
 _POLL_SECONDS = 0.5
 _THREADS = 4  # each holds a block in memory
 
@@ -125,6 +128,8 @@ def _check_own(storage: Retrying, path: str) -> None:
 
 def remove(storage: Retrying, remote: Remote) -> None:
     """Removes a checkpoint, after it has hidden it: it is whole or gone. One that contains other files stays."""
+    if storage.status(remote.path) is None:  # somebody has removed it, or a run in the same folder has moved it
+        return
     _check_own(storage, remote.path)
     hidden = hidden_of(remote.path, remote.meta_text, "removed")
     storage.delete(hidden)
@@ -151,6 +156,66 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
             storage.delete(leftover)
             done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
     return done
+
+
+def set_aside(storage: Retrying, folder: str, run: str) -> tuple[str, int]:
+    """Moves the checkpoints of other runs to `earlier_<n>` in the same folder, so that no upload replaces them.
+
+    Those that cannot be read are moved too. If it is interrupted, the next call moves the rest to another folder.
+
+    Args:
+        storage: The store.
+        folder: The folder that receives the checkpoints of `run`.
+        run: The `run` in the `meta.json` of the checkpoints that stay.
+
+    Returns:
+        The folder that they are in now, and how many they are; "" and 0 if there are none.
+    """
+    others = [path for path in _checkpoints_in(storage, folder) if _run_of(storage, path) != run]
+    if not others:
+        return "", 0
+    names = storage.list(folder)
+    target = posixpath.join(folder, next(name for n in itertools.count(1) if (name := f"{EARLIER}{n}") not in names))
+    storage.mkdirs(target)
+    for path in others:
+        storage.rename(path, posixpath.join(target, posixpath.basename(path)))
+    return target, len(others)
+
+
+def find_aside(storage: Retrying, path: str, folder: Optional[str]) -> Optional[Remote]:
+    """Returns the checkpoint that `set_aside` has moved away from a path, the last one if there are several.
+
+    Args:
+        storage: The store.
+        path: Where the checkpoint was.
+        folder: The folder that was cleared; None if there is none.
+
+    Returns:
+        The checkpoint, or None if the path is in another folder or nothing was moved.
+    """
+    above, name = posixpath.split(posixpath.normpath(path))
+    if folder is None or above != posixpath.normpath(folder) or storage.status(above) is None:
+        return None
+    numbers = [int(found[1]) for found in filter(None, map(_ASIDE.fullmatch, storage.list(above)))]
+    places = (posixpath.join(above, f"{EARLIER}{number}", name) for number in sorted(numbers, reverse=True))
+    return next(filter(None, (open_remote(storage, place) for place in places)), None)
+
+
+def _checkpoints_in(storage: Retrying, folder: str) -> list[str]:
+    """Returns the paths in a folder that are named like checkpoints and have a `meta.json`."""
+    names = [
+        name for name, child in storage.list(folder).items() if child.is_folder and layout.is_checkpoint_name(name)
+    ]
+    return [path for name in names if META in storage.list(path := posixpath.join(folder, name))]
+
+
+def _run_of(storage: Retrying, path: str) -> Optional[str]:
+    """Returns the run that has saved a checkpoint; None if it is not known."""
+    try:
+        found = open_remote(storage, path)
+    except CheckpointError:
+        return None
+    return None if found is None else found.checkpoint.meta.get("run")
 
 
 def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
@@ -201,10 +266,12 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
     files that the machine needs are there.
 
     Raises:
-        ConfigError: The folder holds another checkpoint, or cannot be written.
+        ConfigError: The folder holds another checkpoint, or cannot be written, or its disk is too small.
         DamagedError: A file of the store is not what `meta.json` says.
     """
+    names = list(names)
     try:
+        check_room(folder, _bytes_to_come(remote, folder, names))
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / META
         if meta.exists() and meta.read_bytes() != remote.meta_text:
@@ -219,6 +286,16 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
         )
     except OSError as problem:
         raise ConfigError(f"{folder}: cannot be written ({problem.strerror or problem})") from None
+
+
+def _bytes_to_come(remote: Remote, folder: Path, names: Iterable[str]) -> int:
+    """Returns how many bytes of some files are neither in a folder nor in the parts of an earlier download to it."""
+    left = 0
+    for name in names:
+        place, size = folder / name, remote.checkpoint.files[name].size
+        there = [one.stat().st_size for one in (place, _part_of(place, remote.meta_text)) if one.exists()]
+        left += max(0, size - max(there, default=0))
+    return left
 
 
 def finish_download(remote: Remote, folder: Path) -> None:

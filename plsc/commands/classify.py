@@ -31,6 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="classes to show for each image (default 5)"
     )
+    trained.add_skip_damaged(parser, "no answers")
     add_json(parser)
 
 
@@ -39,11 +40,16 @@ def run(options: argparse.Namespace) -> int:
     set_up_logging(0)
     images = trained.image_paths(options.images)
     if options.model:
-        answers = trained.predictor_of(options)[0].classify(images, options.top)
+        answers = trained.predictor_of(options)[0].classify(images, options.top, options.skip_damaged)
     else:
         from plsc.evaluation.trained import classify
 
-        answers = classify(trained.prepared_config(options), trained.collection_of(images), options.top)
+        answers = classify(
+            trained.prepared_config(options),
+            trained.collection_of(images),
+            options.top,
+            skip_damaged=options.skip_damaged,
+        )
     if options.json:
         found = [
             {"image": to_text(str(image)), "classes": [answer._asdict() for answer in one]}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, add_ranks, print_json
+from plsc.errors import counted
 from plsc.machine.names import to_text
 
 
@@ -33,5 +34,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"path": to_text(str(options.target)), "ranks": options.ranks})
     else:
-        print(f"{options.target}: the checkpoint {options.source} for {options.ranks} ranks")
+        print(f"{options.target}: the checkpoint {options.source} for {counted(options.ranks, 'rank')}")
     return 0

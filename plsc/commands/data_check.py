@@ -14,7 +14,7 @@ from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands.data_source import add_source, check_new, config_of, open_whole
 from plsc.config import MOST_THREADS
 from plsc.datasets.opening import check_local
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 from plsc.machine import threads
 from plsc.machine.files import replacing
 from plsc.machine.names import readable, to_text
@@ -115,7 +115,7 @@ def _print(found: Findings, names: Any, options: argparse.Namespace, listing: Op
     across = [group for group in found.group_of_members() if not found.are_of_one_class(group)]
     same_class = found.labels[found.near[:, 0]] == found.labels[found.near[:, 1]]
     near = [(same_class, "inside a class"), (~same_class, "in different classes")]
-    print(f"{options.source}: {count:,} images checked")
+    print(f"{options.source}: {counted(count, 'image')} checked")
     _show("cannot be decoded", len(found.damaged), (found.reasons[i] for i in found.damaged[:_SHOWN]))
     for what, groups in (("inside a class", inside), ("in different classes", across)):
         lines, number = (_group_line(found, names, group) for group in groups[:_SHOWN]), sum(map(len, groups))
@@ -133,7 +133,7 @@ def _print(found: Findings, names: Any, options: argparse.Namespace, listing: Op
         lines = (f"{found.name(i)} is or looks like {found.name(j)}" for i, j in pairs[:_SHOWN])
         _show(f"in {test}", len(pairs), lines)
     if listing is not None:
-        print(f"{options.fix}: lists {listing.images:,} images to leave out, for set_dataset_dir(exclude=...)")
+        print(f"{options.fix}: lists {counted(listing.images, 'image')} to leave out, for set_dataset_dir(exclude=...)")
         if listing.unnamed:
             print(
                 f"  not on the list: {listing.unnamed:,} that it cannot name, because a good image has the same name "

@@ -11,7 +11,7 @@ from plsc.arguments import add_command, add_json, add_ranks, at_least, print_jso
 from plsc.commands.data_progress import Bar
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
-from plsc.errors import ConfigError, UsageError
+from plsc.errors import ConfigError, UsageError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 
@@ -141,14 +141,15 @@ def _report(options: argparse.Namespace, conversion: Conversion, result: Result,
     kept = f" ({result.kept:,} of them from an earlier run)" if result.kept else ""
     shards = ""
     if TARGETS[conversion.to].has_shards or kept:
-        shards = f" in {result.shards:,} shard{'s' * (result.shards != 1)}{kept}"
+        shards = f" in {counted(result.shards, 'shard')}{kept}"
     rate = result.image_bytes / max(seconds, 1e-9)
     print(
-        f"{conversion.output}: {result.images:,} images of {result.classes:,} classes as {conversion.to}{shards}, "
+        f"{conversion.output}: {counted(result.images, 'image')} of {counted(result.classes, 'class')} as "
+        f"{conversion.to}{shards}, "
         f"{size_text(result.image_bytes)} in {seconds:.1f} s ({size_text(rate)}/s)"
     )
     if result.skipped:
-        print(f"{result.skipped:,} damaged images were left out; skipped.txt lists them")
+        print(f"{counted(result.skipped, 'damaged image')} left out; skipped.txt lists them")
     if conversion.to == "base64" and conversion.ranks is None:
         print(
             f"Split it for the ranks: python tools/process_base64_files.py --data_dir={conversion.output} "

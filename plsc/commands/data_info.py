@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Optional
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands.data_progress import Bar
 from plsc.datasets.opening import add_format
+from plsc.errors import counted
 from plsc.machine.names import readable
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _per_class(found: Survey) -> list[str]:
     ]
     for span, (_, _, count) in zip(spans, rows):
         bar = "#" * -(-count * _WIDTH // most)
-        lines.append(f"  {span:>{width}}  {bar}{' ' if bar else ''}{count:,} class{'es' * (count != 1)}")
+        lines.append(f"  {span:>{width}}  {bar}{' ' if bar else ''}{counted(count, 'class')}")
     return lines
 
 

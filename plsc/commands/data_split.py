@@ -11,7 +11,7 @@ from tqdm import tqdm
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands.data_source import add_source, check_new, config_of, open_whole
 from plsc.config import LARGEST_SEED
-from plsc.errors import one_line
+from plsc.errors import counted, one_line
 from plsc.machine.names import to_text
 
 
@@ -83,8 +83,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     held_out = options.output.absolute() / "held_out"
     print(
-        f"{options.output}: {made.images:,} images of {made.classes:,} classes, {made.pairs:,} pairs; "
-        f"{made.left:,} images of {made.classes_left:,} classes are left to train on"
+        f"{options.output}: {counted(made.images, 'image')} of {counted(made.classes, 'class')}, "
+        f"{counted(made.pairs, 'pair')}; "
+        f"{counted(made.left, 'image')} of {counted(made.classes_left, 'class')} left to train on"
     )
     print(f"ins.set_dataset_dir({str(options.source)!r}, exclude={str(options.output / 'exclude.txt')!r})")
     print(f"ins.set_val_targets({str(held_out)!r})")

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.errors import ConfigError
-from plsc.machine.names import to_text
+from plsc.errors import ConfigError, counted
+from plsc.machine.names import readable, to_text
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address
 from plsc.storage.transfer import Advance, files_of, get, put, tree
@@ -110,7 +110,7 @@ def _ls(options: argparse.Namespace, store: Retrying) -> None:
     for name, one in sorted(found.items()):
         size = "-" if one.is_folder else f"{one.size:,}"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified))
-        print(f"{size:>18}  {when}  {name}{'/' if one.is_folder else ''}")
+        print(f"{size:>18}  {when}  {readable(name)}{'/' if one.is_folder else ''}")
 
 
 def _get(options: argparse.Namespace, store: Retrying) -> None:
@@ -169,4 +169,4 @@ def _done(options: argparse.Namespace, place: object, size: int) -> None:
     if options.json:
         print_json({"path": to_text(str(place)), "bytes": size})
     else:
-        print(f"{place}: {size:,} bytes")
+        print(f"{place}: {counted(size, 'byte')}")

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json, sides
+from plsc.errors import counted
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.weights.importing import Pixels, import_weights
+    from plsc.config import Pixels
+    from plsc.weights.importing import import_weights
 
     report = import_weights(
         options.source,
@@ -69,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"left at its random value: {name} ({why})")
     for name in report.unused:
         print(f"not used: {name}")
-    classes = f", {report.classes:,} classes" if report.classes else ", without class centres"
+    classes = f", {counted(report.classes, 'class')}" if report.classes else ", without class centres"
     print(
         f"{options.output}: {report.model}, embedding size {report.emb_dim}, images {report.image_shape[1]}x"
-        f"{report.image_shape[2]}, {report.tensors} tensors{classes}"
+        f"{report.image_shape[2]}, {counted(report.tensors, 'tensor')}{classes}"
     )
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.errors import counted
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import to_text
 
@@ -51,9 +52,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     lists = f", a search reads {meta['probes']} of {meta['lists']} lists" if "lists" in meta else ""
     lists += f" and finds {meta['recall']:.1%} of the nearest images" if "recall" in meta else ""
-    left_out = f"; {meta['left_out']} zero embeddings left out" if meta["left_out"] else ""
+    left_out = f"; {counted(meta['left_out'], 'zero embedding')} left out" if meta["left_out"] else ""
     print(
-        f"{options.output}: {meta['count']:,} images of {meta['identities']:,} identities, "
+        f"{options.output}: {counted(meta['count'], 'image')} of {counted(meta['identities'], 'identity')}, "
         f"{meta['kind']}{lists}{left_out}"
     )
     return 0

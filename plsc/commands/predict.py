@@ -6,6 +6,7 @@ import argparse
 
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
+from plsc.errors import counted
 from plsc.machine.names import to_text
 
 
@@ -36,11 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--parquet", action="store_true", help="also write embeddings.parquet; needs pip install '.[parquet]'"
     )
-    parser.add_argument(
-        "--skip-damaged",
-        action="store_true",
-        help="give zeros and a warning to an image that cannot be read or decoded, instead of stopping",
-    )
+    trained.add_skip_damaged(parser, "zeros")
     trained.add_ranks(parser)
     add_json(parser)
 
@@ -62,5 +59,5 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"output": to_text(options.output), "count": count, "emb_dim": emb_dim})
     else:
-        print(f"{options.output}: {count:,} embeddings of {emb_dim} numbers")
+        print(f"{options.output}: {counted(count, 'embedding')} of {counted(emb_dim, 'number')}")
     return 0

@@ -46,6 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="lists of an ivf index to read; more lists find more and take longer",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page of thumbnails")
+    trained.add_skip_damaged(parser, "no answers")
     add_json(parser)
 
 
@@ -60,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
     images = trained.image_paths(options.images)
     index = SearchIndex(options.index)
     embeddings, rule = _embeddings(options, index, images)
-    hits = index.search(embeddings, options.top, options.probes)
+    usable = (embeddings != 0).any(axis=1) | (not options.skip_damaged)  # a damaged image has an embedding of zeros
+    found = iter(index.search(embeddings[usable], options.top, options.probes))
+    hits = [next(found) if one else [] for one in usable]
     if options.page is not None:
         write_page(options.page, from_text(index.meta["source"] or ""), images, hits, rule)
     if options.json:
@@ -92,7 +95,7 @@ def _embeddings(
         predictor, rule = trained.predictor_of(options, flip, record)
         _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
         _check_network(options, index, predictor.network, predictor.digest)
-        return predictor.embed(images), rule
+        return predictor.embed(images, options.skip_damaged), rule
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network
 
@@ -100,7 +103,8 @@ def _embeddings(
     _check_sizes(options, index, network.emb_dim, network.image_shape)
     _check_network(options, index, network.model, network.export)
     config = config.with_images_of({**config.image_record(), **record})
-    return Embedder(network, config, flip).embed(trained.collection_of(images)), config.pixels
+    embedder = Embedder(network, config, flip, skip_damaged=options.skip_damaged)
+    return embedder.embed(trained.collection_of(images)), config.pixels
 
 
 def _check_network(

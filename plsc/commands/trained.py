@@ -85,6 +85,15 @@ class _ExportOrCheckpoint(argparse.Action):
         setattr(namespace, "checkpoint" if is_checkpoint(Path(value)) else self.dest, value)
 
 
+def add_skip_damaged(parser: argparse.ArgumentParser, result: str) -> None:
+    """Adds `--skip-damaged` to a command that gives a damaged image some `result`, such as "zeros"."""
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help=f"give {result} and a warning to an image that cannot be read or decoded, instead of stopping",
+    )
+
+
 def add_ranks(parser: argparse.ArgumentParser) -> None:
     """Adds `--ranks`, for `on_ranks`."""
     arguments.add_ranks(parser, "number of processes that share the work (default 1)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from plsc import zoo
 from plsc.arguments import add_command, add_json, print_json
-from plsc.errors import UsageError
+from plsc.errors import UsageError, counted
 
 _WIDTH, _INDENT = 96, 14  # columns
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(card)
     elif written is not None:
-        print(f"{options.samples}: {written} images")
+        print(f"{options.samples}: {counted(written, 'image')}")
     else:
         print(f"{zoo.PREFIX}{name}")
         for key, value in card.items():

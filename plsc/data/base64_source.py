@@ -18,7 +18,7 @@ from plsc.data.class_names import names_of_numbers
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
 from plsc.data.shard_files import OPEN_FILES, OpenFile
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
@@ -270,7 +270,7 @@ class Base64Files(Records):
             raise DataError(f"{path}: cannot read ({error.strerror}); {advice}") from error
         if size != made.bytes:
             raise DataError(
-                f"{path}: has {size} bytes, but the manifest says {made.bytes}; copy it again, or run "
+                f"{path}: has {counted(size, 'byte')}, but the manifest says {made.bytes}; copy it again, or run "
                 f"{self._command(self._manifest.nranks)}"
             )
         return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.image_lists import BYTE_ORDER_MARK
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.files import open_regular
 from plsc.machine.names import quoted, readable, to_text, twins_among
 
@@ -101,7 +101,7 @@ def number_classes(
             )
     if num_classes not in (None, len(listed)):
         raise DataError(
-            f"{folder if given is None else os.path.join(folder, CLASSES)}: names {len(listed)} classes, but "
+            f"{folder if given is None else os.path.join(folder, CLASSES)}: names {counted(len(listed), 'class')}, but "
             f"set_class_num says {num_classes}; call set_class_num({len(listed)}) or set_class_num('auto')"
         )
     for every in (listed, names):

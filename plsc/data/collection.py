@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import bisect
+import contextlib
 import hashlib
 import io
 import logging
@@ -320,8 +321,14 @@ class RecordImages:
             check_header(io.BytesIO(self._records.read(i)[0]), self.where(i), rule.most_pixels)
 
     def fingerprint(self, missing: bool = False) -> str:
-        """Returns a digest of what the data set says about itself."""
-        return hashlib.sha256(repr(sorted(self._records.digests().items())).encode()).hexdigest()
+        """Returns a digest of what the data set says about itself, and of the sizes and times of its image files."""
+        found = hashlib.sha256(repr(sorted(self._records.digests().items())).encode())
+        if self._records.has_image_files:
+            for i in range(self.num_images):
+                with contextlib.suppress(OSError):  # one that is missing, which `digests` names, has no state
+                    status = os.stat(self._path / self.name(i))
+                    found.update(f"{i} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return found.hexdigest()
 
 
 def open_collection(path: Path) -> Collection:

@@ -6,8 +6,9 @@ import errno
 from collections.abc import Callable
 from typing import NamedTuple
 
-from plsc.errors import DataError, WrongDataError
+from plsc.errors import DataError, WrongDataError, counted
 
+NAMED = 20  # damaged images that are named one by one; the rest are only counted
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -34,6 +35,12 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, DataError) and not isinstance(cause, MemoryError)
 
 
+def line_of_zeros(damaged: int, images: int) -> str:
+    """Returns what is logged of images whose embeddings are zero because they are damaged."""
+    are, embeddings = ("is", "its embedding is") if damaged == 1 else ("are", "their embeddings are")
+    return f"{damaged:,} of {counted(images, 'image')} {are} damaged: {embeddings} zero"
+
+
 def too_many(most: int, found: int, reason: str) -> DataError:
     """Returns the error for more damaged images than the settings allow.
 
@@ -43,6 +50,6 @@ def too_many(most: int, found: int, reason: str) -> DataError:
         reason: Why one of them cannot be used.
     """
     return DataError(
-        f"set_skip_damaged({most}): at least {found} images cannot be used; plsc data check finds all of them; last "
-        f"one: {reason}"
+        f"set_skip_damaged({most}): at least {counted(found, 'image')} cannot be used; plsc data check finds all of "
+        f"them; last one: {reason}"
     )

@@ -38,6 +38,7 @@ class KeptRecords(WrappedRecords):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
+        self.has_image_files = source.has_image_files
         self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
 
     def will_read_blocks(self) -> None:
@@ -113,7 +114,7 @@ def find_listed(source: Records, path: Path) -> np.ndarray:
             len(missing),
         )
     if len(left_out) == source.num_images:
-        raise DataError(f"{path}: names all {source.num_images:,} images of the data set; keep some to train on")
+        raise DataError(f"{path}: names every image of the data set ({source.num_images:,}); keep some to train on")
     logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
     return np.array(left_out, np.int64)
 

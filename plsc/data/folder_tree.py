@@ -113,6 +113,8 @@ class FolderTree(Records):
         class_names: Names of the classes.
     """
 
+    has_image_files = True
+
     def __init__(self, path: str, files: NamesInFolders, labels: np.ndarray, class_names: Sequence[str]) -> None:
         self.path, self.num_images, self.class_names = path, len(files), class_names
         self._files, self._labels = files, labels

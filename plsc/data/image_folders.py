@@ -17,7 +17,7 @@ from PIL import Image
 from plsc.data.encoded_image import formats
 from plsc.data.image_lists import Listed
 from plsc.data.packed import FolderPacker, NamesInFolders
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.names import readable
 
 logger = logging.getLogger("plsc")
@@ -59,7 +59,7 @@ class LeftOut:
         """Logs one line about a folder of `count` images if something was left out."""
         said = str(self)
         if said:
-            logger.info("%s: %d image%s; left out: %s", folder, count, "s" * (count != 1), said)
+            logger.info("%s: %s; left out: %s", folder, counted(count, "image"), said)
 
     def __str__(self) -> str:
         """Returns, for instance, "hidden: 2 (such as .a.jpg), files that Pillow does not open: 3 (2 .txt, 1 .heic)"."""

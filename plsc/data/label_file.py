@@ -52,6 +52,8 @@ class LabelFile(Records):
         class_names: Name of each class; empty if they are unknown.
     """
 
+    has_image_files = True
+
     def __init__(
         self,
         dataset_dir: str,

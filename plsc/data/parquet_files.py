@@ -18,7 +18,7 @@ from plsc.data.parquet_tables import Chunk, Table, load_pyarrow, no_image, open_
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.data.shard_files import find_files, holds_files, plain_name
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.json_files import json_text
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
@@ -73,7 +73,7 @@ class ParquetFiles(Records):
         self._sizes = [size for table in tables for size in table.sizes]
         self.num_images = self._starts[-1]
         if not self.num_images:
-            raise DataError(f"{path}: {len(tables)} Parquet file{'s' * (len(tables) != 1)} hold no image")
+            raise DataError(f"{path}: no image in {counted(len(tables), 'Parquet file')}")
         self.class_names, self._labels = _name_classes(tables)
         self._check_labels(num_classes)
         self._digest = _digest(tables, self._labels)

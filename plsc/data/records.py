@@ -71,6 +71,7 @@ class Records(abc.ABC):
             they do not.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
+        has_image_files: Whether each image is a file, whose path relative to that of the data is its name.
         on_close: Called by `close`, to release what whoever opened the data set holds for it.
     """
 
@@ -82,6 +83,7 @@ class Records(abc.ABC):
     reads_ahead: bool = False
     slow_draws: str = ""
     files: Sequence[str] = ()
+    has_image_files: bool = False
     on_close: Optional[Callable[[], object]] = None
 
     @abc.abstractmethod

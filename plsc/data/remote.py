@@ -21,7 +21,7 @@ from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
 from plsc.data.records import Opening, Records
 from plsc.data.shard_files import SUBFOLDERS
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.memory import size_text
 from plsc.storage import LocalStorage, Retrying, open_hdfs
 from plsc.storage.base import Status, StorageError, place_of
@@ -121,7 +121,7 @@ class _Remote:
             return
         logger.info(
             "fetching %s (%s) of %s to %s",
-            "1 file" if len(files) == 1 else f"{len(files):,} files",
+            counted(len(files), "file"),
             size_text(total),
             self.where(),
             self.cache.directory,
@@ -276,7 +276,11 @@ def _fetch_manifest(remote: _Remote, world_size: int) -> Manifest:
     for number, made in enumerate(manifest.files):
         found = remote.found.get(made.name)
         if found is None or found.size != made.bytes:
-            what = "is missing" if found is None else f"has {found.size} bytes, but the manifest says {made.bytes}"
+            what = (
+                "is missing"
+                if found is None
+                else f"has {counted(found.size, 'byte')}, but the manifest says {made.bytes}"
+            )
             raise DataError(f"{remote.where(made.name)}: {what}; write the split data there again")
         if index_name(number) not in remote.found:
             raise DataError(

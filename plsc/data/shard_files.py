@@ -34,7 +34,10 @@ _BEGUN = 8 * WINDOW_BLOCKS  # blocks that were read ahead lately
 def holds_files(path: str, suffixes: Sequence[str]) -> bool:
     """Returns whether a path names files with one of these suffixes: a file, a folder that holds some, or a pattern."""
     if os.path.isdir(path):
-        return any(True for folder in _folders(path) for _ in _files_in(folder, suffixes))
+        try:
+            return any(True for folder in _folders(path) for _ in _files_in(folder, suffixes))
+        except OSError:
+            return False
     return path.lower().endswith(tuple(suffixes))
 
 

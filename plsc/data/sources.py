@@ -9,9 +9,9 @@ from typing import Callable, NamedTuple, Optional, Protocol
 import numpy as np
 
 from plsc.data import base64_source, folder_tree, label_file, parquet_files, recordio, tar_shards
-from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Opening, Records
 from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
+from plsc.data.unknown import not_data
 from plsc.errors import ConfigError, DataError
 
 SHUFFLES = ("window", "files", "full")
@@ -201,8 +201,4 @@ def _check_shuffle(path: str, name: str, shuffle: Optional[str]) -> None:
 def _unknown(path: str, world_size: int) -> DataError:
     if os.path.exists(os.path.join(path, base64_source.UNSPLIT_LIST)):
         return base64_source.not_split(path, world_size)
-    known = ", ".join(f"{one.about} ({name!r})" for name, one in FORMATS.items())
-    missing = "" if os.path.exists(path) else " (no such file or folder)"
-    if os.path.isdir(path) and any(map(has_image_suffix, os.listdir(path))):
-        return DataError(f"{path}: holds images, but not in a folder for each class; name the folder of these folders")
-    return DataError(f"{path}: holds no training data{missing}; give one of these: {known}")
+    return not_data(path, ", ".join(f"{one.about} ({name!r})" for name, one in FORMATS.items()))

@@ -24,7 +24,7 @@ from plsc.data.records import Opening, Record, Records, check_label
 from plsc.data.shard_files import SharedFiles, find_files, holds_files, plain_name
 from plsc.data.tar_headers import BLOCK, Window
 from plsc.data.tar_index import CLASSES, TarIndex, clean_name, index_tar, member_at, where_member
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.files import advice_on
 from plsc.machine.names import quoted, to_text
 
@@ -219,11 +219,11 @@ def _report(path: str, count: int, indexes: Sequence[TarIndex]) -> None:
     said = ", ".join(f"{reason}: {number:,} (such as {first})" for reason, (number, first) in sorted(found.items()))
     if not count:
         raise DataError(
-            f"{path}: {len(indexes)} tar file{'s' * (len(indexes) != 1)} hold no image"
+            f"{path}: no image in {counted(len(indexes), 'tar file')}"
             f"{'; left out: ' + said if said else ''}; a sample is KEY.jpg and KEY.cls or KEY.json"
         )
     if said:
-        logger.info("%s: %d images; left out: %s", path, count, said)
+        logger.info("%s: %s; left out: %s", path, counted(count, "image"), said)
     absolute = next((index for index in indexes if index.absolute), None)
     if absolute is not None:
         logger.info("%s: names begin with a slash, which is left out", where_member(absolute.path, absolute.absolute))

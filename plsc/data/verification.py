@@ -14,7 +14,7 @@ import numpy as np
 from plsc.data.image_pickle import RefusedError, load_pickle, unwrap
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.transforms import decode, from_pixels
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.files import advice_on, replace_file
 from plsc.machine.memory import usable_memory
 
@@ -97,7 +97,8 @@ def _check_content(path: str, content: Any) -> tuple[Any, np.ndarray]:
         raise DataError(f"{path}: the verification set has no pairs; make the file again")
     if len(encoded) != 2 * len(raw_issame):
         raise DataError(
-            f"{path}: {len(encoded)} images do not fit {len(raw_issame)} pairs (two each); make the file again"
+            f"{path}: {counted(len(encoded), 'image')} for {counted(len(raw_issame), 'pair')} (two each); make the "
+            "file again"
         )
     for i, value in enumerate(raw_issame):
         if not isinstance(value, (int, np.bool_, np.integer)) or value not in (0, 1):
@@ -133,7 +134,9 @@ def _is_line(array: np.ndarray) -> bool:
 def save_verification(path: str, encoded_images: list[bytes], issame: list[bool]) -> None:
     """Writes 2P encoded images and P bools as a `.bin` file, which replaces `path` in one step."""
     if len(encoded_images) != 2 * len(issame):
-        raise DataError(f"{path}: {len(encoded_images)} images do not fit {len(issame)} pairs; give two per pair")
+        raise DataError(
+            f"{path}: {counted(len(encoded_images), 'image')} for {counted(len(issame), 'pair')}; give two per pair"
+        )
     content = ([bytes(data) for data in encoded_images], [bool(value) for value in issame])
     replace_file(path, pickle.dumps(content, protocol=4))
 

@@ -267,17 +267,31 @@ def _merges(
 def _close_classes(centres: np.ndarray) -> set[tuple[int, int]]:
     """Returns the pairs of classes of which one is among the nearest of the other."""
     pairs: set[tuple[int, int]] = set()
-    for first in range(0, len(centres), _ROWS):
+    count = min(_NEIGHBOURS, len(centres) - 1)
+    for first in range(0, len(centres) if count > 0 else 0, _ROWS):
         rows = centres[first : first + _ROWS]
-        cosines = rows @ centres.T
-        cosines[np.arange(len(rows)), first + np.arange(len(rows))] = _NO_COSINE
-        count = min(_NEIGHBOURS, len(centres) - 1)
-        if count < 1:
-            continue
-        nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        best = np.empty((len(rows), 0), np.float32)  # cosines of the nearest classes so far
+        nearest = np.empty((len(rows), 0), np.int64)
+        for begin in range(0, len(centres), _CLASSES):
+            cosines = rows @ centres[begin : begin + _CLASSES].T
+            own = first + np.arange(len(rows)) - begin
+            inside = np.flatnonzero((own >= 0) & (own < cosines.shape[1]))
+            cosines[inside, own[inside]] = _NO_COSINE
+            columns = _highest(cosines, count)
+            best = np.concatenate([best, np.take_along_axis(cosines, columns, axis=1)], axis=1)
+            nearest = np.concatenate([nearest, columns + begin], axis=1)
+            kept = _highest(best, count)
+            best, nearest = np.take_along_axis(best, kept, axis=1), np.take_along_axis(nearest, kept, axis=1)
         for row, others in enumerate(nearest.tolist(), first):
             pairs.update((min(row, other), max(row, other)) for other in others)
     return pairs
+
+
+def _highest(cosines: np.ndarray, count: int) -> np.ndarray:
+    """Returns the columns of the largest cosines of each row, at most `count` of them, in any order."""
+    if count >= cosines.shape[1]:
+        return np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
+    return np.argpartition(-cosines, count - 1, axis=1)[:, :count]
 
 
 def _splits(vectors: np.ndarray, groups: Groups, limit: float) -> list[tuple[int, float, np.ndarray, np.ndarray]]:
@@ -334,12 +348,15 @@ def _copies(
 
 def _leaks(vectors: np.ndarray, tests: Sequence[np.ndarray], limit: float) -> Iterator[tuple[int, int, float]]:
     """Yields images that are copies of images of test sets."""
-    if not tests:
-        return
-    every = _unit(np.concatenate([np.asarray(one, np.float32) for one in tests]))
+    firsts = np.cumsum([0, *map(len, tests)]).tolist()
     for part, rows in _blocks(vectors):
-        cosines = rows @ every.T
-        best = cosines.argmax(axis=1)
-        highest = cosines[np.arange(len(rows)), best]
+        highest, best = np.full(len(rows), _NO_COSINE, np.float32), np.zeros(len(rows), np.int64)
+        for first, test in zip(firsts, tests):
+            for some, images in _blocks(test):
+                cosines = rows @ images.T
+                nearest = cosines.argmax(axis=1)
+                cosine = cosines[np.arange(len(rows)), nearest]
+                best = np.where(cosine > highest, nearest + first + some.start, best)
+                highest = np.maximum(cosine, highest)
         for row in np.flatnonzero(highest >= limit).tolist():
             yield part.start + row, int(best[row]), float(highest[row])

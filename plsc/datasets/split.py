@@ -21,7 +21,7 @@ from plsc.data.pixels import PixelRule
 from plsc.data.records import Records
 from plsc.data.sources import format_of
 from plsc.datasets.writers import class_folders, file_name
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.files import sync, write_synced
 from plsc.machine.names import to_text
 
@@ -121,13 +121,13 @@ def _choose(labels: np.ndarray, wanted: Wanted, where: str) -> np.ndarray:
     count = max(2, round(wanted.share * len(able)))
     if len(able) < 2 or len(classes) < 4:
         raise DataError(
-            f"{where}: has {len(classes):,} classes, {len(able):,} of them with at least two images; a test needs two "
-            "such classes, and training two others"
+            f"{where}: has {counted(len(classes), 'class')}, {len(able):,} of them with at least two images; a test "
+            "needs two such classes, and training two others"
         )
     if len(classes) - count < 2:
         raise DataError(
-            f"{where}: --held-out {wanted.share:g} would hold out {count:,} of {len(classes):,} classes, and training "
-            "needs two others; lower it"
+            f"{where}: --held-out {wanted.share:g} would hold out {count:,} of {counted(len(classes), 'class')}, and "
+            "training needs two others; lower it"
         )
     return np.sort(np.random.default_rng((wanted.seed, 1)).permutation(able)[:count])
 

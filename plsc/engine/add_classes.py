@@ -100,7 +100,7 @@ def add_classes(config: Config, target: Path, names: Optional[Sequence[str]] = N
     assert records is not None
     try:
         known = names or source.meta.get("class_names", ())
-        check_names(known, source.meta["num_classes"])
+        check_names(known, source.meta["num_classes"], "--names" if names else str(source.folder))
         choice = _choose(source, known, config.class_names or (), records, ", ".join(config.data_sets))
         _check_length(choice.names)
         rows = _NewRows(network, config, records, choice, scale_of(source, source.meta["emb_dim"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Optional
 
 import paddle
@@ -47,11 +47,8 @@ class Average:
         """Adds to the average what is trained by now, such as parameters that were frozen before."""
         if not self.decay:
             return
-        followed, parameters, values = {}, dict(self._backbone.named_parameters()), self.values()
-        for name, tensor in self._backbone.state_dict().items():
-            is_frozen = tensor.stop_gradient and name in parameters and name.rpartition(".")[2] not in _STATISTICS
-            if tensor.is_floating_point() and math.prod(tensor.shape) and (name in values or not is_frozen):
-                followed[name] = tensor
+        values = self.values()
+        followed = averaged_tensors(self._backbone, values)
         if followed.keys() != values.keys():
             self._parts = [_Part(tensors, {**tensors, **values}) for tensors in _divided(followed)]
 
@@ -99,7 +96,7 @@ class Average:
         saved = checkpoint.read_average(source, state)
         followed = {name: state[name] for name in {**self.values(), **saved}}
         self._parts = [_Part(tensors, {**tensors, **saved}) for tensors in _divided(followed)]
-        self.updates = source.meta["average"]["updates"] if saved else 0
+        self.updates = source.meta["average"]["updates"] if "average" in source.meta else 0
 
     def change(self, source: Checkpoint) -> Optional[str]:
         """Returns what a resumed run does with the average that the checkpoint does not expect, for the log."""
@@ -110,6 +107,21 @@ class Average:
             return "the average of weights in the checkpoint is dropped, because set_ema is not called any more"
         was = saved["decay"]
         return None if was == self.decay else f"set_ema: the decay was {was:g} and is {self.decay:g} from here on"
+
+
+def averaged_tensors(backbone: paddle.nn.Layer, known: Container[str] = ()) -> dict[str, paddle.Tensor]:
+    """Returns the weights and statistics that are averaged, by name: all but what is frozen.
+
+    Args:
+        backbone: The model, with all its layers made.
+        known: The names of what is averaged although it may be frozen.
+    """
+    found, parameters = {}, dict(backbone.named_parameters())
+    for name, tensor in backbone.state_dict().items():
+        is_frozen = tensor.stop_gradient and name in parameters and name.rpartition(".")[2] not in _STATISTICS
+        if tensor.is_floating_point() and math.prod(tensor.shape) and (name in known or not is_frozen):
+            found[name] = tensor
+    return found
 
 
 class _Part:

@@ -27,7 +27,7 @@ from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 from plsc.heads import ClassifierHead, HeadGroup, build_head
 from plsc.inference.classes import check_names
 from plsc.machine.json_files import LARGEST
@@ -76,15 +76,15 @@ def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
     names = tuple(source.class_names)
     if len(names) > config.num_classes:
         raise ConfigError(
-            f"set_class_num({config.num_classes}): {', '.join(config.data_sets)} names {len(names):,} classes; call "
-            f"set_class_num({len(names)}), or set_class_num('auto')"
+            f"set_class_num({config.num_classes}): {', '.join(config.data_sets)} names "
+            f"{counted(len(names), 'class')}; call set_class_num({len(names)}), or set_class_num('auto')"
         )
     if len(names) < config.num_classes:
         logger.warning(
-            "set_class_num(%d): %s names only %d classes, so the names are not used; checkpoints hold numbers alone",
+            "set_class_num(%d): %s names only %s, so the names are not used; checkpoints hold numbers alone",
             config.num_classes,
             ", ".join(config.data_sets),
-            len(names),
+            counted(len(names), "class"),
         )
         return None
     if len(names) > MOST_NAMES or len(json.dumps(names)) > LARGEST // 2:

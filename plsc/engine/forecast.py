@@ -13,6 +13,7 @@ from typing import Any, Optional
 import paddle
 
 from plsc.config import Config
+from plsc.engine.average import averaged_tensors
 from plsc.engine.teacher import teacher_bytes
 from plsc.heads import shard_bounds
 from plsc.heads.walk import chunk_rows, kept_fraction
@@ -54,11 +55,13 @@ class BackboneSize:
         parameters: Trained parameters.
         statistics: Everything else the backbone holds.
         activations: What a forward pass keeps for the backward pass, per image; None if it is not known.
+        averaged: What `set_ema` would average, in float32; None is everything.
     """
 
     parameters: int
     statistics: int
     activations: Optional[int]
+    averaged: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,8 @@ def backbone_size(model: paddle.nn.Layer, image_shape: tuple[int, int, int], rec
     with _lock:
         alone = all(thread == threading.get_ident() for thread in _training_threads)
         activations = _activations(model, image_shape, recompute) if alone else None
-    return BackboneSize(parameters, everything - parameters, activations)
+    averaged = _FLOAT * sum(math.prod(tensor.shape) for tensor in averaged_tensors(model).values())
+    return BackboneSize(parameters, everything - parameters, activations, averaged)
 
 
 def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int], recompute: bool) -> int:
@@ -272,6 +276,8 @@ def forecast(workload: Workload) -> Forecast:
     copies = workload.optimizer.copies or 0.0
     row_bytes = _FLOAT * (workload.emb_dim + workload.has_bias)
     weights, size = workload.rows * row_bytes, workload.backbone.parameters
+    averaged = workload.backbone.averaged
+    averaged = size + workload.backbone.statistics if averaged is None else averaged
     head = {
         "weights": weights,
         "momentum": int(weights * copies),
@@ -282,7 +288,7 @@ def forecast(workload: Workload) -> Forecast:
     backbone = {
         "weights": size + workload.backbone.statistics,
         "momentum": int(size * copies),
-        "average": (size + workload.backbone.statistics) * workload.has_average,
+        "average": averaged * workload.has_average,
         "gradients": size,
         "buckets": size if workload.ranks > 1 else 0,
         "activations": int((workload.backbone.activations or 0) * workload.batch * _BACKWARD),
@@ -403,10 +409,11 @@ def _kept_by_forward(
         return 0  # Paddle never frees what is returned here
 
     def run(function: Callable[..., Any], layers: Any, input: paddle.Tensor, *others: Any) -> Any:
-        pack(input)
         kept.append({})
         output = function(input, *others)
         of_part = kept.pop()
+        if not getattr(output, "stop_gradient", False):  # A frozen part is never computed again.
+            pack(input)
         of_parts.append({pointer: _bytes(one) for pointer, one in of_part.items() if pointer not in kept[-1]})
         return output
 

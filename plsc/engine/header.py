@@ -13,6 +13,7 @@ from plsc import amp, optim, parallel
 from plsc.config import Config, Trainable
 from plsc.engine.forecast import OptimizerSize, backbone_size, forecast, workload_of
 from plsc.engine.state import TrainingState
+from plsc.errors import counted
 from plsc.version import __version__
 
 logger = logging.getLogger("plsc")
@@ -28,7 +29,7 @@ def log_header(state: TrainingState, num_images: Optional[int], process_bytes: i
     """
     config, ranks = state.config, parallel.world_size()
     logger.info("plsc %s, paddle %s, python %s", __version__, paddle.__version__, platform.python_version())
-    logger.info("device %s, %d rank%s", paddle.get_device(), ranks, "" if ranks == 1 else "s")
+    logger.info("device %s, %s", paddle.get_device(), counted(ranks, "rank"))
     logger.info("%s", _model_line(state))
     logger.info("%s", _head_line(state))
     logger.info("precision %s", amp.describe(config.mixed_precision))
@@ -88,9 +89,10 @@ def _model_line(state: TrainingState) -> str:
     config = state.config
     model = config.model_name if config.model is None else type(config.model).__name__
     parameters = sum(int(np.prod(p.shape)) for p in state.backbone.parameters() if not p.stop_gradient)
+    trained = counted(parameters, "trained parameter")
     chosen = "" if config.trainable == Trainable() else f" (set_trainable: {config.trainable.text})"
     average = f", average of its weights with decay {config.ema:g}" if config.ema else ""
-    return f"model {model}, {parameters:,} trained parameters{chosen}, embedding size {config.emb_dim}{average}"
+    return f"model {model}, {trained}{chosen}, embedding size {config.emb_dim}{average}"
 
 
 def _head_line(state: TrainingState) -> str:
@@ -100,7 +102,7 @@ def _head_line(state: TrainingState) -> str:
     sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
     return (
-        f"head {config.loss_type}, {config.num_classes:,} classes{separate}, {rows:,} on this rank{sampled}; "
+        f"head {config.loss_type}, {counted(config.num_classes, 'class')}{separate}, {rows:,} on this rank{sampled}; "
         f"{type(state.optimizer).__name__} {moved}"
     )
 
@@ -108,10 +110,11 @@ def _head_line(state: TrainingState) -> str:
 def _data_line(state: TrainingState, num_images: Optional[int]) -> str:
     config = state.config
     source = ", ".join(config.data_sets) if config.train_reader is None else "train_reader"
-    images = f"{num_images:,}" if num_images else "an unknown number of"
+    images = counted(num_images, "image") if num_images else "an unknown number of images"
+    steps = "unknown steps" if not state.steps_per_epoch else counted(state.steps_per_epoch, "step")
     times = f" x {config.gradient_accumulation} accumulated" if config.gradient_accumulation > 1 else ""
     return (
-        f"data {source}, {images} images, batch {config.train_batch_size} per rank{times} "
-        f"({config.batch_per_rank * parallel.world_size()} in all), {state.steps_per_epoch or 'unknown'} steps per "
-        f"epoch, {config.train_epochs} epoch{'s' if config.train_epochs != 1 else ''}"
+        f"data {source}, {images}, batch {config.train_batch_size} per rank{times} "
+        f"({config.batch_per_rank * parallel.world_size()} in all), {steps} per epoch, "
+        f"{counted(config.train_epochs, 'epoch')}"
     )

@@ -19,6 +19,7 @@ import paddle
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint, DamagedError
 from plsc.checkpoint.download import fetch_newest
+from plsc.checkpoint.folder import EARLIER
 from plsc.config import DAMAGED_LIST, INITS_BY_NAME, Config
 from plsc.data.class_names import CLASSES
 from plsc.engine import new_centres
@@ -26,19 +27,30 @@ from plsc.engine.log import METRICS
 from plsc.engine.run_record import NAME as RECORD
 from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.state import TrainingState, first_difference
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError, ConfigError, counted
 from plsc.heads import ClassifierHead, HeadGroup
 from plsc.machine.files import sync
 from plsc.machine.json_files import read_bytes
 from plsc.machine.names import quoted
 from plsc.report.pairs_file import SUFFIX as PAIRS_SUFFIX
 from plsc.storage import Retrying
-from plsc.weights.importing import Pixels, load_pretrained
+from plsc.weights.importing import load_pretrained
+from plsc.weights.kinds import check_kind
 
 logger = logging.getLogger("plsc")
 
-_EARLIER = "earlier_"  # followed by a number, from 1
 _OTHERS_OF_A_RUN = (METRICS, RECORD, CLASSES, DAMAGED_LIST, SCALARS)
+
+
+def check_pretrained(config: Config) -> None:
+    """Checks on every rank that the file of `pretrained` is there and can hold weights, before anything takes time.
+
+    Raises:
+        ConfigError: It is missing, or something else; on every rank.
+    """
+    if config.pretrained is not None:
+        source = Path(config.pretrained.source)
+        parallel.together(lambda: check_kind(source), "the file of set_pretrained")
 
 
 def warm_start(
@@ -51,10 +63,10 @@ def warm_start(
     """
     by_name = config.head_init in INITS_BY_NAME
     if config.pretrained is not None:
-        file, pixels = Path(config.pretrained.source), Pixels(config.pretrained.std, config.pretrained.order)
-        matching = load_pretrained(file, backbone, pixels)
+        file = Path(config.pretrained.source)
+        tensors = counted(len(load_pretrained(file, backbone, config.pretrained).found), "tensor")
         done, new = new_centres.take_over(config, None, head) if by_name else (["the head is fresh"], None)
-        logger.info("weights from %s: %d tensors of the backbone; %s", file, len(matching.found), "; ".join(done))
+        logger.info("weights from %s: %s of the backbone; %s", file, tensors, "; ".join(done))
         return new
     if not config.checkpoint_dir:
         return new_centres.take_over(config, None, head)[1] if by_name else None
@@ -68,7 +80,7 @@ def warm_start(
     if config.head_init == "checkpoint":
         for number, part in enumerate(head.parts):
             checkpoint.load_head(source, part.head, number)
-        done.append(f"head loaded, {config.num_classes} classes")
+        done.append(f"head loaded, {counted(config.num_classes, 'class')}")
     elif config.head_init == "keep-common":
         for number, part in enumerate(head.parts):
             done += checkpoint.load_common_head(source, part.head, number)
@@ -76,7 +88,7 @@ def warm_start(
         found, new = new_centres.take_over(config, source, head)
         done += found
     else:
-        done.append(f"head is fresh, {config.num_classes} classes; the head of the checkpoint is ignored")
+        done.append(f"head is fresh, {counted(config.num_classes, 'class')}; the head of the checkpoint is ignored")
     logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
     return new
 
@@ -103,7 +115,7 @@ def _place_of(folder: Path, save_dir: str) -> Path:
     """Returns where a checkpoint is now: the run that began with it may have moved it aside, and been restarted."""
     if folder.exists() or not save_dir or os.path.realpath(folder.parent) != os.path.realpath(save_dir):
         return folder
-    places = folder.parent.glob(f"{_EARLIER}*/{folder.name}")
+    places = folder.parent.glob(f"{EARLIER}*/{folder.name}")
     return max(places, key=lambda place: os.path.getmtime(place.parent), default=folder)
 
 
@@ -171,7 +183,7 @@ def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.
     if not checkpoints:
         return
     others = [save_dir / name for name in _OTHERS_OF_A_RUN] + sorted(save_dir.glob(f"*{PAIRS_SUFFIX}"))
-    target = next(place for n in itertools.count(1) if not (place := save_dir / f"{_EARLIER}{n}").exists())
+    target = next(place for n in itertools.count(1) if not (place := save_dir / f"{EARLIER}{n}").exists())
     try:
         target.mkdir()
         # If the process is killed here, checkpoints remain, by which the next run finds that there is more to move.
@@ -190,10 +202,9 @@ def _set_aside(save_dir: Path, writer: checkpoint.Writer, resources: contextlib.
         ) from None
     resources.callback(_bring_back, save_dir, target, writer)
     logger.warning(
-        "%s held an earlier run, with %d checkpoint%s; it is now in %s, and set_resume(True) would have resumed it",
+        "%s held an earlier run, with %s; it is now in %s, and set_resume(True) would have resumed it",
         save_dir,
-        len(checkpoints),
-        "" if len(checkpoints) == 1 else "s",
+        counted(len(checkpoints), "checkpoint"),
         target,
     )
 
@@ -278,7 +289,7 @@ def _resume_if_wanted(
     source = resume_from_newest(state, save_dir, found)
     if source is None:
         logger.info("nothing to resume in %s; starting from the beginning", save_dir)
-        earlier = sorted(save_dir.glob(f"{_EARLIER}*"), key=os.path.getmtime)
+        earlier = sorted(save_dir.glob(f"{EARLIER}*"), key=os.path.getmtime)
         if earlier:
             logger.info("to resume the run in %s instead, move its files to %s", earlier[-1], save_dir)
     return source
@@ -367,8 +378,8 @@ def _open(save_dir: Path, candidate: Candidate) -> Checkpoint:
 
 def _log_resumed(state: TrainingState, source: Checkpoint) -> None:
     progress = state.progress
-    text = "resumed from %s: epoch %d, step %d; %d steps done in all"
-    logger.info(text, source.folder, progress.epoch, progress.batch, progress.step)
+    text, steps = "resumed from %s: epoch %d, step %d; %s done in all", counted(progress.step, "step")
+    logger.info(text, source.folder, progress.epoch, progress.batch, steps)
     change = state.average.change(source)
     if change is not None:
         logger.info(change)

@@ -103,7 +103,8 @@ class TrainingState:
         if leads:
             state = self.backbone.state_dict()
             files[checkpoint.BACKBONE] = {name: checkpoint.host_array(tensor) for name, tensor in state.items()}
-            if averages := self.average.values():
+            if self.average.decay:  # also where nothing is averaged, because all is frozen
+                averages = self.average.values()
                 files[checkpoint.AVERAGE] = {name: checkpoint.host_array(one) for name, one in averages.items()}
             files[checkpoint.OPTIMIZER] = {
                 f"{parameter}/{name}": checkpoint.host_array(tensor)

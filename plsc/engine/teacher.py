@@ -82,12 +82,15 @@ class KnownImages:
             raise self._missing(numbers[rows < 0], len(numbers))
         return self._vectors[rows]
 
-    def check(self, numbers: np.ndarray) -> None:
-        """Checks that the folder has all of some images, int64 [n].
+    def check(self) -> None:
+        """Checks that the folder has this rank's share of all images of the training, whatever an epoch draws.
 
         Raises:
             DataError: It does not.
         """
+        own, ranks = len(self._source.labels()), parallel.world_size()
+        # A rank that has its own part of the data knows no other images.
+        numbers = np.arange(own) if own < self._source.num_images else np.arange(parallel.rank(), own, ranks)
         rows = self._rows_of(numbers)
         if (rows < 0).any():
             raise self._missing(numbers[rows < 0], len(numbers))
@@ -130,7 +133,7 @@ class Teacher:
     known: Optional[KnownImages] = None
 
     def check_images(self, loader: Union[ImageLoader, ReaderLoader], config: Config) -> None:
-        """Checks that known embeddings are those of the images of an epoch; every rank calls it.
+        """Checks that known embeddings are those of the images of the training; every rank calls it.
 
         Raises:
             DataError: Embeddings are missing; on every rank.
@@ -138,7 +141,7 @@ class Teacher:
         if self.known is None or not isinstance(loader, ImageLoader):
             return
         if config.remote_data is None:  # otherwise the names of images may be in files that are not here yet
-            parallel.together(functools.partial(self.known.check, loader.order(0)), "the teacher's embeddings")
+            parallel.together(self.known.check, "the teacher's embeddings")
 
     def targets(self, images: np.ndarray, known: Sequence[np.ndarray]) -> paddle.Tensor:
         """Returns what the teacher says of a batch, [b, E] float32.

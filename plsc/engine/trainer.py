@@ -26,7 +26,7 @@ from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per
 from plsc.engine.header import log_header
 from plsc.engine.log import MetricsFile, logger
 from plsc.engine.progress import Progress
-from plsc.engine.resume import open_save_dir, warm_start
+from plsc.engine.resume import check_pretrained, open_save_dir, warm_start
 from plsc.engine.run_record import write_run_record
 from plsc.engine.state import TrainingState
 from plsc.engine.teacher import open_teacher
@@ -92,6 +92,7 @@ class Trainer:
         self.samples = 0
 
         check_settings(config)
+        check_pretrained(config)
 
         # Storage and callbacks.
         stop_transfers = threading.Event()

@@ -18,7 +18,7 @@ from typing import Optional
 from plsc import checkpoint, parallel
 from plsc.checkpoint import remote
 from plsc.engine.callbacks import Callback, Run
-from plsc.errors import CheckpointError, ConfigError
+from plsc.errors import CheckpointError, ConfigError, counted
 from plsc.storage import Retrying, StorageError, StorageUnavailableError
 from plsc.storage.transfer import OpenFile
 
@@ -62,6 +62,7 @@ class Uploader(Callback):
         self._store, self._place, self._when, self._stop = store, place, when, stop
         self._uploads: list[_Upload] = []
         self._published: dict[str, remote.Remote] = {}  # checkpoints of this run, known to rank 0
+        self._others_are_aside = False  # known to rank 0
 
     def on_train_begin(self, run: Run) -> None:
         """Finds out what an earlier process of this run has uploaded, and cleans up what it left unfinished."""
@@ -69,7 +70,7 @@ class Uploader(Callback):
             return
 
         def learn() -> None:
-            name = str(json.loads(_meta_text(run.checkpoints[-1]))["run"])
+            name = _run_of(_meta_text(run.checkpoints[-1]))
             for line in remote.recover(self._store, self._place, name):
                 logger.warning("%s: %s", self._store.name, line)
             for one in remote.list_remote(self._store, self._place):
@@ -176,6 +177,7 @@ class Uploader(Callback):
         remote.upload_files(self._store, path, upload.meta_text, upload.files, self._stop)
         if parallel.rank() != 0:
             return
+        self._set_others_aside(upload)
         remote.publish(self._store, path, upload.meta_text, 2 * self._store.patience, self._stop)
         found = checkpoint.parse_meta(Path(path), upload.meta_text)
         seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
@@ -185,6 +187,21 @@ class Uploader(Callback):
         self._published[upload.folder.name] = remote.Remote(path, upload.meta_text, found)
         for name in sorted(set(self._published) - (set(self._published) if upload.kept is None else upload.kept)):
             remote.remove(self._store, self._published.pop(name))
+
+    def _set_others_aside(self, upload: _Upload) -> None:
+        """Moves the checkpoints of other runs aside before the first of this run could replace one of them."""
+        if self._others_are_aside:
+            return
+        target, count = remote.set_aside(self._store, self._place, _run_of(upload.meta_text))
+        self._others_are_aside = True
+        if count:
+            logger.warning(
+                "%s: %s held an earlier run, with %s; it is now in %s",
+                self._store.name,
+                self._place,
+                counted(count, "checkpoint"),
+                target,
+            )
 
     def _wait(self, seconds: Optional[float]) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -205,6 +222,10 @@ def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:
     number = checkpoint.head_number(name)  # each rank writes a shard of each head
     writer = None if number is None else number % len(holders)
     return writer if writer in ranks else ranks[0] if ranks else None
+
+
+def _run_of(meta_text: bytes) -> str:
+    return str(json.loads(meta_text)["run"])
 
 
 def _meta_text(folder: Path) -> bytes:

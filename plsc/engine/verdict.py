@@ -13,7 +13,7 @@ import paddle
 from plsc import optim, parallel
 from plsc.engine.callbacks import Step
 from plsc.engine.progress import Progress
-from plsc.errors import TrainingError
+from plsc.errors import TrainingError, counted
 from plsc.heads import ClassifierHead, HeadGroup, HeadOutput
 from plsc.heads.shard import first_row_not_finite
 from plsc.models.freezing import statistics_of
@@ -82,7 +82,7 @@ def report_skipped_step(progress: Progress, problem: str, most: int) -> None:
     logger.warning("step %d was skipped and updated nothing: %s", progress.step, problem)
     if progress.skipped_in_a_row >= most:
         raise TrainingError(
-            f"step {progress.step}: {progress.skipped_in_a_row} steps in a row were skipped: {problem}. {_CURE}; "
+            f"step {progress.step}: {counted(progress.skipped_in_a_row, 'step')} in a row skipped: {problem}. {_CURE}; "
             "set_max_skipped_steps allows more skipped steps"
         )
 

@@ -12,7 +12,7 @@ from plsc.data.pair_sets import PairSet
 from plsc.data.pixels import PixelRule
 from plsc.data.readers import ReaderLoader
 from plsc.data.test_sets import EvaluationSet, GallerySet, IdentitySet
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine import random_state
 from plsc.metrics import pairs_of_labels
 
@@ -34,8 +34,8 @@ def check_identities(one: EvaluationSet) -> None:
     if isinstance(one, PairSet) and one.issame.all() == one.issame.any():
         kind = "the same identity" if one.issame.all() else "different identities"
         raise DataError(
-            f"{one.name}: all {len(one.issame)} pairs are of {kind}, which gives nothing to test; list pairs of both "
-            "kinds"
+            f"{one.name}: of {counted(len(one.issame), 'pair')} all are of {kind}, which gives nothing to test; list "
+            "pairs of both kinds"
         )
 
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection, open_collection
-from plsc.data.damaged import is_damage
+from plsc.data.damaged import NAMED, is_damage, line_of_zeros
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
 from plsc.machine.streams import shows_bars
@@ -34,7 +34,6 @@ from plsc.version import __version__
 logger = logging.getLogger("plsc")
 
 _READ_AHEAD = 2  # Finished batches kept ready, in addition to those that the workers are preparing.
-_NAMED = 20  # Damaged images that the log names.
 _LOG_SECONDS = 30.0
 
 
@@ -201,7 +200,7 @@ class Embedder:
                     damaged = _warn(damaged, parallel.all_gather_object(list(faults.values()), "its damaged images"))
                 yield parallel.all_gather_rows(paddle.to_tensor(rows), counts).numpy()
             if damaged:
-                _warn_once("%d of %d images are damaged: their embeddings are zero", damaged, end - first)
+                _warn_once(line_of_zeros(damaged, end - first))
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
@@ -236,7 +235,7 @@ class Embedder:
         if rows.shape[1:] != (self._network.emb_dim,):
             raise ConfigError(
                 f"set_emb_size({self._network.emb_dim}): the network gives embeddings {list(rows.shape)} for "
-                f"{len(chosen)} images; set the size that the network has"
+                f"{counted(len(chosen), 'image')}; set the size that the network has"
             )
         rows[list(faults)] = 0
         finite = np.isfinite(rows).all(axis=1)
@@ -266,7 +265,7 @@ def open_together(path: Path) -> Collection:
 def _warn(before: int, faults: list[list[str]]) -> int:
     """Logs the first damaged images, of which `before` were found earlier; returns how many there are now."""
     every = [fault for one in faults for fault in one]
-    for fault in every[: max(_NAMED - before, 0)]:
+    for fault in every[: max(NAMED - before, 0)]:
         _warn_once("%s; skipped", fault)
     return before + len(every)
 

@@ -26,6 +26,7 @@ from plsc.datasets.outlier_files import (
 from plsc.datasets.outliers import Limits, find_outliers
 from plsc.evaluation.embedder import Embedder
 from plsc.evaluation.trained import open_network
+from plsc.inference.classes import check_names
 from plsc.report.outliers import write_page
 
 
@@ -64,6 +65,8 @@ def review_data(config: Config, open_data: Callable[[], Records], wanted: Wanted
     """
     network, config = open_network("data outliers", config)
     records = parallel.together(open_data, "the data set")
+    names = records.class_names if config.class_names is None else config.class_names
+    check_names(names, records.num_classes)
     embedder = Embedder(network, config, config.augmentation.mirror, progress=True, skip_damaged=True)
 
     view = View(network.image_shape, config.pixels, config.num_workers, lambda count: None)
@@ -71,6 +74,7 @@ def review_data(config: Config, open_data: Callable[[], Records], wanted: Wanted
     images = RecordImages(wanted.data, records)
     vectors = embedder.keep(images, wanted.output / EMBEDDINGS)
     embedded = [embedder.embed(test) for test in tests]
+    records.class_names = names
 
     def compare() -> Summary:
         labels = records.labels()

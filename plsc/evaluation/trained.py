@@ -196,6 +196,7 @@ def classify(
     top: int,
     backbone: Optional[paddle.nn.Layer] = None,
     classes_from: str = "",
+    skip_damaged: bool = False,
 ) -> list[list[Answer]]:
     """Returns the classes that images most probably show, with the class centres of an export or of a checkpoint.
 
@@ -205,6 +206,7 @@ def classify(
         top: Number of answers for each image.
         backbone: The network of the last training of this process.
         classes_from: The checkpoint of that training.
+        skip_damaged: Whether an image that cannot be read or decoded gets no answers and a warning.
 
     Raises:
         ConfigError: The export holds no class centres, or there are more or fewer names than classes.
@@ -223,7 +225,7 @@ def classify(
 
     centres = parallel.together(open_classes, "the classes of the network")
     images = open_together(Path(images)) if isinstance(images, (str, Path)) else images
-    embeddings = Embedder(network, config, flip=False).embed(images)
+    embeddings = Embedder(network, config, flip=False, skip_damaged=skip_damaged).embed(images)
     return parallel.together(lambda: find_classes(embeddings, centres, top), "the classes of the images")
 
 

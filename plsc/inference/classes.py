@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.files import sha256_of
 from plsc.machine.json_files import as_integer, as_object
 from plsc.metrics.vectors import unit_rows
@@ -125,19 +125,20 @@ class ExportedCentres(ClassCentres):
             yield self._centres[first:end], None if self._bias is None else self._bias[first:end]
 
 
-def check_names(names: Sequence[str], count: int) -> None:
+def check_names(names: Sequence[str], count: int, giver: str = "set_class_names") -> None:
     """Checks that there is a name for each class, or none at all.
 
     Args:
         names: The names.
         count: Number of classes.
+        giver: What gives the names, for the message.
 
     Raises:
         ConfigError: There are more or fewer names than classes.
     """
     if len(names) not in (0, count):
         raise ConfigError(
-            f"set_class_names gives {len(names):,} names, and there are {count:,} classes; give one for each"
+            f"{giver} gives {counted(len(names), 'name')} for {counted(count, 'class')}; give one for each"
         )
 
 
@@ -222,7 +223,7 @@ def classify(embeddings: np.ndarray, centres: ClassCentres, top: int = 5) -> lis
         top: Number of answers for each image, K; there are no more than classes.
 
     Returns:
-        The answers for each image, the best first.
+        The answers for each image, the best first. An embedding of zeros, as a damaged image gets it, has none.
 
     Raises:
         DataError: The embeddings have another size than the centres, or one is not finite.
@@ -250,5 +251,7 @@ def classify(embeddings: np.ndarray, centres: ClassCentres, top: int = 5) -> lis
     names = centres.names
     return [
         [Answer(int(k), names[k] if len(names) else "", float(cosine)) for k, cosine in zip(numbers, cosines)]
-        for numbers, cosines in zip(best.numbers, best.cosines)
+        if is_usable
+        else []
+        for numbers, cosines, is_usable in zip(best.numbers, best.cosines, (embeddings != 0).any(axis=1).tolist())
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Optional, Union
 import numpy as np
 from PIL import Image
 
-from plsc.config import CHECKPOINT_WEIGHTS, LARGEST_PIXELS, Config, check_choice, check_int
+from plsc.config import CHECKPOINT_WEIGHTS, LARGEST_PIXELS, Config, check_bool, check_choice, check_int
+from plsc.data.damaged import NAMED, is_damage, line_of_zeros
 from plsc.data.encoded_image import interpret_opened
 from plsc.data.pixels import MOST_PIXELS, PixelRule
 from plsc.data.prefetch import prefetch
@@ -22,6 +24,8 @@ from plsc.inference.classes import Answer, ClassCentres, check_names, classify
 from plsc.inference.export_folder import open_centres, open_export
 from plsc.machine.uncaught import shorten_errors
 from plsc.metrics.vectors import unit_rows
+
+logger = logging.getLogger("plsc")
 
 Picture = Union[str, Path, bytes, Image.Image, np.ndarray]
 
@@ -82,12 +86,13 @@ class Predictor:
         self._class_names: Optional[Sequence[str]] = None
         self._batch_size, self._flip, self._num_workers = batch_size, flip, num_workers
 
-    def embed(self, images: Sequence[Picture]) -> np.ndarray:
+    def embed(self, images: Sequence[Picture], skip_damaged: bool = False) -> np.ndarray:
         """Embeds images.
 
         Args:
             images: Paths, encoded bytes, Pillow images, or uint8 arrays [H, W, C] (RGB). A Pillow image as `Image.open`
                 returned it is read like its file; one that Pillow made from it is not turned or changed in colour.
+            skip_damaged: Whether an image that cannot be read or decoded gets zeros and a warning, instead of an error.
 
         Returns:
             Embeddings [N, D] float32.
@@ -99,10 +104,20 @@ class Predictor:
             raise DataError(
                 f"embed: expected a list of images, got {type(images).__name__}; put a single one in a list"
             )
-        parts = [self.embed_batch(batch) for batch in self._batches(images)]
-        return np.concatenate(parts) if parts else np.zeros((0, self.emb_dim), "float32")
+        check_bool("embed: skip_damaged", skip_damaged)
+        parts, skipped = [np.zeros((0, self.emb_dim), "float32")], 0
+        for batch, faults in self._batches(images, skip_damaged):
+            rows = np.array(self.embed_batch(batch))
+            rows[list(faults)] = 0
+            parts.append(rows)
+            for fault in list(faults.values())[: max(NAMED - skipped, 0)]:
+                logger.warning("%s; skipped", fault)
+            skipped += len(faults)
+        if skipped:
+            logger.warning(line_of_zeros(skipped, len(images)))
+        return np.concatenate(parts)
 
-    def classify(self, images: Sequence[Picture], top: int = 5) -> list[list[Answer]]:
+    def classify(self, images: Sequence[Picture], top: int = 5, skip_damaged: bool = False) -> list[list[Answer]]:
         """Returns the classes that images most probably show, of those that the network was trained on.
 
         An export must hold the class centres: `plsc export --with-classes`. Checkpoints always do.
@@ -110,6 +125,8 @@ class Predictor:
         Args:
             images: As for `embed`.
             top: Number of answers for each image.
+            skip_damaged: Whether an image that cannot be read or decoded gets no answers and a warning, instead of an
+                error.
 
         Returns:
             For each image its answers (`number`, `name`, `cosine`), the best first.
@@ -124,7 +141,7 @@ class Predictor:
             centres.names = centres.names if self._class_names is None else self._class_names
             check_names(centres.names, centres.count)
             self._centres = centres
-        return classify(self.embed(images), self._centres, top)
+        return classify(self.embed(images, skip_damaged), self._centres, top)
 
     def embed_batch(self, images: np.ndarray) -> np.ndarray:
         """Embeds normalised images, [B, C, H, W] float32 -> [B, D] float32.
@@ -175,15 +192,27 @@ class Predictor:
             )
         return unit_rows(np.asarray(one, "float32")) @ unit_rows(np.asarray(other, "float32")).T
 
-    def _batches(self, images: Sequence[Picture]) -> Iterator[np.ndarray]:
-        """Yields normalised images [B, C, H, W], which threads decode while the ones before are embedded."""
+    def _batches(self, images: Sequence[Picture], skip_damaged: bool) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """Yields normalised images [B, C, H, W], and for the rows of damaged ones what is wrong.
+
+        Threads decode them while the ones before are embedded.
+        """
         firsts = range(0, len(images), self._batch_size)
         num_workers = self._num_workers if len(firsts) > 1 else 0
-        return prefetch(lambda first: self._batch(images, first), firsts, num_workers, num_workers + 1)
+        return prefetch(lambda first: self._batch(images, first, skip_damaged), firsts, num_workers, num_workers + 1)
 
-    def _batch(self, images: Sequence[Picture], first: int) -> np.ndarray:
+    def _batch(self, images: Sequence[Picture], first: int, skip_damaged: bool) -> tuple[np.ndarray, dict[int, str]]:
         chosen = images[first : first + self._batch_size]
-        return normalize(np.stack([self._pixels(image, first + k) for k, image in enumerate(chosen)]))
+        channels, height, width = self.image_shape
+        pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
+        for row, image in enumerate(chosen):
+            try:
+                pixels[row] = self._pixels(image, first + row)
+            except DataError as problem:
+                if not skip_damaged or not is_damage(problem):
+                    raise
+                faults[row] = str(problem)
+        return normalize(pixels), faults
 
     def _pixels(self, image: Picture, number: int) -> np.ndarray:
         where = f"image {number}"

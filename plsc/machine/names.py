@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
+import itertools
 import os
 import re
 import sys
@@ -22,6 +24,7 @@ from plsc.errors import one_line
 CONTROLS = "".join(map(chr, (*range(32), *range(127, 160), 0x2028, 0x2029)))
 _LOCALE_IS_UTF8 = sys.getfilesystemencoding() == "utf-8"
 _LONGEST_QUOTED = 300
+_MOST_LISTED = 10_000  # names of a folder among which a similar one is looked for
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is not of the encoding
 _UNSHOWN = re.compile(f"[{re.escape(CONTROLS)}]|{SURROGATE.pattern}")
 _FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
@@ -130,6 +133,19 @@ def why_missing(folder: str, name: str) -> str:
         )
     if not is_utf8(to_text(name)):
         return "; the line is not UTF-8, so if the name of the file is, save the list as UTF-8"
+    return ""
+
+
+def near_names(path: Path) -> str:
+    """Returns what a missing path may have been meant to be, beginning with "; ", or '' if nothing is like it."""
+    path = Path(os.path.abspath(path))
+    while not path.parent.is_dir():
+        path = path.parent
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        names = [one.name for one in itertools.islice(entries, _MOST_LISTED)]
+        alike = difflib.get_close_matches(path.name, names, 1)
+        if alike:
+            return f"; did you mean {quoted(str(path.parent / alike[0]))}?"
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.metrics.roc import (
     FARS,
     Roc,
@@ -201,8 +201,8 @@ def pairs_of_labels(labels: np.ndarray, most: int = 6000, seed: int = 0) -> tupl
     different_counts = sizes * later
     if not same_counts.any() or not different_counts.any():
         raise DataError(
-            f"verification: {len(order)} images of {len(sizes)} classes do not give pairs of both kinds; give at least "
-            "two images of a class, and two classes"
+            f"verification: {counted(len(order), 'image')} of {counted(len(sizes), 'class')} do not give pairs of "
+            "both kinds; give at least two images of a class, and two classes"
         )
     same = _same(rng, order, sizes, most // 2)
     group, number = _draw(rng, different_counts, most - most // 2)

@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from plsc.errors import counted
 from plsc.metrics.records import numbers_of
 from plsc.report.run_folder import RunFolder
 
@@ -63,7 +64,7 @@ def headline_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         ("Skipped steps", _or_dash(numbers["skipped_steps"], "{:,}")),
     ]
     if numbers["resumed"]:
-        rows.append(("Resumed", f"{numbers['resumed']} time{'s' * (numbers['resumed'] > 1)}"))
+        rows.append(("Resumed", counted(numbers["resumed"], "time")))
     return rows
 
 

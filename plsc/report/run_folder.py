@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.errors import DataError, one_line
+from plsc.errors import DataError, counted, one_line
 from plsc.machine.json_files import parse_json, read_json
 from plsc.report.markup import clean
 from plsc.report.pairs_file import SUFFIX, PairScores, read_pairs
@@ -168,7 +168,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         notes.append("The last line of metrics.jsonl is half written; the run may still be in progress.")
     if bad:
         notes.append(
-            f"{bad} line{'s' * (bad > 1)} of metrics.jsonl cannot be read and {'are' if bad > 1 else 'is'} left out."
+            f"{counted(bad, 'line')} of metrics.jsonl cannot be read and {'are' if bad > 1 else 'is'} left out."
         )
 
 

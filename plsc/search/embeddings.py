@@ -22,7 +22,7 @@ import numpy as np
 
 from plsc.data.packed import Distinct, Numbering, TextsOfFile, blocks_of_lines, most_lines, state_of, unquoted
 from plsc.data.pixels import IMAGE_RECORD
-from plsc.errors import ConfigError, DataError, reason_of
+from plsc.errors import ConfigError, DataError, counted, reason_of
 from plsc.machine.files import open_regular, remove_leftovers, replace_file, replacing, sync, write_all
 from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
 from plsc.machine.locks import lock_folder
@@ -77,8 +77,9 @@ def open_embeddings(folder: Path) -> Embeddings:
         ) from None
     if vectors.shape != (count, emb_dim) or vectors.dtype != np.float32 or len(names) != count:
         raise DataError(
-            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has {len(names)} lines, "
-            f"but manifest.json says {count} embeddings of {emb_dim} float32; make the folder again"
+            f"{folder}: embeddings.npy is {vectors.dtype} {list(vectors.shape)} and images.tsv has "
+            f"{counted(len(names), 'line')}, but manifest.json says {count} embeddings of {emb_dim} float32; make the "
+            "folder again"
         )
     return Embeddings(vectors, names, identities, meta)
 

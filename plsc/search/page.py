@@ -8,7 +8,7 @@ from typing import Optional
 
 from plsc.data.encoded_image import check_size, open_image
 from plsc.data.pixels import NEWEST, PixelRule, interpret
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 from plsc.machine.files import open_regular, replace_file
 from plsc.report.document import check_replaceable, document, image_url
 from plsc.report.markup import Markup, tag
@@ -68,8 +68,8 @@ def write_page(
         )
         for query, found in zip(queries, hits)
     ]
-    counted = f"{len(queries)} image{'s' * (len(queries) != 1)}"
-    intro = tag("p", f"{counted}. Each row shows the query first, and then its nearest identities.", class_="names")
+    images = counted(len(queries), "image")
+    intro = tag("p", f"{images}. Each row shows the query first, and then its nearest identities.", class_="names")
     header, about = tag("header", tag("h1", "Search results"), intro), "This file contains every image."
     text = document("Search results", _GENERATOR, header, parts, about=about, style=_STYLE)
     try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
-    CHANNEL_ORDERS,
     CHECKPOINT_WEIGHTS,
     INITS_BY_NAME,
     LARGEST_BYTES,
@@ -450,10 +449,7 @@ def rate_factors(setter: str, factors: Any) -> tuple[tuple[str, float], ...]:
 def pretrained(setter: str, source: Any, std: float = 127.5, order: str = "rgb") -> Optional[Pretrained]:
     """Returns which file of weights training begins with, or None for ''."""
     path = check_str(setter, os.fspath(source) if isinstance(source, os.PathLike) else source, allow_empty=True)
-    if not path:
-        return None
-    divisor = check_float(f"{setter}: std", std, 1e-3, 1e6)
-    return Pretrained(path, divisor, check_choice(f"{setter}: order", order, CHANNEL_ORDERS))
+    return Pretrained(std, order, path) if path else None
 
 
 def teacher(

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from tqdm import tqdm
 
 from plsc.arguments import Parser, at_least, exit_status, size
-from plsc.errors import ConfigError, PlscError
+from plsc.errors import ConfigError, PlscError, counted
 from plsc.machine.names import readable
 from plsc.machine.signals import heeded
 from plsc.shuffle.local import Result, shuffle_base64
@@ -232,12 +232,13 @@ class _Progress:
 
 def _summary(result: Result, seconds: float) -> str:
     made = result.manifest
-    skipped = f", {made.skipped} bad lines skipped (base64_skipped.txt)" if made.skipped else ""
+    skipped = f", {counted(made.skipped, 'bad line')} skipped (base64_skipped.txt)" if made.skipped else ""
     memory = f", at most {result.peak_memory / 1e6:.0f} MB of memory" if result.peak_memory else ""
     return (
-        f"{made.samples} samples from {len(made.sources)} parts ({result.input_bytes / 1e6:.1f} MB){skipped}\n"
+        f"{counted(made.samples, 'sample')} from {counted(len(made.sources), 'part')} "
+        f"({result.input_bytes / 1e6:.1f} MB){skipped}\n"
         f"{made.nranks} files of {made.samples_per_file} lines ({result.output_bytes / 1e6:.1f} MB), "
         f"{made.padding} of them padding; the largest label is {made.largest_label}\n"
         f"{seconds:.1f} s, {result.input_bytes / 1e6 / max(seconds, 1e-9):.0f} MB/s "
-        f"with {result.workers} workers{memory}"
+        f"with {counted(result.workers, 'worker')}{memory}"
     )

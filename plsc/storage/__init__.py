@@ -23,12 +23,15 @@ CONNECT_SECONDS = 18.0
 
 
 def open_hdfs(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> Retrying:
-    """Opens an HDFS as `plsc.storage.hdfs.connect` does, and waits a little for a NameNode that does not answer.
+    """Opens an HDFS, and waits a little for a NameNode that does not answer.
+
+    Addresses with `hdfs://` are opened by RPC where `hdfs-native` is installed. All others, and those that do not
+    answer by RPC, are opened as `plsc.storage.hdfs.connect` does. A line in the log says which it is.
 
     Raises:
         ConfigError: The address cannot be read.
         StorageError: The store cannot be reached, or refuses.
     """
-    from plsc.storage.hdfs import connect  # loads packages that only users of HDFS need
+    from plsc.storage.opening import connect  # loads packages that only users of HDFS need
 
     return Retrying(retried(lambda: connect(fs_name, fs_ugi, client), CONNECT_SECONDS), CONNECT_SECONDS)

@@ -100,6 +100,26 @@ def web_addresses(fs_name: str) -> list[list[str]]:
     return found
 
 
+def rpc_hosts(fs_name: str) -> list[str]:
+    """Returns `host:port`, or the name of a nameservice, of each NameNode that is to be asked by RPC.
+
+    Args:
+        fs_name: An address that `web_addresses` can read.
+
+    Returns:
+        None of them if the address is one of WebHDFS, by its scheme or by its port.
+    """
+    hosts: list[str] = []
+    scheme = "hdfs"
+    for part in filter(None, (part.strip() for part in re.split("[;,]", fs_name))):
+        scheme, host = part.split("://", 1) if "://" in part else (scheme, part)
+        host = host.rstrip("/")
+        if scheme.lower() != "hdfs" or urlsplit(f"hdfs://{host}").port in _WEB_PORTS:
+            return []
+        hosts.append(host)
+    return hosts
+
+
 def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
     """Raises ConfigError for an address that cannot be read. With `is_alias` a word may be an alias of HdfsCLI."""
     if not isinstance(fs_name, str):
@@ -127,7 +147,7 @@ def _candidates(scheme: str, url: str) -> list[str]:
             f"set_hdfs_info: fs_name: {shown(url)} ends in a folder; give the folder as fs_dir_for_save or "
             "fs_checkpoint_dir"
         )
-    if scheme == "hdfs":  # its port is usually that of the RPC protocol, which plsc does not support
+    if scheme == "hdfs":  # its port is usually that of the RPC protocol
         ports = [*([port] if port in _WEB_PORTS else []), *DEFAULT_PORTS, *([port] if port else [])]
         return [f"http://{host}:{one}" for one in dict.fromkeys(ports)]
     if scheme in ("webhdfs", "swebhdfs"):

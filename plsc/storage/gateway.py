@@ -1,13 +1,19 @@
-"""Authentication at gateways: a password goes only to those that ask for it over https."""
+"""Credentials of WebHDFS: they go to the servers that the user has named, and to no other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
+import hdfs
 import requests
+from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
+
+CONNECTIONS = 16
+_MOST_REDIRECTS = 5
 
 
 class NoAuth(AuthBase):
@@ -51,3 +57,62 @@ class GatewayAuth(AuthBase):
         answer.history.append(response)
         answer.request = again
         return answer
+
+
+class KeptCredentials:
+    """What sends the requests of a client, and sends those to other servers than its own without its credentials.
+
+    A NameNode redirects reading and writing to a DataNode, which may be any host that it names. The password, token,
+    cookies and headers of the client's session are for the NameNode alone: what a DataNode needs is in the address to
+    which it redirects.
+
+    Args:
+        client: The client. The proxies and certificates of its session are used for all servers.
+    """
+
+    def __init__(self, client: hdfs.client.Client) -> None:
+        self._request, self._timeout = client._request, client._timeout
+        self._own = {_origin(url) for url in client.urls}
+        self._plain = requests.Session()
+        self._plain.auth = NoAuth()
+        self._plain.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        session = client._session
+        self._plain.verify, self._plain.cert, self._plain.proxies = session.verify, session.cert, session.proxies
+        self._plain.trust_env = session.trust_env
+        for scheme in ("http://", "https://"):
+            self._plain.mount(scheme, HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS))
+
+    def __call__(self, method: str, url: str, allow_redirects: bool = True, **options: Any) -> requests.Response:
+        """Sends a request and follows redirects, as the client would."""
+        for _ in range(_MOST_REDIRECTS):
+            answer = self._send(method, url, options)
+            onward = answer.next if allow_redirects else None
+            if onward is None:
+                return answer
+            answer.close()
+            method, url = str(onward.method), str(onward.url)
+            options.pop("params", None)  # the new address has its own
+        raise requests.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects")
+
+    def _send(self, method: str, url: str, options: dict[str, Any]) -> requests.Response:
+        if _origin(url) in self._own:
+            return self._request(method, url, allow_redirects=False, **options)
+        return self._plain.request(
+            method,
+            url,
+            allow_redirects=False,
+            headers={"content-type": "application/octet-stream"},  # for HttpFS
+            timeout=self._timeout,
+            **options,
+        )
+
+
+def keep_credentials(client: hdfs.client.Client) -> None:
+    """Has a client send its credentials to its own servers alone."""
+    if not isinstance(client._request, KeptCredentials):
+        client._request = KeptCredentials(client)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc

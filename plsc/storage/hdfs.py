@@ -1,4 +1,4 @@
-"""HDFS through WebHDFS. The only module that imports the `hdfs` package."""
+"""HDFS through WebHDFS, by the `hdfs` package."""
 
 from __future__ import annotations
 
@@ -18,40 +18,19 @@ from hdfs.config import Config as AliasFile
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 
-from plsc.errors import ConfigError, one_line
+from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_text
 from plsc.storage.address import web_addresses
 from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of
-from plsc.storage.gateway import GatewayAuth, NoAuth
+from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, keep_credentials
+from plsc.storage.refusals import QUOTA_HINT, first_line, refusal
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
-_CONNECTIONS = 16
 
-# Failures that pass, by the name of the server's exception, or by its words where a DataNode quotes the NameNode.
-_PASSING = (
-    "SafeModeException", "StandbyException", "RetriableException", "LeaseExpiredException",
-    "AlreadyBeingCreatedException", "RecoveryInProgressException", "NoRouteToHostException", "ConnectException",
-    "SocketTimeoutException", "ServerNotLeaderException",
-)  # fmt: skip
-_PASSING_WORDS = (
-    "in safe mode",
-    "in state standby",
-    "no lease on",
-    "already being created by",
-    "replicated to 0 nodes",
-    "failed on local exception",  # of a DataNode whose NameNode has just ended
-    "failed on connection exception",
-    "end of file exception",
-)
 _REFUSED = (
     "the name or the password was refused; check fs_ugi, or give set_hdfs_client a client for Kerberos or a token"
 )
-_HINTS = {
-    "Permission denied": "ask its owner for the right, or give another name in fs_ugi",
-    "quota": "remove files there or ask for a larger quota",
-    "not a directory": "a file stands where a folder should be; name another folder",
-}
 
 if logging.getLogger("hdfs").level == logging.NOTSET:  # it logs every request, and failures that are reported here
     logging.getLogger("hdfs").setLevel(logging.CRITICAL)
@@ -70,6 +49,8 @@ class HdfsStorage:
         self._urls: Sequence[str] = getattr(client, "urls", ())
         if getattr(client, "_timeout", None) is None:
             client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
+        if self._urls:
+            keep_credentials(client)
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
@@ -137,7 +118,7 @@ class HdfsStorage:
                     if found.get("spaceQuota", -1) >= 0 and left < max(size, _BLOCK_BYTES):
                         raise StorageError(
                             f"{self.name}: {path}: quota exceeded: {folder} has {max(0, left):,} bytes left of "
-                            f"{found['spaceQuota']:,}; {_HINTS['quota']}"
+                            f"{found['spaceQuota']:,}; {QUOTA_HINT}"
                         )
                 folder = posixpath.dirname(folder)
 
@@ -164,7 +145,7 @@ class HdfsStorage:
 
 
 def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> HdfsStorage:
-    """Opens an HDFS.
+    """Opens an HDFS through WebHDFS.
 
     Args:
         fs_name: An address that `web_addresses` can read. Without `fs_ugi` also an alias of HdfsCLI's configuration
@@ -188,10 +169,15 @@ def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -
     urls = _answering(fs_name, web_addresses(fs_name))
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_connections=_CONNECTIONS, pool_maxsize=_CONNECTIONS))
+        session.mount(scheme, HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS))
     session.auth = GatewayAuth(name, password, urls)  # also keeps ~/.netrc out
     user = name or os.environ.get("HADOOP_USER_NAME") or None
     return HdfsStorage(hdfs.InsecureClient(";".join(urls), user=user, session=session), fs_name)
+
+
+def is_alias(fs_name: str) -> bool:
+    """Returns whether HdfsCLI's configuration file has an alias of that name. Raises ConfigError for one in error."""
+    return _alias(fs_name) is not None
 
 
 def _alias(fs_name: str) -> Optional[hdfs.client.Client]:
@@ -277,19 +263,14 @@ def _by_proxy(urls: Sequence[str]) -> str:
 def _server_error(where: str, problem: hdfs.HdfsError, urls: Sequence[str]) -> StorageError:
     """Returns the error for a refusal of the server: its own words, without its stack trace."""
     message: Union[str, bytes] = problem.message
-    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
-    text = one_line((text.strip().splitlines() or [""])[0])
-    kind = problem.exception
-    if kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS):
-        return StorageUnavailableError(f"{where}: {text}")
-    if isinstance(
-        message, bytes
-    ):  # the answer is not WebHDFS's, but that of a gateway, or of a server that is starting
-        return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}{_by_proxy(urls)}")
-    if text.startswith("Authentication failure"):
+    text = first_line(message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message))
+    if isinstance(message, str) and text.startswith("Authentication failure"):
         return StorageError(f"{where}: {_REFUSED}")
-    hint = next((f"; {hint}" for words, hint in _HINTS.items() if words in text), "")
-    return StorageError(f"{where}: {text}{hint}")
+    error = refusal(where, problem.exception, text)
+    if isinstance(message, bytes) and not isinstance(error, StorageUnavailableError):
+        # The answer is not WebHDFS's, but that of a gateway, or of a server that is starting.
+        return StorageUnavailableError(f"{where}: the server failed: {text or 'no reason given'}{_by_proxy(urls)}")
+    return error
 
 
 def _server_of(problem: BaseException) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
+from plsc.errors import ConfigError
 from plsc.machine.files import sync
+from plsc.machine.memory import size_text
 from plsc.storage.base import Chunks, Status, StorageError, check_absent, parts_of, place_of
 
 
@@ -111,6 +113,28 @@ class LocalStorage:
     def _error(self, path: str, problem: OSError) -> StorageError:
         reason = problem.strerror or str(problem)
         return StorageError(f"{place_of(self, path)}: {reason}", reason)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Checks that a disk has room for what is about to be downloaded, before a byte of it is.
+
+    Args:
+        folder: The folder to write to, which may not exist yet.
+        size: What is to come, in bytes.
+
+    Raises:
+        ConfigError: The disk has less room than that.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with contextlib.suppress(OSError):  # writing reports what is wrong with the folder
+        free = shutil.disk_usage(place).free
+        if size > free:
+            raise ConfigError(
+                f"{folder}: {size_text(size)} are to be downloaded, but its disk has {size_text(free)} free; make room "
+                "there, or name another folder"
+            )
 
 
 LOCAL = LocalStorage()

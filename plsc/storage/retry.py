@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional, TypeVar
 
-from plsc.storage.base import Chunks, Status, Storage, StorageUnavailableError, check_names
+from plsc.storage.base import Chunks, Status, Storage, StorageError, StorageUnavailableError, check_names, place_of
 
 logger = logging.getLogger("plsc")
 T = TypeVar("T")
@@ -53,6 +53,11 @@ class Retrying:
             try:
                 for chunk in self._storage.read(path, offset + done, count - done):
                     done += len(chunk)
+                    if done > count:
+                        raise StorageError(
+                            f"{place_of(self, path)}: the server sent more than the {count:,} bytes that were asked "
+                            "for; check the server"
+                        )
                     yield chunk
                 if done < count:
                     raise StorageUnavailableError(

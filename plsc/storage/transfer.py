@@ -18,7 +18,7 @@ from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.machine.locks import LOCK_NAME
 from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
-from plsc.storage.local import LOCAL
+from plsc.storage.local import LOCAL, check_room
 from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
@@ -166,7 +166,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
     """Downloads a file or a folder and returns its path. If the target is a folder, the download goes into it.
 
     Raises:
-        ConfigError: The target exists already, or it cannot be written.
+        ConfigError: The target exists already, or it cannot be written, or its disk is too small.
         StorageError: The store could not provide it.
     """
     files = tree(storage, source)
@@ -175,6 +175,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
     if target.exists():
         raise ConfigError(f"{target}: already exists; name another place")
     _remove_old_downloads(target)
+    check_room(target.parent, sum(status.size for status in files.values()))
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.get")
     made: list[Path] = []
 

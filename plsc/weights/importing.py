@@ -15,12 +15,13 @@ import paddle
 
 from plsc.checkpoint.folder import BACKBONE, OPTIMIZER, head_file, publishing, write_meta
 from plsc.checkpoint.tensor_file import Stream, write_tensors
-from plsc.config import CHANNEL_ORDERS, LARGEST_EMBEDDING, LARGEST_SIDE, Config, check_choice, check_float, check_int
-from plsc.errors import ConfigError
+from plsc.config import LARGEST_EMBEDDING, LARGEST_SIDE, Config, Pixels, check_int
+from plsc.errors import ConfigError, counted
 from plsc.machine.memory import out_of_memory_as
 from plsc.models import MODEL_NAMES, build_model
 from plsc.models.base_model import build
 from plsc.version import __version__
+from plsc.weights.kinds import TORCH_SUFFIXES, check_kind
 from plsc.weights.names import Matching, Network, match, network_of, read_own
 from plsc.weights.onnx_file import OnnxFile
 from plsc.weights.paddle_file import PaddleFile
@@ -32,29 +33,13 @@ from plsc.zoo import check_target
 logger = logging.getLogger("plsc")
 
 OWN_STD = 128.0  # plsc normalises pixels x as (x - 127.5) / 128
-ARCFACE_STD = 127.5  # arcface_torch and PLSC 2 as (x - 127.5) / 127.5
 _READERS: dict[str, Callable[[Path], Weights]] = {
-    ".pt": TorchFile, ".pth": TorchFile, ".ckpt": TorchFile, ".bin": TorchFile, ".tar": TorchFile,
-    ".pdparams": PaddleFile, ".safetensors": SafetensorsFile, ".onnx": OnnxFile,
-}  # fmt: skip
+    **dict.fromkeys(TORCH_SUFFIXES, TorchFile),
+    ".pdparams": PaddleFile,
+    ".safetensors": SafetensorsFile,
+    ".onnx": OnnxFile,
+}
 _NAMED = 3  # tensors that messages name
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The images that a network was trained on: what must be made up for, since plsc gives it others.
-
-    Attributes:
-        std: What pixels, less 127.5, were divided by.
-        order: Order of the channels, 'rgb' or 'bgr'.
-    """
-
-    std: float = ARCFACE_STD
-    order: str = "rgb"
-
-    def __post_init__(self) -> None:
-        check_float("std", self.std, 1e-3, 1e6)
-        check_choice("order", self.order, CHANNEL_ORDERS)
 
 
 @dataclass(frozen=True)
@@ -86,10 +71,8 @@ def open_weights(path: Path) -> Weights:
     Raises:
         ConfigError: There is no such kind, or the file cannot be read.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path}: expected a file that ends in one of {', '.join(_READERS)}")
-    return reader(path)
+    check_kind(path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def load_pretrained(path: Path, backbone: paddle.nn.Layer, pixels: Pixels, strict: bool = True) -> Matching:
@@ -129,7 +112,7 @@ def _check(path: Path, weights: Weights, matching: Matching, strict: bool) -> No
     if not matching.found:
         known = _network_of(weights)
         advice = f"it seems to hold a {known.name}" if known else "choose the network that it was saved from"
-        raise ConfigError(f"{path}: none of its {len(weights.shapes)} tensors fits the network; {advice}")
+        raise ConfigError(f"{path}: none of its {counted(len(weights.shapes), 'tensor')} fits the network; {advice}")
     if not strict or not (matching.missing or matching.unused):
         return
     wrong = [f"{name} ({why})" for name, why in matching.missing.items()]
@@ -138,7 +121,8 @@ def _check(path: Path, weights: Weights, matching: Matching, strict: bool) -> No
     known = _network_of(weights)
     seems = f"; the file seems to hold a {known.name} of embedding size {known.emb_dim}" if known else ""
     raise ConfigError(
-        f"{path}: {len(matching.found)} tensors fit the network, and these do not: {', '.join(wrong[:_NAMED])}{more}"
+        f"{path}: {counted(len(matching.found), 'tensor')} of the file can be used, and these do not fit the network: "
+        f"{', '.join(wrong[:_NAMED])}{more}"
         f"{seems}; choose the network that it was saved from, with its embedding size and image shape"
     )
 

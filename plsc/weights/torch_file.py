@@ -160,7 +160,10 @@ class TorchFile(Weights):
         assert archive is not None
         pickles = [one for one in archive.namelist() if one.endswith("/data.pkl") and one.count("/") == 1]
         if len(pickles) != 1:
-            raise zipfile.BadZipFile("a zip archive that torch.save has not written")
+            raise ConfigError(
+                f"{self.path}: is a zip archive that torch.save has not written; unpack it, and name the file of "
+                "weights that it holds"
+            )
         self._root = pickles[0].rpartition("/")[0]
         if f"{self._root}/constants.pkl" in archive.namelist():
             raise ConfigError(

@@ -138,8 +138,9 @@ def measure(folder, name, python):
     """Returns the differences for one network."""
     import paddle
 
+    from plsc.config import Pixels
     from plsc.models import build_model
-    from plsc.weights.importing import Pixels, import_weights, load_pretrained
+    from plsc.weights.importing import import_weights, load_pretrained
 
     images = np.random.default_rng(0).normal(size=(4, 3, 112, 112)).astype("float32")
     np.save(folder / "images.npy", images)

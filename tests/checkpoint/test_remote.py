@@ -140,6 +140,33 @@ def test_what_other_runs_left_stays(store, tmp_path):
     assert len(remote.recover(store, "", "aa")) == 1 and sorted(store.list("")) == [".mine.writing"]
 
 
+def test_checkpoints_of_other_runs_are_set_aside_and_those_of_this_run_stay(store, tmp_path):
+    made = {"0": "aa", "step_9": "aa", "1": "bb", "other": "aa", "3": None}
+    for name, run in made.items():
+        make_checkpoint(tmp_path / "store/runs" / name, **({} if run is None else {"run": run}))
+    make_checkpoint(tmp_path / "store/runs/2", run="aa")
+    (tmp_path / "store/runs/2" / checkpoint.BACKBONE).write_bytes(b"short")
+    (tmp_path / "store/runs/7").mkdir()  # no checkpoint
+    (tmp_path / "store/runs/earlier_1").mkdir()
+    assert remote.set_aside(store, "runs", "bb") == ("runs/earlier_2", 4)
+    assert sorted(store.list("runs")) == ["1", "7", "earlier_1", "earlier_2", "other"]
+    assert sorted(store.list("runs/earlier_2")) == ["0", "2", "3", "step_9"]
+    assert remote.set_aside(store, "runs", "bb") == ("", 0) and "earlier_3" not in store.list("runs")
+    # A restarted run that began with one of them finds it where it is now.
+    assert remote.find_aside(store, "runs/0", "runs/").path == "runs/earlier_2/0"
+    assert [remote.find_aside(store, *one) for one in (("runs/0", None), ("runs/0", "run"), ("runs/8", "runs"))] == (
+        [None] * 3
+    )
+
+
+def test_a_checkpoint_that_was_moved_is_not_removed(store, tmp_path):
+    make_checkpoint(tmp_path / "store/0")
+    found = remote.open_remote(store, "0")
+    store.rename("0", "mine")
+    remote.remove(store, found)
+    assert sorted(store.list("")) == ["mine"]
+
+
 def test_the_newest_is_the_one_written_last(store, tmp_path):
     for name, written in (("5", 3.0), ("step_9", 7.0), ("0", 5.0), ("other", 9.0)):
         make_checkpoint(tmp_path / "store/runs" / name, written=written)

@@ -8,7 +8,8 @@ from safetensors.numpy import load_file
 from plsc import checkpoint, cli
 from plsc.heads import build_head, shard_bounds
 
-pytestmark = pytest.mark.core
+# Between versions of Paddle only what a head takes and gives can differ, and not the files: two numbers tell.
+WORLDS = (1, 3) if paddle.__version__.startswith("2.") else (1, 2, 3, 5)
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def saved(once):
     from ranks import run_ranks
 
     def make(folder):
-        for world in range(1, 6):
+        for world in WORLDS:
             run_ranks("reshard.py", world, folder, "save")
 
     return once("saved", make)
@@ -26,10 +27,11 @@ def content_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("world", range(1, 6))
+@pytest.mark.core
+@pytest.mark.parametrize("world", WORLDS)
 def test_a_checkpoint_of_any_number_of_ranks_loads_on_any_other(ranks, saved, world):
     before = content_of(saved)
-    ranks("reshard.py", world, saved, "load", *range(1, 6))
+    ranks("reshard.py", world, saved, "load", *WORLDS)
     after = {
         path: content for path, content in content_of(saved).items() if path.suffix != ".json" or "meta" in path.name
     }
@@ -47,7 +49,7 @@ def whole_of(folder):
     }
 
 
-@pytest.mark.parametrize("source", range(1, 6))
+@pytest.mark.parametrize("source", WORLDS)
 def test_conversion_gives_the_same_matrix_in_other_files(saved, tmp_path, source, capsys):
     for case in sorted(os.listdir(saved / str(source))):
         folder = saved / str(source) / case / "0"
@@ -91,6 +93,7 @@ def test_conversion_reports_mistakes(saved, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["there"]
 
 
+@pytest.mark.core
 def test_a_rank_reads_little_more_than_its_rows(tmp_path, monkeypatch):
     """Of 4 shards of 1,000 rows, the third of 5 ranks needs parts of two."""
     from test_folder import write
@@ -110,6 +113,7 @@ def test_a_rank_reads_little_more_than_its_rows(tmp_path, monkeypatch):
     assert 800 * 33 * 4 <= read <= 800 * 33 * 4 + 4 * 4096 + 2 * 2 * 2 * 4096
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("classes", [3, 5, 9])
 @pytest.mark.parametrize("loss", ["dist_softmax", "dist_arcface", "dist_adaface"])
 def test_the_classes_that_both_heads_have_are_kept(tmp_path, classes, loss):

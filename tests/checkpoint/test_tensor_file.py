@@ -12,8 +12,6 @@ from safetensors.numpy import load_file, save_file
 from plsc.checkpoint import tensor_file
 from plsc.checkpoint.tensor_file import DamagedError, FileSum, Stream, TensorFile, write_tensors
 
-pytestmark = pytest.mark.core
-
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 
 

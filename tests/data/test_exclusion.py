@@ -84,7 +84,7 @@ def test_names_that_the_data_lacks_are_counted_in_one_warning(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("".join(f"images/{i}.jpg\n" for i in range(40)).encode(), "names all 40 images"),
+        ("".join(f"images/{i}.jpg\n" for i in range(40)).encode(), r"names every image of the data set \(40\)"),
         (b"a\0b\n", "list.txt:1: not UTF-8 text"),
         (None, "cannot be read"),
     ],

@@ -134,7 +134,7 @@ def struct(*pairs):
         ({"image": struct((b"a", "1"), None, (b"c", "3")), "label": LABELS}, "row 1: 'image.bytes' is null; write"),
         ({"image": struct((b"a", "1"), (b"b", ""), (None, "3")), "label": LABELS}, "row 2: .*only '3' in 'image.path'"),
         ({"image": struct((None, "a/1.jpg")), "label": LABELS[:1]}, "row 0: .*only 'a/1.jpg' in 'image.path'"),
-        ({"image": BYTES[:0], "label": LABELS[:0]}, "1 Parquet file hold no image"),
+        ({"image": BYTES[:0], "label": LABELS[:0]}, "no image in 1 Parquet file"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused_in_one_line(tmp_path, columns, says):

@@ -181,7 +181,7 @@ BAD = {
     "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
             "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
     "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check set_dataset_dir"),
-    "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 bytes, but the manifest"),
+    "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 byte, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
     "no-index": (lambda f: (f / "base64_index_7.npy").unlink(), {}, DataError, "base64_index_7.npy: is missing"),
     "full": (lambda f: None, {"size": 100_000, "shuffle": "full"}, ConfigError, "'full' reads all files at the same"),

@@ -190,7 +190,7 @@ GOOD = [("1.jpg", b"one"), ("1.cls", b"1")]
 @pytest.mark.parametrize(
     "members, says",
     [
-        ([], "1 tar file hold no image; a sample is KEY.jpg"),
+        ([], "no image in 1 tar file; a sample is KEY.jpg"),
         ([("readme.txt", b"")], "no image; left out: keys without an image: 1 .such as 'readme'"),
         ([*GOOD, ("2.jpg", b"")], "member '2.jpg': has no label, because no .cls or .json"),
         ([("1.jpg", b""), ("2.jpg", b""), ("1.cls", b"1"), ("2.cls", b"1")], "'1.jpg': has no label.*--sort=name"),

@@ -148,7 +148,7 @@ def test_refused_globals(tmp_path: Path, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (([b"x"] * 3, [True]), "3 images do not fit 1 pairs"),
+        (([b"x"] * 3, [True]), "3 images for 1 pair "),
         (([], []), "no pairs"),
         ([1, 2, 3], "not a verification set"),
         ((1, [True]), "not a verification set"),

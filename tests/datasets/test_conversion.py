@@ -138,7 +138,7 @@ def test_a_damaged_image_stops_the_conversion_or_is_left_out_and_listed(source, 
         assert os.listdir(output) == [NAME] and not list((output / NAME).glob("*.piece"))
         module.shutil.rmtree(output)
     assert cli.main(["data", "convert", str(bad), str(output), "--to=base64", "--shards=4", "--skip-damaged"]) == 0
-    assert "6 damaged images were left out" in capsys.readouterr().out
+    assert "6 damaged images left out" in capsys.readouterr().out
     listed = (output / "skipped.txt").read_text().splitlines()
     assert len(listed) == 6 and listed[0].startswith(f"part-00000-of-00003:4\t{bad}/part-00000-of-00003:4: no tab")
     kept = [one for k, one in enumerate(images_of(source)) if not any(k - first in (3, 5) for first in (0, 13, 27))]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from plsc import cli
+from plsc.datasets import outliers as outliers_module
 from plsc.datasets.outliers import Groups, Limits, find_outliers, likeness
 
 CLASSES, IMAGES, SIZE = 60, 20, 32
@@ -98,6 +99,23 @@ def test_copies_in_other_classes_and_of_tests():
     assert [one[:2] for one in found.leaks] == [(77, 0), (100, 1), (1100, 2)]
 
 
+def test_many_classes_and_large_test_sets_are_compared_in_parts(monkeypatch):
+    vectors, labels = embeddings()
+    labels[labels == 3] = [3, 100] * (IMAGES // 2)  # two classes of one identity
+    tests = [vectors[:0], vectors[[77, 100]], vectors[300:340], vectors[:0]]
+    whole = find_outliers(vectors, labels, Limits(copy=0.99), tests)
+    monkeypatch.setattr(outliers_module, "_ROWS", 32)
+    monkeypatch.setattr(outliers_module, "_CLASSES", 7)
+    parts = find_outliers(vectors, labels, Limits(copy=0.99), tests)
+    assert [one[:2] for one in parts.merges] == [one[:2] for one in whole.merges] and whole.merges
+    assert [one[:2] for one in parts.leaks] == [one[:2] for one in whole.leaks] and len(whole.leaks) == 42
+    centres = unit(vectors[::IMAGES])
+    cosines = centres @ centres.T - 3 * np.eye(CLASSES)
+    nearest = {(min(k, j), max(k, j)) for k, row in enumerate(cosines) for j in np.argsort(-row)[:8].tolist()}
+    assert outliers_module._close_classes(centres) == nearest
+    assert find_outliers(vectors, labels, Limits(), [vectors[:0]]).leaks == []
+
+
 def test_groups():
     groups = Groups(np.array([5, 2, 5, 5, 9]))
     assert groups.classes.tolist() == [2, 5, 9] and groups.images(1).tolist() == [0, 2, 3]
@@ -158,6 +176,36 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     assert status == 0 and later["threshold"] < found["threshold"] and later["leaks"] == 0
     assert (output / "embeddings/embeddings.npy").stat().st_mtime_ns == vectors.st_mtime_ns
     assert (output / "page.html").read_text().count("<img") < page.count("<img")
+
+    # Names of the settings replace those of the data, as in training.
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"name {number}\n" for number in range(12)))
+    words = (spoilt, "--output", output, "--set", f"class_names={names}")
+    assert outliers(capsys, *words)[0] == 0
+    assert "name 5" in {row["class"] for row in rows_of(output / "images.tsv")}
+    names.write_text("one\ntwo\n")
+    status, said = outliers(capsys, *words)
+    assert status == 1 and "set_class_names gives 2 names for 12 classes" in said
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_embeddings_of_images_that_have_changed_are_not_used_again(glyphs, tmp_path, capsys, is_listed):
+    data, output = tmp_path / "data", tmp_path / "outliers"
+    shutil.copytree(glyphs / "images", data, ignore=shutil.ignore_patterns("[2-9]", "1[0-9]", "[3-7].jpg"))
+    image = next(data.glob("0/*.jpg"))
+    content = image.read_bytes()
+    image.write_bytes(b"broken")
+    if is_listed:
+        lines = [f"{path.relative_to(data)} {path.parent.name}\n" for path in sorted(data.rglob("*.jpg"))]
+        (data / "label.txt").write_text("".join(lines))
+    words = (data, "--output", output)
+    if is_listed:
+        (tmp_path / "list.txt").write_text(lines[-1].split()[0] + "\n")
+        words = (*words, "--exclude", tmp_path / "list.txt")
+    assert outliers(capsys, *words)[1]["damaged"] == 1
+    image.write_bytes(content)
+    status, said = outliers(capsys, *words)
+    assert status == 1 and "holds other embeddings (different: images)" in said
 
 
 @pytest.mark.parametrize(

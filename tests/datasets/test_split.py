@@ -99,7 +99,7 @@ def test_damaged_images_are_no_part_of_the_test_and_earlier_lists_stay(glyphs, t
 @pytest.mark.parametrize(
     "lines, arguments, words",
     [
-        (["a.jpg 0"] * 8, [], "has 1 classes, 1 of them with at least two images"),
+        (["a.jpg 0"] * 8, [], "has 1 class, 1 of them with at least two images"),
         (["a.jpg 0", "a.jpg 1", "a.jpg 2", "a.jpg 3"], [], "0 of them with at least two images"),
         ([f"b.jpg {i % 4}" for i in range(8)], [], "too few images that can be decoded"),
         (["a.jpg 0"], ["{data}"], "exists; remove it, or name another"),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 
 import numpy as np
 import pytest
@@ -99,3 +100,47 @@ def test_lines_longer_than_a_read_and_reads_that_end_anywhere(folder, monkeypatc
         assert [records.read(i) for i in range(9)] == expected
         assert records.labels().tolist() == [label for _, label in expected]
     assert records.name(5) == "part 2:2" and records.where(5) == f"{folder}/part 2:2"
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("empty", "empty: holds no training data, because the folder is empty; check the path"),
+        ("deep", "deep: holds no training data, but 'a'; give one of these: base64"),
+        ("flat", "flat: holds images, but not in a folder for each class"),
+        ("flat/1.jpg", "1.jpg: is an image; name the folder that holds a folder of images for each class"),
+        ("flta", "flta: holds no training data (no such file or folder); did you mean '{folder}/flat'?"),
+        ("no/flat", "no/flat: holds no training data (no such file or folder); check the path"),
+        ("broken", "broken: is a link to 'nowhere', which is missing; correct the link"),
+        ("all.zip", "all.zip: is a zip archive; unpack it"),
+        ("all.lst", "all.lst: is a list for MXNet's im2rec; name the .rec file"),
+        ("lfw.bin", "lfw.bin: is no training data; a verification set belongs into set_val_targets"),
+        ("all.pdf", "all.pdf: holds no training data; give one of these: base64"),
+        ("-", "-: training data is not read from the standard input"),
+        ("locked", "locked: cannot be listed (Permission denied); give this user the permission"),
+    ],
+)
+@pytest.mark.parametrize("action", ["info", "check"])
+def test_what_is_no_data_set_is_named_as_what_it_is(tmp_path, capsys, monkeypatch, name, words, action):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "deep/a/b").mkdir(parents=True)
+    for file in ("flat/1.jpg", "all.zip", "all.lst", "lfw.bin", "all.pdf", "locked/x"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / "broken").symlink_to("nowhere")
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(call):
+        def listed(path="."):
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", path)
+            return call(path)
+
+        return listed
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", action, name]) == 1
+    said = capsys.readouterr().err
+    assert words.format(folder=tmp_path) in said and said.startswith("plsc: error: ") and said.count("\n") == 1

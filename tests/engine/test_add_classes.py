@@ -120,6 +120,10 @@ def test_what_cannot_be_added_is_one_line_and_leaves_nothing(places, glyphs, tmp
         assert cli.main(["add-classes", str(places / checkpoint), str(data), str(output)]) == 1
         assert words in capsys.readouterr().err.splitlines()[-1]
         assert not list(tmp_path.glob("*output*"))
+    (tmp_path / "few.txt").write_text("one\ntwo\n")
+    few = ["--names", str(tmp_path / "few.txt")]
+    assert cli.main(["add-classes", str(places / "nameless"), str(named), str(output), *few]) == 1
+    assert "--names gives 2 names for 7 classes" in capsys.readouterr().err.splitlines()[-1]
     skipping = ["--set", "skip_damaged=1"]
     assert cli.main(["add-classes", str(places / "named"), str(bad), str(output), *skipping]) == 1
     assert "'glyph 1': none of its images can be used" in capsys.readouterr().err.splitlines()[-1]

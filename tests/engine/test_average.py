@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 
 import numpy as np
@@ -47,10 +48,11 @@ def entry(save_dir, *callbacks, bad=None, epochs=2, **settings):
     """An entry that trains GlyphNet, in four steps per epoch, one of which can have images that are not finite."""
     ins = Entry(
         settings={
-            "num_classes": 3, "image_shape": list(SHAPE), "emb_dim": 4, "model_name": "GlyphNet",
+            "num_classes": 3, "image_shape": list(SHAPE), "emb_dim": 4,
             "train_epochs": epochs, "model_save_dir": str(save_dir), "lr": 1.0, **settings,
         }
     )  # fmt: skip
+    ins.set_model_name("GlyphNet")
     batches = [[(PIXELS[i].astype("float32") / 128, i % 3) for i in range(n, n + 6)] for n in range(0, 24, 6)]
     if bad is not None:
         batches[bad] = [(image + np.inf, label) for image, label in batches[bad]]
@@ -121,6 +123,18 @@ def test_an_average_does_not_change_what_is_trained(tmp_path):
     one, other = (load_file(tmp_path / name / "0" / "backbone.safetensors") for name in ("with", "without"))
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
     assert not (tmp_path / "without" / "0" / "average.safetensors").exists()
+
+
+def test_an_average_of_nothing_resumes_and_begins_once_something_is_trained(tmp_path, capsys):
+    for epochs, what in ((1, "head"), (2, "head"), (3, "all")):
+        linear = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(math.prod(SHAPE), 4))
+        ins = entry(tmp_path, epochs=epochs, ema=0.9, trainable=what, resume=True)
+        ins.set_model(linear)
+        ins.train()
+        folder = tmp_path / str(epochs - 1)
+        assert json.loads((folder / "meta.json").read_text())["average"] == {"decay": 0.9, "updates": 4 * epochs}
+    assert load_file(folder / "average.safetensors").keys() == {"1.weight", "1.bias"}
+    assert "the average of weights begins now" not in capsys.readouterr().err
 
 
 def test_a_resumed_run_may_begin_end_or_change_its_average(tmp_path, capsys):

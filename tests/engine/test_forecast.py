@@ -10,6 +10,7 @@ from ranks import run_plsc
 from plsc.commands.plan import _workload
 from plsc.config import Config
 from plsc.engine import forecast as forecasts
+from plsc.engine.average import Average
 from plsc.engine.forecast import (
     BackboneSize,
     OptimizerSize,
@@ -208,6 +209,13 @@ def test_the_plan_counts_nothing_for_what_is_frozen():
     assert 0 < sizes[1].parameters == 4 * sum(p.size for p in model.fc_0.parameters()) < everything.parameters
     assert sizes[1].activations < everything.activations
     assert sizes[0].statistics == everything.parameters + everything.statistics
+    for epoch, size in sizes.items():
+        parts.begin(epoch)
+        assert size.averaged == sum(4 * value.size for value in Average(model, 0.9).values().values())
+        averaging = Workload(10, 8, 1, 4, size, has_average=True)
+        assert forecast(averaging).backbone["average"] == size.averaged < everything.averaged
+    parts.begin(0)
+    assert backbone_size(model, (3, 32, 32), recompute=True).activations == 0
 
 
 @pytest.mark.parametrize("trained, share", [("all", 1), ("fc_0.*", 0.5), ("head", 0)])

@@ -76,7 +76,10 @@ def test_disks_that_are_not_shared_hold_what_their_ranks_need(glyphs, tmp_path, 
 
 
 def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_path, place, monkeypatch):
-    """The machine comes back with an empty disk, and the script does not call `set_resume`."""
+    """The machine comes back with an empty disk, and the script does not call `set_resume`.
+
+    Another command begins a new run and moves those checkpoints aside.
+    """
     script = [HELPERS / "train_glyphs.py", glyphs]
     options = (*BASE, info(hdfs, place), 'hdfs_upload=["epoch"]')
     monkeypatch.setenv("PLSC_LAUNCH", "first")
@@ -84,8 +87,16 @@ def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_
         process = run_python(*script, tmp_path / folder, *options, f"train_epochs={epochs}")
         assert process.returncode == 0 and words in process.stderr, process.stderr[-3000:]
         monkeypatch.setenv("PLSC_RESTART", "1")
+    monkeypatch.delenv("PLSC_RESTART")
+    monkeypatch.setenv("PLSC_LAUNCH", "third")
+    earlier = hdfs.client().list(place)
+    fresh = [*script, tmp_path / "d", *options, "train_epochs=1"]
+    process = run_python(*fresh)
+    said = f"{place} held an earlier run, with 2 checkpoints; it is now in {place}/earlier_1"
+    assert process.returncode == 0 and said in process.stderr, process.stderr[-3000:]
+    assert hdfs.client().list(f"{place}/earlier_1") == earlier and hdfs.client().list(place) == ["0", "earlier_1"]
     config = Config(hdfs=Hdfs(hdfs.web, "name,passwd", fs_dir_for_save=place))
-    assert fetch_newest(config, open_store(config, threading.Event()), tmp_path / "c", {"second"}) is not None
+    assert fetch_newest(config, open_store(config, threading.Event()), tmp_path / "c", {"fourth"}) is not None
     assert not (tmp_path / "c").exists()
 
 

@@ -190,6 +190,15 @@ def test_what_does_not_fit_is_refused(glyphs, known, tmp_path):
         ((model,), {"model": model}, ConfigError, "shares weights with the model of set_model"),
         ((known, 1.0, "cosine", False), {"calc_acc": True}, ConfigError, "the head is not computed, so"),
     ]
+    names = [line.split()[0] for line in (glyphs / "label.txt").read_text().splitlines()]
+    most = folder_of(tmp_path / "most", names[:-1], np.ones((len(names) - 1, 16), "float32"))
+    uneven = tmp_path / "uneven"
+    uneven.mkdir()
+    (uneven / "images").symlink_to(glyphs / "images")
+    (uneven / "label.txt").write_text("".join(f"{name} {int(k > 5)}\n" for k, name in enumerate(names)))
+    for seed in (6, 7):  # whose first epoch does not draw the last image
+        drawn = {"sampler": "balanced", "seed": seed, "dataset_dir": str(uneven)}
+        cases.append(((most,), drawn, DataError, "has no embeddings of 1 of 96 images of the data"))
     for teacher, settings, kind, words in cases:
         with pytest.raises(kind, match=words):
             taught(glyphs, tmp_path / "output", *teacher, **settings)

@@ -69,7 +69,6 @@ def damaged(glyphs, tmp_path):
     return folder
 
 
-@pytest.mark.core
 def test_a_folder_a_list_and_parts_give_the_embeddings_of_their_images(made, data, trained):
     folder, listed, parts, two = (open_embeddings(made(1) / str(number)) for number in range(4))
     paths = sorted((data / "images").rglob("*.jpg"))
@@ -150,7 +149,7 @@ def test_ranks_that_find_different_images_are_refused(glyphs, trained, tmp_path)
 
 
 def test_skipped_images_are_named_up_to_a_limit(ins, damaged, capsys, monkeypatch):
-    monkeypatch.setattr(embedder, "_NAMED", 3)
+    monkeypatch.setattr(embedder, "NAMED", 3)
     ins.set_test_batch_size(2)
     for number in range(5):
         (damaged / "3" / f"{number}.jpg").unlink()

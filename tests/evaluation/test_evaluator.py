@@ -21,8 +21,6 @@ from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
 from plsc.inference.networks import TrainedNetwork
 
-pytestmark = pytest.mark.core
-
 SHAPE = (3, 32, 32)
 
 
@@ -67,6 +65,7 @@ def same(found, expected):
             assert found[key] == pytest.approx(value, abs=2e-3, nan_ok=True), key
 
 
+@pytest.mark.core
 def test_an_image_that_occurs_twice_is_embedded_once(glyphs):
     net = Counting()
     found = result_of(config_of(glyphs, "glyphs"), net)["glyphs"]
@@ -76,6 +75,7 @@ def test_an_image_that_occurs_twice_is_embedded_once(glyphs):
     same(found, metrics.verification_metrics(net.embed(pairs.images), pairs.issame))
 
 
+@pytest.mark.core
 def test_a_folder_of_identities_is_tested_on_all_pairs(glyphs):
     net = Counting()
     found = result_of(config_of(glyphs, "images", test_fars=(0.2, 1e-2)), net)["images"]
@@ -87,6 +87,7 @@ def test_a_folder_of_identities_is_tested_on_all_pairs(glyphs):
     assert set(found["at_far"]) == {"2e-1", "1e-2"} and found["different_pairs"] == 96 * 95 // 2 - 12 * 8 * 7 // 2
 
 
+@pytest.mark.core
 def test_pairs_of_templates_are_tested(glyphs, tmp_path):
     for number in range(4):
         shutil.copytree(glyphs / "images" / str(number), tmp_path / str(number))
@@ -119,6 +120,7 @@ def test_pairs_of_templates_are_tested(glyphs, tmp_path):
     assert left["hard_images"].shape == (6, 2, 32, 32, 3)
 
 
+@pytest.mark.core
 def test_probes_are_found_in_a_gallery(glyphs, tmp_path):
     """Seven of twelve identities are known, by four images each; the other images are the probes."""
     for number in range(12):
@@ -144,6 +146,7 @@ def test_probes_are_found_in_a_gallery(glyphs, tmp_path):
     assert 1 / 7 < found["rank@1"] <= found["rank@5"] <= found["rank@10"] == 1
 
 
+@pytest.mark.core
 def test_kept_embeddings_are_used_while_images_and_network_stay_the_same(glyphs, tmp_path):
     shutil.copytree(glyphs / "images", tmp_path / "data" / "images")
     shutil.copy(glyphs / "glyphs.bin", tmp_path / "data")
@@ -204,17 +207,18 @@ def made_set(folder, kind):
     return {"val_targets": "set"}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
         ("one image each", "set: .*3 images of 3 classes do not give pairs of both kinds"),
-        ("one identity", "set: .*2 images of 1 classes do not give pairs"),
+        ("one identity", "set: .*2 images of 1 class do not give pairs"),
         ("empty file", "set/b/1.jpg: the file is empty"),
         ("no image", "set/b/1.jpg: cannot decode the image .*not an image .*a web page"),
         ("cut header", "set/b/1.jpg: cannot decode the image .*its header is damaged or cut off"),
         ("pairs", "set.txt:2: .*9.jpg is neither an image nor a folder"),
-        ("pairs of one kind", "^set: all 2 pairs are of the same identity"),
-        ("binary of one kind", "^set: all 2 pairs are of different identities"),
+        ("pairs of one kind", "^set: of 2 pairs all are of the same identity"),
+        ("binary of one kind", "^set: of 2 pairs all are of different identities"),
         ("pairs of an empty file", "set.txt:2: set/b/1.jpg: the file is empty"),
         ("base64", "part:2: .*base64"),
         ("other probes", "probes: no probe has an identity of the gallery"),
@@ -228,6 +232,7 @@ def test_a_set_that_cannot_work_is_refused_before_training(kind, words, tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.core
 def test_a_set_and_the_gallery_need_different_names(few_glyphs, tmp_path):
     shutil.copytree(few_glyphs / "images", tmp_path / "identification")
     config = config_of(tmp_path, "identification", identification=(str(tmp_path / "identification"),) * 2)
@@ -235,6 +240,7 @@ def test_a_set_and_the_gallery_need_different_names(few_glyphs, tmp_path):
         build_evaluator(config)
 
 
+@pytest.mark.core
 def test_an_embedding_that_is_not_finite_is_named(glyphs):
     net = Counting()
     net.product.weight.set_value(paddle.full_like(net.product.weight, np.nan))
@@ -242,12 +248,14 @@ def test_an_embedding_that_is_not_finite_is_named(glyphs):
         result_of(config_of(glyphs, "images"), net)
 
 
+@pytest.mark.core
 def test_pairs_for_the_report_that_cannot_be_written_are_reported(glyphs, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="glyphs_pairs.npz: cannot be written"):
         result_of(config_of(glyphs, "glyphs"), Counting(), pairs_dir=tmp_path / "file")
 
 
+@pytest.mark.core
 def test_ranks_share_every_kind_of_test(ranks, glyphs, tmp_path):
     for number in (1, 3):
         ranks("evaluate_sets.py", number, glyphs, tmp_path / str(number))

@@ -1,6 +1,6 @@
 """Disturbs one rank at chosen places of a training: an error is raised there, or the rank is late.
 
-    disturbed_ranks.py DATA OUTPUT fail-all            every place after the other, in one process
+    disturbed_ranks.py DATA OUTPUT fail-all PLACE ...  these places of `PLACES` one after the other, in one process
     disturbed_ranks.py DATA OUTPUT fail PLACE          one place of `HARD_PLACES`; the error is not caught
     disturbed_ranks.py DATA OUTPUT delay PLACE RANK SECONDS [PLACE RANK SECONDS ...]
 
@@ -160,9 +160,10 @@ def raise_error(error: BaseException) -> None:
     raise error
 
 
-def fail_all(data: str, output: Path) -> None:
+def fail_all(data: str, output: Path, *names: str) -> None:
     found = {}
-    for name, place in PLACES.items():
+    for name in names:
+        place = PLACES[name]
         folder = output / name.replace(" ", "_")
         if place.settings.get("resume"):
             work(data, folder, {"hdfs": "hdfs" in place.settings})

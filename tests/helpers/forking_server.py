@@ -151,7 +151,8 @@ def replace_process(environment: dict[str, str], folder: str, files: list[Option
             os.dup2(file, number)
     close_descriptors()
     for number in (signal.SIGTERM, signal.SIGABRT):
-        signal.signal(number, signal.SIG_DFL)
+        if callable(signal.getsignal(number)):  # of a launcher; Paddle's own handlers, which Python cannot see, remain
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
     np.random.seed()

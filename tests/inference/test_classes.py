@@ -64,7 +64,7 @@ def test_of_equal_classes_the_first_comes_first_and_what_does_not_fit_is_refused
         ExportedCentres(tmp_path, record, ())
 
 
-def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path, capsys):
+def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path, capsys, caplog):
     checkpoint, net = str(trained / "output" / "0"), str(tmp_path / "net")
     names = tmp_path / "classes.txt"
     names.write_text("".join(f"字 {number}\n" for number in range(12)))
@@ -95,9 +95,19 @@ def test_commands_name_the_classes_of_training_images(trained, glyphs, tmp_path,
         ["export", "--checkpoint", checkpoint, "--output", str(tmp_path / "other")],
     ):
         assert cli.main([*words, *naming]) == 1
-        assert "gives 3 names, and there are 12 classes; give one for each" in capsys.readouterr().err
+        assert "gives 3 names for 12 classes; give one for each" in capsys.readouterr().err
     assert cli.main(["classify", "--model", net, "--set", "max_image_pixels=9", paths[0]]) == 1
     assert "pixels are more than 9" in capsys.readouterr().err
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with_bad = [str(tmp_path / "bad.jpg"), paths[0]]
+    for network in (["--checkpoint", checkpoint], ["--model", net]):
+        assert cli.main(["classify", *network, *with_bad, "--json"]) == 1
+        assert cli.main(["classify", *network, *with_bad, "--json", "--skip-damaged"]) == 0
+        said = capsys.readouterr()
+        bad, good = json.loads(said.out.splitlines()[-1])
+        assert bad["classes"] == [] and good["classes"][0]["number"] == best["number"]
+        assert "bad.jpg: cannot decode" in said.err
+        assert "1 of 2 images is damaged: its embedding is zero" in said.err + caplog.text
     with pytest.raises(ConfigError, match="holds no class centres.*--with-classes"):
         Predictor(trained / "net").classify(paths)
     with_names = CheckpointCentres(trained / "output" / "0")

@@ -1,5 +1,6 @@
 """Which parameters `set_trainable` trains, what is frozen with them, and from which epoch on."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -202,6 +203,33 @@ def test_stages_that_cannot_be_are_refused_and_one_that_never_comes_is_reported(
         ins.set_teacher("zoo:glyphs", head=False)
         with pytest.raises(ConfigError, match=r"the head alone, and set_teacher\(head=False\) leaves the head out, so"):
             ins.train()
+
+
+@pytest.mark.parametrize(
+    "what, head, factors, message",
+    [
+        (
+            "head",
+            False,
+            {},
+            "set_trainable: .* set_teacher with head=False leaves as it is, so nothing would be trained",
+        ),
+        ({0: "head", 1: "all"}, False, {}, "set_trainable: .* so nothing would be trained"),
+        ("head", True, {}, "set_trainable: trains the head alone, and set_teacher teaches the network"),
+        ("all", False, {"head": 2.0}, "set_rate_factors: .*'head', whose class centres set_teacher with head=False"),
+        ("all", None, {"head": 2.0}, "set_rate_factors: .*'head', whose class centres set_distfc_attr keeps"),
+        ({0: "head", 1: "all"}, True, {"head": 2.0}, None),
+    ],
+)
+def test_settings_that_would_change_nothing_are_refused(what, head, factors, message):
+    ins = entry(Net(), what, rate_factors=factors)
+    if head is None:
+        ins.set_distfc_attr(paddle.ParamAttr(trainable=False))
+        ins.set_loss_type("dist_arcface")
+    else:
+        ins.set_teacher(Net(), head=head)
+    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
+        ins.train()
 
 
 def momentum(parameters):

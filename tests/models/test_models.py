@@ -9,8 +9,6 @@ from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
-pytestmark = pytest.mark.core
-
 
 def weights(model):
     """Counts weights as published listings do, without running statistics."""
@@ -48,6 +46,7 @@ def test_vit_has_the_published_number_of_weights():
     assert weights(ViT(1000, (3, 224, 224))) == pytest.approx(22.05e6 + 14 * 14 * 384, rel=0.001)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("shape, grid", [((3, 112, 112), (14, 14)), ((3, 32, 32), (11, 11)), ((1, 17, 23), (9, 12))])
 def test_vit_sees_every_pixel_in_at_most_14_patches_per_side(shape, grid):
     model = ViT(8, shape, blocks=0)
@@ -67,6 +66,7 @@ def test_the_deepest_models_can_be_built(name):
     assert len(convolutions) == 1 + 2 * {"ResNet152": 50, "ResNet200": 98}[name]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 17, 23), (3, 112, 112)])
 def test_shapes(name, shape):
@@ -75,6 +75,7 @@ def test_shapes(name, shape):
     assert model(paddle.rand([3, *shape])).shape == [3, 24]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 def test_a_gradient_reaches_every_weight(name):
     paddle.seed(0)
@@ -86,6 +87,7 @@ def test_a_gradient_reaches_every_weight(name):
             assert np.isfinite(parameter.grad.numpy()).all(), parameter_name
 
 
+@pytest.mark.core
 def test_the_scale_of_the_embedding_stays_at_one():
     model = ResNet(18, 16, (3, 16, 16))
     fixed = {n for n, p in model.named_parameters() if p.stop_gradient and n.split(".")[-1][0] != "_"}
@@ -93,7 +95,7 @@ def test_the_scale_of_the_embedding_stays_at_one():
     np.testing.assert_array_equal(dict(model.named_parameters())[fixed.pop()].numpy(), np.ones(16))
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
+@pytest.mark.parametrize("name", [pytest.param("ResNet18", marks=pytest.mark.core), "MobileFaceNet", "ViT", "GlyphNet"])
 def test_it_overfits_four_images(name):
     paddle.seed(3)
     model = small(name, 16, (3, 16, 16))
@@ -114,6 +116,7 @@ def test_it_overfits_four_images(name):
     assert np.mean(losses[-5:]) < 0.5 * losses[0], losses
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
 def test_saved_for_inference(name, tmp_path):
     model = build_model(name, 8, (3, 16, 16))
@@ -127,6 +130,7 @@ def test_saved_for_inference(name, tmp_path):
         np.testing.assert_allclose(loaded(x[:number]).numpy(), model(x[:number]).numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.core
 def test_an_operator_that_this_device_has_not_is_named():
     model = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.SyncBatchNorm(4), paddle.nn.Flatten())
     with pytest.raises(ConfigError, match="no sync_batch_norm for cpu; make 1 a BatchNorm2D") as caught:
@@ -134,6 +138,7 @@ def test_an_operator_that_this_device_has_not_is_named():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.core
 def test_unknown_name():
     with pytest.raises(ConfigError, match="ResNet51.*ResNet18.*MobileFaceNet"):
         build_model("ResNet51", 8, (3, 16, 16))
@@ -141,6 +146,7 @@ def test_unknown_name():
         ResNet(51)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["ResNet50", "MobileFaceNet", "ViT"])
 def test_too_small_an_image(name):
     for shape in ((3, 15, 112), (3, 112, 8)):
@@ -148,6 +154,7 @@ def test_too_small_an_image(name):
             build_model(name, 8, shape)
 
 
+@pytest.mark.core
 def test_the_network_of_characters_sees_no_colours():
     net = build_model("GlyphNet", 128, (3, 32, 32))
     assert build(net, (3, 32, 32)) == 128

@@ -216,7 +216,7 @@ def test_zero_embeddings_are_left_out_and_infinite_ones_are_named(tmp_path, capl
 def test_damaged_embeddings_folders_are_refused(tmp_path):
     folder = write_folder(tmp_path / "e", np.eye(3))
     for break_it, said in (
-        (lambda: (folder / "images.tsv").write_text("a\tb\n"), "images.tsv has 1 lines, but manifest.json says 3"),
+        (lambda: (folder / "images.tsv").write_text("a\tb\n"), "images.tsv has 1 line, but manifest.json says 3"),
         (lambda: (folder / "images.tsv").write_text("a\n"), "images.tsv, line 1"),
         (lambda: (folder / "embeddings.npy").write_bytes(b"?"), "not a complete embeddings folder"),
         (lambda: (folder / "manifest.json").unlink(), "manifest.json: No such file"),

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from gateway import Gateway
 
 from plsc import storage
 from plsc.errors import ConfigError
-from plsc.storage import StorageError, StorageUnavailableError, open_hdfs
+from plsc.storage import StorageError, StorageUnavailableError, open_hdfs, rpc
 from plsc.storage.hdfs import HdfsStorage, connect
 
 
@@ -22,6 +23,14 @@ def folder(hdfs, tmp_path):
     """A folder of the superuser in which everybody may write."""
     hdfs.client().makedirs(f"/{tmp_path.name}", permission="777")
     return f"/{tmp_path.name}"
+
+
+@pytest.fixture(params=["web", "rpc"])
+def address(request, hdfs):
+    """The address of HDFS, once for each way to speak to it."""
+    if request.param == "rpc":
+        pytest.importorskip("hdfs_native")
+    return hdfs.web if request.param == "web" else hdfs.address
 
 
 def refused(action):
@@ -78,6 +87,71 @@ def test_a_custom_client(hdfs, folder):
     assert hdfs.client().status(f"{folder}/x")["owner"] == "dora" and store.name == hdfs.web
 
 
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_hdfs_addresses_use_rpc_where_it_can_be_had_and_webhdfs_otherwise(hdfs, caplog, monkeypatch, is_installed):
+    if is_installed:
+        pytest.importorskip("hdfs_native")
+    monkeypatch.setattr(rpc, "is_installed", lambda: is_installed)
+    caplog.set_level("INFO", "plsc")
+    by_web = hdfs.web.replace("http:", "hdfs:")
+    way = "RPC" if is_installed else "WebHDFS"
+    for address, words in (
+        (f"{hdfs.address};127.0.0.1:{hdfs.web.rsplit(':', 1)[1]}", f"connected by {way}"),
+        (by_web, "connected by WebHDFS; by RPC: " if is_installed else "connected by WebHDFS; for RPC, install"),
+        (hdfs.web, "connected by WebHDFS"),
+    ):
+        caplog.clear()
+        assert open_hdfs(address, "alice,s3cret").status("/").is_folder
+        assert words in caplog.text and caplog.text.count("connected by") == 1 and "s3cret" not in caplog.text
+
+
+def test_a_nameservice_of_the_configuration_and_a_port_that_is_left_out(hdfs, monkeypatch, tmp_path):
+    pytest.importorskip("hdfs_native")
+    pairs = {
+        "dfs.nameservices": "cluster",
+        "dfs.ha.namenodes.cluster": "a,b",
+        "dfs.namenode.rpc-address.cluster.a": "127.0.0.1:9",
+        "dfs.namenode.rpc-address.cluster.b": hdfs.address[7:],
+    }
+    rows = "".join(f"<property><name>{name}</name><value>{value}</value></property>" for name, value in pairs.items())
+    (tmp_path / "hdfs-site.xml").write_text(f"<configuration>{rows}</configuration>")
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    store = open_hdfs("hdfs://cluster", "alice,")
+    assert type(store._storage) is rpc.RpcStorage and store.name == "hdfs://cluster" and store.status("/").is_folder
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+    text, passes = refused(lambda: open_hdfs("hdfs://127.0.0.1", "alice,"))
+    assert passes and "by RPC: /: Connection refused" in text
+
+
+def test_the_user_of_rpc_is_that_of_fs_ugi_and_one_at_a_time(hdfs, folder, monkeypatch):
+    pytest.importorskip("hdfs_native")
+    monkeypatch.setenv("HADOOP_USER_NAME", "bob")
+    store = open_hdfs(hdfs.address, "alice,")
+    write(store, f"{folder}/alice's")
+    hdfs.kill_namenode()
+    hdfs.start()  # the user is needed again for the next connection
+    write(store.with_patience(60), f"{folder}/alice's again")
+    with pytest.raises(StorageUnavailableError, match="one user in a process, which is alice now"):
+        rpc.connect([hdfs.address[7:]], "x", "carol")
+    del store
+    write(open_hdfs(hdfs.address, None), f"{folder}/bob's")
+    owners = {name: status["owner"] for name, status in hdfs.client().list(folder, status=True)}
+    assert owners == {"alice's": "alice", "alice's again": "alice", "bob's": "bob"}
+    assert os.environ["HADOOP_USER_NAME"] == "bob"
+
+
+def test_a_server_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
+    monkeypatch.setattr("plsc.storage.hdfs._PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(rpc, "PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme in ("hdfs", "http"):
+            text, passes = refused(
+                lambda scheme=scheme: open_hdfs(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", "a,")
+            )
+            assert passes and "no answer in time" in text
+
+
 def test_no_namenode(monkeypatch):
     monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
     text, passes = refused(lambda: open_hdfs("hdfs://127.0.0.1:9", "alice,"))
@@ -88,12 +162,12 @@ def test_no_namenode(monkeypatch):
 
 def test_the_rpc_port_is_not_webhdfs(hdfs, monkeypatch):
     monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
-    text, _ = refused(lambda: open_hdfs(hdfs.address, "alice,"))
+    text, _ = refused(lambda: open_hdfs(hdfs.address.replace("hdfs:", "webhdfs:"), "alice,"))
     assert "answers, but not as WebHDFS" in text
 
 
-def test_refusals(hdfs, folder):
-    store = open_hdfs(hdfs.web, "alice,")
+def test_refusals(hdfs, folder, address):
+    store = open_hdfs(address, "alice,")
     hdfs.client().makedirs(f"{folder}/root's", permission="755")
     text, passes = refused(lambda: write(store, f"{folder}/root's/x"))
     assert not passes and "Permission denied: user=alice" in text and "ask its owner" in text
@@ -111,8 +185,8 @@ def test_refusals(hdfs, folder):
     assert not passes
 
 
-def test_quotas(hdfs, folder):
-    store = open_hdfs(hdfs.web, "alice,")
+def test_quotas(hdfs, folder, address):
+    store = open_hdfs(address, "alice,")
     for name, limits in (("names", {"names": 1}), ("bytes", {"size": 1 << 20})):
         hdfs.client().makedirs(f"{folder}/{name}", permission="777")
         hdfs.set_quota(f"{folder}/{name}", **limits)
@@ -123,8 +197,8 @@ def test_quotas(hdfs, folder):
         assert not passes and "quota exceeded" in text and "1,048,576" in text, text
 
 
-def test_a_write_waits_for_the_end_of_safe_mode(hdfs, folder):
-    store = open_hdfs(hdfs.web, "alice,")
+def test_a_write_waits_for_the_end_of_safe_mode(hdfs, folder, address):
+    store = open_hdfs(address, "alice,")
     hdfs.safe_mode(True)
     text, passes = refused(lambda: write(store.with_patience(0), f"{folder}/x"))
     assert passes and "safe mode" in text
@@ -162,15 +236,15 @@ def restart_namenode(hdfs):
 
 
 @pytest.mark.parametrize("restart", [restart_datanode, restart_namenode])
-def test_a_server_that_comes_back_during_an_upload(hdfs, folder, restart):
-    store, data = open_hdfs(hdfs.web, "alice,").with_patience(90), os.urandom(SIZE)
+def test_a_server_that_comes_back_during_an_upload(hdfs, folder, address, restart):
+    store, data = open_hdfs(address, "alice,").with_patience(90), os.urandom(SIZE)
     store.write(f"{folder}/x", interrupted(hdfs, data, lambda: restart(hdfs)), len(data))
     assert b"".join(store.read(f"{folder}/x", 0, SIZE)) == data
 
 
 @pytest.mark.parametrize("restart", [restart_datanode, restart_namenode])
-def test_a_server_that_comes_back_during_a_download(hdfs, folder, restart):
-    store, data = open_hdfs(hdfs.web, "alice,").with_patience(90), os.urandom(SIZE)
+def test_a_server_that_comes_back_during_a_download(hdfs, folder, address, restart):
+    store, data = open_hdfs(address, "alice,").with_patience(90), os.urandom(SIZE)
     write(store, f"{folder}/x", data)
     got = b""
     for chunk in store.read(f"{folder}/x", 0, SIZE):
@@ -180,13 +254,14 @@ def test_a_server_that_comes_back_during_a_download(hdfs, folder, restart):
     assert got == data
 
 
-def test_a_datanode_that_stays_away(hdfs, folder):
-    store = open_hdfs(hdfs.web, "alice,").with_patience(0)
+def test_a_datanode_that_stays_away(hdfs, folder, address):
+    store = open_hdfs(address, "alice,").with_patience(0)
     write(store, f"{folder}/there")
     hdfs.kill_datanode()
     for action in (lambda: write(store, f"{folder}/x"), lambda: list(store.read(f"{folder}/there", 0, 1))):
         text, passes = refused(action)
-        assert passes and "Connection refused" in text or "reset" in text or "broke" in text, text
+        assert passes, text
+        assert any(words in text for words in ("Connection refused", "reset", "broke", "does not answer")), text
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, which makes the certificate")

@@ -1,4 +1,4 @@
-"""What every store must do: a folder, and a real HDFS through WebHDFS and through Spark. Also retries and transfers."""
+"""What every store must do: a folder, and a real HDFS by RPC, through WebHDFS and through Spark. Also retries."""
 
 import os
 import threading
@@ -10,6 +10,7 @@ from plsc.machine.locks import lock_folder
 from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
 from plsc.storage.base import read_bytes, write_bytes
 from plsc.storage.hadoop import HadoopStorage
+from plsc.storage.rpc import RpcStorage
 from plsc.storage.transfer import OpenFile, get, put, tree
 
 
@@ -21,10 +22,15 @@ def open_store(kind, request, tmp_path):
     if kind == "hadoop":
         context = request.getfixturevalue("spark").sparkContext
         return HadoopStorage(context), f"{request.getfixturevalue('hdfs').address}/tests/{tmp_path.name}"
+    if kind == "rpc":
+        pytest.importorskip("hdfs_native")
+        opened = open_hdfs(request.getfixturevalue("hdfs").address, "alice,")
+        assert type(opened._storage) is RpcStorage
+        return opened, f"/tests/{tmp_path.name}"
     return open_hdfs(request.getfixturevalue("hdfs").web, "alice,"), f"/tests/{tmp_path.name}"
 
 
-@pytest.fixture(params=["local", "hdfs", "hadoop"])
+@pytest.fixture(params=["local", "hdfs", "rpc", "hadoop"])
 def store(request, tmp_path):
     """A store and a folder in it that does not exist yet."""
     return open_store(request.param, request, tmp_path)
@@ -51,13 +57,15 @@ def test_files_and_folders(store, name):
     found = store.list(f"{folder}/in")
     assert list(found) == [name] and found[name].size == len(data) and not found[name].is_folder
     assert found[name].modified == store.status(path).modified > 1e9
-    assert found[name].is_file and found[name].identity == store.status(path).identity is not None
+    assert found[name].is_file and found[name].identity == store.status(path).identity
+    knows = not isinstance(getattr(store, "_storage", None), RpcStorage)  # which files are the same
+    assert (found[name].identity is not None) == knows
     store.write(path, lambda: [b"new"], 3)
     assert content(store, path) == b"new"
     store.rename(path, f"{folder}/moved")
     assert store.list(f"{folder}/in") == {} and store.status(path) is None
     store.write(path, list, 0)
-    assert store.status(path).identity != store.status(f"{folder}/moved").identity
+    assert not knows or store.status(path).identity != store.status(f"{folder}/moved").identity
     with pytest.raises(StorageError, match="moved: already exists"):
         store.rename(path, f"{folder}/moved")
     assert content(store, f"{folder}/moved") == b"new"

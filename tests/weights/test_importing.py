@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from torch_files import named_as_arcface, write_legacy, write_zip
 
 from plsc import Entry, Predictor, cli
+from plsc.config import Pixels
 from plsc.errors import CheckpointError, ConfigError
 from plsc.models import build_model
-from plsc.weights.importing import Pixels, import_weights, load_pretrained, open_weights
+from plsc.weights.importing import import_weights, load_pretrained, open_weights
 from plsc.weights.names import Network, network_of
 
 SIDE, EMB = 16, 8
@@ -98,7 +99,7 @@ def test_what_does_not_fit_is_named(tmp_path, arcface):
     write_zip(path, arcface)
     with pytest.raises(ConfigError, match=r"none of its .* tensors fits.*seems to hold a IResNet18"):
         load_pretrained(path, build_model("ViT", EMB, SHAPE), Pixels())
-    with pytest.raises(ConfigError, match=r"do not: blocks.*a IResNet18 of embedding size 8; choose the network"):
+    with pytest.raises(ConfigError, match=r"do not fit the network: blocks.*a IResNet18 of embedding size 8; choose"):
         load_pretrained(path, build_model("IResNet34", EMB, SHAPE), Pixels())
     with pytest.raises(ConfigError, match=r"fc.weight \(the file has \[512, 8\] instead of \[512, 9\]\)"):
         load_pretrained(path, build_model("IResNet18", 9, SHAPE), Pixels())
@@ -196,6 +197,11 @@ def test_training_begins_with_the_weights(tmp_path, arcface, glyphs, caplog):
         ins.set_model_save_dir(str(tmp_path / "output"))
         return ins
 
+    ins = entry()
+    ins.set_pretrained(tmp_path / "net.pht", std=128)
+    ins.set_dataset_dir(str(tmp_path / "no data yet"))  # what is missing is found before the data is opened
+    with pytest.raises(ConfigError, match=r"net.pht: cannot be read.*did you mean '.*/net.pth'\?"):
+        ins.train()
     ins = entry()
     ins.set_pretrained(tmp_path / "net.pth", std=128)
     ins.train()

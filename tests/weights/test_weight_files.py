@@ -211,12 +211,58 @@ def test_files_that_are_none_of_these_are_refused(tmp_path, suffix):
     with pytest.raises(ConfigError, match="not an ordinary file"):
         open_weights(path)
     with pytest.raises(ConfigError, match="expected a file that ends in"):
-        open_weights(tmp_path / "net.zip")
+        (tmp_path / "net.other").write_bytes(b"\0")
+        open_weights(tmp_path / "net.other")
 
 
 def test_without_onnx_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "net.onnx").write_bytes(b"\0")
     with pytest.raises(
         ConfigError, match=r"net.onnx: ONNX files need onnx; run pip install '.\[onnx\]' in the plsc clone"
     ):
         open_weights(tmp_path / "net.onnx")
+
+
+_JPEG, _ARCHIVE = b"\xff\xd8\xff\xe0" + bytes(90), b"PK\x03\x04" + bytes(90)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("net.pth", b"", "is an empty file; get the file again"),
+        ("net.onnx", b"", "is an empty file"),
+        ("net.pth", b"these are notes\n", "is a text file and no file of weights"),
+        ("net.onnx", "这是说明\n".encode() * 900, "is a text file"),
+        ("net.pdparams", b"<!DOCTYPE html><html>", "is a web page .*download the file itself"),
+        ("net.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
+        ("net.pth", _JPEG, "is a JPEG image"),
+        ("photo.jpg", _JPEG, "is a JPEG image"),
+        ("net.pth.gz", b"\x1f\x8b\x08", "is a gzip archive .*unpack it, and name the file of weights"),
+        ("net.zip", _ARCHIVE, r"is a zip archive .*if torch.save wrote it, let its name end in .pt"),
+        ("net.pdparams", _ARCHIVE, "is a zip archive"),
+        ("net.pdopt", b"\x80\x02.", "holds the state of an optimizer; name the .pdparams file"),
+        ("net.pdiparams", b"\0", "holds weights without names"),
+        ("net.weights", b"\0", "expected a file that ends in one of .pt"),
+    ],
+)
+def test_files_of_other_kinds_are_named_as_such(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        open_weights(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+def test_folders_and_missing_files_say_what_to_name(tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"")
+    for path, words in (
+        (tmp_path, "is a folder; name the file in it that holds the weights, such as net.pth"),
+        (tmp_path / "nett.pth", "No such file or directory.; did you mean '.*/net.pth'.; check the path"),
+        (tmp_path / "0", "is a checkpoint of plsc, which need not be imported"),
+    ):
+        if path.name == "0":
+            path.mkdir()
+            for name in ("meta.json", "backbone.safetensors"):
+                (path / name).write_text("{}")
+        with pytest.raises(ConfigError, match=words):
+            open_weights(path)

@@ -1,0 +1,313 @@
+"""HDFS through its own RPC protocol, without Java. The only module that imports the `hdfs-native` package.
+
+It needs no WebHDFS, finds the active one of several NameNodes, and reads core-site.xml and hdfs-site.xml in
+`HADOOP_CONF_DIR`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import importlib.util
+import os
+import posixpath
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Callable, Optional, TypeVar
+
+from plsc.errors import one_line
+from plsc.machine.json_files import as_integer
+from plsc.storage.base import (
+    CHUNK_BYTES,
+    Chunks,
+    Status,
+    StorageError,
+    StorageUnavailableError,
+    check_absent,
+    missing,
+    place_of,
+)
+from plsc.storage.refusals import first_line, refusal
+
+T = TypeVar("T")
+
+ANSWER_SECONDS, PROBE_SECONDS = 60.0, 10.0
+# hdfs-native tries again by itself, for 3 minutes by default; `Retrying` does so with a line in the log.
+_SETTINGS = {
+    "dfs.client.failover.max.attempts": "4",
+    "dfs.client.failover.sleep.base.millis": "100",
+    "dfs.client.failover.sleep.max.millis": "500",
+}
+_DEFAULT_PORT = 8020
+_USER = "HADOOP_USER_NAME"
+# `RPCError("org.apache...SafeModeException", "Cannot create file...\n\tat ...")`, as Rust shows it.
+_RPC_ERROR = re.compile(r'RPCError\("(?:[\w.]*\.)?([\w$]+)", "(.*)"\)', re.DOTALL)
+_DATANODE = re.compile(r'ip_addr: "([^"]*)".*?xfer_port: (\d+)')
+# What hdfs-native itself finds wrong, and waiting does not change; other failures may pass.
+_FINAL = ("InvalidArgument", "InvalidPath", "Unsupported", "SASLError", "GSSAPIError", "NoSASLMechanism", "UrlParse")
+
+
+class RpcStorage:
+    """A `Storage` on HDFS.
+
+    Args:
+        client: A client of `hdfs-native`.
+        name: What messages call the store.
+        user: The HDFS user; None leaves it to `hdfs-native`.
+    """
+
+    def __init__(self, client: Any, name: str, user: Optional[str] = None) -> None:
+        self._client, self.name, self.user = client, name, user
+
+    def status(self, path: str) -> Optional[Status]:
+        """Returns the status of a path, or None if nothing has that name."""
+        with self._worded(path):
+            try:
+                return _status(_answer(lambda: self._client.get_file_info(self._place(path))))
+            except FileNotFoundError:
+                return None
+
+    def list(self, path: str) -> dict[str, Status]:
+        """Returns the names in a folder with their status."""
+        with self._worded(path):
+            place = self._place(path)
+            found = _answer(lambda: [*self._client.list_status(place)])
+            return {self._name_in(place, one): _status(one) for one in found}
+
+    def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
+        """Yields `count` bytes from `offset` on in parts; fewer if the connection or the file ends."""
+        with self._worded(path):
+            reader = _answer(lambda: self._client.read(self._place(path)))
+            count = min(count, len(reader) - offset)  # hdfs-native panics beyond the end
+            if count <= 0:
+                return
+            stream = reader.read_range_stream(offset, count)
+        while True:
+            with self._worded(path):
+                part = _answer(lambda: _part_of(stream))
+            if not part:
+                return
+            yield part
+
+    def write(self, path: str, chunks: Chunks, size: int) -> None:
+        """Makes a file and the folders above it; replaces a file of that name."""
+        from hdfs_native import WriteOptions
+
+        with self._worded(path):
+            options = WriteOptions(overwrite=True, create_parent=True)
+            writer = _answer(lambda: self._client.create(self._place(path), options))
+        for chunk in chunks():
+            if chunk:
+                with self._worded(path):
+                    _answer(functools.partial(writer.write, chunk))
+        with self._worded(path):
+            _answer(writer.close)
+        kept = self.status(path)
+        if kept is None or kept.size != size:
+            raise StorageUnavailableError(
+                f"{place_of(self, path)}: the server kept {kept.size if kept else 0:,} of {size:,} bytes"
+            )
+
+    def rename(self, source: str, target: str) -> None:
+        """Moves a file or a folder to a path that nothing has yet."""
+        check_absent(self, target)
+        with self._worded(source):
+            _answer(lambda: self._client.rename(self._place(source), self._place(target)))
+
+    def delete(self, path: str) -> None:
+        """Removes a file, or a folder with everything in it; does nothing if the path is missing."""
+        with self._worded(path), contextlib.suppress(FileNotFoundError):
+            _answer(lambda: self._client.delete(self._place(path), True))
+
+    def mkdirs(self, path: str) -> None:
+        """Makes a folder and those above it, unless they exist."""
+        with self._worded(path):
+            _answer(lambda: self._client.mkdirs(self._place(path), 0o755, True))
+
+    def _name_in(self, place: str, found: Any) -> str:
+        """Returns what the server calls a part of a folder, all of it, so that `check_names` sees what is wrong."""
+        before = f"{place.rstrip('/')}/"
+        if found.path == place and not found.isdir:
+            raise StorageError(f"{place_of(self, place)}: is a file, not a folder", "is a file, not a folder")
+        return str(found.path).removeprefix(before)
+
+    def _place(self, path: str) -> str:
+        """Returns a path as `hdfs-native` wants it; it knows the home folder of a user only as what paths begin with."""
+        place = posixpath.normpath(path)
+        if place != ".":
+            return f"/{place.lstrip('/')}" if place.startswith("/") else place
+        return f"/user/{self.user or os.environ.get(_USER) or getpass.getuser()}"
+
+    @contextlib.contextmanager
+    def _worded(self, path: str) -> Iterator[None]:
+        """Turns the client's exceptions into StorageErrors."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except FileNotFoundError as problem:
+            if "Path is not a file" in str(problem):
+                raise StorageError(f"{place_of(self, path)}: is a folder", "is a folder") from None
+            raise missing(self, path) from None
+        except FileExistsError as problem:
+            raise StorageError(f"{place_of(self, path)}: {first_line(str(problem))}") from None
+        except OSError as problem:
+            raise StorageUnavailableError(f"{place_of(self, path)}: {_reason(problem)}") from None
+        except RuntimeError as problem:
+            raise _error(place_of(self, path), str(problem)) from None
+        except (ValueError, TypeError, AttributeError, OverflowError) as problem:
+            reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
+            raise StorageError(f"{place_of(self, path)}: {reason}") from None
+
+
+def is_installed() -> bool:
+    """Returns whether `hdfs-native` is."""
+    return importlib.util.find_spec("hdfs_native") is not None
+
+
+def connect(hosts: list[str], name: str, user: Optional[str]) -> RpcStorage:
+    """Opens an HDFS, and asks it for its root folder.
+
+    Args:
+        hosts: `host:port` of each NameNode, or one name that `hdfs-site.xml` knows.
+        name: What messages call the store.
+        user: The HDFS user on clusters without Kerberos; None is that of `HADOOP_USER_NAME`, or of the process.
+
+    Raises:
+        StorageUnavailableError: No NameNode answers by RPC, or another user of HDFS is in use in this process.
+        StorageError: It refuses.
+    """
+    import hdfs_native
+
+    def opened(url: str, settings: dict[str, str]) -> RpcStorage:
+        try:
+            client = hdfs_native.Client(url, settings)
+        except (RuntimeError, OSError) as problem:
+            raise _error(name, str(problem)) from None
+        store = RpcStorage(client, name, user)
+        with store._worded("/"):
+            _answer(lambda: client.get_file_info("/"), PROBE_SECONDS)
+        return store
+
+    with _USERS.lock:
+        _USERS.become(user, name)
+        if len(hosts) > 1:
+            service = "plsc"
+            numbers = ",".join(f"n{number}" for number in range(len(hosts)))
+            several = {"dfs.nameservices": service, f"dfs.ha.namenodes.{service}": numbers}
+            several |= {
+                f"dfs.namenode.rpc-address.{service}.n{number}": _with_port(host) for number, host in enumerate(hosts)
+            }
+            store = opened(f"hdfs://{service}", {**_SETTINGS, **several})
+        else:
+            try:
+                store = opened(f"hdfs://{hosts[0]}", dict(_SETTINGS))
+            except StorageError as problem:
+                if "No NameNode hosts found" not in str(problem) or _with_port(hosts[0]) == hosts[0]:
+                    raise
+                store = opened(f"hdfs://{_with_port(hosts[0])}", dict(_SETTINGS))  # a machine, no nameservice
+        _USERS.stores.add(store)
+        return store
+
+
+class _Users:
+    """The user of this process in HDFS: `hdfs-native` takes it from the environment whenever it connects."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stores: weakref.WeakSet[RpcStorage] = weakref.WeakSet()
+        self._before = os.environ.get(_USER)
+        self._is_set = False
+
+    def become(self, user: Optional[str], name: str) -> None:
+        """Has new connections be those of a user. Raises StorageUnavailableError while those of another are in use."""
+        others = {store.user for store in self.stores} - {user}
+        if others:
+            raise StorageUnavailableError(
+                f"{name}: hdfs-native connects as one user in a process, which is {' or '.join(map(str, others))} now"
+            )
+        if not self._is_set:
+            self._before = os.environ.get(_USER)
+        value = self._before if user is None else user
+        self._is_set = user is not None
+        if value is None:
+            os.environ.pop(_USER, None)
+        else:
+            os.environ[_USER] = value
+
+
+_USERS = _Users()
+
+
+def _with_port(host: str) -> str:
+    return host if re.search(r":\d+$", host) else f"{host}:{_DEFAULT_PORT}"
+
+
+def _answer(action: Callable[[], T], seconds: Optional[float] = None) -> T:
+    """Calls what waits for a server in a thread, so that neither a silent server nor Ctrl-C has to wait for it.
+
+    Raises:
+        StorageUnavailableError: There is no answer in time.
+    """
+    results: list[T] = []
+    problems: list[BaseException] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except BaseException as problem:  # noqa: BLE001 - raised below
+            problems.append(problem)
+        ended.set()
+
+    threading.Thread(target=run, name="plsc-rpc", daemon=True).start()
+    if not ended.wait(ANSWER_SECONDS if seconds is None else seconds):
+        raise TimeoutError(None, "no answer in time")
+    if problems:
+        if isinstance(problems[0], Exception):
+            raise problems[0]
+        raise RuntimeError(f"Panic({problems[0]})")  # hdfs-native's, which is no Exception
+    return results[0]
+
+
+def _part_of(stream: Iterator[bytes]) -> bytes:
+    """Returns about a megabyte of a stream, which gives 64 kB at a time; an empty text at its end."""
+    parts, size = [], 0
+    for part in stream:
+        parts.append(part)
+        size += len(part)
+        if size >= CHUNK_BYTES:
+            break
+    return b"".join(parts)
+
+
+def _status(found: Any) -> Status:
+    """Returns a status of `hdfs-native`. Raises ValueError if it is none."""
+    return Status(
+        size=0 if found.isdir else as_integer(found.length),
+        is_folder=bool(found.isdir),
+        modified=as_integer(found.modification_time) / 1000,
+    )
+
+
+def _error(where: str, text: str) -> StorageError:
+    """Returns the error for a RuntimeError of `hdfs-native`, which shows an error of Rust."""
+    match = _RPC_ERROR.search(text)
+    if match is not None:
+        words = match[2].replace(r"\n", "\n").replace(r"\t", "\t").replace(r"\"", '"').replace(r"\\", "\\")
+        return refusal(where, match[1], first_line(words))
+    node = _DATANODE.search(text)
+    if node is not None:
+        return StorageUnavailableError(f"{where}: the DataNode {node[1]}:{node[2]} does not answer as it should")
+    reason = first_line(text)
+    if "No NameNode hosts found" in text:
+        reason += "; give its port, or name the folder of hdfs-site.xml in HADOOP_CONF_DIR"
+    return (StorageError if text.startswith(_FINAL) else StorageUnavailableError)(f"{where}: {reason}")
+
+
+def _reason(problem: OSError) -> str:
+    text = first_line(problem.strerror or str(problem))
+    return re.sub(r" \(os error \d+\)$", "", text)
