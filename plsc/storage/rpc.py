@@ -135,7 +135,7 @@ class RpcStorage:
         return str(found.path).removeprefix(before)
 
     def _place(self, path: str) -> str:
-        """Returns a path as `hdfs-native` wants it; it knows the home folder of a user only as what paths begin with."""
+        """Returns a path as `hdfs-native` wants it, which does not know that '.' is the home folder of the user."""
         place = posixpath.normpath(path)
         if place != ".":
             return f"/{place.lstrip('/')}" if place.startswith("/") else place
