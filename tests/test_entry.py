@@ -282,6 +282,15 @@ def test_an_option_of_another_schedule_is_refused(name, option):
         Entry().set_schedule(name, **{option: "loss" if option == "metric" else 7})
 
 
+def test_a_warm_up_in_steps_that_never_ends_is_reported(caplog):
+    from plsc.engine.feed import check_warmup
+
+    for warmup, is_reported in ((20, False), (21, True)):
+        caplog.clear()
+        check_warmup(Config(train_epochs=2, schedule=Schedule("cosine", warmup_steps=warmup)), 10)
+        assert ("more than the 20 steps of the training" in caplog.text) == is_reported
+
+
 def test_two_lengths_of_the_warm_up_are_refused():
     ins = Entry()
     ins.set_warmup_epochs(1)

@@ -13,7 +13,7 @@ from plsc import parallel
 from plsc.config import Config
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.errors import ConfigError, DataError
+from plsc.errors import ConfigError, DataError, counted
 
 logger = logging.getLogger("plsc")
 
@@ -51,7 +51,16 @@ def check_warmup(config: Config, steps: Optional[int]) -> None:
     Raises:
         ConfigError: They are not; on every rank.
     """
-    if config.optimizer is not None or steps is not None:
+    if config.optimizer is not None:
+        return
+    if steps is not None:
+        warmup, total = config.schedule.warmup_steps, steps * config.train_epochs
+        if warmup > total:
+            logger.warning(
+                "set_schedule(warmup_steps=%d) is more than the %s of the training, so the full rate is never reached",
+                warmup,
+                counted(total, "step"),
+            )
         return
     calls = [f"set_warmup_epochs({config.warmup_epochs})"] if config.warmup_epochs else []
     calls += [f"set_schedule({config.schedule.name!r})"] if config.schedule.name in ("cosine", "poly") else []
