@@ -45,7 +45,7 @@ _DEFAULT_PORT = 8020
 _USER = "HADOOP_USER_NAME"
 # `RPCError("org.apache...SafeModeException", "Cannot create file...\n\tat ...")`, as Rust shows it.
 _RPC_ERROR = re.compile(r'RPCError\("(?:[\w.]*\.)?([\w$]+)", "(.*)"\)', re.DOTALL)
-_DATANODE = re.compile(r'ip_addr: "([^"]*)".*?xfer_port: (\d+)')
+_DATANODE = re.compile(r'ip_addr: \\?"([^"\\]*)\\?".*?xfer_port: (\d+)')
 # What hdfs-native itself finds wrong, and waiting does not change; other failures may pass.
 _FINAL = ("InvalidArgument", "InvalidPath", "Unsupported", "SASLError", "GSSAPIError", "NoSASLMechanism", "UrlParse")
 
