@@ -353,6 +353,14 @@ class Config:
         )
 
     @property
+    def patience(self) -> float:
+        """Seconds that the ranks wait for each other: not less than one of them may spend on trying a store again."""
+        seconds = 60 * self.rank_timeout
+        uses_store = self.hdfs is not None or any("://" in one for one in self.data_sets if isinstance(one, str))
+        # Rank 0 waits for files of the others as long as they may try again, and may then try again itself.
+        return max(seconds, 2 * self.hdfs_upload.retry_seconds + 60) if uses_store else seconds
+
+    @property
     def pixels(self) -> PixelRule:
         """What the pixels of image files mean."""
         return PixelRule(self.pixel_rule, self.image_ground, self.max_image_pixels)

@@ -1009,7 +1009,7 @@ class Entry:
         if _ends_at_actions:
             raise _ActionReachedError
         parallel.initialise()
-        return parallel.action(60 * self._config.rank_timeout)
+        return parallel.action(self._config.patience)
 
     def _prepare(self) -> Config:
         """Returns a checked copy of the settings. Logs once what won over the script."""

@@ -227,7 +227,9 @@ class HdfsServer:
         return self._java(DFSADMIN, *arguments)
 
     def _java(self, kind: str, *arguments: str) -> str:
-        process = subprocess.run(self._command(kind, *arguments), capture_output=True, text=True, timeout=START_TIMEOUT)
+        process = subprocess.run(
+            self._command(kind, *arguments), capture_output=True, text=True, timeout=START_TIMEOUT, env=_superuser()
+        )
         if process.returncode:
             raise RuntimeError(f"{kind} {' '.join(arguments)}: {process.stdout[-1000:]}{process.stderr[-3000:]}")
         return process.stdout
@@ -241,7 +243,12 @@ class HdfsServer:
             return
         with open(self.folder / f"{kind.rsplit('.')[-1]}.log", "a") as log:
             self.processes[kind] = subprocess.Popen(
-                self._command(kind), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self._command(kind),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=_superuser(),
             )
 
     def _kill(self, kind: str) -> None:
@@ -315,6 +322,11 @@ class HdfsServer:
         for name in ("hdfs", "datanode"):
             (folder / "webapps" / name).mkdir(parents=True)
         return folder
+
+
+def _superuser() -> dict[str, str]:
+    """Returns the environment in which Hadoop's programs run as the user of this process."""
+    return {name: value for name, value in os.environ.items() if name != "HADOOP_USER_NAME"}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from plsc import Entry, optim
-from plsc.config import Config, Schedule
+from plsc.config import Config, Hdfs, HdfsUpload, Schedule
 from plsc.errors import ConfigError
 from plsc.models.base_model import BaseModel
 
@@ -392,3 +392,12 @@ def test_class_names_come_from_a_list_or_a_file(tmp_path):
         assert ins._config.class_names == ("苹果", "red apple")
     ins.set_class_names(None)
     assert ins._config.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("retry", "uses_store", "patience"), [(300, True, 660), (7200, True, 14460), (10, True, 80), (7200, False, 60)]
+)
+def test_ranks_wait_as_long_as_one_of_them_may_try_a_store_again(retry, uses_store, patience):
+    hdfs = Hdfs("hdfs://nn", None, "somewhere") if uses_store else None
+    config = Config(rank_timeout=1.0, hdfs=hdfs, hdfs_upload=HdfsUpload(retry_seconds=retry))
+    assert config.patience == patience

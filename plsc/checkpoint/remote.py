@@ -280,6 +280,7 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
             )
         files = remote.checkpoint.files
         each(
+            storage,
             lambda name: _download_file(storage, remote, folder / name, files[name], advance),
             [(name,) for name in names],
             _THREADS,

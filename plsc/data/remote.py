@@ -134,7 +134,8 @@ class _Remote:
                 if self.copy.try_fetch(file, progress.add):
                     done.add(file.name)  # noqa: B023 - it is called at once
 
-            each(fetch, [(file,) for file in left], STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS)
+            streams = STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS
+            each(self.store, fetch, [(file,) for file in left], streams)
             left = [file for file in left if file.name not in done]
             if left and self._stop.wait(_POLL_SECONDS):
                 raise StorageError(f"{self.where()}: stopped")

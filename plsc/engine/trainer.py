@@ -158,6 +158,8 @@ class Trainer:
 
         # Signals and records.
         self.stop_request = resources.enter_context(StopRequest())
+        if self.uploader is not None:
+            self.uploader.stop_request = self.stop_request
         self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
         resources.callback(self.metrics.close)
         write_run_record(self.save_dir, config, self.state.run, resumed, self.steps_per_epoch)

@@ -19,11 +19,13 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import remote
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import CheckpointError, ConfigError, counted
+from plsc.machine.signals import StopRequest
 from plsc.storage import Retrying, StorageError, StorageUnavailableError
 from plsc.storage.transfer import OpenFile
 
 logger = logging.getLogger("plsc")
 
+_POLL_SECONDS = 0.25
 _MOST_WAITING = 2  # one upload that runs, and one that waits for it
 
 
@@ -56,10 +58,14 @@ class Uploader(Callback):
         place: The folder in the store.
         when: When to upload, as in `Entry.set_hdfs_upload`.
         stop: Set when training ends.
+
+    Attributes:
+        stop_request: The signals that end the waiting for uploads at the end of training.
     """
 
     def __init__(self, store: Retrying, place: str, when: str, stop: threading.Event) -> None:
         self._store, self._place, self._when, self._stop = store, place, when, stop
+        self.stop_request: Optional[StopRequest] = None
         self._uploads: list[_Upload] = []
         self._published: dict[str, remote.Remote] = {}  # checkpoints of this run, known to rank 0
         self._others_are_aside = False  # known to rank 0
@@ -91,6 +97,7 @@ class Uploader(Callback):
         """Waits for the running uploads, and uploads every checkpoint that is wanted and missing.
 
         Raises:
+            SystemExit: SIGTERM or Ctrl-C has come; this rank waits no longer.
             StorageError: Some checkpoint could not be uploaded; on every rank.
         """
         newest_first = list(reversed(run.checkpoints))
@@ -204,9 +211,21 @@ class Uploader(Callback):
             )
 
     def _wait(self, seconds: Optional[float]) -> None:
-        deadline = None if seconds is None else time.monotonic() + seconds
+        """Waits for all uploads. Without `seconds` a signal ends that, and the program with it."""
+        deadline = float("inf") if seconds is None else time.monotonic() + seconds
         for one in self._uploads:
-            one.done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            while not one.done.wait(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))):
+                request = self.stop_request
+                if seconds is None and request is not None and request.requested:
+                    logger.warning(
+                        "stopped by %s while it was uploaded; run the script again with set_resume(True), or use "
+                        "`plsc hdfs put`: %s",
+                        request.name,
+                        one.folder,
+                    )
+                    raise SystemExit(128 + request.number)
+                if time.monotonic() >= deadline:
+                    break
 
     def _is_published(self, folder: Path) -> bool:
         """Returns whether the store has the checkpoint that is in `folder` now."""

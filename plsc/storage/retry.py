@@ -35,6 +35,10 @@ class Retrying:
         """Returns the same store with another patience."""
         return Retrying(self._storage, patience, stop)
 
+    def stop(self) -> None:
+        """Ends what waits for the store, now and from now on, with the failure for which it waits."""
+        self._stop.set()
+
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
         return self._retried(lambda: self._storage.status(path))

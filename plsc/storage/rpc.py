@@ -45,7 +45,7 @@ _DEFAULT_PORT = 8020
 _USER = "HADOOP_USER_NAME"
 # `RPCError("org.apache...SafeModeException", "Cannot create file...\n\tat ...")`, as Rust shows it.
 _RPC_ERROR = re.compile(r'RPCError\("(?:[\w.]*\.)?([\w$]+)", "(.*)"\)', re.DOTALL)
-_DATANODE = re.compile(r'ip_addr: "([^"]*)".*?xfer_port: (\d+)')
+_DATANODE = re.compile(r'ip_addr: \\?"([^"\\]*)\\?".*?xfer_port: (\d+)')
 # What hdfs-native itself finds wrong, and waiting does not change; other failures may pass.
 _FINAL = ("InvalidArgument", "InvalidPath", "Unsupported", "SASLError", "GSSAPIError", "NoSASLMechanism", "UrlParse")
 
@@ -135,7 +135,7 @@ class RpcStorage:
         return str(found.path).removeprefix(before)
 
     def _place(self, path: str) -> str:
-        """Returns a path as `hdfs-native` wants it, which does not know that '.' is the home folder of the user."""
+        """Returns a path as `hdfs-native` wants it, which does not know `.` as the home folder of the user."""
         place = posixpath.normpath(path)
         if place != ".":
             return f"/{place.lstrip('/')}" if place.startswith("/") else place
@@ -153,7 +153,7 @@ class RpcStorage:
                 raise StorageError(f"{place_of(self, path)}: is a folder", "is a folder") from None
             raise missing(self, path) from None
         except FileExistsError as problem:
-            raise StorageError(f"{place_of(self, path)}: {first_line(str(problem))}") from None
+            raise refusal(place_of(self, path), "", first_line(str(problem))) from None
         except OSError as problem:
             raise StorageUnavailableError(f"{place_of(self, path)}: {_reason(problem)}") from None
         except RuntimeError as problem:
@@ -208,7 +208,8 @@ def connect(hosts: list[str], name: str, user: Optional[str]) -> RpcStorage:
             except StorageError as problem:
                 if "No NameNode hosts found" not in str(problem) or _with_port(hosts[0]) == hosts[0]:
                     raise
-                store = opened(f"hdfs://{_with_port(hosts[0])}", dict(_SETTINGS))  # a machine, no nameservice
+                # It is the name of a machine, and no nameservice.
+                store = opened(f"hdfs://{_with_port(hosts[0])}", dict(_SETTINGS))
         _USERS.stores.add(store)
         return store
 
@@ -219,8 +220,8 @@ class _Users:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.stores: weakref.WeakSet[RpcStorage] = weakref.WeakSet()
-        self._before = os.environ.get(_USER)
-        self._is_set = False
+        self._before: Optional[str] = None  # what others have set
+        self._own: Optional[str] = None  # what this class has set
 
     def become(self, user: Optional[str], name: str) -> None:
         """Has new connections be those of a user. Raises StorageUnavailableError while those of another are in use."""
@@ -229,10 +230,10 @@ class _Users:
             raise StorageUnavailableError(
                 f"{name}: hdfs-native connects as one user in a process, which is {' or '.join(map(str, others))} now"
             )
-        if not self._is_set:
+        if self._own is None or os.environ.get(_USER) != self._own:
             self._before = os.environ.get(_USER)
         value = self._before if user is None else user
-        self._is_set = user is not None
+        self._own = user
         if value is None:
             os.environ.pop(_USER, None)
         else:

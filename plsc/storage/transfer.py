@@ -6,10 +6,11 @@ import contextlib
 import os
 import posixpath
 import re
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -23,6 +24,8 @@ from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
+
+_SECONDS_TO_DELETE = 5.0
 
 Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
 
@@ -81,16 +84,45 @@ def write_file(storage: Retrying, path: str, file: OpenFile, advance: Advance = 
     storage.write(path, lambda: file.chunks(advance), file.size)
 
 
-def each(action: Callable[..., object], items: Iterable[Sequence[object]], threads: int = _THREADS) -> None:
-    """Calls `action(*item)` for all items in threads. After the first error it only waits for calls under way."""
-    with ThreadPoolExecutor(threads, "plsc-transfer") as pool:
-        futures = [pool.submit(action, *item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+def each(
+    storage: Retrying, action: Callable[..., object], items: Iterable[Sequence[object]], threads: int = _THREADS
+) -> None:
+    """Calls `action(*item)` for all items in threads. After the first error it only waits for calls under way.
+
+    Ctrl-C waits for no call, which may wait for a silent server itself: it stops the store, so that they end in time.
+
+    Args:
+        storage: The store that the calls use.
+        action: The work.
+        items: The arguments of each call.
+        threads: The number of calls at a time.
+    """
+    left, problems = deque(items), deque[BaseException]()
+
+    def work() -> None:
+        while not problems:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                action(*item)
+            except BaseException as problem:  # raised below
+                problems.append(problem)
+
+    # Python waits for the threads of an executor before it ends.
+    pool = [threading.Thread(target=work, name="plsc-transfer", daemon=True) for _ in range(min(threads, len(left)))]
+    try:
+        for thread in pool:
+            thread.start()
+        for thread in pool:
+            thread.join()
+    except BaseException as problem:
+        problems.append(problem)
+        storage.stop()
+        raise
+    if problems:
+        raise problems[0]
 
 
 def tree(storage: Retrying, path: str) -> dict[str, Status]:
@@ -153,11 +185,10 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
 
     try:
         storage.mkdirs(hidden if source.is_dir() else posixpath.dirname(hidden) or ".")
-        each(one, [(path,) for path in files])
+        each(storage, one, [(path,) for path in files])
         storage.rename(hidden, target)
     except BaseException:
-        with contextlib.suppress(StorageError):  # the first failure is the one to report
-            storage.with_patience(0).delete(hidden)
+        _delete_soon(storage, hidden)
         raise
     return target
 
@@ -191,7 +222,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
     try:
         if "" not in files:
             hidden.mkdir(parents=True)
-        each(one, list(files.items()))
+        each(storage, one, list(files.items()))
         os.rename(hidden, target)
     except BaseException as problem:
         _remove(hidden, made)
@@ -199,6 +230,18 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
             raise ConfigError(f"{target}: cannot be written ({problem.strerror or problem})") from None
         raise
     return target
+
+
+def _delete_soon(storage: Retrying, path: str) -> None:
+    """Deletes what a failed upload has left, unless that takes long; the failure itself is the one to report."""
+
+    def delete() -> None:
+        with contextlib.suppress(StorageError):
+            storage.with_patience(0).delete(path)
+
+    thread = threading.Thread(target=delete, name="plsc-transfer", daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_DELETE)
 
 
 def _remove_old_downloads(target: Path) -> None:

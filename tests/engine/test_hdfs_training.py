@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from plsc.config import Config, Hdfs
 from plsc.errors import CheckpointError, ConfigError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
-from plsc.storage import StorageError, open_hdfs
+from plsc.storage import StorageError, open_hdfs, rpc
 
 BASE = ("with_test=false", "log_period=1", "train_epochs=2")
 
@@ -34,8 +35,8 @@ def place(hdfs, tmp_path):
     return path
 
 
-def info(hdfs, save=None, load=None):
-    return "hdfs_info=" + json.dumps([hdfs.web, "name,passwd", save, load])
+def info(hdfs, save=None, load=None, address=None):
+    return "hdfs_info=" + json.dumps([address or hdfs.web, "name,passwd", save, load])
 
 
 def files_of(folder):
@@ -102,11 +103,14 @@ def test_a_restart_downloads_what_its_own_command_has_trained(hdfs, glyphs, tmp_
 
 def test_machines_upload_their_parts_and_new_machines_resume_from_them(hdfs, glyphs, tmp_path, place, straight):
     """Three ranks on two disks upload each epoch; both disks are lost; the run resumes on other disks."""
-    options = (*BASE, *OWN_DISKS, info(hdfs, place), 'hdfs_upload=["epoch"]', "keep_checkpoints=1", "resume=true")
+    address = hdfs.address if rpc.is_installed() else hdfs.web
+    uploads = (info(hdfs, place, address=address), 'hdfs_upload=["epoch"]')
+    options = (*BASE, *OWN_DISKS, *uploads, "keep_checkpoints=1", "resume=true")
     hdfs.client("name").write(f"{place}/7/mine.txt", b"not of plsc")
     first = start("train_glyphs.py", 3, glyphs, tmp_path / "a", *options, "train_epochs=1")
     assert first.returncode == 0, first.stderr[-3000:]
-    assert "uploaded" in first.stderr and "NOT" not in first.stderr
+    assert "uploaded" in first.stderr and "NOT" not in first.stderr and "passwd" not in first.stderr
+    assert f"connected by {'RPC' if rpc.is_installed() else 'WebHDFS'}" in first.stderr
     client = hdfs.client()
     assert client.list(place) == ["0", "7"]
     names = [checkpoint.head_file(rank) for rank in range(3)]
@@ -174,6 +178,24 @@ def test_the_last_checkpoint_is_uploaded_after_sigterm(hdfs, glyphs, tmp_path, p
     assert status == 128 + signal.SIGTERM
     (name,) = hdfs.client().list(place)
     assert name.startswith("step_") and f"uploaded {tmp_path}/{name} in time" in "".join(lines)
+
+
+def test_sigterm_ends_the_waiting_for_uploads_at_once(hdfs, glyphs, tmp_path, place):
+    began, processes = [], []
+
+    def act(process):
+        processes.append(process)
+        hdfs.kill_namenode()
+
+    def each_line(line):
+        if "trying again in" in line and not began:
+            began.append(time.monotonic())
+            processes[0].terminate()
+
+    arguments = (glyphs, tmp_path, *BASE, info(hdfs, place), 'hdfs_upload=["end", 300]', "train_epochs=1")
+    status, lines = act_in_step_three(arguments, act, each_line=each_line)
+    assert status == 128 + signal.SIGTERM and time.monotonic() - began[0] < 15
+    assert "stopped by SIGTERM while it was uploaded; run the script again" in "".join(lines)
 
 
 def prepared(hdfs, *folders, ugi="name,passwd"):

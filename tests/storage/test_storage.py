@@ -1,7 +1,9 @@
 """What every store must do: a folder, and a real HDFS by RPC, through WebHDFS and through Spark. Also retries."""
 
 import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -248,6 +250,44 @@ def test_it_gives_up_when_patience_is_over_or_it_is_stopped(no_waiting):
     with pytest.raises(StorageUnavailableError):
         Retrying(flaky, 3600, stop).write("x", lambda: [b"x"], 1)
     assert flaky.calls == calls + 1
+
+
+@pytest.mark.parametrize("action", ["get", "put"])
+def test_ctrl_c_ends_a_transfer_at_once_though_the_server_hangs_or_is_away(action, tmp_path):
+    """One thread waits for the next attempt, another for a server that never answers."""
+    released, seen = threading.Event(), []
+
+    class Hanging(LocalStorage):
+        def wait(self, path):
+            seen.append(path)
+            if len(seen) == 2:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            if path.endswith("hangs"):
+                released.wait(60)
+            raise StorageUnavailableError("away")
+
+        def read(self, path, offset, count):
+            self.wait(path)
+            yield b""
+
+        def write(self, path, chunks, size):
+            self.wait(path)
+
+    (tmp_path / "source").mkdir()
+    for name in ("away", "hangs"):
+        (tmp_path / "source" / name).write_text("x")
+    store, began = Retrying(Hanging(tmp_path), 3600), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        if action == "get":
+            get(store, "source", tmp_path / "target")
+        else:
+            put(store, tmp_path / "source", "target")
+    assert time.monotonic() - began < 5 and not (tmp_path / "target").exists()
+    released.set()
+    deadline = time.monotonic() + 10
+    while [one for one in threading.enumerate() if one.name == "plsc-transfer"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_refusal_is_not_tried_again():
