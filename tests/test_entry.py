@@ -186,7 +186,7 @@ CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "re
             lambda ins: (ins.set_dataset_dir("hdfs:///data"), ins.set_data_cache("c", "1GB")),
             "names no server; write hdfs",
         ),
-        (lambda ins: ins.set_dataset_dir("/nowhere"), "label.txt"),
+        (lambda ins: ins.set_dataset_dir("/nowhere"), "holds no training data .no such file or folder"),
         (lambda ins: (ins.set_dataset_dir("/nowhere"), ins.set_data_format("base64")), "base64_manifest.json: missing"),
     ],
 )

@@ -165,7 +165,7 @@ def test_what_a_path_means(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert format_of(str(empty)) is None
-    with pytest.raises(DataError, match="a folder with train.rec, or a .rec file \\('recordio'\\)"):
+    with pytest.raises(DataError, match="holds no training data, because the folder is empty"):
         open_images(str(empty), 1, 0, 1)
     with pytest.raises(DataError, match="holds no file of records"):
         open_images(str(empty), 1, 0, 1, "recordio")

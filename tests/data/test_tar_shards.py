@@ -191,7 +191,7 @@ GOOD = [("1.jpg", b"one"), ("1.cls", b"1")]
     "members, says",
     [
         ([], "no image in 1 tar file; a sample is KEY.jpg"),
-        ([("readme.txt", b"")], "no image; left out: keys without an image: 1 .such as 'readme'"),
+        ([("readme.txt", b"")], "no image in 1 tar file; left out: keys without an image: 1 .such as 'readme'"),
         ([*GOOD, ("2.jpg", b"")], "member '2.jpg': has no label, because no .cls or .json"),
         ([("1.jpg", b""), ("2.jpg", b""), ("1.cls", b"1"), ("2.cls", b"1")], "'1.jpg': has no label.*--sort=name"),
         ([*GOOD, ("2.jpg", b""), ("2.cls", b"1"), *GOOD], "'1.jpg' and '1.jpg' have the same key.*do not follow"),

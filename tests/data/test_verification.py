@@ -180,7 +180,7 @@ def test_damaged_and_missing(tmp_path: Path) -> None:
 
 
 def test_save_refuses_odd_counts_and_cleans_up(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match="1 image for 1 pair; give two per pair"):
         save_verification(str(tmp_path / "a.bin"), [b"x"], [True])
     assert os.listdir(tmp_path) == []
 
