@@ -152,7 +152,7 @@ def test_a_bad_line_is_one_line_and_status_1_or_skipped(tmp_path):
     )
     process = run(data, "--on-error", "skip")
     assert process.returncode == 0
-    assert "1 bad lines skipped (base64_skipped.txt)" in process.stdout
+    assert "1 bad line skipped (base64_skipped.txt)" in process.stdout
     assert (data / "base64_skipped.txt").read_text().startswith(f"dataset.part1:{lines - 1}: the line is longer")
 
 
