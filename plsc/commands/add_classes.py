@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
+from plsc.errors import counted
 from plsc.machine.names import readable, to_text
 
 
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if report.left_out:
         print(f"left out, because there is no image of them: {readable(', '.join(report.left_out[:20]))}")
     print(
-        f"{options.output}: {report.num_classes:,} classes; {report.added:,} are new, with the numbers from "
-        f"{report.known:,} on"
+        f"{options.output}: {counted(report.num_classes, 'class')}; {report.added:,} are new, with the numbers "
+        f"from {report.known:,} on"
     )
     return 0

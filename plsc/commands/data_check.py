@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands.data_source import add_source, check_new, config_of, open_whole
+from plsc.commands.data_source import add_against, add_source, check_new, config_of, open_whole
 from plsc.config import MOST_THREADS
 from plsc.datasets.opening import check_local
 from plsc.errors import ConfigError, counted
@@ -41,14 +41,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "all that should be left out. Images that merely look alike do not count.",
     )
     add_source(parser)
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SET",
-        help="test sets that must not share images with the data: .bin files, pairs files, lists, folders",
-    )
+    add_against(parser)
     parser.add_argument("--fix", type=Path, metavar="LIST", help="new file that lists the images to leave out")
     parser.add_argument(
         "--workers",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
-from plsc.commands.data_source import add_data, apply_data, open_whole
+from plsc.commands.data_source import add_against, add_data, apply_data, open_whole
 from plsc.datasets.opening import check_local
 from plsc.datasets.outliers import Limits
-from plsc.errors import one_line
+from plsc.errors import counted, one_line
 from plsc.machine.names import to_text
 
 if TYPE_CHECKING:
@@ -38,14 +38,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     trained.add_network(parser)
     add_data(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that receives the files")
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SET",
-        help="test sets that must not share images with the data: .bin files, pairs files, lists, folders",
-    )
+    add_against(parser)
     defaults = Limits()
     for name, low, high, help in (
         ("stranger-rate", 0, 0.5, "share of wrong labels that may be missed; a smaller one lists more good images"),
@@ -97,7 +90,7 @@ def _find(options: argparse.Namespace) -> int:
         check_local(path)
     limits = Limits(options.stranger_rate, options.merge, options.split, options.copy)
     wanted = Wanted(Path(options.source), options.output, tuple(map(Path, options.against)), limits, options.shown)
-    with parallel.action(60 * config.rank_timeout):
+    with parallel.action(config.patience):
         parallel.from_rank_0(lambda: check_folder(options.output), "a look at the output folder")
         summary = review_data(config, lambda: open_whole(options, config), wanted)
     if options.json:
@@ -108,14 +101,14 @@ def _find(options: argparse.Namespace) -> int:
 
 
 def _print(output: Path, found: Summary) -> None:
-    print(f"{output}: {found.images:,} images, of which {found.damaged:,} cannot be decoded")
+    print(f"{output}: {counted(found.images, 'image')}, of which {found.damaged:,} cannot be decoded")
     print(f"far from their class (cosine below {found.threshold:.3f}) and closer to another: {found.outliers:,}")
     print(f"doubtful, because only one of the two holds: {found.doubtful:,}")
     print(f"pairs of classes that may be one: {found.merges:,}")
     print(f"classes that may be two: {found.splits:,}")
     print(f"copies in other classes: {found.copies:,}")
     print(f"copies of test images: {found.leaks:,}")
-    print(f"{output / 'leave_out.txt'}: lists {found.left_out:,} images, for set_dataset_dir(exclude=...)")
+    print(f"{output / 'leave_out.txt'}: lists {counted(found.left_out, 'image')}, for set_dataset_dir(exclude=...)")
     if found.unnamed:
         print(f"  not on the list: {found.unnamed:,} whose names hold a tab or line end")
     print(f"{output / 'page.html'}: shows them")

@@ -30,6 +30,18 @@ def add_data(parser: Parser) -> None:
     )
 
 
+def add_against(parser: Parser) -> None:
+    """Adds the test sets that must not share images with the data."""
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SET",
+        help="test sets that must not share images with the data: .bin files, pairs files, lists, folders",
+    )
+
+
 def config_of(options: argparse.Namespace) -> Config:
     """Returns the settings of a command line. Its own options win over `--set` and `--config`.
 

@@ -11,7 +11,6 @@ outliers.json   the numbers and the limits; written last
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from plsc.datasets.outliers import Limits, Outliers
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
 from plsc.machine.json_files import as_object, json_text, read_json
-from plsc.machine.names import to_text
+from plsc.machine.tables import write_rows
 
 EMBEDDINGS, PAGE = "embeddings", "page.html"
 _SUMMARY = "outliers.json"
@@ -212,10 +211,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, csv.excel_tab, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([f"{one:.4f}" if isinstance(one, float) else to_text(str(one)) for one in row])
+    write_rows(stream, [header])
+    write_rows(stream, ([f"{one:.4f}" if isinstance(one, float) else str(one) for one in row] for row in rows))
     return stream.getvalue().encode("utf-8", "surrogateescape")
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plsc.metrics.vectors import unit_rows
+
 _ROWS = 2048  # images at a time
 _CLASSES = 8192  # class centres at a time
 _SAMPLED = 2000  # images whose cosines with all other classes show how similar strangers are
@@ -90,7 +92,7 @@ def find_outliers(
     kept = groups.better_half(own)
     sums = _sums(vectors, groups, kept)
     own = _own_cosines(vectors, groups, sums, kept)
-    centres = _unit(sums)
+    centres = unit_rows(sums)
     threshold = _stranger_cosine(vectors, groups, centres, limits.stranger_rate, seed)
     other, nearest = _nearest_others(vectors, groups, centres)
     is_known = own > _NO_COSINE
@@ -148,13 +150,7 @@ def _blocks(vectors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields embeddings of length 1, some at a time, and which they are."""
     for first in range(0, len(vectors), _ROWS):
         part = slice(first, min(first + _ROWS, len(vectors)))
-        yield part, _unit(np.asarray(vectors[part], np.float32))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Returns rows of length 1; rows of zeros stay."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return (rows / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
+        yield part, unit_rows(np.asarray(vectors[part], np.float32))
 
 
 def _sums(vectors: np.ndarray, groups: Groups, kept: np.ndarray) -> np.ndarray:
@@ -175,7 +171,7 @@ def _own_cosines(vectors: np.ndarray, groups: Groups, sums: np.ndarray, kept: np
     found = np.full(len(vectors), _NO_COSINE, np.float32)
     for part, rows in _blocks(vectors):
         others = sums[groups.places[part]] - rows * kept[part][:, None]
-        cosines = np.einsum("ij,ij->i", rows, _unit(others))
+        cosines = np.einsum("ij,ij->i", rows, unit_rows(others))
         known = (np.abs(others).max(axis=1, initial=0) > 1e-4) & rows.any(axis=1)
         found[part] = np.where(known, cosines, _NO_COSINE)
     return found
@@ -189,7 +185,7 @@ def _stranger_cosine(vectors: np.ndarray, groups: Groups, centres: np.ndarray, r
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(vectors), min(_SAMPLED, len(vectors)), replace=False))
-    rows = _unit(np.asarray(vectors[chosen], np.float32))
+    rows = unit_rows(np.asarray(vectors[chosen], np.float32))
     rows, places = rows[rows.any(axis=1)], groups.places[chosen][rows.any(axis=1)]
     columns = rng.choice(len(centres), min(_SAMPLED, len(centres)), replace=False)
     cosines = rows @ centres[columns].T
@@ -254,7 +250,7 @@ def _merges(
 
     def rows_of(place: int) -> np.ndarray:
         images = groups.images(place)
-        return _unit(np.asarray(vectors[images[kept[images]]], np.float32))
+        return unit_rows(np.asarray(vectors[images[kept[images]]], np.float32))
 
     found = []
     for one, other in sorted(_close_classes(centres)):
@@ -301,7 +297,7 @@ def _splits(vectors: np.ndarray, groups: Groups, limit: float) -> list[tuple[int
         images = groups.images(place)
         if len(images) < _LEAST_TO_SPLIT:
             continue
-        rows = _unit(np.asarray(vectors[images], np.float32))
+        rows = unit_rows(np.asarray(vectors[images], np.float32))
         half = _halves(rows)
         one, other = rows[half], rows[~half]
         if min(len(one), len(other)) < max(2, _LEAST_SHARE * len(rows)):
@@ -325,7 +321,7 @@ def _halves(rows: np.ndarray) -> np.ndarray:
     for _ in range(_TURNS):
         if not 0 < half.sum() < len(half):
             break
-        first, second = _unit(np.stack([rows[half].sum(axis=0), rows[~half].sum(axis=0)]))
+        first, second = unit_rows(np.stack([rows[half].sum(axis=0), rows[~half].sum(axis=0)]))
         changed = rows @ first > rows @ second
         if (changed == half).all():
             break
@@ -339,8 +335,8 @@ def _copies(
     """Yields images that do not fit in their class, and a copy in the nearest other class."""
     for image in suspects.tolist():
         others = groups.images(int(nearest[image]))
-        row = _unit(np.asarray(vectors[image : image + 1], np.float32))[0]
-        cosines = _unit(np.asarray(vectors[others], np.float32)) @ row
+        row = unit_rows(np.asarray(vectors[image : image + 1], np.float32))[0]
+        cosines = unit_rows(np.asarray(vectors[others], np.float32)) @ row
         best = int(cosines.argmax())
         if cosines[best] >= limit:
             yield image, int(others[best]), float(cosines[best])

@@ -11,10 +11,10 @@ import paddle
 
 from plsc import checkpoint, parallel
 from plsc.checkpoint import Checkpoint
+from plsc.models.freezing import is_statistic
 
 _SMALL = 1 << 16  # elements; tensors with fewer are moved together, because each operation has a price of its own
 _PIECE = 1 << 18  # elements that a CPU moves at a time; few enough to stay in its cache
-_STATISTICS = ("_mean", "_variance")  # which Paddle lists among the parameters of a layer
 
 
 class Average:
@@ -118,7 +118,7 @@ def averaged_tensors(backbone: paddle.nn.Layer, known: Container[str] = ()) -> d
     """
     found, parameters = {}, dict(backbone.named_parameters())
     for name, tensor in backbone.state_dict().items():
-        is_frozen = tensor.stop_gradient and name in parameters and name.rpartition(".")[2] not in _STATISTICS
+        is_frozen = tensor.stop_gradient and name in parameters and not is_statistic(name)
         if tensor.is_floating_point() and math.prod(tensor.shape) and (name in known or not is_frozen):
             found[name] = tensor
     return found

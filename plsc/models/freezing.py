@@ -19,6 +19,7 @@ logger = logging.getLogger("plsc")
 HEAD = "head"  # the pattern of the class centres, whatever the backbone's names are
 # Parameters of Paddle's layers that a forward pass never changes. Running statistics have other names.
 _UNCHANGED = ("weight", "bias", "scale", "_weight")
+_STATISTICS = ("_mean", "_variance")  # of BatchNorm, which Paddle lists among the parameters of a layer
 _NEAR = 3  # names in a message
 
 
@@ -105,6 +106,11 @@ class TrainedParts:
         found: dict[int, tuple[paddle.nn.Layer, bool]] = {}
         _mark_frozen(self._model, "", self._stages[self._stage][2], (False, found))
         return [layer for layer, is_frozen in found.values() if is_frozen]
+
+
+def is_statistic(name: str) -> bool:
+    """Returns whether a parameter of this name is a running statistic of BatchNorm."""
+    return name.rpartition(".")[2] in _STATISTICS
 
 
 def statistics_of(model: paddle.nn.Layer) -> dict[str, paddle.Tensor]:

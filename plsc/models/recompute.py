@@ -23,8 +23,8 @@ from paddle import Tensor, nn
 from plsc.errors import ConfigError
 from plsc.layers.convolution import HAS_GRADIENTS
 from plsc.layers.scope import current_pass
+from plsc.models.freezing import is_statistic
 
-_STATISTICS = ("_mean", "_variance")  # which Paddle lists among the parameters of a layer
 _FEWEST_LAYERS = 4  # of a part that is made of simple layers
 
 Function = Callable[..., Any]
@@ -241,7 +241,7 @@ def _statistics_of(layers: Sequence[nn.Layer]) -> list[tuple[Tensor, Tensor]]:
     for layer in layers:
         found.update({id(tensor): tensor for tensor in layer.buffers()})
         named = layer.named_parameters()
-        found.update({id(p): p for name, p in named if p.stop_gradient and name.rpartition(".")[2] in _STATISTICS})
+        found.update({id(p): p for name, p in named if p.stop_gradient and is_statistic(name)})
     return [(tensor, tensor.clone()) for tensor in found.values()]
 
 

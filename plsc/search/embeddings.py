@@ -8,7 +8,6 @@ manifest.json    what the embeddings were made from; written last
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -26,7 +25,7 @@ from plsc.errors import ConfigError, DataError, counted, reason_of
 from plsc.machine.files import open_regular, remove_leftovers, replace_file, replacing, sync, write_all
 from plsc.machine.json_files import as_integer, as_integers, as_text, json_text, read_json
 from plsc.machine.locks import lock_folder
-from plsc.machine.names import to_text
+from plsc.machine.tables import write_rows
 
 _FORMAT = "plsc embeddings 1"
 _FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
@@ -272,12 +271,7 @@ def write_table(path: Path, images: Iterable[tuple[str, str]]) -> None:
         OSError: The file cannot be written.
     """
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        plain = csv.writer(stream, csv.excel_tab, lineterminator="\n")
-        quoted = csv.writer(stream, csv.excel_tab, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        for name, identity in images:
-            row = to_text(name), to_text(identity)
-            # Before Python 3.13 csv does not quote \r itself.
-            (quoted if "\r" in name or "\r" in identity else plain).writerow(row)
+        write_rows(stream, images)
     sync(path)
 
 
