@@ -71,12 +71,35 @@ def upload_files(
         if stop.is_set():
             raise StorageError(f"{path}: stopped")
 
+    if not files:  # the folder may be published by now, and would come back empty
+        return
     hidden = hidden_of(path, meta_text)
     storage.mkdirs(hidden)
     uploaded = storage.list(hidden)
     for name, file in files.items():
-        if name not in uploaded or uploaded[name].size != file.size:
-            write_file(storage, posixpath.join(hidden, name), file, check_stop)
+        place = posixpath.join(hidden, name)
+        if name not in uploaded:
+            _upload_file(storage, place, file, check_stop)
+        elif uploaded[name].size != file.size:
+            storage.delete(place)
+            _upload_file(storage, place, file, check_stop)
+
+
+def _upload_file(storage: Retrying, place: str, file: OpenFile, check_stop: Advance) -> None:
+    """Uploads a file to the hidden folder of a checkpoint under a passing name, and then gives it its own.
+
+    The other rank publishes the folder as soon as the last file has its name. So that has to be the last request:
+    whatever writes or checks a file after that would find the folder gone, and make it once more.
+    """
+    hidden, name = posixpath.split(place)
+    part = posixpath.join(hidden, f".{name}.part")
+    write_file(storage, part, file, check_stop)
+    try:
+        storage.rename(part, place)
+    except StorageError:
+        if storage.status(hidden) is not None:
+            raise
+        # The answer was lost, and the folder has been published in the meantime.
 
 
 def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, stop: threading.Event) -> None:

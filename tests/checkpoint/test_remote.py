@@ -11,7 +11,7 @@ from plsc import checkpoint
 from plsc.checkpoint import remote, tensor_file
 from plsc.checkpoint.folder import META
 from plsc.errors import ConfigError
-from plsc.storage import LocalStorage, Retrying, StorageError
+from plsc.storage import LocalStorage, Retrying, StorageError, StorageUnavailableError
 from plsc.storage.transfer import OpenFile
 
 BLOCK = 1 << 10
@@ -31,7 +31,8 @@ def store(tmp_path):
 
 def upload(store, folder, path, names=None):
     text = (folder / META).read_bytes()
-    names = names or [file.name for file in folder.iterdir() if file.name != META]
+    if names is None:
+        names = [file.name for file in folder.iterdir() if file.name != META]
     files = {name: OpenFile.open(folder / name) for name in names}
     remote.upload_files(store, path, text, files, threading.Event())
     for file in files.values():
@@ -128,7 +129,48 @@ def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(
             assert found.meta_text in (old, new)
             assert [path.name for path in root.iterdir()] == ["0"]
             assert same_files(root / "0", tmp_path / ("old" if found.meta_text == old else "new"))
-    assert left == 10  # mkdirs, 4 files, meta.json, 2 renames and 2 removals
+    assert left == 14  # mkdirs, 4 files and their names, meta.json, 2 renames and 2 removals
+
+
+class Checking(LocalStorage):
+    """A store that looks at each file after it has written it, as HDFS's stores do; `meanwhile` other ranks work."""
+
+    def __init__(self, root, meanwhile, loses_answers):
+        super().__init__(root)
+        self.meanwhile, self.loses_answers = meanwhile, loses_answers
+
+    def write(self, path, chunks, size):
+        super().write(path, chunks, size)
+        self.meanwhile()
+        if self.status(path) is None:
+            raise StorageUnavailableError(f"{path}: the server kept 0 of {size} bytes")
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        self.meanwhile()
+        if self.loses_answers:
+            raise StorageUnavailableError(f"{target}: the answer was lost")
+
+
+@pytest.mark.parametrize("loses_answers", [False, True])
+def test_a_slow_rank_does_not_bring_back_the_hidden_folder_of_a_published_checkpoint(tmp_path, loses_answers):
+    text, root = make_checkpoint(tmp_path / "0"), tmp_path / "store"
+    root.mkdir()
+    fast = Retrying(LocalStorage(root), 0)
+
+    def publish_if_complete():
+        try:
+            publish(fast, "runs/0", text)
+        except StorageError as problem:
+            assert "did not arrive" in str(problem)
+
+    own = [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)]
+    upload(fast, tmp_path / "0", "runs/0", own)
+    slow = Retrying(Checking(root, publish_if_complete, loses_answers), 5)
+    upload(slow, tmp_path / "0", "runs/0", [checkpoint.head_file(1)])
+    assert list(fast.list("runs")) == ["0"] and same_files(root / "runs/0", tmp_path / "0")
+    upload(fast, tmp_path / "0", "runs/0", [])  # a rank without files of its own comes last
+    assert list(fast.list("runs")) == ["0"]
 
 
 def test_what_other_runs_left_stays(store, tmp_path):
