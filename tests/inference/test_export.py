@@ -239,7 +239,7 @@ def test_missing_exports_and_bad_images_are_reported(tmp_path):
 
 def test_smaller_exports_report_how_far_their_embeddings_move(tmp_path, few_glyphs):
     paddle.seed(0)
-    model = trained(build_model("MobileFaceNet", 16, SHAPE))
+    model = trained(build_model("GlyphNet", 16, SHAPE))
     sizes, lowest = {}, {}
     for precision, calibration in (("float32", None), ("float16", None), ("int8", few_glyphs / "label.txt")):
         folder = export(model, tmp_path / precision, SHAPE, "onnx", precision, calibration)
@@ -515,7 +515,7 @@ def test_images_that_are_not_finite_are_refused_in_every_format(earlier, format)
 
 def test_grey_images_of_any_size_decoded_in_threads_keep_their_order(tmp_path):
     paddle.seed(0)
-    model = build_model("MobileFaceNet", 8, (1, 32, 32))
+    model = build_model("GlyphNet", 8, (1, 32, 32))
     build(model, (1, 32, 32))
     folder = export(model, tmp_path, (1, 32, 32))
     rng = np.random.default_rng(0)
