@@ -20,7 +20,7 @@ from plsc.heads.records import HeadOutput, Kept, Step
 from plsc.heads.sampling import sample_rows
 from plsc.heads.shard import Shard, initialise_rows, shard_bounds
 from plsc.heads.sinks import RowSink, SquareSum
-from plsc.heads.terms import LossTerms
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 from plsc.heads.workers import Workers
 
 # float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest
@@ -113,7 +113,7 @@ class ClassifierHead(paddle.nn.Layer):
         compute_dtype: str = "float32",
         simulate: bool = False,
         loss_weight: float = 1.0,
-        terms: LossTerms = LossTerms(),
+        terms: LossTerms = PLAIN_LOSS,
     ) -> None:
         super().__init__(dtype=dtype)
         self.loss_weight, self.terms = loss_weight, terms

@@ -15,9 +15,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
-from plsc.heads.terms import LossTerms
-
-_NOTHING = LossTerms()
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 
 
 class Result(NamedTuple):
@@ -39,7 +37,7 @@ class Result(NamedTuple):
 
 
 def softmax_step(
-    embedding: np.ndarray, weight: np.ndarray, bias: np.ndarray, label: np.ndarray, terms: LossTerms = _NOTHING
+    embedding: np.ndarray, weight: np.ndarray, bias: np.ndarray, label: np.ndarray, terms: LossTerms = PLAIN_LOSS
 ) -> Result:
     """Computes plain softmax: logits X W^T + bias, and the mean cross entropy."""
     share_B = shares(label, terms)
@@ -56,7 +54,7 @@ def margin_step(
     margin: Margin,
     scale: float,
     statistics: tuple[float, ...] = (),
-    terms: LossTerms = _NOTHING,
+    terms: LossTerms = PLAIN_LOSS,
 ) -> Result:
     """Computes a loss with a margin: logits scale * cos(theta), with the cosine of the label replaced.
 

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from plsc.heads.margins import Margin
-from plsc.heads.terms import LossTerms
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 from plsc.heads.workers import Workers
 
 _ROWS_PER_DRAW = 4096
@@ -57,7 +57,7 @@ class Shard:
     precision: str
     simulate: bool
     workers: Workers
-    terms: LossTerms = LossTerms()
+    terms: LossTerms = PLAIN_LOSS
 
 
 def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:

@@ -57,6 +57,9 @@ class LossTerms:
         return None if self.class_margins is None else paddle.to_tensor(self.class_margins[labels]).astype(dtype)
 
 
+PLAIN_LOSS = LossTerms()
+
+
 def class_balanced_weights(counts: np.ndarray, beta: float) -> np.ndarray:
     """Returns a weight for each class: 1 / the effective number of its images, (1 - beta) / (1 - beta^n).
 
