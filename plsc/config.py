@@ -49,6 +49,7 @@ MOST_NAMES = 5_000_000
 MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
 LARGEST_WEIGHT = 1000  # of a data set
+LARGEST_CLASS_WEIGHT = 1e6
 INITS_BY_NAME = ("by-name", "from-embeddings")  # of the head; they match classes by their names
 LARGEST_FACTOR = 1000  # on a learning rate
 MOST_PATTERNS = 10_000  # of parameter names
@@ -175,6 +176,30 @@ class Pretrained(Pixels):
     source: str = ""
 
 
+@dataclass(frozen=True)
+class ByClass:
+    """A number for each class: the argument of `set_class_weights` or of `set_class_margins`.
+
+    Attributes:
+        rule: How the numbers follow from the number of images of each class, 'balanced' or 'ldam'; 'given' where the
+            user gives the numbers.
+        beta: That of 'balanced'.
+        digest: Digest of given numbers.
+        values: The numbers, float32 [classes]; None until training has counted the images of each class.
+    """
+
+    rule: str
+    beta: float = 0.0
+    digest: str = ""
+    values: Optional[np.ndarray] = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        """Returns it in words, for messages and records."""
+        return f"{self.rule}, beta {self.beta:g}" if self.rule == "balanced" else f"{self.rule} {self.digest}".strip()
+
+
+BALANCED_BETA = 0.9999
+MARGINS_BY_CLASS = ("arcface", "cosface", "adaface", "curricularface")  # the losses with one margin that is added
 LESSONS = ("cosine", "relation")
 
 
@@ -256,6 +281,10 @@ class Config:
     keep_checkpoints: int = 0
     background_save: bool = True
     head_init: str = "checkpoint"
+    class_margins: Optional[ByClass] = None
+    class_weights: Optional[ByClass] = None
+    label_smoothing: float = 0.0
+    interclass_filter: float = 0.0
     sample_ratio: float = 1.0
     head_chunk: int = 0
     ema: float = 0.0
@@ -328,6 +357,22 @@ class Config:
     def rates_of(self) -> str:
         """The factors on the learning rate, for messages and records; 'none' without any."""
         return ", ".join(f"{pattern} {factor:g}" for pattern, factor in self.rate_factors) or "none"
+
+    @property
+    def counts_classes(self) -> bool:
+        """Whether the head must know how many images each class has."""
+        return any(one is not None and one.rule != "given" for one in (self.class_weights, self.class_margins))
+
+    @property
+    def loss_terms(self) -> str:
+        """What changes the loss beside its type and margin, for messages and records; 'none' where nothing does."""
+        parts = {
+            "class margins": self.class_margins,
+            "class weights": self.class_weights,
+            "label smoothing": f"{self.label_smoothing:g}" if self.label_smoothing else None,
+            "inter-class filter": f"{self.interclass_filter:g}" if self.interclass_filter else None,
+        }
+        return "; ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or "none"
 
     @property
     def remote_data(self) -> Optional[Place]:
@@ -431,6 +476,7 @@ class Config:
             raise ConfigError(f"{teacher}: the head is not computed, so {calc_acc} has nothing to count; leave it out")
         self._check_sampler()
         self._check_margin()
+        self._check_loss_terms()
         self._check_schedule()
         self._check_trainable()
         self._check_head_init()
@@ -527,6 +573,49 @@ class Config:
             raise ConfigError(f"{margin}: the margin of {loss} is {wanted}, such as {default!r}")
         if kind_of(self.loss_type) == "sphereface" and not self.margin:
             raise ConfigError(f"{margin}: the margin of {loss} is a factor on the angle; it must be above 0")
+
+    def _check_loss_terms(self) -> None:
+        calls = {
+            "class_margins": self.class_margins and f"set_class_margins({self.class_margins.rule!r})",
+            "class_weights": self.class_weights and f"set_class_weights({self.class_weights.rule!r})",
+            "label_smoothing": self.label_smoothing and f"set_label_smoothing({self.label_smoothing:g})",
+            "interclass_filter": self.interclass_filter and f"set_interclass_filter({self.interclass_filter:g})",
+        }
+        said = {name: self._said(name, call) for name, call in calls.items() if call}
+        if said and self.teacher is not None and not self.teacher.head:
+            teacher = self._said("teacher", "set_teacher(head=False)")
+            raise ConfigError(
+                f"{next(iter(said.values()))}: changes the loss of the head, which {teacher} leaves out; leave one of "
+                "them out"
+            )
+        kind, loss = kind_of(self.loss_type), self._loss()
+        if "interclass_filter" in said and kind == "softmax":
+            raise ConfigError(
+                f"{said['interclass_filter']}: compares cosines, which the head of {loss} does not have; leave it out, "
+                "or choose a loss with a margin"
+            )
+        changes_others = getattr(self.margin_object, "changes_others", kind == "curricularface")
+        if "label_smoothing" in said and changes_others:
+            raise ConfigError(
+                f"{said['label_smoothing']}: the loss of {loss} changes the logits of all classes, and its labels "
+                "cannot be smoothed; leave it out, or choose another loss"
+            )
+        for name, values in (("class_margins", self.class_margins), ("class_weights", self.class_weights)):
+            if values is not None and values.rule != "given" and self.train_reader is not None:
+                raise ConfigError(
+                    f"{said[name]}: counts the images of each class, which a train_reader does not tell; give a number "
+                    "for each class, as a list or a file"
+                )
+        if self.class_margins is None:
+            return
+        if kind not in MARGINS_BY_CLASS or self.margin_object is not None:
+            raise ConfigError(
+                f"{said['class_margins']}: the loss of {loss} takes no margin for each class; leave it out, or choose "
+                f"one of {', '.join(MARGINS_BY_CLASS)}"
+            )
+        if self.class_margins.rule == "given" and self.margin is not None:
+            margin = self._said("margin", f"set_margin({self.margin!r})")
+            raise ConfigError(f"{said['class_margins']} and {margin} both say the margins; leave one of them out")
 
     def _check_head_init(self) -> None:
         init = self._said("head_init", f"set_head_init({self.head_init!r})")

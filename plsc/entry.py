@@ -399,6 +399,55 @@ class Entry:
         """Sets the factor on the cosines."""
         self._set("scale", s)
 
+    def set_class_margins(self, margins: Union[str, Sequence[float], np.ndarray, None]) -> None:
+        """Sets a margin for each class, in place of the one of the loss.
+
+        It is for arcface, cosface, adaface and curricularface. See docs/head.md.
+
+        Args:
+            margins: 'ldam' gives the rarest class of the data the margin of `set_margin` (or of the loss), and classes
+                with n images a smaller one, as n^(-1/4). Or a number for each class, as a list, an array, a `.npy` file
+                or a text file with one number on each line: radians for arcface and curricularface, cosines for cosface
+                and adaface. None, the default, is one margin for all.
+        """
+        self._set("class_margins", margins)
+
+    def set_class_weights(
+        self, weights: Union[str, Sequence[float], np.ndarray, None], beta: Optional[float] = None
+    ) -> None:
+        """Sets the weight of each class in the loss.
+
+        The loss of a step is the sum of weight x loss over the images of all ranks, divided by the sum of the weights,
+        so that only the ratios of the weights count. See docs/head.md.
+
+        Args:
+            weights: 'balanced' weighs a class with n images in the data by (1 - beta) / (1 - beta^n). Or a number for
+                each class, at least 0, as a list, an array, a `.npy` file or a text file with one number on each line.
+                None, the default, weighs all images the same.
+            beta: In [0, 1), for 'balanced'; None is 0.9999. Weights are nearly in proportion to 1 / n for n far below
+                1 / (1 - beta), and the same for n far above.
+        """
+        self._set("class_weights", weights, beta=beta)
+
+    def set_label_smoothing(self, e: float) -> None:
+        """Sets the share of the label's probability that is asked for from all classes alike.
+
+        Args:
+            e: At least 0 and below 1; 0, the default, does not smooth. The label is asked for 1 - e + e / K, and every
+                other class for e / K, where K is the number of classes that take part in the step.
+        """
+        self._set("label_smoothing", e)
+
+    def set_interclass_filter(self, threshold: float) -> None:
+        """Sets the cosine above which another class leaves the softmax of an image.
+
+        Such a class probably is the same identity, which the data wrongly splits.
+
+        Args:
+            threshold: A cosine above 0 and at most 1; 0, the default, leaves all classes in.
+        """
+        self._set("interclass_filter", threshold)
+
     def set_sample_ratio(self, r: float) -> None:
         """Sets the share of a rank's class centres that take part in a step.
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import inspect
 import json
 import logging
@@ -18,6 +19,7 @@ from ranks import ROOT, run_plsc
 
 from plsc import Entry, settings
 from plsc.config import (
+    ByClass,
     Config,
     DataCache,
     HdfsUpload,
@@ -63,6 +65,8 @@ class Custom(BaseModel):
 
 TRAINABLE = Trainable("a.*; from epoch 2 all", ((0, ("a.*",)), (2, ("*",))))
 
+DIGEST = hashlib.sha256(np.array([0.1, 0.2], "float32").tobytes()).hexdigest()[:16]
+
 # What a script asks for, and what the command line asks for instead, of every setting.
 ASKED = {
     "dataset_dir": (
@@ -90,6 +94,10 @@ ASKED = {
     "loss_type": (("cosface",), "softmax", ("softmax", None)),
     "margin": ((0.1,), [1.0, 0.3, 0.2], (1.0, 0.3, 0.2)),
     "scale": ((5,), 7, 7.0),
+    "class_margins": (("ldam",), [0.1, 0.2], ByClass("given", digest=DIGEST)),
+    "class_weights": (("balanced", 0.9), {"weights": "balanced", "beta": 0.5}, ByClass("balanced", 0.5)),
+    "label_smoothing": ((0.5,), 0.7, 0.7),
+    "interclass_filter": ((0.5,), 0.7, 0.7),
     "sample_ratio": ((0.5,), 0.7, 0.7),
     "head_chunk": ((5,), 7, 7),
     "train_epochs": ((5,), 7, 7),

@@ -300,9 +300,10 @@ def _turning(remote: _Remote, shuffle: Optional[str], need: int, is_split: bool)
     """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
     if not is_split:
         raise ConfigError(
-            f"{remote.where()}: to draw by classes or to leave images out, a machine keeps all files, "
-            f"{size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a larger "
-            "size, or do without set_sampler and set_dataset_dir(exclude=...)"
+            f"{remote.where()}: to draw by classes, to count their images or to leave images out, a machine keeps all "
+            f"files, {size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a "
+            "larger size, or do without set_sampler, set_class_weights, set_class_margins and "
+            "set_dataset_dir(exclude=...)"
         )
     if shuffle in (None, "files"):
         return "files"

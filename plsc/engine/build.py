@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -22,6 +23,7 @@ from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
 from plsc.data.remote import open_images as open_remote_images
 from plsc.engine.callbacks import Callback, CheckpointSaver
+from plsc.engine.class_values import find_class_values, loss_terms
 from plsc.engine.damaged import DamagedImages
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
@@ -55,6 +57,7 @@ def open_source(config: Config) -> Optional[Records]:
         if not config.num_classes:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
+        find_class_values(config, None)
         return None
     source = _open_images(config)
     config.data_shuffle = source.shuffle
@@ -64,6 +67,7 @@ def open_source(config: Config) -> Optional[Records]:
     if config.class_names is None and len(source.class_names):
         config.class_names = _names_of(source, config)
     check_names(config.class_names or (), config.num_classes)
+    find_class_values(config, source)
     return source
 
 
@@ -95,8 +99,8 @@ def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
 
 def _open_images(config: Config) -> Records:
     remote, num_classes = config.remote_data, config.num_classes or None
-    # To draw by classes, or to leave images out, a rank must know all images.
-    knows_all = config.sampler != "uniform" or config.exclude is not None
+    # To draw by classes, to count their images, or to leave images out, a rank must know all images.
+    knows_all = config.sampler != "uniform" or config.exclude is not None or config.counts_classes
     if remote is None:
         source = _open_sets(config, num_classes, knows_all)
     else:
@@ -212,7 +216,7 @@ def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
         ConfigError: The attributes of the class centres have a name, and there are several heads.
     """
     if not config.separate_heads:
-        return _build_head(config, config.num_classes, config.seed)
+        return _build_head(config, config.num_classes, config.seed, terms=loss_terms(config, 0, config.num_classes))
     for attr in (config.param_attr, config.bias_attr):
         if getattr(attr, "name", None):
             raise ConfigError(
@@ -220,9 +224,16 @@ def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
                 f"{len(config.separate_heads)} heads; leave the name out"
             )
     weights = config.set_weights or [1.0] * len(config.separate_heads)
+    firsts = itertools.accumulate((classes for _, classes in config.separate_heads), initial=0)
     heads = [
-        _build_head(config, classes, config.seed + number, loss_weight=weight)
-        for number, ((_, classes), weight) in enumerate(zip(config.separate_heads, weights))
+        _build_head(
+            config,
+            classes,
+            config.seed + number,
+            loss_weight=weight,
+            terms=loss_terms(config, first, first + classes),
+        )
+        for number, (first, (_, classes), weight) in enumerate(zip(firsts, config.separate_heads, weights))
     ]
     return HeadGroup(heads, [title for title, _ in config.separate_heads])
 

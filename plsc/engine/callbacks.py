@@ -39,7 +39,7 @@ class Step:
     samples: int
     correct: Optional[tuple[int, int]]
     problem: Optional[str]
-    of_heads: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    of_heads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Clock:

@@ -88,6 +88,7 @@ class Workload:
         process: Memory of the process before the training is set up, in bytes.
         on_cpu: Whether the ranks compute on CPUs.
         teacher: Weights of the teacher, in bytes.
+        class_numbers: How many numbers each rank keeps for each class of all ranks: its weight, and its margin.
     """
 
     num_classes: int
@@ -109,6 +110,7 @@ class Workload:
     process: int = 0
     on_cpu: bool = True
     teacher: int = 0
+    class_numbers: int = 0
 
     @property
     def rows(self) -> int:
@@ -146,6 +148,7 @@ def workload_of(
         process=process,
         on_cpu=on_cpu,
         teacher=teacher_bytes(config.teacher),
+        class_numbers=(config.class_weights is not None) + (config.class_margins is not None),
     )
 
 
@@ -358,6 +361,7 @@ def _workspace(workload: Workload) -> int:
     size = _FLOAT * threads * chunk * (3 * emb_dim + 4 * batch)
     size += _FLOAT * batch * emb_dim * (6 + 2 * threads)
     size += _FLOAT * sampled_rows  # inverse norms
+    size += _FLOAT * workload.num_classes * workload.class_numbers
     if is_sampled:  # row numbers, and products that are kept (softmax, which has a bias, keeps none)
         size += 24 * sampled_rows
         kept = 0.0 if workload.has_bias else kept_fraction(rows, sampled_rows, emb_dim, batch)
@@ -370,6 +374,7 @@ def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
     is_copied = workload.saves_in_background and workload.on_cpu
     size: float = row_bytes * (1 + (workload.optimizer.copies or 0.0)) * (1 + is_copied)
     size += row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
+    size += _FLOAT * workload.class_numbers * (workload.ranks if workload.sharded else 1)
     if workload.sample_ratio >= 1:
         return size + _FLOAT
     products = 0.0 if workload.has_bias else min(workload.sample_ratio * workload.head_batch, workload.emb_dim / 16)

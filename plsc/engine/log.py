@@ -100,7 +100,7 @@ class ProgressLog(Callback):
         self._bar: Optional[tqdm] = None
         # Sums over the steps since the last record that were not skipped.
         self._sums: dict[str, float] = {"loss": 0.0, "steps": 0, "samples": 0, "top1": 0, "top5": 0}
-        self._of_heads: dict[str, tuple[float, int]] = {}  # the same of each part of the loss: losses, samples
+        self._of_heads: dict[str, tuple[float, float]] = {}  # the same of each part of the loss: losses, samples
         self._steps, self._samples, self._began = 0, 0, 0.0
         self._epoch, self._step_of_epoch = 0, 0  # of the last step
         self._has_shown = False

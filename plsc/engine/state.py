@@ -143,6 +143,7 @@ class TrainingState:
             "ranks": parallel.world_size(),
             "seed": config.seed,
             "sampler": config.drawing,
+            "loss_terms": config.loss_terms,
             "shuffle": config.data_shuffle,
             "set_weights": None if config.set_weights is None else list(config.set_weights),
             "data": config.data_digest,
@@ -285,6 +286,7 @@ class TrainingState:
             "trainable": "what is trained",
             "rate_factors": "the rate factors",
             "loss_type": "the loss",
+            "loss_terms": "what changes the loss",
             "pixel_rule": "the pixel rule",
             "image_ground": "the ground of transparent images",
             "plsc": "the version of plsc",
@@ -293,7 +295,8 @@ class TrainingState:
         # Earlier versions did not record all of this, and of the shuffle only one that was set.
         meta = {name: value for name, value in source.meta.items() if (name, value) != ("shuffle", None)}
         unknown = {name: now[name] for name in ("image_ground", "shuffle", "set_weights", "data")}
-        first = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", "trainable": "all", "rate_factors": "none"}
+        first = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", "trainable": "all"}
+        first.update(dict.fromkeys(("rate_factors", "loss_terms"), "none"))
         was = {**first, **unknown, **meta}
         return [
             f"{words} was {was.get(name)} and is {now[name]} now"

@@ -20,6 +20,7 @@ from plsc.heads.records import HeadOutput, Kept, Step
 from plsc.heads.sampling import sample_rows
 from plsc.heads.shard import Shard, initialise_rows, shard_bounds
 from plsc.heads.sinks import RowSink, SquareSum
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 from plsc.heads.workers import Workers
 
 # float32 ends at e^88. A sum of exponentials must stay below it, and so must an exponential divided by the shortest
@@ -85,6 +86,7 @@ class ClassifierHead(paddle.nn.Layer):
             float32. A CPU computes in float32.
         simulate: Whether a CPU rounds the products as `compute_dtype` would.
         loss_weight: The factor on the loss.
+        terms: What is changed in the loss: a filter of other classes, label smoothing, weights and margins of classes.
 
     Attributes:
         weight: This rank's rows of W; None if it has none.
@@ -111,9 +113,10 @@ class ClassifierHead(paddle.nn.Layer):
         compute_dtype: str = "float32",
         simulate: bool = False,
         loss_weight: float = 1.0,
+        terms: LossTerms = PLAIN_LOSS,
     ) -> None:
         super().__init__(dtype=dtype)
-        self.loss_weight = loss_weight
+        self.loss_weight, self.terms = loss_weight, terms
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
         self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
         self.next_step = 0
@@ -151,6 +154,7 @@ class ClassifierHead(paddle.nn.Layer):
             precision=precision,
             simulate=simulate,
             workers=Workers(),
+            terms=terms,
         )
 
     @property
@@ -165,7 +169,7 @@ class ClassifierHead(paddle.nn.Layer):
         label: Union[np.ndarray, GatheredLabels, Sequence[MicroBatchLabels]],
         with_accuracy: bool = False,
         micro_batch: int = 0,
-        samples: Optional[int] = None,
+        samples: Optional[float] = None,
     ) -> HeadOutput:
         """Computes the loss and the gradient of the embeddings, for a global batch or the next micro-batch of it.
 
@@ -176,8 +180,8 @@ class ClassifierHead(paddle.nn.Layer):
             with_accuracy: Whether to count the samples whose class has the largest, or one of the 5 largest, logits
                 (without margin) of all classes that take part.
             micro_batch: The number of the micro-batch. They come in order, from 0.
-            samples: The number of samples that the sum of the losses is divided by; None divides by all samples of the
-                step.
+            samples: The number of samples, or the sum of the weights of their classes, that the sum of the losses is
+                divided by; None divides by that of all samples of the step.
 
         Raises:
             DataError: A label of some rank is out of range.
@@ -188,7 +192,8 @@ class ClassifierHead(paddle.nn.Layer):
         if micro_batch == 0:
             all_labels = np.concatenate([one.labels for one in micro_batches])
             selected = self._select_rows(all_labels)
-            sample_weight = self.loss_weight / max(1, len(all_labels) if samples is None else samples)
+            total = self.terms.weight_of(all_labels) if samples is None else samples
+            sample_weight = self.loss_weight / (total or 1)
             self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight), []
         assert self._step is not None
         labels = micro_batches[micro_batch]

@@ -78,22 +78,26 @@ class HeadGroup(paddle.nn.Layer):
             for part in self.parts:
                 part.head.next_step = self.next_step
             self.next_step += 1
-        samples = sum(len(one.labels) for one in micro_batches)
+        routed = [[self._route(one, number) for one in micro_batches] for number in range(len(self.parts))]
+        weights = [
+            [part.head.terms.weight_of(one.labels.labels) for one in of_head]
+            for part, of_head in zip(self.parts, routed)
+        ]
+        samples = sum(map(sum, weights))
         joined = HeadOutput(0.0, paddle.zeros_like(embedding), (0, 0) if with_accuracy else None, 0)
         for number, (title, part) in enumerate(zip(self.titles, self.parts)):
-            routed = [self._route(one, number) for one in micro_batches]
-            own = routed[micro_batch].own
+            own = routed[number][micro_batch].own
             place = paddle.to_tensor(own) if len(own) else None
             rows = (
                 paddle.zeros([0, self.emb_dim], embedding.dtype) if place is None else paddle.gather(embedding, place)
             )
-            output = part.head(rows, [one.labels for one in routed], with_accuracy, micro_batch, samples)
+            output = part.head(rows, [one.labels for one in routed[number]], with_accuracy, micro_batch, samples)
             if place is not None:
                 joined.embedding_grad = paddle.scatter(joined.embedding_grad, place, output.embedding_grad)
             joined.loss, joined.samples = joined.loss + output.loss, joined.samples + output.samples
             if joined.correct is not None and output.correct is not None:
                 joined.correct = joined.correct[0] + output.correct[0], joined.correct[1] + output.correct[1]
-            joined.of_heads[title] = output.loss * samples / part.head.loss_weight, output.samples
+            joined.of_heads[title] = output.loss * samples / part.head.loss_weight, weights[number][micro_batch]
             if output.problem is not None:
                 joined.problem = f"the head of {title}: {output.problem}"
                 break

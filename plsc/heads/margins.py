@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
 import paddle
@@ -88,6 +88,14 @@ class Margin:
         """
         return cosine, paddle.ones_like(cosine)
 
+    def of_classes(self, margin: Any) -> Margin:
+        """Returns the same loss with another margin for each sample, which depends on its class.
+
+        Args:
+            margin: [B] In place of the margin of the loss: m2 of arcface, m3 of cosface, m of others.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no margins for each class")
+
     def penalty(self, norm: paddle.Tensor) -> Optional[tuple[paddle.Tensor, paddle.Tensor]]:
         """Returns a term that is added to each sample's loss, and its derivative by the norm: ([B], [B]), or None."""
         return None
@@ -116,10 +124,14 @@ class AngularMargin(Margin):
         """Returns cos(m1 theta + m2) - m3."""
         if self.m1 != 1.0:
             return self._beyond_one_turn(cosine)
-        if self.m2 == 0.0:
+        if not isinstance(self.m2, paddle.Tensor) and self.m2 == 0.0:
             return Target(cosine - self.m3, paddle.ones_like(cosine))
-        value, by_cosine, _ = _added_angle(cosine, paddle.full_like(cosine, self.m2))
+        value, by_cosine, _ = _added_angle(cosine, _for_each(cosine, self.m2))
         return Target(value - self.m3, by_cosine)
+
+    def of_classes(self, margin: Any) -> AngularMargin:
+        """Returns the same loss with margins for each sample; see `Margin.of_classes`."""
+        return replace(self, m2=margin) if self.m2 else replace(self, m3=margin)
 
     def _beyond_one_turn(self, cosine: paddle.Tensor) -> Target:
         angle = paddle.acos(cosine) * self.m1 + self.m2
@@ -166,6 +178,10 @@ class AdaFace(Margin):
         angle = paddle.clip(angle, 0.0, math.pi)
         value = paddle.cos(angle) - (self.m * quality + self.m)
         return Target(value, paddle.sin(angle) / _sine(cosine) * inside)
+
+    def of_classes(self, margin: Any) -> AdaFace:
+        """Returns the same loss with margins for each sample; see `Margin.of_classes`."""
+        return replace(self, m=margin)
 
 
 @dataclass(frozen=True)
@@ -235,8 +251,12 @@ class CurricularFace(Margin):
 
     def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
         """Returns T = cos(theta + m)."""
-        value, by_cosine, _ = _added_angle(cosine, paddle.full_like(cosine, self.m))
+        value, by_cosine, _ = _added_angle(cosine, _for_each(cosine, self.m))
         return Target(value, by_cosine)
+
+    def of_classes(self, margin: Any) -> CurricularFace:
+        """Returns the same loss with margins for each sample; see `Margin.of_classes`."""
+        return replace(self, m=margin)
 
     def others(
         self, cosine: paddle.Tensor, target: paddle.Tensor, state: paddle.Tensor
@@ -267,6 +287,11 @@ def build_margin(loss_type: str, margin: Any = None) -> Optional[Margin]:
         "curricularface": lambda: CurricularFace(m=margin),
     }
     return makers[kind]()
+
+
+def _for_each(cosine: paddle.Tensor, margin: Any) -> paddle.Tensor:
+    """Returns the margin of each sample [B], from one for all or one for each."""
+    return margin if isinstance(margin, paddle.Tensor) else paddle.full_like(cosine, margin)
 
 
 def _added_angle(cosine: paddle.Tensor, margin: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

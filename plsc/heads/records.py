@@ -28,7 +28,8 @@ class HeadOutput:
         problem: Why the step must not be used: what was not finite, and on which rank. The same on every rank; None if
             all is well.
         of_heads: For each head of a `HeadGroup`, the sum of the losses of its samples, before its weight, and their
-            number; empty for a single head. With a teacher, the same of the head and of the teacher.
+            number, or with class weights the sums of both by these weights; empty for a single head. With a teacher,
+            the same of the head and of the teacher.
     """
 
     loss: float
@@ -36,7 +37,7 @@ class HeadOutput:
     correct: Optional[tuple[int, int]]
     samples: int
     problem: Optional[str] = None
-    of_heads: dict[str, tuple[float, int]] = field(default_factory=dict)
+    of_heads: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Batch:
         norm_B: |embedding|.
         sample_weight: The weight of each sample in the loss.
         is_empty: Whether this rank has no samples to compute.
+        class_weight_B: The weight of each sample's class, in addition to `sample_weight`; None without class weights.
     """
 
     own_embedding: paddle.Tensor
@@ -82,10 +84,27 @@ class Batch:
     norm_B: paddle.Tensor
     sample_weight: float
     is_empty: bool
+    class_weight_B: Optional[paddle.Tensor]
 
     def zeros_B(self) -> paddle.Tensor:
         """Returns a 0 for each sample."""
         return paddle.zeros([self.embedding_BD.shape[0]], self.embedding_BD.dtype)
+
+    def weighted(self, values: paddle.Tensor) -> paddle.Tensor:
+        """Returns values of the samples [B] or [B, D] times the weights of their classes."""
+        if self.class_weight_B is None:
+            return values
+        return values * (self.class_weight_B if values.ndim == 1 else self.class_weight_B.unsqueeze(1))
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The labels of the B samples; 0 for the one that a rank without samples computes."""
+        return classes_of(self.label_B)
+
+
+def classes_of(label_B: np.ndarray) -> np.ndarray:
+    """Returns labels [B]; class 0 where there are none, for the sample that a rank without samples computes."""
+    return label_B if len(label_B) else np.zeros(1, "int64")
 
 
 @dataclass(frozen=True)
@@ -117,11 +136,15 @@ class Totals:
         others_B: log of the sum of exp(logit) over all classes but the label.
         target_B: The label's logit, with margin.
         ahead_B: The number of classes ahead of the label, if they were counted.
+        unlabelled_B: The sum of the logits of all classes but the label, for label smoothing; None without it.
+        classes_B: The number of classes that take part, for label smoothing.
     """
 
     others_B: paddle.Tensor
     target_B: paddle.Tensor
     ahead_B: Optional[paddle.Tensor]
+    unlabelled_B: Optional[paddle.Tensor] = None
+    classes_B: Optional[paddle.Tensor] = None
 
 
 @dataclass(frozen=True)
@@ -131,14 +154,16 @@ class Losses:
     Attributes:
         loss_B: -log(probability of the label), plus the margin's penalty.
         log_total_B: log of the sum of exp(logit) over all classes.
-        error_B: The probability of the label minus 1, which is d(loss)/d(label's logit).
+        error_B: d(loss)/d(label's logit): the probability of the label minus 1, or minus what label smoothing asks for.
         penalty_by_norm_B: d(penalty)/d(norm of the embedding); None without a penalty.
+        share_B: What label smoothing asks of each other class as its probability; None without it.
     """
 
     loss_B: paddle.Tensor
     log_total_B: paddle.Tensor
     error_B: paddle.Tensor
     penalty_by_norm_B: Optional[paddle.Tensor]
+    share_B: Optional[paddle.Tensor] = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +188,7 @@ class Kept:
         held: Those whose class this rank holds; None without any.
         push: What the loss asks of these.
         queries: What the rows were multiplied with.
-        log_total_B: log of the sum of exp(logit) over all classes.
+        losses: Their losses.
         statistics: The margin's running statistics after this micro-batch; None without any.
     """
 
@@ -171,5 +196,5 @@ class Kept:
     held: Optional[HeldLabels]
     push: Optional[Push]
     queries: Queries
-    log_total_B: paddle.Tensor
+    losses: Losses
     statistics: Optional[paddle.Tensor]

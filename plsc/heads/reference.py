@@ -4,7 +4,7 @@ Loss and exact gradients of every built-in loss. Training never runs this: it ho
 streamed head exists to avoid. The tests compare the streamed head with it.
 
 Shapes: B samples, C classes, D embedding. theta is the angle between an embedding and a class centre.
-plsc/heads/margins.py names the papers.
+plsc/heads/margins.py and plsc/heads/terms.py name the papers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.heads.margins import AdaFace, AngularMargin, CurricularFace, MagFace, Margin
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 
 
 class Result(NamedTuple):
     """Loss and gradients of one batch.
 
     Attributes:
-        loss: The mean over the batch.
+        loss: The mean over the batch, or the mean weighted by class weights.
         embedding: [B, D] d(loss)/d(embedding).
         weight: [C, D] d(loss)/d(W).
         bias: [C] d(loss)/d(bias); None with a margin.
@@ -35,10 +36,14 @@ class Result(NamedTuple):
     statistics: tuple[float, ...] = ()
 
 
-def softmax_step(embedding: np.ndarray, weight: np.ndarray, bias: np.ndarray, label: np.ndarray) -> Result:
+def softmax_step(
+    embedding: np.ndarray, weight: np.ndarray, bias: np.ndarray, label: np.ndarray, terms: LossTerms = PLAIN_LOSS
+) -> Result:
     """Computes plain softmax: logits X W^T + bias, and the mean cross entropy."""
-    loss, error_BC = cross_entropy(embedding @ weight.T + bias, label)
-    return Result(loss.mean(), error_BC @ weight, error_BC.T @ embedding, error_BC.sum(axis=0))
+    share_B = shares(label, terms)
+    loss_B, error_BC = cross_entropy(embedding @ weight.T + bias, label, smoothing=terms.label_smoothing)
+    error_BC *= share_B[:, None]
+    return Result((share_B * loss_B).sum(), error_BC @ weight, error_BC.T @ embedding, error_BC.sum(axis=0))
 
 
 def margin_step(
@@ -49,11 +54,14 @@ def margin_step(
     margin: Margin,
     scale: float,
     statistics: tuple[float, ...] = (),
+    terms: LossTerms = PLAIN_LOSS,
 ) -> Result:
     """Computes a loss with a margin: logits scale * cos(theta), with the cosine of the label replaced.
 
-    `statistics` are the margin's before this batch.
+    `statistics` are the margin's before this batch, and `terms` what is changed in the loss.
     """
+    if terms.class_margins is not None:
+        margin = margin.of_classes(terms.class_margins[label])
     at_label = np.arange(len(label)), label
     (unit_BD, norm_B), (center_CD, length_C) = normalised(embedding), normalised(weight)
     cosine_BC = np.clip(unit_BD @ center_CD.T, -1.0, 1.0)
@@ -61,13 +69,17 @@ def margin_step(
     target_B, slope_B, by_norm_B = target_of(margin, cosine_BC[at_label], norm_B, statistics)
     changed_BC, slope_BC = others_of(margin, cosine_BC, target_B, statistics)
     changed_BC[at_label], slope_BC[at_label] = target_B, slope_B
-    loss_B, error_BC = cross_entropy(scale * changed_BC, label)
+    filtered_BC = cosine_BC > (terms.interclass_filter or 2.0)
+    filtered_BC[at_label] = False
+    share_B = shares(label, terms)
+    loss_B, error_BC = cross_entropy(scale * changed_BC, label, filtered_BC, terms.label_smoothing)
+    error_BC *= share_B[:, None]
     penalty_B, penalty_by_norm_B = penalty_of(margin, norm_B)
     by_cosine_BC = scale * error_BC * slope_BC
-    by_norm_B = scale * error_BC[at_label] * by_norm_B + penalty_by_norm_B / len(label)
+    by_norm_B = scale * error_BC[at_label] * by_norm_B + penalty_by_norm_B * share_B
     by_embedding = through_normalisation(by_cosine_BC @ center_CD, unit_BD, norm_B) + by_norm_B[:, None] * unit_BD
     by_weight = through_normalisation(by_cosine_BC.T @ unit_BD, center_CD, length_C)
-    return Result((loss_B + penalty_B).mean(), by_embedding, by_weight, None, statistics)
+    return Result((share_B * (loss_B + penalty_B)).sum(), by_embedding, by_weight, None, statistics)
 
 
 def cosine_lesson(embedding: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
@@ -87,14 +99,29 @@ def relation_lesson(embedding: np.ndarray, target: np.ndarray) -> tuple[float, n
     return (excess_BB**2).sum() / pairs, through_normalisation(by_unit_BD, unit_BD, norm_B)
 
 
-def cross_entropy(logits_BC: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each sample's -log(probability of its label), and the derivative of their mean by the logits."""
-    at_label = np.arange(len(label)), label
+def cross_entropy(
+    logits_BC: np.ndarray, label: np.ndarray, filtered_BC: Optional[np.ndarray] = None, smoothing: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each sample's -log(probability of its label), and its derivative by the logits.
+
+    Args:
+        logits_BC: The logits.
+        label: The labels [B].
+        filtered_BC: Which classes are left out of the sum of the softmax; None for none.
+        smoothing: The share of the label's probability that is asked for from all classes alike.
+    """
+    wanted_BC = np.full_like(logits_BC, smoothing / logits_BC.shape[1])
+    wanted_BC[np.arange(len(label)), label] += 1.0 - smoothing
     logits_BC = logits_BC - logits_BC.max(axis=1, keepdims=True)
-    log_total_B1 = np.log(np.exp(logits_BC).sum(axis=1, keepdims=True))
-    error_BC = np.exp(logits_BC - log_total_B1)
-    error_BC[at_label] -= 1.0
-    return log_total_B1[:, 0] - logits_BC[at_label], error_BC / len(label)
+    summed_BC = np.exp(logits_BC) if filtered_BC is None else np.exp(logits_BC) * ~filtered_BC
+    total_B1 = summed_BC.sum(axis=1, keepdims=True)
+    return np.log(total_B1[:, 0]) - (wanted_BC * logits_BC).sum(axis=1), summed_BC / total_B1 - wanted_BC
+
+
+def shares(label: np.ndarray, terms: LossTerms) -> np.ndarray:
+    """Returns the share of each sample in the loss [B]: that of the weight of its class in the weights of the batch."""
+    weight_B = np.ones(len(label)) if terms.class_weights is None else terms.class_weights[label].astype("float64")
+    return weight_B / (weight_B.sum() or 1.0)
 
 
 def normalised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from plsc.heads.margins import Margin
+from plsc.heads.terms import PLAIN_LOSS, LossTerms
 from plsc.heads.workers import Workers
 
 _ROWS_PER_DRAW = 4096
@@ -40,6 +41,7 @@ class Shard:
         precision: The dtype of the products.
         simulate: Whether a CPU rounds the products as `precision` would.
         workers: The threads that walk over the rows.
+        terms: What is changed in the loss.
     """
 
     weight: Optional[paddle.Tensor]
@@ -55,6 +57,7 @@ class Shard:
     precision: str
     simulate: bool
     workers: Workers
+    terms: LossTerms = PLAIN_LOSS
 
 
 def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:

@@ -20,9 +20,9 @@ from paddle.nn import functional
 from plsc import parallel
 from plsc.heads import walk
 from plsc.heads.labels import MicroBatchLabels
-from plsc.heads.margins import Target
+from plsc.heads.margins import Margin, Target
 from plsc.heads.queries import OtherLogits, Queries
-from plsc.heads.records import Batch, HeadOutput, HeldLabels, Kept, Losses, Push, Step, Totals
+from plsc.heads.records import Batch, HeadOutput, HeldLabels, Kept, Losses, Push, Step, Totals, classes_of
 from plsc.heads.rows import Rows, inverse_norms
 from plsc.heads.shard import Shard, first_row_not_finite
 from plsc.heads.sinks import DenseGradient, RowSink
@@ -84,14 +84,15 @@ def forward(
     queries = make_queries(shard, batch, held, others)
     plain = plain_labels(shard, batch, plain_B) if with_accuracy else None
     sums = None if step.rows is None else walk.sweep(step.rows, queries, plain)
-    totals = reduce_sums(shard, batch, sums, target_logits(shard, batch, held, target), with_accuracy)
+    smoothing = smoothing_numbers(shard, step, batch, queries, held, sums)
+    totals = reduce_sums(shard, batch, sums, target_logits(shard, batch, held, target), with_accuracy, smoothing)
     losses = losses_of(shard, batch, totals)
     push = push_labels(held, target, losses)
     pending = start_embedding_gradient(shard, batch, sums, losses, held, push)
     loss, correct = reduce_loss(shard, batch, losses, totals.ahead_B)
     problem = None if math.isfinite(loss) else describe_problem(shard, batch, loss)
     output = HeadOutput(loss, own_gradient(shard, batch, pending), correct, sum(labels.counts), problem)
-    return output, Kept(batch, held, push, queries, losses.log_total_B, statistics)
+    return output, Kept(batch, held, push, queries, losses, statistics)
 
 
 def gather_batch(shard: Shard, step: Step, embedding: paddle.Tensor, labels: MicroBatchLabels) -> Batch:
@@ -117,6 +118,7 @@ def gather_batch(shard: Shard, step: Step, embedding: paddle.Tensor, labels: Mic
         norm_B=norm_B,
         sample_weight=0.0 if is_empty else step.sample_weight,
         is_empty=is_empty,
+        class_weight_B=shard.terms.weights_at(classes_of(label_B), embedding_BD.dtype),
     )
 
 
@@ -165,7 +167,8 @@ def apply_margin(
         return None
     if shard.margin is None:
         return Target(held.plain_n, paddle.ones_like(held.plain_n))
-    return shard.margin.target(held.plain_n, paddle.gather(batch.norm_B, held.sample_n), statistics)
+    norm_n, margin = paddle.gather(batch.norm_B, held.sample_n), _margin_at(shard, batch.label_B[held.sample], batch)
+    return margin.target(held.plain_n, norm_n, statistics)
 
 
 def target_logits(shard: Shard, batch: Batch, held: Optional[HeldLabels], target: Optional[Target]) -> paddle.Tensor:
@@ -180,7 +183,7 @@ def margin_on_others(
 ) -> tuple[OtherLogits]:
     """Returns what the margin makes of the logits of the other classes."""
     assert shard.margin is not None
-    target = shard.margin.target(plain_B, batch.norm_B, statistics)
+    target = _margin_at(shard, batch.classes, batch).target(plain_B, batch.norm_B, statistics)
     return (OtherLogits(shard.margin, shard.scale, target.value.unsqueeze(0), statistics),)
 
 
@@ -198,12 +201,36 @@ def make_queries(shard: Shard, batch: Batch, held: Optional[HeldLabels], others:
 def plain_labels(shard: Shard, batch: Batch, plain_B: Optional[paddle.Tensor]) -> PlainLabels:
     """Returns what the sweep compares every class with, for the accuracy."""
     assert plain_B is not None
-    label_B = np.zeros(1, "int64") if batch.is_empty else batch.label_B
-    return PlainLabels(plain_B * shard.scale, paddle.to_tensor(label_B).unsqueeze(0))
+    return PlainLabels(plain_B * shard.scale, paddle.to_tensor(batch.classes).unsqueeze(0))
+
+
+def smoothing_numbers(
+    shard: Shard, step: Step, batch: Batch, queries: Queries, held: Optional[HeldLabels], sums: Optional[Sums]
+) -> list[paddle.Tensor]:
+    """Returns what label smoothing must know of this rank's rows, for each sample; nothing without smoothing.
+
+    Returns:
+        The sum of the logits [B] of all classes but the label, and the number of classes [B].
+    """
+    if not shard.terms.label_smoothing:
+        return []
+    if step.rows is None or sums is None:
+        return [batch.zeros_B(), batch.zeros_B()]
+    unlabelled_B = paddle.matmul(queries.query_BD, sums.row_sum_1D, transpose_y=True).flatten()
+    if step.rows.bias is not None:
+        unlabelled_B = unlabelled_B + step.rows.all_of(step.rows.bias).sum()
+    if held is not None:
+        unlabelled_B = unlabelled_B - _at_samples(batch, held, held.plain_n * shard.scale)
+    return [unlabelled_B, paddle.full_like(unlabelled_B, step.rows.count)]
 
 
 def reduce_sums(
-    shard: Shard, batch: Batch, sums: Optional[Sums], target_B: paddle.Tensor, with_accuracy: bool
+    shard: Shard,
+    batch: Batch,
+    sums: Optional[Sums],
+    target_B: paddle.Tensor,
+    with_accuracy: bool,
+    smoothing: Sequence[paddle.Tensor],
 ) -> Totals:
     """Brings together what the sweeps of all ranks found, in one collective.
 
@@ -213,12 +240,14 @@ def reduce_sums(
         sums: What this rank's sweep found; None on a rank without rows.
         target_B: Logits of the labels this rank holds; 0 for the others.
         with_accuracy: Whether the classes ahead of the labels were counted.
+        smoothing: What `smoothing_numbers` found.
     """
     zeros_B = batch.zeros_B()
     numbers = [zeros_B if sums is None else sums.total_B, target_B]
     if with_accuracy:  # inexact beyond 2^24, which is not "fewer than 5" either way
         ahead_B = None if sums is None else sums.ahead_B
         numbers.append(zeros_B if ahead_B is None else ahead_B.astype(zeros_B.dtype))
+    numbers += smoothing
     smallest = 1e-37 if zeros_B.dtype == paddle.float32 else 1e-300
     if shard.bounded:
         total = paddle.stack(numbers)
@@ -235,7 +264,9 @@ def reduce_sums(
         of_ranks[:, 0] = of_ranks[:, 0] * paddle.exp(of_ranks[:, -1] - peak_B)
         total = of_ranks.sum(axis=0)
         others_B = peak_B + paddle.log(paddle.clip(total[0], min=smallest))
-    return Totals(others_B, total[1], total[2] if with_accuracy else None)
+    first = 3 if with_accuracy else 2
+    unlabelled_B, classes_B = (total[first], total[first + 1]) if smoothing else (None, None)
+    return Totals(others_B, total[1], total[2] if with_accuracy else None, unlabelled_B, classes_B)
 
 
 def losses_of(shard: Shard, batch: Batch, totals: Totals) -> Losses:
@@ -246,11 +277,16 @@ def losses_of(shard: Shard, batch: Batch, totals: Totals) -> Losses:
     """
     excess_B = totals.others_B - totals.target_B
     loss_B = functional.softplus(excess_B, threshold=40)
-    log_total_B, error_B = loss_B + totals.target_B, -functional.sigmoid(excess_B)
+    log_total_B, error_B, share_B = loss_B + totals.target_B, -functional.sigmoid(excess_B), None
+    if totals.classes_B is not None and totals.unlabelled_B is not None:
+        smoothing = shard.terms.label_smoothing
+        share_B = smoothing / totals.classes_B
+        loss_B = loss_B + smoothing * totals.target_B - share_B * (totals.target_B + totals.unlabelled_B)
+        error_B = error_B + (smoothing - share_B)
     penalty = None if shard.margin is None else shard.margin.penalty(batch.norm_B)
     if penalty is None:
-        return Losses(loss_B, log_total_B, error_B, None)
-    return Losses(loss_B + penalty[0], log_total_B, error_B, penalty[1])
+        return Losses(loss_B, log_total_B, error_B, None, share_B)
+    return Losses(loss_B + penalty[0], log_total_B, error_B, penalty[1], share_B)
 
 
 def push_labels(held: Optional[HeldLabels], target: Optional[Target], losses: Losses) -> Optional[Push]:
@@ -275,9 +311,14 @@ def start_embedding_gradient(
     else:
         exponent_B = -losses.log_total_B if sums.peak_B is None else sums.peak_B - losses.log_total_B
         gradient_BD = sums.pull_BD.multiply_(paddle.exp(exponent_B).unsqueeze(1))
+    if losses.share_B is not None and sums is not None:
+        gradient_BD.subtract_(losses.share_B.unsqueeze(1) * sums.row_sum_1D)  # of the label's row too
     by_norm_B = None
     if held is not None and push is not None:
-        gradient_BD.index_add_(held.sample_n, 0, held.center_nD * push.by_cosine_n.unsqueeze(1))
+        push_n = push.by_cosine_n
+        if losses.share_B is not None:
+            push_n = push_n + paddle.gather(losses.share_B, held.sample_n)  # as the label's row has its own part
+        gradient_BD.index_add_(held.sample_n, 0, held.center_nD * push_n.unsqueeze(1))
         if push.by_norm_n is not None:
             by_norm_B = _at_samples(batch, held, push.by_norm_n * shard.scale)
     gradient_BD.scale_(batch.sample_weight * shard.scale)
@@ -288,6 +329,7 @@ def start_embedding_gradient(
         by_norm_B = penalty_by_norm_B if by_norm_B is None else by_norm_B + penalty_by_norm_B
     if by_norm_B is not None:
         gradient_BD.add_(batch.unit_BD * (by_norm_B * batch.sample_weight).unsqueeze(1))
+    gradient_BD = batch.weighted(gradient_BD)
     return parallel.start_all_reduce_sum(gradient_BD) if shard.sharded else parallel.Pending(gradient_BD)
 
 
@@ -303,7 +345,7 @@ def reduce_loss(
     shard: Shard, batch: Batch, losses: Losses, ahead_B: Optional[paddle.Tensor]
 ) -> tuple[float, Optional[tuple[int, int]]]:
     """Returns the loss of the global batch, and its correct samples (top-1, top-5) if they were counted."""
-    numbers = [losses.loss_B.sum() * batch.sample_weight]
+    numbers = [batch.weighted(losses.loss_B).sum() * batch.sample_weight]
     if ahead_B is not None:
         counted = 0.0 if batch.is_empty else 1.0
         numbers += [(ahead_B < limit).astype(losses.loss_B.dtype).sum() * counted for limit in (1, 5)]
@@ -370,25 +412,35 @@ def gradient_parts(shard: Shard, kept: Kept, factor: float) -> GradientParts:
     label_push = None
     if held is not None and push is not None:
         push_n = push.by_cosine_n * (weight * shard.scale)
+        if batch.class_weight_B is not None:
+            push_n = push_n * paddle.gather(batch.class_weight_B, held.sample_n)
         radial_n = push_n
         if held.inverse_n1 is not None:
             push_n = push_n * held.inverse_n1.squeeze(1)
             radial_n = push_n * held.plain_n
         push_nD = paddle.gather(_direction(shard, batch), held.sample_n) * push_n.unsqueeze(1)
         label_push = LabelPush(push_nD, radial_n)
-    query_BD = kept.queries.query_BD
+    query_BD, log_total_B = kept.queries.query_BD, kept.losses.log_total_B
     return GradientParts(
         queries=kept.queries,
-        log_total_B=paddle.clip(kept.log_total_B, -87.0, 87.0) if shard.bounded else kept.log_total_B,
-        sample_weight_B=paddle.full([query_BD.shape[0]], weight, query_BD.dtype),
-        weighted_query_BD=query_BD * weight,
+        log_total_B=paddle.clip(log_total_B, -87.0, 87.0) if shard.bounded else log_total_B,
+        sample_weight_B=batch.weighted(paddle.full([query_BD.shape[0]], weight, query_BD.dtype)),
+        weighted_query_BD=batch.weighted(query_BD * weight),
         label_push=label_push,
+        share_B=kept.losses.share_B,
     )
 
 
 def _direction(shard: Shard, batch: Batch) -> paddle.Tensor:
     """Returns what the rows are compared with: unit embeddings, or plain ones for softmax."""
     return batch.embedding_BD if shard.margin is None else batch.unit_BD
+
+
+def _margin_at(shard: Shard, labels: np.ndarray, batch: Batch) -> Margin:
+    """Returns the margin of samples with these labels."""
+    assert shard.margin is not None
+    margins = shard.terms.margins_at(labels, batch.embedding_BD.dtype)
+    return shard.margin if margins is None else shard.margin.of_classes(margins)
 
 
 def _at_samples(batch: Batch, held: HeldLabels, value_n: paddle.Tensor) -> paddle.Tensor:

@@ -25,6 +25,7 @@ from plsc.heads.products import Products
 from plsc.heads.queries import Queries, join_queries
 from plsc.heads.rows import Rows
 from plsc.heads.sinks import RowSink
+from plsc.heads.terms import sum_of_rows, unfiltered
 
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
 _LOWEST_PEAK = -1e29
@@ -83,12 +84,14 @@ class Sums:
         peak_B: The largest logit; None where the logits are bounded, and nothing is subtracted from them.
         pull_BD: The sum of exp(logit - peak) * d(logit)/d(row . query) * row.
         ahead_B: The number of rows ahead of the label, if they were counted.
+        row_sum_1D: [1, D] The sum of all rows, labelled or not, for label smoothing; None without it.
     """
 
     total_B: paddle.Tensor
     peak_B: Optional[paddle.Tensor]
     pull_BD: paddle.Tensor
     ahead_B: Optional[paddle.Tensor]
+    row_sum_1D: Optional[paddle.Tensor]
 
 
 def sweep(rows: Rows, queries: Queries, plain: Optional[PlainLabels] = None) -> Sums:
@@ -113,14 +116,21 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
     peak_1B = None if rows.shard.bounded else paddle.full([1, batch], _LOWEST_PEAK, dtype)
     ahead_B = None if plain is None else paddle.zeros([batch], "int64")
     ones_1C = paddle.ones([1, rows.chunk], dtype)
+    row_sum_1D = paddle.zeros([1, emb_dim], dtype) if rows.shard.terms.label_smoothing else None
     for number in numbers:
         weight_CD = rows.of(rows.weight, number)
-        inverse_CB = walk.for_each_sample(rows.inverse_norms(number, weight_CD))
+        inverse_C1 = rows.inverse_norms(number, weight_CD)
+        inverse_CB = walk.for_each_sample(inverse_C1)
         product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
+        if row_sum_1D is not None:
+            row_sum_1D.add_(sum_of_rows(weight_CD, inverse_C1))
         if ahead_B is not None and plain is not None:
             ahead_B.add_(walk.count_ahead(number, product_CB, plain))
+        kept_CB = walk.unfiltered(product_CB, logits_CB)
         if peak_1B is not None:
             walk.without_labels(number, logits_CB, _NO_LOGIT)
+            if kept_CB is not None:
+                logits_CB.add_((kept_CB - 1.0) * -_NO_LOGIT)
             higher_1B = paddle.maximum(peak_1B, logits_CB.max(axis=0, keepdim=True))
             fade_1B, peak_1B = paddle.exp(peak_1B - higher_1B), higher_1B
             total_1B.multiply_(fade_1B)
@@ -128,11 +138,13 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
             logits_CB.subtract_(peak_1B)
         exp_CB = paddle.exp(logits_CB) if rows.keep(number, product_CB) else logits_CB.exp_()
         walk.without_labels(number, exp_CB, 0.0)
+        if kept_CB is not None:
+            exp_CB.multiply_(kept_CB)
         total_1B.add_(paddle.matmul(ones_1C[:, : exp_CB.shape[0]], exp_CB))
         if slope_CB is not None:
             exp_CB.multiply_(slope_CB)
         walk.products.add_pull(pull_BD, exp_CB, weight_CD, inverse_CB)
-    return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B)
+    return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B, row_sum_1D)
 
 
 def _added(first: Sums, other: Sums) -> Sums:
@@ -148,6 +160,8 @@ def _added(first: Sums, other: Sums) -> Sums:
     first.pull_BD.add_(other.pull_BD)
     if first.ahead_B is not None:
         first.ahead_B.add_(other.ahead_B)
+    if first.row_sum_1D is not None:
+        first.row_sum_1D.add_(other.row_sum_1D)
     return replace(first, peak_B=peak_B)
 
 
@@ -174,6 +188,7 @@ class GradientParts:
         sample_weight_B: The weight of each sample in the loss.
         weighted_query_BD: The queries times `sample_weight_B`.
         label_push: None if no sample's class is among the rows.
+        share_B: What label smoothing asks of each other class as its probability; None without it.
     """
 
     queries: Queries
@@ -181,6 +196,7 @@ class GradientParts:
     sample_weight_B: paddle.Tensor
     weighted_query_BD: paddle.Tensor
     label_push: Optional[LabelPush]
+    share_B: Optional[paddle.Tensor] = None
 
 
 def join_parts(micro_batches: Sequence[GradientParts]) -> GradientParts:
@@ -188,7 +204,7 @@ def join_parts(micro_batches: Sequence[GradientParts]) -> GradientParts:
     if len(micro_batches) == 1:
         return micro_batches[0]
     pushes = [one.label_push for one in micro_batches if one.label_push is not None]
-    push = None
+    push, shares = None, [one.share_B for one in micro_batches]
     if pushes:
         push = LabelPush(
             paddle.concat([one.push_nD for one in pushes]), paddle.concat([one.radial_n for one in pushes])
@@ -199,6 +215,7 @@ def join_parts(micro_batches: Sequence[GradientParts]) -> GradientParts:
         sample_weight_B=paddle.concat([one.sample_weight_B for one in micro_batches]),
         weighted_query_BD=paddle.concat([one.weighted_query_BD for one in micro_batches]),
         label_push=push,
+        share_B=None if shares[0] is None else paddle.concat(shares),
     )
 
 
@@ -229,6 +246,7 @@ def update(
             parts,
             weighted_query_BD=parts.weighted_query_BD * fade_B.unsqueeze(1),
             sample_weight_B=parts.sample_weight_B * fade_B,
+            share_B=None if parts.share_B is None else parts.share_B * paddle.exp(parts.log_total_B),
         )
 
     if reduce_sum is None:
@@ -342,10 +360,18 @@ def _hand_over(
 def _softmax(
     walk: _Walk, number: int, parts: GradientParts, weight_CD: paddle.Tensor, inverse_CB: Optional[paddle.Tensor]
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Returns row . query of a chunk, and its softmax times d(logit)/d(row . query), which is 0 for the labels."""
+    """Returns row . query of a chunk, and its softmax times d(logit)/d(row . query), which is 0 for the labels.
+
+    What label smoothing asks for is subtracted from the softmax.
+    """
     product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
     log_total_1B = parts.log_total_B.unsqueeze(0)  # where logits are bounded, `update` has divided the samples by it
     softmax_CB = paddle.exp(logits_CB) if walk.rows.shard.bounded else (logits_CB - log_total_1B).exp_()
+    kept_CB = walk.unfiltered(product_CB, logits_CB, log_total_1B)
+    if kept_CB is not None:
+        softmax_CB.multiply_(kept_CB)
+    if parts.share_B is not None:
+        softmax_CB.subtract_(parts.share_B.unsqueeze(0))
     walk.without_labels(number, softmax_CB, 0.0)
     return product_CB, softmax_CB if slope_CB is None else softmax_CB.multiply_(slope_CB)
 
@@ -399,6 +425,15 @@ class _Walk:
             product_CB.add_(self.rows.of(self.rows.bias, number).unsqueeze(1))
         logits_CB, slope_CB = self.queries.other_logits(product_CB)
         return product_CB, logits_CB, slope_CB
+
+    def unfiltered(
+        self, product_CB: paddle.Tensor, logits_CB: paddle.Tensor, log_total_1B: Optional[paddle.Tensor] = None
+    ) -> Optional[paddle.Tensor]:
+        """Returns 0 for the entries that the filter of other classes takes out, else 1; None without a filter."""
+        shard = self.rows.shard
+        if not shard.terms.interclass_filter:
+            return None
+        return unfiltered(product_CB, shard.terms.interclass_filter * shard.scale, logits_CB, log_total_1B)
 
     def without_labels(self, number: int, matrix_CB: paddle.Tensor, value: float) -> paddle.Tensor:
         """Overwrites the entries of the labels with `value`.

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
+    BALANCED_BETA,
     CHECKPOINT_WEIGHTS,
     INITS_BY_NAME,
     LARGEST_BYTES,
+    LARGEST_CLASS_WEIGHT,
     LARGEST_COUNT,
     LARGEST_FACTOR,
     LARGEST_TOTAL,
@@ -27,6 +29,7 @@ from plsc.config import (
     MOST_NAMES,
     MOST_PATTERNS,
     SCHEDULES,
+    ByClass,
     DataCache,
     Hdfs,
     HdfsUpload,
@@ -289,6 +292,86 @@ def margin(setter: str, m: Any) -> Any:
         check_float(f"{setter}: m2", m2, 0, 3.14),
         check_float(f"{setter}: m3", m3, 0, 3.14),
     )
+
+
+def class_weights(setter: str, weights: Any, beta: Optional[float] = None) -> Optional[ByClass]:
+    """Returns the weights of the classes, or how they follow from the data; None weighs all classes the same."""
+    if not isinstance(weights, str) or weights != "balanced":
+        if beta is not None:
+            raise ConfigError(f"{setter}({shown(weights)}, beta={shown(beta)}): beta is for 'balanced' alone")
+        values = _by_class(setter, weights, LARGEST_CLASS_WEIGHT, "'balanced'")
+        if values is not None and values.values is not None and not values.values.any():
+            raise ConfigError(f"{setter}: all weights are 0, so nothing would be trained; weigh some classes")
+        return values
+    beta = check_float(f"{setter}: beta", BALANCED_BETA if beta is None else beta, 0)
+    if beta >= 1:
+        raise ConfigError(f"{setter}: beta({beta:g}): expected a number of at least 0 and below 1")
+    return ByClass("balanced", beta=beta)
+
+
+def class_margins(setter: str, margins: Any) -> Optional[ByClass]:
+    """Returns the margins of the classes, or how they follow from the data; None is the margin of the loss for all."""
+    if isinstance(margins, str) and margins == "ldam":
+        return ByClass("ldam")
+    return _by_class(setter, margins, 3.14, "'ldam'")
+
+
+def _by_class(setter: str, values: Any, largest: float, rule: str) -> Optional[ByClass]:
+    """Returns a number for each class from a list, an array, or a file that holds one; None for None.
+
+    Raises:
+        ConfigError: It holds something else, or a number is not in [0, largest].
+    """
+    import hashlib
+
+    import numpy as np
+
+    if values is None:
+        return None
+    where = f"{setter}({shown(values)})"
+    if isinstance(values, (str, os.PathLike)):
+        values = _numbers_of_file(setter, where, values)
+    is_plain = isinstance(values, (list, tuple)) and all(
+        isinstance(one, (int, float, np.integer, np.floating)) and not isinstance(one, bool) for one in values
+    )
+    try:
+        found = np.asarray(values if is_plain or isinstance(values, np.ndarray) else None, "float64")
+    except (TypeError, ValueError, OverflowError):
+        found = np.zeros(0)
+    if found.ndim != 1 or not found.size or (isinstance(values, np.ndarray) and values.dtype.kind not in "iuf"):
+        raise ConfigError(f"{where}: expected {rule}, a number for each class, or a file with one on each line")
+    wrong = np.flatnonzero(~((found >= 0) & (found <= largest)))
+    if len(wrong):
+        raise ConfigError(
+            f"{where}: the number of class {wrong[0]} is {found[wrong[0]]:g}; each must be at least 0 and at most "
+            f"{largest:g}"
+        )
+    numbers = found.astype("float32")
+    return ByClass("given", digest=hashlib.sha256(numbers.tobytes()).hexdigest()[:16], values=numbers)
+
+
+def _numbers_of_file(setter: str, where: str, path: Any) -> Any:
+    """Returns the numbers of a `.npy` file, or of a text file with one on each line."""
+    import numpy as np
+
+    name = check_str(setter, path)
+    try:
+        if name.endswith(".npy"):
+            return np.load(name, allow_pickle=False)
+        return [float(line) for line in Path(name).read_text(encoding="utf-8-sig").split()]
+    except (OSError, ValueError, EOFError) as problem:  # the latter two for what is no such file
+        reason = getattr(problem, "strerror", None) or "it holds something else"
+        raise ConfigError(
+            f"{where}: the file cannot be read ({reason}); name a .npy file, or a text file with one number a line"
+        ) from None
+
+
+def label_smoothing(setter: str, e: float) -> float:
+    """Returns the share of the label's probability that goes to all classes alike."""
+    share = check_float(setter, e, 0)
+    if share >= 1:
+        raise ConfigError(f"{setter}({shown(e)}): expected a number of at least 0 and below 1")
+    return share
 
 
 def distfc_attr(setter: str, param_attr: Any = None, bias_attr: Any = None) -> tuple[Any, Any]:

@@ -253,6 +253,36 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting("scale", _number(0, above=True), "the factor on the cosines"),
         Setting(
+            "class_margins",
+            checks.class_margins,
+            "a margin for each class, in place of the one of the loss",
+            "`ldam` gives the rarest class the margin of the loss, and classes with n images a smaller one, as "
+            "n^(-1/4). Or a number for each class, as a list or a file: see "
+            "[the head](head.md#rare-classes-and-wrong-labels)",
+            takes_list=True,
+        ),
+        Setting(
+            "class_weights",
+            checks.class_weights,
+            "the weight of each class in the loss",
+            "`balanced` weighs by the effective number of images, with `beta` (0.9999). Or a number for each class, as "
+            "a list or a file: see [the head](head.md#rare-classes-and-wrong-labels)",
+            takes_list=True,
+        ),
+        Setting(
+            "label_smoothing",
+            checks.label_smoothing,
+            "the share of the label's probability that is asked for from all classes alike",
+            "at least 0 and below 1: see [the head](head.md#rare-classes-and-wrong-labels)",
+        ),
+        Setting(
+            "interclass_filter",
+            _number(0, 1),
+            "the cosine above which another class leaves the softmax of an image",
+            "above 0 and at most 1, such as 0.4; 0 leaves all in: see "
+            "[the head](head.md#rare-classes-and-wrong-labels)",
+        ),
+        Setting(
             "sample_ratio",
             _number(0, 1, above=True),
             "the share of a rank's class centres that take part in a step",

@@ -21,13 +21,26 @@ BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "cal
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
 PLATEAU = 'schedule=["plateau", 2.0, 0.0, 0, 0]'  # it follows the score of the tests
 PXK = 'sampler=["pxk", 4]'
+TERMS = (
+    "class_margins=[0.4, 0.3, 0.2, 0.1, 0.4, 0.3, 0.2, 0.1, 0.4, 0.3, 0.2, 0.1]",
+    'class_weights="balanced"',
+    "label_smoothing=0.1",
+    "interclass_filter=0.3",
+)
 CASES = {
     "mirror, rotation, dropout, sampling": (
         1,
         7,
-        ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
+        [
+            "augmentation=[true, 10, 0.1]",
+            "--dropout=0.3",
+            "sample_ratio=0.5",
+            "loss_type=dist_adaface",
+            "ema=0.9",
+            *TERMS,
+        ],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99", *TERMS]),
     "three ranks, AdamW, clipping, unfreezing, a teacher": (
         3,
         6,  # the second step after the unfreezing
@@ -38,6 +51,7 @@ CASES = {
             "ema=0.5",
             'trainable={"0": "fc.*", "1": "all"}',
             'teacher=["zoo:glyphs", 9.0, "relation"]',
+            *TERMS,
         ],
     ),
     "base64, accumulation, a plateau, end of an epoch, a teacher": (

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from head_cases import KINDS, margin_of
 
+from plsc.config import MARGINS_BY_CLASS
 from plsc.heads import build_margin, reference
+from plsc.heads.terms import LossTerms
 
 CLASSES, BATCH, DIM = 5, 6, 4
 
@@ -25,9 +27,20 @@ def numeric_gradient(function, array, step=1e-6):
     return gradient
 
 
-@pytest.mark.parametrize("seed", range(4))
+def terms_for(kind):
+    """Returns all that can change a loss."""
+    rng = np.random.default_rng(0)
+    return LossTerms(
+        interclass_filter=0.0 if kind == "softmax" else 0.4,
+        label_smoothing=0.2,
+        class_weights=rng.uniform(0, 3, CLASSES).astype("float32"),
+        class_margins=rng.uniform(0, 0.7, CLASSES).astype("float32") if kind in MARGINS_BY_CLASS else None,
+    )
+
+
+@pytest.mark.parametrize("seed, is_plain", [*((seed, True) for seed in range(4)), (0, False), (1, False)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_agree_with_finite_differences(kind, seed):
+def test_gradients_agree_with_finite_differences(kind, seed, is_plain):
     rng = np.random.default_rng(seed)
     embedding, weight = rng.normal(size=(BATCH, DIM)), rng.normal(size=(CLASSES, DIM))
     embedding *= rng.uniform(1, 80, (BATCH, 1))  # norms below, within and beyond MagFace's bounds
@@ -35,15 +48,16 @@ def test_gradients_agree_with_finite_differences(kind, seed):
     margin = build_margin(kind, margin_of(kind))
     if margin is not None and margin.initial_state:
         margin = dataclasses.replace(margin, momentum=1.0)  # the statistics stand still: no gradient flows through them
+    terms = LossTerms() if is_plain else terms_for(kind)
     statistics = {"adaface": (60.0, 30.0), "curricularface": (0.3,)}.get(kind, ())
 
     def step():
         if margin is None:
-            return reference.softmax_step(embedding, weight, bias, label)
+            return reference.softmax_step(embedding, weight, bias, label, terms)
         rows = embedding
         if kind == "adaface":  # looks at the norm without a gradient
             rows = embedding * (norm / np.linalg.norm(embedding, axis=1))[:, None]
-        return reference.margin_step(rows, weight, label, margin=margin, scale=8.0, statistics=statistics)
+        return reference.margin_step(rows, weight, label, margin=margin, scale=8.0, statistics=statistics, terms=terms)
 
     found = step()
     assert (found.bias is None) == (kind != "softmax") and found.statistics == statistics

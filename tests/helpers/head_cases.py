@@ -21,6 +21,38 @@ CASES = [
     *((f"{prefix}{kind}", *size, 1.0) for prefix in ("", "dist_") for kind in KINDS for size in _SIZES),
     *((f"{prefix}{kind}", 23, (3, 1, 4), 0.4) for prefix in ("", "dist_") for kind in KINDS),
 ]
+_PLAIN_CASES = len(CASES)
+# The same with what changes the loss: (loss type, classes, rows, sample ratio, filter, smoothing, weights?, margins?)
+_TERMS = [
+    (f"{prefix}{name}", *others)
+    for prefix in ("", "dist_")
+    for name, *others in (
+        ("cosface", 11, (5, 1, 3), 1.0, 0.3, 0.2, True, True),
+        ("arcface", 7, (0, 8, 4), 1.0, 0.2, 0.0, False, True),
+        ("softmax", 11, (0, 6, 2), 1.0, 0.0, 0.3, True, False),
+        ("adaface", 7, (4, 4, 4), 1.0, 0.3, 0.1, True, True),
+        ("magface", 5, (0, 6, 2), 1.0, 0.1, 0.1, True, False),
+        ("curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.0, True, True),
+        ("cosface", 23, (3, 1, 4), 0.4, 0.3, 0.2, True, True),
+        ("softmax", 23, (3, 1, 4), 0.4, 0.0, 0.2, True, False),
+        ("arcface", 1, (1, 1, 0), 1.0, 0.3, 0.2, True, True),
+    )
+]
+CASES += [terms[:4] for terms in _TERMS]
+
+
+def terms_of(case, taken=slice(None)):
+    """Returns what a case changes in the loss, for the classes `taken` in this order."""
+    from plsc.heads.terms import LossTerms
+
+    if case < _PLAIN_CASES:
+        return LossTerms()
+    _, classes, _, _, threshold, smoothing, has_weights, has_margins = _TERMS[case - _PLAIN_CASES]
+    rng = np.random.default_rng(case)
+    weights, margins = rng.uniform(0, 3, classes).astype("float32"), rng.uniform(0, 0.7, classes).astype("float32")
+    return LossTerms(
+        threshold, smoothing, weights[taken] if has_weights else None, margins[taken] if has_margins else None
+    )
 
 
 def margin_of(loss_type):
@@ -49,13 +81,13 @@ def expected_of(case, taken):
     from plsc.heads import build_margin, reference
 
     full, margin = data(case), build_margin(CASES[case][0], margin_of(CASES[case][0]))
-    label, weight = np.searchsorted(taken, full["label"]), full["weight"][taken]
+    label, weight, terms = np.searchsorted(taken, full["label"]), full["weight"][taken], terms_of(case, taken)
     if margin is None:
-        result = reference.softmax_step(full["embedding"], weight, full["bias"][taken], label)
+        result = reference.softmax_step(full["embedding"], weight, full["bias"][taken], label, terms)
     else:
         statistics = margin.initial_state
         result = reference.margin_step(
-            full["embedding"], weight, label, margin=margin, scale=SCALE, statistics=statistics
+            full["embedding"], weight, label, margin=margin, scale=SCALE, statistics=statistics, terms=terms
         )
     expected = {"loss": result.loss, "embedding": result.embedding, "weight": np.zeros_like(full["weight"])}
     expected["weight"][taken] = result.weight
@@ -125,6 +157,7 @@ def main(output, dtype, micro_batches):
             sample_ratio=ratio,
             seed=case,
             chunk=CHUNK,
+            terms=terms_of(case),
         )
         if head.weight is not None:
             head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))

@@ -18,7 +18,20 @@ CASES = [
     ("dist_softmax", (1, 5, 3), (1, 1, 0), (1,), 1.0),
     ("dist_arcface", (23, 9), (3, 1, 4), (0, 1), 0.4),
     ("softmax", (23, 9), (3, 1, 4), (0, 1), 0.4),
+    ("dist_cosface", (7, 2, 4), (5, 4, 2), (0, 1, 2), 1.0),
+    ("dist_softmax", (23, 9), (3, 1, 4), (0, 1), 0.4),
 ]
+_WEIGHTED = (len(CASES) - 2, len(CASES) - 1)  # the cases with class weights and label smoothing
+
+
+def terms_of(case, classes):
+    """Returns what a case changes in the loss of a head with these of the classes of all heads."""
+    from plsc.heads.terms import LossTerms
+
+    if case not in _WEIGHTED:
+        return LossTerms()
+    weights = np.random.default_rng(case).uniform(0, 3, sum(CASES[case][1])).astype("float32")
+    return LossTerms(label_smoothing=0.2, class_weights=weights[classes])
 
 
 def has_statistics(case):
@@ -47,7 +60,8 @@ def expected_of(case, taken):
 
     kind, sizes = CASES[case][:2]
     full, margin = data(case), build_margin(kind, margin_of(kind))
-    total = len(full["label"])
+    every = terms_of(case, np.arange(sum(sizes)))
+    total = every.weight_of(full["label"])
     found = {"loss": 0.0, **{name: np.zeros_like(full[name]) for name in ("embedding", "weight", "bias")}}
     for number, (end, size) in enumerate(zip(np.cumsum(sizes), sizes)):
         classes = taken[(taken >= end - size) & (taken < end)]
@@ -56,17 +70,24 @@ def expected_of(case, taken):
         if not len(own):
             continue
         embedding, label = full["embedding"][own], np.searchsorted(classes, full["label"][own])
+        terms, weight_of_own = terms_of(case, classes), every.weight_of(full["label"][own])
         if margin is None:
-            one = reference.softmax_step(embedding, full["weight"][classes], full["bias"][classes], label)
-            found["bias"][classes] += one.bias * (WEIGHTS[number] * len(own) / total)
+            one = reference.softmax_step(embedding, full["weight"][classes], full["bias"][classes], label, terms)
+            found["bias"][classes] += one.bias * (WEIGHTS[number] * weight_of_own / total)
         else:
             one = reference.margin_step(
-                embedding, full["weight"][classes], label, margin=margin, scale=SCALE, statistics=margin.initial_state
+                embedding,
+                full["weight"][classes],
+                label,
+                margin=margin,
+                scale=SCALE,
+                statistics=margin.initial_state,
+                terms=terms,
             )
             found[f"state {number}"] = np.array(one.statistics)
-        share = WEIGHTS[number] * len(own) / total
+        share = WEIGHTS[number] * weight_of_own / total
         found["loss"] += one.loss * share
-        found[f"loss {number}"] = np.array([one.loss * len(own), len(own)])
+        found[f"loss {number}"] = np.array([one.loss * weight_of_own, weight_of_own])
         found["embedding"][own] += one.embedding * share
         found["weight"][classes] += one.weight * share
     return found
@@ -79,8 +100,17 @@ def build(case, **options):
     kind, sizes, _, _, ratio = CASES[case]
     options = {"scale": SCALE, "dtype": "float64", "sample_ratio": ratio, "chunk": 3, **options}
     heads = [
-        build_head(kind, size, DIM, margin_of(kind), seed=case + number, loss_weight=weight, **options)
-        for number, (size, weight) in enumerate(zip(sizes, WEIGHTS))
+        build_head(
+            kind,
+            size,
+            DIM,
+            margin_of(kind),
+            seed=case + number,
+            loss_weight=weight,
+            terms=terms_of(case, np.arange(end - size, end)),
+            **options,
+        )
+        for number, (end, size, weight) in enumerate(zip(np.cumsum(sizes), sizes, WEIGHTS))
     ]
     group, full = HeadGroup(heads, [f"set{number}" for number in range(len(heads))]), data(case)
     for _, first, head in group.parts:
