@@ -95,6 +95,11 @@ def add_classes(config: Config, target: Path, names: Optional[Sequence[str]] = N
             f"{source.folder}: has {len(source.heads)} heads, and add-classes extends only a single one; begin with "
             "its centres by set_head_init('from-embeddings')"
         )
+    if source.sub_centers > 1:
+        raise ConfigError(
+            f"{source.folder}: has {source.sub_centers} sub-centres for each class; leave one of each with plsc "
+            "merge-sub-centers, and add the classes to its output"
+        )
     network, config = open_network("add-classes", config)
     records = open_source(config)
     assert records is not None

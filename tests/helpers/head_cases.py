@@ -21,6 +21,17 @@ CASES = [
     *((f"{prefix}{kind}", *size, 1.0) for prefix in ("", "dist_") for kind in KINDS for size in _SIZES),
     *((f"{prefix}{kind}", 23, (3, 1, 4), 0.4) for prefix in ("", "dist_") for kind in KINDS),
 ]
+_FIRST_WITH_SUB_CENTERS = len(CASES)
+CASES += [
+    *((f"dist_{kind}", *_SIZES[n % 2], 1.0) for n, kind in enumerate(KINDS[1:])),
+    *((f"{prefix}arcface", *size, 1.0) for prefix in ("", "dist_") for size in _SIZES[2:]),
+    *((f"{prefix}{kind}", 23, (3, 1, 4), 0.4) for prefix in ("", "dist_") for kind in ("arcface", "curricularface")),
+]
+
+
+def sub_centers_of(case):
+    """Returns how many rows each class has."""
+    return 1 if case < _FIRST_WITH_SUB_CENTERS else 2 + case % 2
 
 
 def margin_of(loss_type):
@@ -38,7 +49,7 @@ def data(case):
         embedding[0] = 0.0
     return {
         "embedding": embedding,
-        "weight": rng.normal(size=(classes, DIM)),
+        "weight": rng.normal(size=(classes, *([sub_centers_of(case)] if sub_centers_of(case) > 1 else []), DIM)),
         "bias": rng.normal(size=classes),
         "label": rng.integers(0, classes, sum(counts)),
     }
@@ -125,6 +136,7 @@ def main(output, dtype, micro_batches):
             sample_ratio=ratio,
             seed=case,
             chunk=CHUNK,
+            sub_centers=sub_centers_of(case),
         )
         if head.weight is not None:
             head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))
