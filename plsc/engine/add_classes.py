@@ -210,7 +210,7 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
     bounds = [shard_bounds(total, ranks, rank) for rank in range(ranks)]
     files: dict[str, FileSum] = {}
     with publishing(target) as folder, HeadFiles(source) as head:
-        files[BACKBONE] = write_tensors(folder / BACKBONE, _backbone(source, weights))
+        files[BACKBONE] = write_tensors(folder / BACKBONE, read_backbone(source, weights))
         files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, {})
         for rank, (lower, upper) in enumerate(bounds):
             name = head_file(rank)
@@ -232,8 +232,13 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
         write_meta(folder, record, files)
 
 
-def _backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:
-    """Returns the backbone that has embedded the new classes: the average of its weights, or the plain ones."""
+def read_backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:
+    """Returns the backbone that a command has used: the average of its weights, or the plain ones.
+
+    Args:
+        source: The checkpoint.
+        weights: 'average', where the checkpoint has one, or 'plain'.
+    """
     with TensorFile(source.folder / BACKBONE, source.files[BACKBONE]) as file:
         found = {key: file.read(key) for key in file}
     if weights == "average" and AVERAGE in source.files:

@@ -41,15 +41,16 @@ def _check_own_shards(config: Config) -> None:
 
 
 def _refusal(config: Config, needed: int, limit: int, per_class: int) -> ConfigError:
-    what = "class centres" if per_class < 2 * _FLOAT * config.emb_dim * config.sub_centers else "class centres and their momentum"
+    centres = _FLOAT * config.emb_dim * config.sub_centers
+    what = "class centres" if per_class < 2 * centres else "class centres and their momentum"
     if config.is_sharded:
         machines = -(-per_class * config.num_classes // limit)
         advice = f"spread the ranks over at least {machines:,} such machines"
     else:
         advice = f"choose 'dist_{kind_of(config.loss_type)}', which shards them over the ranks"
-    several = f", {config.sub_centers} for each class," if config.sub_centers > 1 else ""
+    size = f"{config.emb_dim}, {config.sub_centers} of each class," if config.sub_centers > 1 else f"{config.emb_dim}"
     return ConfigError(
-        f"set_class_num({config.num_classes}): the {what} of size {config.emb_dim}{several} take {size_text(needed)}, and this "
+        f"set_class_num({config.num_classes}): the {what} of size {size} take {size_text(needed)}, and this "
         f"machine has {size_text(limit)}, which holds at most {limit // per_class:,} classes; take fewer classes or a "
         f"smaller embedding, or {advice}; sampling classes saves time, but no memory for them (see plsc plan)"
     )

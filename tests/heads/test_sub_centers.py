@@ -48,7 +48,9 @@ def test_equal_rows_of_a_class_train_like_its_only_row():
 
 
 def test_fresh_rows_do_not_depend_on_the_number_of_sub_centers_for_one():
-    one, same, two = (build_head("arcface", 9, 6, seed=3, **k).weight for k in ({}, {"sub_centers": 1}, {"sub_centers": 2}))
+    one, same, two = (
+        build_head("arcface", 9, 6, seed=3, **k).weight for k in ({}, {"sub_centers": 1}, {"sub_centers": 2})
+    )
     np.testing.assert_array_equal(one.numpy(), same.numpy())
     assert two.shape == [9, 2, 6] and len(np.unique(two.numpy())) == 9 * 2 * 6
 
