@@ -16,6 +16,7 @@ from plsc.commands import (
     hdfs,
     import_weights,
     index,
+    merge_sub_centers,
     plan,
     predict,
     report,
@@ -42,6 +43,7 @@ _COMMANDS = {
     "convert-checkpoint": convert_checkpoint,
     "import-weights": import_weights,
     "add-classes": add_classes,
+    "merge-sub-centers": merge_sub_centers,
 }
 # What other programs call these commands.
 _SYNONYMS = {

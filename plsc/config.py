@@ -45,6 +45,7 @@ LARGEST_SIDE = 4096
 LARGEST_PIXELS = 178_956_970  # of an image; Pillow refuses larger ones
 LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+MOST_SUB_CENTERS = 32
 MOST_NAMES = 5_000_000
 MOST_DAMAGED = 10_000  # images, which checkpoints name, with reasons
 DAMAGED_LIST = "damaged.txt"  # in the folder of a run
@@ -286,6 +287,7 @@ class Config:
     label_smoothing: float = 0.0
     interclass_filter: float = 0.0
     sample_ratio: float = 1.0
+    sub_centers: int = 1
     head_chunk: int = 0
     ema: float = 0.0
     gradient_clip: float = 0.0
@@ -474,6 +476,12 @@ class Config:
             teacher = self._said("teacher", "set_teacher(head=False)")
             calc_acc = self._said("calc_acc", "set_calc_acc(True)")
             raise ConfigError(f"{teacher}: the head is not computed, so {calc_acc} has nothing to count; leave it out")
+        if self.sub_centers > 1 and kind_of(self.loss_type) == "softmax" and self.margin_object is None:
+            sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
+            raise ConfigError(
+                f"{sub_centers}: the loss of {self._loss()} compares no cosines, and has one row for each class; leave "
+                "it out, or choose a loss with a margin, such as 'dist_arcface'"
+            )
         self._check_sampler()
         self._check_margin()
         self._check_loss_terms()
@@ -599,6 +607,11 @@ class Config:
             raise ConfigError(
                 f"{said['label_smoothing']}: the loss of {loss} changes the logits of all classes, and its labels "
                 "cannot be smoothed; leave it out, or choose another loss"
+            )
+        if "label_smoothing" in said and self.sub_centers > 1:
+            sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
+            raise ConfigError(
+                f"{said['label_smoothing']}: needs one row for each class, and {sub_centers}; leave one of them out"
             )
         for name, values in (("class_margins", self.class_margins), ("class_weights", self.class_weights)):
             if values is not None and values.rule != "given" and self.train_reader is not None:

@@ -459,6 +459,18 @@ class Entry:
         """
         self._set("sample_ratio", r)
 
+    def set_sub_centers(self, k: int) -> None:
+        """Sets the number of rows (sub-centres) of each class, of which the nearest to an image counts.
+
+        Wrong and hard images of a class then gather at rows of their own instead of pulling at the main one (Deng et
+        al., "Sub-center ArcFace", ECCV 2020). The head takes k times the memory, and about k times the time. It works
+        with every loss but softmax. `plsc merge-sub-centers` leaves one row for each class after training.
+
+        Args:
+            k: An integer from 1, the default, to 32. The paper uses 3.
+        """
+        self._set("sub_centers", k)
+
     def set_head_chunk(self, rows: int) -> None:
         """Sets the number of class centres that the head computes at a time.
 

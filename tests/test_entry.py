@@ -67,6 +67,8 @@ REFUSED = [
     ("set_sample_ratio", 0),
     ("set_resume", "yes"),
     ("set_head_chunk", -1),
+    ("set_sub_centers", 0),
+    ("set_sub_centers", 33),
     ("set_max_skipped_steps", 0),
     ("set_background_save", 1),
     ("set_head_init", "some"),

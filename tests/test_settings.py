@@ -99,6 +99,7 @@ ASKED = {
     "label_smoothing": ((0.5,), 0.7, 0.7),
     "interclass_filter": ((0.5,), 0.7, 0.7),
     "sample_ratio": ((0.5,), 0.7, 0.7),
+    "sub_centers": ((2,), 3, 3),
     "head_chunk": ((5,), 7, 7),
     "train_epochs": ((5,), 7, 7),
     "lr": ((0.5,), 0.7, 0.7),

@@ -62,6 +62,7 @@ _OPTIONAL: dict[str, Callable[[Any], Any]] = {
     "class_names": lambda value: [as_text(one) for one in as_list(value)],
     "loss_type": as_text,
     "emb_dim": lambda value: as_integer(value, 1),
+    "sub_centers": lambda value: as_integer(value, 1),
     "image_shape": lambda value: as_integers(value, 1, 3),
     "heads": lambda value: as_integers(value, 1),
     **IMAGE_RECORD,
@@ -133,6 +134,11 @@ class Checkpoint:
     def head_rows(self) -> list[int]:
         """The number of rows in each head file: those of all ranks, for one head after another."""
         return self.meta["head_rows"]
+
+    @property
+    def sub_centers(self) -> int:
+        """The number of rows of each class."""
+        return int(self.meta.get("sub_centers", 1))
 
     @property
     def heads(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,6 +110,7 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> 
         CheckpointError: The checkpoint has another class count, embedding size or kind of head.
     """
     _check_has_head(checkpoint)
+    _check_sub_centers(checkpoint, head)
     sizes = {"num_classes": checkpoint.heads[number], "emb_dim": checkpoint.meta["emb_dim"]}
     for name, setter in (("num_classes", "set_class_num"), ("emb_dim", "set_emb_size")):
         if sizes[name] != getattr(head, name):
@@ -128,7 +130,8 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> 
                     raise CheckpointError(f"{files.path}: {name} belongs to another loss; check set_loss_type")
                 _assign(tensor, files.read(name), f"{files.path}: {name}")
             else:
-                files.fill(tensor, name, head.lower)
+                with _first_rows(tensor, head, checkpoint) as rows:
+                    files.fill(rows, name, head.lower)
         return files.bytes_read
 
 
@@ -148,6 +151,7 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
         CheckpointError: The embedding sizes differ.
     """
     _check_has_head(checkpoint)
+    _check_sub_centers(checkpoint, head)
     done, classes = [], min(checkpoint.heads[number], head.num_classes)
     with HeadFiles(checkpoint, number) as files:
         state = head.state_dict()
@@ -161,8 +165,9 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
                 else:
                     done.append(f"head {name} is fresh: the checkpoint's is of another loss")
             else:
-                _check_emb_dim(checkpoint, files, name, tensor, head.emb_dim)
-                files.fill(tensor, name, head.lower, classes)
+                with _first_rows(tensor, head, checkpoint) as rows:
+                    _check_emb_dim(checkpoint, files, name, rows, head.emb_dim)
+                    files.fill(rows, name, head.lower, classes)
                 done.append(f"head {name}: classes 0 to {classes - 1} loaded")
                 if head.num_classes > classes:
                     done.append(f"head {name}: classes {classes} to {head.num_classes - 1} are fresh")
@@ -192,6 +197,7 @@ def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.nd
         CheckpointError: The embedding sizes differ.
     """
     _check_has_head(checkpoint)
+    _check_sub_centers(checkpoint, head)
     done = []
     own = origins[head.lower : head.upper]
     with HeadFiles(checkpoint) as files:
@@ -199,8 +205,9 @@ def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.nd
             if name not in files:
                 done.append(f"head {name} is fresh: the checkpoint has none")
             elif name != "margin_state":
-                _check_emb_dim(checkpoint, files, name, tensor, head.emb_dim)
-                files.fill_chosen(tensor, name, own)
+                with _first_rows(tensor, head, checkpoint) as rows:
+                    _check_emb_dim(checkpoint, files, name, rows, head.emb_dim)
+                    files.fill_chosen(rows, name, own)
             elif number < len(checkpoint.heads) and files.shape(name) == tuple(tensor.shape):
                 with HeadFiles(checkpoint, number) as of_head:
                     _assign(tensor, of_head.read(name), f"{of_head.path}: {name}")
@@ -208,6 +215,35 @@ def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.nd
             else:
                 done.append(f"head {name} is fresh: the checkpoint's is of another loss")
     return done
+
+
+def _check_sub_centers(checkpoint: Checkpoint, head: ClassifierHead) -> None:
+    """Checks that the rows of each class can begin at those of the checkpoint: as many, or a single one.
+
+    Raises:
+        CheckpointError: They cannot.
+    """
+    if checkpoint.sub_centers not in (1, head.sub_centers):
+        raise CheckpointError(
+            f"{checkpoint.folder}: the checkpoint has {checkpoint.sub_centers} sub-centres for each class, and "
+            f"set_sub_centers says {head.sub_centers}; make them agree, leave one of each class with plsc "
+            "merge-sub-centers, or call set_head_init('fresh')"
+        )
+
+
+@contextlib.contextmanager
+def _first_rows(tensor: paddle.Tensor, head: ClassifierHead, checkpoint: Checkpoint) -> Iterator[paddle.Tensor]:
+    """Yields what is filled from the checkpoint: a tensor, or the first of several rows of each class.
+
+    The other rows of the classes stay fresh.
+    """
+    if checkpoint.sub_centers == head.sub_centers or tensor.ndim < 3:
+        yield tensor
+        return
+    with paddle.no_grad():
+        first = tensor[:, 0].clone()
+        yield first
+        tensor[:, 0] = first
 
 
 def _check_emb_dim(checkpoint: Checkpoint, files: HeadFiles, name: str, tensor: paddle.Tensor, emb_dim: int) -> None:

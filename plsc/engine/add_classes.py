@@ -95,6 +95,11 @@ def add_classes(config: Config, target: Path, names: Optional[Sequence[str]] = N
             f"{source.folder}: has {len(source.heads)} heads, and add-classes extends only a single one; begin with "
             "its centres by set_head_init('from-embeddings')"
         )
+    if source.sub_centers > 1:
+        raise ConfigError(
+            f"{source.folder}: has {source.sub_centers} sub-centres for each class; leave one of each with plsc "
+            "merge-sub-centers, and add the classes to its output"
+        )
     network, config = open_network("add-classes", config)
     records = open_source(config)
     assert records is not None
@@ -205,7 +210,7 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
     bounds = [shard_bounds(total, ranks, rank) for rank in range(ranks)]
     files: dict[str, FileSum] = {}
     with publishing(target) as folder, HeadFiles(source) as head:
-        files[BACKBONE] = write_tensors(folder / BACKBONE, _backbone(source, weights))
+        files[BACKBONE] = write_tensors(folder / BACKBONE, read_backbone(source, weights))
         files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, {})
         for rank, (lower, upper) in enumerate(bounds):
             name = head_file(rank)
@@ -227,8 +232,13 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
         write_meta(folder, record, files)
 
 
-def _backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:
-    """Returns the backbone that has embedded the new classes: the average of its weights, or the plain ones."""
+def read_backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:
+    """Returns the backbone that a command has used: the average of its weights, or the plain ones.
+
+    Args:
+        source: The checkpoint.
+        weights: 'average', where the checkpoint has one, or 'plain'.
+    """
     with TensorFile(source.folder / BACKBONE, source.files[BACKBONE]) as file:
         found = {key: file.read(key) for key in file}
     if weights == "average" and AVERAGE in source.files:

@@ -250,6 +250,7 @@ def _build_head(config: Config, num_classes: int, seed: int, **options: Any) -> 
         param_attr=config.param_attr,
         bias_attr=config.bias_attr,
         chunk=config.head_chunk,
+        sub_centers=config.sub_centers,
         compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
         simulate=config.mixed_precision.simulate,
         **options,

@@ -32,7 +32,7 @@ def _check_own_shards(config: Config) -> None:
         return
     shards, shard = (parallel.world_size(), parallel.rank()) if config.is_sharded else (1, 0)
     copies = 2 if config.optimizer is None and config.param_attr is None else 1
-    per_class = copies * _FLOAT * (config.emb_dim + config.has_bias)
+    per_class = copies * _FLOAT * (config.emb_dim * config.sub_centers + config.has_bias)
     lower, upper = shard_bounds(config.num_classes, shards, shard)
     here = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)  # A launcher that does not tell may use several machines.
     needed = per_class * (upper - lower) * here
@@ -41,14 +41,16 @@ def _check_own_shards(config: Config) -> None:
 
 
 def _refusal(config: Config, needed: int, limit: int, per_class: int) -> ConfigError:
-    what = "class centres" if per_class < 2 * _FLOAT * config.emb_dim else "class centres and their momentum"
+    centres = _FLOAT * config.emb_dim * config.sub_centers
+    what = "class centres" if per_class < 2 * centres else "class centres and their momentum"
     if config.is_sharded:
         machines = -(-per_class * config.num_classes // limit)
         advice = f"spread the ranks over at least {machines:,} such machines"
     else:
         advice = f"choose 'dist_{kind_of(config.loss_type)}', which shards them over the ranks"
+    size = f"{config.emb_dim}, {config.sub_centers} of each class," if config.sub_centers > 1 else f"{config.emb_dim}"
     return ConfigError(
-        f"set_class_num({config.num_classes}): the {what} of size {config.emb_dim} take {size_text(needed)}, and this "
+        f"set_class_num({config.num_classes}): the {what} of size {size} take {size_text(needed)}, and this "
         f"machine has {size_text(limit)}, which holds at most {limit // per_class:,} classes; take fewer classes or a "
         f"smaller embedding, or {advice}; sampling classes saves time, but no memory for them (see plsc plan)"
     )

@@ -83,6 +83,7 @@ class Workload:
         num_workers: Threads that load images.
         threads: Threads that walk over the rows of the head.
         chunk: Rows of the head that are computed at a time; 0 chooses them as the head does.
+        sub_centers: Rows of each class.
         has_average: Whether an average of the weights is kept.
         saves_in_background: Whether checkpoints are written from a copy of the state while training continues.
         process: Memory of the process before the training is set up, in bytes.
@@ -105,6 +106,7 @@ class Workload:
     num_workers: int = 2
     threads: int = 1
     chunk: int = 0
+    sub_centers: int = 1
     has_average: bool = False
     saves_in_background: bool = True
     process: int = 0
@@ -114,9 +116,9 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Classes that rank 0 holds, the most of any rank."""
+        """Rows of the head that rank 0 holds, the most of any rank."""
         lower, upper = shard_bounds(self.num_classes, self.ranks, 0) if self.sharded else (0, self.num_classes)
-        return upper - lower
+        return (upper - lower) * self.sub_centers
 
     @property
     def head_batch(self) -> int:
@@ -143,6 +145,7 @@ def workload_of(
         num_workers=config.num_workers,
         threads=walking_threads(),
         chunk=config.head_chunk,
+        sub_centers=config.sub_centers,
         has_average=bool(config.ema),
         saves_in_background=config.background_save and bool(config.model_save_dir),
         process=process,
@@ -271,7 +274,8 @@ def _activations(model: paddle.nn.Layer, image_shape: tuple[int, int, int], reco
 def forecast(workload: Workload) -> Forecast:
     """Returns the forecast of a training.
 
-    With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
+    With q = num_classes / ranks rows on a rank (all classes when the head is not sharded; k times as many with k
+    sub-centres), embedding size D, global
     batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
     4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4 bytes of products in addition. A state of
     the optimizer whose size is not known counts as nothing.
@@ -376,9 +380,9 @@ def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
     size += row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
     size += _FLOAT * workload.class_numbers * (workload.ranks if workload.sharded else 1)
     if workload.sample_ratio >= 1:
-        return size + _FLOAT
+        return workload.sub_centers * (size + _FLOAT)
     products = 0.0 if workload.has_bias else min(workload.sample_ratio * workload.head_batch, workload.emb_dim / 16)
-    return size + _FLOAT * (7 * workload.sample_ratio + products)
+    return workload.sub_centers * (size + _FLOAT * (7 * workload.sample_ratio + products))
 
 
 def _wire(workload: Workload, head: int) -> dict[str, int]:

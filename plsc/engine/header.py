@@ -100,6 +100,7 @@ def _head_line(state: TrainingState) -> str:
     rows = sum(head.upper - head.lower for head in heads)
     separate = f" in {len(heads)} heads" if len(heads) > 1 else ""
     sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
+    sampled += f", with {config.sub_centers} sub-centres each" if config.sub_centers > 1 else ""
     terms = "" if config.loss_terms == "none" else f", {config.loss_terms}"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
     return (

@@ -143,7 +143,9 @@ def scale_of(source: Optional[Checkpoint], emb_dim: int) -> Scale:
             return Scale(0.01 * emb_dim**0.5)
         count = min(source.meta["num_classes"], _SAMPLE)
         with HeadFiles(source) as files:
-            lengths = [np.linalg.norm(part.astype("float32"), axis=1) for part in files.rows("weight", 0, count)]
+            lengths = [
+                np.linalg.norm(part.astype("float32"), axis=-1).reshape(-1) for part in files.rows("weight", 0, count)
+            ]
             has_bias = "bias" in files
             biases = [part.astype("float32") for part in files.rows("bias", 0, count)] if has_bias else []
         bias = float(np.concatenate(biases).mean()) if biases else None
@@ -188,13 +190,20 @@ def fill(
 
 @paddle.no_grad()
 def _set_rows(head: ClassifierHead, classes: np.ndarray, directions: np.ndarray, scale: Scale) -> None:
-    """Sets those of the classes that this rank holds, numbered from the head's first class."""
+    """Sets those of the classes that this rank holds, numbered from the head's first class.
+
+    Of several rows of a class, the first is set, and the others stay random.
+    """
     own = (classes >= head.lower) & (classes < head.upper)
     if head.weight is None or not own.any():
         return
     places = paddle.to_tensor(classes[own] - head.lower)
-    rows = paddle.to_tensor(directions[own] * np.float32(scale.length))
-    head.weight.scatter_(places, rows.astype(head.weight.dtype))
+    rows = paddle.to_tensor(directions[own] * np.float32(scale.length)).astype(head.weight.dtype)
+    if head.sub_centers > 1:
+        of_classes = paddle.gather(head.weight, places)
+        of_classes[:, 0] = rows
+        rows = of_classes
+    head.weight.scatter_(places, rows)
     if head.bias is not None and scale.bias is not None:
         head.bias.scatter_(places, paddle.full([int(own.sum())], scale.bias, head.bias.dtype))
 

@@ -22,7 +22,7 @@ from plsc.data.sources import takes_class_list
 from plsc.engine.average import Average
 from plsc.engine.callbacks import Callback, load_states, states_of
 from plsc.engine.progress import Progress
-from plsc.errors import CheckpointError, reason_of
+from plsc.errors import CheckpointError, counted, reason_of
 from plsc.heads import ClassifierHead, HeadGroup, shard_bounds
 from plsc.machine import random_state
 from plsc.machine.names import quoted
@@ -133,6 +133,7 @@ class TrainingState:
             **({"heads": sizes} if len(sizes) > 1 else {}),
             **({"class_names": list(config.class_names)} if config.class_names else {}),
             "emb_dim": head.emb_dim,
+            **({"sub_centers": config.sub_centers} if config.sub_centers > 1 else {}),
             "loss_type": config.loss_type,
             "sharded": head.sharded,
             **config.image_record(),
@@ -189,6 +190,7 @@ class TrainingState:
             )
         self._check_classes(source)
         self._check_teacher(source)
+        self._check_sub_centers(source)
         checkpoint.load_backbone(source, self.backbone, "plain")
         self.average.load(source)
         checkpoint.check_heads(source, len(self.head.parts))
@@ -267,6 +269,19 @@ class TrainingState:
             raise CheckpointError(
                 f"{source.folder}: the run had {words[0]}, and set_teacher gives it {words[1]}; restore the call and "
                 "the teacher, or start a new run from these weights with set_checkpoint_dir"
+            )
+
+    def _check_sub_centers(self, source: Checkpoint) -> None:
+        """Checks that each class has as many rows as it had.
+
+        Raises:
+            CheckpointError: It has more or fewer.
+        """
+        if source.sub_centers != self.config.sub_centers:
+            raise CheckpointError(
+                f"{source.folder}: the run had {counted(source.sub_centers, 'row')} for each class, and "
+                f"set_sub_centers says {self.config.sub_centers}; restore the call, or start a new run from these "
+                "weights with set_checkpoint_dir"
             )
 
     def differences(self, source: Checkpoint) -> list[str]:

@@ -69,6 +69,10 @@ class Embedder:
         parts = list(self._shown(images, 0))
         return np.concatenate(parts) if parts else np.empty((0, self._network.emb_dim), "float32")
 
+    def blocks(self, images: Collection) -> Iterator[np.ndarray]:
+        """Yields the embeddings of a collection in order, some [n, D] float32 at a time; see `embed`."""
+        return self._shown(images, 0)
+
     def keep(self, images: Collection, folder: Path) -> np.ndarray:
         """Embeds a collection into an embeddings folder, which rank 0 writes.
 

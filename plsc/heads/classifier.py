@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 
 from plsc import parallel
+from plsc.errors import ConfigError
 from plsc.heads import step
 from plsc.heads.labels import GatheredLabels, LabelGatherer, MicroBatchLabels
 from plsc.heads.margins import Margin, build_margin
@@ -82,14 +83,16 @@ class ClassifierHead(paddle.nn.Layer):
         bias_attr: The same for the bias; False leaves the bias out.
         dtype: 'float32' or 'float64'.
         chunk: Rows of W computed at a time; 0 chooses by batch, embedding and cache. It changes nothing but rounding.
+            The rows of a class are always computed together.
         compute_dtype: The dtype of the products on a GPU: 'float32', 'bfloat16' or 'float16'; everything else stays
             float32. A CPU computes in float32.
         simulate: Whether a CPU rounds the products as `compute_dtype` would.
         loss_weight: The factor on the loss.
         terms: What is changed in the loss: a filter of other classes, label smoothing, weights and margins of classes.
+        sub_centers: k, the rows of each class, of which the nearest counts; more than 1 needs a margin.
 
     Attributes:
-        weight: This rank's rows of W; None if it has none.
+        weight: This rank's rows of W, [C, D], or [C, k, D] with sub-centres; None if it has none.
         bias: This rank's entries of the bias; None without one.
         lower: The first class of this rank.
         upper: One past the last class of this rank.
@@ -114,11 +117,16 @@ class ClassifierHead(paddle.nn.Layer):
         simulate: bool = False,
         loss_weight: float = 1.0,
         terms: LossTerms = PLAIN_LOSS,
+        sub_centers: int = 1,
     ) -> None:
         super().__init__(dtype=dtype)
+        if sub_centers > 1 and margin is None:
+            raise ConfigError("sub_centers: softmax without a margin has one row for each class; choose another loss")
+        if sub_centers > 1 and terms.label_smoothing:
+            raise ConfigError("sub_centers: label smoothing needs one row for each class; leave one of them out")
         self.loss_weight, self.terms = loss_weight, terms
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
-        self.margin, self.sample_ratio, self.seed = margin, sample_ratio, seed
+        self.margin, self.sample_ratio, self.seed, self.sub_centers = margin, sample_ratio, seed, sub_centers
         self.next_step = 0
         self._labels = LabelGatherer(num_classes)
         self._step: Optional[Step] = None
@@ -130,7 +138,8 @@ class ClassifierHead(paddle.nn.Layer):
         self.weight: Optional[paddle.Tensor] = None
         self.bias: Optional[paddle.Tensor] = None
         if rows:  # Paddle has no parameter of zero rows
-            self.weight = self.create_parameter([rows, emb_dim], attr=param_attr, dtype=dtype)
+            shape = [rows, emb_dim] if sub_centers == 1 else [rows, sub_centers, emb_dim]
+            self.weight = self.create_parameter(shape, attr=param_attr, dtype=dtype)
             if getattr(param_attr, "initializer", None) is None:
                 initialise_rows(self.weight, self.lower, seed)
             if margin is None and bias_attr is not False:
@@ -151,6 +160,7 @@ class ClassifierHead(paddle.nn.Layer):
             sharded=sharded,
             bounded=precision in ("float32", "float64") and _is_bounded(margin, scale, num_classes),
             chunk=chunk,
+            sub_centers=sub_centers,
             precision=precision,
             simulate=simulate,
             workers=Workers(),

@@ -118,6 +118,7 @@ class HeldLabels:
         center_nD: Rows of W; unit rows with a margin.
         inverse_n1: 1 / |row|; None without a margin.
         plain_n: Cosines of sample and row; logits for softmax.
+        nearest_n: Which of the rows of its class is the nearest; None where a class has one row.
     """
 
     sample: np.ndarray
@@ -126,6 +127,7 @@ class HeldLabels:
     center_nD: paddle.Tensor
     inverse_n1: Optional[paddle.Tensor]
     plain_n: paddle.Tensor
+    nearest_n: Optional[paddle.Tensor] = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Loss and exact gradients of every built-in loss. Training never runs this: it holds the logits of all classes, which the
 streamed head exists to avoid. The tests compare the streamed head with it.
 
-Shapes: B samples, C classes, D embedding. theta is the angle between an embedding and a class centre.
-plsc/heads/margins.py and plsc/heads/terms.py name the papers.
+Shapes: B samples, C classes, D embedding, k sub-centres of a class, R = C k rows. theta is the angle between an
+embedding and a class centre. plsc/heads/margins.py, plsc/heads/terms.py and plsc/heads/sub_centers.py name the papers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Result(NamedTuple):
     Attributes:
         loss: The mean over the batch, or the mean weighted by class weights.
         embedding: [B, D] d(loss)/d(embedding).
-        weight: [C, D] d(loss)/d(W).
+        weight: [C, D] d(loss)/d(W); [C, k, D] with sub-centres.
         bias: [C] d(loss)/d(bias); None with a margin.
         statistics: The margin's running statistics after the batch.
     """
@@ -58,13 +58,16 @@ def margin_step(
 ) -> Result:
     """Computes a loss with a margin: logits scale * cos(theta), with the cosine of the label replaced.
 
-    `statistics` are the margin's before this batch, and `terms` what is changed in the loss.
+    `weight` is [C, D], or [C, k, D] with k sub-centres, of which the nearest counts. `statistics` are the margin's
+    before this batch, and `terms` what is changed in the loss.
     """
     if terms.class_margins is not None:
         margin = margin.of_classes(terms.class_margins[label])
     at_label = np.arange(len(label)), label
-    (unit_BD, norm_B), (center_CD, length_C) = normalised(embedding), normalised(weight)
-    cosine_BC = np.clip(unit_BD @ center_CD.T, -1.0, 1.0)
+    (unit_BD, norm_B), (center_RD, length_R) = normalised(embedding), normalised(weight.reshape(-1, weight.shape[-1]))
+    cosine_BCk = np.clip(unit_BD @ center_RD.T, -1.0, 1.0).reshape(len(label), len(weight), -1)
+    nearest_BC1 = cosine_BCk.argmax(axis=2)[:, :, None]  # of several, the first (Sub-center ArcFace, eq. 3)
+    cosine_BC = np.take_along_axis(cosine_BCk, nearest_BC1, 2)[:, :, 0]
     statistics = observe(margin, statistics, norm_B, cosine_BC[at_label])
     target_B, slope_B, by_norm_B = target_of(margin, cosine_BC[at_label], norm_B, statistics)
     changed_BC, slope_BC = others_of(margin, cosine_BC, target_B, statistics)
@@ -75,10 +78,12 @@ def margin_step(
     loss_B, error_BC = cross_entropy(scale * changed_BC, label, filtered_BC, terms.label_smoothing)
     error_BC *= share_B[:, None]
     penalty_B, penalty_by_norm_B = penalty_of(margin, norm_B)
-    by_cosine_BC = scale * error_BC * slope_BC
+    by_cosine_BCk = np.zeros_like(cosine_BCk)
+    np.put_along_axis(by_cosine_BCk, nearest_BC1, (scale * error_BC * slope_BC)[:, :, None], 2)
+    by_cosine_BR = by_cosine_BCk.reshape(len(label), -1)
     by_norm_B = scale * error_BC[at_label] * by_norm_B + penalty_by_norm_B * share_B
-    by_embedding = through_normalisation(by_cosine_BC @ center_CD, unit_BD, norm_B) + by_norm_B[:, None] * unit_BD
-    by_weight = through_normalisation(by_cosine_BC.T @ unit_BD, center_CD, length_C)
+    by_embedding = through_normalisation(by_cosine_BR @ center_RD, unit_BD, norm_B) + by_norm_B[:, None] * unit_BD
+    by_weight = through_normalisation(by_cosine_BR.T @ unit_BD, center_RD, length_R).reshape(weight.shape)
     return Result((share_B * (loss_B + penalty_B)).sum(), by_embedding, by_weight, None, statistics)
 
 

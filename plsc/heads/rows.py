@@ -1,6 +1,7 @@
 """The rows' side of a walk: which rows of a shard take part in a step, and how they are cut into chunks.
 
-Shapes: N rows walked over, C rows of a chunk, D embedding.
+Shapes: N classes walked over, C rows of a chunk, D embedding. A class has one row, or k with sub-centres; these follow
+each other, and are always in the same chunk.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ class Rows:
 
     Args:
         shard: What this rank holds; it has at least one row.
-        selected: [N] Positions in the shard of the rows that take part, ascending; None for all rows.
-        chunk: C, the number of rows in a chunk (the last may have fewer).
+        selected: [N] Positions in the shard of the classes that take part, ascending; None for all classes.
+        chunk: The number of classes in a chunk (the last may have fewer).
         keeping: The fraction of the chunks whose products the first walk leaves to the second, if any.
 
     Attributes:
         count: N.
+        sub_centers: k, the number of rows of a class.
         chunks: The number of chunks.
         kept: The products row . query [C, B] of some chunks, by number, which every later walk of the step reads.
     """
@@ -34,7 +36,7 @@ class Rows:
     def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int, keeping: float = 0.0) -> None:
         assert shard.weight is not None
         self.shard, self.selected, self.chunk = shard, selected, chunk
-        self.weight, self.bias = shard.weight, shard.bias
+        self.weight, self.bias, self.sub_centers = shard.weight, shard.bias, shard.sub_centers
         self.count = int(self.weight.shape[0]) if selected is None else len(selected)
         self.chunks = -(-self.count // chunk)
         self._index = None if selected is None else paddle.to_tensor(selected)
@@ -47,7 +49,7 @@ class Rows:
         return shard_rows if self.selected is None else np.searchsorted(self.selected, shard_rows)
 
     def classes(self, number: int) -> paddle.Tensor:
-        """Returns the classes of a chunk's rows [C], int64; they are made on the device."""
+        """Returns the classes of a chunk, int64; they are made on the device."""
         (first, last), lower = self._bounds(number), self.shard.lower
         if self._index is None:
             return paddle.arange(lower + first, lower + last, dtype="int64")
@@ -56,17 +58,20 @@ class Rows:
     def size(self, number: int) -> int:
         """Returns how many rows a chunk has."""
         first, last = self._bounds(number)
-        return last - first
+        return (last - first) * self.sub_centers
 
     def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
-        """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""
+        """Returns a chunk of a matrix of the shard [C, D]: a view, or a copy of the selected rows."""
         first, last = self._bounds(number)
-        return matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
+        part = matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
+        return part if self.sub_centers == 1 else part.reshape([-1, matrix.shape[-1]])
 
     def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor) -> None:
         """Writes what `of` copied back into the matrix; a view needs no writing back."""
         if self._index is not None:
             first, last = self._bounds(number)
+            if self.sub_centers > 1:
+                values = values.reshape([-1, *matrix.shape[1:]])
             matrix.scatter_(self._index[first:last], values)
 
     def all_of(self, vector: paddle.Tensor) -> paddle.Tensor:

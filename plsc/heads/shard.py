@@ -28,7 +28,7 @@ class Shard:
     """What a rank holds of a head, and how it computes with it. `ClassifierHead` explains the settings.
 
     Attributes:
-        weight: Rows [lower, upper) of W; None if there are none.
+        weight: Rows [lower, upper) of W, [C, D], or [C, k, D] with sub-centres; None if there are none.
         bias: The same entries of the bias; None without one.
         lower: The first class of this rank.
         upper: One past the last class of this rank.
@@ -38,6 +38,7 @@ class Shard:
         sharded: Whether the other ranks hold other rows, so that every rank computes logits for the global batch.
         bounded: Whether the exponentials of the logits, and their sums, are known to fit in the dtype.
         chunk: Rows in a chunk, as the user chose; 0 chooses for each step.
+        sub_centers: k, the number of rows of a class.
         precision: The dtype of the products.
         simulate: Whether a CPU rounds the products as `precision` would.
         workers: The threads that walk over the rows.
@@ -54,6 +55,7 @@ class Shard:
     sharded: bool
     bounded: bool
     chunk: int
+    sub_centers: int
     precision: str
     simulate: bool
     workers: Workers
@@ -65,10 +67,10 @@ def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:
 
     The numbers are drawn in fixed blocks of the whole W, so that they do not depend on the sharding.
     """
-    rows, emb_dim = (int(side) for side in weight.shape)
+    rows, *a_class = (int(side) for side in weight.shape)
     for block in range(lower // _ROWS_PER_DRAW, (lower + rows - 1) // _ROWS_PER_DRAW + 1):
         first = block * _ROWS_PER_DRAW
-        drawn = np.random.default_rng((seed, block)).standard_normal((_ROWS_PER_DRAW, emb_dim), dtype="float32")
+        drawn = np.random.default_rng((seed, block)).standard_normal((_ROWS_PER_DRAW, *a_class), dtype="float32")
         begin, end = max(lower, first), min(lower + rows, first + _ROWS_PER_DRAW)
         values = paddle.to_tensor(drawn[begin - first : end - first] * np.float32(0.01), dtype=weight.dtype)
         with paddle.no_grad():
@@ -79,7 +81,7 @@ def first_row_not_finite(weight: Optional[paddle.Tensor]) -> Optional[int]:
     """Returns the position of the first row that holds an infinity or NaN; None if all rows are finite."""
     for first in range(0, 0 if weight is None else int(weight.shape[0]), _ROWS_PER_CHECK):
         assert weight is not None
-        bad = paddle.logical_not(paddle.isfinite(weight[first : first + _ROWS_PER_CHECK]).all(axis=1))
+        bad = paddle.logical_not(paddle.isfinite(weight[first : first + _ROWS_PER_CHECK]).flatten(1).all(axis=1))
         if bool(bad.any()):
             return first + int(bad.astype("int64").argmax())
     return None

@@ -26,6 +26,7 @@ from plsc.heads.records import Batch, HeadOutput, HeldLabels, Kept, Losses, Push
 from plsc.heads.rows import Rows, inverse_norms
 from plsc.heads.shard import Shard, first_row_not_finite
 from plsc.heads.sinks import DenseGradient, RowSink
+from plsc.heads.sub_centers import nearest_rows
 from plsc.heads.walk import GradientParts, LabelPush, PlainLabels, Sums
 
 _LOWEST = -1e29
@@ -46,7 +47,7 @@ def begin(
     samples = sum(of_ranks)
     # All ranks must use one chunk where they reduce their gradients chunk by chunk, also if their batches differ.
     batch = samples if shard.sharded else max(of_ranks)
-    chunk = shard.chunk or walk.chunk_rows(batch, shard.emb_dim)
+    chunk = max(1, (shard.chunk or walk.chunk_rows(batch, shard.emb_dim)) // shard.sub_centers)
     if shard.weight is None:
         return Step(sample_weight, None)
     keeping = 0.0
@@ -130,16 +131,19 @@ def find_labels(shard: Shard, step: Step, batch: Batch) -> Optional[HeldLabels]:
     sample = sample[np.argsort(batch.label_B[sample], kind="stable")]
     row = batch.label_B[sample] - shard.lower
     row_n, sample_n = paddle.to_tensor(row), paddle.to_tensor(sample)
-    center_nD, inverse_n1 = paddle.gather(shard.weight, row_n), None
+    direction_nD = paddle.gather(_direction(shard, batch), sample_n)
+    center_nD, inverse_n1, nearest_n = paddle.gather(shard.weight, row_n), None, None
+    if shard.sub_centers > 1:
+        center_nD, nearest_n = nearest_rows(center_nD, direction_nD)
     if shard.margin is not None:
         inverse_n1 = inverse_norms(center_nD)
         center_nD = center_nD * inverse_n1
-    plain_n = (center_nD * paddle.gather(_direction(shard, batch), sample_n)).sum(axis=1)
+    plain_n = (center_nD * direction_nD).sum(axis=1)
     if shard.margin is not None:
         plain_n = paddle.clip(plain_n, -1.0, 1.0)
     elif shard.bias is not None:
         plain_n = plain_n + paddle.gather(shard.bias, row_n)
-    return HeldLabels(sample, step.rows.places(row), sample_n, center_nD, inverse_n1, plain_n)
+    return HeldLabels(sample, step.rows.places(row), sample_n, center_nD, inverse_n1, plain_n, nearest_n)
 
 
 def gather_plain(shard: Shard, batch: Batch, held: Optional[HeldLabels]) -> paddle.Tensor:
@@ -419,7 +423,7 @@ def gradient_parts(shard: Shard, kept: Kept, factor: float) -> GradientParts:
             push_n = push_n * held.inverse_n1.squeeze(1)
             radial_n = push_n * held.plain_n
         push_nD = paddle.gather(_direction(shard, batch), held.sample_n) * push_n.unsqueeze(1)
-        label_push = LabelPush(push_nD, radial_n)
+        label_push = LabelPush(push_nD, radial_n, held.nearest_n)
     query_BD, log_total_B = kept.queries.query_BD, kept.losses.log_total_B
     return GradientParts(
         queries=kept.queries,

@@ -7,7 +7,8 @@ sink, which moves the rows. Only one chunk of the logits, of the normalised rows
 A walk brings two sides together: `Rows` says what is walked over, `Queries` what each row is multiplied with. Nothing
 here knows of other ranks.
 
-Shapes: B samples, D embedding, N rows walked over, C rows of a chunk, n samples whose class is among the rows.
+Shapes: B samples, D embedding, N classes walked over, K classes of a chunk, C rows of a chunk (as many, or k times as
+many with sub-centres), n samples whose class is among the rows.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from plsc.heads.queries import Queries, join_queries
 from plsc.heads.rows import Rows
 from plsc.heads.sinks import RowSink
 from plsc.heads.terms import sum_of_rows, unfiltered
+from plsc.heads.sub_centers import Nearest, nearest_of
 
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
 _LOWEST_PEAK = -1e29
@@ -115,35 +117,35 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
     total_1B, pull_BD = paddle.zeros([1, batch], dtype), paddle.zeros([batch, emb_dim], dtype)
     peak_1B = None if rows.shard.bounded else paddle.full([1, batch], _LOWEST_PEAK, dtype)
     ahead_B = None if plain is None else paddle.zeros([batch], "int64")
-    ones_1C = paddle.ones([1, rows.chunk], dtype)
+    ones_1K = paddle.ones([1, rows.chunk], dtype)
     row_sum_1D = paddle.zeros([1, emb_dim], dtype) if rows.shard.terms.label_smoothing else None
     for number in numbers:
         weight_CD = rows.of(rows.weight, number)
         inverse_C1 = rows.inverse_norms(number, weight_CD)
         inverse_CB = walk.for_each_sample(inverse_C1)
-        product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
+        nearest, logits_KB, slope_KB = walk.logits(number, weight_CD, inverse_CB)
         if row_sum_1D is not None:
             row_sum_1D.add_(sum_of_rows(weight_CD, inverse_C1))
         if ahead_B is not None and plain is not None:
-            ahead_B.add_(walk.count_ahead(number, product_CB, plain))
-        kept_CB = walk.unfiltered(product_CB, logits_CB)
+            ahead_B.add_(walk.count_ahead(number, nearest.product_KB, plain))
+        kept_KB = walk.unfiltered(nearest.product_KB, logits_KB)
         if peak_1B is not None:
-            walk.without_labels(number, logits_CB, _NO_LOGIT)
-            if kept_CB is not None:
-                logits_CB.add_((kept_CB - 1.0) * -_NO_LOGIT)
-            higher_1B = paddle.maximum(peak_1B, logits_CB.max(axis=0, keepdim=True))
+            walk.without_labels(number, logits_KB, _NO_LOGIT)
+            if kept_KB is not None:
+                logits_KB.add_((kept_KB - 1.0) * -_NO_LOGIT)
+            higher_1B = paddle.maximum(peak_1B, logits_KB.max(axis=0, keepdim=True))
             fade_1B, peak_1B = paddle.exp(peak_1B - higher_1B), higher_1B
             total_1B.multiply_(fade_1B)
             pull_BD.multiply_(fade_1B.reshape([-1, 1]))
-            logits_CB.subtract_(peak_1B)
-        exp_CB = paddle.exp(logits_CB) if rows.keep(number, product_CB) else logits_CB.exp_()
-        walk.without_labels(number, exp_CB, 0.0)
-        if kept_CB is not None:
-            exp_CB.multiply_(kept_CB)
-        total_1B.add_(paddle.matmul(ones_1C[:, : exp_CB.shape[0]], exp_CB))
-        if slope_CB is not None:
-            exp_CB.multiply_(slope_CB)
-        walk.products.add_pull(pull_BD, exp_CB, weight_CD, inverse_CB)
+            logits_KB.subtract_(peak_1B)
+        exp_KB = paddle.exp(logits_KB) if rows.keep(number, nearest.product_CB) else logits_KB.exp_()
+        walk.without_labels(number, exp_KB, 0.0)
+        if kept_KB is not None:
+            exp_KB.multiply_(kept_KB)
+        total_1B.add_(paddle.matmul(ones_1K[:, : exp_KB.shape[0]], exp_KB))
+        if slope_KB is not None:
+            exp_KB.multiply_(slope_KB)
+        walk.products.add_pull(pull_BD, nearest.spread(exp_KB), weight_CD, inverse_CB)
     return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B, row_sum_1D)
 
 
@@ -172,10 +174,12 @@ class LabelPush:
     Attributes:
         push_nD: The part itself.
         radial_n: The part times the unit row; the labels' part of the bias's gradient where rows are not normalised.
+        nearest_n: Which of the rows of its class each of them is; None where a class has one row.
     """
 
     push_nD: paddle.Tensor
     radial_n: paddle.Tensor
+    nearest_n: Optional[paddle.Tensor] = None
 
 
 @dataclass(frozen=True)
@@ -206,8 +210,11 @@ def join_parts(micro_batches: Sequence[GradientParts]) -> GradientParts:
     pushes = [one.label_push for one in micro_batches if one.label_push is not None]
     push, shares = None, [one.share_B for one in micro_batches]
     if pushes:
+        nearest = [one.nearest_n for one in pushes if one.nearest_n is not None]
         push = LabelPush(
-            paddle.concat([one.push_nD for one in pushes]), paddle.concat([one.radial_n for one in pushes])
+            paddle.concat([one.push_nD for one in pushes]),
+            paddle.concat([one.radial_n for one in pushes]),
+            paddle.concat(nearest) if nearest else None,
         )
     return GradientParts(
         queries=join_queries([one.queries for one in micro_batches]),
@@ -284,12 +291,13 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
     The gradients of some chunks are computed, summed in one reduction, and handed to the sink, before those of the next
     chunks. The decay and the momentum, which must not be summed, are added afterwards.
     """
-    rows, emb_dim = walk.rows, int(walk.rows.weight.shape[1])
-    size = max(1, _REDUCED_BYTES // (4 * rows.chunk * emb_dim))
-    memory_RD = paddle.empty([min(size * rows.chunk, rows.count), emb_dim], rows.weight.dtype)
+    rows, emb_dim = walk.rows, int(walk.rows.weight.shape[-1])
+    chunk = rows.chunk * rows.sub_centers
+    size = max(1, _REDUCED_BYTES // (4 * chunk * emb_dim))
+    memory_RD = paddle.empty([min(size * chunk, rows.count * rows.sub_centers), emb_dim], rows.weight.dtype)
 
     def gradient_of(number: int) -> paddle.Tensor:
-        first = number % size * rows.chunk
+        first = number % size * chunk
         return memory_RD[first : first + rows.size(number)]
 
     def compute(number: int) -> paddle.Tensor:
@@ -364,16 +372,18 @@ def _softmax(
 
     What label smoothing asks for is subtracted from the softmax.
     """
-    product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
+    nearest, logits_KB, slope_KB = walk.logits(number, weight_CD, inverse_CB)
     log_total_1B = parts.log_total_B.unsqueeze(0)  # where logits are bounded, `update` has divided the samples by it
-    softmax_CB = paddle.exp(logits_CB) if walk.rows.shard.bounded else (logits_CB - log_total_1B).exp_()
-    kept_CB = walk.unfiltered(product_CB, logits_CB, log_total_1B)
-    if kept_CB is not None:
-        softmax_CB.multiply_(kept_CB)
+    softmax_KB = paddle.exp(logits_KB) if walk.rows.shard.bounded else (logits_KB - log_total_1B).exp_()
+    kept_KB = walk.unfiltered(nearest.product_KB, logits_KB, log_total_1B)
+    if kept_KB is not None:
+        softmax_KB.multiply_(kept_KB)
     if parts.share_B is not None:
-        softmax_CB.subtract_(parts.share_B.unsqueeze(0))
-    walk.without_labels(number, softmax_CB, 0.0)
-    return product_CB, softmax_CB if slope_CB is None else softmax_CB.multiply_(slope_CB)
+        softmax_KB.subtract_(parts.share_B.unsqueeze(0))
+    walk.without_labels(number, softmax_KB, 0.0)
+    if slope_KB is not None:
+        softmax_KB.multiply_(slope_KB)
+    return nearest.product_CB, nearest.spread(softmax_KB)
 
 
 def update_bias(rows: Rows, gradient_N: paddle.Tensor, sink: RowSink) -> None:
@@ -403,7 +413,7 @@ class _Walk:
         self._order = np.argsort(queries.place, kind="stable")
         place, sample = queries.place[self._order], queries.sample[self._order]
         self._first_label = np.searchsorted(place, np.arange(rows.chunks + 1) * rows.chunk).tolist()
-        self._label_row = paddle.to_tensor(place % rows.chunk)
+        self._label_row = paddle.to_tensor(place % rows.chunk)  # without sub-centres; else the class in its chunk
         self._label_entry = paddle.to_tensor(place % rows.chunk * batch + sample)
 
     def for_each_sample(self, inverse_C1: Optional[paddle.Tensor]) -> Optional[paddle.Tensor]:
@@ -412,30 +422,30 @@ class _Walk:
 
     def logits(
         self, number: int, weight_CD: paddle.Tensor, inverse_CB: Optional[paddle.Tensor]
-    ) -> tuple[paddle.Tensor, paddle.Tensor, Optional[paddle.Tensor]]:
-        """Returns row . query, the logits, and the derivative of the logits by row . query.
+    ) -> tuple[Nearest, paddle.Tensor, Optional[paddle.Tensor]]:
+        """Returns row . query, the logits of the classes, and their derivative by row . query of the nearest row.
 
         Where nothing changes the logits, they are the same tensor as row . query, and the derivative is None.
         """
-        kept_CB = self.rows.kept.get(number)
-        if kept_CB is not None:
-            return kept_CB, kept_CB, None
-        product_CB = self.products.logits(weight_CD, self.queries.query_BD, inverse_CB)
-        if self.rows.bias is not None:
-            product_CB.add_(self.rows.of(self.rows.bias, number).unsqueeze(1))
-        logits_CB, slope_CB = self.queries.other_logits(product_CB)
-        return product_CB, logits_CB, slope_CB
+        product_CB = self.rows.kept.get(number)
+        if product_CB is None:
+            product_CB = self.products.logits(weight_CD, self.queries.query_BD, inverse_CB)
+            if self.rows.bias is not None:
+                product_CB.add_(self.rows.of(self.rows.bias, number).unsqueeze(1))
+        nearest = nearest_of(product_CB, self.rows.sub_centers)
+        logits_KB, slope_KB = self.queries.other_logits(nearest.product_KB)
+        return nearest, logits_KB, slope_KB
 
     def unfiltered(
-        self, product_CB: paddle.Tensor, logits_CB: paddle.Tensor, log_total_1B: Optional[paddle.Tensor] = None
+        self, product_KB: paddle.Tensor, logits_KB: paddle.Tensor, log_total_1B: Optional[paddle.Tensor] = None
     ) -> Optional[paddle.Tensor]:
         """Returns 0 for the entries that the filter of other classes takes out, else 1; None without a filter."""
         shard = self.rows.shard
         if not shard.terms.interclass_filter:
             return None
-        return unfiltered(product_CB, shard.terms.interclass_filter * shard.scale, logits_CB, log_total_1B)
+        return unfiltered(product_KB, shard.terms.interclass_filter * shard.scale, logits_KB, log_total_1B)
 
-    def without_labels(self, number: int, matrix_CB: paddle.Tensor, value: float) -> paddle.Tensor:
+    def without_labels(self, number: int, matrix_KB: paddle.Tensor, value: float) -> paddle.Tensor:
         """Overwrites the entries of the labels with `value`.
 
         That the label's logit is very low is not enough: on a CPU Paddle's exponential never gets below 2.9e-39, which
@@ -443,23 +453,24 @@ class _Walk:
         """
         labels = self._labels_of(number)
         if labels.start < labels.stop:
-            values_n = paddle.full([labels.stop - labels.start], value, matrix_CB.dtype)
-            matrix_CB.reshape([-1]).scatter_(self._label_entry[labels], values_n)
-        return matrix_CB
+            values_n = paddle.full([labels.stop - labels.start], value, matrix_KB.dtype)
+            matrix_KB.reshape([-1]).scatter_(self._label_entry[labels], values_n)
+        return matrix_KB
 
-    def count_ahead(self, number: int, product_CB: paddle.Tensor, plain: PlainLabels) -> paddle.Tensor:
-        """Returns how many rows of a chunk are ahead of each label [B]; overwrites the products of the labels."""
-        self.without_labels(number, product_CB, _NO_LOGIT)
-        smaller_CB = self.rows.classes(number).unsqueeze(1) < plain.class_1B
-        tied_CB = paddle.logical_and(product_CB == plain.logit_B, smaller_CB)
-        return paddle.logical_or(product_CB > plain.logit_B, tied_CB).astype("int64").sum(axis=0)
+    def count_ahead(self, number: int, product_KB: paddle.Tensor, plain: PlainLabels) -> paddle.Tensor:
+        """Returns how many classes of a chunk are ahead of each label [B]; overwrites the products of the labels."""
+        self.without_labels(number, product_KB, _NO_LOGIT)
+        smaller_KB = self.rows.classes(number).unsqueeze(1) < plain.class_1B
+        tied_KB = paddle.logical_and(product_KB == plain.logit_B, smaller_KB)
+        return paddle.logical_or(product_KB > plain.logit_B, tied_KB).astype("int64").sum(axis=0)
 
     def in_order(self, push: Optional[LabelPush]) -> Optional[LabelPush]:
         """Sorts the labels' part by the rows' place in the walk."""
         if push is None:
             return None
         order = paddle.to_tensor(self._order)
-        return LabelPush(paddle.gather(push.push_nD, order), paddle.gather(push.radial_n, order))
+        nearest_n = None if push.nearest_n is None else paddle.gather(push.nearest_n, order)
+        return LabelPush(paddle.gather(push.push_nD, order), paddle.gather(push.radial_n, order), nearest_n)
 
     def add_label_push(
         self, number: int, push: Optional[LabelPush], gradient_CD: paddle.Tensor, radial_C1: paddle.Tensor
@@ -468,6 +479,8 @@ class _Walk:
         labels = self._labels_of(number)
         if push is not None and labels.start < labels.stop:
             row_n = self._label_row[labels]
+            if push.nearest_n is not None:
+                row_n = row_n * self.rows.sub_centers + push.nearest_n[labels]
             radial_C1.index_add_(row_n, 0, push.radial_n[labels].unsqueeze(1))
             gradient_CD.index_add_(row_n, 0, push.push_nD[labels])
 

@@ -49,7 +49,10 @@ class ClassCentres:
     names: Sequence[str]
 
     def parts(self) -> Iterator[tuple[np.ndarray, Optional[np.ndarray]]]:
-        """Yields the centres [n, D] float32 in the order of their numbers, each part with its biases [n] or None."""
+        """Yields the centres in the order of their numbers, each part with its biases [n] or None.
+
+        They are [n, D] float32, or [n, k, D] where a class has k sub-centres.
+        """
         raise NotImplementedError
 
 
@@ -157,17 +160,17 @@ def write_centres(centres: ClassCentres, emb_dim: int, folder: Path) -> tuple[li
         ConfigError: The files cannot be written.
         DataError: The centres have another size than the embeddings.
     """
-    shapes, files = {CENTRES: (centres.count, emb_dim), BIAS: (centres.count,)}, {}
+    files: dict[str, Any] = {}
     with contextlib.ExitStack() as opened:
         for rows, bias in centres.parts():
-            if rows.shape[1] != emb_dim:
-                raise DataError(f"the class centres have {rows.shape[1]} numbers, and the embeddings {emb_dim}")
+            if rows.shape[-1] != emb_dim:
+                raise DataError(f"the class centres have {rows.shape[-1]} numbers, and the embeddings {emb_dim}")
             for name, values in ((CENTRES, rows), (BIAS, bias)):
                 if values is None:
                     continue
                 if name not in files:
                     files[name] = opened.enter_context(open(folder / name, "wb"))
-                    header = {"descr": "<f4", "fortran_order": False, "shape": shapes[name]}
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (centres.count, *values.shape[1:])}
                     np.lib.format.write_array_header_1_0(files[name], header)
                 # Not through mapped memory, where a full disk would end the process.
                 files[name].write(np.ascontiguousarray(values, "<f4").data)
@@ -237,14 +240,16 @@ def classify(embeddings: np.ndarray, centres: ClassCentres, top: int = 5) -> lis
     )
     units, first = unit_rows(embeddings), 0
     for rows, bias in centres.parts():
-        if rows.shape[1] != embeddings.shape[1]:
+        if rows.shape[-1] != embeddings.shape[1]:
             raise DataError(
-                f"classify: the embeddings have {embeddings.shape[1]} numbers, and the class centres {rows.shape[1]}"
+                f"classify: the embeddings have {embeddings.shape[1]} numbers, and the class centres {rows.shape[-1]}"
             )
-        unit_centres = unit_rows(np.asarray(rows))
+        unit_centres = unit_rows(np.asarray(rows).reshape(-1, rows.shape[-1]))
         for start in range(0, count, _IMAGES):
             own = slice(start, start + _IMAGES)
             cosines = units[own] @ unit_centres.T
+            if rows.ndim > 2:  # of the sub-centres of a class, the nearest counts
+                cosines = cosines.reshape(len(cosines), *rows.shape[:2]).max(axis=2)
             scores = cosines if bias is None else embeddings[own] @ rows.T + bias
             best.merge(own, scores, cosines, first)
         first += len(rows)

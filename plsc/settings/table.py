@@ -289,6 +289,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "see [the head](head.md#sampling-classes)",
         ),
         Setting(
+            "sub_centers",
+            _integer(1, config.MOST_SUB_CENTERS),
+            "the number of rows (sub-centres) of each class, of which the nearest to an image counts",
+            "for noisy data, with every loss but softmax: see [the head](head.md#sub-centres)",
+        ),
+        Setting(
             "head_chunk",
             _integer(0),
             "the number of class centres that the head computes at a time",

@@ -38,11 +38,16 @@ def terms_for(kind):
     )
 
 
-@pytest.mark.parametrize("seed, is_plain", [*((seed, True) for seed in range(4)), (0, False), (1, False)])
+@pytest.mark.parametrize(
+    "seed, is_plain, sub_centers",
+    [*((seed, True, 1) for seed in range(4)), (0, False, 1), (1, False, 1), (0, True, 3), (1, True, 3), (2, False, 3)],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_agree_with_finite_differences(kind, seed, is_plain):
+def test_gradients_agree_with_finite_differences(kind, seed, is_plain, sub_centers):
     rng = np.random.default_rng(seed)
-    embedding, weight = rng.normal(size=(BATCH, DIM)), rng.normal(size=(CLASSES, DIM))
+    has_sub_centers = sub_centers > 1 and kind != "softmax"
+    embedding = rng.normal(size=(BATCH, DIM))
+    weight = rng.normal(size=(CLASSES, sub_centers, DIM) if has_sub_centers else (CLASSES, DIM))
     embedding *= rng.uniform(1, 80, (BATCH, 1))  # norms below, within and beyond MagFace's bounds
     bias, label, norm = rng.normal(size=CLASSES), rng.integers(0, CLASSES, BATCH), np.linalg.norm(embedding, axis=1)
     margin = build_margin(kind, margin_of(kind))

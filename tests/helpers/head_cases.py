@@ -38,14 +38,31 @@ _TERMS = [
         ("arcface", 1, (1, 1, 0), 1.0, 0.3, 0.2, True, True),
     )
 ]
+# Of these, the last have sub-centres too.
+_TERMS += [
+    ("cosface", 11, (5, 1, 3), 1.0, 0.3, 0.0, True, True),
+    ("dist_curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.0, True, True),
+    ("dist_arcface", 23, (3, 1, 4), 0.4, 0.3, 0.0, True, True),
+]
 CASES += [terms[:4] for terms in _TERMS]
+_FIRST_WITH_SUB_CENTERS = len(CASES) - 3
+CASES += [
+    *((f"dist_{kind}", *_SIZES[n % 2], 1.0) for n, kind in enumerate(KINDS[1:])),
+    *((f"{prefix}arcface", *size, 1.0) for prefix in ("", "dist_") for size in _SIZES[2:]),
+    *((f"{prefix}{kind}", 23, (3, 1, 4), 0.4) for prefix in ("", "dist_") for kind in ("arcface", "curricularface")),
+]
+
+
+def sub_centers_of(case):
+    """Returns how many rows each class has."""
+    return 1 if case < _FIRST_WITH_SUB_CENTERS else 2 + case % 2
 
 
 def terms_of(case, taken=slice(None)):
     """Returns what a case changes in the loss, for the classes `taken` in this order."""
     from plsc.heads.terms import LossTerms
 
-    if case < _PLAIN_CASES:
+    if not _PLAIN_CASES <= case < _PLAIN_CASES + len(_TERMS):
         return LossTerms()
     _, classes, _, _, threshold, smoothing, has_weights, has_margins = _TERMS[case - _PLAIN_CASES]
     rng = np.random.default_rng(case)
@@ -70,7 +87,7 @@ def data(case):
         embedding[0] = 0.0
     return {
         "embedding": embedding,
-        "weight": rng.normal(size=(classes, DIM)),
+        "weight": rng.normal(size=(classes, *([sub_centers_of(case)] if sub_centers_of(case) > 1 else []), DIM)),
         "bias": rng.normal(size=classes),
         "label": rng.integers(0, classes, sum(counts)),
     }
@@ -158,6 +175,7 @@ def main(output, dtype, micro_batches):
             seed=case,
             chunk=CHUNK,
             terms=terms_of(case),
+            sub_centers=sub_centers_of(case),
         )
         if head.weight is not None:
             head.weight.set_value(full["weight"][head.lower : head.upper].astype(dtype))
