@@ -26,8 +26,8 @@ from plsc.heads.products import Products
 from plsc.heads.queries import Queries, join_queries
 from plsc.heads.rows import Rows
 from plsc.heads.sinks import RowSink
-from plsc.heads.terms import sum_of_rows, unfiltered
 from plsc.heads.sub_centers import Nearest, nearest_of
+from plsc.heads.terms import sum_of_rows, unfiltered
 
 _NO_LOGIT = -1e30  # stands for the label's logit, which the walks leave out
 _LOWEST_PEAK = -1e29
