@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import importlib.util
 import os
 import posixpath
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, TypeVar
 
 from plsc.errors import one_line
 from plsc.machine.json_files import as_integer
+from plsc.storage import site
 from plsc.storage.base import (
     CHUNK_BYTES,
     Chunks,
@@ -30,6 +30,8 @@ from plsc.storage.base import (
     missing,
     place_of,
 )
+from plsc.storage.failover import STANDBY, NameNodes
+from plsc.storage.kerberos import Kerberos
 from plsc.storage.refusals import first_line, refusal
 
 T = TypeVar("T")
@@ -41,7 +43,8 @@ _SETTINGS = {
     "dfs.client.failover.sleep.base.millis": "100",
     "dfs.client.failover.sleep.max.millis": "500",
 }
-_DEFAULT_PORT = 8020
+_PROTECTION = "dfs.data.transfer.protection"
+_DEFAULT_PORT, _SERVICE = 8020, "plsc"
 _USER = "HADOOP_USER_NAME"
 # `RPCError("org.apache...SafeModeException", "Cannot create file...\n\tat ...")`, as Rust shows it.
 _RPC_ERROR = re.compile(r'RPCError\("(?:[\w.]*\.)?([\w$]+)", "(.*)"\)', re.DOTALL)
@@ -57,10 +60,20 @@ class RpcStorage:
         client: A client of `hdfs-native`.
         name: What messages call the store.
         user: The HDFS user; None leaves it to `hdfs-native`.
+        namenodes: The NameNodes behind the client.
+        kerberos: Where its tickets come from.
     """
 
-    def __init__(self, client: Any, name: str, user: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        client: Any,
+        name: str,
+        user: Optional[str] = None,
+        namenodes: Optional[NameNodes] = None,
+        kerberos: Kerberos = Kerberos(),  # noqa: B008 - it cannot be changed
+    ) -> None:
         self._client, self.name, self.user = client, name, user
+        self._namenodes, self._kerberos = namenodes or NameNodes(name, {}), kerberos
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
@@ -135,17 +148,18 @@ class RpcStorage:
         return str(found.path).removeprefix(before)
 
     def _place(self, path: str) -> str:
-        """Returns a path as `hdfs-native` wants it, which does not know `.` as the home folder of the user."""
+        """Returns a path as `hdfs-native` wants it, for which the home folder of the user has an empty path."""
         place = posixpath.normpath(path)
-        if place != ".":
-            return f"/{place.lstrip('/')}" if place.startswith("/") else place
-        return f"/user/{self.user or os.environ.get(_USER) or getpass.getuser()}"
+        if place == ".":
+            return ""
+        return f"/{place.lstrip('/')}" if place.startswith("/") else place
 
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:
         """Turns the client's exceptions into StorageErrors."""
         try:
             yield
+            self._namenodes.look()
         except StorageError:
             raise
         except FileNotFoundError as problem:
@@ -155,9 +169,14 @@ class RpcStorage:
         except FileExistsError as problem:
             raise refusal(place_of(self, path), "", first_line(str(problem))) from None
         except OSError as problem:
-            raise StorageUnavailableError(f"{place_of(self, path)}: {_reason(problem)}") from None
+            reason = self._namenodes.why_none_is_active() or _reason(problem)
+            raise StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
         except RuntimeError as problem:
-            raise _error(place_of(self, path), str(problem)) from None
+            error = _error(place_of(self, path), str(problem), self._kerberos)
+            if "StandbyException" in str(problem):
+                reason = self._namenodes.why_none_is_active()
+                error = error if reason is None else StorageUnavailableError(f"{place_of(self, path)}: {reason}")
+            raise error from None
         except (ValueError, TypeError, AttributeError, OverflowError) as problem:
             reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
             raise StorageError(f"{place_of(self, path)}: {reason}") from None
@@ -168,50 +187,90 @@ def is_installed() -> bool:
     return importlib.util.find_spec("hdfs_native") is not None
 
 
-def connect(hosts: list[str], name: str, user: Optional[str]) -> RpcStorage:
+def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional[Kerberos] = None) -> RpcStorage:
     """Opens an HDFS, and asks it for its root folder.
 
     Args:
         hosts: `host:port` of each NameNode, or one name that `hdfs-site.xml` knows.
         name: What messages call the store.
         user: The HDFS user on clusters without Kerberos; None is that of `HADOOP_USER_NAME`, or of the process.
+        kerberos: Where tickets come from, on clusters with Kerberos.
 
     Raises:
+        ConfigError: The configuration files of Hadoop, or the keytab, cannot be read.
+        TicketError: There is no valid ticket.
         StorageUnavailableError: No NameNode answers by RPC, or another user of HDFS is in use in this process.
         StorageError: It refuses.
     """
-    import hdfs_native
-
-    def opened(url: str, settings: dict[str, str]) -> RpcStorage:
-        try:
-            client = hdfs_native.Client(url, settings)
-        except (RuntimeError, OSError) as problem:
-            raise _error(name, str(problem)) from None
-        store = RpcStorage(client, name, user)
-        with store._worded("/"):
-            _answer(lambda: client.get_file_info("/"), PROBE_SECONDS)
-        return store
-
+    known = site.read_settings()
+    settings = dict(_SETTINGS)
+    if kerberos is not None:
+        settings["hadoop.security.authentication"] = "kerberos"
+        # With any value, hdfs-native lets the DataNodes choose; without one, those that protect transfers refuse it.
+        settings[_PROTECTION] = known.get(_PROTECTION) or "authentication"
+    opened = functools.partial(_opened, name=name, kerberos=kerberos)
     with _USERS.lock:
         _USERS.become(user, name)
         if len(hosts) > 1:
-            service = "plsc"
-            numbers = ",".join(f"n{number}" for number in range(len(hosts)))
-            several = {"dfs.nameservices": service, f"dfs.ha.namenodes.{service}": numbers}
-            several |= {
-                f"dfs.namenode.rpc-address.{service}.n{number}": _with_port(host) for number, host in enumerate(hosts)
-            }
-            store = opened(f"hdfs://{service}", {**_SETTINGS, **several})
+            several = [_with_port(host) for host in hosts]
+            client = opened(f"hdfs://{_SERVICE}", settings={**settings, **_service_of(several)})
         else:
+            several = [one.rpc for one in site.namenodes(known, hosts[0])]
             try:
-                store = opened(f"hdfs://{hosts[0]}", dict(_SETTINGS))
+                client = opened(f"hdfs://{hosts[0]}", settings=settings)
             except StorageError as problem:
                 if "No NameNode hosts found" not in str(problem) or _with_port(hosts[0]) == hosts[0]:
                     raise
                 # It is the name of a machine, and no nameservice.
-                store = opened(f"hdfs://{_with_port(hosts[0])}", dict(_SETTINGS))
+                client = opened(f"hdfs://{_with_port(hosts[0])}", settings=settings)
+        questions = {
+            host: functools.partial(_ask, functools.partial(opened, f"hdfs://{host}", settings=settings))
+            for host in several
+        }
+        store = RpcStorage(client, name, user, NameNodes(name, questions), kerberos or Kerberos())
+        try:
+            with store._worded("/"):
+                _answer(lambda: client.get_file_info("/"), PROBE_SECONDS)
+        except StorageUnavailableError as problem:
+            if kerberos is None and "listener disconnected" in str(problem):
+                raise StorageUnavailableError(
+                    f"{problem}, as it does where a NameNode asks for Kerberos; if it does, call set_hdfs_info with "
+                    "auth='kerberos'"
+                ) from None
+            raise
         _USERS.stores.add(store)
         return store
+
+
+def _opened(url: str, *, name: str, settings: dict[str, str], kerberos: Optional[Kerberos]) -> Any:
+    """Returns a client of `hdfs-native`, which does not connect yet."""
+    import hdfs_native
+
+    who: dict[str, Any] = {}
+    if kerberos is not None and kerberos.keytab is not None:
+        who = {"kerberos_principal": kerberos.principal, "kerberos_keytab": kerberos.keytab}
+    try:
+        return hdfs_native.Client(url, settings, **who)
+    except (RuntimeError, OSError) as problem:
+        raise _error(name, str(problem), kerberos or Kerberos()) from None
+
+
+def _service_of(hosts: Sequence[str]) -> dict[str, str]:
+    """Returns the settings of a nameservice of these NameNodes."""
+    numbers = [f"n{number}" for number in range(len(hosts))]
+    names = {"dfs.nameservices": _SERVICE, f"dfs.ha.namenodes.{_SERVICE}": ",".join(numbers)}
+    return names | {f"dfs.namenode.rpc-address.{_SERVICE}.{one}": host for one, host in zip(numbers, hosts)}
+
+
+def _ask(opened: Callable[[], Any]) -> Optional[str]:
+    """Returns why a NameNode does not serve, or None."""
+    try:
+        _answer(lambda: opened().get_file_info("/"), PROBE_SECONDS)
+    except OSError as problem:
+        return f"does not answer ({_reason(problem)})"
+    except Exception as problem:  # noqa: BLE001 - whatever else it says, it answers
+        return STANDBY if "StandbyException" in str(problem) else None
+    return None
 
 
 class _Users:
@@ -294,8 +353,11 @@ def _status(found: Any) -> Status:
     )
 
 
-def _error(where: str, text: str) -> StorageError:
+def _error(where: str, text: str, kerberos: Kerberos) -> StorageError:
     """Returns the error for a RuntimeError of `hdfs-native`, which shows an error of Rust."""
+    problem = kerberos.explain(text)
+    if problem is not None:
+        return type(problem)(f"{where}: {problem}")
     match = _RPC_ERROR.search(text)
     if match is not None:
         words = match[2].replace(r"\n", "\n").replace(r"\t", "\t").replace(r"\"", '"').replace(r"\\", "\\")

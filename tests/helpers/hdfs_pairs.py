@@ -1,9 +1,9 @@
 """A real HDFS with two NameNodes: shared edits in a local folder, and failover by command.
 
-    with HdfsPair(folder) as pair:
-        pair.address  # hdfs://cluster, a nameservice of the hdfs-site.xml in pair.settings
-        pair.fail_over()
-        pair.kill_active()
+with HdfsPair(folder) as pair:
+    pair.address  # hdfs://cluster, a nameservice of the hdfs-site.xml in pair.settings
+    pair.fail_over()
+    pair.kill_active()
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class HdfsPair(HdfsServer):
         hosts: `host:port` of the RPC of each NameNode by its name.
     """
 
-    _ports = (*(f"{kind}-{name}" for kind in ("rpc", "web") for name in NAMES), "datanode", "datanode-web", "datanode-rpc")
+    _ports = (
+        *(f"{kind}-{name}" for kind in ("rpc", "web") for name in NAMES),
+        "datanode",
+        "datanode-web",
+        "datanode-rpc",
+    )
 
     def __enter__(self) -> HdfsPair:
         self.active = None

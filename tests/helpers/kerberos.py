@@ -1,8 +1,8 @@
 """A real KDC (MIT Kerberos, from Debian) for the tests, on a free port of loopback, and a HDFS that asks it.
 
-    with Kdc(folder) as kdc:
-        kdc.add("alice")  # makes kdc.keytab("alice")
-        kdc.kinit("alice", cache, lifetime="30s")
+with Kdc(folder) as kdc:
+    kdc.add("alice")  # makes kdc.keytab("alice")
+    kdc.kinit("alice", cache, lifetime="30s")
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Kdc:
             f"[realms]\n{REALM} = {{\nkdc = 127.0.0.1:{self._port}\n}}\n[domain_realm]\n{HOST} = {REALM}\n"
         )
         (folder / "kdc.conf").write_text(
-            f"[kdcdefaults]\nkdc_ports = 0\nkdc_listen = \"\"\nkdc_tcp_listen = 127.0.0.1:{self._port}\n"
+            f'[kdcdefaults]\nkdc_ports = 0\nkdc_listen = ""\nkdc_tcp_listen = 127.0.0.1:{self._port}\n'
             f"[realms]\n{REALM} = {{\ndatabase_name = {folder}/principals\nkey_stash_file = {folder}/stash\n"
             "supported_enctypes = aes128-cts:normal\nmaster_key_type = aes128-cts\nmax_life = 1d\n}\n"
         )
@@ -116,7 +116,10 @@ class SecureHdfs(HdfsServer):
 
     def __init__(self, folder: Path, kdc: Kdc) -> None:
         self.kdc = kdc
-        self.java_options = (f"-Djava.security.krb5.conf={kdc.config}",)
+        self.java_options = (
+            f"-Djava.security.krb5.conf={kdc.config}",
+            "--add-exports=java.security.jgss/sun.security.jgss=ALL-UNNAMED",
+        )
         kdc.add(f"nn/{HOST}", f"dn/{HOST}", f"HTTP/{HOST}")
         super().__init__(folder)
 
