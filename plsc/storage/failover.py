@@ -48,6 +48,11 @@ class NameNodes:
                     logger.warning("%s: the NameNode %s %s; continuing with %s", self._name, before, reason, host)
                 return
 
+    def active(self) -> Optional[str]:
+        """Returns which of several NameNodes answers, the one that was active last; None if none does."""
+        known = sorted(self._questions, key=lambda host: host != self._active) if len(self._questions) > 1 else []
+        return next((host for host in known if self._questions[host]() is None), None)
+
     def why_none_is_active(self) -> Optional[str]:
         """Returns why none of several NameNodes can be used; None if one can, or if there is only one."""
         if len(self._questions) < 2:

@@ -27,8 +27,8 @@ _MEANINGS = (
 )
 _SPNEGO = "1.3.6.1.5.5.2"
 INSTALL = (
-    "WebHDFS with Kerberos needs the package gssapi: pip install '.[kerberos]', which compiles it with Debian's gcc and "
-    "libkrb5-dev; RPC, by the package hdfs-native, needs neither"
+    "WebHDFS with Kerberos needs the package gssapi: pip install '.[kerberos]', which compiles it with gcc and "
+    "Debian's libkrb5-dev; RPC, by the package hdfs-native, needs neither"
 )
 # hdfs-native: `GSSAPIError(GssMajorCodes { ... }, 2529638944, "Unspecified GSS failure. ...: Ticket expired")`.
 _GSSAPI_ERROR = re.compile(r'GSSAPIError\(.*?, \d+, "(.*)"\)', re.DOTALL)

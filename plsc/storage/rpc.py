@@ -14,7 +14,8 @@ import posixpath
 import re
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar
 
 from plsc.errors import one_line
@@ -57,23 +58,28 @@ class RpcStorage:
     """A `Storage` on HDFS.
 
     Args:
-        client: A client of `hdfs-native`.
+        cluster: The cluster.
         name: What messages call the store.
         user: The HDFS user; None leaves it to `hdfs-native`.
-        namenodes: The NameNodes behind the client.
-        kerberos: Where its tickets come from.
+
+    Attributes:
+        has_changed: Whether the NameNode that was asked first has been left, because it never answered.
     """
 
-    def __init__(
-        self,
-        client: Any,
-        name: str,
-        user: Optional[str] = None,
-        namenodes: Optional[NameNodes] = None,
-        kerberos: Kerberos = Kerberos(),  # noqa: B008 - it cannot be changed
-    ) -> None:
-        self._client, self.name, self.user = client, name, user
-        self._namenodes, self._kerberos = namenodes or NameNodes(name, {}), kerberos
+    def __init__(self, cluster: _Cluster, name: str, user: Optional[str] = None) -> None:
+        self._cluster, self.name, self.user, self.has_changed = cluster, name, user, False
+        self._kerberos = cluster.kerberos or Kerberos()
+        hosts = cluster.namenodes.values()
+        self._namenodes = NameNodes(name, {host: functools.partial(cluster.ask, host) for host in hosts})
+        try:
+            self._client = cluster.client()
+        except (RuntimeError, OSError) as problem:
+            raise _error(name, str(problem), self._kerberos) from None
+
+    def check(self) -> None:
+        """Asks for the root folder. Raises StorageError."""
+        with self._worded("/"):
+            _answer(lambda: self._client.get_file_info("/"), PROBE_SECONDS)
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
@@ -168,14 +174,20 @@ class RpcStorage:
             raise missing(self, path) from None
         except FileExistsError as problem:
             raise refusal(place_of(self, path), "", first_line(str(problem))) from None
+        except TimeoutError as problem:
+            # hdfs-native would wait for the same NameNode for ever.
+            active = self._namenodes.active()
+            if active is not None:
+                self._client, self.has_changed = self._cluster.client(active), True
+            raise StorageUnavailableError(f"{place_of(self, path)}: {_reason(problem)}") from None
         except OSError as problem:
             reason = self._namenodes.why_none_is_active() or _reason(problem)
             raise StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
         except RuntimeError as problem:
             error = _error(place_of(self, path), str(problem), self._kerberos)
             if "StandbyException" in str(problem):
-                reason = self._namenodes.why_none_is_active()
-                error = error if reason is None else StorageUnavailableError(f"{place_of(self, path)}: {reason}")
+                why = self._namenodes.why_none_is_active()
+                error = error if why is None else StorageUnavailableError(f"{place_of(self, path)}: {why}")
             raise error from None
         except (ValueError, TypeError, AttributeError, OverflowError) as problem:
             reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
@@ -202,75 +214,86 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
         StorageUnavailableError: No NameNode answers by RPC, or another user of HDFS is in use in this process.
         StorageError: It refuses.
     """
-    known = site.read_settings()
-    settings = dict(_SETTINGS)
-    if kerberos is not None:
-        settings["hadoop.security.authentication"] = "kerberos"
-        # With any value, hdfs-native lets the DataNodes choose; without one, those that protect transfers refuse it.
-        settings[_PROTECTION] = known.get(_PROTECTION) or "authentication"
-    opened = functools.partial(_opened, name=name, kerberos=kerberos)
+    cluster = _Cluster.of(hosts, kerberos)
     with _USERS.lock:
         _USERS.become(user, name)
-        if len(hosts) > 1:
-            several = [_with_port(host) for host in hosts]
-            client = opened(f"hdfs://{_SERVICE}", settings={**settings, **_service_of(several)})
-        else:
-            several = [one.rpc for one in site.namenodes(known, hosts[0])]
-            try:
-                client = opened(f"hdfs://{hosts[0]}", settings=settings)
-            except StorageError as problem:
-                if "No NameNode hosts found" not in str(problem) or _with_port(hosts[0]) == hosts[0]:
-                    raise
-                # It is the name of a machine, and no nameservice.
-                client = opened(f"hdfs://{_with_port(hosts[0])}", settings=settings)
-        questions = {
-            host: functools.partial(_ask, functools.partial(opened, f"hdfs://{host}", settings=settings))
-            for host in several
-        }
-        store = RpcStorage(client, name, user, NameNodes(name, questions), kerberos or Kerberos())
+        store = RpcStorage(cluster, name, user)
         try:
-            with store._worded("/"):
-                _answer(lambda: client.get_file_info("/"), PROBE_SECONDS)
+            store.check()
         except StorageUnavailableError as problem:
             if kerberos is None and "listener disconnected" in str(problem):
                 raise StorageUnavailableError(
                     f"{problem}, as it does where a NameNode asks for Kerberos; if it does, call set_hdfs_info with "
                     "auth='kerberos'"
                 ) from None
-            raise
+            if not store.has_changed:
+                raise
+            store.check()  # another NameNode
         _USERS.stores.add(store)
         return store
 
 
-def _opened(url: str, *, name: str, settings: dict[str, str], kerberos: Optional[Kerberos]) -> Any:
-    """Returns a client of `hdfs-native`, which does not connect yet."""
-    import hdfs_native
+@dataclass(frozen=True)
+class _Cluster:
+    """What `hdfs-native` needs to know of a cluster.
 
-    who: dict[str, Any] = {}
-    if kerberos is not None and kerberos.keytab is not None:
-        who = {"kerberos_principal": kerberos.principal, "kerberos_keytab": kerberos.keytab}
-    try:
-        return hdfs_native.Client(url, settings, **who)
-    except (RuntimeError, OSError) as problem:
-        raise _error(name, str(problem), kerberos or Kerberos()) from None
+    Attributes:
+        host: `host:port` of its NameNode, or the name of several.
+        namenodes: `host:port` of each of several NameNodes, by what the settings call it.
+        settings: The settings for `hdfs-native`, in addition to those of Hadoop's configuration files.
+        kerberos: Where tickets come from; None without Kerberos.
+    """
 
+    host: str
+    namenodes: dict[str, str]
+    settings: dict[str, str]
+    kerberos: Optional[Kerberos]
 
-def _service_of(hosts: Sequence[str]) -> dict[str, str]:
-    """Returns the settings of a nameservice of these NameNodes."""
-    numbers = [f"n{number}" for number in range(len(hosts))]
-    names = {"dfs.nameservices": _SERVICE, f"dfs.ha.namenodes.{_SERVICE}": ",".join(numbers)}
-    return names | {f"dfs.namenode.rpc-address.{_SERVICE}.{one}": host for one, host in zip(numbers, hosts)}
+    @classmethod
+    def of(cls, hosts: list[str], kerberos: Optional[Kerberos]) -> _Cluster:
+        """Returns the cluster of some NameNodes, or of a name. Raises ConfigError."""
+        known, settings = site.read_settings(), dict(_SETTINGS)
+        if kerberos is not None:
+            settings["hadoop.security.authentication"] = "kerberos"
+            # With any value, hdfs-native lets the DataNodes choose; without one, those that protect transfers refuse.
+            settings[_PROTECTION] = known.get(_PROTECTION) or "authentication"
+        if len(hosts) == 1:
+            names = {one.name: one.rpc for one in site.namenodes(known, hosts[0])}
+            return cls(hosts[0], names, settings, kerberos)
+        several = {f"n{number}": _with_port(host) for number, host in enumerate(hosts)}
+        settings["dfs.nameservices"] = _SERVICE
+        settings |= {f"dfs.namenode.rpc-address.{_SERVICE}.{name}": host for name, host in several.items()}
+        return cls(_SERVICE, several, settings, kerberos)
 
+    def client(self, first: Optional[str] = None) -> Any:
+        """Returns a client that asks the NameNode `first` before the others. It does not connect yet."""
+        if not self.namenodes:
+            try:
+                return self._opened(self.host, {})
+            except RuntimeError as problem:
+                if "No NameNode hosts found" not in str(problem) or _with_port(self.host) == self.host:
+                    raise
+                return self._opened(_with_port(self.host), {})  # it is the name of a machine, and no nameservice
+        names = sorted(self.namenodes, key=lambda name: self.namenodes[name] != first)
+        return self._opened(self.host, {f"dfs.ha.namenodes.{self.host}": ",".join(names)})
 
-def _ask(opened: Callable[[], Any]) -> Optional[str]:
-    """Returns why a NameNode does not serve, or None."""
-    try:
-        _answer(lambda: opened().get_file_info("/"), PROBE_SECONDS)
-    except OSError as problem:
-        return f"does not answer ({_reason(problem)})"
-    except Exception as problem:  # noqa: BLE001 - whatever else it says, it answers
-        return STANDBY if "StandbyException" in str(problem) else None
-    return None
+    def ask(self, host: str) -> Optional[str]:
+        """Returns why one of the NameNodes does not serve, or None."""
+        try:
+            _answer(lambda: self._opened(host, {}).get_file_info("/"), PROBE_SECONDS)
+        except OSError as problem:
+            return f"does not answer ({_reason(problem)})"
+        except Exception as problem:  # noqa: BLE001 - whatever else it says, it answers
+            return STANDBY if "StandbyException" in str(problem) else None
+        return None
+
+    def _opened(self, host: str, more: dict[str, str]) -> Any:
+        import hdfs_native
+
+        who: dict[str, Any] = {}
+        if self.kerberos is not None and self.kerberos.keytab is not None:
+            who = {"kerberos_principal": self.kerberos.principal, "kerberos_keytab": self.kerberos.keytab}
+        return hdfs_native.Client(f"hdfs://{host}", {**self.settings, **more}, **who)
 
 
 class _Users:

@@ -16,10 +16,12 @@ class NameNode(NamedTuple):
     """One of the NameNodes of a nameservice.
 
     Attributes:
+        name: What the settings call it.
         rpc: `host:port` of its RPC.
         web: The base URL of its WebHDFS.
     """
 
+    name: str
     rpc: str
     web: str
 
@@ -30,21 +32,17 @@ def read_settings() -> dict[str, str]:
     Raises:
         ConfigError: A file cannot be read, or is no configuration file of Hadoop.
     """
-    folder = os.environ.get("HADOOP_CONF_DIR")
-    home = os.environ.get("HADOOP_HOME")
+    variable = "HADOOP_CONF_DIR" if os.environ.get("HADOOP_CONF_DIR") else "HADOOP_HOME"
+    folder = Path(os.environ.get(variable, ""), *(("etc", "hadoop") if variable == "HADOOP_HOME" else ()))
     found: dict[str, str] = {}
-    if not folder and not home:
-        return found
-    for name in ("core-site.xml", "hdfs-site.xml"):
-        path = Path(folder) / name if folder else Path(str(home)) / "etc" / "hadoop" / name
-        if not path.exists():
+    for path in (folder / "core-site.xml", folder / "hdfs-site.xml"):
+        if variable not in os.environ or not path.exists():
             continue
         try:
             root = ElementTree.parse(path).getroot()
         except (OSError, ElementTree.ParseError, ValueError, LookupError) as problem:
             raise ConfigError(
-                f"{path}: cannot be read as a configuration file of Hadoop ({one_line(str(problem))}); check "
-                f"{'HADOOP_CONF_DIR' if folder else 'HADOOP_HOME'}"
+                f"{path}: cannot be read as a configuration file of Hadoop ({one_line(str(problem))}); check {variable}"
             ) from None
         for one in root.iter("property"):
             key, value = one.findtext("name"), one.findtext("value")
@@ -71,5 +69,5 @@ def namenodes(settings: dict[str, str], service: str) -> list[NameNode]:
             continue
         # A web address of 0.0.0.0 means all addresses of the machine.
         web = f"{host}:{web.rpartition(':')[2]}" if web.startswith("0.0.0.0:") else web
-        found.append(NameNode(rpc or f"{host}:{_RPC_PORT}", f"{kind}://{web or f'{host}:{default}'}"))
+        found.append(NameNode(name, rpc or f"{host}:{_RPC_PORT}", f"{kind}://{web or f'{host}:{default}'}"))
     return found

@@ -8,9 +8,7 @@ with HdfsPair(folder) as pair:
 
 from __future__ import annotations
 
-import json
 import shutil
-import urllib.request
 
 from hdfs_server import DATANODE, NAMENODE, HdfsServer
 
