@@ -46,6 +46,8 @@ setup(
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
         "hdfs": ["hdfs>=2.7", "hdfs-native>=0.14.7; python_version >= '3.10'"],
+        # For WebHDFS alone; it is compiled with Kerberos's headers (Debian's libkrb5-dev and gcc).
+        "kerberos": ["gssapi>=1.8"],
         "spark": ["pyspark>=3.5,<5"],
         "demo": ["matplotlib>=3.5"],
         "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],

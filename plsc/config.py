@@ -22,6 +22,7 @@ from plsc.data.place import Place
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
 from plsc.storage.address import split_address
+from plsc.storage.kerberos import Kerberos
 
 # The default margin of each loss. None means that the loss has no margin to set.
 DEFAULT_MARGINS: dict[str, Any] = {
@@ -85,6 +86,13 @@ class Hdfs:
     fs_ugi: Optional[str] = field(repr=False)
     fs_dir_for_save: Optional[str] = None
     fs_checkpoint_dir: Optional[str] = None
+    auth: Optional[str] = None
+    keytab: Optional[str] = None
+
+    @property
+    def kerberos(self) -> Optional[Kerberos]:
+        """Where Kerberos tickets come from; None leaves that to Hadoop's own configuration files."""
+        return None if self.auth is None else Kerberos(self.keytab)
 
 
 @dataclass(frozen=True)
@@ -396,6 +404,7 @@ class Config:
             fs_name=None if hdfs is None else hdfs.fs_name,
             fs_ugi=None if hdfs is None else hdfs.fs_ugi,
             client=self.hdfs_client,
+            kerberos=None if hdfs is None else hdfs.kerberos,
             patience=self.hdfs_upload.retry_seconds,
         )
 
@@ -534,6 +543,10 @@ class Config:
         if self.hdfs_client is not None and hdfs.fs_ugi is not None:
             raise ConfigError(
                 "set_hdfs_client and the fs_ugi of set_hdfs_info both say who connects to HDFS; give None as fs_ugi"
+            )
+        if self.hdfs_client is not None and hdfs.auth is not None:
+            raise ConfigError(
+                "set_hdfs_client and the auth or keytab of set_hdfs_info both say who connects to HDFS; leave out one"
             )
         if self.hdfs_client is None and hdfs.fs_name is None:
             raise ConfigError(

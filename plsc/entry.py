@@ -877,21 +877,27 @@ class Entry:
         fs_ugi: Optional[str],
         fs_dir_for_save: Optional[str] = None,
         fs_checkpoint_dir: Optional[str] = None,
+        auth: Optional[str] = None,
+        keytab: Optional[str] = None,
     ) -> None:
         """Sets the HDFS folders that checkpoints are uploaded to and downloaded from.
 
         See docs/hdfs.md.
 
         Args:
-            fs_name: `hdfs://namenode:port`, `webhdfs://...` or `http(s)://...`; several NameNodes are separated by `;`
-                or `,`. Without `fs_ugi` also an alias of HdfsCLI's configuration file.
+            fs_name: `hdfs://namenode:port`, `hdfs://nameservice`, `webhdfs://...` or `http(s)://...`; several NameNodes
+                are separated by `;` or `,`. Without `fs_ugi` also an alias of HdfsCLI's configuration file.
             fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or the user of this process. The password is sent only
                 to gateways that ask for it over https, and is shown nowhere.
             fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`.
             fs_checkpoint_dir: An HDFS folder with one checkpoint, or with several, of which the newest is used. It is
                 downloaded to the folder of `set_checkpoint_dir` before training or testing.
+            auth: 'kerberos' shows the user's Kerberos ticket; `fs_ugi` is None then. By default a ticket is shown if
+                the core-site.xml in `HADOOP_CONF_DIR` says that the cluster has Kerberos.
+            keytab: Path of a keytab, on each machine. Tickets come from it for as long as training runs.
         """
-        self._set("hdfs_info", fs_name, fs_ugi, fs_dir_for_save=fs_dir_for_save, fs_checkpoint_dir=fs_checkpoint_dir)
+        folders = {"fs_dir_for_save": fs_dir_for_save, "fs_checkpoint_dir": fs_checkpoint_dir}
+        self._set("hdfs_info", fs_name, fs_ugi, **folders, auth=auth, keytab=keytab)
 
     def set_hdfs_upload(self, when: str, retry_seconds: float = 300) -> None:
         """Sets when checkpoints are uploaded to HDFS.
@@ -908,12 +914,12 @@ class Entry:
     def set_hdfs_client(self, client: Any) -> None:
         """Sets a client of the `hdfs` package to connect with.
 
-        It replaces the client made from the address, for instance for Kerberos or a token. `set_hdfs_info` still names
-        the folders; its `fs_ugi` must be None, and its `fs_name` appears only in messages.
+        It replaces the client made from the address, for instance for a token. `set_hdfs_info` still names the folders;
+        its `fs_ugi` must be None, and its `fs_name` appears only in messages.
 
         Example:
-            >>> from hdfs.ext.kerberos import KerberosClient  # doctest: +SKIP
-            >>> entry.set_hdfs_client(KerberosClient("https://namenode:9871"))  # doctest: +SKIP
+            >>> from hdfs import TokenClient  # doctest: +SKIP
+            >>> entry.set_hdfs_client(TokenClient("https://namenode:9871", token))  # doctest: +SKIP
             >>> entry.set_hdfs_info(None, None, "checkpoints")  # doctest: +SKIP
         """
         self._set("hdfs_client", client)

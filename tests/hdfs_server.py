@@ -136,7 +136,11 @@ class HdfsServer:
         address: The address with `hdfs://` and the RPC port.
         web: The address with `http://` and the WebHDFS port.
         processes: The running processes by their Java class. Each leads its own process group.
+        java_options: Further options of every Java.
     """
+
+    java_options: tuple[str, ...] = ()
+    _ports = ("rpc", "web", "datanode", "datanode-web", "datanode-rpc")
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -158,11 +162,15 @@ class HdfsServer:
                 if last or "Address already in use" not in str(problem):
                     raise
                 self._choose_ports()
-        self.client().set_permission("/", "777")
+        self._open_root()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+    def _open_root(self) -> None:
+        """Lets everybody write to the root folder."""
+        self.client().set_permission("/", "777")
 
     def client(self, user: str = "", **options):
         """Returns a plain client of the `hdfs` package, by default for the superuser."""
@@ -226,24 +234,31 @@ class HdfsServer:
         """Runs one of Hadoop's administrative commands, which takes about 2 s."""
         return self._java(DFSADMIN, *arguments)
 
-    def _java(self, kind: str, *arguments: str) -> str:
+    def _java(self, kind: str, *arguments: str, name: str = "") -> str:
         process = subprocess.run(
-            self._command(kind, *arguments), capture_output=True, text=True, timeout=START_TIMEOUT, env=_superuser()
+            self._command(kind, *arguments, name=name),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            env=_superuser(),
         )
         if process.returncode:
             raise RuntimeError(f"{kind} {' '.join(arguments)}: {process.stdout[-1000:]}{process.stderr[-3000:]}")
         return process.stdout
 
-    def _command(self, kind: str, *arguments: str) -> list[str]:
-        return ["timeout", "--kill-after=5", str(LIFETIME), "java", *JAVA_OPTIONS, "-cp", self._jars, kind, *arguments]
+    def _command(self, kind: str, *arguments: str, name: str = "") -> list[str]:
+        java = ["java", *JAVA_OPTIONS, *self.java_options, f"-Dplsc.name={name}", "-cp", self._jars]
+        return ["timeout", "--kill-after=5", str(LIFETIME), *java, kind, *arguments]
 
-    def _launch(self, kind: str) -> None:
-        running = self.processes.get(kind)
+    def _launch(self, kind: str, name: str = "") -> None:
+        """Starts a server unless it runs. Of several of a kind, each has a name, which Hadoop's settings can use."""
+        key = kind + name
+        running = self.processes.get(key)
         if running is not None and running.poll() is None:
             return
-        with open(self.folder / f"{kind.rsplit('.')[-1]}.log", "a") as log:
-            self.processes[kind] = subprocess.Popen(
-                self._command(kind),
+        with open(self.folder / f"{key.rsplit('.')[-1]}.log", "a") as log:
+            self.processes[key] = subprocess.Popen(
+                self._command(kind, name=name),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -279,16 +294,22 @@ class HdfsServer:
             return json.load(answer)["beans"][0]
 
     def _choose_ports(self) -> None:
-        names = ("rpc", "web", "datanode", "datanode-web", "datanode-rpc")
-        ports = dict(zip(names, _free_ports(len(names))))
-        self.address = f"hdfs://127.0.0.1:{ports['rpc']}"
-        self.web = f"http://127.0.0.1:{ports['web']}"
+        ports = dict(zip(self._ports, free_ports(len(self._ports))))
+        self._set_addresses(ports)
         self._write_settings(ports)
 
-    def _write_settings(self, ports: dict[str, int]) -> None:
+    def _set_addresses(self, ports: dict[str, int]) -> None:
+        self.address = f"hdfs://127.0.0.1:{ports['rpc']}"
+        self.web = f"http://127.0.0.1:{ports['web']}"
+
+    def _core_settings(self) -> dict[str, object]:
+        """Returns the content of core-site.xml."""
+        return {"fs.defaultFS": self.address, "hadoop.tmp.dir": self.folder / "data" / "tmp"}
+
+    def _hdfs_settings(self, ports: dict[str, int]) -> dict[str, object]:
+        """Returns the content of hdfs-site.xml."""
         host, data = "127.0.0.1", self.folder / "data"
-        core = {"fs.defaultFS": self.address, "hadoop.tmp.dir": data / "tmp"}
-        settings = {
+        return {
             "dfs.namenode.name.dir": (data / "names").as_uri(),
             "dfs.datanode.data.dir": (data / "blocks").as_uri(),
             "dfs.namenode.http-address": f"{host}:{ports['web']}",
@@ -304,13 +325,12 @@ class HdfsServer:
             "dfs.namenode.heartbeat.recheck-interval": 2000,
             "dfs.namenode.safemode.extension": 0,
         }
+
+    def _write_settings(self, ports: dict[str, int]) -> None:
         folder = self._settings
         folder.mkdir(parents=True, exist_ok=True)
-        for name, values in (("core-site.xml", core), ("hdfs-site.xml", settings)):
-            properties = (
-                f"<property><name>{key}</name><value>{value}</value></property>" for key, value in values.items()
-            )
-            (folder / name).write_text(f"<configuration>{''.join(properties)}</configuration>")
+        write_site(folder / "core-site.xml", self._core_settings())
+        write_site(folder / "hdfs-site.xml", self._hdfs_settings(ports))
         (folder / "log4j.properties").write_text(
             "log4j.rootLogger=WARN,out\nlog4j.appender.out=org.apache.log4j.ConsoleAppender\n"
             "log4j.appender.out.layout=org.apache.log4j.PatternLayout\n"
@@ -324,12 +344,18 @@ class HdfsServer:
         return folder
 
 
+def write_site(path: Path, settings: dict[str, object]) -> None:
+    """Writes a configuration file of Hadoop."""
+    rows = (f"<property><name>{name}</name><value>{value}</value></property>" for name, value in settings.items())
+    path.write_text(f"<configuration>{''.join(rows)}</configuration>")
+
+
 def _superuser() -> dict[str, str]:
     """Returns the environment in which Hadoop's programs run as the user of this process."""
     return {name: value for name, value in os.environ.items() if name != "HADOOP_USER_NAME"}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Returns ports below those of outgoing connections, so that a server finds its own again after a restart."""
     found: list[int] = []
     for port in random.SystemRandom().sample(range(15000, 32000), 1000):

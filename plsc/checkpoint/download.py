@@ -43,7 +43,7 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
     name, ugi, folder = hdfs.fs_name, hdfs.fs_ugi, hdfs.fs_dir_for_save
 
     def check() -> Retrying:
-        store = open_hdfs(name, ugi, config.hdfs_client)
+        store = open_hdfs(name, ugi, config.hdfs_client, hdfs.kerberos)
         if folder is None:
             store.status("/")
         else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from plsc.storage.address import Address
+from plsc.storage.kerberos import Kerberos
 
 
 class Place(NamedTuple):
@@ -18,6 +19,7 @@ class Place(NamedTuple):
         fs_name: Address of the HDFS of `set_hdfs_info`; None without one.
         fs_ugi: `name,password`, or None.
         client: The client of `set_hdfs_client`, or None.
+        kerberos: Where Kerberos tickets come from, or None.
         patience: Seconds without progress after which a transfer is given up.
     """
 
@@ -27,6 +29,7 @@ class Place(NamedTuple):
     fs_name: Optional[str] = None
     fs_ugi: Optional[str] = None
     client: Any = None
+    kerberos: Optional[Kerberos] = None
     patience: float = 300.0
 
     def __repr__(self) -> str:

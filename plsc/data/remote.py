@@ -62,7 +62,7 @@ def open_store(place: Place, stop: threading.Event) -> Retrying:
         )
     is_known = place.client is not None or (place.fs_name is not None and address.is_served_by(place.fs_name))
     if is_known:
-        store = open_hdfs(place.fs_name, place.fs_ugi, place.client)
+        store = open_hdfs(place.fs_name, place.fs_ugi, place.client, place.kerberos)
     else:
         user = (place.fs_ugi or "").partition(",")[0]
         store = open_hdfs(address.server, f"{user}," if user else None)

@@ -33,6 +33,7 @@ _MAY_DIFFER = {
     "test_embeddings_dir",
     "scalars",
     "hdfs.fs_name",
+    "hdfs.keytab",
     "num_workers",
     "log_period",
 }

@@ -588,6 +588,8 @@ def hdfs_info(
     fs_ugi: Optional[str],
     fs_dir_for_save: Optional[str] = None,
     fs_checkpoint_dir: Optional[str] = None,
+    auth: Optional[str] = None,
+    keytab: Optional[str] = None,
 ) -> Hdfs:
     """Returns the address, the credentials and the folders."""
     from plsc.storage.address import check_hdfs_address
@@ -598,9 +600,14 @@ def hdfs_info(
     if fs_ugi is not None and (not isinstance(fs_ugi, str) or not fs_ugi.split(",", 1)[0] or "," not in fs_ugi):
         # The value holds a password, so the message does not show it.
         raise ConfigError(f"{setter}: fs_ugi must be a string of the form 'name,password', or None")
+    if keytab is not None:
+        keytab = check_str(f"{setter}: keytab", keytab)
+        auth = "kerberos" if auth is None else auth
+    if auth is not None and check_choice(f"{setter}: auth", auth, ("kerberos",)) and fs_ugi is not None:
+        raise ConfigError(f"{setter}: with Kerberos, the ticket or the keytab says who connects; give None as fs_ugi")
     if fs_name is not None:
         check_hdfs_address(fs_name, is_alias=fs_ugi is None)
-    return Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir)
+    return Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir, auth=auth, keytab=keytab)
 
 
 def hdfs_client(setter: str, client: Any) -> Any:

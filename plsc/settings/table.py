@@ -539,7 +539,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "hdfs_client",
             checks.hdfs_client,
             "a client of the `hdfs` package to connect with",
-            "for Kerberos or a token",
+            "for a token",
             has_text=False,
         ),
     ),

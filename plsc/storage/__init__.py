@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from plsc.storage.base import DurableStorage, Status, Storage, StorageError, StorageUnavailableError
+from plsc.storage.kerberos import Kerberos
 from plsc.storage.local import LocalStorage
 from plsc.storage.retry import Retrying, retried
 
 __all__ = [
     "DurableStorage",
+    "Kerberos",
     "LocalStorage",
     "Retrying",
     "Status",
@@ -22,7 +24,9 @@ __all__ = [
 CONNECT_SECONDS = 18.0
 
 
-def open_hdfs(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> Retrying:
+def open_hdfs(
+    fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None, kerberos: Optional[Kerberos] = None
+) -> Retrying:
     """Opens an HDFS, and waits a little for a NameNode that does not answer.
 
     Addresses with `hdfs://` are opened by RPC where `hdfs-native` is installed. All others, and those that do not
@@ -34,4 +38,4 @@ def open_hdfs(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None)
     """
     from plsc.storage.opening import connect  # loads packages that only users of HDFS need
 
-    return Retrying(retried(lambda: connect(fs_name, fs_ugi, client), CONNECT_SECONDS), CONNECT_SECONDS)
+    return Retrying(retried(lambda: connect(fs_name, fs_ugi, client, kerberos), CONNECT_SECONDS), CONNECT_SECONDS)

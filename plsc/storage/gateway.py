@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -11,6 +12,8 @@ import hdfs
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
+
+from plsc.storage.kerberos import Kerberos
 
 CONNECTIONS = 16
 _MOST_REDIRECTS = 5
@@ -49,14 +52,32 @@ class GatewayAuth(AuthBase):
         if not asks or not is_ours or self._basic is None or "Authorization" in request.headers:
             return response
         self._asked.add(gateway)
-        response.content  # noqa: B018 - reads it, so that the connection can be used again
-        response.close()
         again = request.copy()
         self._basic(again)
-        answer = response.connection.send(again, **options)  # type: ignore[attr-defined]
-        answer.history.append(response)
-        answer.request = again
-        return answer
+        return _sent_again(response, again, options)
+
+
+class TicketAuth(AuthBase):
+    """Shows a Kerberos ticket to those servers of `urls` that ask for one (SPNEGO). DataNodes never see one."""
+
+    def __init__(self, kerberos: Kerberos, urls: Iterable[str]) -> None:
+        self._kerberos, self._servers = kerberos, {_origin(url) for url in urls}
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Prepares to answer a server that asks."""
+        if _origin(str(request.url)) in self._servers:
+            request.register_hook("response", self._answer)
+        return request
+
+    def _answer(self, response: requests.Response, **options: Any) -> requests.Response:
+        asks = response.status_code == 401 and "negotiate" in response.headers.get("www-authenticate", "").lower()
+        is_ours = _origin(response.url) in self._servers
+        if not asks or not is_ours or "Authorization" in response.request.headers:
+            return response
+        token = self._kerberos.token(str(urlsplit(response.url).hostname))
+        again = response.request.copy()
+        again.headers["Authorization"] = f"Negotiate {base64.b64encode(token).decode()}"
+        return _sent_again(response, again, options)
 
 
 class KeptCredentials:
@@ -111,6 +132,18 @@ def keep_credentials(client: hdfs.client.Client) -> None:
     """Has a client send its credentials to its own servers alone."""
     if not isinstance(client._request, KeptCredentials):
         client._request = KeptCredentials(client)
+
+
+def _sent_again(
+    response: requests.Response, request: requests.PreparedRequest, options: dict[str, Any]
+) -> requests.Response:
+    """Returns the answer to another form of a request that has been refused."""
+    response.content  # noqa: B018 - reads it, so that the connection can be used again
+    response.close()
+    answer = response.connection.send(request, **options)  # type: ignore[attr-defined]
+    answer.history.append(response)
+    answer.request = request
+    return answer
 
 
 def _origin(url: str) -> tuple[str, str]:

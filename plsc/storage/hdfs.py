@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import posixpath
@@ -20,16 +21,20 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_text
+from plsc.storage import site
 from plsc.storage.address import web_addresses
 from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of
-from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, keep_credentials
+from plsc.storage.failover import STANDBY, NameNodes
+from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, TicketAuth, keep_credentials
+from plsc.storage.kerberos import Kerberos, TicketError
 from plsc.storage.refusals import QUOTA_HINT, first_line, refusal
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
 
 _REFUSED = (
-    "the name or the password was refused; check fs_ugi, or give set_hdfs_client a client for Kerberos or a token"
+    "the name or the password was refused; check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos'; for a "
+    "token, give a client to set_hdfs_client"
 )
 
 if logging.getLogger("hdfs").level == logging.NOTSET:  # it logs every request, and failures that are reported here
@@ -51,6 +56,9 @@ class HdfsStorage:
             client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
         if self._urls:
             keep_credentials(client)
+        self._namenodes = NameNodes(
+            name, {urlsplit(url).netloc: functools.partial(self._ask, url) for url in self._urls}
+        )
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
@@ -127,8 +135,12 @@ class HdfsStorage:
         """Turns the client's exceptions into StorageErrors. Their own texts hold URLs, which may hold a token."""
         try:
             yield
+            self._namenodes.look()
         except hdfs.HdfsError as problem:
-            raise _server_error(f"{self.name}: {path}", problem, self._urls) from None
+            error = _server_error(f"{self.name}: {path}", problem, self._urls)
+            raise (self._none_is_active(path) if problem.exception == "StandbyException" else None) or error from None
+        except TicketError as problem:
+            raise TicketError(f"{self.name}: {path}: {problem}") from None
         except requests.exceptions.SSLError as problem:
             raise StorageError(
                 f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; set REQUESTS_CA_BUNDLE "
@@ -141,18 +153,36 @@ class HdfsStorage:
             ) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
             reason = f"{_server_of(problem)}: {_reason(problem)}{_by_proxy(self._urls)}"
-            raise StorageUnavailableError(f"{self.name}: {path}: {reason}") from None
+            raise self._none_is_active(path) or StorageUnavailableError(f"{self.name}: {path}: {reason}") from None
+
+    def _none_is_active(self, path: str) -> Optional[StorageError]:
+        reason = self._namenodes.why_none_is_active()
+        return None if reason is None else StorageUnavailableError(f"{self.name}: {path}: {reason}")
+
+    def _ask(self, url: str) -> Optional[str]:
+        """Returns why a NameNode does not serve, or None."""
+        try:
+            # The client's own way to send, with its credentials, but to this NameNode alone.
+            answer = self._client._request("GET", f"{url}/webhdfs/v1/?op=GETFILESTATUS")
+            return STANDBY if answer.status_code == 403 and b"StandbyException" in answer.content else None
+        except TicketError:
+            return None  # it answers
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
+            return f"does not answer ({_reason(problem)})"
 
 
-def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> HdfsStorage:
+def connect(
+    fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None, kerberos: Optional[Kerberos] = None
+) -> HdfsStorage:
     """Opens an HDFS through WebHDFS.
 
     Args:
         fs_name: An address that `web_addresses` can read. Without `fs_ugi` also an alias of HdfsCLI's configuration
-            file.
+            file. A nameservice of hdfs-site.xml stands for its NameNodes.
         fs_ugi: `name,password`. The password goes only to gateways that ask for it over https. By default the name is
             that of `HADOOP_USER_NAME`, or the user of the process.
         client: A client of the `hdfs` package to use instead.
+        kerberos: Where tickets come from, for servers that ask for one.
 
     Raises:
         ConfigError: The address cannot be read.
@@ -166,13 +196,23 @@ def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -
         if alias is not None:
             return HdfsStorage(alias, fs_name)
     name, _, password = (fs_ugi or "").partition(",")
-    urls = _answering(fs_name, web_addresses(fs_name))
+    urls = _answering(fs_name, _addresses(fs_name))
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_connections=CONNECTIONS, pool_maxsize=CONNECTIONS))
+    if kerberos is not None:
+        session.auth = TicketAuth(kerberos, urls)
+        return HdfsStorage(hdfs.client.Client(";".join(urls), session=session), fs_name)
     session.auth = GatewayAuth(name, password, urls)  # also keeps ~/.netrc out
     user = name or os.environ.get("HADOOP_USER_NAME") or None
     return HdfsStorage(hdfs.InsecureClient(";".join(urls), user=user, session=session), fs_name)
+
+
+def _addresses(fs_name: str) -> list[list[str]]:
+    """Returns for each NameNode the base URLs at which it may offer WebHDFS."""
+    scheme, is_address, service = fs_name.rstrip("/").partition("://")
+    known = site.namenodes(site.read_settings(), service) if is_address and scheme in ("hdfs", "webhdfs") else []
+    return [[one.web] for one in known] or web_addresses(fs_name)
 
 
 def is_alias(fs_name: str) -> bool:

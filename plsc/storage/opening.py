@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any, Optional
 
-from plsc.storage import hdfs, rpc
+from plsc.storage import hdfs, rpc, site
 from plsc.storage.address import check_hdfs_address, rpc_hosts
-from plsc.storage.base import Storage, StorageUnavailableError
+from plsc.storage.base import Storage, StorageError, StorageUnavailableError
+from plsc.storage.kerberos import Kerberos, TicketError
 
 logger = logging.getLogger("plsc")
 
 
-def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -> Storage:
+def connect(
+    fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None, kerberos: Optional[Kerberos] = None
+) -> Storage:
     """Opens an HDFS, and logs how.
 
     Args:
@@ -20,29 +23,50 @@ def connect(fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None) -
             `fs_ugi` also an alias of HdfsCLI's configuration file.
         fs_ugi: `name,password`. The password goes only to gateways of WebHDFS; see `plsc.storage.hdfs.connect`.
         client: A client of the `hdfs` package to use instead.
+        kerberos: Where tickets come from. By default the ticket of the user is shown where core-site.xml says that the
+            cluster has Kerberos, unless `fs_ugi` has a password.
 
     Raises:
-        ConfigError: The address cannot be read.
+        ConfigError: The address, the keytab, or a configuration file of Hadoop cannot be read.
         StorageUnavailableError: No NameNode answers.
-        StorageError: A NameNode refuses.
+        StorageError: A NameNode refuses, or there is no valid ticket.
     """
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
     if client is not None or fs_name is None or is_alias:
         return hdfs.connect(fs_name, fs_ugi, client)
     check_hdfs_address(fs_name, is_alias=False)
+    has_password = bool((fs_ugi or "").partition(",")[2])
+    if kerberos is None and not has_password and site.asks_for_kerberos(site.read_settings()):
+        kerberos = Kerberos()
+    if kerberos is not None:
+        kerberos.check()
+    try:
+        return _connected(fs_name, fs_ugi, kerberos)
+    except TicketError as problem:  # at the start, nobody waits for one
+        raise StorageError(str(problem)) from None
+
+
+def _connected(fs_name: str, fs_ugi: Optional[str], kerberos: Optional[Kerberos]) -> Storage:
     hosts, why = rpc_hosts(fs_name), ""
+    who = "" if kerberos is None else f", with {kerberos}"
     if hosts and not rpc.is_installed():
         why = "; for RPC, install hdfs-native"
     elif hosts:
         try:
-            store = rpc.connect(hosts, fs_name, (fs_ugi or "").partition(",")[0] or None)
-            logger.info("%s: connected by RPC", fs_name)
+            store = rpc.connect(hosts, fs_name, (fs_ugi or "").partition(",")[0] or None, kerberos)
+            logger.info("%s: connected by RPC%s", fs_name, who)
             return store
+        except TicketError:
+            raise
         except StorageUnavailableError as problem:
             why = f"; by RPC: {str(problem).removeprefix(f'{fs_name}: ')}"
     try:
-        found = hdfs.connect(fs_name, fs_ugi)
+        found = hdfs.connect(fs_name, fs_ugi, kerberos=kerberos)
+        if kerberos is not None:
+            found.status("/")  # shows the ticket
+    except TicketError:
+        raise
     except StorageUnavailableError as problem:
         raise StorageUnavailableError(f"{problem}{why}") from None
-    logger.info("%s: connected by WebHDFS%s", fs_name, why)
+    logger.info("%s: connected by WebHDFS%s%s", fs_name, who, why)
     return found

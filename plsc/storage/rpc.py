@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getpass
 import importlib.util
 import os
 import posixpath
@@ -16,10 +15,12 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Callable, Optional, TypeVar
 
 from plsc.errors import one_line
 from plsc.machine.json_files import as_integer
+from plsc.storage import site
 from plsc.storage.base import (
     CHUNK_BYTES,
     Chunks,
@@ -30,6 +31,8 @@ from plsc.storage.base import (
     missing,
     place_of,
 )
+from plsc.storage.failover import STANDBY, NameNodes
+from plsc.storage.kerberos import Kerberos
 from plsc.storage.refusals import first_line, refusal
 
 T = TypeVar("T")
@@ -41,7 +44,8 @@ _SETTINGS = {
     "dfs.client.failover.sleep.base.millis": "100",
     "dfs.client.failover.sleep.max.millis": "500",
 }
-_DEFAULT_PORT = 8020
+_PROTECTION = "dfs.data.transfer.protection"
+_DEFAULT_PORT, _SERVICE = 8020, "plsc"
 _USER = "HADOOP_USER_NAME"
 # `RPCError("org.apache...SafeModeException", "Cannot create file...\n\tat ...")`, as Rust shows it.
 _RPC_ERROR = re.compile(r'RPCError\("(?:[\w.]*\.)?([\w$]+)", "(.*)"\)', re.DOTALL)
@@ -54,13 +58,28 @@ class RpcStorage:
     """A `Storage` on HDFS.
 
     Args:
-        client: A client of `hdfs-native`.
+        cluster: The cluster.
         name: What messages call the store.
         user: The HDFS user; None leaves it to `hdfs-native`.
+
+    Attributes:
+        has_changed: Whether the NameNode that was asked first has been left, because it never answered.
     """
 
-    def __init__(self, client: Any, name: str, user: Optional[str] = None) -> None:
-        self._client, self.name, self.user = client, name, user
+    def __init__(self, cluster: _Cluster, name: str, user: Optional[str] = None) -> None:
+        self._cluster, self.name, self.user, self.has_changed = cluster, name, user, False
+        self._kerberos = cluster.kerberos or Kerberos()
+        hosts = cluster.namenodes.values()
+        self._namenodes = NameNodes(name, {host: functools.partial(cluster.ask, host) for host in hosts})
+        try:
+            self._client = cluster.client()
+        except (RuntimeError, OSError) as problem:
+            raise _error(name, str(problem), self._kerberos) from None
+
+    def check(self) -> None:
+        """Asks for the root folder. Raises StorageError."""
+        with self._worded("/"):
+            _answer(lambda: self._client.get_file_info("/"), PROBE_SECONDS)
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name."""
@@ -135,17 +154,18 @@ class RpcStorage:
         return str(found.path).removeprefix(before)
 
     def _place(self, path: str) -> str:
-        """Returns a path as `hdfs-native` wants it, which does not know `.` as the home folder of the user."""
+        """Returns a path as `hdfs-native` wants it, for which the home folder of the user has an empty path."""
         place = posixpath.normpath(path)
-        if place != ".":
-            return f"/{place.lstrip('/')}" if place.startswith("/") else place
-        return f"/user/{self.user or os.environ.get(_USER) or getpass.getuser()}"
+        if place == ".":
+            return ""
+        return f"/{place.lstrip('/')}" if place.startswith("/") else place
 
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:
         """Turns the client's exceptions into StorageErrors."""
         try:
             yield
+            self._namenodes.look()
         except StorageError:
             raise
         except FileNotFoundError as problem:
@@ -154,10 +174,21 @@ class RpcStorage:
             raise missing(self, path) from None
         except FileExistsError as problem:
             raise refusal(place_of(self, path), "", first_line(str(problem))) from None
-        except OSError as problem:
+        except TimeoutError as problem:
+            # hdfs-native would wait for the same NameNode for ever.
+            active = self._namenodes.active()
+            if active is not None:
+                self._client, self.has_changed = self._cluster.client(active), True
             raise StorageUnavailableError(f"{place_of(self, path)}: {_reason(problem)}") from None
+        except OSError as problem:
+            reason = self._namenodes.why_none_is_active() or _reason(problem)
+            raise StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
         except RuntimeError as problem:
-            raise _error(place_of(self, path), str(problem)) from None
+            error = _error(place_of(self, path), str(problem), self._kerberos)
+            if "StandbyException" in str(problem):
+                why = self._namenodes.why_none_is_active()
+                error = error if why is None else StorageUnavailableError(f"{place_of(self, path)}: {why}")
+            raise error from None
         except (ValueError, TypeError, AttributeError, OverflowError) as problem:
             reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
             raise StorageError(f"{place_of(self, path)}: {reason}") from None
@@ -168,50 +199,101 @@ def is_installed() -> bool:
     return importlib.util.find_spec("hdfs_native") is not None
 
 
-def connect(hosts: list[str], name: str, user: Optional[str]) -> RpcStorage:
+def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional[Kerberos] = None) -> RpcStorage:
     """Opens an HDFS, and asks it for its root folder.
 
     Args:
         hosts: `host:port` of each NameNode, or one name that `hdfs-site.xml` knows.
         name: What messages call the store.
         user: The HDFS user on clusters without Kerberos; None is that of `HADOOP_USER_NAME`, or of the process.
+        kerberos: Where tickets come from, on clusters with Kerberos.
 
     Raises:
+        ConfigError: The configuration files of Hadoop, or the keytab, cannot be read.
+        TicketError: There is no valid ticket.
         StorageUnavailableError: No NameNode answers by RPC, or another user of HDFS is in use in this process.
         StorageError: It refuses.
     """
-    import hdfs_native
-
-    def opened(url: str, settings: dict[str, str]) -> RpcStorage:
-        try:
-            client = hdfs_native.Client(url, settings)
-        except (RuntimeError, OSError) as problem:
-            raise _error(name, str(problem)) from None
-        store = RpcStorage(client, name, user)
-        with store._worded("/"):
-            _answer(lambda: client.get_file_info("/"), PROBE_SECONDS)
-        return store
-
+    cluster = _Cluster.of(hosts, kerberos)
     with _USERS.lock:
         _USERS.become(user, name)
-        if len(hosts) > 1:
-            service = "plsc"
-            numbers = ",".join(f"n{number}" for number in range(len(hosts)))
-            several = {"dfs.nameservices": service, f"dfs.ha.namenodes.{service}": numbers}
-            several |= {
-                f"dfs.namenode.rpc-address.{service}.n{number}": _with_port(host) for number, host in enumerate(hosts)
-            }
-            store = opened(f"hdfs://{service}", {**_SETTINGS, **several})
-        else:
-            try:
-                store = opened(f"hdfs://{hosts[0]}", dict(_SETTINGS))
-            except StorageError as problem:
-                if "No NameNode hosts found" not in str(problem) or _with_port(hosts[0]) == hosts[0]:
-                    raise
-                # It is the name of a machine, and no nameservice.
-                store = opened(f"hdfs://{_with_port(hosts[0])}", dict(_SETTINGS))
+        store = RpcStorage(cluster, name, user)
+        try:
+            store.check()
+        except StorageUnavailableError as problem:
+            if kerberos is None and "listener disconnected" in str(problem):
+                raise StorageUnavailableError(
+                    f"{problem}, as it does where a NameNode asks for Kerberos; if it does, call set_hdfs_info with "
+                    "auth='kerberos'"
+                ) from None
+            if not store.has_changed:
+                raise
+            store.check()  # another NameNode
         _USERS.stores.add(store)
         return store
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """What `hdfs-native` needs to know of a cluster.
+
+    Attributes:
+        host: `host:port` of its NameNode, or the name of several.
+        namenodes: `host:port` of each of several NameNodes, by what the settings call it.
+        settings: The settings for `hdfs-native`, in addition to those of Hadoop's configuration files.
+        kerberos: Where tickets come from; None without Kerberos.
+    """
+
+    host: str
+    namenodes: dict[str, str]
+    settings: dict[str, str]
+    kerberos: Optional[Kerberos]
+
+    @classmethod
+    def of(cls, hosts: list[str], kerberos: Optional[Kerberos]) -> _Cluster:
+        """Returns the cluster of some NameNodes, or of a name. Raises ConfigError."""
+        known, settings = site.read_settings(), dict(_SETTINGS)
+        if kerberos is not None:
+            settings["hadoop.security.authentication"] = "kerberos"
+            # With any value, hdfs-native lets the DataNodes choose; without one, those that protect transfers refuse.
+            settings[_PROTECTION] = known.get(_PROTECTION) or "authentication"
+        if len(hosts) == 1:
+            names = {one.name: one.rpc for one in site.namenodes(known, hosts[0])}
+            return cls(hosts[0], names, settings, kerberos)
+        several = {f"n{number}": _with_port(host) for number, host in enumerate(hosts)}
+        settings["dfs.nameservices"] = _SERVICE
+        settings |= {f"dfs.namenode.rpc-address.{_SERVICE}.{name}": host for name, host in several.items()}
+        return cls(_SERVICE, several, settings, kerberos)
+
+    def client(self, first: Optional[str] = None) -> Any:
+        """Returns a client that asks the NameNode `first` before the others. It does not connect yet."""
+        if not self.namenodes:
+            try:
+                return self._opened(self.host, {})
+            except RuntimeError as problem:
+                if "No NameNode hosts found" not in str(problem) or _with_port(self.host) == self.host:
+                    raise
+                return self._opened(_with_port(self.host), {})  # it is the name of a machine, and no nameservice
+        names = sorted(self.namenodes, key=lambda name: self.namenodes[name] != first)
+        return self._opened(self.host, {f"dfs.ha.namenodes.{self.host}": ",".join(names)})
+
+    def ask(self, host: str) -> Optional[str]:
+        """Returns why one of the NameNodes does not serve, or None."""
+        try:
+            _answer(lambda: self._opened(host, {}).get_file_info("/"), PROBE_SECONDS)
+        except OSError as problem:
+            return f"does not answer ({_reason(problem)})"
+        except Exception as problem:  # noqa: BLE001 - whatever else it says, it answers
+            return STANDBY if "StandbyException" in str(problem) else None
+        return None
+
+    def _opened(self, host: str, more: dict[str, str]) -> Any:
+        import hdfs_native
+
+        who: dict[str, Any] = {}
+        if self.kerberos is not None and self.kerberos.keytab is not None:
+            who = {"kerberos_principal": self.kerberos.principal, "kerberos_keytab": self.kerberos.keytab}
+        return hdfs_native.Client(f"hdfs://{host}", {**self.settings, **more}, **who)
 
 
 class _Users:
@@ -294,8 +376,11 @@ def _status(found: Any) -> Status:
     )
 
 
-def _error(where: str, text: str) -> StorageError:
+def _error(where: str, text: str, kerberos: Kerberos) -> StorageError:
     """Returns the error for a RuntimeError of `hdfs-native`, which shows an error of Rust."""
+    problem = kerberos.explain(text)
+    if problem is not None:
+        return type(problem)(f"{where}: {problem}")
     match = _RPC_ERROR.search(text)
     if match is not None:
         words = match[2].replace(r"\n", "\n").replace(r"\t", "\t").replace(r"\"", '"').replace(r"\\", "\\")
