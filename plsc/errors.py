@@ -126,4 +126,6 @@ def counted(count: int, noun: str) -> str:
 def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"
+    if noun.endswith("epoch"):  # its ch sounds like k
+        return f"{noun}s"
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"

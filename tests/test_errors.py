@@ -74,6 +74,8 @@ def test_long_texts_take_little_time(part):
         (2, "identity", "2 identities"),
         (1, "identity", "1 identity"),
         (2, "batch", "2 batches"),
+        (10, "epoch", "10 epochs"),
+        (1, "epoch", "1 epoch"),
         (3, "day", "3 days"),
     ],
 )

@@ -80,10 +80,9 @@ def _per_class(found: Survey) -> list[str]:
     spans = [f"{least:,}" if least == end else f"{least:,} to {end:,}" for least, end, _ in rows]
     width = max(map(len, spans))
     middle = f"{sorted(used.tolist())[len(used) // 2]:,}"
-    lines = [
-        f"images per class: {found.counts[smallest]:,} ({readable(found.name(smallest))}) to "
-        f"{found.counts[largest]:,} ({readable(found.name(largest))}), median {middle}"
-    ]
+    least, most_images = found.counts[smallest], found.counts[largest]
+    span = f"{least:,} ({readable(found.name(smallest))}) to {most_images:,} ({readable(found.name(largest))})"
+    lines = [f"images per class: {middle}" if least == most_images else f"images per class: {span}, median {middle}"]
     for span, (_, _, count) in zip(spans, rows):
         bar = "#" * -(-count * _WIDTH // most)
         lines.append(f"  {span:>{width}}  {bar}{' ' if bar else ''}{counted(count, 'class')}")

@@ -10,9 +10,10 @@ from typing import Optional
 
 from plsc import settings
 from plsc.arguments import add_command, add_ranks, at_least, program
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 from plsc.machine import launch
 from plsc.machine.launch.network import parse_address
+from plsc.machine.names import readable
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -110,6 +111,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.script}: {wrong}; name a Python script, as in {program()} run train.py")
     command = [sys.executable, options.script, *options.args]
     machines = _machines(options)
+    # Paddle takes seconds to load, and then the script speaks for itself.
+    launch.say(f"plsc: starting {counted(options.ranks, 'rank')} of {readable(options.script)}\n")
     if machines is None:
         return launch.run(command, options.ranks, options.restarts, variables)
     return launch.run_on_machines(command, machines, variables)

@@ -69,7 +69,7 @@ def open_records(opening: Opening) -> FolderTree:
         packer.add(run.prefix, run.names)
         owners.append(len(flat) - 1)
     for name in sorted(tests):
-        if name and os.path.isdir(os.path.join(os.fsencode(opening.path), name)):
+        if name and not os.path.isabs(name) and os.path.isdir(os.path.join(os.fsencode(opening.path), name)):
             left_out.add("test sets of set_val_targets", name)
     if not owners:
         raise DataError(f"{opening.path}: holds no folder with images; put the images of each class into a subfolder")

@@ -94,6 +94,7 @@ class ProgressLog(Callback):
 
     It shows a progress bar on a terminal and plain lines elsewhere, and always writes to `metrics.jsonl`. The first
     line comes after the first step that ends more than 5 s after the beginning, if that is before `log_period` steps.
+    An epoch of fewer than `log_period` steps that would show nothing shows its loss at its end.
     """
 
     def __init__(self) -> None:
@@ -143,14 +144,14 @@ class ProgressLog(Callback):
 
     def on_test(self, run: Run, results: Mapping[str, Mapping[str, float]]) -> None:
         """Shows and records the results of a test."""
-        if run.progress.epoch + 1 == run.config.train_epochs:
+        if run.progress.epoch + 1 == run.config.train_epochs or self._is_short(run, run.progress.batch):
             self._flush(run)
         log_test(results)
         run.record("test", step=run.progress.step, epoch=run.progress.epoch, time=_now(), **results)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Shows and records the last steps of the run."""
-        if run.progress.epoch == run.config.train_epochs:
+        """Shows and records the last steps of the run, and those of an epoch that has shown nothing."""
+        if run.progress.epoch == run.config.train_epochs or self._is_short(run, self._step_of_epoch):
             self._flush(run)
 
     def on_train_end(self, run: Run) -> None:
@@ -162,6 +163,11 @@ class ProgressLog(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _is_short(self, run: Run, steps: int) -> bool:
+        """Returns whether none of the steps of the epoch that has just ended was a multiple of `log_period`."""
+        period, step = run.config.log_period, run.progress.step
+        return step // period == (step - steps) // period
 
     def _flush(self, run: Run) -> None:
         """Shows and records the steps since the last record, if there are any."""

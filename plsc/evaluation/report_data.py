@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import numpy as np
@@ -61,8 +63,9 @@ def _hardest(similarity: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> n
 def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Returns a name for the identity of each of the images `shown` [N], as str [N].
 
-    If the collection names no identities, images that the pairs `same` [S, 2] connect are of one identity, and the
-    number of the first of them is its name. An image in no such pair gets ''.
+    If the collection names no identities, images that the pairs `same` [S, 2] connect are of one identity. Its name is
+    that of their folder if they share one with no other identity, and otherwise the number of the first of them.
+    An image in no such pair gets ''.
     """
     named = [images.identity(i) for i in shown.tolist()]
     if any(named):
@@ -81,4 +84,27 @@ def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.n
         parent[other] = one
     roots = [root(i) for i in range(count)]
     known = {one for i, one in enumerate(roots) if one != i}
-    return np.array([str(one) if one in known else "" for one in roots], "U")
+    titles = _titles([images.name(i) for i in shown.tolist()], roots, known)
+    return np.array([titles[one] if one in known else "" for one in roots], "U")
+
+
+def _titles(names: Sequence[str], roots: Sequence[int], known: Iterable[int]) -> dict[int, str]:
+    """Returns the name of each identity `known`, by its root; see `_identities`.
+
+    Args:
+        names: The names of the images.
+        roots: The first image of the identity of each image.
+        known: The identities of several images.
+    """
+    titles = {one: str(one) for one in known}
+    folders: dict[int, set[str]] = {one: set() for one in known}
+    for name, one in zip(names, roots):
+        if one in folders:
+            folders[one].add(os.path.dirname(name))
+    owners = Counter(folder for of_one in folders.values() for folder in of_one)
+    alone = {one: min(of_one) for one, of_one in folders.items() if len(of_one) == 1 and owners[min(of_one)] == 1}
+    short = Counter(map(os.path.basename, alone.values()))
+    for one, folder in alone.items():
+        name = os.path.basename(folder)
+        titles[one] = (name if short[name] == 1 else folder) or titles[one]
+    return titles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from plsc.errors import ConfigError
 from plsc.inference.foreign import last_words
 from plsc.machine.names import utf8_path
+from plsc.machine.streams import discarded_output
 from plsc.machine.threads import computing_threads
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -71,11 +73,14 @@ def _run_of_paddle(config: Any) -> Run:
     # The handles belong to the predictor, so calls must not overlap. A clone for each thread would be no faster: Paddle
     # 3.3 holds Python's global lock while it runs, and a call uses all cores that it may.
     lock = threading.Lock()
+    # Paddle 3.3 chooses its kernels when it first runs, and prints the name of a function of its own for each mean.
+    output: list[Any] = [discarded_output]
 
     def run(images: np.ndarray) -> np.ndarray:
         with lock:
             entrance.copy_from_cpu(np.ascontiguousarray(images))
-            predictor.run()
+            with output.pop()() if output else contextlib.nullcontext():
+                predictor.run()
             return exit.copy_to_cpu()
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -110,6 +111,29 @@ class CheckedOutput:
             raise
         except OSError as problem:
             raise OutputError(f"cannot write to the standard output ({problem.strerror})") from None
+
+
+@contextlib.contextmanager
+def discarded_output() -> Iterator[None]:
+    """Discards what a library writes to the standard output of the process inside the `with` block.
+
+    It is for remarks of C++ code, which would get between the lines or the JSON that a command prints. What other
+    threads print meanwhile is lost too, so the block should be short.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    library = ctypes.CDLL(None)
+    library.fflush(None)
+    kept = os.dup(1)
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def silence_stdout() -> None:

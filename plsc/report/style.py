@@ -21,7 +21,7 @@ h3 small { color: var(--soft); font-weight: normal; }
 .names { margin: 4px 0 0; color: var(--soft); }
 section, .notes { margin: 28px 0 0; }
 .cards {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 190px), 1fr)); gap: 10px; margin: 0;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, max(190px, 23%)), 1fr)); gap: 10px; margin: 0;
 }
 .cards div, figure, .scroll, .notes, .pairs li {
   background: var(--card); border: 1px solid var(--grid); border-radius: 8px;

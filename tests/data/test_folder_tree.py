@@ -50,7 +50,9 @@ def test_test_sets_and_images_in_no_folder_are_left_out_in_one_line(tmp_path, ca
     (tmp_path / "lfw.bin").touch()
     with pytest.raises(DataError, match="'held_out' holds folders of images and no images.*name it in set_val_targets"):
         open_images(str(tmp_path), 3, 0, 1)
-    source = open_images(str(tmp_path), 3, 0, 1, test_sets=["lfw", "held_out"])
+    outside = tmp_path.parent / "outside"
+    outside.mkdir()
+    source = open_images(str(tmp_path), 3, 0, 1, test_sets=["lfw", "held_out", str(outside)])
     assert list(source.class_names) == ["a", "b b", "人"] and source.num_images == 5
     assert "images in no subfolder: 1 (such as 0.jpg)" in caplog.text
     assert "test sets of set_val_targets: 1 (such as held_out)" in caplog.text

@@ -33,6 +33,42 @@ def test_a_half_written_line_takes_no_other_record_with_it(tmp_path, left, resum
     assert text.startswith(kept) and json.loads(text[len(kept) :]) == {"event": "train", "step": 7}
 
 
+@pytest.mark.parametrize(
+    "period, steps, recorded",
+    [
+        (10, 4, [4, 8, 12]),
+        (10, 8, [8, 10, 20, 24]),
+        (4, 8, [4, 8, 12, 16, 20, 24]),
+        (10, 25, [10, 20, 30, 40, 50, 60, 70, 75]),
+    ],
+)
+@pytest.mark.parametrize("with_test", [True, False])
+def test_every_epoch_records_its_loss(monkeypatch, period, steps, recorded, with_test):
+    monkeypatch.setattr(log, "shows_bars", lambda: False)
+    records = []
+    run = SimpleNamespace(
+        clock=SimpleNamespace(seconds=0.0),
+        progress=SimpleNamespace(step=0, epoch=0, batch=0, skipped=0),
+        config=SimpleNamespace(log_period=period, train_epochs=3),
+        last=Step(loss=2.0, lr=0.1, scale=None, samples=8, correct=None, problem=None),
+        steps_per_epoch=steps,
+        record=lambda event, **values: records.append((event, values["step"], values["epoch"])),
+    )
+    progress_log = ProgressLog()
+    progress_log.on_train_begin(run)
+    for epoch in range(3):
+        run.progress.epoch = epoch
+        for batch in range(1, steps + 1):
+            run.progress.step, run.progress.batch = epoch * steps + batch, batch
+            progress_log.on_step_end(run)
+        if with_test:
+            progress_log.on_test(run, {})
+        run.progress.epoch, run.progress.batch = epoch + 1, 0
+        progress_log.on_epoch_end(run)
+    trained = [(step, epoch) for event, step, epoch in records if event == "train"]
+    assert trained == [(step, (step - 1) // steps) for step in recorded]
+
+
 @pytest.mark.parametrize("seconds, shown", [(4.9, []), (5.0, [1, 10]), (2.5, [2, 10])])
 def test_the_first_line_comes_after_some_seconds_and_records_nothing_more(monkeypatch, caplog, seconds, shown):
     monkeypatch.setattr(log, "shows_bars", lambda: False)

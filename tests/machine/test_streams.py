@@ -1,5 +1,6 @@
 """Programs run and end as usual whichever standard streams are closed."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ import pytest
 from ranks import environment
 
 from plsc.arguments import exit_status
+from plsc.machine import streams
 
 PLAN = f"{sys.executable} -m plsc plan --classes 1000 --emb 64 --image-shape 3,32,32"
 # Opens a file after plsc has started: it must not get the number of a standard stream.
@@ -90,3 +92,13 @@ def test_a_rank_has_ended_though_a_process_that_it_started_holds_its_stderr(tmp_
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert process.returncode == 1 and process.stderr.splitlines()[-1] == "rank one is broken"
+
+
+def test_what_a_library_prints_is_discarded_and_what_python_prints_is_not(capfd):
+    library = ctypes.CDLL(None)
+    print("before")
+    with streams.discarded_output():
+        library.printf(b"buffered remark")
+        os.write(1, b"remark")
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
