@@ -26,6 +26,7 @@ UNSPLIT_LIST = "file_list.txt"  # the files of base64 data that has not been spl
 
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _TAB, _ZERO = b"\t0"
+_LAST = 1 << 62  # more than any number of a file
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
@@ -133,6 +134,7 @@ class Base64Files(Records):
         runs += [(number, count, each - count) for number, count in own.items() if count < each]
         self._runs = np.array(runs, np.int64)
         self._ends = np.cumsum(self._runs[:, 2])
+        self._listed = list(zip(self._ends.tolist(), *self._runs.T.tolist()))  # numbers that Python finds quickly
         self._share = -(-self.num_images // world_size)
         if world_size == 1 and shuffle == "window":
             self.blocks = self._find_blocks()
@@ -235,9 +237,8 @@ class Base64Files(Records):
 
     def _place(self, i: int) -> tuple[int, int]:
         """Returns the file and the line of a sample, both counted from 0."""
-        run = bisect.bisect_right(self._ends, i)
-        number, line, count = self._runs[run].tolist()
-        return number, line + i - int(self._ends[run]) + count
+        end, number, line, count = self._listed[bisect.bisect_right(self._listed, (i, _LAST))]
+        return number, line + i - end + count
 
     def _places(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `_place` does for many samples, int64 [n] and int64 [n]."""
