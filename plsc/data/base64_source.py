@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import bisect
 import contextlib
 import functools
@@ -13,7 +12,15 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.base64_index import index_name, load_offsets
-from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
+from plsc.data.base64_parts import (
+    ADVICE,
+    LONGEST_LABEL,
+    MANIFEST_NAME,
+    Manifest,
+    check_line,
+    decode_base64,
+    load_manifest,
+)
 from plsc.data.class_names import names_of_numbers
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
@@ -203,7 +210,7 @@ class Base64Files(Records):
             advice = advice_on(error, "check the disk")
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error
         image, _, digits = text.rpartition(b"\t")
-        data = _decoded(image)
+        data = decode_base64(image)
         if data is None or not (digits[:-1].isdigit() and digits.endswith(b"\n") and len(digits) <= LONGEST_LABEL + 1):
             raise self._damaged(i, text)
         label = int(digits)
@@ -294,17 +301,6 @@ class Base64Files(Records):
             f"python tools/process_base64_files.py --data_dir={source} --file_list={source_list}"
             f"{output} --nranks={nranks}"
         )
-
-
-def _decoded(image: bytes) -> Optional[bytes]:
-    """Decodes an image, or returns None for base64 that `check_line` calls bad, without the time of that check."""
-    try:
-        data = binascii.a2b_base64(image)
-    except binascii.Error:
-        return None
-    # The decoder skips characters that are not base64, and then the image is too short.
-    padding = 2 if image.endswith(b"==") else int(image.endswith(b"="))
-    return data if image and len(image) % 4 == 0 and len(data) == len(image) // 4 * 3 - padding else None
 
 
 def _labels_of(file: _Lines) -> np.ndarray:

@@ -68,7 +68,7 @@ def _states(seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
     for source in range(_POOL):
         for target in range(_POOL):
             if source != target:
-                mixed = _LEFT * pool[target] - _RIGHT * hashed(pool[source])
+                mixed: np.ndarray = _LEFT * pool[target] - _RIGHT * hashed(pool[source])
                 pool[target] = mixed ^ (mixed >> _SHIFT)
     hashed = _Hash(_FIRST_OUT, _STEP_OUT)
     words = np.stack([hashed(pool[k % _POOL]) for k in range(_STATE)], axis=1).astype(np.uint64)

@@ -10,8 +10,8 @@ import numpy as np
 
 from plsc.data.augmentation import Augmentation, augment
 from plsc.data.damaged import Skipping, is_damage, too_many
-from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.generators import generators_of
+from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
 from plsc.data.transforms import decode, normalize
@@ -131,14 +131,16 @@ class ImageLoader:
 
         batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD)
         try:
-            for made in batches:
-                for i, reason in made.damaged.items():
-                    assert self._skipping is not None
-                    self._skipping.report(self._source.name(i), reason)
-                yield made.batch
+            yield from map(self._reported, batches)  # A variable would hold a batch while the next one is made.
         finally:
             stop.set()
             batches.close()  # type: ignore[attr-defined]
+
+    def _reported(self, made: _Made) -> Batch:
+        for i, reason in made.damaged.items():
+            assert self._skipping is not None
+            self._skipping.report(self._source.name(i), reason)
+        return made.batch
 
     def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> _Made:
         first = step * self._batch_size

@@ -99,9 +99,8 @@ class Trainer:
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
         self.damaged = None
-        if config.skip_damaged:  # A list of images to leave out is for one data set.
-            one_set = isinstance(config.dataset_dir, str)
-            self.damaged = DamagedImages(config.skip_damaged, self.save_dir, can_exclude=one_set)
+        if config.skip_damaged:
+            self.damaged = DamagedImages(config.skip_damaged, self.save_dir)
         self.callbacks = build_callbacks(config, self.uploader, self.damaged)
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
