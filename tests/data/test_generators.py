@@ -14,5 +14,7 @@ def test_they_are_those_that_numpy_seeds_one_by_one(seed, epoch, last):
     for position, rng in zip(positions.tolist(), generators_of(seed, epoch, positions)):
         wanted = np.random.default_rng((seed, epoch, position))
         assert rng.bit_generator.state == wanted.bit_generator.state
-        assert rng.normal() == wanted.normal() and rng.integers(9, size=3).tolist() == wanted.integers(9, size=3).tolist()
+        assert (
+            rng.normal() == wanted.normal() and rng.integers(9, size=3).tolist() == wanted.integers(9, size=3).tolist()
+        )
     assert not list(generators_of(seed, epoch, positions[:0]))
