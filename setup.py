@@ -55,6 +55,7 @@ setup(
         "visualdl": ["visualdl>=2.5"],
         "search": ["faiss-cpu>=1.10"],
         "parquet": ["pyarrow>=12"],
+        "base64": ["pybase64>=1.3"],  # decodes ten times as fast as Python
         "onnx": ["paddle2onnx>=2.1", "onnxruntime>=1.15", "onnx>=1.14"],
         # The site of the documentation; Zensical is the maintained successor of Material for MkDocs.
         "docs": ["zensical>=0.0.73; python_version >= '3.11'"],

@@ -177,8 +177,9 @@ class Entry:
                 are drawn this many times in an epoch, and the losses of separate heads are multiplied by it. None is 1
                 for all of them.
             exclude: A text file that names images to leave out of training, one on each line, by their names in the
-                data, such as paths relative to the folder; docs/data.md has the others. `plsc data check`, `plsc data
-                split` and `set_skip_damaged` write such lists. Classes keep their numbers.
+                data, such as paths relative to the folder; docs/data.md has the others. With several sets, the title of
+                the set and a slash come before the name. `plsc data check`, `plsc data split` and `set_skip_damaged`
+                write such lists. Classes keep their numbers.
         """
         self._set("dataset_dir", directory, heads=heads, weights=weights, exclude=exclude)
 

@@ -47,6 +47,10 @@ class TrainingError(PlscError):
     """A training that cannot continue, for instance because a rank failed."""
 
 
+class StoppedError(PlscError):
+    """The end of waiting that a signal has asked for."""
+
+
 class RankError(TrainingError):
     """An error of another rank, which ends this one too.
 

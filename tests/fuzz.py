@@ -217,8 +217,7 @@ class Lines(Case):
         yield b"\xef\xbb\xbfAAAA\t1\r\n\n\t1\nAAAA\t-1\nAA=A\t" + b"9" * 19 + b"\n"
 
     def feed(self, data):
-        from plsc.data.base64_parts import _one_by_one, check_line, find_lines
-        from plsc.data.base64_source import _decoded
+        from plsc.data.base64_parts import _one_by_one, check_line, decode_base64, find_lines
 
         block = data[: data.rfind(b"\n") + 1]
         found, slow = find_lines(block, 100), _one_by_one(block, 100)
@@ -227,7 +226,7 @@ class Lines(Case):
         assert found.labels[good].tolist() == slow.labels[good].tolist()
         for line in block.split(b"\n")[:-1]:
             if check_line(line, 100) is None:
-                assert _decoded(line.rpartition(b"\t")[0]) is not None
+                assert decode_base64(line.rpartition(b"\t")[0]) is not None
 
 
 class Lists(Case):

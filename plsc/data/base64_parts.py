@@ -5,6 +5,7 @@ A folder with a `base64_manifest.json` holds a complete data set, split for a nu
 
 from __future__ import annotations
 
+import binascii
 import enum
 import os
 from collections.abc import Hashable
@@ -19,6 +20,11 @@ from plsc.machine.json_files import as_integer, as_list, as_object, as_text, jso
 from plsc.machine.names import from_text, is_utf8, quoted, why_missing
 from plsc.storage.base import Status, Storage, StorageError, read_bytes
 from plsc.storage.local import LOCAL, LocalStorage
+
+try:
+    from pybase64 import b64decode as _fast_decode  # ten times as fast as Python's own decoder
+except ImportError:
+    _fast_decode = None
 
 MANIFEST_NAME = "base64_manifest.json"
 FILE_LIST_NAME = "base64_file_list.txt"
@@ -287,6 +293,17 @@ def check_line(line: bytes, max_line: int) -> Optional[Fault]:
     if b"=" in letters or len(image) % 4:
         return Fault.LENGTH
     return None
+
+
+def decode_base64(image: bytes) -> Optional[bytes]:
+    """Decodes an image, or returns None for base64 that `check_line` calls bad, without the time of that check."""
+    try:
+        data = binascii.a2b_base64(image) if _fast_decode is None else _fast_decode(image, validate=True)
+    except binascii.Error:
+        return None
+    # Python's decoder skips characters that are not base64, and then the image is too short.
+    padding = 2 if image.endswith(b"==") else int(image.endswith(b"="))
+    return data if image and len(image) % 4 == 0 and len(data) == len(image) // 4 * 3 - padding else None
 
 
 @dataclass(frozen=True)

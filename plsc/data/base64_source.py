@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import bisect
 import contextlib
 import functools
@@ -13,7 +12,15 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.base64_index import index_name, load_offsets
-from plsc.data.base64_parts import ADVICE, LONGEST_LABEL, MANIFEST_NAME, Manifest, check_line, load_manifest
+from plsc.data.base64_parts import (
+    ADVICE,
+    LONGEST_LABEL,
+    MANIFEST_NAME,
+    Manifest,
+    check_line,
+    decode_base64,
+    load_manifest,
+)
 from plsc.data.class_names import names_of_numbers
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
@@ -26,6 +33,7 @@ UNSPLIT_LIST = "file_list.txt"  # the files of base64 data that has not been spl
 
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _TAB, _ZERO = b"\t0"
+_LAST = 1 << 62  # more than any number of a file
 _SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
@@ -133,6 +141,7 @@ class Base64Files(Records):
         runs += [(number, count, each - count) for number, count in own.items() if count < each]
         self._runs = np.array(runs, np.int64)
         self._ends = np.cumsum(self._runs[:, 2])
+        self._listed = list(zip(self._ends.tolist(), *self._runs.T.tolist()))  # numbers that Python finds quickly
         self._share = -(-self.num_images // world_size)
         if world_size == 1 and shuffle == "window":
             self.blocks = self._find_blocks()
@@ -201,7 +210,7 @@ class Base64Files(Records):
             advice = advice_on(error, "check the disk")
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error
         image, _, digits = text.rpartition(b"\t")
-        data = _decoded(image)
+        data = decode_base64(image)
         if data is None or not (digits[:-1].isdigit() and digits.endswith(b"\n") and len(digits) <= LONGEST_LABEL + 1):
             raise self._damaged(i, text)
         label = int(digits)
@@ -235,9 +244,8 @@ class Base64Files(Records):
 
     def _place(self, i: int) -> tuple[int, int]:
         """Returns the file and the line of a sample, both counted from 0."""
-        run = bisect.bisect_right(self._ends, i)
-        number, line, count = self._runs[run].tolist()
-        return number, line + i - int(self._ends[run]) + count
+        end, number, line, count = self._listed[bisect.bisect_right(self._listed, (i, _LAST))]
+        return number, line + i - end + count
 
     def _places(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what `_place` does for many samples, int64 [n] and int64 [n]."""
@@ -293,17 +301,6 @@ class Base64Files(Records):
             f"python tools/process_base64_files.py --data_dir={source} --file_list={source_list}"
             f"{output} --nranks={nranks}"
         )
-
-
-def _decoded(image: bytes) -> Optional[bytes]:
-    """Decodes an image, or returns None for base64 that `check_line` calls bad, without the time of that check."""
-    try:
-        data = binascii.a2b_base64(image)
-    except binascii.Error:
-        return None
-    # The decoder skips characters that are not base64, and then the image is too short.
-    padding = 2 if image.endswith(b"==") else int(image.endswith(b"="))
-    return data if image and len(image) % 4 == 0 and len(data) == len(image) // 4 * 3 - padding else None
 
 
 def _labels_of(file: _Lines) -> np.ndarray:

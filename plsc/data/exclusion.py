@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import logging
 from array import array
@@ -34,6 +35,7 @@ class KeptRecords(WrappedRecords):
         self._left_out = left_out
         # Before image i of those that are kept there are as many left out as have at most i kept ones before them.
         self._kept_before = left_out - np.arange(len(left_out))
+        self._view = self._kept_before.data  # bisecting it is much faster than NumPy's search for one number
         self.num_images = source.num_images - len(left_out)
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
@@ -72,7 +74,7 @@ class KeptRecords(WrappedRecords):
 
     def _number(self, i: int) -> int:
         """Returns the number of an image in the whole data set."""
-        return i + int(np.searchsorted(self._kept_before, i, side="right"))
+        return i + bisect.bisect_right(self._view, i)
 
 
 def leave_out(source: Records, path: Path) -> Records:

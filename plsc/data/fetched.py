@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import numpy as np
 
 from plsc.data.records import Records, WrappedRecords
-from plsc.errors import DataError, WrongDataError
+from plsc.errors import DataError, StoppedError, WrongDataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
 from plsc.storage.data_cache import CachedFolder, RemoteFile
@@ -96,6 +96,7 @@ class FetchedRecords(WrappedRecords):
             name, None if budget else sum(file.size for file in files if not folder.is_whole(file))
         )
         self._threads: list[threading.Thread] = []
+        self._is_stopping: Callable[[], bool] = lambda: False
 
     def labels(self) -> np.ndarray:
         """Returns the label of every image, int64 [n]; fetches all files, which must fit into the cache."""
@@ -137,6 +138,10 @@ class FetchedRecords(WrappedRecords):
             return self._source.read(i)
         finally:
             self._let_go(number, 1)
+
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
+        self._is_stopping = is_stopping
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block are read at about the same time."""
@@ -188,7 +193,9 @@ class FetchedRecords(WrappedRecords):
             while number not in self._readers:
                 if self._problem is not None:
                     raise self._problem
-                self._state.wait(max(0.0, line - time.monotonic()))
+                if self._is_stopping():
+                    raise StoppedError(f"it was waiting for {self._remote[number].name} of {self._name}")
+                self._state.wait(min(_POLL_SECONDS, max(0.0, line - time.monotonic())))
                 if time.monotonic() >= line:
                     line += _NEXT_LINES
                     logger.warning(

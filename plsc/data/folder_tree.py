@@ -16,7 +16,7 @@ from plsc.data.image_folders import LeftOut, has_image_suffix, runs_of_images
 from plsc.data.packed import FolderPacker, NamesInFolders
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, open_regular
+from plsc.machine.files import advice_on, read_regular
 
 logger = logging.getLogger("plsc")
 
@@ -117,7 +117,7 @@ class FolderTree(Records):
 
     def __init__(self, path: str, files: NamesInFolders, labels: np.ndarray, class_names: Sequence[str]) -> None:
         self.path, self.num_images, self.class_names = path, len(files), class_names
-        self._files, self._labels = files, labels
+        self._root, self._files, self._labels = os.fsencode(path), files, labels
 
     def name(self, i: int) -> str:
         """Returns the path of the image, relative to the folder."""
@@ -133,9 +133,9 @@ class FolderTree(Records):
         Raises:
             DataError: The file cannot be read.
         """
+        run = self._files.run(i)
         try:
-            with open_regular(self.where(i)) as file:
-                return file.read(), int(self._labels[self._files.run(i)])
+            return read_regular(os.path.join(self._root, self._files.raw_in(run, i))), int(self._labels[run])
         except OSError as error:
             advice = advice_on(error, "restore the file, or start again without it")
             raise DataError(f"{self.where(i)}: cannot read the image ({error.strerror or error}); {advice}") from error

@@ -19,7 +19,7 @@ from plsc.data.missing_files import find_missing
 from plsc.data.packed import Numbering
 from plsc.data.records import LARGEST_LABEL, Opening, Records, check_label
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, open_regular
+from plsc.machine.files import advice_on, read_regular
 from plsc.machine.names import quoted, why_missing
 
 logger = logging.getLogger("plsc")
@@ -110,8 +110,7 @@ class LabelFile(Records):
         """
         path = self.paths[i]
         try:
-            with open_regular(os.path.join(self.dataset_dir, path)) as file:
-                return file.read(), int(self._labels[i])
+            return read_regular(os.path.join(self.dataset_dir, path)), int(self._labels[i])
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")
             raise DataError(

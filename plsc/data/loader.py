@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
 from plsc.data.augmentation import Augmentation, augment
 from plsc.data.damaged import Skipping, is_damage, too_many
+from plsc.data.generators import generators_of
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
@@ -20,6 +21,11 @@ Batch = tuple[np.ndarray, ...]  # images and labels, and the targets if there ar
 
 # Number of finished batches kept ready, in addition to those that the workers are preparing.
 READ_AHEAD = 2
+# Images that a thread reads one after another before it decodes them. A read between two decodings finds nothing of the
+# system's tables in the processor's caches, and takes two to three times as long.
+_READ_TOGETHER, _BYTES_TOGETHER = 16, 1 << 20
+
+Encoded = Union[tuple[bytes, int], DataError]  # the bytes and the label of an image, or why it cannot be read
 
 
 class _Made(NamedTuple):
@@ -125,14 +131,16 @@ class ImageLoader:
 
         batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD)
         try:
-            for made in batches:
-                for i, reason in made.damaged.items():
-                    assert self._skipping is not None
-                    self._skipping.report(self._source.name(i), reason)
-                yield made.batch
+            yield from map(self._reported, batches)  # A variable would hold a batch while the next one is made.
         finally:
             stop.set()
             batches.close()  # type: ignore[attr-defined]
+
+    def _reported(self, made: _Made) -> Batch:
+        for i, reason in made.damaged.items():
+            assert self._skipping is not None
+            self._skipping.report(self._source.name(i), reason)
+        return made.batch
 
     def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> _Made:
         first = step * self._batch_size
@@ -141,18 +149,40 @@ class ImageLoader:
         images = np.empty((count, height, width, channels), np.uint8)
         labels, numbers = np.empty(count, np.int64), np.empty(count, np.int64)
         damaged: dict[int, str] = {}
+        encoded = self._read(order[first : first + count])
+        # Each global position has its own generator. So the numbers do not depend on the thread, and a sample that is
+        # repeated as padding is changed in another way than the first time.
+        positions = (first + np.arange(count)) * self._world_size + self._rank
+        generators = generators_of(self._seed, epoch, positions)
         for k in range(count):
             if stop.is_set():  # The batch will not be used.
                 break
-            numbers[k], image, labels[k] = self._good_image(order, first + k, damaged)
-            # Each global position has its own generator. So the numbers do not depend on the thread, and a sample
-            # that is repeated as padding is changed in another way than the first time.
-            position = (first + k) * self._world_size + self._rank
-            images[k] = augment(image, self._augmentation, np.random.default_rng((self._seed, epoch, position)))
+            numbers[k], image, labels[k] = self._good_image(order, first + k, next(encoded), damaged)
+            images[k] = augment(image, self._augmentation, next(generators))
         targets = () if self._targets is None or stop.is_set() else (self._targets(numbers),)
         return _Made((normalize(images), labels, *targets), damaged)
 
-    def _good_image(self, order: np.ndarray, place: int, damaged: dict[int, str]) -> tuple[int, np.ndarray, int]:
+    def _read(self, numbers: np.ndarray) -> Iterator[Encoded]:
+        """Yields what `Records.read` returns for some images, or raises for them; reads a few at a time."""
+        some: list[Encoded] = []
+        size = 0
+        for i in numbers.tolist():
+            try:
+                found = self._source.read(i)
+            except DataError as error:
+                yield from (*some, error)
+                some, size = [], 0
+                continue
+            some.append(found)
+            size += len(found[0])
+            if len(some) == _READ_TOGETHER or size > _BYTES_TOGETHER:
+                yield from some
+                some, size = [], 0
+        yield from some
+
+    def _good_image(
+        self, order: np.ndarray, place: int, encoded: Encoded, damaged: dict[int, str]
+    ) -> tuple[int, np.ndarray, int]:
         """Returns the number of the image at a place of the order, the image and its label.
 
         If the image is damaged, the next one that is not takes its place.
@@ -160,6 +190,7 @@ class ImageLoader:
         Args:
             order: The images of the rank.
             place: The place.
+            encoded: What `_read` gave for it.
             damaged: Receives why images cannot be used, by their numbers.
 
         Raises:
@@ -169,8 +200,12 @@ class ImageLoader:
         for turn in range(len(order)):
             i = int(order[(place + turn) % len(order)])
             try:
-                data, label = self._source.read(i)
-                return i, decode(data, self._image_shape, self._source.where(i), self._rule), label
+                if turn:
+                    encoded = self._source.read(i)
+                if isinstance(encoded, DataError):
+                    raise encoded
+                data, label = encoded
+                return i, self._decoded(data, i), label
             except DataError as error:
                 if not most or not is_damage(error):
                     if self._skipping is not None and is_damage(error):
@@ -182,3 +217,10 @@ class ImageLoader:
         problem = too_many(most, len(damaged), str(last))
         problem.mistake = is_mistake(last)  # type: ignore[attr-defined]
         raise problem
+
+    def _decoded(self, data: bytes, i: int) -> np.ndarray:
+        """Returns the pixels of image `i`. Raises DataError if it is damaged."""
+        try:
+            return decode(data, self._image_shape, "", self._rule)
+        except DataError:  # To find out where an image is can take as long as to read it, so only errors say so.
+            return decode(data, self._image_shape, self._source.where(i), self._rule)

@@ -142,6 +142,9 @@ class Records(abc.ABC):
         """Prepares for an epoch in which the images of each block are read at about the same time."""
         self.reads_ahead = self.blocks is not None
 
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:  # noqa: B027 - most sources never wait
+        """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
+
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""
 
@@ -184,6 +187,10 @@ class WrappedRecords(Records):
     def will_read(self, images: np.ndarray) -> None:
         """Prepares for images to be read in this order."""
         self._source.will_read(images)
+
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
+        self._source.end_waiting_if(is_stopping)
 
     def labels(self) -> np.ndarray:
         """Returns the label of every image."""

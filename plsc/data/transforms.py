@@ -11,7 +11,7 @@ from PIL import Image
 from plsc.data.encoded_image import decode_image
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, open_regular
+from plsc.machine.files import advice_on, read_regular
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: str, rule: PixelRule = NEWEST) -> np.ndarray:
@@ -46,8 +46,7 @@ def decode_file(path: Path, image_shape: Sequence[int], where: str = "", rule: P
     """
     where = where or str(path)
     try:
-        with open_regular(path) as file:
-            data = file.read()
+        data = read_regular(path)
     except OSError as problem:
         raise unreadable(where, problem) from None
     return decode(data, image_shape, where, rule)

@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from plsc.data.class_names import compared
+from plsc.data.exclusion import KeptRecords
 from plsc.data.records import Records
 from plsc.data.sampler import epoch_indices, mix_blocks, samples_at, samples_in_turn
 from plsc.errors import ConfigError, DataError
@@ -58,7 +59,7 @@ class UnitedRecords(Records):
         classes: Classes,
         weights: Optional[Sequence[float]] = None,
     ) -> None:
-        self._titles, self._sources, self._classes = titles, sources, classes
+        self._titles, self._sources, self._classes, self._weights = titles, sources, classes, weights
         self.class_names = classes.names
         sizes = [source.num_images for source in sources]
         self._firsts = np.cumsum([0, *sizes]).tolist()
@@ -68,6 +69,26 @@ class UnitedRecords(Records):
         if any(source.shuffle for source in sources):
             self.shuffle = ", ".join(source.shuffle or "full" for source in sources)
         self.slow_draws = next((source.slow_draws for source in sources if source.slow_draws), "")
+
+    def without(self, left_out: np.ndarray) -> UnitedRecords:
+        """Returns the sets without some of their images. Weights count the images that are kept.
+
+        Args:
+            left_out: Numbers of the images that are left out, int64, increasing.
+
+        Raises:
+            DataError: A set keeps no image.
+        """
+        kept: list[Records] = []
+        for number, source in enumerate(self._sources):
+            first, end = np.searchsorted(left_out, self._firsts[number : number + 2])
+            if end - first == source.num_images:
+                raise DataError(
+                    f"set_dataset_dir: exclude names every image of {self._titles[number]} ({source.num_images:,}); "
+                    "keep some to train on, or leave the whole data set out"
+                )
+            kept.append(KeptRecords(source, left_out[first:end] - self._firsts[number]) if end > first else source)
+        return UnitedRecords(self._titles, kept, self._classes, self._weights)
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block of a set are read at about the same time."""

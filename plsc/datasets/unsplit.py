@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import bisect
 import functools
 import hashlib
@@ -17,6 +16,7 @@ from plsc.data.base64_parts import (
     Part,
     changed,
     check_line,
+    decode_base64,
     find_lines,
     open_part,
     read_file_list,
@@ -88,7 +88,10 @@ class UnsplitLines(Records):
             line = line.removesuffix(b"\n")
             fault = check_line(line, len(line))
             raise DataError(f"{self.where(i)}: {ADVICE[fault] if fault else 'the line has changed; run again'}")
-        return binascii.a2b_base64(line[: line.rindex(b"\t")]), label
+        data = decode_base64(line[: line.rindex(b"\t")])
+        if data is None:
+            raise changed(self._parts[part])
+        return data, label
 
     def labels(self) -> np.ndarray:
         """Returns the label of each line, int64 [num_images]; -1 for a damaged line."""

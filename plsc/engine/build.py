@@ -22,6 +22,7 @@ from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
 from plsc.data.remote import open_images as open_remote_images
+from plsc.data.united import UnitedRecords
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.class_values import find_class_values, loss_terms
 from plsc.engine.damaged import DamagedImages
@@ -115,7 +116,8 @@ def _open_images(config: Config) -> Records:
     try:
         kept = source
         if config.exclude is not None:
-            kept = KeptRecords(kept, _left_out(kept, Path(config.exclude)))
+            left_out = _left_out(source, Path(config.exclude))
+            kept = source.without(left_out) if isinstance(source, UnitedRecords) else KeptRecords(source, left_out)
         if config.sampler != "uniform":
             kept = ClassSampler(kept, config.train_batch_size, config.images_per_class, parallel.world_size())
         return kept

@@ -27,11 +27,10 @@ class DamagedImages(Callback):
     Args:
         most: Most images that may be damaged.
         save_dir: Folder of the run, where rank 0 lists them; None for no list.
-        can_exclude: Whether `set_dataset_dir(exclude=...)` takes such a list for this data.
     """
 
-    def __init__(self, most: int, save_dir: Optional[Path], can_exclude: bool = True) -> None:
-        self._most, self._save_dir, self._can_exclude = most, save_dir, can_exclude
+    def __init__(self, most: int, save_dir: Optional[Path]) -> None:
+        self._most, self._save_dir = most, save_dir
         self._reasons: dict[str, str] = {}  # by name, of all ranks
         self._news: dict[str, str] = {}  # of this rank, which the others do not know
 
@@ -79,9 +78,8 @@ class DamagedImages(Callback):
         """Logs how many images were skipped, and how to leave them out."""
         if self._reasons and parallel.rank() == 0:
             path = None if self._save_dir is None else self._save_dir / DAMAGED_LIST
-            place = f"; {path} lists them" if path is not None else ""
-            use = ", for set_dataset_dir(exclude=...)" if place and self._can_exclude else ""
-            logger.warning("damaged images that were skipped: %d%s%s", len(self._reasons), place, use)
+            place = f"; {path} lists them, for set_dataset_dir(exclude=...)" if path is not None else ""
+            logger.warning("damaged images that were skipped: %d%s", len(self._reasons), place)
 
     def _add(self, name: str, reason: str) -> None:
         if name not in self._reasons:

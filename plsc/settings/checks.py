@@ -89,11 +89,6 @@ def dataset_dir(
                 f"{setter}: weights={shown(weights)}: expected a list of {len(paths)} numbers, one for each data set"
             )
         weights = tuple(check_float(f"{setter}: weights", one, 0, LARGEST_WEIGHT, above=True) for one in weights)
-    if exclude is not None and len(paths) > 1:
-        raise ConfigError(
-            f"{setter}: exclude is for one data set, and there are {len(paths)}; move the images "
-            "out of the sets instead"
-        )
     left_out = None if exclude is None else check_str(f"{setter}: exclude", exclude)
     return (paths[0] if len(paths) == 1 else paths), heads, weights, left_out
 

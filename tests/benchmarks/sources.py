@@ -136,6 +136,7 @@ def read(folder, kind, workers, shuffle):
 def bare(count, workers):
     """Decodes images that are in memory, in order."""
     from plsc.data.augmentation import Augmentation, augment
+    from plsc.data.generators import generators_of
     from plsc.data.transforms import decode, normalize
 
     encoded = encoded_images()
@@ -143,9 +144,9 @@ def bare(count, workers):
     def batch(first):
         numbers = range(first, min(first + BATCH, count))
         images, labels = np.empty((len(numbers), *SHAPE[1:], SHAPE[0]), np.uint8), np.empty(len(numbers), np.int64)
-        for k, number in enumerate(numbers):
-            images[k], labels[k] = decode(encoded[number % 64], SHAPE, ""), number % CLASSES
-            images[k] = augment(images[k], Augmentation(), np.random.default_rng((0, 0, number)))
+        for k, (number, rng) in enumerate(zip(numbers, generators_of(0, 0, np.array(numbers)))):
+            image, labels[k] = decode(encoded[number % 64], SHAPE, ""), number % CLASSES
+            images[k] = augment(image, Augmentation(), rng)
         normalize(images)
 
     timer = Timer(count)

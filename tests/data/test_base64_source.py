@@ -5,13 +5,14 @@ import json
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data import base64_source, recordio, tar_shards
+from plsc.data import base64_parts, base64_source, recordio, tar_shards
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
 from plsc.data.class_sampler import ClassSampler
@@ -310,9 +311,11 @@ def test_decoding_finds_every_fault_that_check_line_finds(image, changes, shorte
         if place < len(text):
             text[place] = character
     text = bytes(text[shorter:])
-    decoded = base64_source._decoded(text)
-    assert (decoded is None) == (check_line(text + b"\t5", 1000) is not None)
-    assert decoded is None or decoded == base64.b64decode(text, validate=True)
+    for decoder in {base64_parts._fast_decode, None}:  # with pybase64, if it is installed, and without
+        with mock.patch.object(base64_parts, "_fast_decode", decoder):
+            decoded = base64_parts.decode_base64(text)
+        assert (decoded is None) == (check_line(text + b"\t5", 1000) is not None)
+        assert decoded is None or decoded == base64.b64decode(text, validate=True)
 
 
 def test_files_that_differ_from_the_manifest_are_refused(tmp_path):

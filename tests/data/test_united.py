@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from plsc.data import sampler
 from plsc.data.base64_source import Base64Files
 from plsc.data.class_sampler import ClassSampler
+from plsc.data.exclusion import find_listed
 from plsc.data.records import Records
 from plsc.data.sampler import epoch_indices
 from plsc.data.sources import open_images, open_several
@@ -81,6 +82,32 @@ def test_a_name_that_two_classes_of_a_set_share_is_refused():
     for names, words in ((["x", "x"], "are both called 'x'"), (twins, "differ only in Unicode normalization")):
         with pytest.raises(DataError, match=f"^b: the classes 0 and 1 {words}"):
             merge_classes(["a", "b"], [Memory([0]), Memory([0, 1], names)])
+
+
+@pytest.mark.parametrize("block", [0, 3])
+@pytest.mark.parametrize("weights", [None, [1, 0.5]])
+def test_a_list_leaves_images_out_of_each_set(block, weights, tmp_path):
+    sources = [Memory(range(10), "abcdefghij", block), Memory([0, 1] * 4, "ab", block)]
+    whole = united(*sources, weights=weights)
+    listed = {"set0/0.png", "set0/9.png", "set1/0.png", "set1/3.png"}
+    (tmp_path / "list").write_text("\n".join(listed))
+    kept = whole.without(find_listed(whole, tmp_path / "list"))
+    names = [kept.name(i) for i in range(kept.num_images)]
+    assert names == [name for name in map(whole.name, range(18)) if name not in listed]
+    assert kept.class_names == whole.class_names and kept.num_classes == 10
+    assert [kept.read(i) for i in range(14)] == [
+        whole.read(i) for i in range(18) if whole.name(i) not in listed
+    ] and kept.labels().tolist() == [kept.read(i)[1] for i in range(14)]
+    assert kept.epoch_images == (14 if weights is None else 8 + 3)
+    drawn = np.concatenate([kept.epoch_order(0, 0, rank, 2) for rank in range(2)])
+    assert len(np.unique(drawn)) == kept.epoch_images and drawn.max() < 14
+    assert list(kept.digests()) == [
+        f"data set {number}: {what}" for number in (1, 2) for what in ("the images", "the images left out")
+    ]
+
+    (tmp_path / "list").write_text("".join(f"set1/{i}.png\n" for i in range(8)))
+    with pytest.raises(DataError, match=r"exclude names every image of set1 \(8\)"):
+        whole.without(find_listed(whole, tmp_path / "list"))
 
 
 def test_a_label_without_a_class_names_its_image():

@@ -1,16 +1,22 @@
 """Training on base64 data, on real processes."""
 
 import json
+import os
 import re
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 from ranks import start
 from safetensors.numpy import load_file
+from train_glyphs import small_entry
 
 from plsc.data.label_file import read_label_file
 from plsc.data.sampler import epoch_indices
 from plsc.data.sources import open_images
+from plsc.storage.local import LocalStorage
 
 OPTIONS = (
     'augmentation={"rotate": 10, "translate": 0.1, "crop": 0.5, "blur": 0.5, "jpeg": 0.5, "erasing": 0.5}',
@@ -84,3 +90,33 @@ def test_a_damaged_line_ends_training_with_an_error_that_names_it(base64_glyphs,
     assert process.returncode == 1
     line = f"plsc: error: (rank 1: )?{re.escape(str(data))}/base64_rank_1:5: a character that is not base64"
     assert re.match(line, process.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_a_file_and_the_run_resumes(base64_glyphs, tmp_path, monkeypatch, caplog, number):
+    def entry():
+        ins = small_entry(str(base64_glyphs), str(tmp_path / "output"))
+        ins.set_dataset_dir(f"file://{base64_glyphs}")
+        ins.set_data_cache(str(tmp_path / "cache"), "1GB")
+        ins.set_with_test(False)
+        ins.set_train_epochs(1)
+        ins.set_resume(True)
+        return ins
+
+    release, read = threading.Event(), LocalStorage.read
+
+    def hanging(self, path, offset, count):
+        if "base64_rank_1" in path:
+            threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+            release.wait(30)
+        yield from read(self, path, offset, count)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "read", hanging)
+        with pytest.raises(SystemExit) as ended:
+            entry().train()
+    release.set()
+    assert ended.value.code == 128 + number and time.monotonic() - began < 15
+    assert (tmp_path / "output" / "step_0" / "meta.json").exists()
+    assert entry().train()["epochs"] == 1

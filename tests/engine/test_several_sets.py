@@ -70,6 +70,19 @@ def assert_same(folder, other):
             np.testing.assert_array_equal(load_file(other / "1" / path.name)[name], tensor, err_msg=name)
 
 
+def test_a_list_leaves_images_out_of_several_sets(halves, tmp_path):
+    (tmp_path / "list").write_text(
+        "".join(f"{Path(folder).name}/{line.rpartition(' ')[0]}\tblurred\n" for folder in halves
+                for line in Path(folder, "label.txt").read_text().splitlines()[:3])
+    )  # fmt: skip
+    for heads in ("merged", "separate"):
+        config = Config(dataset_dir=tuple(halves), num_classes=12, exclude=str(tmp_path / "list"), heads=heads)
+        config.check_combination()
+        source = open_source(config)
+        counts = np.bincount(source.labels())
+        assert source.num_images == 12 * 8 - 6 and counts[0] == counts[FIRST] == 5 and counts.sum() == 90
+
+
 def test_merged_sets_train_as_one_set_of_all_their_images(glyphs, halves, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
