@@ -165,8 +165,10 @@ class ObjectStorage:
             self._moving.add(move)
             old, new = self._place(source), self._place(target)
             pairs = [(old + name, new + name) for name in sorted(names, key=lambda name: name == f"/{COMMIT}")]
+            for folder in {posixpath.dirname(there) for _, there in pairs} if self._has_folders else ():
+                self._ask("makedirs", folder, exist_ok=True)
             for some in (pairs[:-1], pairs[-1:]):
-                self._each("cp_file", some, _COPY_SECONDS)
+                self._each("cp_file", some, seconds=_COPY_SECONDS)
         self.delete(source)
         self._moving.discard(move)
 
@@ -176,7 +178,7 @@ class ObjectStorage:
         with self._worded(path):
             names = self._files(path)
             if f"/{COMMIT}" in names:  # what is left is no checkpoint
-                self._each("rm_file", [(f"{place}/{COMMIT}",)])
+                self._each("rm_file", [(f"{place}/{COMMIT}",)], FileNotFoundError)
             self._remove([place + name for name in names if name != f"/{COMMIT}"])
             if self._has_folders and self.status(path) is not None:
                 self._ask("rm", place, recursive=True)
@@ -223,7 +225,7 @@ class ObjectStorage:
             raise
 
     def _remove(self, places: Sequence[str]) -> None:
-        self._each("rm_file", [(place,) for place in places])
+        self._each("rm_file", [(place,) for place in places], FileNotFoundError)
 
     def _files(self, path: str) -> Sequence[str]:
         """Returns what follows the path in the names of all files under it; `['']` if it is a file."""
@@ -260,15 +262,17 @@ class ObjectStorage:
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         return _result(self._begin(method, *arguments, **options))
 
-    def _each(self, method: str, items: Iterable[Sequence[Any]], seconds: Optional[float] = None) -> None:
-        """Calls a method for each of some arguments, several at once. Files that are gone already do not matter."""
+    def _each(
+        self, method: str, items: Iterable[Sequence[Any]], *harmless: type[Exception], seconds: Optional[float] = None
+    ) -> None:
+        """Calls a method for each of some arguments, several at once. Harmless exceptions do not end that."""
         waiting: deque[Future] = deque()
         left = deque(items)
         try:
             while left or waiting:
                 while left and len(waiting) < _REQUESTS_AT_ONCE:
                     waiting.append(self._begin(method, *left.popleft()))
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(*harmless):
                     _result(waiting.popleft(), seconds)
         finally:
             for future in waiting:
@@ -382,6 +386,7 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
             "read_timeout": ANSWER_SECONDS,
             "retries": {"total_max_attempts": 1},  # `Retrying` tries again, with a line in the log
             "max_pool_connections": 2 * _REQUESTS_AT_ONCE,
+            "http_session_cls": _one_server_session(),
         }
     else:
         options = {**kind._get_kwargs_from_urls(address), **options}
@@ -416,6 +421,24 @@ def _class_of(setter: str, scheme: str) -> Any:
     except ImportError as problem:
         how = f"pip install 'plsc[{extra}]'" if scheme in _EXTRAS else one_line(str(problem))
         raise ConfigError(f"{setter}: {scheme}:// needs a package that is not installed: {how}") from None
+
+
+def _one_server_session() -> type:
+    """Returns a class of connections that follow no redirect: aiohttp would send data and a session token after it."""
+    from aiobotocore.httpsession import AIOHTTPSession
+
+    class Direct:
+        def __init__(self, session: Any) -> None:
+            self._session = session
+
+        def request(self, *arguments: Any, **options: Any) -> Any:
+            return self._session.request(*arguments, **{**options, "allow_redirects": False})
+
+    class OneServerSession(AIOHTTPSession):
+        async def _get_session(self, *arguments: Any) -> Any:
+            return Direct(await super()._get_session(*arguments))
+
+    return OneServerSession
 
 
 def _login(scheme: str) -> str:
@@ -506,6 +529,10 @@ def _error(store: ObjectStorage, path: str, problem: Exception) -> StorageError:
     hint = next((f"; {hint}" for pattern, hint in _HINTS.items() if re.search(pattern, f"{code or words}")), "")
     if kind in _NO_CREDENTIALS:
         return StorageError(f"{where}: no credentials ({words}); {_login(scheme)}")
+    if code == "NoSuchUpload":  # of a server that has lost it; the next attempt begins again
+        return StorageUnavailableError(f"{where}: {words}")
+    if isinstance(problem, RecursionError):  # botocore follows redirects to other regions
+        return StorageError(f"{where}: the server redirects without end; check the region and the endpoint")
     if isinstance(problem, FileNotFoundError):
         return StorageError(f"{where}: {words}{hint}") if code == "NoSuchBucket" else missing(store, path)
     if isinstance(problem, (FileExistsError, NotADirectoryError, IsADirectoryError)):
