@@ -13,7 +13,7 @@ from plsc.commands import (
     convert_checkpoint,
     data,
     export,
-    hdfs,
+    fs,
     import_weights,
     index,
     merge_sub_centers,
@@ -39,7 +39,7 @@ _COMMANDS = {
     "zoo": zoo,
     "plan": plan,
     "data": data,
-    "hdfs": hdfs,
+    "fs": fs,
     "convert-checkpoint": convert_checkpoint,
     "import-weights": import_weights,
     "add-classes": add_classes,
@@ -100,6 +100,8 @@ def make_parser() -> Parser:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["hdfs"]:  # its name before it knew other stores
+        arguments = ["fs", *arguments[1:]]
     options = make_parser().parse_args(arguments)
     options.arguments = arguments
     return _COMMANDS[options.command].run(options)

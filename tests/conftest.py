@@ -138,6 +138,25 @@ def base64_glyphs(glyphs, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def s3_session():
+    """A real S3 server for the tests of this worker; use `s3`."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    from s3_server import S3Server
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session, monkeypatch):
+    """A real S3 server, whose address and credentials are in the environment."""
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_session
+
+
+@pytest.fixture(scope="session")
 def hdfs_session(tmp_path_factory):
     """A real HDFS for the tests of this worker, which may kill its servers; use `hdfs`."""
     from hdfs_server import HdfsServer, UnavailableError

@@ -2,7 +2,8 @@
 
 All ranks upload their files to `.<name>.<run>.<sum>.writing`, where `<sum>` is the checksum of `meta.json`, so that the
 files of two checkpoints never mix. One rank waits until all files have arrived, adds `meta.json`, and renames the
-folder.
+folder. Object stores cannot rename: their server copies the files, `meta.json` last, so that it makes the folder a
+checkpoint. If that is interrupted, the hidden folder is still whole, and `recover` completes the checkpoint from it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
-from plsc.storage.base import write_bytes
+from plsc.storage.base import Status, write_bytes
 from plsc.storage.local import check_room
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
@@ -75,14 +76,17 @@ def upload_files(
         return
     hidden = hidden_of(path, meta_text)
     storage.mkdirs(hidden)
-    uploaded = storage.list(hidden)
+    uploaded = _sizes(storage, hidden, {name: file.size for name, file in files.items()})
     for name, file in files.items():
+        if uploaded.get(name) == file.size:
+            continue
         place = posixpath.join(hidden, name)
-        if name not in uploaded:
-            _upload_file(storage, place, file, check_stop)
-        elif uploaded[name].size != file.size:
+        if not storage.renames:  # a file appears when it is complete, and needs no other name before
+            write_file(storage, place, file, check_stop)
+            continue
+        if name in uploaded:
             storage.delete(place)
-            _upload_file(storage, place, file, check_stop)
+        _upload_file(storage, place, file, check_stop)
 
 
 def _upload_file(storage: Retrying, place: str, file: OpenFile, check_stop: Advance) -> None:
@@ -122,6 +126,10 @@ def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, sto
         storage.rename(hidden, path)
         return
     _check_own(storage, path)
+    if not storage.renames:
+        storage.delete(path)
+        storage.rename(hidden, path)
+        return
     previous = hidden_of(path, meta_text, "replaced")
     storage.delete(previous)
     storage.rename(path, previous)
@@ -132,7 +140,7 @@ def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, sto
 def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience: float, stop: threading.Event) -> None:
     seen: Optional[dict[str, int]] = None
     while True:
-        found = {name: status.size for name, status in storage.list(hidden).items()}
+        found = _sizes(storage, hidden, sizes)
         missing = sorted(name for name, size in sizes.items() if found.get(name) != size)
         if not missing:
             return
@@ -140,6 +148,22 @@ def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience
             seen, deadline = found, time.monotonic() + patience
         if time.monotonic() > deadline or stop.wait(_POLL_SECONDS):
             raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not arrive from other ranks")
+
+
+def _listed(storage: Retrying, folder: str) -> dict[str, Status]:
+    """Returns the names in a folder with their status; none if it does not exist."""
+    status = storage.status(folder)
+    return storage.list(folder) if status is not None and status.is_folder else {}
+
+
+def _sizes(storage: Retrying, folder: str, expected: Mapping[str, int]) -> dict[str, int]:
+    """Returns the sizes of files of a folder. Object stores may list files late, so those are asked for the rest."""
+    found = {name: status.size for name, status in _listed(storage, folder).items()}
+    for name, size in expected.items() if not storage.renames else ():
+        if found.get(name) != size:
+            status = storage.status(posixpath.join(folder, name))
+            found |= {} if status is None else {name: status.size}
+    return found
 
 
 def _check_own(storage: Retrying, path: str) -> None:
@@ -154,6 +178,9 @@ def remove(storage: Retrying, remote: Remote) -> None:
     if storage.status(remote.path) is None:  # somebody has removed it, or a run in the same folder has moved it
         return
     _check_own(storage, remote.path)
+    if not storage.renames:
+        storage.delete(remote.path)
+        return
     hidden = hidden_of(remote.path, remote.meta_text, "removed")
     storage.delete(hidden)
     storage.rename(remote.path, hidden)
@@ -167,7 +194,7 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
         What it did, for the log.
     """
     done = []
-    names = storage.list(folder)
+    names = _listed(storage, folder)
     for match in filter(None, map(_LEFTOVER.fullmatch, sorted(names))):
         leftover, place = posixpath.join(folder, match[0]), posixpath.join(folder, match[1])
         if match[2] != run[:12]:
@@ -175,6 +202,10 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
         if match[3] == "replaced" and match[1] not in names:
             storage.rename(leftover, place)
             done.append(f"{place}: restored, since a run ended while it was being replaced")
+        elif match[3] == "writing" and not storage.renames and open_remote(storage, leftover) is not None:
+            storage.delete(place)
+            storage.rename(leftover, place)
+            done.append(f"{place}: completed, since a run ended while its files were being copied")
         else:
             storage.delete(leftover)
             done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
@@ -227,7 +258,7 @@ def find_aside(storage: Retrying, path: str, folder: Optional[str]) -> Optional[
 def _checkpoints_in(storage: Retrying, folder: str) -> list[str]:
     """Returns the paths in a folder that are named like checkpoints and have a `meta.json`."""
     names = [
-        name for name, child in storage.list(folder).items() if child.is_folder and layout.is_checkpoint_name(name)
+        name for name, child in _listed(storage, folder).items() if child.is_folder and layout.is_checkpoint_name(name)
     ]
     return [path for name in names if META in storage.list(path := posixpath.join(folder, name))]
 
@@ -247,27 +278,24 @@ def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
     Raises:
         CheckpointError: It is damaged, or has another format.
     """
-    status = storage.status(path)
-    names = storage.list(path) if status is not None and status.is_folder else {}
-    if META not in names:
+    meta = _listed(storage, path).get(META) if storage.renames else storage.status(posixpath.join(path, META))
+    if meta is None:
         return None
-    if names[META].size > LARGEST:
-        raise DamagedError(f"{storage.name}: {path}/{META}: has {names[META].size:,} bytes; use another checkpoint")
-    meta_text = b"".join(storage.read(posixpath.join(path, META), 0, names[META].size))
+    if meta.size > LARGEST:
+        raise DamagedError(f"{storage.name}: {path}/{META}: has {meta.size:,} bytes; use another checkpoint")
+    meta_text = b"".join(storage.read(posixpath.join(path, META), 0, meta.size))
     checkpoint = layout.parse_meta(Path(path), meta_text)
+    sizes = _sizes(storage, path, {name: one.size for name, one in checkpoint.files.items()})
     for name, one in checkpoint.files.items():
-        if name not in names or names[name].size != one.size:
+        if sizes.get(name) != one.size:
             raise DamagedError(f"{storage.name}: {path}/{name}: missing or short; use another checkpoint")
     return Remote(path, meta_text, checkpoint)
 
 
 def list_remote(storage: Retrying, folder: str) -> list[Remote]:
     """Returns the complete checkpoints in a folder, the oldest first. Damaged ones are left out."""
-    status = storage.status(folder)
-    if status is None or not status.is_folder:
-        return []
     found = []
-    for name, child in storage.list(folder).items():
+    for name, child in _listed(storage, folder).items():
         if child.is_folder and layout.is_checkpoint_name(name):
             try:
                 remote = open_remote(storage, posixpath.join(folder, name))

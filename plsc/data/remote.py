@@ -24,6 +24,7 @@ from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.memory import size_text
 from plsc.storage import LocalStorage, Retrying, open_hdfs
+from plsc.storage.address import is_foreign_address
 from plsc.storage.base import Status, StorageError, place_of
 from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
 from plsc.storage.transfer import each
@@ -47,7 +48,8 @@ def open_store(place: Place, stop: threading.Event) -> Retrying:
     """Opens the store of a data set.
 
     The HDFS of `set_hdfs_info` serves the data sets of its hosts: its address may name the port of WebHDFS, and its
-    password belongs to its gateway. Another HDFS gets the name of the user alone.
+    password belongs to its gateway. Another HDFS gets the name of the user alone. Object stores of one kind share the
+    credentials.
 
     Raises:
         ConfigError: The address cannot be read.
@@ -56,15 +58,18 @@ def open_store(place: Place, stop: threading.Event) -> Retrying:
     address = place.address
     if address.scheme == "file":
         return Retrying(LocalStorage(), 0.0)
-    if not address.host and place.fs_name is None and place.client is None:
+    is_known = place.fs_name is not None and address.is_served_by(place.fs_name)
+    is_hdfs = place.fs_name is not None and not is_foreign_address(place.fs_name)
+    if not (address.host or address.is_object or is_hdfs or place.client is not None):
         raise ConfigError(
             f"set_dataset_dir({address.text!r}): names no server; write hdfs://host:port/path, or call set_hdfs_info"
         )
-    is_known = place.client is not None or (place.fs_name is not None and address.is_served_by(place.fs_name))
-    if is_known:
+    if address.is_object:
+        store = open_hdfs(address.server, place.fs_ugi if is_known else None)
+    elif is_known or place.client is not None:
         store = open_hdfs(place.fs_name, place.fs_ugi, place.client, place.kerberos)
     else:
-        user = (place.fs_ugi or "").partition(",")[0]
+        user = (place.fs_ugi or "").partition(",")[0] if is_hdfs else ""
         store = open_hdfs(address.server, f"{user}," if user else None)
     return store.with_patience(place.patience, stop)
 

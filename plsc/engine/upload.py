@@ -120,7 +120,7 @@ class Uploader(Callback):
         if left:
             raise StorageError(
                 f"NOT UPLOADED to {self._store.name}: {', '.join(map(str, left))}, which are complete on disk. "
-                f"{problem}. Upload them with `plsc hdfs put`, or by running the script again with set_resume(True)"
+                f"{problem}. Upload them with `plsc fs put`, or by running the script again with set_resume(True)"
             )
 
     def hurry(self, run: Run, seconds: float) -> None:
@@ -219,7 +219,7 @@ class Uploader(Callback):
                 if seconds is None and request is not None and request.requested:
                     logger.warning(
                         "stopped by %s while it was uploaded; run the script again with set_resume(True), or use "
-                        "`plsc hdfs put`: %s",
+                        "`plsc fs put`: %s",
                         request.name,
                         one.folder,
                     )

@@ -27,10 +27,11 @@ CONNECT_SECONDS = 18.0
 def open_hdfs(
     fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None, kerberos: Optional[Kerberos] = None
 ) -> Retrying:
-    """Opens an HDFS, and waits a little for a NameNode that does not answer.
+    """Opens an HDFS or another store, and waits a little for a server that does not answer.
 
-    Addresses with `hdfs://` are opened by RPC where `hdfs-native` is installed. All others, and those that do not
-    answer by RPC, are opened as `plsc.storage.hdfs.connect` does. A line in the log says which it is.
+    `s3://` and what else `fsspec` knows is opened by `plsc.storage.objects`, `file://` is a folder. Addresses with
+    `hdfs://` are opened by RPC where `hdfs-native` is installed. All others of HDFS, and those that do not answer by
+    RPC, are opened as `plsc.storage.hdfs.connect` does. A line in the log says which it is.
 
     Raises:
         ConfigError: The address cannot be read.

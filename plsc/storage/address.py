@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
 from plsc.errors import ConfigError, shown
+from plsc.storage.objects import check_object_address
 
 DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TLS follow
 DEFAULT_TLS_PORTS = (9871, 50470)
@@ -15,6 +16,7 @@ _WEB_PORTS = {*DEFAULT_PORTS, 14000}  # 14000 is that of HttpFS
 _FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port or https://gateway:port/path"
 
 _SCHEMES = ("hdfs", "webhdfs", "swebhdfs", "file")
+_HADOOP = ("hdfs", "webhdfs", "swebhdfs", "http", "https")
 
 
 class Address(NamedTuple):
@@ -22,8 +24,8 @@ class Address(NamedTuple):
 
     Attributes:
         text: The whole address.
-        scheme: One of 'hdfs', 'webhdfs', 'swebhdfs' and 'file'.
-        host: `host:port`; may be empty.
+        scheme: One of 'hdfs', 'webhdfs', 'swebhdfs' and 'file', or one that `fsspec` knows.
+        host: `host:port`, or a bucket; may be empty.
         path: The absolute path.
     """
 
@@ -37,8 +39,18 @@ class Address(NamedTuple):
         """The address without the path."""
         return f"{self.scheme}://{self.host}"
 
+    @property
+    def is_object(self) -> bool:
+        """Whether `plsc.storage.objects` opens it."""
+        return is_object_address(self.text)
+
     def is_served_by(self, fs_name: str) -> bool:
-        """Returns whether an address of `set_hdfs_info` leads to the same machine, whatever its ports."""
+        """Returns whether an address of `set_hdfs_info` leads to the same machine, whatever its ports.
+
+        The buckets of object stores of one kind count as one machine.
+        """
+        if self.is_object or is_foreign_address(fs_name):
+            return fs_name.lower().startswith(f"{self.scheme}://")
         parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
         hosts = {urlsplit(part if "://" in part else f"hdfs://{part}").hostname for part in parts}
         return not self.host or urlsplit(self.server).hostname in hosts
@@ -55,6 +67,9 @@ def split_address(setter: str, text: str) -> Optional[Address]:
         return None
     host, _, path = rest.partition("/")
     scheme = scheme.lower()
+    if is_object_address(text):
+        check_object_address(setter, text)
+        return Address(text, scheme, host, posixpath.normpath(f"/{path}"))
     if "@" in host:
         raise ConfigError(f"{setter}: the address holds a user or a password; give them to set_hdfs_info as fs_ugi")
     if scheme not in _SCHEMES:
@@ -67,6 +82,17 @@ def split_address(setter: str, text: str) -> Optional[Address]:
         expected = "file:///path" if scheme == "file" else f"{scheme}://host:port/path"
         raise ConfigError(f"{setter}({shown(text)}): is not an address; expected {expected}")
     return Address(text, scheme, host, posixpath.normpath(f"/{path}"))
+
+
+def is_object_address(text: str) -> bool:
+    """Returns whether an address is one of an object store, or of another file system that `fsspec` may know."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    return match is not None and match[1].lower() not in (*_HADOOP, "file")
+
+
+def is_foreign_address(text: str) -> bool:
+    """Returns whether an address is none of HDFS."""
+    return is_object_address(text) or text.lower().startswith("file://")
 
 
 def _is_host(host: str) -> bool:
@@ -124,7 +150,11 @@ def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
     """Raises ConfigError for an address that cannot be read. With `is_alias` a word may be an alias of HdfsCLI."""
     if not isinstance(fs_name, str):
         raise ConfigError(f"set_hdfs_info: fs_name must be a string, not {type(fs_name).__name__}; expected {_FORMS}")
-    if not (is_alias and re.fullmatch(r"[\w.-]+", fs_name)):
+    if is_object_address(fs_name):
+        check_object_address("set_hdfs_info: fs_name", fs_name)
+    elif is_foreign_address(fs_name):
+        split_address("set_hdfs_info: fs_name", fs_name)
+    elif not (is_alias and re.fullmatch(r"[\w.-]+", fs_name)):
         web_addresses(fs_name)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, Protocol
 from plsc.errors import PlscError, shown
 
 CHUNK_BYTES = 1 << 20
+COMMIT = "meta.json"  # comes last and goes first where a store cannot rename: it makes a folder a checkpoint
 
 Chunks = Callable[[], Iterable[bytes]]  # gives the bytes of a file; called again for each attempt
 
@@ -40,6 +41,7 @@ class Status:
         modified: Seconds since 1970 of the last change.
         identity: Equal for two paths that lead to the same file; None where the store cannot tell.
         is_special: Whether it is neither a file nor a folder: a device, a pipe, or a link that leads nowhere.
+        version: Another one after every change of the file; None where the store knows none but size and time.
     """
 
     size: int
@@ -47,6 +49,7 @@ class Status:
     modified: float
     identity: Optional[Hashable] = None
     is_special: bool = False
+    version: Optional[str] = None
 
     @property
     def is_file(self) -> bool:
@@ -61,6 +64,7 @@ class Storage(Protocol):
 
     Attributes:
         name: What messages call the store; it holds no secret.
+        renames: Whether `rename` moves a whole folder at once. Stores without this attribute do.
     """
 
     name: str

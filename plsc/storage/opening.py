@@ -1,14 +1,17 @@
-"""Chooses how an HDFS is spoken to: by RPC, or through WebHDFS."""
+"""Chooses how a store is spoken to: an HDFS by RPC or through WebHDFS, an object store through `fsspec`."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Optional
 
-from plsc.storage import hdfs, rpc, site
-from plsc.storage.address import check_hdfs_address, rpc_hosts
+from plsc.errors import ConfigError
+from plsc.storage import hdfs, objects, rpc, site
+from plsc.storage.address import check_hdfs_address, is_foreign_address, is_object_address, rpc_hosts, split_address
 from plsc.storage.base import Storage, StorageError, StorageUnavailableError
 from plsc.storage.kerberos import Kerberos, TicketError
+from plsc.storage.local import LocalStorage
 
 logger = logging.getLogger("plsc")
 
@@ -16,10 +19,11 @@ logger = logging.getLogger("plsc")
 def connect(
     fs_name: Optional[str], fs_ugi: Optional[str], client: Any = None, kerberos: Optional[Kerberos] = None
 ) -> Storage:
-    """Opens an HDFS, and logs how.
+    """Opens a store, and logs how.
 
     Args:
-        fs_name: An address of `set_hdfs_info`; with `hdfs://` it may also be a nameservice of hdfs-site.xml. Without
+        fs_name: An address of `set_hdfs_info`: `s3://bucket` or another that `fsspec` knows, `file:///folder`, or one
+            of HDFS; with `hdfs://` it may also be a nameservice of hdfs-site.xml. Without
             `fs_ugi` also an alias of HdfsCLI's configuration file.
         fs_ugi: `name,password`. The password goes only to gateways of WebHDFS; see `plsc.storage.hdfs.connect`.
         client: A client of the `hdfs` package to use instead.
@@ -31,6 +35,8 @@ def connect(
         StorageUnavailableError: No NameNode answers.
         StorageError: A NameNode refuses, or there is no valid ticket.
     """
+    if client is None and fs_name is not None and is_foreign_address(fs_name):
+        return _connect_foreign(fs_name, fs_ugi)
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
     if client is not None or fs_name is None or is_alias:
         return hdfs.connect(fs_name, fs_ugi, client)
@@ -70,3 +76,14 @@ def _connected(fs_name: str, fs_ugi: Optional[str], kerberos: Optional[Kerberos]
         raise StorageUnavailableError(f"{problem}{why}") from None
     logger.info("%s: connected by WebHDFS%s%s", fs_name, who, why)
     return found
+
+
+def _connect_foreign(fs_name: str, fs_ugi: Optional[str]) -> Storage:
+    """Opens a store that is no HDFS."""
+    if is_object_address(fs_name):
+        return objects.connect(fs_name, fs_ugi)
+    if fs_ugi is not None:
+        raise ConfigError("set_hdfs_info: file:// takes no fs_ugi; give None")
+    address = split_address("set_hdfs_info: fs_name", fs_name)
+    assert address is not None
+    return LocalStorage(Path(address.path))

@@ -29,7 +29,7 @@ class Retrying:
     def __init__(self, storage: Storage, patience: float, stop: Optional[threading.Event] = None) -> None:
         self._storage, self.patience = storage, patience
         self._stop = stop or threading.Event()
-        self.name = storage.name
+        self.name, self.renames = storage.name, bool(getattr(storage, "renames", True))
 
     def with_patience(self, patience: float, stop: Optional[threading.Event] = None) -> Retrying:
         """Returns the same store with another patience."""
@@ -64,6 +64,7 @@ class Retrying:
                         )
                     yield chunk
                 if done < count:
+                    self._check_length(path, offset + count)
                     raise StorageUnavailableError(
                         f"{self.name}: {path}: the connection ended after {offset + done:,} of {offset + count:,} bytes"
                     )
@@ -71,6 +72,13 @@ class Retrying:
                 if done > before:
                     pause = _backoff(self.patience, self._stop)
                 pause(problem)
+
+    def _check_length(self, path: str, size: int) -> None:
+        """Raises StorageError if a file has fewer bytes, so that it is no use to try again."""
+        found = self._storage.status(path)
+        if found is None or found.size < size:
+            what = "was removed" if found is None else f"has {found.size:,} bytes now, not {size:,}; it changed"
+            raise StorageError(f"{place_of(self, path)}: {what} while it was read; try again when nothing writes there")
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""

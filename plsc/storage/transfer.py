@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -18,12 +18,13 @@ from typing import Callable
 from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.machine.locks import LOCK_NAME
-from plsc.storage.base import CHUNK_BYTES, Status, StorageError, missing
+from plsc.storage.base import CHUNK_BYTES, COMMIT, Status, StorageError, missing, place_of
 from plsc.storage.local import LOCAL, check_room
 from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
+_LARGE_THREADS, _SMALL = 4, 4_000_000  # files that are larger on average take memory, and do not wait
 
 _SECONDS_TO_DELETE = 5.0
 
@@ -41,6 +42,7 @@ class OpenFile:
     path: Path
     descriptor: int
     size: int
+    modified: int = 0  # nanoseconds
 
     @classmethod
     def open(cls, path: Path) -> OpenFile:
@@ -49,7 +51,8 @@ class OpenFile:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as problem:
             raise ConfigError(f"{path}: cannot be read ({problem.strerror or problem})") from None
-        return cls(path, descriptor, os.fstat(descriptor).st_size)
+        found = os.fstat(descriptor)
+        return cls(path, descriptor, found.st_size, found.st_mtime_ns)
 
     def close(self) -> None:
         """Closes the file."""
@@ -59,7 +62,8 @@ class OpenFile:
         """Yields the bytes of the file from the start.
 
         Raises:
-            StorageError: The file cannot be read, or has become shorter.
+            StorageError: The file cannot be read, or has become shorter, or has changed. It may have grown: what is
+                appended to it meanwhile is left out.
         """
         done = 0
         try:
@@ -73,6 +77,9 @@ class OpenFile:
                 yield chunk
                 done += len(chunk)
                 advance(len(chunk))
+            now = os.fstat(self.descriptor)
+            if self.modified and now.st_size == self.size and now.st_mtime_ns != self.modified:
+                raise StorageError(f"{self.path}: changed while it was read; try again when nothing writes there")
             done = 0  # everything was copied
         finally:
             if done:
@@ -162,6 +169,8 @@ def files_of(source: Path) -> list[Path]:
 def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore) -> str:
     """Uploads a file or a folder and returns its path. If the target is a folder, the upload goes into it.
 
+    It appears when it is complete. In a store that cannot rename, each file of a folder does, and `meta.json` last.
+
     Raises:
         ConfigError: The source is missing, or the target exists already.
         StorageError: The store could not take it. Nothing is left there.
@@ -172,8 +181,11 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
     if storage.status(target) is not None:
         raise ConfigError(f"{storage.name}: {target}: already exists; name another place")
     files = files_of(source)
-    _remove_old_uploads(storage, target)
-    hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
+    hidden = target
+    if storage.renames:
+        _remove_old_uploads(storage, target)
+        hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
+    commit = [path for path in files if not storage.renames and path == source / COMMIT]
 
     def one(path: Path) -> None:
         file = OpenFile.open(path)
@@ -185,8 +197,10 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
 
     try:
         storage.mkdirs(hidden if source.is_dir() else posixpath.dirname(hidden) or ".")
-        each(storage, one, [(path,) for path in files])
-        storage.rename(hidden, target)
+        for some in ([path for path in files if path not in commit], commit):
+            each(storage, one, [(path,) for path in some], _threads_for(path.stat().st_size for path in some))
+        if storage.renames:
+            storage.rename(hidden, target)
     except BaseException:
         _delete_soon(storage, hidden)
         raise
@@ -198,7 +212,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
 
     Raises:
         ConfigError: The target exists already, or it cannot be written, or its disk is too small.
-        StorageError: The store could not provide it.
+        StorageError: The store could not provide it, or it changed meanwhile.
     """
     files = tree(storage, source)
     if target.is_dir():
@@ -222,7 +236,8 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
     try:
         if "" not in files:
             hidden.mkdir(parents=True)
-        each(storage, one, list(files.items()))
+        each(storage, one, list(files.items()), _threads_for(status.size for status in files.values()))
+        _check_unchanged(storage, source, files)
         os.rename(hidden, target)
     except BaseException as problem:
         _remove(hidden, made)
@@ -230,6 +245,24 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
             raise ConfigError(f"{target}: cannot be written ({problem.strerror or problem})") from None
         raise
     return target
+
+
+def _check_unchanged(storage: Retrying, path: str, files: Mapping[str, Status]) -> None:
+    """Raises StorageError if files under a path are not what they were when they were listed."""
+    now = tree(storage, path)
+    for inner, before in files.items():
+        if now.get(inner) != before:
+            what = "was removed" if inner not in now else "changed"
+            raise StorageError(
+                f"{place_of(storage, posixpath.join(path, inner) if inner else path)}: {what} while it was "
+                "downloaded; try again when nothing writes there"
+            )
+
+
+def _threads_for(sizes: Iterable[int]) -> int:
+    """Returns how many files are copied at a time: many small ones, which cost time alone, or some large ones."""
+    every = list(sizes)
+    return _THREADS if sum(every) < _SMALL * len(every) else _LARGE_THREADS
 
 
 def _delete_soon(storage: Retrying, path: str) -> None:

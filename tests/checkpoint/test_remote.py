@@ -12,6 +12,7 @@ from plsc.checkpoint import remote, tensor_file
 from plsc.checkpoint.folder import META
 from plsc.errors import ConfigError
 from plsc.storage import LocalStorage, Retrying, StorageError, StorageUnavailableError
+from plsc.storage.objects import ObjectStorage
 from plsc.storage.transfer import OpenFile
 
 BLOCK = 1 << 10
@@ -23,10 +24,16 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(module, "BLOCK_BYTES", BLOCK)
 
 
-@pytest.fixture
-def store(tmp_path):
+def object_storage(root):
+    """Returns a store that cannot rename, in a folder of this machine."""
+    local = pytest.importorskip("fsspec.implementations.local")
+    return ObjectStorage(local.LocalFileSystem(skip_instance_cache=True), str(root), "objects", has_folders=True)
+
+
+@pytest.fixture(params=["folder", "objects"])
+def store(request, tmp_path):
     (tmp_path / "store").mkdir()
-    return Retrying(LocalStorage(tmp_path / "store"), 0)
+    return Retrying({"folder": LocalStorage, "objects": object_storage}[request.param](tmp_path / "store"), 0)
 
 
 def upload(store, folder, path, names=None):
@@ -93,7 +100,8 @@ def test_a_checkpoint_replaces_another_one_but_nothing_else(store, tmp_path):
         publish(store, "runs/1", old)
 
 
-def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path):
+@pytest.mark.parametrize("renames", [True, False])
+def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(tmp_path, renames):
     class Died(Exception):
         pass
 
@@ -111,25 +119,44 @@ def test_an_upload_that_dies_at_any_moment_leaves_the_old_or_the_new_checkpoint(
                     raise Died
             return super().__getattribute__(name)
 
+    def mortal_objects(root, left):
+        storage, calls = object_storage(root), ("pipe_file", "cp_file", "rm_file", "rm")
+
+        class Calls:
+            async_impl = False
+
+            def __getattr__(self, name):
+                nonlocal left
+                left -= name in calls
+                if left < 0:
+                    raise Died
+                return getattr(storage._system, name)
+
+        return ObjectStorage(Calls(), str(root), "objects", has_folders=True)
+
+    make, dies = (LocalStorage, Mortal) if renames else (object_storage, mortal_objects)
+    died_as = Died if renames else (Died, StorageError)
     old, new = make_checkpoint(tmp_path / "old", run="aa"), make_checkpoint(tmp_path / "new", run="aa", step=9, seed=2)
     for left in range(100):
         root = tmp_path / f"store {left}"
         root.mkdir()
-        sound = Retrying(LocalStorage(root), 0)
+        sound = Retrying(make(root), 0)
         upload(sound, tmp_path / "old", "0")
         publish(sound, "0", old)
         try:
-            mortal = Retrying(Mortal(root, left), 0)
+            mortal = Retrying(dies(root, left), 0)
             upload(mortal, tmp_path / "new", "0")
             publish(mortal, "0", new)
             break
-        except Died:
+        except died_as:
             remote.recover(sound, "", "aa")
             (found,) = remote.list_remote(sound, "")
             assert found.meta_text in (old, new)
             assert [path.name for path in root.iterdir()] == ["0"]
             assert same_files(root / "0", tmp_path / ("old" if found.meta_text == old else "new"))
-    assert left == 14  # mkdirs, 4 files and their names, meta.json, 2 renames and 2 removals
+    # mkdirs, 4 files and their names, meta.json, 2 renames and 2 removals.
+    # Objects: 5 files, 6 removals, 5 copies, 6 removals.
+    assert left == (14 if renames else 5 + 6 + 5 + 6)
 
 
 class Checking(LocalStorage):

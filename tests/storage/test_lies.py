@@ -8,7 +8,7 @@ import pytest
 import requests
 from lying_server import LyingServer
 
-from plsc.commands import hdfs as command
+from plsc.commands import fs as command
 from plsc.errors import ConfigError
 from plsc.storage import Retrying, StorageError, open_hdfs
 from plsc.storage.transfer import get, tree

@@ -1,0 +1,274 @@
+"""`plsc fs ls|du|get|put|rm`: files and checkpoints of HDFS, object stores and other file systems."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import hashlib
+import os
+import posixpath
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.errors import ConfigError, counted
+from plsc.machine.memory import size_text
+from plsc.machine.names import readable, to_text
+from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage.address import check_hdfs_address, split_address
+from plsc.storage.base import Status, place_of
+from plsc.storage.local import LOCAL
+from plsc.storage.transfer import Advance, files_of, get, put, tree
+
+_PASSWORD = "PLSC_HDFS_PASSWORD"
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the parser of `plsc`."""
+    ls = "plsc fs ls hdfs://namenode:9000/user/me/checkpoints"
+    du = "plsc fs du s3://bucket/checkpoints"
+    get = "plsc fs get --fs hdfs://namenode:9000 --user me checkpoints/19 output/19"
+    put = "plsc fs put --fs https://gateway:8443 --user me --ask-password output/19 checkpoints/19"
+    rm = "plsc fs rm --dry-run s3://bucket/checkpoints/earlier_1"
+    about = "list, download, upload and remove files, folders and checkpoints of HDFS, S3 and other stores"
+    details = (
+        f"The password of a gateway, or the secret of an access key, is read from {_PASSWORD} or asked for. No option "
+        "takes it, because every user of a machine can see command lines. The command starts no training, so it has no "
+        "--set or --config."
+    )
+    group = add_command(commands, "fs", about, [ls, du, get, put, rm], details)
+    actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
+    there = "file or folder of the store, or its address"
+    for name, function, about, arguments, example in (
+        ("ls", _ls, "show names, sizes and times", {"path": there}, ls),
+        ("du", _du, "show how much a folder and each part of it holds", {"path": there}, du),
+        (
+            "get",
+            _get,
+            "download; a checkpoint is verified, and an interrupted download resumes",
+            {
+                "source": "file, folder or checkpoint of the store, or its address",
+                "target": "new local name, or a local folder to put it into",
+            },
+            get,
+        ),
+        (
+            "put",
+            _put,
+            "upload; it appears when it is complete, in an object store file by file and meta.json last",
+            {
+                "source": "local file or folder",
+                "target": "new name in the store or its address, or a folder to put it into",
+            },
+            put,
+        ),
+        ("rm", _rm, "remove a file, or a folder with everything in it, after a question", {"path": there}, rm),
+    ):
+        action = add_command(actions, name, about, [example])
+        _add_options(action)
+        if name in ("get", "put", "rm"):
+            action.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+        if name == "rm":
+            action.add_argument("--yes", action="store_true", help="ask no question")
+        for argument, meaning in arguments.items():
+            action.add_argument(argument, help=meaning)
+        action.set_defaults(run=function, remote="target" if name == "put" else next(iter(arguments)))
+
+
+def _add_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--fs",
+        metavar="ADDRESS",
+        help="hdfs://host:port, http(s)://host:port, s3://bucket, another address of fsspec, or an HdfsCLI alias "
+        "(default: that of the path)",
+    )
+    action.add_argument(
+        "--user",
+        metavar="NAME",
+        help="HDFS user (default: HADOOP_USER_NAME, or your user name), or access key of an object store (default: "
+        "that of the environment)",
+    )
+    action.add_argument(
+        "--ask-password",
+        action="store_true",
+        help=f"ask for the password or secret (default: ${_PASSWORD}, if set)",
+    )
+    action.add_argument(
+        "--retry-seconds",
+        type=at_least(0),
+        default=300,
+        metavar="N",
+        help="how long to retry after failures (default 300)",
+    )
+    add_json(action, "print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
+    path = getattr(options, options.remote)
+    address = split_address(options.remote, path)
+    if address is not None and options.fs is not None:
+        raise ConfigError(f"--fs {options.fs} and the address {path} both name a store; give one of them")
+    if address is not None:
+        options.fs = address.server
+        setattr(options, options.remote, address.path)
+    if options.fs is None:
+        raise ConfigError(f"{path}: no store is named; give an address such as s3://bucket/{path}, or --fs")
+    if options.ask_password:
+        password = getpass.getpass(f"Password of {options.user} for {options.fs}: ")
+    if password and not options.user:
+        raise ConfigError("there is a password, but no name; give --user")
+    check_hdfs_address(options.fs, is_alias=options.user is None)
+    ugi = f"{options.user},{password}" if options.user else None
+    options.run(options, open_hdfs(options.fs, ugi).with_patience(options.retry_seconds))
+    return 0
+
+
+def _ls(options: argparse.Namespace, store: Retrying) -> None:
+    status = store.status(options.path)
+    if status is None:
+        raise StorageError(f"{store.name}: {options.path}: nothing there")
+    found = store.list(options.path) if status.is_folder else {posixpath.basename(options.path): status}
+    if options.json:
+        records = [
+            {"name": name, "size": one.size, "folder": one.is_folder, "modified": one.modified}
+            for name, one in found.items()
+        ]
+        print_json(records)
+        return
+    for name, one in sorted(found.items()):
+        size = "-" if one.is_folder else f"{one.size:,}"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified))
+        print(f"{size:>18}  {when}  {readable(name)}{'/' if one.is_folder else ''}")
+
+
+def _du(options: argparse.Namespace, store: Retrying) -> None:
+    files = tree(store, options.path)
+    parts: dict[str, list[int]] = {}
+    for name, status in files.items():
+        first, is_inside, _ = name.partition("/")
+        part = parts.setdefault(f"{first}/" if is_inside else first or posixpath.basename(options.path), [0, 0])
+        part[0] += status.size
+        part[1] += 1
+    total = sum(size for size, _ in parts.values())
+    if options.json:
+        records = [{"name": name, "bytes": size, "files": count} for name, (size, count) in sorted(parts.items())]
+        print_json({"path": options.path, "bytes": total, "files": len(files), "parts": records})
+        return
+    for name, (size, count) in [*sorted(parts.items()), (place_of(store, options.path), (total, len(files)))]:
+        print(f"{size_text(size):>10}  {count:>9,}  {readable(name)}")
+
+
+def _rm(options: argparse.Namespace, store: Retrying) -> None:
+    parts = [part for part in options.path.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise ConfigError(f"{options.path}: names the whole store, or leads out of a folder; name what to remove")
+    files = tree(store, options.path)
+    size, place = sum(status.size for status in files.values()), place_of(store, options.path)
+    what = f"{counted(len(files), 'file')} with {size_text(size)}"
+    if options.dry_run:
+        _show(options, place, files)
+        return
+    if not options.yes:
+        if options.json or not sys.stdin.isatty():
+            raise ConfigError(f"{place}: holds {what}; give --yes to remove it, or --dry-run to see it")
+        if input(f"Remove {readable(place)}, {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return
+    store.delete(options.path)
+    if options.json:
+        print_json({"path": options.path, "bytes": size, "files": len(files)})
+    else:
+        print(f"{readable(place)}: removed {what}")
+
+
+def _show(options: argparse.Namespace, place: object, files: Mapping[str, Status]) -> None:
+    """Shows what a command without --dry-run would copy or remove."""
+    size = sum(status.size for status in files.values())
+    if options.json:
+        print_json({"path": to_text(str(place)), "bytes": size, "files": len(files), "dry_run": True})
+        return
+    for name, status in files.items():
+        print(f"{status.size:>18,}  {readable(name or posixpath.basename(str(place)))}")
+    does = {"get": "would be downloaded to", "put": "would be uploaded to", "rm": "would be removed from"}
+    print(f"{counted(len(files), 'file')} with {size_text(size)} {does[options.action]} {readable(str(place))}")
+
+
+def _get(options: argparse.Namespace, store: Retrying) -> None:
+    files, target = tree(store, options.source), Path(options.target)
+    if options.dry_run:
+        _show(options, _inside(target, options.source), files)
+        return
+    if "meta.json" in files:
+        _get_checkpoint(options, store, target)
+        return
+    total = sum(status.size for status in files.values())
+    with _bar(options, posixpath.basename(options.source.rstrip("/")), total) as advance:
+        place = get(store, options.source, target, advance)
+    _done(options, place, total)
+
+
+def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) -> None:
+    from plsc.checkpoint import remote  # loads Paddle
+    from plsc.checkpoint.folder import remove_old_downloads
+
+    found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
+    if found is None:
+        raise StorageError(f"{store.name}: {options.source}: the checkpoint is no longer there")
+    target = _inside(target, options.source)
+    if target.exists():
+        raise ConfigError(f"{target}: already exists; name another place")
+    files = found.checkpoint.files
+    total = sum(one.size for one in files.values())
+    remove_old_downloads(target)
+    hidden = target.with_name(f".{target.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
+    with _bar(options, name, total) as advance:
+        remote.download(store, found, hidden, files, advance)
+    remote.finish_download(found, hidden)
+    os.rename(hidden, target)
+    _done(options, target, total)
+
+
+def _put(options: argparse.Namespace, store: Retrying) -> None:
+    source = Path(options.source)
+    if options.dry_run:
+        found = {path: LOCAL.status(str(path)) for path in files_of(source)}
+        if None in found.values():
+            raise ConfigError(f"{source}: no such file or folder")
+        names = {path: path.relative_to(source).as_posix() if source.is_dir() else source.name for path in found}
+        _show(options, place_of(store, options.target), {names[path]: one for path, one in found.items() if one})
+        return
+    total = sum(path.stat().st_size for path in files_of(source) if path.exists())
+    with _bar(options, source.name, total) as advance:
+        place = put(store, source, options.target, advance)
+    _done(options, place, total)
+
+
+def _inside(target: Path, source: str) -> Path:
+    """Returns where a download goes: into a folder, or to a new name."""
+    return target / posixpath.basename(source.rstrip("/")) if target.is_dir() else target
+
+
+@contextmanager
+def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance]:
+    """Shows a progress bar of bytes on stderr, unless the output is JSON."""
+    disable = True if options.json else None  # None: only on a terminal
+    with tqdm(total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, disable=disable) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
+
+
+def _done(options: argparse.Namespace, place: object, size: int) -> None:
+    if options.json:
+        print_json({"path": to_text(str(place)), "bytes": size})
+    else:
+        print(f"{place}: {counted(size, 'byte')}")
