@@ -129,8 +129,7 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
         kept_CB = walk.unfiltered(product_CB, logits_CB)
         if peak_1B is not None:
             walk.without_labels(number, logits_CB, _NO_LOGIT)
-            if kept_CB is not None:
-                logits_CB.add_((kept_CB - 1.0) * -_NO_LOGIT)
+            _without_filtered(logits_CB, kept_CB)
             higher_1B = paddle.maximum(peak_1B, logits_CB.max(axis=0, keepdim=True))
             fade_1B, peak_1B = paddle.exp(peak_1B - higher_1B), higher_1B
             total_1B.multiply_(fade_1B)
@@ -366,14 +365,22 @@ def _softmax(
     """
     product_CB, logits_CB, slope_CB = walk.logits(number, weight_CD, inverse_CB)
     log_total_1B = parts.log_total_B.unsqueeze(0)  # where logits are bounded, `update` has divided the samples by it
-    softmax_CB = paddle.exp(logits_CB) if walk.rows.shard.bounded else (logits_CB - log_total_1B).exp_()
     kept_CB = walk.unfiltered(product_CB, logits_CB, log_total_1B)
+    if walk.rows.shard.bounded:
+        softmax_CB = paddle.exp(logits_CB)
+    else:
+        softmax_CB = _without_filtered(logits_CB - log_total_1B, kept_CB).exp_()
     if kept_CB is not None:
         softmax_CB.multiply_(kept_CB)
     if parts.share_B is not None:
         softmax_CB.subtract_(parts.share_B.unsqueeze(0))
     walk.without_labels(number, softmax_CB, 0.0)
     return product_CB, softmax_CB if slope_CB is None else softmax_CB.multiply_(slope_CB)
+
+
+def _without_filtered(logits_CB: paddle.Tensor, kept_CB: Optional[paddle.Tensor]) -> paddle.Tensor:
+    """Makes the logits that the filter takes out so low that no maximum sees them, and no exponential overflows."""
+    return logits_CB if kept_CB is None else logits_CB.add_((kept_CB - 1.0) * -_NO_LOGIT)
 
 
 def update_bias(rows: Rows, gradient_N: paddle.Tensor, sink: RowSink) -> None:
