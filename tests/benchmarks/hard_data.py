@@ -51,9 +51,10 @@ class SmallNet(BaseModel):
         for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
             layers += [paddle.nn.Conv2D(inputs, outputs, 3, 2, 1), paddle.nn.BatchNorm2D(outputs), paddle.nn.ReLU()]
         self.layers = paddle.nn.Sequential(*layers, paddle.nn.Flatten(), paddle.nn.Linear(64 * 4 * 4, 64))
+        self.norm = paddle.nn.BatchNorm1D(64)
 
     def build_network(self, input, label, is_train):
-        return self.layers(input)
+        return self.norm(self.layers(input))
 
 
 def write_set(good: Path, folder: Path, counts: np.ndarray, wrong: float, seed: int) -> list[tuple[str, int]]:
@@ -88,7 +89,7 @@ def accuracies(data: Path, tested: list[tuple[str, int]], change: Change, seed: 
         ins.set_loss_type(options.loss)
         ins.set_scale(options.scale)
         ins.set_margin(options.margin)
-        ins.set_augmentation(mirror=False, translate=0.06)
+        ins.set_augmentation(mirror=False, translate=0.03)
         ins.set_train_batch_size(32)
         ins.set_train_epochs(options.epochs)
         ins.set_schedule("cosine")
