@@ -131,8 +131,7 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
         kept_KB = walk.unfiltered(nearest.product_KB, logits_KB)
         if peak_1B is not None:
             walk.without_labels(number, logits_KB, _NO_LOGIT)
-            if kept_KB is not None:
-                logits_KB.add_((kept_KB - 1.0) * -_NO_LOGIT)
+            _without_filtered(logits_KB, kept_KB)
             higher_1B = paddle.maximum(peak_1B, logits_KB.max(axis=0, keepdim=True))
             fade_1B, peak_1B = paddle.exp(peak_1B - higher_1B), higher_1B
             total_1B.multiply_(fade_1B)
@@ -374,8 +373,11 @@ def _softmax(
     """
     nearest, logits_KB, slope_KB = walk.logits(number, weight_CD, inverse_CB)
     log_total_1B = parts.log_total_B.unsqueeze(0)  # where logits are bounded, `update` has divided the samples by it
-    softmax_KB = paddle.exp(logits_KB) if walk.rows.shard.bounded else (logits_KB - log_total_1B).exp_()
     kept_KB = walk.unfiltered(nearest.product_KB, logits_KB, log_total_1B)
+    if walk.rows.shard.bounded:
+        softmax_KB = paddle.exp(logits_KB)
+    else:
+        softmax_KB = _without_filtered(logits_KB - log_total_1B, kept_KB).exp_()
     if kept_KB is not None:
         softmax_KB.multiply_(kept_KB)
     if parts.share_B is not None:
@@ -384,6 +386,11 @@ def _softmax(
     if slope_KB is not None:
         softmax_KB.multiply_(slope_KB)
     return nearest.product_CB, nearest.spread(softmax_KB)
+
+
+def _without_filtered(logits_KB: paddle.Tensor, kept_KB: Optional[paddle.Tensor]) -> paddle.Tensor:
+    """Makes the logits that the filter takes out so low that no maximum sees them, and no exponential overflows."""
+    return logits_KB if kept_KB is None else logits_KB.add_((kept_KB - 1.0) * -_NO_LOGIT)
 
 
 def update_bias(rows: Rows, gradient_N: paddle.Tensor, sink: RowSink) -> None:

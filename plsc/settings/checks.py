@@ -330,7 +330,8 @@ def _by_class(setter: str, values: Any, largest: float, rule: str) -> Optional[B
         isinstance(one, (int, float, np.integer, np.floating)) and not isinstance(one, bool) for one in values
     )
     try:
-        found = np.asarray(values if is_plain or isinstance(values, np.ndarray) else None, "float64")
+        with np.errstate(over="ignore"):  # infinity is refused below
+            found = np.asarray(values if is_plain or isinstance(values, np.ndarray) else None, "float64")
     except (TypeError, ValueError, OverflowError):
         found = np.zeros(0)
     if found.ndim != 1 or not found.size or (isinstance(values, np.ndarray) and values.dtype.kind not in "iuf"):

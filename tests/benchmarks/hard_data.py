@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import paddle
 
-from plsc import Entry
+from plsc import BaseModel, Entry
 from plsc.data.glyphs import render_glyphs
 
 MOST, EVEN, FEWEST, TESTED = 24, 12, 2, 8
@@ -39,6 +40,21 @@ WRONG_LABELS: dict[str, Change] = {
     "smoothing 0.1": lambda ins: ins.set_label_smoothing(0.1),
     "filter 0.5, smoothing 0.1": lambda ins: [ins.set_interclass_filter(0.5), ins.set_label_smoothing(0.1)],
 }
+
+
+class SmallNet(BaseModel):
+    """Three convolutions and a linear layer, which train in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = []
+        for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
+            layers += [paddle.nn.Conv2D(inputs, outputs, 3, 2, 1), paddle.nn.BatchNorm2D(outputs), paddle.nn.ReLU()]
+        self.layers = paddle.nn.Sequential(*layers, paddle.nn.Flatten(), paddle.nn.Linear(64 * 4 * 4, 64))
+        self.norm = paddle.nn.BatchNorm1D(64)
+
+    def build_network(self, input, label, is_train):
+        return self.norm(self.layers(input))
 
 
 def write_set(good: Path, folder: Path, counts: np.ndarray, wrong: float, seed: int) -> list[tuple[str, int]]:
@@ -68,12 +84,13 @@ def accuracies(data: Path, tested: list[tuple[str, int]], change: Change, seed: 
         ins.set_model_save_dir(folder)
         ins.set_class_num(options.classes)
         ins.set_image_shape((3, 32, 32))
-        ins.set_model_name("GlyphNet")
+        ins.set_model(SmallNet())
         ins.set_emb_size(64)
         ins.set_loss_type(options.loss)
         ins.set_scale(options.scale)
-        ins.set_augmentation(mirror=False, rotate=8, translate=0.06)
-        ins.set_train_batch_size(64)
+        ins.set_margin(options.margin)
+        ins.set_augmentation(mirror=False, translate=0.03)
+        ins.set_train_batch_size(32)
         ins.set_train_epochs(options.epochs)
         ins.set_schedule("cosine")
         ins.set_lr(options.lr)
@@ -96,7 +113,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--loss", default="dist_cosface")
     parser.add_argument("--scale", type=float, default=20.0)
-    parser.add_argument("--lr", type=float, default=0.4)
+    parser.add_argument("--margin", type=float, default=0.2)
+    parser.add_argument("--lr", type=float, default=2.0)
+    parser.add_argument("--settings", nargs="+", help="the settings to try; all by default")
     parser.add_argument("--kinds", nargs="+", default=["long tail", "wrong labels"])
     options = parser.parse_args()
     runs = []
@@ -117,6 +136,8 @@ def main() -> None:
                 tested = write_set(good, data, of_class, wrong, seed)
                 is_rare = rare[[label for _, label in tested]]
                 for setting, change in settings.items():
+                    if options.settings and setting not in options.settings:
+                        continue
                     right = accuracies(data, tested, change, seed, options)
                     runs.append(
                         {"data": kind, "setting": setting, "seed": seed, "accuracy": round(float(right.mean()), 4)}
