@@ -27,13 +27,18 @@ CASES = {
         7,
         ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99"]),
-    "three ranks, AdamW, clipping, unfreezing, a teacher": (
+    "two ranks, loss scaling, dropout, sub-centres": (
+        2,
+        4,
+        [FLOAT16, "--dropout=0.3", PXK, "ema=0.99", "sub_centers=3", "sample_ratio=0.5"],
+    ),
+    "three ranks, AdamW, clipping, unfreezing, a teacher, sub-centres": (
         3,
         6,  # the second step after the unfreezing
         [
             "--optimizer=AdamW",
             "gradient_clip=0.5",
+            "sub_centers=2",
             "train_batch_size=8",
             "ema=0.5",
             'trainable={"0": "fc.*", "1": "all"}',
