@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Optional
 
@@ -68,10 +69,11 @@ def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:
     The numbers are drawn in fixed blocks of the whole W, so that they do not depend on the sharding.
     """
     rows, *a_class = (int(side) for side in weight.shape)
-    for block in range(lower // _ROWS_PER_DRAW, (lower + rows - 1) // _ROWS_PER_DRAW + 1):
-        first = block * _ROWS_PER_DRAW
-        drawn = np.random.default_rng((seed, block)).standard_normal((_ROWS_PER_DRAW, *a_class), dtype="float32")
-        begin, end = max(lower, first), min(lower + rows, first + _ROWS_PER_DRAW)
+    a_draw = max(1, _ROWS_PER_DRAW // math.prod(a_class[:-1]))  # in classes
+    for block in range(lower // a_draw, (lower + rows - 1) // a_draw + 1):
+        first = block * a_draw
+        drawn = np.random.default_rng((seed, block)).standard_normal((a_draw, *a_class), dtype="float32")
+        begin, end = max(lower, first), min(lower + rows, first + a_draw)
         values = paddle.to_tensor(drawn[begin - first : end - first] * np.float32(0.01), dtype=weight.dtype)
         with paddle.no_grad():
             weight[begin - lower : end - lower] = values

@@ -143,7 +143,15 @@ def find_labels(shard: Shard, step: Step, batch: Batch) -> Optional[HeldLabels]:
         plain_n = paddle.clip(plain_n, -1.0, 1.0)
     elif shard.bias is not None:
         plain_n = plain_n + paddle.gather(shard.bias, row_n)
-    return HeldLabels(sample, step.rows.places(row), sample_n, center_nD, inverse_n1, plain_n, nearest_n)
+    return HeldLabels(
+        sample=sample,
+        place=step.rows.places(row),
+        sample_n=sample_n,
+        center_nD=center_nD,
+        inverse_n1=inverse_n1,
+        plain_n=plain_n,
+        nearest_n=nearest_n,
+    )
 
 
 def gather_plain(shard: Shard, batch: Batch, held: Optional[HeldLabels]) -> paddle.Tensor:

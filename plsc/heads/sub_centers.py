@@ -10,7 +10,6 @@ Shapes: B samples, K classes of a chunk, C = K k rows of a chunk, n samples whos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 
 import paddle
 
@@ -24,19 +23,22 @@ class Nearest:
     Attributes:
         product_CB: row . query of all rows.
         product_KB: The largest product of each class; the same tensor where a class has one row.
-        wins: [K, B] For each of the k rows of the classes, whether it is the nearest; empty where a class has one row.
+        higher: [K, B] For each row of a class but the first, 1 where it is nearer than all before it, and else 0.
     """
 
     product_CB: paddle.Tensor
     product_KB: paddle.Tensor
-    wins: tuple[paddle.Tensor, ...] = ()
+    higher: tuple[paddle.Tensor, ...] = ()
 
     def spread(self, values_KB: paddle.Tensor) -> paddle.Tensor:
         """Returns values of the classes at their nearest rows [C, B], and 0 at the other rows."""
-        if not self.wins:
+        if not self.higher:
             return values_KB
-        parts = [values_KB * win.astype(values_KB.dtype) for win in self.wins]
-        return paddle.stack(parts, axis=1).reshape(self.product_CB.shape)
+        parts, rest_KB = [], values_KB
+        for higher_KB in reversed(self.higher):  # the last that is nearer than all before it is the nearest
+            parts.append(rest_KB * higher_KB)
+            rest_KB = rest_KB - parts[-1]
+        return paddle.stack([rest_KB, *reversed(parts)], axis=1).reshape(self.product_CB.shape)
 
 
 def nearest_of(product_CB: paddle.Tensor, sub_centers: int) -> Nearest:
@@ -50,15 +52,11 @@ def nearest_of(product_CB: paddle.Tensor, sub_centers: int) -> Nearest:
         return Nearest(product_CB, product_CB)
     rows, batch = product_CB.shape
     parts = paddle.unbind(product_CB.reshape([rows // sub_centers, sub_centers, batch]), axis=1)
-    largest_KB = reduce(paddle.maximum, parts)
-    wins = [parts[0] == largest_KB]
-    taken = wins[0]
-    for part in parts[1:-1]:
-        is_largest = part == largest_KB
-        wins.append(paddle.logical_and(is_largest, paddle.logical_not(taken)))
-        taken = paddle.logical_or(taken, is_largest)
-    wins.append(paddle.logical_not(taken))
-    return Nearest(product_CB, largest_KB, tuple(wins))
+    largest_KB, higher = parts[0], []
+    for part_KB in parts[1:]:
+        higher.append((part_KB > largest_KB).astype(part_KB.dtype))
+        largest_KB = paddle.maximum(largest_KB, part_KB)
+    return Nearest(product_CB, largest_KB, tuple(higher))
 
 
 def nearest_rows(rows_nkD: paddle.Tensor, direction_nD: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:

@@ -28,21 +28,20 @@ settings = json.loads(sys.argv[1])
 exclude = settings.pop("exclude")
 ins = Entry(settings=settings)
 ins.set_dataset_dir(settings["dataset_dir"], exclude=exclude)
-print(json.dumps(ins.train()["test"]["glyphs"]))
+ins.train()
+print(json.dumps(ins.test()["glyphs"]))
 """
 SETTINGS = {
     "num_classes": "auto",
-    "image_shape": [3, 32, 32],
     "model_name": "GlyphNet",
     "emb_dim": 128,
     "loss_type": "dist_arcface",
     "augmentation": {"mirror": False, "rotate": 8, "translate": 0.06},
-    "train_batch_size": 128,
     "schedule": "cosine",
-    "lr": 0.05,
     "scale": 20,
     "warmup_epochs": 1,
     "val_targets": "glyphs",
+    "with_test": False,
     "log_period": 50,
 }
 
@@ -70,7 +69,8 @@ def found_at(listed: dict[str, float], bad: set[str], angle: float) -> dict[str,
 def try_one(good: Path, folder: Path, rate: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the figures of one share of wrong labels."""
     bad, data = spoil(good, folder / "data", rate, 0.0, seed), folder / "data"
-    same = {"train_epochs": options.epochs, "seed": seed, "margin": options.margin}
+    same = {"train_epochs": options.epochs, "seed": seed, "margin": options.margin, "lr": options.lr}
+    same |= {"train_batch_size": options.batch, "image_shape": [3, options.side, options.side]}
     one = train(data, folder / "one", **same)
     several = train(data, folder / "several", sub_centers=options.sub_centers, **same)
     last = folder / "several" / str(options.epochs - 1)
@@ -95,6 +95,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=400)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--sub-centers", type=int, default=3)
     parser.add_argument("--margin", type=float, default=0.3)
     parser.add_argument("--angle", type=float, default=75.0)
@@ -105,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         good = Path(name, "good")
         size = {"classes": options.classes, "images": options.images, "size": 32}
-        render_glyphs(str(good), **size, held_out=250, pairs=6000, seed=1)
+        render_glyphs(str(good), **size, held_out=250, pairs=options.pairs, seed=1)
         for seed in options.seeds:
             for rate in options.rates:
                 folder = Path(name, f"{seed}-{rate}")

@@ -21,12 +21,12 @@ BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "cal
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
 PLATEAU = 'schedule=["plateau", 2.0, 0.0, 0, 0]'  # it follows the score of the tests
 PXK = 'sampler=["pxk", 4]'
-TERMS = (
+UNSMOOTHED = (
     "class_margins=[0.4, 0.3, 0.2, 0.1, 0.4, 0.3, 0.2, 0.1, 0.4, 0.3, 0.2, 0.1]",
     'class_weights="balanced"',
-    "label_smoothing=0.1",
     "interclass_filter=0.3",
 )
+TERMS = (*UNSMOOTHED, "label_smoothing=0.1")
 CASES = {
     "mirror, rotation, dropout, sampling": (
         1,
@@ -40,18 +40,23 @@ CASES = {
             *TERMS,
         ],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99", *TERMS]),
-    "three ranks, AdamW, clipping, unfreezing, a teacher": (
+    "two ranks, loss scaling, dropout, sub-centres": (
+        2,
+        4,
+        [FLOAT16, "--dropout=0.3", PXK, "ema=0.99", "sub_centers=3", "sample_ratio=0.5", *UNSMOOTHED],
+    ),
+    "three ranks, AdamW, clipping, unfreezing, a teacher, sub-centres": (
         3,
         6,  # the second step after the unfreezing
         [
             "--optimizer=AdamW",
             "gradient_clip=0.5",
+            "sub_centers=2",
             "train_batch_size=8",
             "ema=0.5",
             'trainable={"0": "fc.*", "1": "all"}',
             'teacher=["zoo:glyphs", 9.0, "relation"]',
-            *TERMS,
+            *UNSMOOTHED,
         ],
     ),
     "base64, accumulation, a plateau, end of an epoch, a teacher": (
