@@ -310,7 +310,8 @@ class _Users:
         others = {store.user for store in self.stores} - {user}
         if others:
             raise StorageUnavailableError(
-                f"{name}: hdfs-native connects as one user in a process, which is {' or '.join(map(str, others))} now"
+                f"{name}: hdfs-native connects as one user in a process, which is "
+                f"{' or '.join(other or 'the user of the process' for other in others)} now"
             )
         if self._own is None or os.environ.get(_USER) != self._own:
             self._before = os.environ.get(_USER)

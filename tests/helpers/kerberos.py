@@ -92,9 +92,10 @@ class Kdc:
         """Returns the path of the keytab of a principal."""
         return self.folder / f"{name.split('/')[0]}.keytab"
 
-    def add(self, *names: str) -> None:
-        """Adds principals, and writes the keytab of each."""
-        commands = [f"addprinc -randkey {name}\nktadd -k {self.keytab(name)} {name}\n" for name in names]
+    def add(self, *names: str, lifetime: int = 3600) -> None:
+        """Adds principals whose tickets live for some seconds, and writes the keytab of each."""
+        options = f"-randkey -maxlife {lifetime}s"
+        commands = [f"addprinc {options} {name}\nktadd -k {self.keytab(name)} {name}\n" for name in names]
         self._run("kadmin.local", "-r", REALM, input="".join(commands))
         assert all(self.keytab(name).exists() for name in names)
 
