@@ -216,7 +216,8 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
     """
     cluster = _Cluster.of(hosts, kerberos)
     with _USERS.lock:
-        _USERS.become(user, name)
+        if kerberos is None:
+            _USERS.become(user, name)
         store = RpcStorage(cluster, name, user)
         try:
             store.check()
@@ -229,7 +230,8 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
             if not store.has_changed:
                 raise
             store.check()  # another NameNode
-        _USERS.stores.add(store)
+        if kerberos is None:
+            _USERS.stores.add(store)
         return store
 
 
