@@ -78,7 +78,7 @@ def round_trip(store, path):
 def test_tickets_and_keytabs(secure, kdc, address, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "plsc")
     text, passes = refused(lambda: open_hdfs(address, None, kerberos=Kerberos()))
-    assert not passes and text.startswith(f"{address}: /: Kerberos: there is no ticket") and "run `kinit`" in text
+    assert not passes and text.startswith(f"{address}: /: Kerberos: there is no ticket") and "run kinit" in text
     round_trip(open_hdfs(address, None, kerberos=Kerberos(str(kdc.keytab("bob")))), f"/{tmp_path.name}/bob's")
     assert f"with the keytab of bob@{REALM}" in caplog.text
     text, _ = refused(lambda: open_hdfs(address, None, kerberos=Kerberos()))  # the keytab left no ticket behind
@@ -163,7 +163,7 @@ def test_training_for_longer_than_a_ticket_lives(secure, kdc, glyphs, tmp_path):
         assert process.wait() == 0, "".join(lines[name])[-3000:]
         assert any(f"uploaded {tmp_path}/{name}/0" in line for line in lines[name])
     said = [line for line in lines["ticket"] if "Kerberos" in line and "trying again" in line]
-    assert said and all("the ticket can no longer be used (Ticket expired); run `kinit`" in line for line in said)
+    assert said and all("the ticket can no longer be used (Ticket expired); run kinit" in line for line in said)
     assert not [line for line in lines["keytab"] if "trying again" in line and "Kerberos" in line]
 
 
