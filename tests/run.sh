@@ -51,7 +51,10 @@ if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_pack
 if chosen '^from kerberos import'; then debian_packages Kerberos kerberos; fi
 if chosen 'open_browser'; then debian_packages "web pages" browser; fi
 extras="dev,hdfs,spark,onnx,report,search,parquet,tensorboard,visualdl,docs"
-if command -v krb5-config gcc > /dev/null; then extras+=",kerberos"; fi # they compile gssapi
+header='import os, sysconfig; print(os.path.join(sysconfig.get_path("include"), "Python.h"))'
+if command -v krb5-config > /dev/null && command -v gcc > /dev/null && [ -e "$("$python" -c "$header")" ]; then
+    extras+=",kerberos" # whose package, gssapi, is compiled
+fi
 environment newest paddlepaddle==3.3.1 setuptools ".[$extras]"
 if [ "${#paths[@]}" = 0 ]; then
     "$cache/newest/bin/ruff" check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Optional
 
+from plsc.errors import ConfigError
 from plsc.storage import hdfs, rpc, site
 from plsc.storage.address import check_hdfs_address, rpc_hosts
 from plsc.storage.base import Storage, StorageError, StorageUnavailableError
@@ -32,6 +33,11 @@ def connect(
         StorageError: A NameNode refuses, or there is no valid ticket.
     """
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
+    if is_alias and kerberos is not None:
+        raise ConfigError(
+            f"set_hdfs_info: fs_name: the alias {fs_name!r} of HdfsCLI's configuration file says how to connect; leave "
+            "out auth and keytab, or give the address of HDFS"
+        )
     if client is not None or fs_name is None or is_alias:
         return hdfs.connect(fs_name, fs_ugi, client)
     check_hdfs_address(fs_name, is_alias=False)
