@@ -167,6 +167,12 @@ CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "re
         (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_model_save_dir("")), "nothing would be uploaded"),
         (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_hdfs_client(CLIENT)), "None as fs_ugi"),
         (lambda ins: ins.set_hdfs_client(CLIENT), "names no folder"),
+        (
+            lambda ins: (ins.set_hdfs_info("nn", None, "x", auth="kerberos"), ins.set_hdfs_client(CLIENT)),
+            "leave out one",
+        ),
+        (lambda ins: ins.set_hdfs_info("nn", "a,secret", "x", keytab="k"), "give None as fs_ugi"),
+        (lambda ins: ins.set_hdfs_info("nn", None, "x", auth="ntlm"), "auth"),
         (lambda ins: ins.set_hdfs_info(None, None, "x"), "set_hdfs_client"),
         (lambda ins: ins.set_hdfs_upload("epoch"), "no fs_dir_for_save"),
         (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_hdfs_upload("step")), "set_save_period"),

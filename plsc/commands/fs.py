@@ -19,7 +19,7 @@ from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.errors import ConfigError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
-from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address, split_address
 from plsc.storage.base import Status, place_of
 from plsc.storage.local import LOCAL
@@ -99,6 +99,12 @@ def _add_options(action: argparse.ArgumentParser) -> None:
         help=f"ask for the password or secret (default: ${_PASSWORD}, if set)",
     )
     action.add_argument(
+        "--kerberos",
+        action="store_true",
+        help="show the Kerberos ticket of this user (default: if the core-site.xml in HADOOP_CONF_DIR says so)",
+    )
+    action.add_argument("--keytab", metavar="FILE", help="show a ticket that this keytab gives")
+    action.add_argument(
         "--retry-seconds",
         type=at_least(0),
         default=300,
@@ -126,7 +132,10 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("there is a password, but no name; give --user")
     check_hdfs_address(options.fs, is_alias=options.user is None)
     ugi = f"{options.user},{password}" if options.user else None
-    options.run(options, open_hdfs(options.fs, ugi).with_patience(options.retry_seconds))
+    kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
+    if kerberos is not None and ugi is not None:
+        raise ConfigError("with Kerberos, the ticket or the keytab says who connects; leave out --user")
+    options.run(options, open_hdfs(options.fs, ugi, kerberos=kerberos).with_patience(options.retry_seconds))
     return 0
 
 

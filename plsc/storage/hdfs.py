@@ -137,8 +137,10 @@ class HdfsStorage:
             yield
             self._namenodes.look()
         except hdfs.HdfsError as problem:
-            error = _server_error(f"{self.name}: {path}", problem, self._urls)
-            raise (self._none_is_active(path) if problem.exception == "StandbyException" else None) or error from None
+            is_standby = problem.exception == "StandbyException"
+            raise (is_standby and self._none_is_active(path)) or _server_error(
+                f"{self.name}: {path}", problem, self._urls
+            ) from None
         except TicketError as problem:
             raise TicketError(f"{self.name}: {path}: {problem}") from None
         except requests.exceptions.SSLError as problem:

@@ -36,8 +36,15 @@ def connect(
         StorageError: A NameNode refuses, or there is no valid ticket.
     """
     if client is None and fs_name is not None and is_foreign_address(fs_name):
+        if kerberos is not None:
+            raise ConfigError(f"set_hdfs_info: auth and keytab are for HDFS, and {fs_name} is none; leave them out")
         return _connect_foreign(fs_name, fs_ugi)
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
+    if is_alias and kerberos is not None:
+        raise ConfigError(
+            f"set_hdfs_info: fs_name: the alias {fs_name!r} of HdfsCLI's configuration file says how to connect; leave "
+            "out auth and keytab, or give the address of HDFS"
+        )
     if client is not None or fs_name is None or is_alias:
         return hdfs.connect(fs_name, fs_ugi, client)
     check_hdfs_address(fs_name, is_alias=False)

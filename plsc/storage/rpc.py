@@ -160,6 +160,13 @@ class RpcStorage:
             return ""
         return f"/{place.lstrip('/')}" if place.startswith("/") else place
 
+    def _refused(self, path: str, text: str) -> StorageError:
+        """Returns the error for a RuntimeError of `hdfs-native`."""
+        why = self._namenodes.why_none_is_active() if "StandbyException" in text else None
+        if why is not None:
+            return StorageUnavailableError(f"{place_of(self, path)}: {why}")
+        return _error(place_of(self, path), text, self._kerberos)
+
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:
         """Turns the client's exceptions into StorageErrors."""
@@ -184,11 +191,7 @@ class RpcStorage:
             reason = self._namenodes.why_none_is_active() or _reason(problem)
             raise StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
         except RuntimeError as problem:
-            error = _error(place_of(self, path), str(problem), self._kerberos)
-            if "StandbyException" in str(problem):
-                why = self._namenodes.why_none_is_active()
-                error = error if why is None else StorageUnavailableError(f"{place_of(self, path)}: {why}")
-            raise error from None
+            raise self._refused(path, str(problem)) from None  # a variable of it would keep the store alive
         except (ValueError, TypeError, AttributeError, OverflowError) as problem:
             reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
             raise StorageError(f"{place_of(self, path)}: {reason}") from None
@@ -216,7 +219,8 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
     """
     cluster = _Cluster.of(hosts, kerberos)
     with _USERS.lock:
-        _USERS.become(user, name)
+        if kerberos is None:
+            _USERS.become(user, name)
         store = RpcStorage(cluster, name, user)
         try:
             store.check()
@@ -229,7 +233,8 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
             if not store.has_changed:
                 raise
             store.check()  # another NameNode
-        _USERS.stores.add(store)
+        if kerberos is None:
+            _USERS.stores.add(store)
         return store
 
 
@@ -310,7 +315,8 @@ class _Users:
         others = {store.user for store in self.stores} - {user}
         if others:
             raise StorageUnavailableError(
-                f"{name}: hdfs-native connects as one user in a process, which is {' or '.join(map(str, others))} now"
+                f"{name}: hdfs-native connects as one user in a process, which is "
+                f"{' or '.join(other or 'the user of the process' for other in others)} now"
             )
         if self._own is None or os.environ.get(_USER) != self._own:
             self._before = os.environ.get(_USER)

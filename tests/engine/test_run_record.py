@@ -55,6 +55,8 @@ def test_credentials_are_not_recorded(tmp_path):
         "fs_name": "hdfs://namenode:9000",
         "fs_dir_for_save": "checkpoints",
         "fs_checkpoint_dir": None,
+        "auth": None,
+        "keytab": None,
     }
     assert json.loads(text)["resumed"] == 1, "on a machine that does not know of earlier starts"
     assert os.listdir(tmp_path) == ["run.json"]

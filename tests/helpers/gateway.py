@@ -15,7 +15,8 @@ class Gateway:
     """A gateway and its data server, which run inside the `with` block.
 
     Args:
-        credentials: The `name:password` that it asks for.
+        credentials: The `name:password` that it asks for; or, for Kerberos, a function that says whether it accepts the
+            Authorization header of a request.
         tls_folder: A folder for the certificate; without one it serves plain http.
 
     Attributes:
@@ -27,7 +28,10 @@ class Gateway:
 
     def __init__(self, credentials, tls_folder=None):
         self.files, self.seen = {}, []
-        self._wanted = "Basic " + base64.b64encode(credentials.encode()).decode()
+        self._accepts, self._scheme = credentials, "Negotiate"
+        if isinstance(credentials, str):
+            wanted = "Basic " + base64.b64encode(credentials.encode()).decode()
+            self._accepts, self._scheme = wanted.__eq__, 'Basic realm="gateway"'
         self._data = self._server("data")
         self._gateway = self._server("gateway")
         scheme = "http"
@@ -67,8 +71,8 @@ class Gateway:
                 path = unquote(url.path)[len(PREFIX) :]
                 if name == "data":
                     return gateway.serve_data(self, operation, path)
-                if header != gateway._wanted:
-                    return reply(self, 401, headers={"WWW-Authenticate": 'Basic realm="gateway"'})
+                if gateway._accepts(header) is not True:
+                    return reply(self, 401, headers={"WWW-Authenticate": gateway._scheme})
                 return gateway.serve_names(self, operation, path)
 
             do_GET = do_PUT = do_DELETE = answer  # noqa: N815 - the library's names

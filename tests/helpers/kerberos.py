@@ -21,13 +21,17 @@ REALM = "PLSC.TEST"
 HOST = "localhost"  # names of services contain it, so that addresses must use it too
 _LIFETIME = 3000  # seconds after which a KDC ends that was not stopped
 _PROGRAMS = {"krb5kdc": "krb5-kdc", "kdb5_util": "krb5-kdc", "kadmin.local": "krb5-admin-server", "kinit": "krb5-user"}
+_COMPILING = {"krb5-config": "libkrb5-dev", "gcc": "gcc"}  # the package gssapi, for WebHDFS
 _FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 
 
 def missing_packages() -> list[str]:
-    """Returns the Debian packages of Kerberos that are not installed."""
-    absent = {package for program, package in _PROGRAMS.items() if shutil.which(program, path=_FOLDERS) is None}
-    return sorted(absent)
+    """Returns the Debian packages that are not installed, of a KDC and for the package gssapi."""
+    return _missing({**_PROGRAMS, **_COMPILING})
+
+
+def _missing(programs: dict[str, str]) -> list[str]:
+    return sorted({package for program, package in programs.items() if shutil.which(program, path=_FOLDERS) is None})
 
 
 class Kdc:
@@ -41,7 +45,7 @@ class Kdc:
     """
 
     def __init__(self, folder: Path) -> None:
-        missing = missing_packages()
+        missing = _missing(_PROGRAMS)
         if missing:
             raise UnavailableError(f"not installed: Debian's {' '.join(missing)}")
         self.folder, self.config = folder, folder / "krb5.conf"
@@ -92,9 +96,10 @@ class Kdc:
         """Returns the path of the keytab of a principal."""
         return self.folder / f"{name.split('/')[0]}.keytab"
 
-    def add(self, *names: str) -> None:
-        """Adds principals, and writes the keytab of each."""
-        commands = [f"addprinc -randkey {name}\nktadd -k {self.keytab(name)} {name}\n" for name in names]
+    def add(self, *names: str, lifetime: int = 3600) -> None:
+        """Adds principals whose tickets live for some seconds, and writes the keytab of each."""
+        options = f"-randkey -maxlife {lifetime}s"
+        commands = [f"addprinc {options} {name}\nktadd -k {self.keytab(name)} {name}\n" for name in names]
         self._run("kadmin.local", "-r", REALM, input="".join(commands))
         assert all(self.keytab(name).exists() for name in names)
 

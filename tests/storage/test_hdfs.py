@@ -15,7 +15,7 @@ from gateway import Gateway
 
 from plsc import storage
 from plsc.errors import ConfigError
-from plsc.storage import StorageError, StorageUnavailableError, open_hdfs, rpc
+from plsc.storage import Kerberos, StorageError, StorageUnavailableError, open_hdfs, rpc
 from plsc.storage.hdfs import HdfsStorage, connect
 
 
@@ -76,6 +76,8 @@ def test_the_user_without_fs_ugi(hdfs, folder, monkeypatch, tmp_path):
     write(open_hdfs("near", None), f"{folder}/carol's")
     owners = {name: status["owner"] for name, status in hdfs.client().list(folder, status=True)}
     assert owners == {"bob's": "bob", "carol's": "carol"}
+    with pytest.raises(ConfigError, match="the alias 'near' of .* leave out auth and keytab"):
+        open_hdfs("near", None, kerberos=Kerberos())
     with pytest.raises(ConfigError, match="the alias 'bad' of HdfsCLI's configuration file") as error:
         open_hdfs("bad", None)
     assert "s3cret" not in str(error.value)
