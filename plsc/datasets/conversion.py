@@ -351,7 +351,7 @@ def _record(conversion: Conversion, records: Records, i: int) -> Record:
     if conversion.size is not None:
         data = _resized(data, conversion.size, conversion.quality, records, i)
     elif conversion.skip_damaged:
-        decode(data, _ANY_SHAPE, records.where(i))
+        decode(data, _ANY_SHAPE, partial(records.where, i))
     if not TARGETS[conversion.to].has_image_names:
         return Record(f"image {i}", data, label)  # To look up a name may be to read the disk.
     return Record(_named(records.name(i), data), data, label)
@@ -366,7 +366,7 @@ def _resized(data: bytes, side: int, quality: int, records: Records, i: int) -> 
     except Exception:  # Pillow's errors are of many types, and `check_header` words them.
         check_header(io.BytesIO(data), records.where(i))
     stream = io.BytesIO()
-    pixels = decode(data, (3, side, side), records.where(i))
+    pixels = decode(data, (3, side, side), partial(records.where, i))
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return stream.getvalue()
 
