@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Optional
 
 import numpy as np
 
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import is_image_suffix
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.data.shard_files import SharedFiles, find_files, holds_files, plain_name
 from plsc.data.tar_headers import BLOCK, Window
@@ -266,13 +267,13 @@ class TarWriter:
     def _split(self, name: str, data: bytes) -> tuple[str, str]:
         """Returns the key and the suffix of the members of an image."""
         stem, suffix = os.path.splitext(name)
-        if not has_image_suffix(name):
+        if not is_image_suffix(suffix):
             stem = name
             suffix = next((f".{one}" for magic, one in _MAGIC if data.startswith(magic)), ".jpg")
             suffix = ".webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else suffix
         folder, slash, base = stem.rpartition("/")
         key = stem = f"{folder}{slash}{base.replace('.', '_') or '_'}"
-        if re.match("__[^/]*__($|/)", key):
+        if key.startswith("__") and re.match("__[^/]*__($|/)", key):
             key = stem = f"x{key}"
         number = self._uses.get(hash(stem), 0)
         while hash(key) in self._uses:
@@ -294,5 +295,5 @@ def _header(name: str, size: int) -> bytes:
         header.size = size
         return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     digits = b"%011o" % size
-    total = sum(encoded) + sum(digits) + _REST_SUM
+    total = (zlib.adler32(encoded + digits) & 0xFFFF) - 1 + _REST_SUM  # Its low half is the sum of the bytes plus one.
     return b"".join((encoded.ljust(100, b"\0"), _MODES, digits, _TIME, b"%06o\0 " % total, _KIND))

@@ -20,7 +20,7 @@ from PIL import Image
 from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.exclusion import line_of
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import is_image_suffix
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
 from plsc.datasets.opening import open_data
@@ -382,7 +382,8 @@ def _named(name: str, data: bytes) -> str:
     suffixes = _SUFFIXES.get(kind)
     if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
         return name
-    return (os.path.splitext(name)[0] if has_image_suffix(name) else name) + suffixes[0]
+    stem, suffix = os.path.splitext(name)
+    return (stem if suffix and is_image_suffix(suffix) else name) + suffixes[0]
 
 
 def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: Watch) -> None:
