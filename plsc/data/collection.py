@@ -10,6 +10,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Optional, Protocol, Union
 
@@ -313,7 +314,7 @@ class RecordImages:
 
     def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
-        return decode(self._records.read(i)[0], image_shape, self.where(i), rule)
+        return decode(self._records.read(i)[0], image_shape, partial(self.where, i), rule)
 
     def check(self, i: int, open_it: bool, rule: PixelRule = NEWEST) -> None:
         """Checks the record and the header of the image with `open_it`, otherwise nothing; see `Collection.check`."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import BinaryIO, Union
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from plsc.data.pixels import MOST_PIXELS, NEWEST, PixelRule, interpret
 from plsc.errors import DataError, one_line
+
+Where = Union[str, Callable[[], str]]  # where an image comes from, or a function that finds it out
 
 # Formats that run a program (EPS: Ghostscript, WMF: that of Windows), or open whatever image they contain, or are
 # recognised only.
@@ -95,7 +98,7 @@ def _without_texts(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def decode_image(data: bytes, mode: str, where: str, rule: PixelRule = NEWEST) -> Image.Image:
+def decode_image(data: bytes, mode: str, where: Where, rule: PixelRule = NEWEST) -> Image.Image:
     """Decodes an encoded image.
 
     Args:
@@ -115,7 +118,8 @@ def decode_image(data: bytes, mode: str, where: str, rule: PixelRule = NEWEST) -
             check_size(image, rule.most_pixels)
             return interpret(image, mode, rule)
     except Exception as error:  # For damaged files Pillow's decoders raise many unrelated types.
-        raise _explained(where, error, data[:64], len(data)) from error
+        place = where if isinstance(where, str) else where()
+        raise _explained(place, error, data[:64], len(data)) from error
 
 
 def interpret_opened(image: Image.Image, mode: str, where: str, rule: PixelRule = NEWEST) -> Image.Image:

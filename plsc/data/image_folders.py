@@ -257,7 +257,13 @@ def _leads_back(link: bytes, around: Sequence[bytes]) -> bool:
 
 def has_image_suffix(name: str) -> bool:
     """Returns whether a name ends as those of images commonly do."""
-    return os.path.splitext(os.fsencode(name))[1].lower() in _image_suffixes()
+    return is_image_suffix(os.path.splitext(name)[1])
+
+
+@functools.lru_cache(maxsize=1024)
+def is_image_suffix(suffix: str) -> bool:
+    """Returns whether a suffix, such as `.jpg`, is a common one of images."""
+    return os.fsencode(suffix).lower() in _image_suffixes()
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
@@ -205,7 +206,7 @@ class ImageLoader:
                 if isinstance(encoded, DataError):
                     raise encoded
                 data, label = encoded
-                return i, self._decoded(data, i), label
+                return i, decode(data, self._image_shape, partial(self._source.where, i), self._rule), label
             except DataError as error:
                 if not most or not is_damage(error):
                     if self._skipping is not None and is_damage(error):
@@ -217,10 +218,3 @@ class ImageLoader:
         problem = too_many(most, len(damaged), str(last))
         problem.mistake = is_mistake(last)  # type: ignore[attr-defined]
         raise problem
-
-    def _decoded(self, data: bytes, i: int) -> np.ndarray:
-        """Returns the pixels of image `i`. Raises DataError if it is damaged."""
-        try:
-            return decode(data, self._image_shape, "", self._rule)
-        except DataError:  # To find out where an image is can take as long as to read it, so only errors say so.
-            return decode(data, self._image_shape, self._source.where(i), self._rule)

@@ -12,18 +12,21 @@ import logging
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import is_image_suffix
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.data.shard_files import SharedFiles, find_files, holds_files, plain_name
 from plsc.data.tar_headers import BLOCK, Window
-from plsc.data.tar_index import CLASSES, TarIndex, clean_name, index_tar, member_at, where_member
+from plsc.data.tar_index import CLASSES, TarIndex, clean_name, member_at, where_member
+from plsc.data.tar_index_file import indexed
 from plsc.errors import DataError, counted
 from plsc.machine.files import advice_on
 from plsc.machine.names import quoted, to_text
@@ -48,29 +51,34 @@ def holds_tars(path: str) -> bool:
 
 def open_records(opening: Opening) -> TarShards:
     """Opens tars; see `TarShards`."""
-    return TarShards(opening.path, opening.num_classes, opening.shuffle or "window")
+    keeps_index = opening.keeps_index and opening.rank == 0
+    return TarShards(opening.path, opening.num_classes, opening.shuffle or "window", keeps_index=keeps_index)
 
 
 class TarShards(Records):
     """The images in tars, in the order of the tars and of their members.
 
-    The headers are read once, at the start. An image then costs 18 bytes of memory.
+    The headers are read at the first start, and their index is kept next to the tars. An image then costs 18 bytes of
+    memory.
 
     Args:
         path: A tar, a folder, or a pattern; see `find_files`.
         num_classes: Number of classes, which labels must be below; None accepts every label.
         shuffle: 'window' reads the tars in blocks of about 4 MB, in an order drawn for each epoch, and mixes the images
             of 16 blocks. 'full' draws images from all over the tars, at the price of a small read for each.
+        keeps_index: Whether to write the indexes that are made for large tars next to them.
 
     Raises:
         DataError: There is no tar or no image, or a tar is damaged, or an image has no label or a wrong one.
     """
 
-    def __init__(self, path: str, num_classes: Optional[int] = None, shuffle: str = "window") -> None:
+    def __init__(
+        self, path: str, num_classes: Optional[int] = None, shuffle: str = "window", keeps_index: bool = False
+    ) -> None:
         self._paths = find_files(path, _SUFFIXES)
         self._files = SharedFiles()
         with ThreadPoolExecutor(_INDEXING, thread_name_prefix="plsc-tars") as threads:
-            indexes = list(threads.map(index_tar, self._paths))
+            indexes = list(threads.map(partial(indexed, keeps_index=keeps_index), self._paths))
         self._ends: list[int] = np.cumsum([len(index.offsets) for index in indexes]).tolist()
         self.num_images = self._ends[-1]
         _report(path, self.num_images, indexes)
@@ -266,13 +274,13 @@ class TarWriter:
     def _split(self, name: str, data: bytes) -> tuple[str, str]:
         """Returns the key and the suffix of the members of an image."""
         stem, suffix = os.path.splitext(name)
-        if not has_image_suffix(name):
+        if not is_image_suffix(suffix):
             stem = name
             suffix = next((f".{one}" for magic, one in _MAGIC if data.startswith(magic)), ".jpg")
             suffix = ".webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else suffix
         folder, slash, base = stem.rpartition("/")
         key = stem = f"{folder}{slash}{base.replace('.', '_') or '_'}"
-        if re.match("__[^/]*__($|/)", key):
+        if key.startswith("__") and re.match("__[^/]*__($|/)", key):
             key = stem = f"x{key}"
         number = self._uses.get(hash(stem), 0)
         while hash(key) in self._uses:
@@ -294,5 +302,5 @@ def _header(name: str, size: int) -> bytes:
         header.size = size
         return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     digits = b"%011o" % size
-    total = sum(encoded) + sum(digits) + _REST_SUM
+    total = (zlib.adler32(encoded + digits) & 0xFFFF) - 1 + _REST_SUM  # Its low half is the sum of the bytes plus one.
     return b"".join((encoded.ljust(100, b"\0"), _MODES, digits, _TIME, b"%06o\0 " % total, _KIND))

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from plsc.data.encoded_image import decode_image
+from plsc.data.encoded_image import Where, decode_image
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, read_regular
 
 
-def decode(data: bytes, image_shape: Sequence[int], where: str, rule: PixelRule = NEWEST) -> np.ndarray:
+def decode(data: bytes, image_shape: Sequence[int], where: Where, rule: PixelRule = NEWEST) -> np.ndarray:
     """Decodes an encoded image, and resizes it if it has another size (bilinear).
 
     Args:
         data: An encoded image, such as the content of a JPEG file.
         image_shape: Shape of the result, (C, H, W) with C 1 (grey) or 3 (RGB).
-        where: Where the image comes from, for the error message.
+        where: Where the image comes from, for the error message; or a function that finds it out, if that takes long.
         rule: What the pixels of the file mean.
 
     Returns:

@@ -20,7 +20,7 @@ from PIL import Image
 from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.exclusion import line_of
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import is_image_suffix
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
 from plsc.datasets.opening import open_data
@@ -351,7 +351,7 @@ def _record(conversion: Conversion, records: Records, i: int) -> Record:
     if conversion.size is not None:
         data = _resized(data, conversion.size, conversion.quality, records, i)
     elif conversion.skip_damaged:
-        decode(data, _ANY_SHAPE, records.where(i))
+        decode(data, _ANY_SHAPE, partial(records.where, i))
     if not TARGETS[conversion.to].has_image_names:
         return Record(f"image {i}", data, label)  # To look up a name may be to read the disk.
     return Record(_named(records.name(i), data), data, label)
@@ -366,7 +366,7 @@ def _resized(data: bytes, side: int, quality: int, records: Records, i: int) -> 
     except Exception:  # Pillow's errors are of many types, and `check_header` words them.
         check_header(io.BytesIO(data), records.where(i))
     stream = io.BytesIO()
-    pixels = decode(data, (3, side, side), records.where(i))
+    pixels = decode(data, (3, side, side), partial(records.where, i))
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return stream.getvalue()
 
@@ -382,7 +382,8 @@ def _named(name: str, data: bytes) -> str:
     suffixes = _SUFFIXES.get(kind)
     if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
         return name
-    return (os.path.splitext(name)[0] if has_image_suffix(name) else name) + suffixes[0]
+    stem, suffix = os.path.splitext(name)
+    return (stem if suffix and is_image_suffix(suffix) else name) + suffixes[0]
 
 
 def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: Watch) -> None:

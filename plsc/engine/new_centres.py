@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
@@ -295,7 +296,7 @@ def _decode(source: Records, images: np.ndarray, network: Network, config: Confi
     pixels, is_good = [], np.ones(len(images), bool)
     for row, i in enumerate(images.tolist()):
         try:
-            pixels.append(decode(source.read(i)[0], network.image_shape, source.where(i), config.pixels))
+            pixels.append(decode(source.read(i)[0], network.image_shape, partial(source.where, i), config.pixels))
         except DataError as problem:
             if not config.skip_damaged or not is_damage(problem):
                 raise

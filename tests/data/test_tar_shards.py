@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data import shard_files, tar_shards
+from plsc.data import shard_files, tar_index_file, tar_shards
 from plsc.data.records import Record
 from plsc.data.sources import open_images
+from plsc.data.tar_index import index_tar
 from plsc.data.tar_shards import TarShards, TarWriter
 from plsc.errors import ConfigError, DataError
 
@@ -279,3 +280,43 @@ def test_orders_keep_blocks_together_and_threads_read_the_same(tmp_path, monkeyp
             assert list(threads.map(one.read, order)) == [wanted[i] for i in order]
     tar(tmp_path / "3.tar", samples(40, 120, lambda i: str((i + 1) % 7)))
     assert open_images(str(tmp_path), 7, 0, 1).digests() != source.digests()
+
+
+def test_the_index_of_a_large_tar_is_kept_and_belongs_to_one_state_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_index_file, "_FEWEST", 3)
+    members = [("__classes__", b"a\nb\nc\nd\n"), ("/\udcff.jpg", b"x"), ("/\udcff.cls", b"1"), ("readme.txt", b""),
+               *samples(4)]  # fmt: skip
+    path = tmp_path / "x.tar"
+
+    def reopened(first, keeps_index=True):
+        """Opens the tars as rank 0 does, and returns what can be told of them."""
+        scanned = []
+        monkeypatch.setattr(tar_index_file, "index_tar", lambda path: scanned.append(path) or index_tar(path))
+        source = open_images(str(tmp_path), None, first, 2, keeps_index=keeps_index)
+        names = [source.where(i) for i in range(source.num_images)]
+        return len(scanned), (all_of(source), names, list(source.class_names), source.digests())
+
+    tar(path, members)
+    kept = Path(tar_index_file.index_path(str(path)))
+    assert reopened(1)[0] == 1 and reopened(0, keeps_index=False)[0] == 1 and not kept.exists()
+    _, whole = reopened(0)
+    assert [reopened(rank) for rank in (0, 1)] == [(0, whole)] * 2 and len(whole[0]) == 5
+
+    good = kept.read_bytes()
+    for spoilt in (b"", good[:-40], good.replace(b"\x93NUMPY", b"\x93numpy"), bytes(len(good))):
+        kept.write_bytes(spoilt)
+        assert reopened(1) == (1, whole)
+    assert reopened(0) == (1, whole) and reopened(1) == (0, whole), "a damaged index is made again"
+
+    tar(path, [*members, ("9.jpg", b"new"), ("9.cls", b"0")])
+    assert reopened(1)[0] == 1 and len(reopened(1)[1][0]) == 6
+    os.utime(path, ns=(0, 0))
+    assert reopened(1)[0] == 1, "another time"
+    tar(
+        path, [("1.jpg", b""), ("1.cls", b"zoe"), ("2.jpg", b""), ("2.cls", b"adam"), ("3.jpg", b""), ("3.cls", b"zoe")]
+    )
+    named = reopened(0)
+    assert named[0] == 1 and reopened(0) == (0, named[1]) and named[1][2] == ["adam", "zoe"]
+    kept.unlink()
+    kept.mkdir()  # as where nothing can be written
+    assert reopened(0) == (1, named[1])
