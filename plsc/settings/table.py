@@ -439,7 +439,9 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         ),
     ),
     "Logs": (
-        Setting("log_period", _integer(1), "the number of steps between two log lines"),
+        Setting(
+            "log_period", _integer(1), "the number of steps between two log lines", "shorter epochs have a line each"
+        ),
         Setting(
             "calc_acc", config.check_bool, "whether to report acc1 and acc5 of the training batches, over all classes"
         ),
