@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -110,6 +111,29 @@ class CheckedOutput:
             raise
         except OSError as problem:
             raise OutputError(f"cannot write to the standard output ({problem.strerror})") from None
+
+
+@contextlib.contextmanager
+def without_remarks() -> Iterator[None]:
+    """Discards what the process writes to its standard streams while the block runs, as Paddle's C++ code does."""
+    with contextlib.ExitStack() as stack, open(os.devnull, "wb") as nowhere:
+        for descriptor in (1, 2):
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+        _flush()
+        stack.callback(_flush)
+        for descriptor in (1, 2):
+            os.dup2(nowhere.fileno(), descriptor)
+        yield
+
+
+def _flush() -> None:
+    """Writes what Python and the C library still hold back of the standard streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
 
 
 def silence_stdout() -> None:
