@@ -188,9 +188,11 @@ class Embedder:
         if first == end:
             return
         # The size does not depend on `first`, because the last bits of embeddings depend on the size.
-        batch = min(self._batch_size, -(-end // ranks))
+        share = -(-end // ranks)
+        batch = min(self._batch_size, share)
         rounds = range(first, end, batch * ranks)
         own = [range(min(start + rank * batch, end), min(start + (rank + 1) * batch, end)) for start in rounds]
+        self._network.expect(share * (1 + self._flip))
         decoded = prefetch(
             lambda chosen: self._decode(images, chosen), own, self._num_workers, self._num_workers + _READ_AHEAD
         )

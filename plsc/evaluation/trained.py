@@ -71,7 +71,7 @@ def open_network(action: str, config: Config, backbone: Optional[paddle.nn.Layer
     """
     if not config.export_dir:
         backbone, config = _find_backbone(action, config, backbone)
-        return TrainedNetwork(backbone, config), config
+        return TrainedNetwork(backbone, config, stays=True), config
     network = parallel.together(lambda: ExportedNetwork(Path(config.export_dir)), "the export")
     config = dataclasses.replace(_with_images_of(network.images, config), image_shape=network.image_shape)
     return network, dataclasses.replace(config, emb_dim=network.emb_dim)

@@ -1,6 +1,7 @@
 """Embeds images with a network, and exports networks for other programs.
 
 networks          what embeds a batch: `TrainedNetwork` (in training) and `ExportedNetwork` (loaded from an export)
+program           translates a network for Paddle's inference library
 export            writes an export
 export_folder     the layout of an export: its manifest, and how to open it
 onnx_file         makes the ONNX file of an export, and runs it, in a child process

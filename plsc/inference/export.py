@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import importlib.util
-import inspect
 import json
 import logging
 import os
@@ -30,6 +28,7 @@ from plsc.inference.foreign import last_words
 from plsc.inference.networks import digest_of, embed_batch
 from plsc.inference.onnx_file import FEW, make_onnx
 from plsc.inference.precision import check_precision
+from plsc.inference.program import for_program, save_program
 from plsc.machine import processor
 from plsc.machine.files import sha256_of, sync
 from plsc.machine.locks import lock_folder
@@ -37,7 +36,6 @@ from plsc.machine.names import utf8_path
 from plsc.version import __version__
 
 FORMATS = ("paddle", "onnx")
-_NAME = "inference"
 _BATCH = 16
 _FREE_BYTES = 64 << 20  # With less free space, a full disk may be the cause of a failure.
 
@@ -215,9 +213,7 @@ def _write(
     force: bool,
 ) -> tuple[list[Path], dict[str, Any]]:
     """Writes the network and judges the result; returns its files and the content of the manifest."""
-    network = copy.deepcopy(backbone)
-    network.eval()
-    _complete_norms(network)
+    network = for_program(backbone)
     # The first batch is a single image: an export must work with batches of any size.
     batches = [images[max(0, first) : first + _BATCH] for first in range(1 - _BATCH, len(images), _BATCH)]
     wanted = np.concatenate([embed_batch(network, batch) for batch in batches])
@@ -231,7 +227,7 @@ def _write(
         measured_with = f"{_library(format)} on {processor.describe()}"
         return {**cosines(found, wanted[:count]), "count": count, "measured_with": measured_with, "images": source}
 
-    files = _save(network, folder, image_shape)
+    files = save_program(network, folder, image_shape)
     advice = "format 'paddle'" if format == "onnx" else "format 'onnx'"
     if format == "onnx":
         with _writing(folder.parent):
@@ -262,39 +258,6 @@ def _write(
     return files, meta
 
 
-class _Named(paddle.nn.Layer):
-    """A network whose `forward` has the first parameter `self`, which `paddle.jit` knows by that name only."""
-
-    def __init__(self, network: paddle.nn.Layer) -> None:
-        super().__init__()
-        self.network = network
-        self.eval()
-
-    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Embeds a batch, [B, C, H, W] -> [B, D]."""
-        return self.network(images)
-
-
-def _save(network: paddle.nn.Layer, folder: Path, image_shape: tuple[int, int, int]) -> list[Path]:
-    """Writes the network in Paddle's format; returns the files with its program and its parameters.
-
-    Paddle reports no error if the disk is full. The files then cannot be converted or run, or hold zeros.
-    """
-    spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
-    if next(iter(inspect.signature(type(network).forward).parameters), "self") != "self":
-        network = _Named(network)
-    try:
-        paddle.jit.save(network, str(folder / _NAME), input_spec=[spec])
-    except Exception as problem:  # Paddle raises exceptions of many types for layers that it cannot translate.
-        words = last_words(str(problem), folder)
-        raise ConfigError(
-            f"paddle.jit.save cannot save the network ({words}); change "
-            "that part of its forward, and define its classes in a file"
-        ) from problem
-    files = [folder / f"{_NAME}.json", folder / f"{_NAME}.pdmodel"]
-    return [next(filter(Path.exists, files), files[0]), folder / f"{_NAME}.pdiparams"]
-
-
 def _tried(files: list[Path], batches: Sequence[np.ndarray]) -> np.ndarray:
     """Embeds images with the files of Paddle's format, as a user will."""
     try:
@@ -314,16 +277,3 @@ def _library(format: str) -> str:
     if format == "paddle":
         return f"Paddle {paddle.__version__}"
     return f"onnxruntime {importlib.import_module('onnxruntime').__version__}"
-
-
-def _complete_norms(network: paddle.nn.Layer) -> None:
-    """Gives batch normalisations without scale or bias a scale of 1 or a bias of 0.
-
-    Paddle 3's inference library needs both on a CPU.
-    """
-    for layer in network.sublayers(include_self=True):
-        if isinstance(layer, paddle.nn.layer.norm._BatchNormBase):
-            for name, value in (("weight", 1.0), ("bias", 0.0)):
-                if getattr(layer, name) is None:
-                    fill = paddle.ParamAttr(initializer=paddle.nn.initializer.Constant(value), trainable=False)
-                    setattr(layer, name, layer.create_parameter([layer._num_features], attr=fill))

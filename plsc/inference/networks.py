@@ -17,12 +17,15 @@ from plsc.config import Config
 from plsc.data.pixels import IMAGE_RECORD
 from plsc.errors import ConfigError
 from plsc.inference.export_folder import Export, open_export
+from plsc.inference.program import faster_run
+from plsc.inference.runtime import Run
 from plsc.layers.convolution import fast_convolutions
-from plsc.models import MODEL_NAMES, build, build_model
+from plsc.models import MODEL_NAMES, build, build_model, is_built_in
 from plsc.models.base_model import check_rows
 from plsc.models.freezing import statistics_of
 from plsc.models.modes import evaluating
 
+_MANY = 1024  # images for which it pays to translate a network: that takes 1 to 6 s of CPU time.
 _modes = threading.Lock()  # Networks of several threads may share layers, whose mode is set for each batch.
 
 
@@ -48,6 +51,9 @@ class Network(Protocol):
     def export(self) -> Optional[str]:
         """The sha256 of the files of an export; None for a trained network."""
 
+    def expect(self, count: int) -> None:
+        """Prepares for embedding `count` images with the weights that the network has now."""
+
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W], b above 0."""
 
@@ -60,12 +66,14 @@ class TrainedNetwork:
     Args:
         backbone: The backbone.
         config: Its `image_shape` and `emb_dim` are used.
+        stays: Whether its weights stay as they are, so that it pays to translate it for many images.
     """
 
     export = None
 
-    def __init__(self, backbone: paddle.nn.Layer, config: Config) -> None:
-        self._backbone = backbone
+    def __init__(self, backbone: paddle.nn.Layer, config: Config, stays: bool = False) -> None:
+        self._backbone, self._stays = backbone, stays and is_built_in(backbone)
+        self._run: Optional[Run] = None
         self.image_shape, self.emb_dim = config.image_shape, config.emb_dim
         parallel.broadcast_statistics(statistics_of(backbone))
 
@@ -74,8 +82,18 @@ class TrainedNetwork:
         """The sha256 of names and values, as they are when the property is first read."""
         return digest_of(self._backbone)
 
+    @functools.cached_property
+    def _faster_run(self) -> Optional[Run]:
+        return faster_run(self._backbone, self.image_shape)
+
+    def expect(self, count: int) -> None:
+        """Prepares for embedding `count` images; see `Network.expect`."""
+        self._run = self._faster_run if self._stays and count >= _MANY else None
+
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""
+        if self._run is not None:
+            return self._run(images)
         with _modes:
             return embed_batch(self._backbone, images)
 
@@ -98,6 +116,9 @@ class ExportedNetwork:
         self.record = open_export(folder)
         self.model, self.export, self.images = self.record.network, self.record.digest, self.record.images
         self.image_shape, self.emb_dim = self.record.image_shape, self.record.emb_dim
+
+    def expect(self, count: int) -> None:
+        """Does nothing: an export is ready."""
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds a batch; see `Network.embed`."""

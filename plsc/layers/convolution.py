@@ -34,6 +34,11 @@ _installing = threading.Lock()
 _of_thread = threading.local()
 
 
+def is_switched_off() -> bool:
+    """Returns whether `PLSC_ONEDNN` leaves all computations to Paddle's own operators."""
+    return os.environ.get(VARIABLE, "").lower() in _OFF
+
+
 @contextlib.contextmanager
 def fast_convolutions() -> Iterator[None]:
     """Lets the convolutions that this thread computes while the block runs use oneDNN where it is faster.
@@ -44,7 +49,7 @@ def fast_convolutions() -> Iterator[None]:
     correct, but `backward` must not run twice through the same convolution after `retain_graph=True`: Paddle crashes if
     a PyLayer does. `paddle.grad` may.
     """
-    if os.environ.get(VARIABLE, "").lower() in _OFF or onednn.library() is None:
+    if is_switched_off() or onednn.library() is None:
         yield
         return
     _install()

@@ -114,26 +114,35 @@ class CheckedOutput:
 
 
 @contextlib.contextmanager
-def discarded_output() -> Iterator[None]:
-    """Discards what a library writes to the standard output of the process inside the `with` block.
+def discarded_output(*descriptors: int) -> Iterator[None]:
+    """Discards what a library writes to standard streams of the process inside the `with` block.
 
     It is for remarks of C++ code, which would get between the lines or the JSON that a command prints. What other
     threads print meanwhile is lost too, so the block should be short.
+
+    Args:
+        descriptors: The streams; by default the standard output, 1. One that is closed stays so.
     """
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
-    library = ctypes.CDLL(None)
-    library.fflush(None)
-    kept = os.dup(1)
-    descriptor = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(descriptor, 1)
-    os.close(descriptor)
-    try:
+    with contextlib.ExitStack() as stack, open(os.devnull, "wb") as nowhere:
+        is_open = {0: sys.stdin is not None, 1: sys.stdout is not None, 2: sys.stderr is not None}
+        chosen = [descriptor for descriptor in descriptors or (1,) if is_open[descriptor]]
+        for descriptor in chosen:
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+        _flush()
+        stack.callback(_flush)
+        for descriptor in chosen:
+            os.dup2(nowhere.fileno(), descriptor)
         yield
-    finally:
-        library.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+
+
+def _flush() -> None:
+    """Writes what Python and the C library still hold back of the standard streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
 
 
 def silence_stdout() -> None:

@@ -12,7 +12,17 @@ from plsc.models.mobilefacenet import ArcFaceMobileFaceNet, MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
 from plsc.models.vit import ViT
 
-__all__ = ["MODEL_NAMES", "BaseModel", "GlyphNet", "MobileFaceNet", "ResNet", "ViT", "build_backbone", "build_model"]
+__all__ = [
+    "MODEL_NAMES",
+    "BaseModel",
+    "GlyphNet",
+    "MobileFaceNet",
+    "ResNet",
+    "ViT",
+    "build_backbone",
+    "build_model",
+    "is_built_in",
+]
 
 _RESNETS = {f"ResNet{layers}": layers for layers in DEPTHS}
 _OTHERS = {"MobileFaceNet": MobileFaceNet, "ViT": ViT, "GlyphNet": GlyphNet}
@@ -44,6 +54,11 @@ def build_model(name: str, emb_dim: int, image_shape: tuple[int, int, int]) -> B
         blocks, scale = _MOBILE[name]
         return ArcFaceMobileFaceNet(emb_dim, image_shape, blocks, scale)
     raise ConfigError(f"set_model_name({name!r}): expected one of {', '.join(MODEL_NAMES)}")
+
+
+def is_built_in(model: paddle.nn.Layer) -> bool:
+    """Returns whether a model is one of those of this package, rather than a class of the user."""
+    return type(model) in (ResNet, ArcFaceMobileFaceNet, *_OTHERS.values())
 
 
 def build_backbone(config: Config) -> paddle.nn.Layer:
