@@ -46,6 +46,11 @@ setup(
         # 2.6.2 is the newest GPU build on the package index and predates NumPy 2 and protobuf 5.
         "gpu": ["paddlepaddle-gpu>=2.6.2", "numpy<2", "protobuf<5", "setuptools"],
         "hdfs": ["hdfs>=2.7", "hdfs-native>=0.14.7; python_version >= '3.10'"],
+        # Object stores, and whatever else fsspec opens.
+        "fsspec": ["fsspec>=2024.6"],
+        "s3": ["s3fs>=2025.2"],
+        "gcs": ["gcsfs>=2025.2"],
+        "azure": ["adlfs>=2024.12"],
         "spark": ["pyspark>=3.5,<5"],
         "demo": ["matplotlib>=3.5"],
         "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],
@@ -65,6 +70,7 @@ setup(
             "types-pyyaml",
             "matplotlib>=3.5",
             "safetensors>=0.4",
+            "moto[s3,server]>=5; python_version >= '3.10'",
             "selenium>=4.20",
         ],
     },

@@ -49,7 +49,7 @@ suite() { # environment, arguments of pytest...
 
 if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi
 if chosen 'open_browser'; then debian_packages "web pages" browser; fi
-environment newest paddlepaddle==3.3.1 setuptools ".[dev,hdfs,spark,onnx,report,search,parquet,tensorboard,visualdl,docs]"
+environment newest paddlepaddle==3.3.1 setuptools ".[dev,hdfs,s3,spark,onnx,report,search,parquet,tensorboard,visualdl,docs]"
 if [ "${#paths[@]}" = 0 ]; then
     "$cache/newest/bin/ruff" check .
     "$cache/newest/bin/ruff" format --check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import logging
 import posixpath
 import re
 from collections import deque
@@ -60,6 +61,9 @@ _HINTS = {
     "PermanentRedirect|AuthorizationHeaderMalformed|^30[17]$": "check the region and the endpoint",
     "QuotaExceeded|ENOSPC": "make room there",
 }
+
+
+_LOGGERS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "adlfs", "azure", "fsspec")  # they log headers with tokens
 
 
 class ObjectStorage:
@@ -380,6 +384,9 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
         if scheme not in _CREDENTIALS:
             raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {_login(scheme)}")
         options.update(zip(_CREDENTIALS[scheme], ugi.split(",", 1)))
+    for package in _LOGGERS:
+        if logging.getLogger(package).level == logging.NOTSET:
+            logging.getLogger(package).setLevel(logging.WARNING)
     if scheme in _S3:
         options["config_kwargs"] = {
             "connect_timeout": CONNECT_SECONDS,
