@@ -355,10 +355,11 @@ def check_object_address(setter: str, address: str) -> None:
     """
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
-    user, is_there, _ = rest.split("/", 1)[0].rpartition("@")
-    if is_there and (":" in user or not scheme.startswith(("abfs", "sftp", "ssh"))):
+    user, is_there, _ = rest.partition("@")  # a secret of S3 may hold a slash
+    has_user = is_there and "/" not in user and not scheme.startswith(("abfs", "sftp", "ssh"))
+    if has_user or (is_there and ":" in user):
         raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {_login(scheme)}")
-    if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#]+(/.*)?", rest):
+    if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#:]+(/.*)?", rest):
         raise ConfigError(f"{setter}: {shown(address)} is not an address; expected {scheme}://bucket")
     _class_of(setter, scheme)
 

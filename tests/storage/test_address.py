@@ -89,7 +89,6 @@ def test_addresses_of_data():
     [
         ("http://bucket/data", "plsc does not know http://; expected a folder, or an address that begins with hdfs://"),
         ("nosuch://bucket/data", "nosuch://"),
-        ("s3://me:secret@bucket/data", "a user or a password"),
         ("hdfs://me:secret@nn/data", "a user or a password; give them to set_hdfs_info as fs_ugi"),
         ("hdfs://nn:port/data", "is not an address; expected hdfs://host:port/path"),
         ("hdfs://n n/data", "is not an address"),
