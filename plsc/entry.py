@@ -822,8 +822,9 @@ class Entry:
         See docs/hdfs.md, and docs/object_stores.md for `s3://` and others.
 
         Args:
-            fs_name: `s3://bucket/folder` or another object store; for HDFS, `hdfs://namenode:port`, `webhdfs://...` or `http(s)://...`; several NameNodes are separated by `;`
-                or `,`. Without `fs_ugi` also an alias of HdfsCLI's configuration file.
+            fs_name: `s3://bucket/folder` or another object store; for HDFS, `hdfs://namenode:port`, `webhdfs://...` or
+                `http(s)://...`; several NameNodes are separated by `;` or `,`. Without `fs_ugi` also an alias of
+                HdfsCLI's configuration file.
             fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or the user of this process. The password is sent only
                 to gateways that ask for it over https, and is shown nowhere.
             fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`.

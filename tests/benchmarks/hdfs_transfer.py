@@ -5,8 +5,8 @@
 
 It prints JSON. The servers are those of tests/hdfs_server.py and tests/helpers/s3_server.py; the plain clients are
 curl for WebHDFS, hdfs-native for RPC and boto3 for S3. The contenders take turns, and each figure is the best of the
-rounds; a ratio above 1 means that plsc is faster than the plain client. Seconds of CPU are those of this process and its
-children, without the server.
+rounds; a ratio above 1 means that plsc is faster than the plain client. Seconds of CPU are those of this process and
+its children, without the server.
 (The name is not hdfs.py: a script's folder comes first where Python looks for the package of that name.)
 """
 
