@@ -48,6 +48,11 @@ setup(
         "hdfs": ["hdfs>=2.7", "hdfs-native>=0.14.7; python_version >= '3.10'"],
         # For WebHDFS alone; it is compiled with Kerberos's headers (Debian's libkrb5-dev and gcc).
         "kerberos": ["gssapi>=1.8"],
+        # Object stores, and whatever else fsspec opens.
+        "fsspec": ["fsspec>=2024.6"],
+        "s3": ["s3fs>=2025.2"],
+        "gcs": ["gcsfs>=2025.2"],
+        "azure": ["adlfs>=2024.12"],
         "spark": ["pyspark>=3.5,<5"],
         "demo": ["matplotlib>=3.5"],
         "report": ["matplotlib>=3.6", "scikit-learn>=1.2"],
@@ -68,6 +73,7 @@ setup(
             "types-pyyaml",
             "matplotlib>=3.5",
             "safetensors>=0.4",
+            "moto[s3,server]>=5; python_version >= '3.10'",
             "selenium>=4.20",
         ],
     },

@@ -883,11 +883,12 @@ class Entry:
     ) -> None:
         """Sets the HDFS folders that checkpoints are uploaded to and downloaded from.
 
-        See docs/hdfs.md.
+        See docs/hdfs.md, and docs/object_stores.md for `s3://` and others.
 
         Args:
-            fs_name: `hdfs://namenode:port`, `hdfs://nameservice`, `webhdfs://...` or `http(s)://...`; several NameNodes
-                are separated by `;` or `,`. Without `fs_ugi` also an alias of HdfsCLI's configuration file.
+            fs_name: `s3://bucket/folder` or another object store; for HDFS, `hdfs://namenode:port`,
+                `hdfs://nameservice`, `webhdfs://...` or `http(s)://...`; several NameNodes are separated by `;` or `,`.
+                Without `fs_ugi` also an alias of HdfsCLI's configuration file.
             fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or the user of this process. The password is sent only
                 to gateways that ask for it over https, and is shown nowhere.
             fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`.

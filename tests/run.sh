@@ -50,7 +50,7 @@ suite() { # environment, arguments of pytest...
 if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi
 if chosen '^from kerberos import'; then debian_packages Kerberos kerberos; fi
 if chosen 'open_browser'; then debian_packages "web pages" browser; fi
-extras="dev,hdfs,spark,onnx,report,search,parquet,base64,tensorboard,visualdl,docs"
+extras="dev,hdfs,s3,spark,onnx,report,search,parquet,base64,tensorboard,visualdl,docs"
 header='import os, sysconfig; print(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 if command -v krb5-config > /dev/null && command -v gcc > /dev/null && [ -e "$("$python" -c "$header")" ]; then
     extras+=",kerberos" # whose package, gssapi, is compiled

@@ -1,4 +1,4 @@
-"""`plsc hdfs`, as a user runs it."""
+"""`plsc fs`, as a user runs it."""
 
 import fcntl
 import hashlib
@@ -10,14 +10,23 @@ import subprocess
 import sys
 import termios
 
+import pytest
 from checkpoint_folders import make_checkpoint, same_files
 from ranks import TIMEOUT, environment
 
+from plsc import cli
+from plsc.storage import open_hdfs
+from plsc.storage.transfer import tree
 
-def hdfs_command(*arguments, status=0, **options):
+
+def fs_command(*arguments, status=0, **options):
+    return command("fs", *arguments, status=status, **options)
+
+
+def command(*arguments, status=0, env_of=(), **options):
     process = subprocess.run(
-        [sys.executable, "-m", "plsc", "hdfs", *map(str, arguments)],
-        env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore"},
+        [sys.executable, "-m", "plsc", *map(str, arguments)],
+        env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)},
         capture_output=True, text=True, timeout=TIMEOUT, **options,
     )  # fmt: skip
     assert process.returncode == status, process.stderr
@@ -29,39 +38,40 @@ def test_put_list_and_get(hdfs, tmp_path):
     (tmp_path / "源").mkdir()
     (tmp_path / "源" / "a b").write_bytes(os.urandom(100_000))
     fs = ("--fs", hdfs.web)
-    assert hdfs_command("put", *fs, tmp_path / "源", place).stdout == f"{place}: 100,000 bytes\n"
+    # Its old name is kept.
+    assert command("hdfs", "put", *fs, tmp_path / "源", place).stdout == f"{place}: 100,000 bytes\n"
     assert hdfs.client().status(place)["owner"] == "eve"
-    assert "100,000" in hdfs_command("ls", *fs, place).stdout
-    (record,) = json.loads(hdfs_command("ls", *fs, place, "--json").stdout)
+    assert "100,000" in fs_command("ls", *fs, place).stdout
+    (record,) = json.loads(fs_command("ls", *fs, place, "--json").stdout)
     assert record["name"] == "a b" and record["size"] == 100_000 and record["folder"] is False
     target = tmp_path / "back"
-    process = hdfs_command("get", *fs, "--user", "someone", f"{place}/a b", target, "--json")
+    process = fs_command("get", *fs, "--user", "someone", f"{place}/a b", target, "--json")
     assert json.loads(process.stdout) == {"path": str(target), "bytes": 100_000} and process.stderr == ""
     assert target.read_bytes() == (tmp_path / "源" / "a b").read_bytes()
     for arguments, words in (
         (("get", *fs, f"{place}/a b", target), "name another place"),
         (("ls", *fs, f"{place}/absent"), "nothing there"),
-        (("ls", "--fs", "s3://bucket", "x"), "does not know s3://"),
+        (("ls", "--fs", "nosuch://bucket", "x"), "does not know nosuch://"),
         (("put", *fs, tmp_path / "absent", place), "no such file or folder"),
     ):
-        said = hdfs_command(*arguments, status=1).stderr
+        said = fs_command(*arguments, status=1).stderr
         assert said.startswith("plsc: error: ") and words in said and said.count("\n") == 1
 
 
 def test_a_checkpoint_is_checked_and_goes_on_where_it_was(hdfs, tmp_path):
     path = f"/{tmp_path.name}"
     text = make_checkpoint(tmp_path / "made")
-    hdfs_command("put", "--fs", hdfs.web, tmp_path / "made", path)
+    fs_command("put", "--fs", hdfs.web, tmp_path / "made", path)
     digest = hashlib.sha256(text).hexdigest()[:12]
     part = tmp_path / f".{tmp_path.name}.fetching.{digest}" / f".optimizer.safetensors.{digest}.part"
     part.parent.mkdir()
     part.write_bytes(b"not what was there")
-    assert hdfs_command("get", "--fs", hdfs.web, path, tmp_path).stdout.startswith(f"{tmp_path}{path}: ")
+    assert fs_command("get", "--fs", hdfs.web, path, tmp_path).stdout.startswith(f"{tmp_path}{path}: ")
     assert same_files(tmp_path / tmp_path.name, tmp_path / "made") and not part.parent.exists()
     hdfs.client().write(
         f"{path}/optimizer.safetensors", (tmp_path / "made/optimizer.safetensors").read_bytes()[::-1], overwrite=True
     )
-    assert "its sha256 differs" in hdfs_command("get", "--fs", hdfs.web, path, tmp_path / "other", status=1).stderr
+    assert "its sha256 differs" in fs_command("get", "--fs", hdfs.web, path, tmp_path / "other", status=1).stderr
     assert not (tmp_path / "other").exists()
 
 
@@ -70,7 +80,7 @@ def test_a_bar_shows_bytes_and_rate_and_a_password_is_asked_for(hdfs, tmp_path):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # without a width there is no bar
     process = subprocess.Popen(
-        [sys.executable, "-m", "plsc", "hdfs", "put", "--fs", hdfs.web, "--user", "eve", "--ask-password",
+        [sys.executable, "-m", "plsc", "fs", "put", "--fs", hdfs.web, "--user", "eve", "--ask-password",
          str(tmp_path / "file"), f"/{tmp_path.name}"],
         env=environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
     )  # fmt: skip
@@ -90,3 +100,93 @@ def test_a_bar_shows_bytes_and_rate_and_a_password_is_asked_for(hdfs, tmp_path):
     assert process.wait(timeout=60) == 0, shown
     text = shown.decode()
     assert "3.00M" in text and "B/s" in text and "100%" in text and "pa55-w0rd" not in text
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A store of this process with files in it, and its address."""
+    pytest.importorskip("fsspec")
+    address = f"memory://{tmp_path.name}"
+    store = open_hdfs(address, None)
+    for name, size in {"run/19/a": 1_500_000, "run/19/b/c": 500, "run/20/a": 20, "run/x": 3, "other": 1}.items():
+        store.write(name, lambda size=size: [bytes(size)], size)
+    return store, address
+
+
+def test_what_folders_hold_is_shown_for_humans_and_programs(memory, capsys):
+    store, address = memory
+    assert cli.main(["fs", "du", f"{address}/run"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["1.5", "MB", "2", "19/"], ["20", "B", "1", "20/"], ["3", "B", "1", "x"],
+        ["1.5", "MB", "4", f"{address}:", "/run"],
+    ]  # fmt: skip
+    assert cli.main(["fs", "du", "--json", "--fs", address, "run/19"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "run/19", "bytes": 1_500_500, "files": 2,
+        "parts": [{"name": "a", "bytes": 1_500_000, "files": 1}, {"name": "b/", "bytes": 500, "files": 1}],
+    }  # fmt: skip
+    assert cli.main(["fs", "du", f"{address}/other"]) == 0 and "other" in capsys.readouterr().out
+
+
+def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monkeypatch):
+    store, address = memory
+    before = tree(store, "")
+    for arguments, words in (
+        ([f"{address}/run"], "holds 4 files with 1.5 MB; give --yes"),
+        (["--json", f"{address}/run"], "give --yes"),
+        (["--yes", address], "names the whole store"),
+        (["--yes", "--fs", address, "."], "names the whole store"),
+        (["--yes", "--fs", address, "run/../.."], "leads out of a folder"),
+        (["--yes", "--fs", address, "../other"], "leads out of a folder"),
+        (["--yes", f"{address}/absent"], "no such file or folder"),
+        (["--yes", "run"], "no store is named"),
+        (["--yes", "--fs", address, f"{address}/run"], "both name a store"),
+    ):
+        assert cli.main(["fs", "rm", *arguments]) == 1
+        shown = capsys.readouterr().err
+        assert words in shown and shown.count("\n") == 1, shown
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    for answer in ("", "n", "nonsense"):
+        monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: prompt and answer)
+        assert cli.main(["fs", "rm", f"{address}/run"]) == 0 and "nothing was removed" in capsys.readouterr().out
+    assert cli.main(["fs", "rm", "--dry-run", f"{address}/run/19"]) == 0
+    shown = capsys.readouterr().out
+    assert "1,500,000  a" in shown and "2 files with 1.5 MB would be removed from" in shown
+    assert tree(store, "") == before
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    assert cli.main(["fs", "rm", f"{address}/run/19"]) == 0
+    assert list(tree(store, "")) == ["other", "run/20/a", "run/x"]
+    assert cli.main(["fs", "rm", "--yes", "--json", f"{address}/run"]) == 0
+    assert '"files": 2' in capsys.readouterr().out and list(tree(store, "")) == ["other"]
+
+
+def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys, tmp_path):
+    store, address = memory
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(bytes(2000))
+    before = tree(store, "")
+    for arguments, words in (
+        (["put", tmp_path / "source", f"{address}/new"], "2,000  file"),
+        (["put", tmp_path / "source/file", f"{address}/new"], "would be uploaded to"),
+        (["get", f"{address}/run", tmp_path], f"4 files with 1.5 MB would be downloaded to {tmp_path}/run"),
+        (["get", "--json", f"{address}/run", tmp_path], '"dry_run": true'),
+    ):
+        assert cli.main(["fs", arguments[0], "--dry-run", *map(str, arguments[1:])]) == 0
+        assert words in capsys.readouterr().out
+    assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "absent"), f"{address}/new"]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    assert tree(store, "") == before and [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert cli.main(["fs", "put", str(tmp_path / "source"), f"{address}/new"]) == 0
+    assert cli.main(["fs", "get", f"{address}/new", str(tmp_path / "back")]) == 0
+    assert (tmp_path / "back" / "file").read_bytes() == bytes(2000)
+
+
+def test_a_checkpoint_is_copied_to_s3_and_verified_on_its_way_back(s3, tmp_path):
+    make_checkpoint(tmp_path / "made")
+    address = "s3://bucket/command"
+    fs_command("put", tmp_path / "made", f"{address}/19", env_of=s3.environment)
+    fs_command("get", f"{address}/19", tmp_path / "back", env_of=s3.environment)
+    assert same_files(tmp_path / "back", tmp_path / "made")
+    fs_command("rm", "--yes", f"{address}/19", env_of=s3.environment)
+    assert open_hdfs("s3://bucket", None).status("command") is None

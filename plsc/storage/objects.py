@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import logging
 import posixpath
 import re
 from collections import deque
@@ -60,6 +61,9 @@ _HINTS = {
     "PermanentRedirect|AuthorizationHeaderMalformed|^30[17]$": "check the region and the endpoint",
     "QuotaExceeded|ENOSPC": "make room there",
 }
+
+
+_LOGGERS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "adlfs", "azure", "fsspec")  # they log headers with tokens
 
 
 class ObjectStorage:
@@ -351,10 +355,11 @@ def check_object_address(setter: str, address: str) -> None:
     """
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
-    user, is_there, _ = rest.split("/", 1)[0].rpartition("@")
-    if is_there and (":" in user or not scheme.startswith(("abfs", "sftp", "ssh"))):
+    user, is_there, _ = rest.partition("@")  # a secret of S3 may hold a slash
+    has_user = is_there and "/" not in user and not scheme.startswith(("abfs", "sftp", "ssh"))
+    if has_user or (is_there and ":" in user):
         raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {_login(scheme)}")
-    if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#]+(/.*)?", rest):
+    if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#:]+(/.*)?", rest):
         raise ConfigError(f"{setter}: {shown(address)} is not an address; expected {scheme}://bucket")
     _class_of(setter, scheme)
 
@@ -380,6 +385,9 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
         if scheme not in _CREDENTIALS:
             raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {_login(scheme)}")
         options.update(zip(_CREDENTIALS[scheme], ugi.split(",", 1)))
+    for package in _LOGGERS:
+        if logging.getLogger(package).level == logging.NOTSET:
+            logging.getLogger(package).setLevel(logging.WARNING)
     if scheme in _S3:
         options["config_kwargs"] = {
             "connect_timeout": CONNECT_SECONDS,

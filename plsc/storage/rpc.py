@@ -11,12 +11,13 @@ import functools
 import importlib.util
 import os
 import posixpath
+import queue
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, Union
 
 from plsc.errors import one_line
 from plsc.machine.json_files import as_integer
@@ -38,6 +39,7 @@ from plsc.storage.refusals import first_line, refusal
 T = TypeVar("T")
 
 ANSWER_SECONDS, PROBE_SECONDS = 60.0, 10.0
+_PARTS_AHEAD, _LOOK_SECONDS = 4, 0.5  # of about a megabyte each
 # hdfs-native tries again by itself, for 3 minutes by default; `Retrying` does so with a line in the log.
 _SETTINGS = {
     "dfs.client.failover.max.attempts": "4",
@@ -103,13 +105,14 @@ class RpcStorage:
             count = min(count, len(reader) - offset)  # hdfs-native panics beyond the end
             if count <= 0:
                 return
-            stream = reader.read_range_stream(offset, count)
-        while True:
-            with self._worded(path):
-                part = _answer(lambda: _part_of(stream))
-            if not part:
-                return
-            yield part
+            parts = _read_ahead(reader.read_range_stream(offset, count))
+        with contextlib.closing(parts):
+            while True:
+                with self._worded(path):
+                    part = next(parts, b"")
+                if not part:
+                    return
+                yield part
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""
@@ -356,10 +359,51 @@ def _answer(action: Callable[[], T], seconds: Optional[float] = None) -> T:
     if not ended.wait(ANSWER_SECONDS if seconds is None else seconds):
         raise TimeoutError(None, "no answer in time")
     if problems:
-        if isinstance(problems[0], Exception):
-            raise problems[0]
-        raise RuntimeError(f"Panic({problems[0]})")  # hdfs-native's, which is no Exception
+        raise _raisable(problems[0])
     return results[0]
+
+
+def _raisable(problem: BaseException) -> Exception:
+    return problem if isinstance(problem, Exception) else RuntimeError(f"Panic({problem})")  # hdfs-native's is none
+
+
+def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Yields the parts of a stream, which a thread reads ahead, so that neither side waits for the other.
+
+    Raises:
+        TimeoutError: The server is silent for too long.
+    """
+    parts: queue.Queue[Union[bytes, BaseException]] = queue.Queue(_PARTS_AHEAD)
+    left = threading.Event()
+
+    def run() -> None:
+        part: Union[bytes, BaseException] = b"x"
+        while part and not isinstance(part, BaseException):
+            try:
+                part = _part_of(stream)
+            except BaseException as problem:  # noqa: BLE001 - raised below
+                part = problem
+            while not left.is_set():
+                with contextlib.suppress(queue.Full):
+                    parts.put(part, timeout=_LOOK_SECONDS)
+                    break
+            if left.is_set():
+                return
+
+    threading.Thread(target=run, name="plsc-rpc", daemon=True).start()
+    try:
+        while True:
+            try:
+                part = parts.get(timeout=ANSWER_SECONDS)
+            except queue.Empty:
+                raise TimeoutError(None, "no answer in time") from None
+            if isinstance(part, BaseException):
+                raise _raisable(part)
+            if not part:
+                return
+            yield part
+    finally:
+        left.set()
 
 
 def _part_of(stream: Iterator[bytes]) -> bytes:

@@ -69,7 +69,7 @@ class OpenFile:
         try:
             while done < self.size:
                 try:
-                    chunk = os.pread(self.descriptor, CHUNK_BYTES, done)
+                    chunk = os.pread(self.descriptor, min(CHUNK_BYTES, self.size - done), done)
                 except OSError as problem:  # an OSError would look like one of the connection
                     raise StorageError(f"{self.path}: cannot be read ({problem.strerror or problem})") from None
                 if not chunk:
@@ -249,7 +249,7 @@ def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore)
 
 def _check_unchanged(storage: Retrying, path: str, files: Mapping[str, Status]) -> None:
     """Raises StorageError if files under a path are not what they were when they were listed."""
-    now = tree(storage, path)
+    now = {} if storage.status(path) is None else tree(storage, path)
     for inner, before in files.items():
         if now.get(inner) != before:
             what = "was removed" if inner not in now else "changed"

@@ -1,18 +1,24 @@
-"""Uploads and downloads beside curl on the same server, many small files, and what an upload costs a step; prints JSON.
+"""Uploads and downloads next to the plain client of each store, many small files, and what an upload costs a step.
 
-    python tests/benchmarks/hdfs_transfer.py [--megabytes 512] [--rounds 3] [--files 0] [--classes 200000] [--steps 60]
+    python tests/benchmarks/hdfs_transfer.py [--stores web,rpc,s3] [--megabytes 512] [--rounds 3] [--files 0]
+        [--processes 2] [--classes 200000] [--steps 60]
 
-The server is that of tests/hdfs_server.py. The contenders take turns, each figure is the best of the rounds.
+It prints JSON. The servers are those of tests/hdfs_server.py and tests/helpers/s3_server.py; the plain clients are
+curl for WebHDFS, hdfs-native for RPC and boto3 for S3. The contenders take turns, and each figure is the best of the
+rounds; a ratio above 1 means that plsc is faster than the plain client. Seconds of CPU are those of this process and
+its children, without the server.
 (The name is not hdfs.py: a script's folder comes first where Python looks for the package of that name.)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,12 +30,15 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 from hdfs_server import HdfsServer  # noqa: E402
+from s3_server import S3Server  # noqa: E402
 
 
-def seconds(action) -> float:
-    began = time.perf_counter()
+def seconds(action) -> tuple[float, float]:
+    """Returns how long an action takes, and how much CPU time of this process and its children."""
+    began, before = time.perf_counter(), os.times()
     action()
-    return time.perf_counter() - began
+    after = os.times()
+    return time.perf_counter() - began, sum(after[:4]) - sum(before[:4])
 
 
 def curl(*arguments: object) -> str:
@@ -38,26 +47,70 @@ def curl(*arguments: object) -> str:
     return process.stdout
 
 
-def curl_put(server: HdfsServer, source: Path, target: str) -> None:
-    url = f"{server.web}/webhdfs/v1{target}?op=CREATE&overwrite=true&user.name=root"
-    place = re.search(r"(?im)^location: (\S+)", curl("--include", "--request", "PUT", url))
-    assert place
-    curl("--upload-file", source, place[1])
+class Curl:
+    """The plain client of WebHDFS."""
+
+    def __init__(self, server):
+        self.address, self.ugi, self._web = server.web, "root,", server.web
+
+    def put(self, source: Path, target: str) -> None:
+        url = f"{self._web}/webhdfs/v1{target}?op=CREATE&overwrite=true&user.name=root"
+        place = re.search(r"(?im)^location: (\S+)", curl("--include", "--request", "PUT", url))
+        assert place
+        curl("--upload-file", source, place[1])
+
+    def get(self, source: str, target: Path) -> None:
+        curl("--location", "--output", target, f"{self._web}/webhdfs/v1{source}?op=OPEN&user.name=root")
 
 
-def curl_get(server: HdfsServer, source: str, target: Path) -> None:
-    curl("--location", "--output", target, f"{server.web}/webhdfs/v1{source}?op=OPEN&user.name=root")
+class Native:
+    """The plain client of RPC."""
+
+    def __init__(self, server):
+        import hdfs_native
+
+        os.environ["HADOOP_USER_NAME"] = "root"
+        self.address, self.ugi, self._client = server.address, "root,", hdfs_native.Client(server.address)
+
+    def put(self, source: Path, target: str) -> None:
+        from hdfs_native import WriteOptions
+
+        writer = self._client.create(target, WriteOptions(overwrite=True))
+        with open(source, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                writer.write(chunk)
+        writer.close()
+
+    def get(self, source: str, target: Path) -> None:
+        reader = self._client.read(source)
+        with open(target, "wb") as stream:
+            for part in reader.read_range_stream(0, len(reader)):
+                stream.write(part)
 
 
-def transfers(server: HdfsServer, folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
-    """MB/s (10^6) of one large file."""
+class Boto:
+    """The plain client of S3, which moves parts of a file in several threads."""
+
+    def __init__(self, server):
+        os.environ.update(server.environment)
+        self.address, self.ugi, self._client = "s3://bucket", None, server.client()
+
+    def put(self, source: Path, target: str) -> None:
+        self._client.upload_file(str(source), "bucket", target.lstrip("/"))
+
+    def get(self, source: str, target: Path) -> None:
+        self._client.download_file("bucket", source.lstrip("/"), str(target))
+
+
+def transfers(plain, folder: Path, megabytes: int, rounds: int) -> dict[str, object]:
+    """Returns MB/s (10^6) of one large file, and how plsc compares with the plain client."""
     from plsc.checkpoint import remote
     from plsc.checkpoint.folder import Checkpoint
     from plsc.checkpoint.tensor_file import BLOCK_BYTES, FileSum
     from plsc.storage import open_hdfs
     from plsc.storage.transfer import get, put
 
-    store = open_hdfs(server.web, "root,").with_patience(30)
+    store = open_hdfs(plain.address, plain.ugi).with_patience(30)
     data, source = os.urandom(1 << 20), folder / "big"
     with open(source, "wb") as stream:
         for _ in range(megabytes):
@@ -67,13 +120,13 @@ def transfers(server: HdfsServer, folder: Path, megabytes: int, rounds: int) -> 
     size = source.stat().st_size
     checkpoint = Checkpoint(Path("/"), {}, {"plsc": FileSum(size, blocks)})
     found = remote.Remote("/put", b"{}", checkpoint)
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         for name, action in (
             ("upload", lambda number=number: put(store, source, f"/put {number}")),
-            ("upload_curl", lambda: curl_put(server, source, "/curl")),
+            ("upload_plain", lambda: plain.put(source, "/plain")),
             ("download", lambda number=number: get(store, f"/put {number}", folder / f"get {number}")),
-            ("download_curl", lambda: curl_get(server, "/curl", folder / "curl")),
+            ("download_plain", lambda: plain.get("/plain", folder / "plain")),
         ):
             times.setdefault(name, []).append(seconds(action))
         store.mkdirs("/put")
@@ -83,27 +136,88 @@ def transfers(server: HdfsServer, folder: Path, megabytes: int, rounds: int) -> 
             seconds(lambda checked=checked: remote.download(store, found, checked, ["plsc"]))
         )
         assert (checked / "plsc").stat().st_size == (folder / f"get {number}").stat().st_size == size
-        for path in (checked / "plsc", folder / f"get {number}", folder / "curl"):
+        for path in (checked / "plsc", folder / f"get {number}", folder / "plain"):
             path.unlink()
         store.delete("/put")
-    return {f"{name}_mb_per_s": round(size / min(all_of) / 1e6, 1) for name, all_of in times.items()}
+    best = {name: min(wall for wall, _ in all_of) for name, all_of in times.items()}
+    return {
+        **{f"{name}_mb_per_s": round(size / wall / 1e6, 1) for name, wall in best.items()},
+        **{f"{name}_cpu_s": round(min(cpu for _, cpu in all_of), 2) for name, all_of in times.items()},
+        **{f"{name}_ratio": round(best[f"{name}_plain"] / best[name], 2) for name in ("upload", "download")},
+    }
 
 
-def small_files(server: HdfsServer, folder: Path, count: int) -> dict[str, float]:
-    """Files a second, of 1 kB."""
+def small_files(plain, folder: Path, count: int) -> dict[str, float]:
+    """Returns files a second, of 1 kB; the plain client copies a tenth of them, one after the other."""
     from plsc.storage import open_hdfs
     from plsc.storage.transfer import get, put
 
-    store, source = open_hdfs(server.web, "root,").with_patience(30), folder / "many"
+    store, source = open_hdfs(plain.address, plain.ugi).with_patience(30), folder / "many"
     for number in range(count):
         path = source / f"{number % 100}" / f"{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(1000))
-    up = seconds(lambda: put(store, source, "/many"))
-    down = seconds(lambda: get(store, "/many", folder / "back"))
+    up, _ = seconds(lambda: put(store, source, "/many"))
+    down, _ = seconds(lambda: get(store, "/many", folder / "back"))
     assert sum(path.is_file() for path in (folder / "back").rglob("*")) == count
-    return {"files": count, "files_up_per_s": round(count / up, 1), "files_down_per_s": round(count / down, 1)}
+    some = [path for path in sorted(source.rglob("*")) if path.is_file()][: max(1, count // 10)]
+    plain_up, _ = seconds(lambda: [plain.put(path, f"/plain {path.name}") for path in some])
+    plain_down, _ = seconds(lambda: [plain.get(f"/plain {path.name}", folder / "one") for path in some])
+    store.delete("/many")
+    shutil.rmtree(folder / "back")
+    return {
+        "files": count,
+        "files_up_per_s": round(count / up, 1),
+        "files_down_per_s": round(count / down, 1),
+        "files_up_plain_per_s": round(len(some) / plain_up, 1),
+        "files_down_plain_per_s": round(len(some) / plain_down, 1),
+    }
 
+
+def together(plain, folder: Path, megabytes: int, processes: int) -> dict[str, float]:
+    """Returns MB/s of several processes together, each with a file of its own, and the most memory that one took."""
+    from plsc.storage import open_hdfs
+
+    found: dict[str, float] = {}
+    size, most = processes * (folder / "big").stat().st_size, 0.0
+    for name in ("put", "get"):
+        arguments = [
+            ((folder / "big", f"/together{n}") if name == "put" else (f"/together{n}", folder / f"together{n}"))
+            for n in range(processes)
+        ]
+        began = time.perf_counter()
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", COPY, name, plain.address, plain.ugi or "", *map(str, pair)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+            )
+            for pair in arguments
+        ]  # fmt: skip
+        shown = [json.loads(process.communicate()[0]) for process in running]
+        assert not any(process.returncode for process in running)
+        whole = time.perf_counter() - began
+        most = max(most, *(one["peak_mb"] for one in shown))
+        found[f"{name}_by_{processes}_processes_mb_per_s"] = round(size / max(one["s"] for one in shown) / 1e6, 1)
+        found[f"{name}_by_{processes}_processes_s"] = round(whole, 1)
+    store = open_hdfs(plain.address, plain.ugi)
+    for n in range(processes):
+        store.delete(f"/together{n}")
+        (folder / f"together{n}").unlink()
+    return {**found, "peak_mb": most}
+
+
+COPY = """
+import json, sys, time
+from pathlib import Path
+from plsc.machine.memory import peak_memory
+from plsc.storage import open_hdfs
+from plsc.storage.transfer import get, put
+name, address, ugi, source, target = sys.argv[1:]
+store = open_hdfs(address, ugi or None).with_patience(30)
+began, before = time.perf_counter(), peak_memory()
+put(store, Path(source), target) if name == "put" else get(store, source, Path(target))
+print(json.dumps({"s": time.perf_counter() - began, "peak_mb": round((peak_memory() - before) / 1e6, 1)}))
+"""
 
 STEPS = """
 import json, sys, time
@@ -185,19 +299,30 @@ def stalls(server: HdfsServer, folder: Path, classes: int, steps: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("megabytes", 512), ("rounds", 3), ("files", 0), ("classes", 200000), ("steps", 60)):
+    parser.add_argument("--stores", default="web,rpc,s3")
+    for name, default in (
+        ("megabytes", 512), ("rounds", 3), ("files", 0), ("processes", 2), ("classes", 200000), ("steps", 60)
+    ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, HdfsServer(Path(folder, "server")) as server:
-        result: dict[str, object] = {"load": os.getloadavg()[0], "cores": os.cpu_count()}
-        if options.megabytes:
-            result["megabytes"] = options.megabytes
-            result.update(transfers(server, Path(folder), options.megabytes, options.rounds))
-        if options.files:
-            result.update(small_files(server, Path(folder), options.files))
-        if options.classes:
-            result.update(stalls(server, Path(folder), options.classes, options.steps))
-        print(json.dumps(result, indent=1))
+    kinds = {"web": (Curl, HdfsServer), "rpc": (Native, HdfsServer), "s3": (Boto, S3Server)}
+    result: dict[str, object] = {"load": os.getloadavg()[0], "cores": os.cpu_count(), "megabytes": options.megabytes}
+    for name in options.stores.split(","):
+        make_plain, make_server = kinds[name]
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            place = Path(folder)
+            server = stack.enter_context(make_server(*([place / "server"] if make_server is HdfsServer else [])))
+            plain, found = make_plain(server), {}
+            if options.megabytes:
+                found.update(transfers(plain, place, options.megabytes, options.rounds))
+                if options.processes:
+                    found.update(together(plain, place, options.megabytes, options.processes))
+            if options.files:
+                found.update(small_files(plain, place, options.files))
+            if options.classes and name == "web":
+                found.update(stalls(server, place, options.classes, options.steps))
+            result[name] = found
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

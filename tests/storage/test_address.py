@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,12 @@ def test_addresses_of_data():
     }.items():
         found = split_address("set_dataset_dir", text)
         assert (found.scheme, found.host, found.path, found.server) == parts and found.text == text
+    if importlib.util.find_spec("fsspec") is not None:
+        data = split_address("set_dataset_dir", "memory://bucket/a/../data")
+        assert (data.scheme, data.server, data.path, data.is_object) == ("memory", "memory://bucket", "/data", True)
+        assert data.is_served_by("memory://other") and not data.is_served_by("s3://bucket/data")
+        assert not data.is_served_by("hdfs://bucket:9000") and not data.is_served_by("bucket:9000")
+    assert not split_address("set_dataset_dir", "hdfs://bucket/data").is_served_by("s3://bucket")
     data = split_address("set_dataset_dir", "hdfs://nn:9000/data")
     assert data.is_served_by("http://nn:9870") and data.is_served_by("other;nn") and not data.is_served_by("n:9000")
     assert split_address("set_dataset_dir", "hdfs:///data").is_served_by("http://nn:9870")
@@ -79,7 +87,8 @@ def test_addresses_of_data():
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("s3://bucket/data", "plsc does not know s3://; expected a folder, or an address that begins with hdfs://"),
+        ("http://bucket/data", "plsc does not know http://; expected a folder, or an address that begins with hdfs://"),
+        ("nosuch://bucket/data", "nosuch://"),
         ("hdfs://me:secret@nn/data", "a user or a password; give them to set_hdfs_info as fs_ugi"),
         ("hdfs://nn:port/data", "is not an address; expected hdfs://host:port/path"),
         ("hdfs://n n/data", "is not an address"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -200,6 +201,89 @@ def test_folders_are_uploaded_and_downloaded(store, tmp_path):
         get(store, f"{folder}/absent", tmp_path / "absent")
     assert sorted(store.list(folder)) == ["3", "target"]
     assert not [path for path in (*tmp_path.iterdir(), *tmp_path.glob("back/*")) if path.name.startswith(".")]
+
+
+CHANGES = {"other bytes": bytes(3_000_000), "fewer bytes": b"y" * 1_000_000}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "no file"])
+def test_a_file_that_changes_while_it_is_downloaded_is_refused(store, tmp_path, change):
+    store, folder = store
+    store, seen = Retrying(store, 0.3), []
+    store.write(f"{folder}/in/file", lambda: [b"x" * 3_000_000], 3_000_000)
+
+    def advance(count):
+        if not seen:
+            seen.append(count)
+            data = CHANGES.get(change)
+            if data is None:
+                store.delete(f"{folder}/in/file")
+            else:
+                store.write(f"{folder}/in/file", lambda: [data], len(data))
+
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="in/file: ") as error:
+        get(store, f"{folder}/in", tmp_path / "back", advance)
+    assert "try again when nothing writes there" in str(error.value) or change == "no file", error.value
+    assert seen and time.monotonic() - began < 60 and not [path for path in tmp_path.iterdir() if "back" in path.name]
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_refused_and_one_that_grows_is_cut(store, tmp_path):
+    store, folder = store
+    store, source = Retrying(store, 0.3), tmp_path / "source"
+    for change, is_refused in (("r+b", True), ("wb", True), ("ab", False)):
+        source.write_bytes(b"x" * 3_000_000)
+        os.utime(source, (1, 1))
+        seen = []
+
+        def advance(count, change=change, seen=seen):
+            if not seen:
+                seen.append(count)
+                with open(source, change) as stream:
+                    stream.write(b"yyy")
+
+        if is_refused:
+            with pytest.raises(StorageError, match="source: (changed|became shorter) while it was read"):
+                put(store, source, f"{folder}-{change}", advance)
+            assert store.status(f"{folder}-{change}") is None
+        else:
+            assert content(store, put(store, source, f"{folder}-{change}", advance)) == b"x" * 3_000_000
+            store.delete(f"{folder}-{change}")
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of a megabyte."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root can make a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_fills_during_a_download_is_reported_and_left_as_it_was(store, full_disk, monkeypatch):
+    store, folder = store
+    store = Retrying(store, 0.3)
+    for name in ("a", "b"):
+        store.write(f"{folder}/in/{name}", lambda: [bytes(1_500_000)], 1_500_000)
+    with pytest.raises(ConfigError, match="3 MB are to be downloaded, but its disk has 1.05 MB free"):
+        get(store, f"{folder}/in", full_disk / "back")
+    monkeypatch.setattr("plsc.storage.transfer.check_room", lambda folder, size: None)  # others fill it meanwhile
+    with pytest.raises(ConfigError, match=r"back: cannot be written \(No space left on device\)"):
+        get(store, f"{folder}/in", full_disk / "back")
+    assert list(full_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_during_an_upload_is_reported_and_left_as_it_was(full_disk, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    store = Retrying(LocalStorage(full_disk), 0)
+    with pytest.raises(StorageError, match="No space left on device"):
+        put(store, tmp_path / "file", "target")
+    assert list(full_disk.iterdir()) == []
 
 
 class Flaky:
