@@ -67,7 +67,16 @@ def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("options", [{}, {"optimizer": ADAM}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": ADAM},
+        {"sample_ratio": 0.1, "sub_centers": 3},
+        {"saves_in_background": False},
+        {"sub_centers": 2},
+    ],
+)
 def test_the_largest_class_count_is_the_largest_that_fits(on_cpu, options):
     options = {**options, "on_cpu": on_cpu, "chunk": 64, "process": 1000}
     memory = 10**10

@@ -112,7 +112,7 @@ def assert_same_run(output, expected):
     assert records_of(output) == records_of(expected)
 
 
-CORE = "two ranks, loss scaling, dropout"  # the case that also runs on the oldest Paddle
+CORE = "two ranks, loss scaling, dropout, sub-centres"  # the case that also runs on the oldest Paddle
 
 
 @pytest.mark.parametrize(
