@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import os
 import posixpath
@@ -316,6 +317,9 @@ class _Users:
     def become(self, user: Optional[str], name: str) -> None:
         """Has new connections be those of a user. Raises StorageUnavailableError while those of another are in use."""
         others = {store.user for store in self.stores} - {user}
+        if others:
+            gc.collect()  # the traceback of an error may be all that still holds a store
+            others = {store.user for store in self.stores} - {user}
         if others:
             raise StorageUnavailableError(
                 f"{name}: hdfs-native connects as one user in a process, which is "
