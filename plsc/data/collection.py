@@ -18,7 +18,7 @@ import numpy as np
 
 from plsc.data.base64_index import offsets_of_lines
 from plsc.data.base64_parts import ADVICE, FILE_LIST_NAME, LONGEST_LABEL, Part, check_line, open_part, read_file_list
-from plsc.data.class_names import report_twins
+from plsc.data.class_names import CLASSES, names_of_numbers, report_twins
 from plsc.data.encoded_image import check_header
 from plsc.data.image_folders import FolderFiles, folder_of_images, has_image_suffix
 from plsc.data.image_lists import Listed, read_list
@@ -35,6 +35,7 @@ logger = logging.getLogger("plsc")
 _LISTS = ("label.txt", "file_list.txt", FILE_LIST_NAME)
 _READ_AS_RECORDS = ("recordio", "tar", "parquet")  # formats that are read as training reads them
 _LABEL_ENDS = LONGEST_LABEL + 2  # The last bytes of a line, which hold its tab, label and newline.
+_LONGEST_NUMBER = 10  # digits of the number of a class, and one more
 _TRIED = 20  # First lines of a list that decide what the list holds.
 
 
@@ -103,10 +104,13 @@ class ImageFiles:
         root: Folder that the names are relative to.
         files: The images.
         listed_in: File that lists the images, if there is one.
+
+    Attributes:
+        listed_in: The same.
     """
 
     def __init__(self, root: Path, files: Sequence[Listed], listed_in: Optional[Path] = None) -> None:
-        self.source, self._root, self._files, self._listed_in = str(root.absolute()), root, files, listed_in
+        self.source, self._root, self._files, self.listed_in = str(root.absolute()), root, files, listed_in
         self.num_images = len(files)
 
     def name(self, i: int) -> str:
@@ -124,7 +128,7 @@ class ImageFiles:
     def where(self, i: int) -> str:
         """Returns the line of the list and the name, or the path if no list names the image."""
         file = self._files[i]
-        return f"{self._listed_in}:{file.line}: {file.name}" if self._listed_in else str(self._root / file.name)
+        return f"{self.listed_in}:{file.line}: {file.name}" if self.listed_in else str(self._root / file.name)
 
     def pixels(self, i: int, image_shape: Sequence[int], rule: PixelRule = NEWEST) -> np.ndarray:
         """Reads and decodes an image; see `Collection.pixels`."""
@@ -366,6 +370,23 @@ def open_collection(path: Path) -> Collection:
         return _image_files(path.parent, ListedFiles(path, is_plain=bool(files)), path)
     except OSError as problem:
         raise DataError(f"{path}: cannot be read ({problem.strerror or problem}); name a list of images") from None
+
+
+def titles_of_numbers(images: Collection) -> Sequence[str]:
+    """Returns what `classes.txt` in the folder of a list calls the identities, if all of them are integers.
+
+    Returns:
+        The names in the order of the numbers; empty if the identities are names themselves, or there is no such file.
+    """
+    is_list = isinstance(images, Base64Parts) or (isinstance(images, ImageFiles) and images.listed_in is not None)
+    if not is_list or not os.path.isfile(os.path.join(images.source, CLASSES)):
+        return ()
+    largest = -1
+    for identity in map(images.identity, range(images.num_images)):
+        if identity and not (identity.isascii() and identity.isdigit() and len(identity) < _LONGEST_NUMBER):
+            return ()
+        largest = max(largest, int(identity or -1))
+    return names_of_numbers(images.source, largest + 1, None)
 
 
 def _image_files(root: Path, files: Union[ListedFiles, FolderFiles], listed_in: Optional[Path] = None) -> ImageFiles:

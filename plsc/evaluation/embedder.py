@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from plsc import parallel
 from plsc.config import Config
-from plsc.data.collection import Collection, open_collection
+from plsc.data.collection import Collection, open_collection, titles_of_numbers
 from plsc.data.damaged import NAMED, is_damage, line_of_zeros
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
@@ -137,8 +137,7 @@ class Embedder:
         try:
             for rows in self._shown(images, first):
                 parallel.together(lambda rows=rows: writer.append(rows) if writer else None, what)  # type: ignore[misc]
-            names = ((images.name(i), images.identity(i)) for i in range(images.num_images))
-            parallel.together(lambda: writer.finish(names) if writer else None, what)
+            parallel.together(lambda: writer.finish(_names(images)) if writer else None, what)
         finally:
             if writer is not None:
                 writer.close()
@@ -252,6 +251,14 @@ class Embedder:
                 cause = "the exported network cannot embed it; export it in float32, or another checkpoint"
             raise DataError(f"{where}: its embedding is not finite; {cause}")
         return rows, faults
+
+
+def _names(images: Collection) -> Iterator[tuple[str, str]]:
+    """Yields the name and the identity of each image, for humans to read where numbers have names."""
+    titles = titles_of_numbers(images)
+    for i in range(images.num_images):
+        identity = images.identity(i)
+        yield images.name(i), titles[int(identity)] if titles and identity else identity
 
 
 def open_together(path: Path) -> Collection:

@@ -47,7 +47,7 @@ def pairs_for_report(
         made.hard_images = np.array([[images.pixels(i, image_shape, rule) for i in pair] for pair in both])
         made.hard_names = np.array([[images.name(i) for i in pair] for pair in both], "U")
         made.map_embeddings = unit_rows(embeddings[:_MAPPED])
-        made.map_identities = _identities(images, shown[:_MAPPED], pairs[issame])
+        made.map_identities = _identities(images, shown[:_MAPPED], pairs, issame)
     return made
 
 
@@ -60,17 +60,47 @@ def _hardest(similarity: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> n
     return np.concatenate([least_alike, most_alike])
 
 
-def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.ndarray:
+def _identities(images: Collection, shown: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> np.ndarray:
     """Returns a name for the identity of each of the images `shown` [N], as str [N].
 
-    If the collection names no identities, images that the pairs `same` [S, 2] connect are of one identity. Its name is
-    that of their folder if they share one with no other identity, and otherwise the number of the first of them.
-    An image in no such pair gets ''.
+    If the collection names no identities, images that pairs of one identity connect are of one identity, and so are the
+    images of a folder that holds no pair of two. Its name is that of the folder, if it is in only one, and otherwise
+    the number of its first image. An image that nothing connects with another gets ''.
+
+    Args:
+        images: The images.
+        shown: The number of each image in the collection, int [N].
+        pairs: Two rows of `shown` for each pair, int [P, 2]; those beyond N are left out.
+        issame: Whether the two are of one identity, bool [P].
     """
     named = [images.identity(i) for i in shown.tolist()]
     if any(named):
         return np.array(named, "U")
     count = len(shown)
+    known = (pairs < count).all(axis=1)
+    folders = [os.path.dirname(images.name(i)) for i in shown.tolist()]
+    mixed = {folders[one] for one, other in pairs[known & ~issame].tolist() if folders[one] == folders[other]}
+    first_of = {folder: i for i, folder in reversed(list(enumerate(folders))) if folder and folder not in mixed}
+    inside = [[first_of[folder], i] for i, folder in enumerate(folders) if folder in first_of]
+    roots = _first_of_each(count, pairs[known & issame].tolist() + inside)
+    sizes, owners = Counter(roots), Counter(folder for folder, _ in set(zip(folders, roots)))
+    of_root: dict[int, set[str]] = {}
+    for folder, one in zip(folders, roots):
+        of_root.setdefault(one, set()).add(folder)
+    short = Counter(map(os.path.basename, first_of))
+
+    def title(one: int) -> str:
+        folder = min(of_root[one])
+        if sizes[one] == 1 or len(of_root[one]) > 1 or not folder or owners[folder] > 1:
+            return str(one) if sizes[one] > 1 else ""
+        name = os.path.basename(folder)
+        return name if short[name] <= 1 else folder
+
+    return np.array([title(one) for one in roots], "U")
+
+
+def _first_of_each(count: int, links: Iterable[Sequence[int]]) -> list[int]:
+    """Returns for each of `count` things the first of those that links [L, 2] connect it with."""
     parent = list(range(count))
 
     def root(i: int) -> int:
@@ -79,32 +109,7 @@ def _identities(images: Collection, shown: np.ndarray, same: np.ndarray) -> np.n
             i = parent[i]
         return i
 
-    for pair in same[(same < count).all(axis=1)].tolist():
+    for pair in links:
         one, other = sorted((root(pair[0]), root(pair[1])))
         parent[other] = one
-    roots = [root(i) for i in range(count)]
-    known = {one for i, one in enumerate(roots) if one != i}
-    titles = _titles([images.name(i) for i in shown.tolist()], roots, known)
-    return np.array([titles[one] if one in known else "" for one in roots], "U")
-
-
-def _titles(names: Sequence[str], roots: Sequence[int], known: Iterable[int]) -> dict[int, str]:
-    """Returns the name of each identity `known`, by its root; see `_identities`.
-
-    Args:
-        names: The names of the images.
-        roots: The first image of the identity of each image.
-        known: The identities of several images.
-    """
-    titles = {one: str(one) for one in known}
-    folders: dict[int, set[str]] = {one: set() for one in known}
-    for name, one in zip(names, roots):
-        if one in folders:
-            folders[one].add(os.path.dirname(name))
-    owners = Counter(folder for of_one in folders.values() for folder in of_one)
-    alone = {one: min(of_one) for one, of_one in folders.items() if len(of_one) == 1 and owners[min(of_one)] == 1}
-    short = Counter(map(os.path.basename, alone.values()))
-    for one, folder in alone.items():
-        name = os.path.basename(folder)
-        titles[one] = (name if short[name] == 1 else folder) or titles[one]
-    return titles
+    return [root(i) for i in range(count)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.collection import ArrayImages, Base64Parts, ImageFiles, open_collection
+from plsc.data.collection import ArrayImages, Base64Parts, ImageFiles, open_collection, titles_of_numbers
 from plsc.errors import DataError
 
 SHAPE = (3, 16, 16)
@@ -58,6 +58,27 @@ def test_a_folder_names_identities_and_templates_and_is_sorted(tmp_path):
     ]
     assert greys(images) == [2, 0, 1, 3, 4]
     assert images.source == str(tmp_path) and images.where(3) == str(tmp_path / "flat.png")
+
+
+@pytest.mark.parametrize(
+    "lines, names, titles",
+    [
+        (["a.png 1", "b.png 0"], "cat\n\u732b\n", ["cat", "\u732b"]),
+        (["a.png 1", "b.png two"], "cat\n\u732b\n", []),
+        (["a.png 1", "b.png 2"], "cat\n\u732b\n", []),
+        (["a.png 1", "b.png 0"], None, []),
+        (None, "cat\n\u732b\n", []),
+    ],
+    ids=["integers", "a name", "too few names", "no names", "no list"],
+)
+def test_classes_txt_names_the_integers_of_a_list(lines, names, titles, tmp_path):
+    for name in ("a.png", "b.png", "1/c.png"):
+        image(tmp_path / name)
+    if lines:
+        (tmp_path / "label.txt").write_text("\n".join(lines) + "\n")
+    if names:
+        (tmp_path / "classes.txt").write_text(names, encoding="utf-8")
+    assert list(titles_of_numbers(open_collection(tmp_path))) == titles
 
 
 @pytest.mark.parametrize("name", ["label.txt", "file_list.txt"])

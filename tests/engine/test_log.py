@@ -36,7 +36,7 @@ def test_a_half_written_line_takes_no_other_record_with_it(tmp_path, left, resum
 @pytest.mark.parametrize(
     "period, steps, recorded",
     [
-        (10, 4, [4, 8, 12]),
+        (10, 4, [4, 8, 10, 12]),
         (10, 8, [8, 10, 20, 24]),
         (4, 8, [4, 8, 12, 16, 20, 24]),
         (10, 25, [10, 20, 30, 40, 50, 60, 70, 75]),

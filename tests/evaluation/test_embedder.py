@@ -78,7 +78,8 @@ def test_a_folder_a_list_and_parts_give_the_embeddings_of_their_images(made, dat
     assert (cosines > 0.9999).sum() == 96, "no two embeddings are alike, or nothing would be tested"
     np.testing.assert_allclose(folder.vectors, Predictor(trained / "net").embed(paths), rtol=1e-5, atol=1e-5)
     lines = [line.split() for line in (data / "label.txt").read_text().splitlines()]
-    assert list(zip(listed.names, listed.identities)) == [tuple(line) for line in lines]
+    titles = (data / "classes.txt").read_text(encoding="utf-8").splitlines()
+    assert list(zip(listed.names, listed.identities)) == [(name, titles[int(number)]) for name, number in lines]
     places = {f"images/{name}": row for row, name in enumerate(folder.names)}
     np.testing.assert_allclose(
         listed.vectors, folder.vectors[[places[name] for name in listed.names]], rtol=1e-5, atol=1e-5
@@ -86,7 +87,7 @@ def test_a_folder_a_list_and_parts_give_the_embeddings_of_their_images(made, dat
     assert parts.names[0] == "dataset.part1:1" and len(parts.names) == len(paths)
     cosines = _unit(parts.vectors) @ _unit(folder.vectors).T
     np.testing.assert_allclose(cosines.max(axis=1), 1, rtol=1e-5, atol=1e-5)
-    assert sorted(parts.identities) == sorted(folder.identities)
+    assert sorted(parts.identities) == sorted(titles[int(number)] for number in folder.identities)
     rows = [places["images/0/0.jpg"], places["images/7/1.jpg"]]
     np.testing.assert_allclose(two.vectors, folder.vectors[rows], rtol=1e-5, atol=1e-5)
 

@@ -52,6 +52,12 @@ def test_ranks_compute_on_the_gpus_that_the_user_has_chosen(tmp_path, monkeypatc
     assert "FLAGS_selected_gpus=2,3,5 in the environment names 3 GPU(s) for 4 ranks" in capsys.readouterr().err
 
 
+def test_the_command_speaks_before_the_script_does(tmp_path, capfd):
+    path = script(tmp_path, "print('the script', file=sys.stderr)")
+    assert main(["run", "--ranks", "2", path]) == 0
+    assert capfd.readouterr().err.splitlines() == [f"plsc: starting 2 ranks of {path}", "the script"]
+
+
 def test_a_missing_script_is_said(capsys):
     assert main(["run", "nowhere.py"]) == 1
     assert "nowhere.py" in capsys.readouterr().err
