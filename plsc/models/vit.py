@@ -7,6 +7,7 @@ from typing import Optional
 import paddle
 from paddle import nn
 
+from plsc.layers.dense import Linear
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import check_sides
 
@@ -63,9 +64,9 @@ class _Block(nn.Layer):
         self.attention = nn.Sequential(nn.LayerNorm(WIDTH, epsilon=EPSILON), _Attention())
         self.mlp = nn.Sequential(
             nn.LayerNorm(WIDTH, epsilon=EPSILON),
-            nn.Linear(WIDTH, EXPANSION * WIDTH),
+            Linear(WIDTH, EXPANSION * WIDTH),
             nn.GELU(),
-            nn.Linear(EXPANSION * WIDTH, WIDTH),
+            Linear(EXPANSION * WIDTH, WIDTH),
         )
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -78,8 +79,8 @@ class _Attention(nn.Layer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
+        self.qkv = Linear(WIDTH, 3 * WIDTH)
+        self.out = Linear(WIDTH, WIDTH)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         places, width = x.shape[1], WIDTH // HEADS
@@ -92,7 +93,7 @@ class _Attention(nn.Layer):
 def _swapped(x: paddle.Tensor) -> paddle.Tensor:
     """Swaps the two dimensions in the middle, [A, B, C, D] -> [A, C, B, D].
 
-    On a CPU, Paddle takes 40 times as long to copy what `transpose` returns, a view with strides, as to shuffle channels.
+    On a CPU, Paddle takes ten times as long to copy what `transpose` returns, a view, as to shuffle channels.
     """
     if not paddle.in_dynamic_mode():  # Where there are no such views, and sizes may be unknown.
         return x.transpose([0, 2, 1, 3])
