@@ -20,6 +20,8 @@ _BY_ELEMENT = {
     for name in ("SGD", "Momentum", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSProp")
 } | {Lion}
 
+_DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16)
+
 
 class RowUpdate:
     """SGD or Momentum on one matrix of the head, applied to a chunk of rows as soon as its gradient is known.
@@ -116,7 +118,8 @@ class RowOptimizer:
         self._rate = self._optimizer._create_param_lr((self._parameter, None))
         self._before = {name: tensor.clone() for name, tensor in self._shared.items()}
         # A row of zeros moves it, also on a rank of which no rows are drawn.
-        row = paddle.zeros([1, *self._parameter.shape[1:]], self._parameter.dtype)
+        dtype = "float32" if self._parameter.dtype == paddle.bfloat16 else self._parameter.dtype
+        row = paddle.zeros([1, *self._parameter.shape[1:]], dtype)
         with step_errors(self._optimizer):
             self._step(row, paddle.zeros_like(row), [paddle.zeros_like(row) for _ in self.buffers], self._shared)
 
@@ -163,7 +166,7 @@ def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) 
     Only the optimizer can where its rule needs the whole matrix at once, where plsc does not know its rule, and where
     it clips by the norm of single gradients.
     """
-    if type(optimizer) not in _BY_ELEMENT or parameter.dtype not in (paddle.float32, paddle.float64):
+    if type(optimizer) not in _BY_ELEMENT or parameter.dtype not in _DTYPES:
         return None
     group = next((one for one in groups_of(optimizer) if any(p is parameter for p in one["params"])), None)
     clip = optimizer._grad_clip if group is None else group.get("grad_clip")
