@@ -13,7 +13,7 @@ Shapes: C rows of a chunk, D embedding.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import paddle
@@ -21,7 +21,6 @@ import paddle
 from plsc import parallel
 from plsc.machine.bfloat16 import bfloat16_of
 
-_PRIME = (1 << 31) - 1
 _HALF = 1 << 16
 
 
@@ -44,10 +43,9 @@ def tensor_like(values: np.ndarray, dtype: Any) -> paddle.Tensor:
 class Rounding:
     """The random numbers with which the matrices of a head are rounded in one step.
 
-    Row r and column j of a matrix have the number `a(r) xor c(j)` of 16 bits. The numbers c(j) are drawn for each
-    matrix and step, and a(r) = (A r + B) mod (2^31 - 1), with A and B drawn too. So each number is uniform, and any two
-    of them are independent: the mean and the variance of sums of rounding errors are those of independent draws. They
-    depend on the seed, the step, the class and the column alone, not on chunks, threads or ranks.
+    In each step, numbers of 16 bits are drawn for `PERIOD` rows. Classes whose numbers differ by a multiple of it share
+    a row, but round other values by it. W and the matrices of an optimizer begin at different rows. So the numbers of a
+    class depend on the seed, the step, the class and the column alone, not on chunks, threads or ranks.
 
     Args:
         seed: Seed of the head.
@@ -56,32 +54,34 @@ class Rounding:
         emb_dim: D.
     """
 
+    PERIOD = 1024
+
     def __init__(self, seed: int, step: int, rows: int, emb_dim: int) -> None:
-        self._key, self._rows, self._emb_dim = (seed, step), rows, emb_dim
-        self._drawn: dict[int, tuple[int, int, paddle.Tensor]] = {}
+        self._key, self._rows, self._emb_dim = (seed, step, 0, 16), rows, emb_dim  # no other draw has such a key
+        self._numbers = paddle.empty([0, emb_dim], "int32")
 
-    def prepare(self, matrices: int) -> None:
-        """Draws the numbers of the first matrices, before several threads ask for them."""
-        for matrix in range(matrices):
-            rng = np.random.default_rng((*self._key, matrix, _PRIME))  # no other draw has a key of this length
-            factor, offset = int(rng.integers(1, _PRIME)), int(rng.integers(_PRIME))
-            columns = paddle.to_tensor(rng.integers(_HALF, size=(1, self._emb_dim), dtype="int32"))
-            self._drawn[matrix] = factor, offset, paddle.tile(columns, [self._rows, 1])
+    def prepare(self) -> None:
+        """Draws the numbers, before several threads ask for them."""
+        drawn = np.frombuffer(np.random.default_rng(self._key).bytes(2 * self.PERIOD * self._emb_dim), "<u2")
+        numbers = paddle.to_tensor(drawn.astype("int32").reshape(self.PERIOD, self._emb_dim))
+        # Repeated, so that the numbers of any chunk are a part of them, and need no copy.
+        self._numbers = paddle.tile(numbers, [2 + (self._rows - 1) // self.PERIOD, 1])
 
-    def round(self, values_CD: paddle.Tensor, classes: paddle.Tensor, matrix: int) -> paddle.Tensor:
+    def round(self, values_CD: paddle.Tensor, first: Union[int, paddle.Tensor], matrix: int) -> paddle.Tensor:
         """Returns float32 rows in bfloat16; their memory is overwritten.
 
         Args:
             values_CD: The rows.
-            classes: [C] The class of each, int64.
+            first: The class of the first of them, if they are consecutive; otherwise the class of each, int64 [C].
             matrix: Which matrix they belong to: 0 is W, and the others are what an optimizer keeps for it.
         """
-        factor, offset, columns = self._drawn[matrix]
         rows, emb_dim = values_CD.shape
-        of_row = ((classes * factor + offset) % _PRIME % _HALF).astype("int32")
-        # The same in one broadcast operation takes ten times as long on a CPU.
-        numbers_CD = paddle.tile(of_row.unsqueeze(1), [1, emb_dim]).bitwise_xor_(columns[:rows])
-        halves = numbers_CD.add_(values_CD.view("int32")).view("int16").reshape([-1])
+        begin = (first + matrix * self.PERIOD // 8) % self.PERIOD
+        if isinstance(begin, int):
+            numbers_CD = self._numbers[begin : begin + rows]
+        else:
+            numbers_CD = paddle.gather(self._numbers, begin)
+        halves = values_CD.view("int32").add_(numbers_CD).view("int16").reshape([-1])
         return halves[1::2].contiguous().reshape([rows, emb_dim]).view("bfloat16")
 
 

@@ -76,10 +76,10 @@ class Rows:
         chunk = matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
         return widened(chunk)
 
-    def prepare_rounding(self, matrices: int) -> None:
-        """Prepares `put_back` for W and the buffers, of which there are so many in all."""
+    def prepare_rounding(self) -> None:
+        """Prepares `put_back`, before several threads call it."""
         if self._rounding is not None:
-            self._rounding.prepare(matrices)
+            self._rounding.prepare()
 
     def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor, place: int = 0) -> None:
         """Writes what `of` copied back into the matrix; a view needs no writing back.
@@ -93,7 +93,8 @@ class Rows:
         first, last = self._bounds(number)
         if matrix.dtype == paddle.bfloat16:
             assert self._rounding is not None
-            values = self._rounding.round(values, self.classes(number), place)
+            classes = self.shard.lower + first if self._index is None else self.classes(number)
+            values = self._rounding.round(values, classes, place)
             if self._index is None:
                 paddle.assign(values, matrix[first:last])
         if self._index is not None:

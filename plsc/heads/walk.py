@@ -221,7 +221,7 @@ def update(
         The gradient of the bias [N]; None without a bias.
     """
     sink.begin()
-    rows.prepare_rounding(1 + len(sink.buffers))
+    rows.prepare_rounding()
     walk = _Walk(rows, parts.queries)
     parts = replace(parts, label_push=walk.in_order(parts.label_push))
     if rows.shard.bounded:  # softmax = exp(logit) / total, with the division moved to the samples
