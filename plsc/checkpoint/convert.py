@@ -18,7 +18,6 @@ from plsc.heads import shard_bounds
 from plsc.machine.bfloat16 import BFLOAT16
 from plsc.zoo import check_target
 
-
 _ROUNDED = ("weight", "weight/velocity")  # what training keeps in the type of set_head_dtype
 
 

@@ -21,7 +21,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc convert-checkpoint output/19 output/19-bf16 --head-dtype bfloat16",
         ],
         "Training loads a checkpoint of any number of ranks as it is. This command is for machines that hold only the "
-        "files of their own ranks, and for runs that change set_head_dtype. The checkpoint says all that it needs, so it has no --set or --config.",
+        "files of their own ranks, and for runs that are resumed with another set_head_dtype. The checkpoint says all "
+        "that it needs, so it has no --set or --config.",
     )
     parser.add_argument("source", type=Path, help="folder of the checkpoint, which is only read")
     parser.add_argument("target", type=Path, help="new folder")
