@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -99,7 +100,9 @@ class RowOptimizer:
         self, optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor, group: Optional[dict[str, Any]]
     ) -> None:
         self._optimizer, self._parameter, self._group = optimizer, parameter, group
-        create_state(optimizer, [parameter])
+        with warnings.catch_warnings():  # Paddle expects a loss of precision; the rows are computed with in float32
+            warnings.simplefilter("ignore" if parameter.dtype == paddle.bfloat16 else "default")
+            create_state(optimizer, [parameter])
         own = {name: of[parameter.name] for name, of in optimizer._accumulators.items() if parameter.name in of}
         by_row = [name for name, tensor in own.items() if list(tensor.shape) == list(parameter.shape)]
         self._names = by_row
