@@ -60,12 +60,17 @@ class Rounding:
         self._key, self._rows, self._emb_dim = (seed, step, 0, 16), rows, emb_dim  # no other draw has such a key
         self._numbers = paddle.empty([0, emb_dim], "int32")
 
+    @classmethod
+    def repeated_rows(cls, rows: int) -> int:
+        """Returns for how many rows numbers are held where up to `rows` are rounded at a time."""
+        return cls.PERIOD * (2 + (rows - 1) // cls.PERIOD)
+
     def prepare(self) -> None:
         """Draws the numbers, before several threads ask for them."""
         drawn = np.frombuffer(np.random.default_rng(self._key).bytes(2 * self.PERIOD * self._emb_dim), "<u2")
         numbers = paddle.to_tensor(drawn.astype("int32").reshape(self.PERIOD, self._emb_dim))
         # Repeated, so that the numbers of any chunk are a part of them, and need no copy.
-        self._numbers = paddle.tile(numbers, [2 + (self._rows - 1) // self.PERIOD, 1])
+        self._numbers = paddle.tile(numbers, [self.repeated_rows(self._rows) // self.PERIOD, 1])
 
     def round(self, values_CD: paddle.Tensor, first: Union[int, paddle.Tensor], matrix: int) -> paddle.Tensor:
         """Returns float32 rows in bfloat16; their memory is overwritten.
