@@ -109,7 +109,7 @@ def test_every_command_reads_them(trained, glyphs, tmp_path, capsys):
     for folder in (wide, narrow):
         capsys.readouterr()
         assert cli.main(["classify", "--checkpoint", str(folder), *images, "--top", "1", "--json"]) == 0
-        answers.append([one["classes"][0]["class"] for one in json.loads(capsys.readouterr().out)])
+        answers.append([one["classes"][0]["number"] for one in json.loads(capsys.readouterr().out)])
         assert (
             cli.main(["add-classes", str(folder), str(tmp_path / "more"), str(tmp_path / f"more-{folder.name}")]) == 0
         )
