@@ -297,6 +297,7 @@ class Config:
     sample_ratio: float = 1.0
     sub_centers: int = 1
     head_chunk: int = 0
+    head_dtype: str = "float32"
     ema: float = 0.0
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1
@@ -491,6 +492,10 @@ class Config:
                 f"{sub_centers}: the loss of {self._loss()} compares no cosines, and has one row for each class; leave "
                 "it out, or choose a loss with a margin, such as 'dist_arcface'"
             )
+        if self.sub_centers > 1 and self.head_dtype != "float32":
+            sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
+            head_dtype = self._said("head_dtype", f"set_head_dtype({self.head_dtype!r})")
+            raise ConfigError(f"{sub_centers}: needs class centres in float32, and {head_dtype}; leave one of them out")
         self._check_sampler()
         self._check_margin()
         self._check_loss_terms()

@@ -16,6 +16,7 @@ from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile, missing
 from plsc.errors import CheckpointError, counted
 from plsc.heads import ClassifierHead
+from plsc.heads.bfloat16 import put_rows, tensor_like
 
 _OTHER_MODEL = ": it was saved from another model; check set_model"
 _ONLY_IN_RESNET100 = "blocks.48.residual.1.weight"
@@ -130,8 +131,11 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> 
                     raise CheckpointError(f"{files.path}: {name} belongs to another loss; check set_loss_type")
                 _assign(tensor, files.read(name), f"{files.path}: {name}")
             else:
+                if checkpoint.sub_centers != head.sub_centers:
+                    head.draw()  # the other rows of each class
                 with _first_rows(tensor, head, checkpoint) as rows:
                     files.fill(rows, name, head.lower)
+        head.filled()
         return files.bytes_read
 
 
@@ -152,6 +156,7 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
     """
     _check_has_head(checkpoint)
     _check_sub_centers(checkpoint, head)
+    head.draw()
     done, classes = [], min(checkpoint.heads[number], head.num_classes)
     with HeadFiles(checkpoint, number) as files:
         state = head.state_dict()
@@ -198,6 +203,7 @@ def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.nd
     """
     _check_has_head(checkpoint)
     _check_sub_centers(checkpoint, head)
+    head.draw()
     done = []
     own = origins[head.lower : head.upper]
     with HeadFiles(checkpoint) as files:
@@ -417,7 +423,7 @@ class HeadFiles:
                         f"{self.path}: {name} has rows of {list(part.shape[1:])} instead of {list(tensor.shape[1:])}"
                     )
                 _check_dtype(part, f"{self.path}: {name}")
-                paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
+                paddle.assign(_as(part, tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
 
     def fill_chosen(self, tensor: paddle.Tensor, name: str, origins: np.ndarray) -> None:
@@ -438,13 +444,17 @@ class HeadFiles:
                 _check_dtype(part, f"{self.path}: {name}")
                 begin, end = np.searchsorted(origins[run], (first, first + len(part)))
                 if begin < end:
-                    values = as_tensor(part[origins[run[begin:end]] - first]).astype(tensor.dtype)
+                    values = _as(part[origins[run[begin:end]] - first], tensor.dtype)
                     with paddle.no_grad():
-                        tensor.scatter_(paddle.to_tensor(run[begin:end]), values)
+                        put_rows(tensor, paddle.to_tensor(run[begin:end]), values)
                 first += len(part)
 
     def _first(self, name: str) -> TensorFile:
         return next(file for file in self._present if name in file)
+
+
+def _as(rows: np.ndarray, dtype: Any) -> paddle.Tensor:
+    return tensor_like(rows, dtype) if dtype == paddle.bfloat16 else as_tensor(rows).astype(dtype)
 
 
 def _assign(tensor: paddle.Tensor, value: np.ndarray, where: str) -> None:

@@ -103,6 +103,7 @@ def _head_line(state: TrainingState) -> str:
     sampled += f", with {config.sub_centers} sub-centres each" if config.sub_centers > 1 else ""
     terms = "" if config.loss_terms == "none" else f", {config.loss_terms}"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
+    sampled += "" if config.head_dtype == "float32" else f", kept in {config.head_dtype}"
     return (
         f"head {config.loss_type}, {counted(config.num_classes, 'class')}{separate}, {rows:,} on this rank{sampled}"
         f"{terms}; {type(state.optimizer).__name__} {moved}"

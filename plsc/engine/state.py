@@ -162,6 +162,7 @@ class TrainingState:
             "callbacks": states_of(self.callbacks),
             "test": None if progress.batch else progress.test,
             "dtype": "float32",
+            "head_dtype": config.head_dtype,
             "shapes": {name: list(tensor.shape) for name, tensor in self.backbone.state_dict().items()},
             "head_rows": [upper - lower for lower, upper in bounds],
             "by_rows": self._names_by_rows(accumulators),
@@ -191,6 +192,7 @@ class TrainingState:
         self._check_classes(source)
         self._check_teacher(source)
         self._check_sub_centers(source)
+        self._check_head_dtype(source)
         checkpoint.load_backbone(source, self.backbone, "plain")
         self.average.load(source)
         checkpoint.check_heads(source, len(self.head.parts))
@@ -282,6 +284,19 @@ class TrainingState:
                 f"{source.folder}: the run had {counted(source.sub_centers, 'row')} for each class, and "
                 f"set_sub_centers says {self.config.sub_centers}; restore the call, or start a new run from these "
                 "weights with set_checkpoint_dir"
+            )
+
+    def _check_head_dtype(self, source: Checkpoint) -> None:
+        """Checks that the run keeps its class centres in the type in which it kept them.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        was, now = source.meta.get("head_dtype", "float32"), self.config.head_dtype
+        if was != now:
+            raise CheckpointError(
+                f"{source.folder}: the run kept its class centres in {was}, and set_head_dtype says {now}; restore the "
+                f"call, or write a copy to resume from with plsc convert-checkpoint --head-dtype {now}"
             )
 
     def differences(self, source: Checkpoint) -> list[str]:

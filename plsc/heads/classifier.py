@@ -90,6 +90,9 @@ class ClassifierHead(paddle.nn.Layer):
         loss_weight: The factor on the loss.
         terms: What is changed in the loss: a filter of other classes, label smoothing, weights and margins of classes.
         sub_centers: k, the rows of each class, of which the nearest counts; more than 1 needs a margin.
+        row_dtype: The dtype in which W and its momentum are kept: `dtype`, or 'bfloat16', into which rows are rounded
+            at random. They are computed with in `dtype`, chunk by chunk. None stands for `dtype`.
+        is_drawn: Whether W begins at random rows; otherwise `draw` makes them, if nothing else does.
 
     Attributes:
         weight: This rank's rows of W, [C, D], or [C, k, D] with sub-centres; None if it has none.
@@ -118,6 +121,8 @@ class ClassifierHead(paddle.nn.Layer):
         loss_weight: float = 1.0,
         terms: LossTerms = PLAIN_LOSS,
         sub_centers: int = 1,
+        row_dtype: Optional[str] = None,
+        is_drawn: bool = True,
     ) -> None:
         super().__init__(dtype=dtype)
         if sub_centers > 1 and margin is None:
@@ -137,11 +142,17 @@ class ClassifierHead(paddle.nn.Layer):
         rows = self.upper - self.lower
         self.weight: Optional[paddle.Tensor] = None
         self.bias: Optional[paddle.Tensor] = None
+        self._is_fresh = False
         if rows:  # Paddle has no parameter of zero rows
+            self._is_fresh = getattr(param_attr, "initializer", None) is None
+            # Paddle would otherwise draw rows of its own first.
+            zeros = paddle.nn.initializer.Constant(0.0) if self._is_fresh else None
             shape = [rows, emb_dim] if sub_centers == 1 else [rows, sub_centers, emb_dim]
-            self.weight = self.create_parameter(shape, attr=param_attr, dtype=dtype)
-            if getattr(param_attr, "initializer", None) is None:
-                initialise_rows(self.weight, self.lower, seed)
+            self.weight = self.create_parameter(
+                shape, attr=param_attr, dtype=row_dtype or dtype, default_initializer=zeros
+            )
+            if is_drawn:
+                self.draw()
             if margin is None and bias_attr is not False:
                 self.bias = self.create_parameter([rows], attr=bias_attr, dtype=dtype, is_bias=True)
         statistics = () if margin is None else margin.initial_state
@@ -166,6 +177,16 @@ class ClassifierHead(paddle.nn.Layer):
             workers=Workers(),
             terms=terms,
         )
+
+    def draw(self) -> None:
+        """Fills W with random rows, unless that has been done, or all rows have been loaded."""
+        if self._is_fresh and self.weight is not None:
+            initialise_rows(self.weight, self.lower, self.seed)
+        self._is_fresh = False
+
+    def filled(self) -> None:
+        """Remembers that all rows of W have been loaded, so that none is drawn."""
+        self._is_fresh = False
 
     @property
     def parts(self) -> list[HeadPart]:
@@ -204,7 +225,8 @@ class ClassifierHead(paddle.nn.Layer):
             selected = self._select_rows(all_labels)
             total = self.terms.weight_of(all_labels) if samples is None else samples
             sample_weight = self.loss_weight / (total or 1)
-            self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight), []
+            key = self.seed, self.next_step - 1
+            self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight, key), []
         assert self._step is not None
         labels = micro_batches[micro_batch]
         if not sum(labels.counts):
