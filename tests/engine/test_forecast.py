@@ -46,6 +46,7 @@ def test_the_memory_of_the_head():
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
     assert make(optimizer=OptimizerSize("SGD", 0.0, True)).head["momentum"] == 0
+    assert make(1000, class_numbers=2).head["workspace"] == make(1000).head["workspace"] + 2 * 4 * 1000
 
 
 def test_a_state_of_unknown_size_is_named_and_not_counted():
@@ -67,7 +68,9 @@ def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("options", [{}, {"optimizer": ADAM}, {"sample_ratio": 0.1}, {"saves_in_background": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": ADAM}, {"sample_ratio": 0.1}, {"class_numbers": 9}, {"saves_in_background": False}]
+)
 def test_the_largest_class_count_is_the_largest_that_fits(on_cpu, options):
     options = {**options, "on_cpu": on_cpu, "chunk": 64, "process": 1000}
     memory = 10**10
