@@ -1,6 +1,6 @@
 """What the settings for rare classes and for wrong labels are worth, as JSON.
 
-    python tests/benchmarks/hard_data.py --classes 200 --epochs 20 --seeds 0 1 2
+    python tests/benchmarks/hard_data.py --classes 60 --epochs 20 --seeds 0 1 2
 
 Glyphs in two kinds of bad data: a long tail, in which the images of a class fall from 24 to 2, and classes of 12 images
 of which 30 % have a wrong label. Networks are trained on both with one setting after another. Each is tested on images

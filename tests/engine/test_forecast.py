@@ -46,6 +46,7 @@ def test_the_memory_of_the_head():
     assert make(1000, has_bias=True).head["weights"] == 250 * 17 * 4
     assert make(2, ranks=4).head["weights"] == 16 * 4
     assert make(optimizer=OptimizerSize("SGD", 0.0, True)).head["momentum"] == 0
+    assert make(1000, class_numbers=2).head["workspace"] == make(1000).head["workspace"] + 2 * 4 * 1000
 
 
 def test_a_state_of_unknown_size_is_named_and_not_counted():
@@ -73,6 +74,7 @@ def test_the_memory_of_the_backbone_and_what_a_gpu_does_not_hold():
         {},
         {"optimizer": ADAM},
         {"sample_ratio": 0.1, "sub_centers": 3},
+        {"class_numbers": 9},
         {"saves_in_background": False},
         {"sub_centers": 2},
     ],

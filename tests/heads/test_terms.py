@@ -21,7 +21,7 @@ def made(kind, terms, scale, dtype="float64", **options):
     return head, rng.normal(size=(BATCH, DIM)), rng.integers(0, CLASSES, BATCH)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-4)])  # as for all heads
 @pytest.mark.parametrize("scale", [16.0, 70.0, 300.0])  # from 66 on, logits are not bounded
 @pytest.mark.parametrize("kind", ["cosface", "curricularface"])
 def test_any_scale_agrees_with_the_reference(kind, scale, dtype, tolerance):
