@@ -12,7 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase, HTTPBasicAuth
 
-CONNECTIONS = 16
+CONNECTIONS = 64  # as many as `plsc.storage.transfer` has threads
 _MOST_REDIRECTS = 5
 
 
