@@ -7,7 +7,6 @@ just written. So nothing here relies on a listing but what must: moving and dele
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import logging
 import posixpath
@@ -31,6 +30,7 @@ from plsc.storage.base import (
     missing,
     place_of,
 )
+from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, S3, code_of, login, object_error, words_of
 
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 5.0
 _COPY_SECONDS = 3600.0  # a server that copies a file answers when it is done
@@ -40,29 +40,11 @@ _PARTS_AT_ONCE = 4  # each is in memory
 _REQUESTS_AT_ONCE = 32
 _DELETED_AT_ONCE = 1000
 
-_S3 = ("s3", "s3a")
-_BUCKETS = (*_S3, "gs", "gcs", "abfs", "abfss", "az", "oss")  # their roots are buckets, or containers, that must exist
-_EXTRAS = {**dict.fromkeys(_S3, "s3"), **dict.fromkeys(("gs", "gcs"), "gcs")}
-_EXTRAS |= dict.fromkeys(("abfs", "abfss", "az"), "azure")
+_BUCKETS = (*S3, *GOOGLE, *AZURE, "oss")  # their roots are buckets, or containers, that must exist
+_EXTRAS = {**dict.fromkeys(S3, "s3"), **dict.fromkeys(GOOGLE, "gcs"), **dict.fromkeys(AZURE, "azure")}
 # What the two parts of fs_ugi are called there.
-_CREDENTIALS = {**dict.fromkeys(_S3, ("key", "secret")), "oss": ("key", "secret")}
-_CREDENTIALS |= dict.fromkeys(("abfs", "abfss", "az"), ("account_name", "account_key"))
-
-_FINAL_NUMBERS = {"EINVAL", "ENAMETOOLONG", "EMSGSIZE", "EPERM", "ENOSYS", "ENOSPC", "EDQUOT", "EREMCHG", "EROFS"}
-_MISUNDERSTOOD = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-_NO_CREDENTIALS = (
-    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError",
-    "TokenRetrievalError", "DefaultCredentialsError", "RefreshError", "ClientAuthenticationError", "NoAuthTokenError",
-)  # fmt: skip
-_HINTS = {
-    "AccessDenied|Forbidden|^403$": "ask the owner of the bucket for the right, or check which credentials are in use",
-    "InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|ExpiredToken|TokenRefresh": "check the credentials",
-    "NoSuchBucket": "make the bucket, or check its name",
-    "PermanentRedirect|AuthorizationHeaderMalformed|^30[17]$": "check the region and the endpoint",
-    "QuotaExceeded|ENOSPC": "make room there",
-}
-
-
+_CREDENTIALS = {**dict.fromkeys(S3, ("key", "secret")), "oss": ("key", "secret")}
+_CREDENTIALS |= dict.fromkeys(AZURE, ("account_name", "account_key"))
 _LOGGERS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "adlfs", "azure", "fsspec")  # they log headers with tokens
 
 
@@ -91,7 +73,7 @@ class ObjectStorage:
             try:
                 return _status(self._ask("info", self._place(path)))
             except FileNotFoundError as problem:
-                if _code(problem) == "NoSuchBucket":
+                if code_of(problem) == "NoSuchBucket":
                     raise
                 return None
 
@@ -126,7 +108,7 @@ class ObjectStorage:
                     try:
                         data = _result(future)
                     except OSError as problem:
-                        if _code(problem) == "InvalidRange":  # the file ends before
+                        if code_of(problem) == "InvalidRange":  # the file ends before
                             return
                         raise
                 if len(data) > size:
@@ -207,7 +189,7 @@ class ObjectStorage:
             try:
                 self._look()
             except FileNotFoundError:
-                raise StorageError(f"{self.name}: no such bucket; {_HINTS['NoSuchBucket']}") from None
+                raise StorageError(f"{self.name}: no such bucket; {HINTS['NoSuchBucket']}") from None
 
     def _look(self) -> None:
         self._ask("info", self._root.split("/", 1)[0])
@@ -290,7 +272,7 @@ class ObjectStorage:
         except (StorageError, ConfigError):
             raise
         except Exception as problem:
-            raise _error(self, path, problem) from None
+            raise object_error(self, path, problem) from None
 
 
 class S3Storage(ObjectStorage):
@@ -358,7 +340,7 @@ def check_object_address(setter: str, address: str) -> None:
     user, is_there, _ = rest.partition("@")  # a secret of S3 may hold a slash
     has_user = is_there and "/" not in user and not scheme.startswith(("abfs", "sftp", "ssh"))
     if has_user or (is_there and ":" in user):
-        raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {_login(scheme)}")
+        raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {login(scheme)}")
     if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#:]+(/.*)?", rest):
         raise ConfigError(f"{setter}: {shown(address)} is not an address; expected {scheme}://bucket")
     _class_of(setter, scheme)
@@ -383,12 +365,12 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if ugi is not None:
         if scheme not in _CREDENTIALS:
-            raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {_login(scheme)}")
+            raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {login(scheme)}")
         options.update(zip(_CREDENTIALS[scheme], ugi.split(",", 1)))
     for package in _LOGGERS:
         if logging.getLogger(package).level == logging.NOTSET:
             logging.getLogger(package).setLevel(logging.WARNING)
-    if scheme in _S3:
+    if scheme in S3:
         options["config_kwargs"] = {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": ANSWER_SECONDS,
@@ -403,8 +385,8 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
         system = kind(**options)
         root = str(kind._strip_protocol(address))
     except Exception as problem:
-        raise ConfigError(f"{name}: cannot be opened ({_words(problem)}); {_login(scheme)}") from None
-    if scheme not in _S3:
+        raise ConfigError(f"{name}: cannot be opened ({words_of(problem)}); {login(scheme)}") from None
+    if scheme not in S3:
         has_folders = scheme not in (*_BUCKETS, "memory")
         store = ObjectStorage(system, root, name, has_folders)
     else:
@@ -447,17 +429,6 @@ def _one_server_session() -> type:
             return Direct(await super()._get_session(*arguments))
 
     return OneServerSession
-
-
-def _login(scheme: str) -> str:
-    """Returns where the credentials of a store come from."""
-    if scheme in _S3:
-        return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give fs_ugi='key,secret'"
-    if scheme in ("gs", "gcs"):
-        return "set GOOGLE_APPLICATION_CREDENTIALS"
-    if _EXTRAS.get(scheme) == "azure":
-        return "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give fs_ugi='account,key'"
-    return f"fsspec reads FSSPEC_{scheme.upper()}_<OPTION> and ~/.config/fsspec"
 
 
 def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
@@ -510,47 +481,3 @@ def _seconds(when: Any) -> float:
     if isinstance(when, str):
         when = datetime.fromisoformat(re.sub(r"(\.\d+)?Z$", "+00:00", when))
     return when.timestamp() if isinstance(when, datetime) else float(when)
-
-
-def _code(problem: BaseException) -> str:
-    """Returns the server's code of an error of S3 or HTTP; an empty text if it has none."""
-    response = getattr(problem.__cause__ or problem, "response", None)
-    if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code", ""))
-    number = getattr(problem, "status_code", None) or getattr(problem, "code", None)
-    return str(number) if isinstance(number, int) else ""
-
-
-def _words(problem: BaseException) -> str:
-    """Returns what went wrong on one line. It holds no address of a request, which may be signed."""
-    text = one_line(getattr(problem, "strerror", None) or str(problem)) or type(problem).__name__
-    code = _code(problem)
-    text = re.sub(r"https?://([^\s/?\"']*)[^\s\"']*", r"\1", text)
-    return text if not code or code in text else f"{code}: {text}"
-
-
-def _error(store: ObjectStorage, path: str, problem: Exception) -> StorageError:
-    """Returns the error for an exception of a file system: one that may pass, or one that does not."""
-    where, code, words = place_of(store, path or "/"), _code(problem), _words(problem)
-    kind = type(problem).__name__
-    scheme = store.name.partition("://")[0]
-    hint = next((f"; {hint}" for pattern, hint in _HINTS.items() if re.search(pattern, f"{code or words}")), "")
-    if kind in _NO_CREDENTIALS:
-        return StorageError(f"{where}: no credentials ({words}); {_login(scheme)}")
-    if code == "NoSuchUpload":  # of a server that has lost it; the next attempt begins again
-        return StorageUnavailableError(f"{where}: {words}")
-    if isinstance(problem, RecursionError):  # botocore follows redirects to other regions
-        return StorageError(f"{where}: the server redirects without end; check the region and the endpoint")
-    if isinstance(problem, FileNotFoundError):
-        return StorageError(f"{where}: {words}{hint}") if code == "NoSuchBucket" else missing(store, path)
-    if isinstance(problem, (FileExistsError, NotADirectoryError, IsADirectoryError)):
-        return StorageError(f"{where}: a file stands where a folder should be, or a folder where a file should be")
-    if isinstance(problem, PermissionError):
-        return StorageError(f"{where}: {words}{hint or '; ' + _HINTS['AccessDenied|Forbidden|^403$']}")
-    if isinstance(problem, _MISUNDERSTOOD) or kind in ("ParamValidationError", "ResponseParserError"):
-        reason = f"the server does not answer as expected ({words})"
-        return StorageError(f"{where}: {reason}; check the address and the endpoint")
-    is_final = errno.errorcode.get(getattr(problem, "errno", None) or 0) in _FINAL_NUMBERS
-    if is_final or re.fullmatch("4(?!08|29)[0-9][0-9]", code):
-        return StorageError(f"{where}: {words}{hint}")
-    return StorageUnavailableError(f"{where}: {words}")

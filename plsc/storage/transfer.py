@@ -24,7 +24,8 @@ from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
-_LARGE_THREADS, _SMALL = 4, 4_000_000  # files that are larger on average take memory, and do not wait
+_TINY_THREADS, _TINY = 64, 100_000  # bytes on average
+_LARGE_THREADS, _LARGE = 4, 4_000_000  # such files take memory, and time that is no waiting
 
 _SECONDS_TO_DELETE = 5.0
 
@@ -260,9 +261,10 @@ def _check_unchanged(storage: Retrying, path: str, files: Mapping[str, Status]) 
 
 
 def _threads_for(sizes: Iterable[int]) -> int:
-    """Returns how many files are copied at a time: many small ones, which cost time alone, or some large ones."""
+    """Returns how many files are copied at a time: many small ones, which cost only waiting, or few large ones."""
     every = list(sizes)
-    return _THREADS if sum(every) < _SMALL * len(every) else _LARGE_THREADS
+    average = sum(every) / max(1, len(every))
+    return _TINY_THREADS if average < _TINY else _THREADS if average < _LARGE else _LARGE_THREADS
 
 
 def _delete_soon(storage: Retrying, path: str) -> None:
