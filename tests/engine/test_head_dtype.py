@@ -102,7 +102,7 @@ def test_a_warm_start_from_float32_is_rounded_to_the_nearest(init, places, tmp_p
 def test_every_command_reads_them(trained, glyphs, tmp_path, capsys):
     wide, narrow = trained / "output" / "0", tmp_path / "narrow"
     images = [str(path) for path in sorted(glyphs.glob("images/1/*.jpg"))[:3]]
-    write_set(tmp_path / "more", glyphs, [1], named=False, first=12)
+    write_set(tmp_path / "more", glyphs, [1])
     words = ["convert-checkpoint", str(wide), str(narrow), "--head-dtype", "bfloat16"]
     assert cli.main(words) == 0
     answers = []
