@@ -48,7 +48,8 @@ def test_new_machines_resume_to_the_bit_from_s3_with_data_in_s3(s3, few_glyphs, 
         f"data_cache={json.dumps([str(tmp_path / 'cache'), '1GB'])}",
     )
     data = "s3://bucket/training/data"
-    killed = start("train_glyphs.py", 2, data, tmp_path / "run", *options, "--kill-rank=1", "--kill-step=9")
+    kill = ("--kill-rank=1", "--kill-step=9", "--pause=1.5")  # time for an upload
+    killed = start("train_glyphs.py", 2, data, tmp_path / "run", *options, *kill)
     assert killed.returncode == 1, killed.stderr[-3000:]
     found = remote.newest(store, "checkpoints")
     assert found is not None and "fetching" in killed.stderr
