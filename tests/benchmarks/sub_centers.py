@@ -25,9 +25,9 @@ TRAIN = """
 import json, sys
 from plsc import Entry
 settings = json.loads(sys.argv[1])
-exclude = settings.pop("exclude")
+data, exclude = settings.pop("dataset_dir"), settings.pop("exclude")
 ins = Entry(settings=settings)
-ins.set_dataset_dir(settings["dataset_dir"], exclude=exclude)
+ins.set_dataset_dir(data, exclude=exclude)
 ins.train()
 print(json.dumps(ins.test()["glyphs"]))
 """

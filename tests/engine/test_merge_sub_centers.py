@@ -21,7 +21,8 @@ CLASSES = 5
 def entry(data, save_dir, **settings):
     settings = {"train_epochs": 1, "train_batch_size": 8, "with_test": False, "lr": 1.0, "seed": 1, **settings}
     network = {"model_name": "GlyphNet", "image_shape": [3, 32, 32], "emb_dim": 16, "num_classes": "auto"}
-    return Entry(settings={"dataset_dir": str(data), "model_save_dir": str(save_dir or ""), **network, **settings})
+    data = data if isinstance(data, dict) else str(data)
+    return Entry(settings={"dataset_dir": data, "model_save_dir": str(save_dir or ""), **network, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,9 @@ def test_merging_leaves_the_row_of_most_images_and_lists_those_far_from_it(place
     found = open_checkpoint(output)
     assert found.meta["merged_sub_centers"] == 3 and found.sub_centers == 1 and found.head_rows == [3, 2]
     assert not list(tmp_path.glob(".plsc*"))
-    tuned = entry(data, tmp_path / "tuned", checkpoint_dir=str(output), lr=1e-30)
-    tuned.set_dataset_dir(str(data), exclude=str(listed))
-    tuned.train()
+    without = {"directory": str(data), "exclude": str(listed)}
+    entry(without, tmp_path / "tuned", checkpoint_dir=str(output), lr=1e-30).train()
+    assert json.loads((tmp_path / "tuned" / "run.json").read_text())["settings"]["exclude"] == str(listed)
     np.testing.assert_array_equal(head_of(tmp_path / "tuned" / "0"), head_of(output))
 
 
