@@ -154,6 +154,21 @@ def test_a_password_is_never_shown():
     with pytest.raises(ConfigError) as caught:
         ins.set_hdfs_info("hdfs://somewhere:9000", "secret-word")
     assert "secret-word" not in str(caught.value)
+    with pytest.raises(ConfigError, match="give None as fs_ugi") as caught:
+        ins.set_hdfs_info("hdfs://somewhere:9000", "me,secret-word", "folder", keytab="/keys")
+    assert "secret-word" not in str(caught.value)
+
+
+def test_how_hdfs_is_to_know_the_user():
+    ins = Entry()
+    for arguments, words in (
+        ({"auth": "ntlm"}, r"set_hdfs_info: auth\('ntlm'\): expected one of kerberos"),
+        ({"keytab": 7}, "set_hdfs_info: keytab"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ins.set_hdfs_info("hdfs://nn", None, "folder", **arguments)
+    ins.set_hdfs_info("hdfs://nn", None, "folder", keytab="/keys")  # means Kerberos
+    assert ins._config.hdfs.auth == "kerberos" and ins._config.hdfs.kerberos.keytab == "/keys"
 
 
 CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "rename"), print))
@@ -171,8 +186,6 @@ CLIENT = SimpleNamespace(**dict.fromkeys(("status", "list", "read", "write", "re
             lambda ins: (ins.set_hdfs_info("nn", None, "x", auth="kerberos"), ins.set_hdfs_client(CLIENT)),
             "leave out one",
         ),
-        (lambda ins: ins.set_hdfs_info("nn", "a,secret", "x", keytab="k"), "give None as fs_ugi"),
-        (lambda ins: ins.set_hdfs_info("nn", None, "x", auth="ntlm"), "auth"),
         (lambda ins: ins.set_hdfs_info(None, None, "x"), "set_hdfs_client"),
         (lambda ins: ins.set_hdfs_upload("epoch"), "no fs_dir_for_save"),
         (lambda ins: (ins.set_hdfs_info("nn", "a,b", "x"), ins.set_hdfs_upload("step")), "set_save_period"),
