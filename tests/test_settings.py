@@ -101,7 +101,7 @@ ASKED = {
     "sample_ratio": ((0.5,), 0.7, 0.7),
     "sub_centers": ((2,), 3, 3),
     "head_chunk": ((5,), 7, 7),
-    "head_dtype": (("bfloat16",), "bfloat16", "bfloat16"),
+    "head_dtype": (("float32",), "bfloat16", "bfloat16"),
     "train_epochs": ((5,), 7, 7),
     "lr": ((0.5,), 0.7, 0.7),
     "warmup_epochs": ((5,), 7, 7),

@@ -10,7 +10,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from plsc.errors import ConfigError, one_line
 from plsc.storage.base import StorageError, StorageUnavailableError
@@ -86,7 +86,10 @@ class Kerberos:
             else:
                 name = gssapi.Name(self.principal, gssapi.NameType.kerberos_principal)
                 # A cache in memory, so that the keytab's tickets and the user's own stay apart.
-                store = {"client_keytab": self.keytab, "ccache": "MEMORY:plsc"}
+                store: dict[Union[bytes, str], Union[bytes, str]] = {
+                    "client_keytab": self.keytab,
+                    "ccache": "MEMORY:plsc",
+                }
                 credentials = gssapi.Credentials(name=name, usage="initiate", store=store)
             server = gssapi.Name(f"HTTP@{host}", gssapi.NameType.hostbased_service)
             context = gssapi.SecurityContext(
