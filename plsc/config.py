@@ -258,6 +258,7 @@ class Config:
     head_init: str = "checkpoint"
     sample_ratio: float = 1.0
     head_chunk: int = 0
+    head_dtype: str = "float32"
     ema: float = 0.0
     gradient_clip: float = 0.0
     gradient_accumulation: int = 1

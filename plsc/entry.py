@@ -417,6 +417,17 @@ class Entry:
         """
         self._set("head_chunk", rows)
 
+    def set_head_dtype(self, dtype: str) -> None:
+        """Sets the type in which the class centres and their momentum are kept.
+
+        With 'bfloat16' they take half the memory, and so do their checkpoints. Everything is still computed in float32,
+        a chunk of class centres at a time, and what moves is rounded at random, so that small updates are not lost.
+
+        Args:
+            dtype: 'float32', the default, or 'bfloat16'.
+        """
+        self._set("head_dtype", dtype)
+
     def set_distfc_attr(self, param_attr: Any = None, bias_attr: Any = None) -> None:
         """Sets the `paddle.ParamAttr` of the class centres and of the bias of softmax.
 

@@ -92,6 +92,7 @@ ASKED = {
     "scale": ((5,), 7, 7.0),
     "sample_ratio": ((0.5,), 0.7, 0.7),
     "head_chunk": ((5,), 7, 7),
+    "head_dtype": (("float32",), "bfloat16", "bfloat16"),
     "train_epochs": ((5,), 7, 7),
     "lr": ((0.5,), 0.7, 0.7),
     "warmup_epochs": ((5,), 7, 7),
@@ -345,8 +346,8 @@ def test_the_texts_among_the_settings():
     assert found == [
         ("dataset_dir", "directory"), ("dataset_dir", "heads"), ("dataset_dir", "exclude"),
         ("data_format", "data_format"), ("data_format", "shuffle"), ("data_cache", "directory"),
-        ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("schedule", "name"),
-        ("schedule", "metric"), ("trainable", "what"),
+        ("sampler", "sampler"), ("model_name", "name"), ("loss_type", "loss"), ("head_dtype", "dtype"),
+        ("schedule", "name"), ("schedule", "metric"), ("trainable", "what"),
         ("mixed_precision", "dtype"), ("val_targets", "text"), ("identification", "gallery"),
         ("identification", "probes"), ("test_embeddings_dir", "text"), ("scalars", "kind"), ("scalars", "directory"),
         ("model_save_dir", "directory"), ("checkpoint_dir", "directory"), ("checkpoint_dir", "weights"),

@@ -15,6 +15,7 @@ from plsc.checkpoint.snapshot import as_tensor
 from plsc.checkpoint.tensor_file import DamagedError, TensorFile, missing
 from plsc.errors import CheckpointError, counted
 from plsc.heads import ClassifierHead
+from plsc.heads.bfloat16 import put_rows, tensor_like
 
 _OTHER_MODEL = ": it was saved from another model; check set_model"
 _ONLY_IN_RESNET100 = "blocks.48.residual.1.weight"
@@ -129,6 +130,7 @@ def load_head(checkpoint: Checkpoint, head: ClassifierHead, number: int = 0) -> 
                 _assign(tensor, files.read(name), f"{files.path}: {name}")
             else:
                 files.fill(tensor, name, head.lower)
+        head.filled()
         return files.bytes_read
 
 
@@ -148,6 +150,7 @@ def load_common_head(checkpoint: Checkpoint, head: ClassifierHead, number: int =
         CheckpointError: The embedding sizes differ.
     """
     _check_has_head(checkpoint)
+    head.draw()
     done, classes = [], min(checkpoint.heads[number], head.num_classes)
     with HeadFiles(checkpoint, number) as files:
         state = head.state_dict()
@@ -192,6 +195,7 @@ def load_named_head(checkpoint: Checkpoint, head: ClassifierHead, origins: np.nd
         CheckpointError: The embedding sizes differ.
     """
     _check_has_head(checkpoint)
+    head.draw()
     done = []
     own = origins[head.lower : head.upper]
     with HeadFiles(checkpoint) as files:
@@ -381,7 +385,7 @@ class HeadFiles:
                         f"{self.path}: {name} has rows of {list(part.shape[1:])} instead of {list(tensor.shape[1:])}"
                     )
                 _check_dtype(part, f"{self.path}: {name}")
-                paddle.assign(as_tensor(part).astype(tensor.dtype), tensor[done : done + len(part)])
+                paddle.assign(_as(part, tensor.dtype), tensor[done : done + len(part)])
                 done += len(part)
 
     def fill_chosen(self, tensor: paddle.Tensor, name: str, origins: np.ndarray) -> None:
@@ -402,13 +406,17 @@ class HeadFiles:
                 _check_dtype(part, f"{self.path}: {name}")
                 begin, end = np.searchsorted(origins[run], (first, first + len(part)))
                 if begin < end:
-                    values = as_tensor(part[origins[run[begin:end]] - first]).astype(tensor.dtype)
+                    values = _as(part[origins[run[begin:end]] - first], tensor.dtype)
                     with paddle.no_grad():
-                        tensor.scatter_(paddle.to_tensor(run[begin:end]), values)
+                        put_rows(tensor, paddle.to_tensor(run[begin:end]), values)
                 first += len(part)
 
     def _first(self, name: str) -> TensorFile:
         return next(file for file in self._present if name in file)
+
+
+def _as(rows: np.ndarray, dtype: Any) -> paddle.Tensor:
+    return tensor_like(rows, dtype) if dtype == paddle.bfloat16 else as_tensor(rows).astype(dtype)
 
 
 def _assign(tensor: paddle.Tensor, value: np.ndarray, where: str) -> None:

@@ -11,6 +11,7 @@ import paddle
 
 from plsc import parallel
 from plsc.checkpoint.tensor_file import Stream
+from plsc.machine.bfloat16 import BFLOAT16
 
 _PART_BYTES = 32 << 20  # of a tensor on a device, copied at a time
 
@@ -37,12 +38,15 @@ class Snapshot:
 def host_array(tensor: paddle.Tensor) -> Union[np.ndarray, Stream]:
     """Returns a tensor as an array that shares its memory on a CPU, and otherwise as a stream of parts.
 
-    The parts are copied from the device while the stream is read. bfloat16, which NumPy does not have, becomes float32.
+    The parts are copied from the device while the stream is read. bfloat16 becomes `BFLOAT16`.
     """
-    if _is_on_host(tensor) and tensor.dtype != paddle.bfloat16:
-        return np.from_dlpack(_ForNumpy(tensor.detach()))
-    dtype = "float32" if tensor.dtype == paddle.bfloat16 else str(tensor.dtype).rpartition(".")[2]
-    return Stream(np.dtype(dtype), tuple(tensor.shape), _Parts(tensor.detach(), dtype))
+    tensor, dtype = tensor.detach(), np.dtype(str(tensor.dtype).rpartition(".")[2].replace("bfloat16", BFLOAT16.str))
+    if dtype == BFLOAT16:
+        tensor = tensor.view("int16")
+    if _is_on_host(tensor):
+        array = np.from_dlpack(_ForNumpy(tensor))
+        return array.view(dtype) if dtype == BFLOAT16 else array
+    return Stream(dtype, tuple(tensor.shape), _Parts(tensor, dtype))
 
 
 def as_tensor(array: np.ndarray) -> paddle.Tensor:
@@ -69,17 +73,17 @@ def _copy(source: Union[np.ndarray, Stream], target: np.ndarray) -> None:
 class _Parts:
     """The parts of a tensor along the first axis, as arrays in host memory; each iteration copies them again."""
 
-    def __init__(self, tensor: paddle.Tensor, dtype: str) -> None:
+    def __init__(self, tensor: paddle.Tensor, dtype: np.dtype) -> None:
         self._tensor, self._dtype = tensor, dtype
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if not self._tensor.shape:
-            yield self._tensor.astype(self._dtype).numpy()
+            yield self._tensor.numpy().view(self._dtype)
             return
-        rows, a_row = self._tensor.shape[0], np.dtype(self._dtype).itemsize * math.prod(self._tensor.shape[1:])
+        rows, a_row = self._tensor.shape[0], self._dtype.itemsize * math.prod(self._tensor.shape[1:])
         step = max(1, _PART_BYTES // max(1, a_row))
         for first in range(0, rows, step):
-            yield self._tensor[first : first + step].astype(self._dtype).numpy()
+            yield self._tensor[first : first + step].numpy().view(self._dtype)
 
 
 class _ForNumpy:

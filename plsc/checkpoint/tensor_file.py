@@ -21,6 +21,7 @@ from typing import Optional, Union
 import numpy as np
 
 from plsc.errors import CheckpointError, reason_of
+from plsc.machine.bfloat16 import BFLOAT16, bfloat16_of, floats_of_bfloat16
 from plsc.machine.files import write_all
 from plsc.machine.json_files import as_integers, parse_json
 
@@ -33,6 +34,7 @@ _flush = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+    "BF16": BFLOAT16.str,
 }  # fmt: skip
 _CODES = {np.dtype(text): code for code, text in DTYPES.items()}
 
@@ -71,7 +73,7 @@ class Stream:
     """A tensor that is never held in memory as a whole.
 
     Attributes:
-        dtype: Its type.
+        dtype: Its type. Parts in float32 are rounded where it is `BFLOAT16`.
         shape: Its shape.
         parts: Its C-contiguous parts along the first axis, in order.
     """
@@ -128,6 +130,8 @@ def _pieces(head: bytes, tensors: Iterable[Union[np.ndarray, Stream]]) -> Iterat
     yield memoryview(head)
     for tensor in tensors:
         for part in tensor.parts if isinstance(tensor, Stream) else [tensor]:
+            if part.dtype != tensor.dtype and tensor.dtype == BFLOAT16:
+                part = bfloat16_of(part)
             if part.size:
                 yield np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
 
@@ -153,6 +157,10 @@ def _blocks(
                 number, filled = number + 1, 0
     if filled:
         yield memoryview(buffers[number % len(buffers)])[:filled]
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    return floats_of_bfloat16(values) if values.dtype == BFLOAT16 else values
 
 
 def _digest(block: Union[bytes, memoryview]) -> str:
@@ -199,6 +207,8 @@ def _entry(entry: dict, data: int, size: int, dtypes: Mapping[str, str]) -> tupl
 
 class TensorFile:
     """A safetensors file that is read by rows. Each block is checked before its bytes are used.
+
+    Tensors in bfloat16, which NumPy does not have, are read as float32.
 
     Args:
         path: The file.
@@ -257,7 +267,7 @@ class TensorFile:
         return self._tensors[name][1]
 
     def dtype(self, name: str) -> np.dtype:
-        """Returns the type of a tensor."""
+        """Returns the type of a tensor in the file; `BFLOAT16` for one that is read as float32."""
         return self._tensors[name][0]
 
     def __contains__(self, name: object) -> bool:
@@ -269,7 +279,7 @@ class TensorFile:
     def read(self, name: str) -> np.ndarray:
         """Returns a whole tensor."""
         dtype, shape, begin = self._tensors[name]
-        return self._bytes(begin, dtype.itemsize * math.prod(shape)).view(dtype).reshape(shape)
+        return _floats(self._bytes(begin, dtype.itemsize * math.prod(shape)).view(dtype)).reshape(shape)
 
     def rows(self, name: str, first: int, last: int) -> Iterator[np.ndarray]:
         """Yields the rows [first, last) of a tensor in parts of about a block. Each is valid until the next one."""
@@ -281,7 +291,7 @@ class TensorFile:
         for start in range(first, last, step):
             end = min(last, start + step)
             part = self._bytes(begin + start * a_row, (end - start) * a_row, memory)
-            yield part.view(dtype).reshape(end - start, *shape[1:])
+            yield _floats(part.view(dtype)).reshape(end - start, *shape[1:])
 
     def _read_header(self) -> None:
         try:

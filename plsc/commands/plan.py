@@ -29,6 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc plan --classes 1000000 --ranks 2 --batch 64",
             "plsc plan --classes 10000000 --emb 512 --ranks 8 --batch 128 --device-memory 80G",
             "plsc plan --classes 100000000 --ranks 64 --sample-ratio 0.1 --device-memory 80G --json",
+            "plsc plan --classes 92000000 --ranks 8 --head-dtype bfloat16 --device-memory 32G",
             "plsc plan --config settings.yaml --ranks 8 --device-memory 80G   # with the settings of a training",
         ],
         "The settings of a training have the same meaning here (num_classes, emb_dim, train_batch_size, model_name, "
@@ -42,6 +43,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--batch", type=at_least(1), metavar="N", help="images per rank in a batch (default 128)")
     parser.add_argument(
         "--sample-ratio", type=float, metavar="R", help="share of the classes that take part in a step (default 1)"
+    )
+    parser.add_argument(
+        "--head-dtype",
+        choices=("float32", "bfloat16"),
+        help="the type in which the class centres and their momentum are kept (default float32)",
     )
     parser.add_argument("--model", metavar="NAME", help="a built-in model (default ResNet50)")
     parser.add_argument(
@@ -99,6 +105,7 @@ def _config(options: argparse.Namespace) -> Config:
         ("--emb", "emb_dim", options.emb),
         ("--batch", "train_batch_size", options.batch),
         ("--sample-ratio", "sample_ratio", options.sample_ratio),
+        ("--head-dtype", "head_dtype", options.head_dtype),
         ("--model", "model_name", options.model),
         ("--image-shape", "image_shape", options.image_shape),
     ):

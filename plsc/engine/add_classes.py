@@ -25,6 +25,7 @@ from plsc.evaluation.trained import open_network
 from plsc.heads import shard_bounds
 from plsc.inference.classes import check_names
 from plsc.inference.networks import Network
+from plsc.machine.bfloat16 import BFLOAT16
 from plsc.machine.json_files import LARGEST
 from plsc.machine.names import quoted
 from plsc.version import __version__
@@ -219,6 +220,7 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
             **{key: meta[key] for key in ("emb_dim", "loss_type", "sharded", "model", "ranks")},
             **{key: meta[key] for key in ("image_shape", *IMAGE_RECORD) if key in meta},
             "dtype": "float32",
+            "head_dtype": meta.get("head_dtype", "float32"),
             "added_classes": new.count,
             "head_rows": [upper - lower for lower, upper in bounds],
             "by_rows": [key for key in ("weight", "bias") if key in head],
@@ -244,12 +246,19 @@ def _shard(head: HeadFiles, meta: dict[str, Any], lower: int, upper: int, new: _
     tensors = {}
     for name in head:
         if name == "weight":
-            tensors[name] = Stream(_FLOAT32, (upper - lower, meta["emb_dim"]), _weights(head, lower, end, new, added))
+            tensors[name] = Stream(
+                _kept(head, name), (upper - lower, meta["emb_dim"]), _weights(head, lower, end, new, added)
+            )
         elif name == "bias":
             tensors[name] = Stream(_FLOAT32, (upper - lower,), _biases(head, lower, end, new.scale, added))
         elif "/" not in name:  # the optimizer's tensors have a slash
             tensors[name] = Stream(head.dtype(name), head.shape(name), [head.read(name)])
     return tensors
+
+
+def _kept(head: HeadFiles, name: str) -> np.dtype:
+    """Returns the type in which a matrix is written: bfloat16 if it is read from that."""
+    return BFLOAT16 if head.dtype(name) == BFLOAT16 else _FLOAT32
 
 
 def _weights(head: HeadFiles, lower: int, end: int, new: _NewRows, added: int) -> Iterator[np.ndarray]:

@@ -206,11 +206,17 @@ def build_loader(
 
 
 def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
-    """Returns this rank's class centres, with fresh weights: of one head, or of one for each data set.
+    """Returns this rank's class centres, of one head, or of one for each data set; `draw` makes their fresh weights.
 
     Raises:
-        ConfigError: The attributes of the class centres have a name, and there are several heads.
+        ConfigError: The attributes of the class centres have a name, and there are several heads; or an initializer,
+            which cannot fill class centres in bfloat16.
     """
+    if config.head_dtype != "float32" and getattr(config.param_attr, "initializer", None) is not None:
+        raise ConfigError(
+            f"set_head_dtype({config.head_dtype!r}): plsc draws such class centres itself; leave the initializer out "
+            "of set_distfc_attr, or keep them in float32"
+        )
     if not config.separate_heads:
         return _build_head(config, config.num_classes, config.seed)
     for attr in (config.param_attr, config.bias_attr):
@@ -239,6 +245,8 @@ def _build_head(config: Config, num_classes: int, seed: int, **options: Any) -> 
         param_attr=config.param_attr,
         bias_attr=config.bias_attr,
         chunk=config.head_chunk,
+        row_dtype=config.head_dtype,
+        is_drawn=False,
         compute_dtype=config.mixed_precision.dtype if config.mixed_precision.use_fp16 else "float32",
         simulate=config.mixed_precision.simulate,
         **options,

@@ -32,16 +32,17 @@ def _check_own_shards(config: Config) -> None:
         return
     shards, shard = (parallel.world_size(), parallel.rank()) if config.is_sharded else (1, 0)
     copies = 2 if config.optimizer is None and config.param_attr is None else 1
-    per_class = copies * _FLOAT * (config.emb_dim + config.has_bias)
+    width = 2 if config.head_dtype == "bfloat16" else _FLOAT
+    per_class = copies * (width * config.emb_dim + _FLOAT * config.has_bias)
     lower, upper = shard_bounds(config.num_classes, shards, shard)
     here = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)  # A launcher that does not tell may use several machines.
     needed = per_class * (upper - lower) * here
     if needed > limit:
-        raise _refusal(config, needed, limit, per_class)
+        raise _refusal(config, needed, limit, per_class, copies)
 
 
-def _refusal(config: Config, needed: int, limit: int, per_class: int) -> ConfigError:
-    what = "class centres" if per_class < 2 * _FLOAT * config.emb_dim else "class centres and their momentum"
+def _refusal(config: Config, needed: int, limit: int, per_class: int, copies: int) -> ConfigError:
+    what = "class centres" if copies == 1 else "class centres and their momentum"
     if config.is_sharded:
         machines = -(-per_class * config.num_classes // limit)
         advice = f"spread the ranks over at least {machines:,} such machines"

@@ -16,6 +16,7 @@ from plsc.config import Config
 from plsc.engine.average import averaged_tensors
 from plsc.engine.teacher import teacher_bytes
 from plsc.heads import shard_bounds
+from plsc.heads.bfloat16 import Rounding
 from plsc.heads.walk import chunk_rows, kept_fraction
 from plsc.heads.workers import walking_threads
 from plsc.machine.memory import size_text
@@ -23,7 +24,7 @@ from plsc.models.base_model import inputs_of
 from plsc.models.modes import evaluating
 from plsc.models.recompute import Recompute
 
-_FLOAT = 4
+_FLOAT, _BFLOAT16 = 4, 2
 # Measured on CPUs (tests/benchmarks/plan.py): what the backward pass needs at a time on top of what forward has kept.
 _BACKWARD = 1.10
 _LIBRARIES = 80_000_000  # of Paddle's libraries, once they compute
@@ -88,6 +89,7 @@ class Workload:
         process: Memory of the process before the training is set up, in bytes.
         on_cpu: Whether the ranks compute on CPUs.
         teacher: Weights of the teacher, in bytes.
+        head_dtype: The type in which the class centres and their momentum are kept.
     """
 
     num_classes: int
@@ -109,6 +111,20 @@ class Workload:
     process: int = 0
     on_cpu: bool = True
     teacher: int = 0
+    head_dtype: str = "float32"
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of the weights of a class."""
+        return (_BFLOAT16 if self.head_dtype == "bfloat16" else _FLOAT) * self.emb_dim + _FLOAT * self.has_bias
+
+    @property
+    def momentum_row_bytes(self) -> float:
+        """Size of what the optimizer keeps for a class. Optimizers other than Momentum keep their state in float32."""
+        copies = self.optimizer.copies or 0.0
+        if self.optimizer.name == "Momentum":
+            return copies * self.row_bytes
+        return copies * _FLOAT * (self.emb_dim + self.has_bias)
 
     @property
     def rows(self) -> int:
@@ -146,6 +162,7 @@ def workload_of(
         process=process,
         on_cpu=on_cpu,
         teacher=teacher_bytes(config.teacher),
+        head_dtype=config.head_dtype,
     )
 
 
@@ -270,17 +287,17 @@ def forecast(workload: Workload) -> Forecast:
 
     With q = num_classes / ranks rows on a rank (all classes when the head is not sharded), embedding size D, global
     batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
-    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4 bytes of products in addition. A state of
-    the optimizer whose size is not known counts as nothing.
+    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4 bytes of products in addition. In
+    bfloat16, weights and momentum take 2 q D bytes each. A state of the optimizer whose size is not known counts as
+    nothing.
     """
     copies = workload.optimizer.copies or 0.0
-    row_bytes = _FLOAT * (workload.emb_dim + workload.has_bias)
-    weights, size = workload.rows * row_bytes, workload.backbone.parameters
+    weights, size = workload.rows * workload.row_bytes, workload.backbone.parameters
     averaged = workload.backbone.averaged
     averaged = size + workload.backbone.statistics if averaged is None else averaged
     head = {
         "weights": weights,
-        "momentum": int(weights * copies),
+        "momentum": int(workload.rows * workload.momentum_row_bytes),
         # as it is summed, and as it is given to Paddle's optimizer
         "gradient": 0 if workload.optimizer.moves_in_chunks else 2 * weights,
         "workspace": _workspace(workload),
@@ -302,7 +319,7 @@ def forecast(workload: Workload) -> Forecast:
         process=workload.process + _LIBRARIES,
         snapshot=state if workload.saves_in_background else 0,
         wire=_wire(workload, weights),
-        bytes_per_class=_bytes_per_class(workload, row_bytes),
+        bytes_per_class=_bytes_per_class(workload),
         ranks=workload.ranks if workload.sharded else 1,
         num_classes=workload.num_classes,
         on_cpu=workload.on_cpu,
@@ -357,6 +374,8 @@ def _workspace(workload: Workload) -> int:
     sampled_rows = math.ceil(workload.sample_ratio * rows) if is_sampled else rows
     size = _FLOAT * threads * chunk * (3 * emb_dim + 4 * batch)
     size += _FLOAT * batch * emb_dim * (6 + 2 * threads)
+    if workload.head_dtype == "bfloat16":  # a chunk and its momentum in float32, and the numbers of a rounding
+        size += _FLOAT * emb_dim * (2 * threads * chunk + Rounding.repeated_rows(chunk))
     size += _FLOAT * sampled_rows  # inverse norms
     if is_sampled:  # row numbers, and products that are kept (softmax, which has a bias, keeps none)
         size += 24 * sampled_rows
@@ -365,11 +384,11 @@ def _workspace(workload: Workload) -> int:
     return size
 
 
-def _bytes_per_class(workload: Workload, row_bytes: int) -> float:
+def _bytes_per_class(workload: Workload) -> float:
     """Returns how much the total grows with each class of a rank."""
     is_copied = workload.saves_in_background and workload.on_cpu
-    size: float = row_bytes * (1 + (workload.optimizer.copies or 0.0)) * (1 + is_copied)
-    size += row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
+    size: float = (workload.row_bytes + workload.momentum_row_bytes) * (1 + is_copied)
+    size += workload.row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
     if workload.sample_ratio >= 1:
         return size + _FLOAT
     products = 0.0 if workload.has_bias else min(workload.sample_ratio * workload.head_batch, workload.emb_dim / 16)

@@ -101,6 +101,7 @@ def _head_line(state: TrainingState) -> str:
     separate = f" in {len(heads)} heads" if len(heads) > 1 else ""
     sampled = "" if config.sample_ratio >= 1 else f", {config.sample_ratio:g} of them in each step"
     moved = "updates its rows in chunks" if state.row_updates else "updates it from its whole gradient"
+    sampled += "" if config.head_dtype == "float32" else f", kept in {config.head_dtype}"
     return (
         f"head {config.loss_type}, {counted(config.num_classes, 'class')}{separate}, {rows:,} on this rank{sampled}; "
         f"{type(state.optimizer).__name__} {moved}"

@@ -22,6 +22,7 @@ from plsc.data.records import Records
 from plsc.data.transforms import decode, normalize
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.heads import ClassifierHead, HeadGroup
+from plsc.heads.bfloat16 import put_rows, tensor_like
 from plsc.inference.networks import Network
 from plsc.metrics.vectors import unit_rows
 
@@ -193,8 +194,7 @@ def _set_rows(head: ClassifierHead, classes: np.ndarray, directions: np.ndarray,
     if head.weight is None or not own.any():
         return
     places = paddle.to_tensor(classes[own] - head.lower)
-    rows = paddle.to_tensor(directions[own] * np.float32(scale.length))
-    head.weight.scatter_(places, rows.astype(head.weight.dtype))
+    put_rows(head.weight, places, tensor_like(directions[own] * np.float32(scale.length), head.weight.dtype))
     if head.bias is not None and scale.bias is not None:
         head.bias.scatter_(places, paddle.full([int(own.sum())], scale.bias, head.bias.dtype))
 

@@ -73,6 +73,9 @@ def warm_start(
     source = checkpoint.open_checkpoint(_place_of(Path(config.checkpoint_dir), config.model_save_dir), partial=True)
     checkpoint.load_backbone(source, backbone, config.checkpoint_weights)
     is_average = config.checkpoint_weights == "average" and "average" in source.meta
+    kept = source.meta.get("head_dtype", "float32")
+    is_rounded = kept != config.head_dtype == "bfloat16" and config.head_init != "fresh"
+    rounding = f"; its class centres, in {kept}, are rounded to the nearest {config.head_dtype}" if is_rounded else ""
     done, new = [f"backbone loaded{' (the average of its weights)' if is_average else ''}"], None
     _warn_of_names(config, source)
     if config.head_init in ("checkpoint", "keep-common"):
@@ -89,7 +92,7 @@ def warm_start(
         done += found
     else:
         done.append(f"head is fresh, {counted(config.num_classes, 'class')}; the head of the checkpoint is ignored")
-    logger.info("weights from %s: %s; optimizer and progress are fresh", source.folder, "; ".join(done))
+    logger.info("weights from %s: %s%s; optimizer and progress are fresh", source.folder, "; ".join(done), rounding)
     return new
 
 

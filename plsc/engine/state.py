@@ -160,6 +160,7 @@ class TrainingState:
             "callbacks": states_of(self.callbacks),
             "test": None if progress.batch else progress.test,
             "dtype": "float32",
+            "head_dtype": config.head_dtype,
             "shapes": {name: list(tensor.shape) for name, tensor in self.backbone.state_dict().items()},
             "head_rows": [upper - lower for lower, upper in bounds],
             "by_rows": self._names_by_rows(accumulators),
@@ -188,6 +189,7 @@ class TrainingState:
             )
         self._check_classes(source)
         self._check_teacher(source)
+        self._check_head_dtype(source)
         checkpoint.load_backbone(source, self.backbone, "plain")
         self.average.load(source)
         checkpoint.check_heads(source, len(self.head.parts))
@@ -266,6 +268,19 @@ class TrainingState:
             raise CheckpointError(
                 f"{source.folder}: the run had {words[0]}, and set_teacher gives it {words[1]}; restore the call and "
                 "the teacher, or start a new run from these weights with set_checkpoint_dir"
+            )
+
+    def _check_head_dtype(self, source: Checkpoint) -> None:
+        """Checks that the run keeps its class centres in the type in which it kept them.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        was, now = source.meta.get("head_dtype", "float32"), self.config.head_dtype
+        if was != now:
+            raise CheckpointError(
+                f"{source.folder}: the run kept its class centres in {was}, and set_head_dtype says {now}; restore the "
+                f"call, or write a copy to resume from with plsc convert-checkpoint --head-dtype {now}"
             )
 
     def differences(self, source: Checkpoint) -> list[str]:

@@ -146,6 +146,8 @@ class Trainer:
         )
         log_header(self.state, self.loader.num_images, process_bytes)
         self.writer, resumed = open_save_dir(self.state, store, resources)
+        for part in self.head.parts:
+            part.head.draw()
         pixels, self.config = config.pixels, self.state.config  # a resumed run keeps some settings of its checkpoint
         config = self.config
         if config.pixels != pixels:

@@ -10,6 +10,7 @@ import paddle
 
 from plsc import optim, parallel
 from plsc.config import Config
+from plsc.errors import ConfigError
 from plsc.heads import ClassifierHead, HeadGroup
 from plsc.models.freezing import rate_factors_of
 
@@ -51,6 +52,12 @@ class Updates:
         clips_of_head = [set(clip.head) for clip in self._clips if clip.head]
         is_one = all(names >= self._head_parameters.keys() for names in clips_of_head)
         self.of_rows = optim.take_rows(self.optimizer, self._head_parameters) if is_one else {}
+        if config.head_dtype != "float32" and self._head_parameters and not self.of_rows:
+            raise ConfigError(
+                f"set_head_dtype({config.head_dtype!r}): {type(self.optimizer).__name__} needs the whole gradient of "
+                "the class centres, as it is set; use Momentum, SGD, or another optimizer that moves each element by "
+                "itself, and clip the class centres by value, with their bias, or not at all"
+            )
 
     def unscale(self, loss_scale: float) -> None:
         """Takes the loss scale out of the gradients of the backbone; the head's never have it."""

@@ -85,6 +85,9 @@ class ClassifierHead(paddle.nn.Layer):
             float32. A CPU computes in float32.
         simulate: Whether a CPU rounds the products as `compute_dtype` would.
         loss_weight: The factor on the loss.
+        row_dtype: The dtype in which W and its momentum are kept: `dtype`, or 'bfloat16', into which rows are rounded
+            at random. They are computed with in `dtype`, chunk by chunk. None stands for `dtype`.
+        is_drawn: Whether W begins at random rows; otherwise `draw` makes them, if nothing else does.
 
     Attributes:
         weight: This rank's rows of W; None if it has none.
@@ -111,6 +114,8 @@ class ClassifierHead(paddle.nn.Layer):
         compute_dtype: str = "float32",
         simulate: bool = False,
         loss_weight: float = 1.0,
+        row_dtype: Optional[str] = None,
+        is_drawn: bool = True,
     ) -> None:
         super().__init__(dtype=dtype)
         self.loss_weight = loss_weight
@@ -126,10 +131,16 @@ class ClassifierHead(paddle.nn.Layer):
         rows = self.upper - self.lower
         self.weight: Optional[paddle.Tensor] = None
         self.bias: Optional[paddle.Tensor] = None
+        self._is_fresh = False
         if rows:  # Paddle has no parameter of zero rows
-            self.weight = self.create_parameter([rows, emb_dim], attr=param_attr, dtype=dtype)
-            if getattr(param_attr, "initializer", None) is None:
-                initialise_rows(self.weight, self.lower, seed)
+            self._is_fresh = getattr(param_attr, "initializer", None) is None
+            # Paddle would otherwise draw rows of its own first.
+            zeros = paddle.nn.initializer.Constant(0.0) if self._is_fresh else None
+            self.weight = self.create_parameter(
+                [rows, emb_dim], attr=param_attr, dtype=row_dtype or dtype, default_initializer=zeros
+            )
+            if is_drawn:
+                self.draw()
             if margin is None and bias_attr is not False:
                 self.bias = self.create_parameter([rows], attr=bias_attr, dtype=dtype, is_bias=True)
         statistics = () if margin is None else margin.initial_state
@@ -152,6 +163,16 @@ class ClassifierHead(paddle.nn.Layer):
             simulate=simulate,
             workers=Workers(),
         )
+
+    def draw(self) -> None:
+        """Fills W with random rows, unless that has been done, or all rows have been loaded."""
+        if self._is_fresh and self.weight is not None:
+            initialise_rows(self.weight, self.lower, self.seed)
+        self._is_fresh = False
+
+    def filled(self) -> None:
+        """Remembers that all rows of W have been loaded, so that none is drawn."""
+        self._is_fresh = False
 
     @property
     def parts(self) -> list[HeadPart]:
@@ -189,7 +210,8 @@ class ClassifierHead(paddle.nn.Layer):
             all_labels = np.concatenate([one.labels for one in micro_batches])
             selected = self._select_rows(all_labels)
             sample_weight = self.loss_weight / max(1, len(all_labels) if samples is None else samples)
-            self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight), []
+            key = self.seed, self.next_step - 1
+            self._step, self._kept = step.begin(self._shard, micro_batches, selected, sample_weight, key), []
         assert self._step is not None
         labels = micro_batches[micro_batch]
         if not sum(labels.counts):

@@ -10,6 +10,7 @@ from typing import Optional
 import numpy as np
 import paddle
 
+from plsc.heads.bfloat16 import Rounding, put_rows, widened
 from plsc.heads.shard import Shard
 
 
@@ -24,6 +25,7 @@ class Rows:
         selected: [N] Positions in the shard of the rows that take part, ascending; None for all rows.
         chunk: C, the number of rows in a chunk (the last may have fewer).
         keeping: The fraction of the chunks whose products the first walk leaves to the second, if any.
+        rounding: How bfloat16 rows are rounded; None where the rows are not in bfloat16, or do not move.
 
     Attributes:
         count: N.
@@ -31,7 +33,14 @@ class Rows:
         kept: The products row . query [C, B] of some chunks, by number, which every later walk of the step reads.
     """
 
-    def __init__(self, shard: Shard, selected: Optional[np.ndarray], chunk: int, keeping: float = 0.0) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        selected: Optional[np.ndarray],
+        chunk: int,
+        keeping: float = 0.0,
+        rounding: Optional[Rounding] = None,
+    ) -> None:
         assert shard.weight is not None
         self.shard, self.selected, self.chunk = shard, selected, chunk
         self.weight, self.bias = shard.weight, shard.bias
@@ -39,7 +48,7 @@ class Rows:
         self.chunks = -(-self.count // chunk)
         self._index = None if selected is None else paddle.to_tensor(selected)
         self.kept: dict[int, paddle.Tensor] = {}
-        self._keeping = keeping
+        self._keeping, self._rounding = keeping, rounding
         self._inverse_norms: list[Optional[paddle.Tensor]] = [None] * self.chunks
 
     def places(self, shard_rows: np.ndarray) -> np.ndarray:
@@ -59,15 +68,37 @@ class Rows:
         return last - first
 
     def of(self, matrix: paddle.Tensor, number: int) -> paddle.Tensor:
-        """Returns a chunk of a matrix of the shard: a view, or a copy of the selected rows."""
-        first, last = self._bounds(number)
-        return matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
+        """Returns a chunk of a matrix of the shard: a view, or a copy where rows are selected or in bfloat16.
 
-    def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor) -> None:
-        """Writes what `of` copied back into the matrix; a view needs no writing back."""
+        A copy of bfloat16 rows is in float32.
+        """
+        first, last = self._bounds(number)
+        chunk = matrix[first:last] if self._index is None else paddle.gather(matrix, self._index[first:last])
+        return widened(chunk)
+
+    def prepare_rounding(self) -> None:
+        """Prepares `put_back`, before several threads call it."""
+        if self._rounding is not None:
+            self._rounding.prepare()
+
+    def put_back(self, matrix: paddle.Tensor, number: int, values: paddle.Tensor, place: int = 0) -> None:
+        """Writes what `of` copied back into the matrix; a view needs no writing back.
+
+        Args:
+            matrix: The matrix.
+            number: The number of the chunk.
+            values: The rows. The memory of rows that are rounded to bfloat16 is overwritten.
+            place: 0 for W, and the numbers from 1 on for the buffers of a sink.
+        """
+        first, last = self._bounds(number)
+        if matrix.dtype == paddle.bfloat16:
+            assert self._rounding is not None
+            classes = self.shard.lower + first if self._index is None else self.classes(number)
+            values = self._rounding.round(values, classes, place)
+            if self._index is None:
+                paddle.assign(values, matrix[first:last])
         if self._index is not None:
-            first, last = self._bounds(number)
-            matrix.scatter_(self._index[first:last], values)
+            put_rows(matrix, self._index[first:last], values)
 
     def all_of(self, vector: paddle.Tensor) -> paddle.Tensor:
         """Returns the entries of a vector of the shard that take part [N]: a view, or a copy of the selected ones."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
 import paddle
 
+from plsc.heads.bfloat16 import tensor_like
 from plsc.heads.margins import Margin
 from plsc.heads.workers import Workers
+from plsc.machine.threads import computing_threads
 
 _ROWS_PER_DRAW = 4096
 _ROWS_PER_CHECK = 1 << 16
@@ -27,7 +30,7 @@ class Shard:
     """What a rank holds of a head, and how it computes with it. `ClassifierHead` explains the settings.
 
     Attributes:
-        weight: Rows [lower, upper) of W; None if there are none.
+        weight: Rows [lower, upper) of W, which may be in bfloat16; None if there are none.
         bias: The same entries of the bias; None without one.
         lower: The first class of this rank.
         upper: One past the last class of this rank.
@@ -58,18 +61,24 @@ class Shard:
 
 
 def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:
-    """Fills the rows of W from class `lower` on with normal(0, 0.01).
+    """Fills the rows of W from class `lower` on with normal(0, 0.01); all threads of the process draw.
 
     The numbers are drawn in fixed blocks of the whole W, so that they do not depend on the sharding.
     """
     rows, emb_dim = (int(side) for side in weight.shape)
-    for block in range(lower // _ROWS_PER_DRAW, (lower + rows - 1) // _ROWS_PER_DRAW + 1):
+
+    def draw(block: int) -> None:
         first = block * _ROWS_PER_DRAW
         drawn = np.random.default_rng((seed, block)).standard_normal((_ROWS_PER_DRAW, emb_dim), dtype="float32")
+        drawn *= np.float32(0.01)
         begin, end = max(lower, first), min(lower + rows, first + _ROWS_PER_DRAW)
-        values = paddle.to_tensor(drawn[begin - first : end - first] * np.float32(0.01), dtype=weight.dtype)
+        values = tensor_like(drawn[begin - first : end - first], weight.dtype)
         with paddle.no_grad():
-            weight[begin - lower : end - lower] = values
+            paddle.assign(values, weight[begin - lower : end - lower])
+
+    with ThreadPoolExecutor(computing_threads(), "plsc-draw") as pool:
+        for _ in pool.map(draw, range(lower // _ROWS_PER_DRAW, (lower + rows - 1) // _ROWS_PER_DRAW + 1)):
+            pass
 
 
 def first_row_not_finite(weight: Optional[paddle.Tensor]) -> Optional[int]:

@@ -19,6 +19,7 @@ from paddle.nn import functional
 
 from plsc import parallel
 from plsc.heads import walk
+from plsc.heads.bfloat16 import Rounding, widened
 from plsc.heads.labels import MicroBatchLabels
 from plsc.heads.margins import Target
 from plsc.heads.queries import OtherLogits, Queries
@@ -32,7 +33,11 @@ _LOWEST = -1e29
 
 
 def begin(
-    shard: Shard, micro_batches: Sequence[MicroBatchLabels], selected: Optional[np.ndarray], sample_weight: float
+    shard: Shard,
+    micro_batches: Sequence[MicroBatchLabels],
+    selected: Optional[np.ndarray],
+    sample_weight: float,
+    key: tuple[int, int],
 ) -> Step:
     """Returns what the micro-batches of a step have in common.
 
@@ -41,6 +46,7 @@ def begin(
         micro_batches: The labels of all micro-batches.
         selected: This rank's rows that take part, ascending; None for all.
         sample_weight: The weight of each sample in the loss.
+        key: The seed of the head and the number of the step, which decide how rows in bfloat16 are rounded.
     """
     of_ranks = [sum(counts) for counts in zip(*(one.counts for one in micro_batches))]
     samples = sum(of_ranks)
@@ -53,7 +59,8 @@ def begin(
     # Without a bound, or with a margin on all classes, the first walk changes the products in place.
     if selected is not None and shard.bounded and len(micro_batches) == 1:
         keeping = walk.kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
-    return Step(sample_weight, Rows(shard, selected, chunk, keeping))
+    rounding = Rounding(*key, chunk, shard.emb_dim) if shard.weight.dtype == paddle.bfloat16 else None
+    return Step(sample_weight, Rows(shard, selected, chunk, keeping, rounding))
 
 
 def forward(
@@ -128,7 +135,7 @@ def find_labels(shard: Shard, step: Step, batch: Batch) -> Optional[HeldLabels]:
     sample = sample[np.argsort(batch.label_B[sample], kind="stable")]
     row = batch.label_B[sample] - shard.lower
     row_n, sample_n = paddle.to_tensor(row), paddle.to_tensor(sample)
-    center_nD, inverse_n1 = paddle.gather(shard.weight, row_n), None
+    center_nD, inverse_n1 = widened(paddle.gather(shard.weight, row_n)), None
     if shard.margin is not None:
         inverse_n1 = inverse_norms(center_nD)
         center_nD = center_nD * inverse_n1

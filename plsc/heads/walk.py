@@ -221,6 +221,7 @@ def update(
         The gradient of the bias [N]; None without a bias.
     """
     sink.begin()
+    rows.prepare_rounding()
     walk = _Walk(rows, parts.queries)
     parts = replace(parts, label_push=walk.in_order(parts.label_push))
     if rows.shard.bounded:  # softmax = exp(logit) / total, with the division moved to the samples
@@ -268,7 +269,7 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
     """
     rows, emb_dim = walk.rows, int(walk.rows.weight.shape[1])
     size = max(1, _REDUCED_BYTES // (4 * rows.chunk * emb_dim))
-    memory_RD = paddle.empty([min(size * rows.chunk, rows.count), emb_dim], rows.weight.dtype)
+    memory_RD = paddle.empty([min(size * rows.chunk, rows.count), emb_dim], parts.weighted_query_BD.dtype)
 
     def gradient_of(number: int) -> paddle.Tensor:
         first = number % size * rows.chunk
@@ -335,8 +336,8 @@ def _hand_over(
     sink.apply(chunk.weight_CD, gradient_CD, buffers)
     if sink.moves_rows:
         rows.put_back(rows.weight, chunk.number, chunk.weight_CD)
-    for whole, buffer_CD in zip(sink.buffers, buffers):
-        rows.put_back(whole, chunk.number, buffer_CD)
+    for place, (whole, buffer_CD) in enumerate(zip(sink.buffers, buffers), 1):
+        rows.put_back(whole, chunk.number, buffer_CD, place)
 
 
 def _softmax(

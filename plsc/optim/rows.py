@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, Optional, Union
 
@@ -19,6 +20,8 @@ _BY_ELEMENT = {
     getattr(paddle.optimizer, name, Lion)
     for name in ("SGD", "Momentum", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSProp")
 } | {Lion}
+
+_DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16)
 
 
 class RowUpdate:
@@ -97,7 +100,9 @@ class RowOptimizer:
         self, optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor, group: Optional[dict[str, Any]]
     ) -> None:
         self._optimizer, self._parameter, self._group = optimizer, parameter, group
-        create_state(optimizer, [parameter])
+        with warnings.catch_warnings():  # Paddle expects a loss of precision; the rows are computed with in float32
+            warnings.simplefilter("ignore" if parameter.dtype == paddle.bfloat16 else "default")
+            create_state(optimizer, [parameter])
         own = {name: of[parameter.name] for name, of in optimizer._accumulators.items() if parameter.name in of}
         by_row = [name for name, tensor in own.items() if list(tensor.shape) == list(parameter.shape)]
         self._names = by_row
@@ -116,7 +121,8 @@ class RowOptimizer:
         self._rate = self._optimizer._create_param_lr((self._parameter, None))
         self._before = {name: tensor.clone() for name, tensor in self._shared.items()}
         # A row of zeros moves it, also on a rank of which no rows are drawn.
-        row = paddle.zeros([1, *self._parameter.shape[1:]], self._parameter.dtype)
+        dtype = "float32" if self._parameter.dtype == paddle.bfloat16 else self._parameter.dtype
+        row = paddle.zeros([1, *self._parameter.shape[1:]], dtype)
         with step_errors(self._optimizer):
             self._step(row, paddle.zeros_like(row), [paddle.zeros_like(row) for _ in self.buffers], self._shared)
 
@@ -163,7 +169,7 @@ def row_update(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) 
     Only the optimizer can where its rule needs the whole matrix at once, where plsc does not know its rule, and where
     it clips by the norm of single gradients.
     """
-    if type(optimizer) not in _BY_ELEMENT or parameter.dtype not in (paddle.float32, paddle.float64):
+    if type(optimizer) not in _BY_ELEMENT or parameter.dtype not in _DTYPES:
         return None
     group = next((one for one in groups_of(optimizer) if any(p is parameter for p in one["params"])), None)
     clip = optimizer._grad_clip if group is None else group.get("grad_clip")

@@ -481,6 +481,11 @@ def head_init(setter: str, init: str) -> str:
     return check_choice(setter, init, ("checkpoint", "keep-common", "fresh", *INITS_BY_NAME))
 
 
+def head_dtype(setter: str, dtype: str) -> str:
+    """Returns the type in which the class centres are kept."""
+    return check_choice(setter, dtype, ("float32", "bfloat16"))
+
+
 def identification(setter: str, gallery: Optional[str], probes: Optional[str] = None) -> Optional[tuple[str, str]]:
     """Returns the gallery and the probes, or None."""
     if gallery is None:

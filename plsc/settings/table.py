@@ -265,6 +265,13 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "0 chooses it. It changes only the speed",
         ),
         Setting(
+            "head_dtype",
+            checks.head_dtype,
+            "the type in which the class centres and their momentum are kept",
+            "`bfloat16` halves the memory and the checkpoints of the class centres: see "
+            "[the head](head.md#class-centres-in-16-bits)",
+        ),
+        Setting(
             "distfc_attr",
             checks.distfc_attr,
             "the `paddle.ParamAttr` of the class centres and of the bias of softmax",

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from plsc.checkpoint.tensor_file import DTYPES, LARGEST_HEADER, parse_header
+from plsc.checkpoint.tensor_file import LARGEST_HEADER, parse_header
 from plsc.errors import reason_of
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16, open_file
-
-# NumPy has no bfloat16; a type of two bytes that nothing else has stands for it.
-_BFLOAT16 = "V2"
-_DTYPES = {**DTYPES, "BF16": _BFLOAT16}
+from plsc.machine.bfloat16 import BFLOAT16, floats_of_bfloat16
+from plsc.weights.source import Weights, damaged, open_file
 
 
 class SafetensorsFile(Weights):
@@ -36,7 +33,7 @@ class SafetensorsFile(Weights):
             (length,) = struct.unpack("<Q", self._file.read(8))
             if length > min(LARGEST_HEADER, size - 8):
                 raise ValueError("its header is too long")
-            self._tensors = parse_header(self._file.read(length), size, _DTYPES)
+            self._tensors = parse_header(self._file.read(length), size)
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as problem:
             self._file.close()
             raise damaged(path, reason_of(problem)) from None
@@ -51,7 +48,7 @@ class SafetensorsFile(Weights):
         if len(data) < dtype.itemsize * math.prod(shape):
             raise damaged(self.path, "it ends too early")
         values = np.frombuffer(data, dtype).reshape(shape)
-        return floats_of_bfloat16(values.view("<u2")) if dtype == _BFLOAT16 else values
+        return floats_of_bfloat16(values) if dtype == BFLOAT16 else values
 
     def close(self) -> None:
         """Closes the file."""

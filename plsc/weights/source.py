@@ -122,8 +122,3 @@ def leaves_of(content: Any, leaf: Callable[[Any], Any]) -> Iterator[tuple[str, A
 def damaged(path: Path, why: str) -> ConfigError:
     """Returns the error for a file that cannot be read."""
     return ConfigError(f"{path}: cannot be read as weights ({why}); get the file again")
-
-
-def floats_of_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Returns the float32 values of bfloat16 numbers, given as uint16."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, NamedTuple, Optional
 import numpy as np
 
 from plsc.errors import ConfigError
+from plsc.machine.bfloat16 import floats_of_bfloat16
 from plsc.machine.pickles import DICT_STEPS, PLAIN_STEPS, Stateful, Unpickler, reason
-from plsc.weights.source import Weights, damaged, floats_of_bfloat16, leaves_of, open_file, reading_pickle
+from plsc.weights.source import Weights, damaged, leaves_of, open_file, reading_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STEPS = (*PLAIN_STEPS, *DICT_STEPS, "BINPERSID")

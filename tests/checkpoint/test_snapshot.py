@@ -8,6 +8,7 @@ import pytest
 
 from plsc.checkpoint import host_array, snapshot
 from plsc.checkpoint.tensor_file import Stream, write_tensors
+from plsc.machine.bfloat16 import BFLOAT16, floats_of_bfloat16
 
 pytestmark = pytest.mark.core
 
@@ -21,7 +22,8 @@ def tensors():
         "flags": np.array([True, False]),
         "double": rng.normal(size=(2, 3, 4)),
     }
-    return {name: paddle.to_tensor(array) for name, array in arrays.items()}
+    made = {name: paddle.to_tensor(array) for name, array in arrays.items()}
+    return {**made, "low": made["matrix"].astype("bfloat16")}
 
 
 @pytest.fixture
@@ -37,19 +39,25 @@ def test_tensors_of_a_device_are_copied_in_parts(on_a_device, tmp_path):
     assert [len(part) for part in found["matrix"].parts] == [100] * 10
     for name, copy in snapshot.Snapshot().take(found).items():
         expected = tensors()[name].numpy()
+        expected = expected.view(BFLOAT16) if name == "low" else expected
         assert copy.dtype == expected.dtype and copy.shape == expected.shape
         np.testing.assert_array_equal(copy, expected)
-    plain = write_tensors(tmp_path / "plain", {name: tensor.numpy() for name, tensor in tensors().items()})
+    arrays = {name: tensor.numpy() for name, tensor in tensors().items()}
+    plain = write_tensors(tmp_path / "plain", {**arrays, "low": arrays["low"].view(BFLOAT16)})
     assert write_tensors(tmp_path / "stream", found) == plain
 
 
-def test_a_host_tensor_is_shared_and_bfloat16_becomes_float32():
+def test_host_tensors_are_shared_also_in_bfloat16():
     tensor = paddle.ones([3])
     array = host_array(tensor)
     tensor.add_(paddle.ones([3]))
     assert array.tolist() == [2.0] * 3
-    copies = snapshot.Snapshot().take({"low": host_array(paddle.to_tensor([1.5, 2.5]).astype("bfloat16"))})
-    assert copies["low"].dtype == np.float32 and copies["low"].tolist() == [1.5, 2.5]
+    low = paddle.to_tensor([1.5, 2.5]).astype("bfloat16")
+    shared = host_array(low)
+    copies = snapshot.Snapshot().take({"low": shared})
+    assert copies["low"].dtype == BFLOAT16 and floats_of_bfloat16(copies["low"]).tolist() == [1.5, 2.5]
+    paddle.assign(paddle.to_tensor([0.5, 1.0]).astype("bfloat16"), low)
+    assert floats_of_bfloat16(shared).tolist() == [0.5, 1.0]
 
 
 class OnDevice:

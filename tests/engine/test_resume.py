@@ -11,23 +11,31 @@ import paddle
 import pytest
 from PIL import Image
 from ranks import start
-from safetensors.numpy import load_file
 
 from plsc import Entry
 from plsc.engine import resume
 from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.weights.safetensors_file import SafetensorsFile
 
 BASE = ("train_epochs=3", "save_period=1", "log_period=2", "num_workers=2", "calc_acc=true")
 FLOAT16 = 'mixed_precision=[true, 1e30, 2, 1, 2.0, 0.001, true, null, "float16", true]'  # overflows at first
 PLATEAU = 'schedule=["plateau", 2.0, 0.0, 0, 0]'  # it follows the score of the tests
+BFLOAT16 = 'head_dtype="bfloat16"'
 PXK = 'sampler=["pxk", 4]'
 CASES = {
     "mirror, rotation, dropout, sampling": (
         1,
         7,
-        ["augmentation=[true, 10, 0.1]", "--dropout=0.3", "sample_ratio=0.5", "loss_type=dist_adaface", "ema=0.9"],
+        [
+            "augmentation=[true, 10, 0.1]",
+            "--dropout=0.3",
+            "sample_ratio=0.5",
+            "loss_type=dist_adaface",
+            "ema=0.9",
+            BFLOAT16,
+        ],
     ),
-    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99"]),
+    "two ranks, loss scaling, dropout": (2, 4, [FLOAT16, "--dropout=0.3", PXK, "ema=0.99", BFLOAT16]),
     "three ranks, AdamW, clipping, unfreezing, a teacher": (
         3,
         6,  # the second step after the unfreezing
@@ -36,6 +44,7 @@ CASES = {
             "gradient_clip=0.5",
             "train_batch_size=8",
             "ema=0.5",
+            BFLOAT16,
             'trainable={"0": "fc.*", "1": "all"}',
             'teacher=["zoo:glyphs", 9.0, "relation"]',
         ],
@@ -58,7 +67,8 @@ CASES = {
 
 
 def tensors_of(folder):
-    return {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    files = [SafetensorsFile(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {file.path.name: {name: file.read(name) for name in file.shapes} for file in files}
 
 
 def records_of(output):

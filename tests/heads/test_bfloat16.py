@@ -1,0 +1,178 @@
+"""Class centres in bfloat16: how they are rounded, and that a head with them does the same however it is divided."""
+
+import numpy as np
+import paddle
+import pytest
+
+from plsc import optim
+from plsc.heads import build_head
+from plsc.heads.bfloat16 import Rounding, put_rows, tensor_like, widened
+from plsc.heads.shard import initialise_rows
+from plsc.machine.bfloat16 import BFLOAT16, bfloat16_of, floats_of_bfloat16
+
+pytestmark = pytest.mark.core
+DIM = 16
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with paddle.no_grad():
+        yield
+
+
+def bits_of(matrix):
+    return matrix.detach().view("int16").numpy()
+
+
+def rounded(values, step=0, first=0, matrix=0, chunk=4096):
+    rounding = Rounding(3, step, chunk, values.shape[1])
+    rounding.prepare()
+    return rounding.round(paddle.to_tensor(values), first, matrix)
+
+
+def test_widening_and_rounding_keep_what_bfloat16_holds():
+    every = np.arange(1 << 16, dtype="uint16").reshape(-1, DIM)
+    every[(every & 0x7F80) == 0x7F80] = 0  # without infinities and NaN
+    values = floats_of_bfloat16(every)
+    found = widened(paddle.to_tensor(every))  # Paddle takes uint16 for bfloat16
+    np.testing.assert_array_equal(found.numpy().view("uint32"), values.view("uint32"))
+    np.testing.assert_array_equal(bits_of(rounded(values)), every.view("int16"))
+    np.testing.assert_array_equal(bfloat16_of(values).view("uint16"), every)
+
+
+@pytest.mark.parametrize("value", [1 + 0.3 / 128, -1 - 0.3 / 128, 1e-30 * (1 + 0.7 / 128), 255.1, 1 + 1 / 65536])
+def test_the_mean_of_rounded_values_is_the_value(value):
+    value = np.float32(value)
+    upper_half = np.array([0, 1], "uint16") + np.uint16(value.view("uint32") >> 16)
+    below, above = np.abs(floats_of_bfloat16(upper_half))
+    gap = above - below
+    share, count = (abs(value) - below) / gap, 50 * 1024 * DIM
+    ups = 0
+    for step in range(50):
+        found = np.abs(widened(rounded(np.full((1024, DIM), value), step)).numpy())
+        assert set(np.unique(found)) <= {below, above}
+        ups += int((found > below).sum())
+    assert abs(ups - share * count) < 5 * np.sqrt(max(share * (1 - share) * count, 1.0))
+
+
+def test_rounding_errors_of_elements_steps_and_matrices_are_independent():
+    value = np.full((1024, DIM), 1 + 0.5 / 128, "float32")
+    errors = [bits_of(rounded(value, step, matrix=matrix)) & 1 for step in range(4) for matrix in (0, 1)]
+    errors = [(one - 0.5).ravel() for one in errors]
+    shifted = [np.roll(errors[0].reshape(-1, DIM), 1, axis).ravel() for axis in (0, 1)]
+    rows = np.corrcoef(np.stack([*errors, *shifted]))
+    assert np.abs(rows - np.eye(len(rows))).max() < 5 / np.sqrt(value.size)
+
+
+@pytest.mark.parametrize("first", [0, 700, 5000])
+def test_a_row_is_rounded_the_same_in_every_chunk(first):
+    values = np.random.default_rng(0).normal(size=(2500, DIM)).astype("float32")
+    whole = bits_of(rounded(values, first=first, matrix=1))
+    for begin, end in ((0, 3), (1000, 1100), (2499, 2500)):
+        part = rounded(values[begin:end], first=first + begin, matrix=1, chunk=end - begin)
+        np.testing.assert_array_equal(bits_of(part), whole[begin:end])
+    chosen = np.array([5, 6, 1029, 2000])
+    some = rounded(values[chosen], first=paddle.to_tensor(first + chosen), matrix=1, chunk=4)
+    np.testing.assert_array_equal(bits_of(some), whole[chosen])
+
+
+def test_rows_are_put_where_they_belong():
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    matrix = paddle.zeros([7, 5], "bfloat16")
+    put_rows(matrix, paddle.to_tensor([6, 0, 2]), tensor_like(values, paddle.bfloat16))
+    expected = np.zeros((7, 5), "float32")
+    expected[[6, 0, 2]] = floats_of_bfloat16(bfloat16_of(values))
+    np.testing.assert_array_equal(widened(matrix).numpy(), expected)
+
+
+def test_values_are_rounded_to_the_nearest_and_nan_stays():
+    values = np.array([[1 + 1 / 256, 1 + 3 / 256, 1.001, -3e38, np.nan, np.inf]], "float32")
+    wanted = [[1.0, 1 + 1 / 64, 1.0, -3.00406e38, np.nan, np.inf]]
+    np.testing.assert_allclose(floats_of_bfloat16(bfloat16_of(values)), wanted, rtol=1e-4)
+    np.testing.assert_array_equal(bits_of(tensor_like(values, paddle.bfloat16)), bfloat16_of(values).view("int16"))
+    assert bfloat16_of(values).dtype == BFLOAT16
+
+
+def trained(optimizer="Momentum", steps=4, threads=1, loss_type="dist_arcface", **options):
+    head = build_head(loss_type, 300, DIM, seed=5, row_dtype="bfloat16", **options)
+    head._shard.workers.count = threads
+    made = getattr(paddle.optimizer, optimizer)(0.05, parameters=head.parameters(), weight_decay=5e-4)
+    updates = optim.take_rows(made, dict(head.named_parameters()))
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        embedding = rng.normal(size=(8, DIM)).astype("float32")
+        output = head(paddle.to_tensor(embedding), rng.integers(0, 300, 8), True)
+        assert output.problem is None
+        head.backward(updates["weight"], updates.get("bias"))
+    return head, updates["weight"], output.loss
+
+
+@pytest.mark.parametrize("optimizer", ["Momentum", "SGD", "Adam"])
+@pytest.mark.parametrize("ratio", [1.0, 0.3])
+def test_chunks_and_threads_change_nothing_but_the_rounding_of_products(optimizer, ratio):
+    first, mover, loss = trained(optimizer, sample_ratio=ratio)
+    for chunk, threads in ((7, 1), (64, 3), (300, 1)):
+        head, other, found = trained(optimizer, chunk=chunk, threads=threads, sample_ratio=ratio)
+        assert found == pytest.approx(loss, rel=1e-5)
+        pairs = [(head.weight, first.weight), *zip(other.buffers, mover.buffers)]
+        for one, wanted in pairs:
+            # Values that differ in the last bit of a float32 are seldom rounded to different neighbours.
+            differ = (one.astype("float32") != wanted.astype("float32")).numpy().mean()
+            assert one.dtype == wanted.dtype and differ < (0.02 if one.dtype == paddle.bfloat16 else 0.7)
+    assert first.weight.dtype == paddle.bfloat16 and (optimizer != "Momentum" or mover.buffer.dtype == paddle.bfloat16)
+
+
+@pytest.mark.parametrize("loss_type", ["dist_softmax", "dist_curricularface", "arcface"])
+def test_a_head_in_bfloat16_follows_one_in_float32(loss_type):
+    head, _, loss = trained(loss_type=loss_type, steps=20)
+    exact = build_head(loss_type, 300, DIM, seed=5)
+    exact.weight.set_value(widened(build_head(loss_type, 300, DIM, seed=5, row_dtype="bfloat16").weight))
+    made = paddle.optimizer.Momentum(0.05, parameters=exact.parameters(), weight_decay=5e-4)
+    updates = optim.take_rows(made, dict(exact.named_parameters()))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        embedding = rng.normal(size=(8, DIM)).astype("float32")
+        output = exact(paddle.to_tensor(embedding), rng.integers(0, 300, 8), True)
+        exact.backward(updates["weight"], updates.get("bias"))
+    assert loss == pytest.approx(output.loss, rel=0.02)
+    moved = exact.weight.numpy()
+    difference = np.abs(widened(head.weight).numpy() - moved)
+    assert difference.mean() < 0.06 * np.abs(moved).mean()
+
+
+def test_small_updates_add_up_where_the_nearest_number_would_not_move():
+    head = build_head("dist_arcface", 64, DIM, row_dtype="bfloat16")
+    rows = paddle.full([64, DIM], 1.0)
+    optimizer = paddle.optimizer.SGD(1e-4, parameters=head.parameters())
+    mover = optim.take_rows(optimizer, dict(head.named_parameters()))["weight"]
+    matrix = tensor_like(rows.numpy(), paddle.bfloat16)
+    for step in range(200):
+        values = widened(matrix)
+        mover.apply(values, paddle.full([64, DIM], -1.0), [])
+        nearest = floats_of_bfloat16(bfloat16_of(values.numpy()))
+        assert (nearest == widened(matrix).numpy()).all(), "each update is lost where it is rounded to the nearest"
+        matrix = rounded(values.numpy(), step)
+    assert float(widened(matrix).mean()) == pytest.approx(1.02, abs=0.001)
+
+
+@pytest.mark.parametrize("rows, lower", [(5000, 0), (1000, 4000), (1, 8191)])
+def test_fresh_rows_are_the_nearest_to_those_in_float32(rows, lower):
+    exact, low = paddle.zeros([rows, DIM]), paddle.zeros([rows, DIM], "bfloat16")
+    for matrix in (exact, low):
+        initialise_rows(matrix, lower, 7)
+    np.testing.assert_array_equal(bits_of(low), bfloat16_of(exact.numpy()).view("int16"))
+
+
+def test_a_head_draws_its_rows_when_it_is_asked_to():
+    head = build_head("dist_arcface", 10, DIM, seed=1, is_drawn=False)
+    assert not head.weight.numpy().any()
+    head.draw()
+    drawn = head.weight.numpy()
+    np.testing.assert_array_equal(drawn, build_head("dist_arcface", 10, DIM, seed=1).weight.numpy())
+    head.weight.set_value(np.ones_like(drawn))
+    head.draw()
+    assert (head.weight.numpy() == 1).all(), "only once"
+    loaded = build_head("dist_arcface", 10, DIM, seed=1, is_drawn=False)
+    loaded.filled()
+    loaded.draw()
+    assert not loaded.weight.numpy().any()
