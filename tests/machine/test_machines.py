@@ -552,7 +552,7 @@ def test_two_machines_with_two_ranks_each_end_like_one_with_four(network, glyphs
     assert "plsc: machine-b has node rank 0 among 2 machines, with ranks 0 to 1" in programs[0].text
     assert programs[1].lines == [
         f"plsc: starting 2 ranks of {HELPERS / 'train_glyphs.py'}",
-        "plsc: machine-a has node rank 1 among 2 machines, with ranks 2 to 3; rank 0 writes on machine-b"
+        "plsc: machine-a has node rank 1 among 2 machines, with ranks 2 to 3; rank 0 writes on machine-b",
     ]
     assert same_on_disks(network, tmp_path / "o" / "1")
 
