@@ -127,6 +127,8 @@ class Trainer:
         random_state.seed_everything(config.seed + parallel.rank())
 
         # Optimizer, clipping and loss scaling.
+        if config.optimizer is not None:  # the function of set_optimizer may read the parameters that it is given
+            self.draw_centres()
         self.updates = Updates(config, self.backbone, self.head, steps)
         self.optimizer = self.updates.optimizer
         check_rate(self.optimizer)
@@ -145,8 +147,7 @@ class Trainer:
         )
         log_header(self.state, self.loader.num_images, process_bytes)
         self.writer, resumed = open_save_dir(self.state, store, resources)
-        for part in self.head.parts:
-            part.head.draw()
+        self.draw_centres()
         pixels, self.config = config.pixels, self.state.config  # a resumed run keeps some settings of its checkpoint
         config = self.config
         if config.pixels != pixels:
@@ -191,6 +192,11 @@ class Trainer:
         if self.evaluator is not None:
             self.evaluator.check()
         return steps
+
+    def draw_centres(self) -> None:
+        """Draws the class centres that nothing has loaded."""
+        for part in self.head.parts:
+            part.head.draw()
 
     def share_gradients(self) -> None:
         """Has the ranks average the gradients of what is trained now, and a skipped step restore the statistics."""
