@@ -21,6 +21,7 @@ from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
+from plsc.engine.class_values import find_class_values
 from plsc.engine.damaged import DamagedImages
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
@@ -108,6 +109,7 @@ class Trainer:
         self.source = open_source(config)
         if self.source is not None:
             resources.callback(self.source.close)
+        find_class_values(config, self.source)
         self.teacher = open_teacher(config, self.source)
         check_head_fits(config)
         steps = self.open_data()
