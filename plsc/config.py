@@ -386,6 +386,18 @@ class Config:
         return "; ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or "none"
 
     @property
+    def margin_and_scale(self) -> str:
+        """The margin and the scale of the loss, for messages and records; 'none' where no cosines are compared."""
+        if self.margin_object is None and kind_of(self.loss_type) == "softmax":
+            return "none"
+        if self.margin_object is None:
+            margin = str(self.margin_of_loss())
+        else:
+            values = ", ".join(f"{name}={value!r}" for name, value in plain_attributes(self.margin_object).items())
+            margin = f"{type(self.margin_object).__name__}({values})"
+        return f"{margin} with scale {self.scale:g}"
+
+    @property
     def remote_data(self) -> Optional[Place]:
         """Where the data set is, and where its files go, if it is not on this machine."""
         address = split_address("set_dataset_dir", self.dataset_dir) if isinstance(self.dataset_dir, str) else None
@@ -486,6 +498,18 @@ class Config:
             teacher = self._said("teacher", "set_teacher(head=False)")
             calc_acc = self._said("calc_acc", "set_calc_acc(True)")
             raise ConfigError(f"{teacher}: the head is not computed, so {calc_acc} has nothing to count; leave it out")
+        self._check_sampler()
+        self.check_head()
+        self._check_schedule()
+        self._check_trainable()
+        self._check_head_init()
+
+    def check_head(self) -> None:
+        """Checks what no single setter can know about the head and its loss. `check_combination` calls it.
+
+        Raises:
+            ConfigError: Two settings contradict each other.
+        """
         if self.sub_centers > 1 and kind_of(self.loss_type) == "softmax" and self.margin_object is None:
             sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
             raise ConfigError(
@@ -496,12 +520,8 @@ class Config:
             sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
             head_dtype = self._said("head_dtype", f"set_head_dtype({self.head_dtype!r})")
             raise ConfigError(f"{sub_centers}: needs class centres in float32, and {head_dtype}; leave one of them out")
-        self._check_sampler()
         self._check_margin()
         self._check_loss_terms()
-        self._check_schedule()
-        self._check_trainable()
-        self._check_head_init()
 
     def _said(self, name: str, call: str) -> str:
         """Returns how the user gave a setting: on the command line, or else by a `call` in the script."""
@@ -750,6 +770,12 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value) if one.repr}
     return type(value).__name__
+
+
+def plain_attributes(thing: Any) -> dict[str, Any]:
+    """Returns the attributes of an object that are plain values, by name."""
+    plain = (bool, int, float, str, tuple)
+    return {name: value for name, value in getattr(thing, "__dict__", {}).items() if isinstance(value, plain)}
 
 
 def kind_of(loss_type: str) -> str:

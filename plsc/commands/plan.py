@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     if "num_classes" not in config.overrides or not config.num_classes:
         options.wrong_usage("--classes is required, or the number num_classes in --set or --config")
+    config.check_head()
 
     from plsc.engine import forecast
 
@@ -154,14 +155,18 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     from plsc.models import build_backbone
     from plsc.models.freezing import TrainedParts
 
-    process = resident_memory()
+    process, of_optimizer = resident_memory(), _optimizer_size(optimizer)
+    if config.head_dtype != "float32" and not of_optimizer.moves_in_chunks:
+        raise ConfigError(
+            f"--optimizer {optimizer}: needs the whole gradient of the class centres, which set_head_dtype"
+            f"({config.head_dtype!r}) does not give; choose Momentum, or another optimizer that moves each element by "
+            "itself"
+        )
     with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
         model = build_backbone(config)
         TrainedParts(model, config.trainable.stages)
         size = forecast.backbone_size(model, config.image_shape, config.recompute)
-    return forecast.workload_of(
-        config, size, optimizer=_optimizer_size(optimizer), ranks=ranks, process=process, on_cpu=on_cpu
-    )
+    return forecast.workload_of(config, size, optimizer=of_optimizer, ranks=ranks, process=process, on_cpu=on_cpu)
 
 
 def _optimizer_size(name: str) -> OptimizerSize:

@@ -11,7 +11,7 @@ from typing import Any, Union
 import paddle
 
 from plsc import parallel
-from plsc.config import Config, plain_settings
+from plsc.config import Config, plain_attributes, plain_settings
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.engine.run_record import objects_of
@@ -97,11 +97,7 @@ def check_rate(optimizer: paddle.optimizer.Optimizer) -> None:
 
 def _attributes(owner: str, thing: Any) -> dict[str, str]:
     """Returns the plain values that an object holds."""
-    return {
-        f"{owner}.{name}": repr(value)
-        for name, value in getattr(thing, "__dict__", {}).items()
-        if isinstance(value, (bool, int, float, str, tuple))
-    }
+    return {f"{owner}.{name}": repr(value) for name, value in plain_attributes(thing).items()}
 
 
 def _script() -> str:

@@ -24,7 +24,7 @@ from plsc.data.records import Records
 from plsc.data.remote import open_images as open_remote_images
 from plsc.data.united import UnitedRecords
 from plsc.engine.callbacks import Callback, CheckpointSaver
-from plsc.engine.class_values import find_class_values, loss_terms
+from plsc.engine.class_values import loss_terms
 from plsc.engine.damaged import DamagedImages
 from plsc.engine.log import ProgressLog
 from plsc.engine.scalars import FOLDER as SCALARS
@@ -58,7 +58,6 @@ def open_source(config: Config) -> Optional[Records]:
         if not config.num_classes:
             raise ConfigError("set_class_num('auto') cannot count the classes of a train_reader; give their number")
         check_names(config.class_names or (), config.num_classes)
-        find_class_values(config, None)
         return None
     source = _open_images(config)
     config.data_shuffle = source.shuffle
@@ -68,7 +67,6 @@ def open_source(config: Config) -> Optional[Records]:
     if config.class_names is None and len(source.class_names):
         config.class_names = _names_of(source, config)
     check_names(config.class_names or (), config.num_classes)
-    find_class_values(config, source)
     return source
 
 

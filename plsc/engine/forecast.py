@@ -397,11 +397,11 @@ def _bytes_per_class(workload: Workload) -> float:
     is_copied = workload.saves_in_background and workload.on_cpu
     size: float = (workload.row_bytes + workload.momentum_row_bytes) * (1 + is_copied)
     size += workload.row_bytes * 2 * (not workload.optimizer.moves_in_chunks)
-    size += _FLOAT * workload.class_numbers * (workload.ranks if workload.sharded else 1)
+    numbers = _FLOAT * workload.class_numbers * (workload.ranks if workload.sharded else 1)  # of a class, not of a row
     if workload.sample_ratio >= 1:
-        return workload.sub_centers * (size + _FLOAT)
+        return workload.sub_centers * (size + _FLOAT) + numbers
     products = 0.0 if workload.has_bias else min(workload.sample_ratio * workload.head_batch, workload.emb_dim / 16)
-    return workload.sub_centers * (size + _FLOAT * (7 * workload.sample_ratio + products))
+    return workload.sub_centers * (size + _FLOAT * (7 * workload.sample_ratio + products)) + numbers
 
 
 def _wire(workload: Workload, head: int) -> dict[str, int]:

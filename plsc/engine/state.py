@@ -144,7 +144,10 @@ class TrainingState:
             "ranks": parallel.world_size(),
             "seed": config.seed,
             "sampler": config.drawing,
+            "margin": config.margin_and_scale,
             "loss_terms": config.loss_terms,
+            "sample_ratio": config.sample_ratio,
+            "gradient_clip": config.gradient_clip,
             "shuffle": config.data_shuffle,
             "set_weights": None if config.set_weights is None else list(config.set_weights),
             "data": config.data_digest,
@@ -316,7 +319,10 @@ class TrainingState:
             "trainable": "what is trained",
             "rate_factors": "the rate factors",
             "loss_type": "the loss",
+            "margin": "the margin",
             "loss_terms": "what changes the loss",
+            "sample_ratio": "the share of the classes in a step",
+            "gradient_clip": "the norm to which gradients are clipped",
             "pixel_rule": "the pixel rule",
             "image_ground": "the ground of transparent images",
             "plsc": "the version of plsc",
@@ -324,7 +330,8 @@ class TrainingState:
         }
         # Earlier versions did not record all of this, and of the shuffle only one that was set.
         meta = {name: value for name, value in source.meta.items() if (name, value) != ("shuffle", None)}
-        unknown = {name: now[name] for name in ("image_ground", "shuffle", "set_weights", "data")}
+        unrecorded = ("image_ground", "shuffle", "set_weights", "data", "margin", "sample_ratio", "gradient_clip")
+        unknown = {name: now[name] for name in unrecorded}
         first = {"pixel_rule": PILLOW_RULE, "sampler": "uniform", "trainable": "all"}
         first.update(dict.fromkeys(("rate_factors", "loss_terms"), "none"))
         was = {**first, **unknown, **meta}

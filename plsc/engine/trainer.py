@@ -21,6 +21,7 @@ from plsc.engine.agreement import check_data, check_rate, check_settings
 from plsc.engine.build import build_callbacks, build_classifier, build_loader, build_uploader, open_source
 from plsc.engine.callbacks import Clock, Step, begin_again
 from plsc.engine.capacity import check_head_fits
+from plsc.engine.class_values import find_class_values
 from plsc.engine.damaged import DamagedImages
 from plsc.engine.feed import Batch, FirstPass, check_warmup, steps_of, steps_per_epoch, warn_of_ignored_number
 from plsc.engine.header import log_header
@@ -108,6 +109,7 @@ class Trainer:
         self.source = open_source(config)
         if self.source is not None:
             resources.callback(self.source.close)
+        find_class_values(config, self.source)
         self.teacher = open_teacher(config, self.source)
         check_head_fits(config)
         steps = self.open_data()
@@ -127,6 +129,8 @@ class Trainer:
         random_state.seed_everything(config.seed + parallel.rank())
 
         # Optimizer, clipping and loss scaling.
+        if config.optimizer is not None:  # the function of set_optimizer may read the parameters that it is given
+            self.draw_centres()
         self.updates = Updates(config, self.backbone, self.head, steps)
         self.optimizer = self.updates.optimizer
         check_rate(self.optimizer)
@@ -145,8 +149,7 @@ class Trainer:
         )
         log_header(self.state, self.loader.num_images, process_bytes)
         self.writer, resumed = open_save_dir(self.state, store, resources)
-        for part in self.head.parts:
-            part.head.draw()
+        self.draw_centres()
         pixels, self.config = config.pixels, self.state.config  # a resumed run keeps some settings of its checkpoint
         config = self.config
         if config.pixels != pixels:
@@ -191,6 +194,11 @@ class Trainer:
         if self.evaluator is not None:
             self.evaluator.check()
         return steps
+
+    def draw_centres(self) -> None:
+        """Draws the class centres that nothing has loaded."""
+        for part in self.head.parts:
+            part.head.draw()
 
     def share_gradients(self) -> None:
         """Has the ranks average the gradients of what is trained now, and a skipped step restore the statistics."""

@@ -83,7 +83,8 @@ class RowOptimizer:
 
     It is the optimizer's own code that moves the rows, so the numbers are those that it has for the whole matrix. Its
     accumulators stay in the optimizer, under the name of the parameter. Rows that are not handed over keep their values
-    and their moments; what the rows share, such as the powers of beta, moves with each step.
+    and their moments; what the rows share, such as the powers of beta, moves with each step. For rows in
+    bfloat16 they are in float32, except the velocity of Momentum.
 
     Args:
         optimizer: The optimizer, whose rule treats each element by itself.
@@ -105,6 +106,10 @@ class RowOptimizer:
             create_state(optimizer, [parameter])
         own = {name: of[parameter.name] for name, of in optimizer._accumulators.items() if parameter.name in of}
         by_row = [name for name, tensor in own.items() if list(tensor.shape) == list(parameter.shape)]
+        for name in by_row:
+            # Some rules subtract what they keep, and take the root of the difference: bfloat16 could make it negative.
+            if own[name].dtype == paddle.bfloat16 and type(optimizer) is not paddle.optimizer.Momentum:
+                own[name] = optimizer._accumulators[name][parameter.name] = own[name].astype("float32")
         self._names = by_row
         self.buffers: tuple[paddle.Tensor, ...] = tuple(own[name] for name in by_row)
         self._shared = {name: tensor for name, tensor in own.items() if name not in by_row}

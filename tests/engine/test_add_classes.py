@@ -86,7 +86,8 @@ def test_without_names_the_numbers_tell_and_a_bias_is_the_mean_of_the_others(pla
 def test_names_of_the_checkpoint_may_come_from_a_file_and_new_products_need_no_old_ones(places, glyphs, tmp_path):
     new = write_set(tmp_path / "new", glyphs, [8, 5, 1])
     words = ["add-classes", str(places / "nameless"), str(new), str(tmp_path / "more")]
-    assert cli.main([*words, "--names", str(places / "old" / "classes.txt")]) == 0
+    of_training = ["--set", "class_weights=[1, 2, 3, 4, 5, 6, 7]"]  # as in a settings file of the training
+    assert cli.main([*words, "--names", str(places / "old" / "classes.txt"), *of_training]) == 0
     names = [*(f"glyph {k}" for k in OLD), "glyph 8", "glyph 1"]
     assert open_checkpoint(tmp_path / "more").meta["class_names"] == names
 

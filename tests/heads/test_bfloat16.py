@@ -155,6 +155,26 @@ def test_small_updates_add_up_where_the_nearest_number_would_not_move():
     assert float(widened(matrix).mean()) == pytest.approx(1.02, abs=0.001)
 
 
+def test_all_but_momentum_keep_their_state_in_float32_and_no_root_is_of_a_negative_number():
+    def mover_of(kind, **options):
+        head = build_head("dist_cosface", 20, DIM, row_dtype="bfloat16", seed=1)
+        optimizer = kind(learning_rate=1e-6, parameters=head.parameters(), **options)
+        return head, optim.take_rows(optimizer, dict(head.named_parameters()))["weight"]
+
+    by_value = {"grad_clip": paddle.nn.ClipGradByValue(1.0)}
+    for kind, options in ((paddle.optimizer.Momentum, {}), (paddle.optimizer.Momentum, by_value)):
+        assert [one.dtype for one in mover_of(kind, **options)[1].buffers] == [paddle.bfloat16]
+    for name in ("Adam", "AdamW", "Adamax", "Adagrad", "Adadelta", "RMSProp", "Lion"):
+        kind = getattr(paddle.optimizer, name, None) or getattr(optim, name)
+        assert {one.dtype for one in mover_of(kind)[1].buffers} == {paddle.float32}, name
+    head, mover = mover_of(paddle.optimizer.RMSProp, rho=0.9, centered=True)  # divides by a standard deviation
+    embedding, label = paddle.randn([16, DIM]), np.arange(16)
+    for _ in range(40):  # of nearly the same gradient
+        assert np.isfinite(head(embedding, label).loss)
+        head.backward(mover)
+    assert np.isfinite(widened(head.weight).numpy()).all()
+
+
 @pytest.mark.parametrize("rows, lower", [(5000, 0), (1000, 4000), (1, 8191)])
 def test_fresh_rows_are_the_nearest_to_those_in_float32(rows, lower):
     exact, low = paddle.zeros([rows, DIM]), paddle.zeros([rows, DIM], "bfloat16")
