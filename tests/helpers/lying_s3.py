@@ -6,14 +6,15 @@ with LyingS3() as server:
     server.url, server.strangers  # what the server to which it redirects has received
 """
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from lying_server import TwoServers
 
-class LyingS3:
-    """Both servers, which run inside the `with` block.
+
+class LyingS3(TwoServers):
+    """A server of one bucket, and the one to which it redirects.
 
     Attributes:
         keys: What every listing holds; those that end in `/` are folders.
@@ -25,25 +26,13 @@ class LyingS3:
     """
 
     def __init__(self):
-        self.strangers = []
+        super().__init__()
         self.reset()
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(own)) for own in (True, False)]
-        self.url, self.stranger = (f"http://127.0.0.1:{one.server_port}" for one in self._servers)
 
     def reset(self):
         """Has it tell the truth about an empty bucket."""
         self.keys, self.size, self.body, self.refusal, self.redirect, self.cut = [], 1, b"x", None, None, False
         self.strangers.clear()
-
-    def __enter__(self):
-        for server in self._servers:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception):
-        for server in self._servers:
-            server.shutdown()
-            server.server_close()
 
     def _listing(self, query):
         prefix, parts = query.get("prefix", [""])[0], []

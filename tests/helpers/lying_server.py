@@ -12,17 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-class LyingServer:
-    """Both servers, which run inside the `with` block.
+class TwoServers:
+    """A server, and one that notes what strangers send to it; both run inside the `with` block.
 
     Attributes:
-        listed: Name, size and type of what every folder holds.
-        body: The bytes of every file.
-        redirect: The status with which it redirects all requests to the other server; None does so for bytes alone.
+        url: The first.
+        stranger: The other.
+        strangers: What the other has received.
     """
 
     def __init__(self):
-        self.listed, self.body, self.redirect, self.strangers = [], b"x", None, []
+        self.strangers = []
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(own)) for own in (True, False)]
         self.url, self.stranger = (f"http://127.0.0.1:{one.server_port}" for one in self._servers)
 
@@ -35,6 +35,20 @@ class LyingServer:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+
+class LyingServer(TwoServers):
+    """A NameNode and the server to which it redirects.
+
+    Attributes:
+        listed: Name, size and type of what every folder holds.
+        body: The bytes of every file.
+        redirect: The status with which it redirects all requests to the other server; None does so for bytes alone.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.listed, self.body, self.redirect = [], b"x", None
 
     def _handler(self, own):
         lying = self
