@@ -376,7 +376,7 @@ class Config:
 
     @property
     def loss_terms(self) -> str:
-        """What changes the loss beside its type and margin, for messages and records; 'none' where nothing does."""
+        """Changes of the loss other than its type and margin, for messages and records; 'none' without any."""
         parts = {
             "class margins": self.class_margins,
             "class weights": self.class_weights,

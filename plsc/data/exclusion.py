@@ -8,7 +8,7 @@ import logging
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -42,6 +42,9 @@ class KeptRecords(WrappedRecords):
             self.window = source.window
         self.has_image_files = source.has_image_files
         self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
+
+    def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.
+        return KeptRecords, (self._source, self._left_out)
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block are read at about the same time."""

@@ -65,6 +65,9 @@ class PackedTexts(Texts):
         self.ends = ends
         self._view, self._ends = memoryview(buffer), ends.data  # single items are much faster than NumPy's
 
+    def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.
+        return PackedTexts, (self._view.tobytes(), self.ends)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -123,6 +126,9 @@ class NamesInFolders(Texts):
     def __init__(self, names: PackedTexts, prefixes: PackedTexts, firsts: np.ndarray) -> None:
         self.names, self.prefixes, self.firsts = names, prefixes, firsts
         self._firsts = firsts.data
+
+    def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.
+        return NamesInFolders, (self.names, self.prefixes, self.firsts)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -14,6 +15,8 @@ from plsc.machine.files import replacing
 from plsc.machine.json_files import parse_json
 
 _VERSION = 1
+# A tar that is written twice within the precision of the disk's clock, in equally many bytes, has the same state.
+_CLOCK = 2_000_000_000  # nanoseconds; FAT has the coarsest clock
 _FEWEST = 1000  # images; to read the headers of fewer takes no longer than to open another file
 _ARRAYS = {"offsets": "<i8", "lengths": "<u4", "labels": "<i4", "headers": "<u2", "keys": "<u8"}
 _ABOUT = "about"
@@ -52,7 +55,7 @@ def indexed(path: str, keeps_index: bool) -> TarIndex:
     if found is not None:
         return found
     index = index_tar(path)
-    if keeps_index and before is not None and len(index.offsets) >= _FEWEST and _state_of(path) == before:
+    if keeps_index and before is not None and len(index.offsets) >= _FEWEST and _is_final(path, before):
         _keep(index, before)
     return index
 
@@ -63,6 +66,11 @@ def _state_of(path: str) -> Optional[_State]:
     except OSError:  # which `index_tar` reports
         return None
     return _State(status.st_size, status.st_mtime_ns)
+
+
+def _is_final(path: str, state: _State) -> bool:
+    """Returns whether a tar still has a state, and any later change would give it another."""
+    return _state_of(path) == state and time.time_ns() - state.changed > _CLOCK
 
 
 def _keep(index: TarIndex, state: _State) -> None:

@@ -425,9 +425,7 @@ class Trainer:
         step = self.progress.step
         saved = "nothing was saved, because set_model_save_dir is empty"
         if waited is not None and parallel.world_size() > 1:
-            saved = (
-                f"rank {parallel.rank()} saved nothing, because {waited}; set_resume(True) resumes the last checkpoint"
-            )
+            saved = f"nothing was saved, because {waited}; set_resume(True) resumes the last checkpoint"
         elif self.writer is not None:
             name = f"step_{step}"
             self.save(name)
@@ -435,7 +433,10 @@ class Trainer:
             saved = f"saved {self.writer.save_dir / name}; set_resume(True) resumes from there"
             if self.uploader is not None:
                 self.uploader.hurry(self, _SECONDS_TO_UPLOAD)
-        logger.warning("stopped by %s after step %d: %s", self.stop_request.name, step, saved)
+        line = f"stopped by {self.stop_request.name} after step {step}: {saved}"
+        logger.warning("%s", line)
+        if waited is not None:  # The others would only learn that this rank has ended.
+            parallel.report_end(StoppedError(line))
         raise SystemExit(128 + self.stop_request.number)
 
     @property

@@ -104,6 +104,7 @@ class Embedder:
         Returns:
             Embeddings [N, D] float32 and labels [N], the same on every rank.
         """
+        self._network.expect(0)  # How many images come is unknown.
         batches = loader.epoch(0)
         first = parallel.together(lambda: next(batches), "the first batch of the reader")
         ranks, rank = parallel.world_size(), parallel.rank()

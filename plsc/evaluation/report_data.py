@@ -47,7 +47,7 @@ def pairs_for_report(
         made.hard_images = np.array([[images.pixels(i, image_shape, rule) for i in pair] for pair in both])
         made.hard_names = np.array([[images.name(i) for i in pair] for pair in both], "U")
         made.map_embeddings = unit_rows(embeddings[:_MAPPED])
-        made.map_identities = _identities(images, shown[:_MAPPED], pairs, issame)
+        made.map_identities = _identities(images, shown, pairs, issame)
     return made
 
 
@@ -61,7 +61,7 @@ def _hardest(similarity: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> n
 
 
 def _identities(images: Collection, shown: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> np.ndarray:
-    """Returns a name for the identity of each of the images `shown` [N], as str [N].
+    """Returns a name for the identity of each of the first images of `shown`, as str [min(N, _MAPPED)].
 
     If the collection names no identities, images that pairs of one identity connect are of one identity, and so are the
     images of a folder that holds no pair of two. Its name is that of the folder, if it is in only one, and otherwise
@@ -70,16 +70,16 @@ def _identities(images: Collection, shown: np.ndarray, pairs: np.ndarray, issame
     Args:
         images: The images.
         shown: The number of each image in the collection, int [N].
-        pairs: Two rows of `shown` for each pair, int [P, 2]; those beyond N are left out.
+        pairs: Two rows of `shown` for each pair, int [P, 2].
         issame: Whether the two are of one identity, bool [P].
     """
-    named = [images.identity(i) for i in shown.tolist()]
+    named = [images.identity(i) for i in shown[:_MAPPED].tolist()]
     if any(named):
         return np.array(named, "U")
-    count = len(shown)
+    count = len(named)
     known = (pairs < count).all(axis=1)
-    folders = [os.path.dirname(images.name(i)) for i in shown.tolist()]
-    mixed = {folders[one] for one, other in pairs[known & ~issame].tolist() if folders[one] == folders[other]}
+    every = [os.path.dirname(images.name(i)) for i in shown.tolist()]
+    folders, mixed = every[:count], _folders_of_two(every, pairs[~issame])
     first_of = {folder: i for i, folder in reversed(list(enumerate(folders))) if folder and folder not in mixed}
     inside = [[first_of[folder], i] for i, folder in enumerate(folders) if folder in first_of]
     roots = _first_of_each(count, pairs[known & issame].tolist() + inside)
@@ -97,6 +97,17 @@ def _identities(images: Collection, shown: np.ndarray, pairs: np.ndarray, issame
         return name if short[name] <= 1 else folder
 
     return np.array([title(one) for one in roots], "U")
+
+
+def _folders_of_two(folders: Sequence[str], different: np.ndarray) -> set[str]:
+    """Returns the folders that hold both images of a pair `different` [P, 2], and so more than one identity.
+
+    All images count, because the first of them may be those of pairs of one identity.
+    """
+    numbers: dict[str, int] = {}
+    found = np.array([numbers.setdefault(folder, len(numbers)) for folder in folders], np.int64)[different]
+    names = list(numbers)
+    return {names[number] for number in np.unique(found[found[:, 0] == found[:, 1], 0]).tolist()}
 
 
 def _first_of_each(count: int, links: Iterable[Sequence[int]]) -> list[int]:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from plsc.errors import PlscError
 from plsc.machine.names import CONTROLS, readable
 
 _PASSED_ON = "PLSC_STDERR_PASSED_ON"
+# The streams belong to the process: a second thread would restore the /dev/null of the first.
+_discarding = threading.RLock()
 
 
 def open_closed_streams() -> None:
@@ -118,12 +121,12 @@ def discarded_output(*descriptors: int) -> Iterator[None]:
     """Discards what a library writes to standard streams of the process inside the `with` block.
 
     It is for remarks of C++ code, which would get between the lines or the JSON that a command prints. What other
-    threads print meanwhile is lost too, so the block should be short.
+    threads print meanwhile is lost too, so the block should be short. Only one thread at a time can be in such a block.
 
     Args:
         descriptors: The streams; by default the standard output, 1. One that is closed stays so.
     """
-    with contextlib.ExitStack() as stack, open(os.devnull, "wb") as nowhere:
+    with _discarding, contextlib.ExitStack() as stack, open(os.devnull, "wb") as nowhere:
         is_open = {0: sys.stdin is not None, 1: sys.stdout is not None, 2: sys.stderr is not None}
         chosen = [descriptor for descriptor in descriptors or (1,) if is_open[descriptor]]
         for descriptor in chosen:

@@ -1,4 +1,5 @@
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,18 @@ def test_what_is_left_is_the_rest_in_its_order(tmp_path, monkeypatch, blocks, nu
         kept = np.searchsorted(source.blocks, np.arange(len(rest)), side="right")
         assert len(set(zip(whole.tolist(), kept.tolist()))) == len(set(kept.tolist()))
         assert np.array_equal(source.epoch_order(3, 1, 0, 2), block_indices(source.blocks, 3, 1, 0, 2))
+
+
+def test_folders_without_some_images_can_be_pickled(tmp_path):
+    names = [f"{label}/{i}.jpg" for label in "ab" for i in range(4)]
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(name.encode())
+    (tmp_path / "list.txt").write_text("a/2.jpg\n")
+    source = leave_out(sources.open_images(str(tmp_path / "data"), None, 0, 1), tmp_path / "list.txt")
+    copied = pickle.loads(pickle.dumps(source))
+    found, wanted = ([(one.name(i), one.read(i)) for i in range(7)] for one in (copied, source))
+    assert found == wanted and copied.num_images == 7
 
 
 def test_the_digests_tell_which_images_are_left_out_and_not_where_the_list_is(tmp_path):

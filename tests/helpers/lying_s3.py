@@ -14,7 +14,7 @@ from lying_server import TwoServers
 
 
 class LyingS3(TwoServers):
-    """An S3 server that lies.
+    """A server of one bucket, and the one to which it redirects.
 
     Attributes:
         keys: What every listing holds; those that end in `/` are folders.

@@ -13,9 +13,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class TwoServers:
-    """A server and a stranger to which it can redirect, which run inside the `with` block.
+    """A server, and one that notes what strangers send to it; both run inside the `with` block.
 
-    A subclass has `_handler(own)`, which returns the class of the handlers of the server, or of the stranger.
+    Attributes:
+        url: The first.
+        stranger: The other.
+        strangers: What the other has received.
     """
 
     def __init__(self):
@@ -35,7 +38,7 @@ class TwoServers:
 
 
 class LyingServer(TwoServers):
-    """A WebHDFS that lies.
+    """A NameNode and the server to which it redirects.
 
     Attributes:
         listed: Name, size and type of what every folder holds.

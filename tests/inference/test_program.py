@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -101,6 +102,8 @@ def test_only_built_in_networks_that_stay_embed_many_images_with_a_program(monke
         for number in (count, 1, count):  # The choice depends on the collection alone.
             found = embedder.embed(Pictures(number))
             assert (not found.any()) == (is_faster and number == count)
+        reader = SimpleNamespace(splits=False, epoch=lambda number: iter([(IMAGES, np.zeros(5, int))]))
+        assert embedder.embed_reader(reader)[0].any(), "readers are embedded by the network"
         assert calls == ["GlyphNet"] * is_faster, "the program is made once"
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from ranks import environment
@@ -102,3 +103,21 @@ def test_what_a_library_prints_is_discarded_and_what_python_prints_is_not(capfd)
         os.write(1, b"remark")
     print("after")
     assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_two_threads_that_discard_the_output_give_it_back(capfd):
+    inside, done = threading.Event(), threading.Event()
+
+    def first():
+        with streams.discarded_output():
+            inside.set()
+            done.wait(0.1)
+
+    one = threading.Thread(target=first)
+    one.start()
+    inside.wait()
+    with streams.discarded_output(1, 2), streams.discarded_output():
+        done.set()
+        one.join()
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "after\n"

@@ -7,7 +7,7 @@ from plsc.models import build_model
 from plsc.models.base_model import build
 from plsc.models.mobilefacenet import MobileFaceNet
 from plsc.models.resnet import DEPTHS, ResNet
-from plsc.models.vit import ViT
+from plsc.models.vit import ViT, _swapped
 
 
 def weights(model):
@@ -47,6 +47,13 @@ def test_vit_has_the_published_number_of_weights():
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_vit_swaps_dimensions_of_every_type(dtype):
+    x = paddle.arange(24).reshape([1, 2, 3, 4]).astype(dtype)
+    assert _swapped(x).dtype == x.dtype
+    assert np.array_equal(_swapped(x).astype("float32"), np.arange(24).reshape(1, 2, 3, 4).transpose(0, 2, 1, 3))
+
+
 @pytest.mark.parametrize("shape, grid", [((3, 112, 112), (14, 14)), ((3, 32, 32), (11, 11)), ((1, 17, 23), (9, 12))])
 def test_vit_sees_every_pixel_in_at_most_14_patches_per_side(shape, grid):
     model = ViT(8, shape, blocks=0)
