@@ -125,3 +125,21 @@ def test_a_store_that_cannot_be_used_is_one_line_before_the_first_step(s3, few_g
     with pytest.raises(StorageError, match=words) as error:
         open_store(Config(hdfs=Hdfs(address, None, "checkpoints")))
     assert "\n" not in str(error.value)
+
+
+def test_ranks_that_do_not_share_a_store_end_before_the_first_step(tmp_path, monkeypatch):
+    """The memory of each process is a store of its own; uploads to it would wait for the other ranks in vain."""
+    pytest.importorskip("fsspec")
+    from plsc import parallel
+    from plsc.checkpoint.download import open_store
+    from plsc.config import Config, Hdfs
+    from plsc.storage import StorageError
+
+    config = Config(hdfs=Hdfs(f"memory://{tmp_path.name}", None, "checkpoints"))
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    store = open_store(config)  # as rank 0, which sees what it writes
+    assert store.status("checkpoints") is None  # nothing is left
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "from_rank_0", lambda action, what: "checkpoints/.plsc.written_elsewhere")
+    with pytest.raises(StorageError, match="checkpoints: rank 1 does not see what rank 0 writes there; all ranks must"):
+        open_store(config)
