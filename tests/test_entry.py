@@ -167,6 +167,10 @@ def test_how_hdfs_is_to_know_the_user():
     ):
         with pytest.raises(ConfigError, match=words):
             ins.set_hdfs_info("hdfs://nn", None, "folder", **arguments)
+    with pytest.raises(
+        ConfigError, match="set_hdfs_info: auth and keytab are for HDFS, and 'file:///x' is none; leave"
+    ):
+        ins.set_hdfs_info("file:///x", None, "folder", keytab="/keys")
     ins.set_hdfs_info("hdfs://nn", None, "folder", keytab="/keys")  # means Kerberos
     assert ins._config.hdfs.auth == "kerberos" and ins._config.hdfs.kerberos.keytab == "/keys"
 

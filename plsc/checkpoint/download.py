@@ -35,8 +35,8 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
         The storage, or None without `set_hdfs_info`.
 
     Raises:
-        StorageError: The servers do not answer within seconds, or refuse, or the ranks do not share what is saved there;
-            the same on every rank.
+        StorageError: The servers do not answer within seconds, or refuse, or some rank does not see what another one
+            writes; the same on every rank.
     """
     hdfs = config.hdfs
     if hdfs is None:

@@ -23,6 +23,8 @@ HINTS = {
     "PermanentRedirect|AuthorizationHeaderMalformed|^30[17]$": "check the region and the endpoint",
     "QuotaExceeded|ENOSPC": "make room there",
 }
+# Codes of S3 for failures that pass, in an answer that lists what happened to each of several files.
+PASSING = ("InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown")
 
 
 def code_of(problem: BaseException) -> str:

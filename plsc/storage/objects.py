@@ -30,7 +30,7 @@ from plsc.storage.base import (
     missing,
     place_of,
 )
-from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, S3, code_of, login, object_error, words_of
+from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, PASSING, S3, code_of, login, object_error, words_of
 
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 5.0
 _COPY_SECONDS = 3600.0  # a server that copies a file answers when it is done
@@ -325,8 +325,11 @@ class S3Storage(ObjectStorage):
         for begin in range(0, len(places), _DELETED_AT_ONCE):
             some = [self._system.split_path(place) for place in places[begin : begin + _DELETED_AT_ONCE]]
             keys = {"Objects": [{"Key": key} for _, key, _ in some], "Quiet": True}
-            for problem in self._call("delete_objects", Bucket=some[0][0], Delete=keys).get("Errors", ())[:1]:
-                raise PermissionError(f"{problem.get('Key')}: {problem.get('Code')}: {problem.get('Message')}")
+            for problem in self._call("delete_objects", Bucket=some[0][0], Delete=keys).get("Errors", ()):
+                code = str(problem.get("Code"))
+                if code != "NoSuchKey":
+                    kind = OSError if code in PASSING else PermissionError
+                    raise kind(f"{problem.get('Key')}: {code}: {problem.get('Message')}")
 
 
 def check_object_address(setter: str, address: str) -> None:

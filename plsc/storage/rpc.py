@@ -232,7 +232,7 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
             if kerberos is None and "listener disconnected" in str(problem):
                 raise StorageUnavailableError(
                     f"{problem}, as it does where a NameNode asks for Kerberos; if it does, call set_hdfs_info with "
-                    "auth='kerberos'"
+                    "auth='kerberos', or plsc fs with --kerberos"
                 ) from None
             if not store.has_changed:
                 raise

@@ -21,6 +21,7 @@ class LyingS3:
         body: The bytes of every file.
         refusal: Status and code of the answer to every request, or None.
         redirect: The status with which it redirects all requests to the other server, or None.
+        kept: The code with which it refuses to remove each file of a list, or None.
         cut: Whether it closes the connection in the middle of a file.
     """
 
@@ -33,6 +34,7 @@ class LyingS3:
     def reset(self):
         """Has it tell the truth about an empty bucket."""
         self.keys, self.size, self.body, self.refusal, self.redirect, self.cut = [], 1, b"x", None, None, False
+        self.kept = None
         self.strangers.clear()
 
     def __enter__(self):
@@ -78,6 +80,9 @@ class LyingS3:
                     status, code = lying.refusal
                     text = f"<Error><Code>{code}</Code><Message>No: {code}</Message></Error>"
                     return self.reply(status, text.encode())
+                if lying.kept and self.command == "POST":
+                    errors = f"<Error><Key>x</Key><Code>{lying.kept}</Code><Message>No</Message></Error>"
+                    return self.reply(200, f"<DeleteResult>{errors}</DeleteResult>".encode())
                 if "list-type" in url.query:
                     return self.reply(200, lying._listing(parse_qs(url.query)).encode())
                 if self.command == "HEAD":

@@ -111,6 +111,18 @@ def test_nothing_is_removed_that_is_not_in_the_folder(lying, key):
         store.delete("source")
 
 
+def test_a_removal_that_fails_for_some_files_is_tried_again_only_where_that_helps(lying):
+    """S3 answers with success, and lists the files that it could not remove."""
+    lying.keys = ["tests/source/a"]
+    store = open_hdfs(ADDRESS, None).with_patience(0)
+    for code, passes in (("SlowDown", True), ("InternalError", True), ("AccessDenied", False)):
+        lying.kept = code
+        text, may_pass = refused(lambda: store.delete("source"))
+        assert f"{code}: No" in text and may_pass == passes and ("ask the owner" in text) != passes, text
+    lying.kept = "NoSuchKey"
+    store.delete("source")
+
+
 def test_a_file_of_another_length_is_refused(lying, tmp_path):
     lying.keys, lying.size = ["tests/source/a"], 3
     store = open_hdfs(ADDRESS, None).with_patience(0)
