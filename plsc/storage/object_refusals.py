@@ -54,6 +54,8 @@ def object_error(store: Storage, path: str, problem: Exception) -> StorageError:
         return StorageError(f"{where}: no credentials ({words}); {login(scheme)}")
     if code == "NoSuchUpload":  # of a server that has lost it; the next attempt begins again
         return StorageUnavailableError(f"{where}: {words}")
+    if "not fork-safe" in words:  # the thread that serves its requests is in the other process
+        return StorageError(f"{where}: was opened before this process was forked; open it in the process that uses it")
     if isinstance(problem, RecursionError):  # botocore follows redirects to other regions
         return StorageError(f"{where}: the server redirects without end; check the region and the endpoint")
     if isinstance(problem, FileNotFoundError):

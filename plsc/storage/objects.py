@@ -101,7 +101,8 @@ class ObjectStorage:
             while begin < end or waiting:
                 while begin < end and len(waiting) < at_once:
                     stop = min(begin + _PART_BYTES, end)
-                    waiting.append((stop - begin, self._begin("cat_file", place, start=begin, end=stop)))
+                    with self._worded(path):
+                        waiting.append((stop - begin, self._begin("cat_file", place, start=begin, end=stop)))
                     begin = stop
                 size, future = waiting.popleft()
                 with self._worded(path):
@@ -236,8 +237,9 @@ class ObjectStorage:
         if self._system.async_impl:
             import asyncio  # takes time
 
+            loop = self._system.loop  # raises RuntimeError in a process that was forked after the store was opened
             coroutine = getattr(self._system, f"_{method}")(*arguments, **options)
-            return asyncio.run_coroutine_threadsafe(coroutine, self._system.loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
         done: Future = Future()
         try:
             done.set_result(getattr(self._system, method)(*arguments, **options))

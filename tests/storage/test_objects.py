@@ -111,6 +111,14 @@ def test_nothing_is_removed_that_is_not_in_the_folder(lying, key):
         store.delete("source")
 
 
+def test_a_store_that_was_opened_before_a_fork_says_so_at_once(lying):
+    store = open_hdfs(ADDRESS, None).with_patience(3600)
+    store._storage._system._pid += 1  # what a forked process finds
+    for action in (lambda: store.status("x"), lambda: list(store.read("x", 0, 1))):
+        text, passes = refused(action)
+        assert text.startswith(ADDRESS) and "was opened before this process was forked" in text and not passes
+
+
 def test_a_removal_that_fails_for_some_files_is_tried_again_only_where_that_helps(lying):
     """S3 answers with success, and lists the files that it could not remove."""
     lying.keys = ["tests/source/a"]
