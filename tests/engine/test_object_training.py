@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from killed_runs import same_tensors
-from ranks import ROOT, TIMEOUT, environment, start
+from ranks import ROOT, TIMEOUT, environment, popen_ranks, start
 
 from plsc.checkpoint import remote
 from plsc.shuffle.local import shuffle_base64
@@ -48,11 +48,16 @@ def test_new_machines_resume_to_the_bit_from_s3_with_data_in_s3(s3, few_glyphs, 
         f"data_cache={json.dumps([str(tmp_path / 'cache'), '1GB'])}",
     )
     data = "s3://bucket/training/data"
-    kill = ("--kill-rank=1", "--kill-step=9", "--pause=1.5")  # time for an upload
-    killed = start("train_glyphs.py", 2, data, tmp_path / "run", *options, *kill)
-    assert killed.returncode == 1, killed.stderr[-3000:]
+    kill = ("--kill-rank=1", "--kill-step=9", "--hold-step=8")
+    killed, said = popen_ranks("train_glyphs.py", 2, data, tmp_path / "run", *options, *kill), ""
+    for line in killed.stderr:
+        said += line
+        if "holding step 8" in said and "] uploaded " in said:
+            (tmp_path / "run.release").touch()
+    assert killed.wait() == 1, said[-3000:]
+    (tmp_path / "run.release").unlink()
     found = remote.newest(store, "checkpoints")
-    assert found is not None and "fetching" in killed.stderr
+    assert found is not None and "fetching" in said
     for lost in ("run", "cache"):
         shutil.rmtree(tmp_path / lost)
     resumed = start("train_glyphs.py", 2, data, tmp_path / "run", *options)

@@ -22,11 +22,12 @@ class LyingS3:
         refusal: Status and code of the answer to every request, or None.
         redirect: The status with which it redirects all requests to the other server, or None.
         kept: The code with which it refuses to remove each file of a list, or None.
+        store: A place for a store that tests share; `reset` leaves it alone.
         cut: Whether it closes the connection in the middle of a file.
     """
 
     def __init__(self):
-        self.strangers = []
+        self.strangers, self.store = [], None
         self.reset()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(own)) for own in (True, False)]
         self.url, self.stranger = (f"http://127.0.0.1:{one.server_port}" for one in self._servers)
