@@ -38,7 +38,7 @@ REFUSED = [
     ("set_model_save_dir", 5),
     ("set_calc_acc", "yes"),
     ("set_dataset_dir", ""),
-    ("set_dataset_dir", "s3://bucket/data"),
+    ("set_dataset_dir", "nosuch://bucket/data"),
     ("set_data_cache", "hdfs://nn/cache"),
     ("set_class_num", 0),
     ("set_emb_size", None),
