@@ -140,8 +140,8 @@ def base64_glyphs(glyphs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def s3_session():
     """A real S3 server for the tests of this worker; use `s3`."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
+    for package in ("s3fs", "boto3", "moto", "flask_cors"):  # the last one is of moto[server]
+        pytest.importorskip(package)
     from s3_server import S3Server
 
     with S3Server() as server:

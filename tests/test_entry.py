@@ -38,7 +38,7 @@ REFUSED = [
     ("set_model_save_dir", 5),
     ("set_calc_acc", "yes"),
     ("set_dataset_dir", ""),
-    ("set_dataset_dir", "s3://bucket/data"),
+    ("set_dataset_dir", "nosuch://bucket/data"),
     ("set_data_cache", "hdfs://nn/cache"),
     ("set_class_num", 0),
     ("set_emb_size", None),
@@ -167,6 +167,10 @@ def test_how_hdfs_is_to_know_the_user():
     ):
         with pytest.raises(ConfigError, match=words):
             ins.set_hdfs_info("hdfs://nn", None, "folder", **arguments)
+    with pytest.raises(
+        ConfigError, match="set_hdfs_info: auth and keytab are for HDFS, and 'file:///x' is none; leave"
+    ):
+        ins.set_hdfs_info("file:///x", None, "folder", keytab="/keys")
     ins.set_hdfs_info("hdfs://nn", None, "folder", keytab="/keys")  # means Kerberos
     assert ins._config.hdfs.auth == "kerberos" and ins._config.hdfs.kerberos.keytab == "/keys"
 

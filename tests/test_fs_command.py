@@ -161,6 +161,22 @@ def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monk
     assert '"files": 2' in capsys.readouterr().out and list(tree(store, "")) == ["other"]
 
 
+def test_kerberos_is_for_hdfs_and_needs_no_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PLSC_HDFS_PASSWORD", "that of a gateway")
+    for arguments, words in (
+        (
+            ["--kerberos", f"file://{tmp_path}"],
+            "--kerberos and --keytab are for HDFS, and 'file://' is none; leave them",
+        ),
+        (["--keytab", "/k", "--user", "me", "hdfs://localhost:9/x"], "leave out --user and --ask-password"),
+        (["--keytab", f"{tmp_path}/absent", "hdfs://localhost:9/x"], "absent' cannot be read"),
+    ):
+        assert cli.main(["fs", "ls", *arguments]) == 1
+        shown = capsys.readouterr().err
+        assert words in shown and shown.count("\n") == 1, shown
+        monkeypatch.setenv("PLSC_HDFS_PASSWORD", "that of a gateway")
+
+
 def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys, tmp_path):
     store, address = memory
     (tmp_path / "source").mkdir()

@@ -35,7 +35,8 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
         The storage, or None without `set_hdfs_info`.
 
     Raises:
-        StorageError: The servers do not answer within seconds, or refuse; the same on every rank.
+        StorageError: The servers do not answer within seconds, or refuse, or some rank does not see what another one
+            writes; the same on every rank.
     """
     hdfs = config.hdfs
     if hdfs is None:
@@ -56,7 +57,39 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
                     store.with_patience(0).delete(probe)
         return store
 
-    return parallel.together(check, "its connection to HDFS").with_patience(config.hdfs_upload.retry_seconds, stop)
+    store = parallel.together(check, "its connection to HDFS")
+    if folder is not None and parallel.world_size() > 1:
+        _check_shared(store, folder)
+    return store.with_patience(config.hdfs_upload.retry_seconds, stop)
+
+
+def _check_shared(store: Retrying, folder: str) -> None:
+    """Checks that every rank sees what rank 0 writes; it does not in the memory of a process, or on separate disks.
+
+    Raises:
+        StorageError: Some rank does not; on every rank.
+    """
+
+    def mark() -> str:
+        place = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
+        store.write(place, lambda: [b"plsc"], 4)
+        return place
+
+    place = parallel.from_rank_0(mark, "its connection to HDFS")
+
+    def look() -> None:
+        if store.status(place) is None:
+            raise StorageError(
+                f"{store.name}: {folder}: rank {parallel.rank()} does not see what rank 0 writes there; all ranks must "
+                "share the store that fs_name of set_hdfs_info names"
+            )
+
+    try:
+        parallel.together(look, "its connection to HDFS")
+    finally:
+        if parallel.rank() == 0:
+            with contextlib.suppress(StorageError):
+                store.with_patience(0).delete(place)
 
 
 def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:

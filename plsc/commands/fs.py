@@ -20,7 +20,7 @@ from plsc.errors import ConfigError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
-from plsc.storage.address import check_hdfs_address, split_address
+from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
 from plsc.storage.base import Status, place_of
 from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, put, tree
@@ -126,15 +126,20 @@ def run(options: argparse.Namespace) -> int:
         setattr(options, options.remote, address.path)
     if options.fs is None:
         raise ConfigError(f"{path}: no store is named; give an address such as s3://bucket/{path}, or --fs")
+    check_hdfs_address(options.fs, is_alias=options.user is None)
+    kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
+    if kerberos is not None:
+        check_takes_kerberos("--kerberos and --keytab", options.fs)
+        if options.user or options.ask_password:
+            raise ConfigError(
+                "with Kerberos, the ticket or the keytab says who connects; leave out --user and --ask-password"
+            )
+        password = ""  # that of a gateway
     if options.ask_password:
         password = getpass.getpass(f"Password of {options.user} for {options.fs}: ")
     if password and not options.user:
         raise ConfigError("there is a password, but no name; give --user")
-    check_hdfs_address(options.fs, is_alias=options.user is None)
     ugi = f"{options.user},{password}" if options.user else None
-    kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
-    if kerberos is not None and ugi is not None:
-        raise ConfigError("with Kerberos, the ticket or the keytab says who connects; leave out --user")
     options.run(options, open_hdfs(options.fs, ugi, kerberos=kerberos).with_patience(options.retry_seconds))
     return 0
 

@@ -48,8 +48,8 @@ def open_store(place: Place, stop: threading.Event) -> Retrying:
     """Opens the store of a data set.
 
     The HDFS of `set_hdfs_info` serves the data sets of its hosts: its address may name the port of WebHDFS, and its
-    password belongs to its gateway. Another HDFS gets the name of the user alone. Object stores of one kind share the
-    credentials.
+    password belongs to its gateway. Another HDFS gets the name of the user alone, or a Kerberos ticket, with which it
+    can do nothing elsewhere. Object stores of one kind share the credentials.
 
     Raises:
         ConfigError: The address cannot be read.
@@ -70,7 +70,8 @@ def open_store(place: Place, stop: threading.Event) -> Retrying:
         store = open_hdfs(place.fs_name, place.fs_ugi, place.client, place.kerberos)
     else:
         user = (place.fs_ugi or "").partition(",")[0] if is_hdfs else ""
-        store = open_hdfs(address.server, f"{user}," if user else None)
+        kerberos = place.kerberos if is_hdfs else None
+        store = open_hdfs(address.server, f"{user}," if user else None, kerberos=kerberos)
     return store.with_patience(place.patience, stop)
 
 

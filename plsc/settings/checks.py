@@ -593,7 +593,7 @@ def hdfs_info(
     keytab: Optional[str] = None,
 ) -> Hdfs:
     """Returns the address, the credentials and the folders."""
-    from plsc.storage.address import check_hdfs_address
+    from plsc.storage.address import check_hdfs_address, check_takes_kerberos
 
     for name, value in (("fs_dir_for_save", fs_dir_for_save), ("fs_checkpoint_dir", fs_checkpoint_dir)):
         if value is not None and "://" in check_str(f"{setter}: {name}", value):
@@ -608,6 +608,8 @@ def hdfs_info(
         raise ConfigError(f"{setter}: with Kerberos, the ticket or the keytab says who connects; give None as fs_ugi")
     if fs_name is not None:
         check_hdfs_address(fs_name, is_alias=fs_ugi is None)
+        if auth is not None:
+            check_takes_kerberos(f"{setter}: auth and keytab", fs_name)
     return Hdfs(fs_name, fs_ugi, fs_dir_for_save, fs_checkpoint_dir, auth=auth, keytab=keytab)
 
 

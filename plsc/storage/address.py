@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
 from plsc.errors import ConfigError, shown
+from plsc.storage.object_refusals import AZURE, GOOGLE, S3
 from plsc.storage.objects import check_object_address
 
 DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TLS follow
@@ -50,7 +51,7 @@ class Address(NamedTuple):
         The buckets of object stores of one kind count as one machine.
         """
         if self.is_object or is_foreign_address(fs_name):
-            return fs_name.lower().startswith(f"{self.scheme}://")
+            return _kind_of(fs_name) == _kind_of(self.text)
         parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
         hosts = {urlsplit(part if "://" in part else f"hdfs://{part}").hostname for part in parts}
         return not self.host or urlsplit(self.server).hostname in hosts
@@ -93,6 +94,12 @@ def is_object_address(text: str) -> bool:
 def is_foreign_address(text: str) -> bool:
     """Returns whether an address is none of HDFS."""
     return is_object_address(text) or text.lower().startswith("file://")
+
+
+def _kind_of(text: str) -> str:
+    """Returns the scheme of an address; schemes of the same stores count as one."""
+    scheme = text.partition("://")[0].lower()
+    return next((kinds[0] for kinds in (S3, GOOGLE, AZURE) if scheme in kinds), scheme)
 
 
 def _is_host(host: str) -> bool:
@@ -156,6 +163,12 @@ def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
         split_address("set_hdfs_info: fs_name", fs_name)
     elif not (is_alias and re.fullmatch(r"[\w.-]+", fs_name)):
         web_addresses(fs_name)
+
+
+def check_takes_kerberos(names: str, fs_name: str) -> None:
+    """Raises ConfigError, which begins with the names of the settings, for an address that is none of HDFS."""
+    if is_foreign_address(fs_name):
+        raise ConfigError(f"{names} are for HDFS, and {shown(fs_name)} is none; leave them out")
 
 
 def _candidates(scheme: str, url: str) -> list[str]:

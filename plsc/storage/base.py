@@ -11,6 +11,7 @@ from plsc.errors import PlscError, shown
 
 CHUNK_BYTES = 1 << 20
 COMMIT = "meta.json"  # comes last and goes first where a store cannot rename: it makes a folder a checkpoint
+ALREADY_THERE = "already exists"  # the reason of `check_absent`
 
 Chunks = Callable[[], Iterable[bytes]]  # gives the bytes of a file; called again for each attempt
 
@@ -152,7 +153,7 @@ def missing(storage: Storage, path: str) -> StorageError:
 def check_absent(storage: Storage, path: str) -> None:
     """Raises StorageError if something has that name already."""
     if storage.status(path) is not None:
-        raise StorageError(f"{place_of(storage, path)}: already exists", "already exists")
+        raise StorageError(f"{place_of(storage, path)}: {ALREADY_THERE}", ALREADY_THERE)
 
 
 def parts_of(stream: Any, count: int) -> Iterator[bytes]:

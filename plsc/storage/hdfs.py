@@ -33,8 +33,8 @@ _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
 
 _REFUSED = (
-    "the name or the password was refused; check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos'; for a "
-    "token, give a client to set_hdfs_client"
+    "the name or the password was refused; check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos', or "
+    "plsc fs with --kerberos; for a token, give a client to set_hdfs_client"
 )
 
 if logging.getLogger("hdfs").level == logging.NOTSET:  # it logs every request, and failures that are reported here

@@ -15,7 +15,7 @@ from typing import Optional, Union
 from plsc.errors import ConfigError, one_line
 from plsc.storage.base import StorageError, StorageUnavailableError
 
-_RENEW = "run kinit, or give a keytab to set_hdfs_info(..., keytab='/path')"
+_RENEW = "run kinit, or give a keytab (keytab= of set_hdfs_info, --keytab of plsc fs)"
 _SETUP = "check krb5.conf, or the file that KRB5_CONFIG names"
 # Texts of MIT Kerberos, what they mean, and what to do; None stands for getting a new ticket.
 _MEANINGS = (

@@ -23,6 +23,8 @@ HINTS = {
     "PermanentRedirect|AuthorizationHeaderMalformed|^30[17]$": "check the region and the endpoint",
     "QuotaExceeded|ENOSPC": "make room there",
 }
+# Codes of S3 for failures that pass, in an answer that lists what happened to each of several files.
+PASSING = ("InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown")
 
 
 def code_of(problem: BaseException) -> str:
@@ -52,6 +54,8 @@ def object_error(store: Storage, path: str, problem: Exception) -> StorageError:
         return StorageError(f"{where}: no credentials ({words}); {login(scheme)}")
     if code == "NoSuchUpload":  # of a server that has lost it; the next attempt begins again
         return StorageUnavailableError(f"{where}: {words}")
+    if "not fork-safe" in words:  # the thread that serves its requests is in the other process
+        return StorageError(f"{where}: was opened before this process was forked; open it in the process that uses it")
     if isinstance(problem, RecursionError):  # botocore follows redirects to other regions
         return StorageError(f"{where}: the server redirects without end; check the region and the endpoint")
     if isinstance(problem, FileNotFoundError):

@@ -30,7 +30,7 @@ from plsc.storage.base import (
     missing,
     place_of,
 )
-from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, S3, code_of, login, object_error, words_of
+from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, PASSING, S3, code_of, login, object_error, words_of
 
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 5.0
 _COPY_SECONDS = 3600.0  # a server that copies a file answers when it is done
@@ -101,7 +101,8 @@ class ObjectStorage:
             while begin < end or waiting:
                 while begin < end and len(waiting) < at_once:
                     stop = min(begin + _PART_BYTES, end)
-                    waiting.append((stop - begin, self._begin("cat_file", place, start=begin, end=stop)))
+                    with self._worded(path):
+                        waiting.append((stop - begin, self._begin("cat_file", place, start=begin, end=stop)))
                     begin = stop
                 size, future = waiting.popleft()
                 with self._worded(path):
@@ -236,8 +237,9 @@ class ObjectStorage:
         if self._system.async_impl:
             import asyncio  # takes time
 
+            loop = self._system.loop  # raises RuntimeError in a process that was forked after the store was opened
             coroutine = getattr(self._system, f"_{method}")(*arguments, **options)
-            return asyncio.run_coroutine_threadsafe(coroutine, self._system.loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
         done: Future = Future()
         try:
             done.set_result(getattr(self._system, method)(*arguments, **options))
@@ -325,8 +327,11 @@ class S3Storage(ObjectStorage):
         for begin in range(0, len(places), _DELETED_AT_ONCE):
             some = [self._system.split_path(place) for place in places[begin : begin + _DELETED_AT_ONCE]]
             keys = {"Objects": [{"Key": key} for _, key, _ in some], "Quiet": True}
-            for problem in self._call("delete_objects", Bucket=some[0][0], Delete=keys).get("Errors", ())[:1]:
-                raise PermissionError(f"{problem.get('Key')}: {problem.get('Code')}: {problem.get('Message')}")
+            for problem in self._call("delete_objects", Bucket=some[0][0], Delete=keys).get("Errors", ()):
+                code = str(problem.get("Code"))
+                if code != "NoSuchKey":
+                    kind = OSError if code in PASSING else PermissionError
+                    raise kind(f"{problem.get('Key')}: {code}: {problem.get('Message')}")
 
 
 def check_object_address(setter: str, address: str) -> None:

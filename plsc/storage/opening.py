@@ -8,7 +8,14 @@ from typing import Any, Optional
 
 from plsc.errors import ConfigError
 from plsc.storage import hdfs, objects, rpc, site
-from plsc.storage.address import check_hdfs_address, is_foreign_address, is_object_address, rpc_hosts, split_address
+from plsc.storage.address import (
+    check_hdfs_address,
+    check_takes_kerberos,
+    is_foreign_address,
+    is_object_address,
+    rpc_hosts,
+    split_address,
+)
 from plsc.storage.base import Storage, StorageError, StorageUnavailableError
 from plsc.storage.kerberos import Kerberos, TicketError
 from plsc.storage.local import LocalStorage
@@ -37,7 +44,7 @@ def connect(
     """
     if client is None and fs_name is not None and is_foreign_address(fs_name):
         if kerberos is not None:
-            raise ConfigError(f"set_hdfs_info: auth and keytab are for HDFS, and {fs_name} is none; leave them out")
+            check_takes_kerberos("set_hdfs_info: auth and keytab", fs_name)
         return _connect_foreign(fs_name, fs_ugi)
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
     if is_alias and kerberos is not None:

@@ -9,7 +9,16 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional, TypeVar
 
-from plsc.storage.base import Chunks, Status, Storage, StorageError, StorageUnavailableError, check_names, place_of
+from plsc.storage.base import (
+    ALREADY_THERE,
+    Chunks,
+    Status,
+    Storage,
+    StorageError,
+    StorageUnavailableError,
+    check_names,
+    place_of,
+)
 
 logger = logging.getLogger("plsc")
 T = TypeVar("T")
@@ -88,12 +97,22 @@ class Retrying:
         """Renames as the store does. A renaming whose answer was lost counts as done."""
         tried = False
 
+        def is_done() -> bool:
+            return self._storage.status(source) is None and self._storage.status(target) is not None
+
         def attempt() -> None:
             nonlocal tried
-            if tried and self._storage.status(source) is None and self._storage.status(target) is not None:
+            if tried and is_done():
                 return
             tried = True
-            self._storage.rename(source, target)
+            try:
+                self._storage.rename(source, target)
+            except StorageUnavailableError:
+                raise
+            except StorageError as problem:
+                # A client of two NameNodes repeats a request at the other one, which refuses what is done already.
+                if problem.reason == ALREADY_THERE or not is_done():
+                    raise
 
         self._retried(attempt)
 

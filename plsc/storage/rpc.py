@@ -41,9 +41,10 @@ T = TypeVar("T")
 
 ANSWER_SECONDS, PROBE_SECONDS = 60.0, 10.0
 _PARTS_AHEAD, _LOOK_SECONDS = 4, 0.5  # of about a megabyte each
+_ATTEMPTS = "dfs.client.failover.max.attempts"
 # hdfs-native tries again by itself, for 3 minutes by default; `Retrying` does so with a line in the log.
 _SETTINGS = {
-    "dfs.client.failover.max.attempts": "4",
+    _ATTEMPTS: "4",
     "dfs.client.failover.sleep.base.millis": "100",
     "dfs.client.failover.sleep.max.millis": "500",
 }
@@ -232,7 +233,7 @@ def connect(hosts: list[str], name: str, user: Optional[str], kerberos: Optional
             if kerberos is None and "listener disconnected" in str(problem):
                 raise StorageUnavailableError(
                     f"{problem}, as it does where a NameNode asks for Kerberos; if it does, call set_hdfs_info with "
-                    "auth='kerberos'"
+                    "auth='kerberos', or plsc fs with --kerberos"
                 ) from None
             if not store.has_changed:
                 raise
@@ -289,7 +290,7 @@ class _Cluster:
     def ask(self, host: str) -> Optional[str]:
         """Returns why one of the NameNodes does not serve, or None."""
         try:
-            _answer(lambda: self._opened(host, {}).get_file_info("/"), PROBE_SECONDS)
+            _answer(lambda: self._opened(host, {_ATTEMPTS: "1"}).get_file_info("/"), PROBE_SECONDS)
         except OSError as problem:
             return f"does not answer ({_reason(problem)})"
         except Exception as problem:  # noqa: BLE001 - whatever else it says, it answers

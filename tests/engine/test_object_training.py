@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from killed_runs import same_tensors
-from ranks import ROOT, TIMEOUT, environment, start
+from ranks import ROOT, TIMEOUT, environment, popen_ranks, start
 
 from plsc.checkpoint import remote
 from plsc.shuffle.local import shuffle_base64
@@ -48,11 +48,16 @@ def test_new_machines_resume_to_the_bit_from_s3_with_data_in_s3(s3, few_glyphs, 
         f"data_cache={json.dumps([str(tmp_path / 'cache'), '1GB'])}",
     )
     data = "s3://bucket/training/data"
-    kill = ("--kill-rank=1", "--kill-step=9", "--pause=1.5")  # time for an upload
-    killed = start("train_glyphs.py", 2, data, tmp_path / "run", *options, *kill)
-    assert killed.returncode == 1, killed.stderr[-3000:]
+    kill = ("--kill-rank=1", "--kill-step=9", "--hold-step=8")
+    killed, said = popen_ranks("train_glyphs.py", 2, data, tmp_path / "run", *options, *kill), ""
+    for line in killed.stderr:
+        said += line
+        if "holding step 8" in said and "] uploaded " in said:
+            (tmp_path / "run.release").touch()
+    assert killed.wait() == 1, said[-3000:]
+    (tmp_path / "run.release").unlink()
     found = remote.newest(store, "checkpoints")
-    assert found is not None and "fetching" in killed.stderr
+    assert found is not None and "fetching" in said
     for lost in ("run", "cache"):
         shutil.rmtree(tmp_path / lost)
     resumed = start("train_glyphs.py", 2, data, tmp_path / "run", *options)
@@ -125,3 +130,21 @@ def test_a_store_that_cannot_be_used_is_one_line_before_the_first_step(s3, few_g
     with pytest.raises(StorageError, match=words) as error:
         open_store(Config(hdfs=Hdfs(address, None, "checkpoints")))
     assert "\n" not in str(error.value)
+
+
+def test_ranks_that_do_not_share_a_store_end_before_the_first_step(tmp_path, monkeypatch):
+    """The memory of each process is a store of its own; uploads to it would wait for the other ranks in vain."""
+    pytest.importorskip("fsspec")
+    from plsc import parallel
+    from plsc.checkpoint.download import open_store
+    from plsc.config import Config, Hdfs
+    from plsc.storage import StorageError
+
+    config = Config(hdfs=Hdfs(f"memory://{tmp_path.name}", None, "checkpoints"))
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    store = open_store(config)  # as rank 0, which sees what it writes
+    assert store.status("checkpoints") is None  # nothing is left
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "from_rank_0", lambda action, what: "checkpoints/.plsc.written_elsewhere")
+    with pytest.raises(StorageError, match="checkpoints: rank 1 does not see what rank 0 writes there; all ranks must"):
+        open_store(config)

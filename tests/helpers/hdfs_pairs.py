@@ -74,8 +74,12 @@ class HdfsPair(HdfsServer):
 
     def kill_active(self) -> None:
         """Ends the active NameNode as a power cut would."""
-        self._kill(NAMENODE + self.active)
+        self.kill(self.active)
         self.active = None
+
+    def kill(self, name: str) -> None:
+        """Ends a NameNode, whether it is active or not."""
+        self._kill(NAMENODE + name)
 
     @property
     def standby(self) -> str:

@@ -22,16 +22,20 @@ class LyingS3(TwoServers):
         body: The bytes of every file.
         refusal: Status and code of the answer to every request, or None.
         redirect: The status with which it redirects all requests to the other server, or None.
+        kept: The code with which it refuses to remove each file of a list, or None.
+        store: A place for a store that tests share; `reset` leaves it alone.
         cut: Whether it closes the connection in the middle of a file.
     """
 
     def __init__(self):
         super().__init__()
+        self.store = None
         self.reset()
 
     def reset(self):
         """Has it tell the truth about an empty bucket."""
         self.keys, self.size, self.body, self.refusal, self.redirect, self.cut = [], 1, b"x", None, None, False
+        self.kept = None
         self.strangers.clear()
 
     def _listing(self, query):
@@ -67,6 +71,9 @@ class LyingS3(TwoServers):
                     status, code = lying.refusal
                     text = f"<Error><Code>{code}</Code><Message>No: {code}</Message></Error>"
                     return self.reply(status, text.encode())
+                if lying.kept and self.command == "POST":
+                    errors = f"<Error><Key>x</Key><Code>{lying.kept}</Code><Message>No</Message></Error>"
+                    return self.reply(200, f"<DeleteResult>{errors}</DeleteResult>".encode())
                 if "list-type" in url.query:
                     return self.reply(200, lying._listing(parse_qs(url.query)).encode())
                 if self.command == "HEAD":

@@ -77,6 +77,8 @@ def test_addresses_of_data():
         data = split_address("set_dataset_dir", "memory://bucket/a/../data")
         assert (data.scheme, data.server, data.path, data.is_object) == ("memory", "memory://bucket", "/data", True)
         assert data.is_served_by("memory://other") and not data.is_served_by("s3://bucket/data")
+        if importlib.util.find_spec("s3fs") is not None:
+            assert split_address("set_dataset_dir", "s3a://bucket/data").is_served_by("s3://other")
         assert not data.is_served_by("hdfs://bucket:9000") and not data.is_served_by("bucket:9000")
     assert not split_address("set_dataset_dir", "hdfs://bucket/data").is_served_by("s3://bucket")
     data = split_address("set_dataset_dir", "hdfs://nn:9000/data")

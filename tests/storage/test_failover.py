@@ -102,10 +102,10 @@ def test_a_namenode_whose_machine_hangs_is_left(pair, tmp_path, monkeypatch, cap
     monkeypatch.setattr(rpc, "ANSWER_SECONDS", 2.0)
     monkeypatch.setattr(rpc, "PROBE_SECONDS", 1.0)
     store, other = open_hdfs("hdfs://cluster", "alice,").with_patience(60), pair.standby
-    before = pair.hosts[pair.active]
+    hanging = pair.active
+    before = pair.hosts[hanging]
     store.status("/")
-    hanging = pair.processes[NAMENODE + pair.active].pid
-    os.killpg(hanging, signal.SIGSTOP)
+    os.killpg(pair.processes[NAMENODE + hanging].pid, signal.SIGSTOP)
     try:
         pair.activate(other)
         store.write(f"/{tmp_path.name}/x", lambda: [b"abc"], 3)
@@ -113,7 +113,7 @@ def test_a_namenode_whose_machine_hangs_is_left(pair, tmp_path, monkeypatch, cap
         assert f"the NameNode {before} does not answer (no answer in time); continuing with" in caplog.text
         assert open_hdfs("hdfs://cluster", "alice,").status(f"/{tmp_path.name}/x").size == 3
     finally:
-        os.killpg(hanging, signal.SIGKILL)  # it would believe that it is active
+        pair.kill(hanging)  # it would believe that it is active
 
 
 def test_training_uploads_its_checkpoints_through_a_failover(pair, glyphs, tmp_path):

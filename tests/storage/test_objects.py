@@ -45,6 +45,14 @@ def lying(lying_session, monkeypatch):
 
 
 @pytest.fixture
+def sound(lying, lying_session):
+    """A store on that server, which was opened before it lies; the tests share it, since to open one takes a second."""
+    if lying_session.store is None:
+        lying_session.store = open_hdfs(ADDRESS, None)
+    return lying_session.store.with_patience(0)
+
+
+@pytest.fixture
 def place(s3, monkeypatch, tmp_path):
     """A store on the real server, and a folder in it."""
     monkeypatch.setattr(objects, "_PART_BYTES", 5 << 20)
@@ -75,40 +83,54 @@ def refused(action):
         (502, "", "", True),
     ],
 )
-def test_what_a_server_refuses_is_one_line(lying, status, code, words, passes):
+def test_what_a_server_refuses_is_one_line(lying, sound, status, code, words, passes):
     lying.refusal = (status, code)
     text, may_pass = refused(lambda: open_hdfs(ADDRESS, None))
     assert words in text and may_pass == passes and text.startswith(ADDRESS), text
-    lying.refusal = None
-    store = open_hdfs(ADDRESS, None).with_patience(0)
-    lying.refusal = (status, code)
     for action in (
-        lambda: store.write("x", lambda: [b"x"], 1),
-        lambda: list(store.read("x", 0, 1)),
-        lambda: store.list("x"),
-        lambda: store.delete("x"),
+        lambda: sound.write("x", lambda: [b"x"], 1),
+        lambda: list(sound.read("x", 0, 1)),
+        lambda: sound.list("x"),
+        lambda: sound.delete("x"),
     ):
         text, may_pass = refused(action)
         assert may_pass == passes and text.startswith(ADDRESS), text
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../x", "/etc/x", "a/../../x", "a/b", "", "x/"])
-def test_names_that_lead_elsewhere_are_refused_before_anything_is_written(lying, tmp_path, name):
+def test_names_that_lead_elsewhere_are_refused_before_anything_is_written(lying, sound, tmp_path, name):
     (tmp_path / "target").mkdir()
     (tmp_path / "x").write_text("precious")
     lying.keys = ["tests/source/good", f"tests/source/{name}/" if name in ("", "..", "x/") else f"tests/source/{name}"]
-    store = open_hdfs(ADDRESS, None)
     with pytest.raises(StorageError, match="the server lists .*, which is not the name of a file"):
-        get(store, "source", tmp_path / "target")
+        get(sound, "source", tmp_path / "target")
     assert os.listdir(tmp_path / "target") == [] and (tmp_path / "x").read_text() == "precious"
 
 
 @pytest.mark.parametrize("key", ["tests/other/x", "tests/sourcex", "tests/source/../x", "other"])
-def test_nothing_is_removed_that_is_not_in_the_folder(lying, key):
+def test_nothing_is_removed_that_is_not_in_the_folder(lying, sound, key):
     lying.keys = ["tests/source/good", key]
-    store = open_hdfs(ADDRESS, None)
     with pytest.raises(StorageError, match=r"the server lists .* there; check the server"):
-        store.delete("source")
+        sound.delete("source")
+
+
+def test_a_store_that_was_opened_before_a_fork_says_so_at_once(lying):
+    store = open_hdfs(ADDRESS, None).with_patience(3600)
+    store._storage._system._pid += 1  # what a forked process finds
+    for action in (lambda: store.status("x"), lambda: list(store.read("x", 0, 1))):
+        text, passes = refused(action)
+        assert text.startswith(ADDRESS) and "was opened before this process was forked" in text and not passes
+
+
+def test_a_removal_that_fails_for_some_files_is_tried_again_only_where_that_helps(lying, sound):
+    """S3 answers with success, and lists the files that it could not remove."""
+    lying.keys = ["tests/source/a"]
+    for code, passes in (("SlowDown", True), ("InternalError", True), ("AccessDenied", False)):
+        lying.kept = code
+        text, may_pass = refused(lambda: sound.delete("source"))
+        assert f"{code}: No" in text and may_pass == passes and ("ask the owner" in text) != passes, text
+    lying.kept = "NoSuchKey"
+    sound.delete("source")
 
 
 def test_a_file_of_another_length_is_refused(lying, tmp_path):
@@ -125,11 +147,10 @@ def test_a_file_of_another_length_is_refused(lying, tmp_path):
 
 
 @pytest.mark.parametrize("redirect", [301, 302, 307])
-def test_a_redirect_to_another_server_carries_no_credentials(lying, redirect):
+def test_a_redirect_to_another_server_carries_no_credentials(lying, sound, redirect):
     lying.keys = ["tests/x"]
-    store = open_hdfs(ADDRESS, None).with_patience(0)
     lying.redirect = redirect
-    for action in (lambda: list(store.read("x", 0, 1)), lambda: store.write("x", lambda: [b"x"], 1)):
+    for action in (lambda: list(sound.read("x", 0, 1)), lambda: sound.write("x", lambda: [b"x"], 1)):
         assert "check the region and the endpoint" in refused(action)[0]
     assert lying.strangers == []
 

@@ -11,7 +11,7 @@ import pytest
 from plsc.errors import ConfigError
 from plsc.machine.locks import lock_folder
 from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
-from plsc.storage.base import read_bytes, write_bytes
+from plsc.storage.base import missing, read_bytes, write_bytes
 from plsc.storage.hadoop import HadoopStorage
 from plsc.storage.objects import ObjectStorage
 from plsc.storage.rpc import RpcStorage
@@ -340,6 +340,24 @@ def test_a_failure_that_passes_is_survived(no_waiting, tmp_path):
     flaky.failures = 1  # the file is renamed, but the answer is lost
     store.rename("x", "y")
     assert flaky.files == {"y": b"abcdef"}
+
+
+class Repeating(LocalStorage):
+    """A store whose client sends a renaming to another NameNode after the first has done it, and is refused there."""
+
+    def rename(self, source, target):
+        super().rename(source, target)
+        raise missing(self, source)
+
+
+def test_a_renaming_that_a_client_has_sent_twice_counts_as_done(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"x")
+    Retrying(Repeating(tmp_path), 0).rename("a", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
+    for source, target, words in (("a", "c", "already exists"), ("a", "d", "No such file"), ("b", "c", "already ex")):
+        with pytest.raises(StorageError, match=words):
+            Retrying(LocalStorage(tmp_path), 0).rename(source, target)
 
 
 def test_a_file_that_shrinks_is_not_tried_again(tmp_path):
