@@ -47,6 +47,11 @@ def convert(source: Path, target: Path, ranks: Optional[int] = None, head_dtype:
             f"{source}: every rank holds the whole head (loss {checkpoint.meta['loss_type']}), "
             "so that it fits any number of ranks as it is"
         )
+    if head_dtype == "bfloat16" and checkpoint.sub_centers > 1:
+        raise ConfigError(
+            f"{source}: has {checkpoint.sub_centers} sub-centres for each class, which are kept in float32; "
+            "leave one of each with plsc merge-sub-centers first"
+        )
     meta = {**_plain(checkpoint.meta), **({} if head_dtype is None else {"head_dtype": head_dtype})}
     if ranks is not None:
         meta.update(ranks=ranks, rng=[])

@@ -378,7 +378,9 @@ def publishing(target: Path) -> Iterator[Path]:
         publish(target)
     except OSError as problem:
         discard(target)
-        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
+        raise CheckpointError(
+            f"{target}: cannot be written ({problem.strerror or problem}); free some space, or name another folder"
+        ) from None
     except BaseException:
         discard(target)
         raise

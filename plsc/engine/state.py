@@ -316,7 +316,7 @@ class TrainingState:
             "trainable": "what is trained",
             "rate_factors": "the rate factors",
             "loss_type": "the loss",
-            "loss_terms": "what changes the loss",
+            "loss_terms": "the additional loss setting",
             "pixel_rule": "the pixel rule",
             "image_ground": "the ground of transparent images",
             "plsc": "the version of plsc",
