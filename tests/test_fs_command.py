@@ -127,6 +127,8 @@ def test_what_folders_hold_is_shown_for_humans_and_programs(memory, capsys):
         "parts": [{"name": "a", "bytes": 1_500_000, "files": 1}, {"name": "b/", "bytes": 500, "files": 1}],
     }  # fmt: skip
     assert cli.main(["fs", "du", f"{address}/other"]) == 0 and "other" in capsys.readouterr().out
+    assert cli.main(["fs", "ls", f"{address}/run"]) == 0  # folders have no time there
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()][:2] == [["-", "-"], ["-", "-"]]
 
 
 def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import re
 import runpy
 from decimal import Decimal

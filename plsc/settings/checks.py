@@ -364,10 +364,10 @@ def _numbers_of_file(where: str, path: str, rule: str) -> Any:
             f"{where}: the file cannot be read ({reason}); give {rule}, a .npy file, or a text file with one number on "
             "each line"
         ) from None
-    numbers = []
+    numbers: list[float] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            numbers.extend([float(line)] if line.strip() else [])
+            numbers.extend(float(word) for word in line.split())
         except ValueError:
             raise ConfigError(
                 f"{where}: line {number} is {shown(line)}, which is not a number; write one number on each line"
