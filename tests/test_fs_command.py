@@ -179,6 +179,12 @@ def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys,
         assert words in capsys.readouterr().out
     assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "absent"), f"{address}/new"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
+    for arguments, words in (
+        (["get", f"{address}/run", "memory://other/run"], "give a local target"),
+        (["put", "memory://other/run", f"{address}/new"], "give a local source"),
+    ):
+        assert cli.main(["fs", *arguments]) == 1
+        assert words in capsys.readouterr().err
     assert tree(store, "") == before and [path.name for path in tmp_path.iterdir()] == ["source"]
     assert cli.main(["fs", "put", str(tmp_path / "source"), f"{address}/new"]) == 0
     assert cli.main(["fs", "get", f"{address}/new", str(tmp_path / "back")]) == 0

@@ -118,6 +118,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
     path = getattr(options, options.remote)
+    local = getattr(options, "target" if options.remote == "source" else "source", None)
+    if local is not None and "://" in local and not os.path.exists(local):
+        raise ConfigError(
+            f"{local}: is an address, and the command copies between a store and this machine; give a local "
+            f"{'target' if options.remote == 'source' else 'source'}"
+        )
     address = split_address(options.remote, path)
     if address is not None and options.fs is not None:
         raise ConfigError(f"--fs {options.fs} and the address {path} both name a store; give one of them")
