@@ -127,6 +127,8 @@ def test_what_folders_hold_is_shown_for_humans_and_programs(memory, capsys):
         "parts": [{"name": "a", "bytes": 1_500_000, "files": 1}, {"name": "b/", "bytes": 500, "files": 1}],
     }  # fmt: skip
     assert cli.main(["fs", "du", f"{address}/other"]) == 0 and "other" in capsys.readouterr().out
+    assert cli.main(["fs", "ls", f"{address}/run"]) == 0  # folders have no time there
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()][:2] == [["-", "-"], ["-", "-"]]
 
 
 def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monkeypatch):
@@ -137,8 +139,9 @@ def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monk
         (["--json", f"{address}/run"], "give --yes"),
         (["--yes", address], "names the whole store"),
         (["--yes", "--fs", address, "."], "names the whole store"),
-        (["--yes", "--fs", address, "run/../.."], "leads out of a folder"),
-        (["--yes", "--fs", address, "../other"], "leads out of a folder"),
+        (["--yes", "--fs", address, "run/../.."], "contains '..'"),
+        (["--yes", "--fs", address, "../other"], "contains '..'"),
+        (["--yes", f"{address}/run/../run"], "contains '..'"),
         (["--yes", f"{address}/absent"], "no such file or folder"),
         (["--yes", "run"], "no store is named"),
         (["--yes", "--fs", address, f"{address}/run"], "both name a store"),
@@ -192,6 +195,12 @@ def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys,
         assert words in capsys.readouterr().out
     assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "absent"), f"{address}/new"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
+    for arguments, words in (
+        (["get", f"{address}/run", "memory://other/run"], "give a local target"),
+        (["put", "memory://other/run", f"{address}/new"], "give a local source"),
+    ):
+        assert cli.main(["fs", *arguments]) == 1
+        assert words in capsys.readouterr().err
     assert tree(store, "") == before and [path.name for path in tmp_path.iterdir()] == ["source"]
     assert cli.main(["fs", "put", str(tmp_path / "source"), f"{address}/new"]) == 0
     assert cli.main(["fs", "get", f"{address}/new", str(tmp_path / "back")]) == 0

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import re
 import runpy
 from decimal import Decimal
@@ -259,16 +260,21 @@ def test_a_setting_takes_any_value_or_refuses_it_in_one_line(name):
         ("set_class_num", 10**30, "at most 1,000,000,000,000"),
         ("set_class_num", "some", "expected a number, or 'auto'"),
         ("set_class_weights", "nowhere.npy", "the file cannot be read"),
+        ("set_class_weights", "balance", "the file cannot be read .*; give 'balanced', a .npy file, or"),
+        ("set_class_weights", os.devnull, "the file cannot be read"),
+        ("set_class_margins", __file__, "line 1 is .*, which is not a number"),
         ("set_class_weights", [1, -1], "the number of class 1 is -1; each must be at least 0"),
         ("set_class_weights", [0, 0], "all weights are 0"),
         ("set_class_weights", [[1]], "expected 'balanced', a number for each class"),
         ("set_class_margins", np.array([0.1, np.nan]), "the number of class 1 is nan; .* at most 3.14"),
         ("set_label_smoothing", 1, "at least 0 and below 1"),
+        ("set_label_smoothing", -0.1, "at least 0 and below 1"),
         ("set_interclass_filter", 1.5, "at least 0 and at most 1"),
         ("set_class_names", ["a", " "], "the name of class 1 is ''"),
         ("set_class_names", ["a", 2], "expected a list of names"),
         ("set_class_names", ["a" * (34 << 20)], "bytes in each checkpoint"),
         ("set_class_names", "nowhere.txt", "the file cannot be read"),
+        ("set_class_names", os.devnull, "the file cannot be read"),
         ("set_emb_size", 10**12, "at most 65,536"),
         ("set_image_shape", (3, 10**9, 10**9), "at most 4,096"),
         ("set_seed", 2**70, "at most 9,223,372,036,854,775,807"),

@@ -222,6 +222,8 @@ def _what_it_is(folder: Path) -> str:
             f"{name} in Paddle's own format and not a checkpoint of plsc; load it into the model in the script, with "
             f"Paddle's load and set_state_dict, before set_model, or {advice}"
         )
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)) and not folder.exists():  # a path has no second slash
+        return "is an address, and a folder of this machine is expected; download the checkpoint with plsc fs get first"
     if folder.is_file():
         return f"is a file, not the folder of a checkpoint; {advice}"
     return f"is not a checkpoint ({META} is missing); {advice}" if folder.is_dir() else f"no such folder; {advice}"
@@ -378,7 +380,9 @@ def publishing(target: Path) -> Iterator[Path]:
         publish(target)
     except OSError as problem:
         discard(target)
-        raise CheckpointError(f"{target}: cannot be written ({problem.strerror or problem})") from None
+        raise CheckpointError(
+            f"{target}: cannot be written ({problem.strerror or problem}); free some space, or name another folder"
+        ) from None
     except BaseException:
         discard(target)
         raise

@@ -118,14 +118,25 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
     path = getattr(options, options.remote)
+    local = getattr(options, "target" if options.remote == "source" else "source", None)
+    if local is not None and "://" in local and not os.path.exists(local):
+        raise ConfigError(
+            f"{local}: is an address, and the command copies between a store and this machine; give a local "
+            f"{'target' if options.remote == 'source' else 'source'}"
+        )
     address = split_address(options.remote, path)
     if address is not None and options.fs is not None:
         raise ConfigError(f"--fs {options.fs} and the address {path} both name a store; give one of them")
+    if options.run is _rm and ".." in path.split("/"):  # `split_address` resolves them
+        raise ConfigError(f"{path}: contains '..'; name what to remove without it")
     if address is not None:
         options.fs = address.server
         setattr(options, options.remote, address.path)
     if options.fs is None:
-        raise ConfigError(f"{path}: no store is named; give an address such as s3://bucket/{path}, or --fs")
+        raise ConfigError(
+            f"{path or repr(path)}: no store is named; give an address such as s3://bucket/folder or file:///folder, "
+            "or --fs"
+        )
     check_hdfs_address(options.fs, is_alias=options.user is None)
     kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
     if kerberos is not None:
@@ -158,8 +169,9 @@ def _ls(options: argparse.Namespace, store: Retrying) -> None:
         return
     for name, one in sorted(found.items()):
         size = "-" if one.is_folder else f"{one.size:,}"
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified))
-        print(f"{size:>18}  {when}  {readable(name)}{'/' if one.is_folder else ''}")
+        # Folders of an object store have no time.
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified)) if one.modified else "-"
+        print(f"{size:>18}  {when:>16}  {readable(name)}{'/' if one.is_folder else ''}")
 
 
 def _du(options: argparse.Namespace, store: Retrying) -> None:
@@ -180,9 +192,8 @@ def _du(options: argparse.Namespace, store: Retrying) -> None:
 
 
 def _rm(options: argparse.Namespace, store: Retrying) -> None:
-    parts = [part for part in options.path.split("/") if part not in ("", ".")]
-    if not parts or ".." in parts:
-        raise ConfigError(f"{options.path}: names the whole store, or leads out of a folder; name what to remove")
+    if all(part in ("", ".") for part in options.path.split("/")):
+        raise ConfigError(f"{options.path}: names the whole store; name what to remove")
     files = tree(store, options.path)
     size, place = sum(status.size for status in files.values()), place_of(store, options.path)
     what = f"{counted(len(files), 'file')} with {size_text(size)}"

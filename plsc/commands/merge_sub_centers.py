@@ -74,8 +74,9 @@ def _merge(options: argparse.Namespace) -> int:
         print_json({"path": to_text(str(options.output)), **dataclasses.asdict(report)})
         return 0
     print(
-        f"{options.output}: {counted(report.num_classes, 'class')} with one centre of {report.sub_centers} each; "
-        f"{report.dominant:,} of {counted(report.images, 'image')} were nearest to it"
+        f"{options.output}: kept one of the {report.sub_centers} sub-centres of each of "
+        f"{counted(report.num_classes, 'class')}; it is the nearest for {report.dominant:,} of "
+        f"{counted(report.images, 'image')}"
     )
     if report.damaged:
         print(f"  images that cannot be decoded: {report.damaged:,}")

@@ -48,7 +48,7 @@ def check_local(path: str) -> None:
     scheme, is_address, _ = path.partition("://")
     if is_address and not os.path.exists(path):
         shown = f"{scheme}://..." if "@" in path else path  # It may hold a password.
-        raise DataError(f"{shown}: plsc data reads this machine's disks; copy the data, or mount it, and give its path")
+        raise DataError(f"{shown}: is not on this machine; copy or mount the data, and give its path here")
 
 
 def _list_of_parts(path: str) -> str:

@@ -320,7 +320,7 @@ class TrainingState:
             "rate_factors": "the rate factors",
             "loss_type": "the loss",
             "margin": "the margin",
-            "loss_terms": "what changes the loss",
+            "loss_terms": "the additional loss setting",
             "sample_ratio": "the share of the classes in a step",
             "gradient_clip": "the norm to which gradients are clipped",
             "pixel_rule": "the pixel rule",

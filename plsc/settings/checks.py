@@ -7,10 +7,10 @@ it is imported only where a check needs it.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from plsc.config import (
@@ -47,6 +47,7 @@ from plsc.config import (
 )
 from plsc.data.augmentation import EFFECTS, Augmentation, Effect
 from plsc.errors import ConfigError, shown
+from plsc.machine.files import open_regular, read_regular
 from plsc.machine.json_files import LARGEST
 from plsc.zoo import check_target
 
@@ -178,7 +179,8 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
     if isinstance(names, (str, os.PathLike)):
         where = f"{setter}({shown(str(names))})"
         try:
-            names = Path(check_str(setter, names)).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+            text = read_regular(check_str(setter, names)).decode("utf-8-sig")
+            names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")
         except (OSError, ValueError) as problem:  # the latter for bytes that are not UTF-8, also in the name
             reason = getattr(problem, "strerror", None) or "not UTF-8"
             raise ConfigError(
@@ -298,10 +300,7 @@ def class_weights(setter: str, weights: Any, beta: Optional[float] = None) -> Op
         if values is not None and values.values is not None and not values.values.any():
             raise ConfigError(f"{setter}: all weights are 0, so nothing would be trained; weigh some classes")
         return values
-    beta = check_float(f"{setter}: beta", BALANCED_BETA if beta is None else beta, 0)
-    if beta >= 1:
-        raise ConfigError(f"{setter}: beta({beta:g}): expected a number of at least 0 and below 1")
-    return ByClass("balanced", beta=beta)
+    return ByClass("balanced", beta=_below_one(f"{setter}: beta", BALANCED_BETA if beta is None else beta))
 
 
 def class_margins(setter: str, margins: Any) -> Optional[ByClass]:
@@ -325,7 +324,7 @@ def _by_class(setter: str, values: Any, largest: float, rule: str) -> Optional[B
         return None
     where = f"{setter}({shown(values)})"
     if isinstance(values, (str, os.PathLike)):
-        values = _numbers_of_file(setter, where, values)
+        values = _numbers_of_file(where, check_str(setter, values), rule)
     is_plain = isinstance(values, (list, tuple)) and all(
         isinstance(one, (int, float, np.integer, np.floating)) and not isinstance(one, bool) for one in values
     )
@@ -346,27 +345,49 @@ def _by_class(setter: str, values: Any, largest: float, rule: str) -> Optional[B
     return ByClass("given", digest=hashlib.sha256(numbers.tobytes()).hexdigest()[:16], values=numbers)
 
 
-def _numbers_of_file(setter: str, where: str, path: Any) -> Any:
-    """Returns the numbers of a `.npy` file, or of a text file with one on each line."""
+def _numbers_of_file(where: str, path: str, rule: str) -> Any:
+    """Returns the numbers of a `.npy` file, or of a text file with one on each line.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
     import numpy as np
 
-    name = check_str(setter, path)
     try:
-        if name.endswith(".npy"):
-            return np.load(name, allow_pickle=False)
-        return [float(line) for line in Path(name).read_text(encoding="utf-8-sig").split()]
-    except (OSError, ValueError, EOFError) as problem:  # the latter two for what is no such file
+        if path.endswith(".npy"):
+            with open_regular(path) as stream:
+                return np.load(stream, allow_pickle=False)
+        text = read_regular(path).decode("utf-8-sig")
+    except (OSError, ValueError, EOFError, MemoryError) as problem:  # all but the first for what is no such file
         reason = getattr(problem, "strerror", None) or "it holds something else"
         raise ConfigError(
-            f"{where}: the file cannot be read ({reason}); name a .npy file, or a text file with one number a line"
+            f"{where}: the file cannot be read ({reason}); give {rule}, a .npy file, or a text file with one number on "
+            "each line"
         ) from None
+    numbers: list[float] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            numbers.extend(float(word) for word in line.split())
+        except ValueError:
+            raise ConfigError(
+                f"{where}: line {number} is {shown(line)}, which is not a number; write one number on each line"
+            ) from None
+    return numbers
 
 
 def label_smoothing(setter: str, e: float) -> float:
     """Returns the share of the label's probability that goes to all classes alike."""
-    share = check_float(setter, e, 0)
+    return _below_one(setter, e)
+
+
+def _below_one(setter: str, value: float) -> float:
+    """Returns a number of at least 0 and below 1."""
+    try:
+        share = check_float(setter, value, 0)
+    except ConfigError:
+        share = 1.0
     if share >= 1:
-        raise ConfigError(f"{setter}({shown(e)}): expected a number of at least 0 and below 1")
+        raise ConfigError(f"{setter}({shown(value)}): expected a number of at least 0 and below 1")
     return share
 
 

@@ -14,7 +14,7 @@ from plsc.storage.objects import check_object_address
 DEFAULT_PORTS = (9870, 50070)  # of the WebHDFS of Hadoop 3 and 2; those with TLS follow
 DEFAULT_TLS_PORTS = (9871, 50470)
 _WEB_PORTS = {*DEFAULT_PORTS, 14000}  # 14000 is that of HttpFS
-_FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port or https://gateway:port/path"
+_FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port, https://gateway:port/path or s3://bucket"
 
 _SCHEMES = ("hdfs", "webhdfs", "swebhdfs", "file")
 _HADOOP = ("hdfs", "webhdfs", "swebhdfs", "http", "https")
@@ -76,7 +76,7 @@ def split_address(setter: str, text: str) -> Optional[Address]:
     if scheme not in _SCHEMES:
         raise ConfigError(
             f"{setter}({shown(text)}): plsc does not know {shown(scheme + '://')[1:-1]}; expected a folder, or an "
-            f"address that begins with {', '.join(f'{one}://' for one in _SCHEMES)}"
+            f"address that begins with {', '.join(f'{one}://' for one in _SCHEMES)}, s3:// or another scheme of fsspec"
         )
     # Without a host, an hdfs:// address means the HDFS of set_hdfs_info.
     if not (_is_host(host) if host else scheme in ("file", "hdfs")) or (scheme == "file" and host):

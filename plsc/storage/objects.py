@@ -412,7 +412,9 @@ def _class_of(setter: str, scheme: str) -> Any:
     try:
         return fsspec.get_filesystem_class(scheme)
     except ValueError:
-        raise ConfigError(f"{setter}: plsc does not know {shown(scheme + '://')[1:-1]}, nor does fsspec") from None
+        raise ConfigError(
+            f"{setter}: plsc does not know {shown(scheme + '://')[1:-1]}, nor does fsspec; check the address"
+        ) from None
     except ImportError as problem:
         how = f"pip install 'plsc[{extra}]'" if scheme in _EXTRAS else one_line(str(problem))
         raise ConfigError(f"{setter}: {scheme}:// needs a package that is not installed: {how}") from None

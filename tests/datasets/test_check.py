@@ -143,7 +143,7 @@ def test_data_of_other_machines_is_refused_with_its_address(
     words = [str(glyphs), *action[1:], address] if "--against" in action else [address, *action[1:]]
     assert cli.main(["data", action[0], *words]) == 1
     said = capsys.readouterr().err
-    assert f"error: {shown or address}: plsc data reads this machine's disks; copy the data, or mount it" in said
+    assert f"error: {shown or address}: is not on this machine; copy or mount the data" in said
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
