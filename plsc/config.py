@@ -206,6 +206,11 @@ class ByClass:
         """Returns it in words, for messages and records."""
         return f"{self.rule}, beta {self.beta:g}" if self.rule == "balanced" else f"{self.rule} {self.digest}".strip()
 
+    @property
+    def argument(self) -> str:
+        """What the user has written, for messages."""
+        return "[...]" if self.rule == "given" else repr(self.rule)
+
 
 BALANCED_BETA = 0.9999
 MARGINS_BY_CLASS = ("arcface", "cosface", "adaface", "curricularface")  # the losses with one margin that is added
@@ -622,8 +627,8 @@ class Config:
 
     def _check_loss_terms(self) -> None:
         calls = {
-            "class_margins": self.class_margins and f"set_class_margins({self.class_margins.rule!r})",
-            "class_weights": self.class_weights and f"set_class_weights({self.class_weights.rule!r})",
+            "class_margins": self.class_margins and f"set_class_margins({self.class_margins.argument})",
+            "class_weights": self.class_weights and f"set_class_weights({self.class_weights.argument})",
             "label_smoothing": self.label_smoothing and f"set_label_smoothing({self.label_smoothing:g})",
             "interclass_filter": self.interclass_filter and f"set_interclass_filter({self.interclass_filter:g})",
         }
@@ -667,6 +672,12 @@ class Config:
         if self.class_margins.rule == "given" and self.margin is not None:
             margin = self._said("margin", f"set_margin({self.margin!r})")
             raise ConfigError(f"{said['class_margins']} and {margin} both say the margins; leave one of them out")
+        if self.class_margins.rule == "ldam" and not self.margin_of_loss():
+            margin = self._said("margin", f"set_margin({self.margin!r})")
+            raise ConfigError(
+                f"{said['class_margins']}: takes the margin of the rarest class from {margin}, so that no class would "
+                "have one; set a larger one"
+            )
 
     def _check_head_init(self) -> None:
         init = self._said("head_init", f"set_head_init({self.head_init!r})")

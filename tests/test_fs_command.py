@@ -50,7 +50,7 @@ def test_put_list_and_get(hdfs, tmp_path):
     assert target.read_bytes() == (tmp_path / "源" / "a b").read_bytes()
     for arguments, words in (
         (("get", *fs, f"{place}/a b", target), "name another place"),
-        (("ls", *fs, f"{place}/absent"), "nothing there"),
+        (("ls", *fs, f"{place}/absent"), "no such file or folder"),
         (("ls", "--fs", "nosuch://bucket", "x"), "does not know nosuch://"),
         (("put", *fs, tmp_path / "absent", place), "no such file or folder"),
     ):

@@ -21,7 +21,7 @@ from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
-from plsc.storage.base import Status, place_of
+from plsc.storage.base import Status, missing, place_of
 from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, put, tree
 
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
 def _ls(options: argparse.Namespace, store: Retrying) -> None:
     status = store.status(options.path)
     if status is None:
-        raise StorageError(f"{store.name}: {options.path}: nothing there")
+        raise missing(store, options.path)
     found = store.list(options.path) if status.is_folder else {posixpath.basename(options.path): status}
     if options.json:
         records = [

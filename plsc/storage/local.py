@@ -20,11 +20,12 @@ class LocalStorage:
     """A `DurableStorage` on the file system of this machine.
 
     Args:
-        root: The folder at which relative paths start; by default the working directory.
+        root: The folder in which all paths are, with or without a slash at the start; by default paths are those of
+            this machine.
     """
 
     def __init__(self, root: Optional[Path] = None) -> None:
-        self._root = Path() if root is None else Path(root)
+        self._root = None if root is None else Path(root)
         self.name = "" if root is None else str(root)
 
     def status(self, path: str) -> Optional[Status]:
@@ -101,7 +102,7 @@ class LocalStorage:
             return shutil.disk_usage(self._place(folder)).free
 
     def _place(self, path: str) -> Path:
-        return self._root / path
+        return Path(path) if self._root is None else self._root / os.path.normpath(f"/{path}").lstrip("/")
 
     @contextlib.contextmanager
     def _worded(self, path: str) -> Iterator[None]:

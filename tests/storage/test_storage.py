@@ -504,3 +504,11 @@ def test_what_killed_transfers_left_is_removed_in_time_and_nothing_else(tmp_path
     (there / "source").rmdir()
     put(store, tmp_path / "source", "there")
     assert sorted(os.listdir(there)) == sorted([*names[1:3], ".source.mine.get", "source"])
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "//x"])
+def test_a_local_store_keeps_to_its_folder(tmp_path, path):
+    (tmp_path / "store").mkdir()
+    store = LocalStorage(tmp_path / "store")
+    write_bytes(store, path, b"x")
+    assert [one.name for one in tmp_path.iterdir()] == ["store"] and read_bytes(store, "x") == b"x"
