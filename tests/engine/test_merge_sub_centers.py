@@ -84,12 +84,6 @@ def test_a_resumed_run_keeps_its_number_of_rows(places):
         entry(places / "data", places / "one", sub_centers=3, resume=True).train()
 
 
-def test_rows_of_sub_centers_are_not_converted_to_16_bits(places, tmp_path):
-    with pytest.raises(ConfigError, match="three/0: has 3 sub-centres for each class.*merge-sub-centers first"):
-        convert(places / "three" / "0", tmp_path / "narrow", head_dtype="bfloat16")
-    assert not (tmp_path / "narrow").exists()
-
-
 @pytest.mark.parametrize("settings", [{"loss_type": "softmax"}, {"loss_type": "dist_softmax"}])
 def test_softmax_has_no_sub_centers(places, settings):
     with pytest.raises(ConfigError, match=r"set_sub_centers\(3\): the loss of set_loss_type.*compares no cosines"):
