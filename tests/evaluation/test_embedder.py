@@ -222,7 +222,11 @@ def test_a_network_with_another_size_or_infinite_embeddings_is_refused(glyphs, t
 
 def test_an_export_that_gives_no_finite_embedding_is_not_called_a_diverged_training():
     network = SimpleNamespace(
-        image_shape=(3, 4, 4), emb_dim=2, export="digest", embed=lambda images: np.full([len(images), 2], np.nan)
+        image_shape=(3, 4, 4),
+        emb_dim=2,
+        export="digest",
+        expect=lambda count: None,
+        embed=lambda images: np.full([len(images), 2], np.nan),
     )
     images = ArrayImages("set", np.zeros((3, 4, 4, 3), np.uint8))
     with pytest.raises(DataError, match="set: image 0: its embedding is not finite; .*export it in float32"):
