@@ -342,9 +342,9 @@ def test_commands_touch_no_private_of_an_entry_and_no_environment():
 def test_convert_checkpoint_prints_json(monkeypatch, capsys):
     from plsc.checkpoint import convert
 
-    monkeypatch.setattr(convert, "convert", lambda source, target, ranks: None)
+    monkeypatch.setattr(convert, "convert", lambda source, target, ranks, head_dtype: None)
     assert cli.main(["convert-checkpoint", "a", "b", "--ranks", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"path": "b", "ranks": 2}
+    assert json.loads(capsys.readouterr().out) == {"path": "b", "ranks": 2, "head_dtype": None}
 
 
 @pytest.mark.parametrize(

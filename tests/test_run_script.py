@@ -12,6 +12,7 @@ case "$*" in
     *"-m venv"*) mkdir -p "${@: -1}/bin"
         for name in python ruff mypy; do cp "$0" "${@: -1}/bin/$name"; done ;;
     *missing_packages*hdfs*|*hdfs*missing_packages*) echo java ;;
+    *kerberos*missing_packages*) echo krb5 ;;
     *missing_packages*) echo chromium ;;
     *version_info*) exit 0 ;;
     *"-m core"*) exit "${OLDEST:-0}" ;;
@@ -68,6 +69,7 @@ def test_a_file_runs_on_both_paddles_without_lint_and_debian_packages(run):
     [
         ("tests/storage/test_hdfs.py", ["java"]),
         ("tests/storage/test_hdfs.py::test_something", ["java"]),
+        ("tests/storage/test_kerberos.py", ["java", "krb5"]),
         ("tests/engine", ["java"]),
         ("tests/report/test_browser.py", ["chromium"]),
         ("tests/data", []),
@@ -81,13 +83,13 @@ def test_debian_packages_are_installed_for_the_tests_that_need_them(run, path, p
 
 def test_a_word_that_is_no_path_chooses_among_all_tests(run):
     status, calls = run("-k", "docs")
-    assert status == 0 and len(calls_of(calls, "install --yes")) == 2 and calls_of(calls, "ruff")
+    assert status == 0 and len(calls_of(calls, "install --yes")) == 3 and calls_of(calls, "ruff")
 
 
 def test_a_whole_run_checks_everything_and_installs_all(run):
     status, calls = run()
     assert status == 0
-    assert [call.split()[-1] for call in calls_of(calls, "install --yes")] == ["java", "chromium"]
+    assert [call.split()[-1] for call in calls_of(calls, "install --yes")] == ["java", "krb5", "chromium"]
     for words in ("bin/ruff check .", "bin/ruff format --check .", "bin/mypy"):
         assert calls_of(calls, words), words
     assert len(calls_of(calls, "-m pip install")) == 2
