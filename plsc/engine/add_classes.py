@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.checkpoint import AVERAGE, BACKBONE, OPTIMIZER, Checkpoint, HeadFiles, Stream, head_file, open_checkpoint
-from plsc.checkpoint.folder import publishing, write_meta
-from plsc.checkpoint.tensor_file import FileSum, TensorFile, write_tensors
+from plsc.checkpoint import Checkpoint, HeadFiles, Stream, open_checkpoint
 from plsc.config import MOST_NAMES, Config
 from plsc.data.class_names import find_names
-from plsc.data.pixels import IMAGE_RECORD
 from plsc.data.records import Records
 from plsc.engine.build import open_source
+from plsc.engine.derived import Tensors, whole_tensors, write_derived
 from plsc.engine.new_centres import Scale, mean_directions, scale_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.evaluation.trained import open_network
@@ -28,7 +25,6 @@ from plsc.inference.networks import Network
 from plsc.machine.bfloat16 import BFLOAT16
 from plsc.machine.json_files import LARGEST
 from plsc.machine.names import quoted
-from plsc.version import __version__
 from plsc.zoo import check_target
 
 _FLOAT32 = np.dtype("float32")
@@ -209,60 +205,28 @@ def _write(source: Checkpoint, target: Path, new: _NewRows, choice: _Choice, wei
     meta, ranks = source.meta, len(source.head_rows)
     total = meta["num_classes"] + new.count
     bounds = [shard_bounds(total, ranks, rank) for rank in range(ranks)]
-    files: dict[str, FileSum] = {}
-    with publishing(target) as folder, HeadFiles(source) as head:
-        files[BACKBONE] = write_tensors(folder / BACKBONE, read_backbone(source, weights))
-        files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, {})
-        for rank, (lower, upper) in enumerate(bounds):
-            name = head_file(rank)
-            files[name] = write_tensors(folder / name, _shard(head, meta, lower, upper, new))
-        record: dict[str, Any] = {
-            "plsc": __version__,
-            "written": time.time(),
-            "step": 0,
-            "num_classes": total,
-            **({"class_names": list(choice.names)} if choice.names else {}),
-            **{key: meta[key] for key in ("emb_dim", "loss_type", "sharded", "model", "ranks")},
-            **{key: meta[key] for key in ("image_shape", *IMAGE_RECORD) if key in meta},
-            "dtype": "float32",
-            "head_dtype": meta.get("head_dtype", "float32"),
-            "added_classes": new.count,
-            "head_rows": [upper - lower for lower, upper in bounds],
-            "by_rows": [key for key in ("weight", "bias") if key in head],
-            "accumulators": {},
-        }
-        write_meta(folder, record, files)
+    changes = {
+        "num_classes": total,
+        **({"class_names": list(choice.names)} if choice.names else {}),
+        "added_classes": new.count,
+        "head_rows": [upper - lower for lower, upper in bounds],
+    }
+
+    def shards(head: HeadFiles) -> Iterator[Tensors]:
+        return (_shard(head, meta, lower, upper, new) for lower, upper in bounds)
+
+    write_derived(source, target, weights, shards, changes)
 
 
-def read_backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:
-    """Returns the backbone that a command has used: the average of its weights, or the plain ones.
-
-    Args:
-        source: The checkpoint.
-        weights: 'average', where the checkpoint has one, or 'plain'.
-    """
-    with TensorFile(source.folder / BACKBONE, source.files[BACKBONE]) as file:
-        found = {key: file.read(key) for key in file}
-    if weights == "average" and AVERAGE in source.files:
-        with TensorFile(source.folder / AVERAGE, source.files[AVERAGE]) as file:
-            found.update({key: file.read(key).astype(found[key].dtype) for key in file})
-    return found
-
-
-def _shard(head: HeadFiles, meta: dict[str, Any], lower: int, upper: int, new: _NewRows) -> dict[str, Stream]:
+def _shard(head: HeadFiles, meta: dict[str, Any], lower: int, upper: int, new: _NewRows) -> Tensors:
     """Returns the tensors of the classes [lower, upper), of which those that the old head has come first."""
     count = meta["num_classes"]
     end, added = min(upper, count), upper - max(lower, count)
-    tensors = {}
-    for name in head:
-        if name == "weight":
-            tensors[name] = Stream(
-                _kept(head, name), (upper - lower, meta["emb_dim"]), _weights(head, lower, end, new, added)
-            )
-        elif name == "bias":
-            tensors[name] = Stream(_FLOAT32, (upper - lower,), _biases(head, lower, end, new.scale, added))
-        elif "/" not in name:  # the optimizer's tensors have a slash
-            tensors[name] = Stream(head.dtype(name), head.shape(name), [head.read(name)])
+    tensors = whole_tensors(head)
+    shape = (upper - lower, meta["emb_dim"])
+    tensors["weight"] = Stream(_kept(head, "weight"), shape, _weights(head, lower, end, new, added))
+    if "bias" in head:
+        tensors["bias"] = Stream(_FLOAT32, shape[:1], _biases(head, lower, end, new.scale, added))
     return tensors
 
 

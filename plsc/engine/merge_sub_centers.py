@@ -11,24 +11,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 
 from plsc import parallel
-from plsc.checkpoint import BACKBONE, OPTIMIZER, Checkpoint, HeadFiles, Stream, head_file, open_checkpoint
-from plsc.checkpoint.folder import publishing, write_meta
-from plsc.checkpoint.tensor_file import FileSum, write_tensors
+from plsc.checkpoint import Checkpoint, HeadFiles, Stream, open_checkpoint
 from plsc.config import Config
 from plsc.data.class_names import find_names
 from plsc.data.collection import RecordImages
 from plsc.data.exclusion import line_of
-from plsc.data.pixels import IMAGE_RECORD
 from plsc.data.records import Records
-from plsc.engine.add_classes import read_backbone
+from plsc.engine.derived import Tensors, whole_tensors, write_derived
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.embedder import Embedder
 from plsc.evaluation.trained import open_network
@@ -36,7 +32,6 @@ from plsc.inference.classes import CENTRES, CheckpointCentres, write_centres
 from plsc.machine.files import replace_file
 from plsc.machine.names import quoted
 from plsc.metrics.vectors import unit_rows
-from plsc.version import __version__
 from plsc.zoo import check_target
 
 
@@ -272,32 +267,24 @@ def _report(source: Checkpoint, counts: _Counts, lines: Sequence[Optional[bytes]
 def _write(source: Checkpoint, target: Path, dominant: np.ndarray, weights: str) -> None:
     """Writes the checkpoint, with as many head files as the old one has."""
     meta = source.meta
-    files: dict[str, FileSum] = {}
-    with publishing(target) as folder, HeadFiles(source) as head:
-        files[BACKBONE] = write_tensors(folder / BACKBONE, read_backbone(source, weights))
-        files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, {})
+    changes = {
+        "num_classes": meta["num_classes"],
+        **({"class_names": meta["class_names"]} if "class_names" in meta else {}),
+        "head_dtype": "float32",  # in which `_shard` writes the rows
+        "merged_sub_centers": source.sub_centers,
+        "head_rows": source.head_rows,
+    }
+
+    def shards(head: HeadFiles) -> Iterator[Tensors]:
         lower = 0
-        for number, count in enumerate(source.head_rows):
-            shard = _shard(head, dominant[lower : lower + count], lower, meta["emb_dim"])
-            files[head_file(number)] = write_tensors(folder / head_file(number), shard)
+        for count in source.head_rows:
+            yield _shard(head, dominant[lower : lower + count], lower, meta["emb_dim"])
             lower += count
-        record: dict[str, Any] = {
-            "plsc": __version__,
-            "written": time.time(),
-            "step": 0,
-            **({"class_names": meta["class_names"]} if "class_names" in meta else {}),
-            **{key: meta[key] for key in ("num_classes", "emb_dim", "loss_type", "sharded", "model", "ranks")},
-            **{key: meta[key] for key in ("image_shape", *IMAGE_RECORD) if key in meta},
-            "dtype": "float32",
-            "merged_sub_centers": source.sub_centers,
-            "head_rows": source.head_rows,
-            "by_rows": ["weight"],
-            "accumulators": {},
-        }
-        write_meta(folder, record, files)
+
+    write_derived(source, target, weights, shards, changes)
 
 
-def _shard(head: HeadFiles, dominant: np.ndarray, lower: int, emb_dim: int) -> dict[str, Stream]:
+def _shard(head: HeadFiles, dominant: np.ndarray, lower: int, emb_dim: int) -> Tensors:
     """Returns the tensors of a head file with the dominant sub-centres of the classes from `lower` on."""
 
     def rows() -> Iterator[np.ndarray]:
@@ -307,12 +294,7 @@ def _shard(head: HeadFiles, dominant: np.ndarray, lower: int, emb_dim: int) -> d
             yield part[np.arange(len(part)), chosen].astype("float32", copy=False)
             first += len(part)
 
-    tensors = {name: Stream(head.dtype(name), head.shape(name), [head.read(name)]) for name in head if _is_whole(name)}
+    tensors = whole_tensors(head)
     if len(dominant):
         tensors["weight"] = Stream(np.dtype("float32"), (len(dominant), emb_dim), rows())
     return tensors
-
-
-def _is_whole(name: str) -> bool:
-    """Returns whether a tensor of a head file has no rows, and is not of the optimizer, whose names have a slash."""
-    return name != "weight" and "/" not in name
