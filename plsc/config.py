@@ -662,20 +662,23 @@ class Config:
                     f"{said[name]}: counts the images of each class, which a train_reader does not tell; give a number "
                     "for each class, as a list or a file"
                 )
-        if self.class_margins is None:
-            return
+        if self.class_margins is not None:
+            self._check_class_margins(self.class_margins, said["class_margins"])
+
+    def _check_class_margins(self, margins: ByClass, said: str) -> None:
+        kind, loss = kind_of(self.loss_type), self._loss()
         if kind not in MARGINS_BY_CLASS or self.margin_object is not None:
             raise ConfigError(
-                f"{said['class_margins']}: the loss of {loss} takes no margin for each class; leave it out, or choose "
+                f"{said}: the loss of {loss} takes no margin for each class; leave it out, or choose "
                 f"one of {', '.join(MARGINS_BY_CLASS)}"
             )
-        if self.class_margins.rule == "given" and self.margin is not None:
+        if margins.rule == "given" and self.margin is not None:
             margin = self._said("margin", f"set_margin({self.margin!r})")
-            raise ConfigError(f"{said['class_margins']} and {margin} both say the margins; leave one of them out")
-        if self.class_margins.rule == "ldam" and not self.margin_of_loss():
+            raise ConfigError(f"{said} and {margin} both say the margins; leave one of them out")
+        if margins.rule == "ldam" and not self.margin_of_loss():
             margin = self._said("margin", f"set_margin({self.margin!r})")
             raise ConfigError(
-                f"{said['class_margins']}: takes the margin of the rarest class from {margin}, so that no class would "
+                f"{said}: takes the margin of the rarest class from {margin}, so that no class would "
                 "have one; set a larger one"
             )
 

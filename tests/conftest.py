@@ -159,13 +159,9 @@ def s3(s3_session, monkeypatch):
 @pytest.fixture(scope="session")
 def hdfs_session(tmp_path_factory):
     """A real HDFS for the tests of this worker, which may kill its servers; use `hdfs`."""
-    from hdfs_server import HdfsServer, UnavailableError
+    from hdfs_server import HdfsServer, started
 
-    try:
-        server = HdfsServer(tmp_path_factory.mktemp("hdfs"))
-    except UnavailableError as problem:
-        pytest.skip(f"no HDFS here: {problem}")
-    with server:
+    with started(lambda: HdfsServer(tmp_path_factory.mktemp("hdfs"))) as server:
         yield server
 
 

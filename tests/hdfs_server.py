@@ -62,7 +62,20 @@ START_TIMEOUT = 90
 
 
 class UnavailableError(Exception):
-    """There can be no HDFS on this machine; the text says why."""
+    """There can be no such server on this machine; the text says why."""
+
+
+@contextlib.contextmanager
+def started(make, what="HDFS"):
+    """Starts the server that `make` returns for a `with` block; skips the test where there can be none."""
+    import pytest
+
+    try:
+        server = make()
+    except UnavailableError as problem:
+        pytest.skip(f"no {what} here: {problem}")
+    with server:
+        yield server
 
 
 def class_path() -> list[Path]:

@@ -9,6 +9,7 @@ import posixpath
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -18,6 +19,7 @@ from plsc.config import INITS_BY_NAME, Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import shard_bounds
 from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage.base import write_bytes
 
 logger = logging.getLogger("plsc")
 
@@ -42,54 +44,49 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
     if hdfs is None:
         return None
     name, ugi, folder = hdfs.fs_name, hdfs.fs_ugi, hdfs.fs_dir_for_save
+    with contextlib.ExitStack() as probes:
 
-    def check() -> Retrying:
-        store = open_hdfs(name, ugi, config.hdfs_client, hdfs.kerberos)
-        if folder is None:
-            store.status("/")
-        else:
+        def check() -> tuple[Retrying, str]:
+            store = open_hdfs(name, ugi, config.hdfs_client, hdfs.kerberos)
+            if folder is None:
+                store.status("/")
+                return store, ""
             store.mkdirs(folder)
-            probe = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
-            try:
-                store.write(probe, lambda: [b"plsc"], 4)
-            finally:
-                with contextlib.suppress(StorageError):
-                    store.with_patience(0).delete(probe)
-        return store
+            return store, probes.enter_context(_probe(store, folder))
 
-    store = parallel.together(check, "its connection to HDFS")
-    if folder is not None and parallel.world_size() > 1:
-        _check_shared(store, folder)
+        store, probe = parallel.together(check, "its connection to HDFS")
+        if folder is not None and parallel.world_size() > 1:
+            _check_shared(store, folder, parallel.from_rank_0(lambda: probe, "its connection to HDFS"))
     return store.with_patience(config.hdfs_upload.retry_seconds, stop)
 
 
-def _check_shared(store: Retrying, folder: str) -> None:
-    """Checks that every rank sees what rank 0 writes; it does not in the memory of a process, or on separate disks.
+@contextlib.contextmanager
+def _probe(store: Retrying, folder: str) -> Iterator[str]:
+    """Writes a small file to a folder, whose path it yields, and removes it at the end."""
+    path = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
+    try:
+        write_bytes(store, path, b"plsc")
+        yield path
+    finally:
+        with contextlib.suppress(StorageError):
+            store.with_patience(0).delete(path)
+
+
+def _check_shared(store: Retrying, folder: str, probe: str) -> None:
+    """Checks that every rank sees what rank 0 has written; it does not in the memory of a process, or on other disks.
 
     Raises:
         StorageError: Some rank does not; on every rank.
     """
 
-    def mark() -> str:
-        place = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
-        store.write(place, lambda: [b"plsc"], 4)
-        return place
-
-    place = parallel.from_rank_0(mark, "its connection to HDFS")
-
     def look() -> None:
-        if store.status(place) is None:
+        if store.status(probe) is None:
             raise StorageError(
                 f"{store.name}: {folder}: rank {parallel.rank()} does not see what rank 0 writes there; all ranks must "
                 "share the store that fs_name of set_hdfs_info names"
             )
 
-    try:
-        parallel.together(look, "its connection to HDFS")
-    finally:
-        if parallel.rank() == 0:
-            with contextlib.suppress(StorageError):
-                store.with_patience(0).delete(place)
+    parallel.together(look, "its connection to HDFS")
 
 
 def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:

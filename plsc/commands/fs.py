@@ -21,7 +21,7 @@ from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
-from plsc.storage.base import Status, missing, place_of
+from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, put, tree
 
@@ -117,6 +117,13 @@ def _add_options(action: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
+    _name_store(options)
+    options.run(options, _open(options, password).with_patience(options.retry_seconds))
+    return 0
+
+
+def _name_store(options: argparse.Namespace) -> None:
+    """Divides an address among `--fs` and the path. Raises ConfigError if no store is named, or two are."""
     path = getattr(options, options.remote)
     local = getattr(options, "target" if options.remote == "source" else "source", None)
     if local is not None and "://" in local and not os.path.exists(local):
@@ -137,6 +144,10 @@ def run(options: argparse.Namespace) -> int:
             f"{path or repr(path)}: no store is named; give an address such as s3://bucket/folder or file:///folder, "
             "or --fs"
         )
+
+
+def _open(options: argparse.Namespace, password: str) -> Retrying:
+    """Opens the store. Raises ConfigError for options that do not fit together."""
     check_hdfs_address(options.fs, is_alias=options.user is None)
     kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
     if kerberos is not None:
@@ -151,8 +162,7 @@ def run(options: argparse.Namespace) -> int:
     if password and not options.user:
         raise ConfigError("there is a password, but no name; give --user")
     ugi = f"{options.user},{password}" if options.user else None
-    options.run(options, open_hdfs(options.fs, ugi, kerberos=kerberos).with_patience(options.retry_seconds))
-    return 0
+    return open_hdfs(options.fs, ugi, kerberos=kerberos)
 
 
 def _ls(options: argparse.Namespace, store: Retrying) -> None:
@@ -230,7 +240,7 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
     if options.dry_run:
         _show(options, _inside(target, options.source), files)
         return
-    if "meta.json" in files:
+    if COMMIT in files:
         _get_checkpoint(options, store, target)
         return
     total = sum(status.size for status in files.values())

@@ -292,11 +292,10 @@ def forecast(workload: Workload) -> Forecast:
     """Returns the forecast of a training.
 
     With q = num_classes / ranks rows on a rank (all classes when the head is not sharded; k times as many with k
-    sub-centres), embedding size D, global
-    batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as much momentum, and a workspace of about
-    4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4 bytes of products in addition. In
-    bfloat16, weights and momentum take 2 q D bytes each. A state of the optimizer whose size is not known counts as
-    nothing.
+    sub-centres), embedding size D, global batch B, chunk C and T threads, the head holds 4 q D bytes of weights, as
+    much momentum, and a workspace of about 4 T C (3 D + 4 B) + 4 B D (6 + 2 T) bytes. Sampling keeps up to q D / 4
+    bytes of products in addition. In bfloat16, weights and momentum take 2 q D bytes each. A state of the optimizer
+    whose size is not known counts as nothing.
     """
     copies = workload.optimizer.copies or 0.0
     weights, size = workload.rows * workload.row_bytes, workload.backbone.parameters

@@ -43,7 +43,9 @@ def milliseconds(name):
 
 def accuracies(data, decay, epochs, seed):
     """The accuracies of the pairs after each epoch."""
-    from plsc import Callback, Entry
+    from glyph_entry import glyph_entry
+
+    from plsc import Callback
 
     class Tests(Callback):
         def __init__(self):
@@ -53,21 +55,7 @@ def accuracies(data, decay, epochs, seed):
             self.found.append(round(results["glyphs"]["accuracy"], 4))
 
     tests = Tests()
-    ins = Entry()
-    ins.set_dataset_dir(data)
-    ins.set_class_num("auto")
-    ins.set_image_shape((3, 32, 32))
-    ins.set_model_name("GlyphNet")
-    ins.set_emb_size(128)
-    ins.set_loss_type("dist_cosface")
-    ins.set_scale(32.0)
-    ins.set_train_batch_size(128)
-    ins.set_lr(0.8)
-    ins.set_augmentation(mirror=False)
-    ins.set_val_targets("glyphs")
-    ins.set_train_epochs(epochs)
-    ins.set_model_save_dir(None)
-    ins.set_seed(seed)
+    ins = glyph_entry(data, epochs, seed)
     ins.set_ema(decay)
     ins.add_callback(tests)
     ins.train()

@@ -117,24 +117,10 @@ def synthetic(row_dtype, classes, epochs, rate):
 
 def glyph_accuracy(data, row_dtype, epochs, seed):
     """Returns the accuracy of pairs of glyphs after training."""
-    from plsc import Entry
+    from glyph_entry import glyph_entry
 
-    ins = Entry()
-    ins.set_dataset_dir(data)
-    ins.set_class_num("auto")
-    ins.set_image_shape((3, 32, 32))
-    ins.set_model_name("GlyphNet")
-    ins.set_emb_size(128)
-    ins.set_loss_type("dist_cosface")
-    ins.set_scale(32.0)
-    ins.set_train_batch_size(128)
-    ins.set_lr(0.8)
+    ins = glyph_entry(data, epochs, seed)
     ins.set_schedule("cosine")
-    ins.set_augmentation(mirror=False)
-    ins.set_val_targets("glyphs")
-    ins.set_train_epochs(epochs)
-    ins.set_model_save_dir(None)
-    ins.set_seed(seed)
     ins.set_head_dtype(row_dtype)
     return round(ins.train()["test"]["glyphs"]["accuracy"], 4)
 

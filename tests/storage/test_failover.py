@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from hdfs_pairs import HdfsPair
-from hdfs_server import NAMENODE, UnavailableError, write_site
+from hdfs_server import NAMENODE, started, write_site
 from ranks import popen_ranks
 
 from plsc.errors import ConfigError
@@ -19,11 +19,7 @@ SIZE = 12 << 20
 @pytest.fixture(scope="module")
 def pair_of_module(tmp_path_factory):
     pytest.importorskip("hdfs_native")
-    try:
-        server = HdfsPair(tmp_path_factory.mktemp("pair"))
-    except UnavailableError as problem:
-        pytest.skip(f"no HDFS here: {problem}")
-    with server:
+    with started(lambda: HdfsPair(tmp_path_factory.mktemp("pair"))) as server:
         yield server
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from gateway import Gateway
-from hdfs_server import UnavailableError
+from hdfs_server import started
 from kerberos import HOST, REALM, Kdc, SecureHdfs
 from ranks import popen_ranks
 
@@ -23,11 +23,8 @@ LIFETIME = 2  # seconds of a ticket of `carol`
 
 @pytest.fixture(scope="module")
 def kdc(tmp_path_factory):
-    try:
-        one = Kdc(tmp_path_factory.mktemp("kdc"))
-    except UnavailableError as problem:
-        pytest.skip(f"no Kerberos here: {problem}")
-    with one, pytest.MonkeyPatch.context() as patch:
+    made = started(lambda: Kdc(tmp_path_factory.mktemp("kdc")), "Kerberos")
+    with made as one, pytest.MonkeyPatch.context() as patch:
         patch.setenv("KRB5_CONFIG", str(one.config))
         one.add("alice", "bob")
         one.add("carol", lifetime=LIFETIME)
@@ -37,11 +34,7 @@ def kdc(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(kdc, tmp_path_factory):
     pytest.importorskip("hdfs_native")
-    try:
-        secure = SecureHdfs(tmp_path_factory.mktemp("secure"), kdc)
-    except UnavailableError as problem:
-        pytest.skip(f"no HDFS here: {problem}")
-    with secure:
+    with started(lambda: SecureHdfs(tmp_path_factory.mktemp("secure"), kdc)) as secure:
         yield secure
 
 
