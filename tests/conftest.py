@@ -17,6 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 from ranks import run_ranks  # noqa: E402
 
 # How long an example takes depends on what else the machine does.
+# A shell that runs the tests in the background has them ignore Ctrl-C, and their processes would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plsc")
 
@@ -196,11 +199,11 @@ def spark(tmp_path_factory):
         os.chdir(before)
         if path is not None:
             os.environ["PYTHONPATH"] = path
+    restore_interrupt(on_interrupt)  # PySpark has set a handler of its own, which other tests of Ctrl-C would meet
     session.sparkContext.setLogLevel("OFF")
     session.sparkContext.pythonExec = sys.executable
     yield session
     session.stop()
-    restore_interrupt(on_interrupt)
 
 
 @pytest.fixture

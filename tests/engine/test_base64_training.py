@@ -1,6 +1,5 @@
 """Training on base64 data, on real processes."""
 
-import functools
 import json
 import os
 import re
@@ -95,7 +94,7 @@ def test_a_damaged_line_ends_training_with_an_error_that_names_it(base64_glyphs,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait_for_a_file_and_the_run_resumes(base64_glyphs, tmp_path, monkeypatch, request, number):
+def test_a_signal_ends_the_wait_for_a_file_and_the_run_resumes(base64_glyphs, tmp_path, monkeypatch, number):
     release, read = threading.Event(), LocalStorage.read
 
     class Signal(Callback):
@@ -121,8 +120,6 @@ def test_a_signal_ends_the_wait_for_a_file_and_the_run_resumes(base64_glyphs, tm
             release.wait(60)
         yield from read(self, path, offset, count)
 
-    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # PySpark leaves a handler of its own
     began = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "read", hanging)

@@ -66,7 +66,6 @@ def test_ctrl_c_saves_and_is_called_by_its_name(glyphs, tmp_path, with_launcher)
     process = subprocess.Popen(
         words if with_launcher else [sys.executable, *words[words.index(str(HELPERS / "train_glyphs.py")) :]],
         env=environment(), stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     lines_until(process, "holding step 3")
     process.send_signal(signal.SIGINT)

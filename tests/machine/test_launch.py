@@ -91,7 +91,6 @@ def test_ctrl_c_in_a_terminal_asks_the_ranks_to_end_and_interrupts_none(tmp_path
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     wait_until(lambda: all((tmp_path / f"ready{rank}").exists() for rank in range(2)))
     os.killpg(process.pid, signal.SIGINT)
