@@ -323,6 +323,20 @@ class Late:
         return self._seen[path] if before is None else before
 
 
+def test_a_large_file_that_another_rank_has_moved_by_then_is_not_written_again(monkeypatch):
+    class Moving(objects.ObjectStorage):
+        def _write_parts(self, place, parts):
+            super()._write_parts(place, parts)
+            written.append(place)
+            self._system.rm_file(place)  # the rank that publishes the checkpoint
+
+    monkeypatch.setattr(objects, "_PART_BYTES", 10)
+    inner, written = open_hdfs("memory://moved", None)._storage, []
+    store = Retrying(Moving(inner._system, inner._root, inner.name), 30)
+    store.write("x", lambda: [bytes(25)], 25)
+    assert len(written) == 1 and store.status("x") is None
+
+
 def test_a_checkpoint_is_found_whole_though_listings_are_late(tmp_path):
     from checkpoint_folders import make_checkpoint
 
