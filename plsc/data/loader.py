@@ -91,6 +91,7 @@ class ImageLoader:
         self._rule = rule
         self._skipping = skipping
         self._targets = targets
+        self._is_stopping: Callable[[], bool] = lambda: False
 
     @property
     def num_images(self) -> int:
@@ -107,6 +108,10 @@ class ImageLoader:
         """Returns a digest of each thing that must be the same on every rank, by its name."""
         return self._source.digests()
 
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has `epoch` end the wait for a batch with a StoppedError as soon as `is_stopping` returns True."""
+        self._is_stopping = is_stopping
+
     def order(self, epoch: int) -> np.ndarray:
         """Returns the numbers of this rank's images in the order of an epoch, [ceil(num_images / world_size)]."""
         return self._source.epoch_order(self._seed, epoch, self._rank, self._world_size)
@@ -121,6 +126,7 @@ class ImageLoader:
 
         Raises:
             DataError: An image is damaged; with `skipping`, a batch alone has more damaged images than it allows.
+            StoppedError: The wait for the batch has been ended.
         """
         order = self.order(epoch)
         self._source.will_read(order[start_step * self._batch_size :])
@@ -130,7 +136,7 @@ class ImageLoader:
         def batch(step: int) -> _Made:
             return self._batch(order, epoch, step, stop)
 
-        batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD)
+        batches = prefetch(batch, steps, self._num_workers, self._num_workers + READ_AHEAD, self._is_stopping)
         try:
             yield from map(self._reported, batches)  # A variable would hold a batch while the next one is made.
         finally:

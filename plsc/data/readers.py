@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import queue
@@ -15,7 +16,7 @@ from plsc import parallel
 from plsc.data.augmentation import Augmentation
 from plsc.data.reader_batches import Batch, BatchMaker
 from plsc.data.sampler import epoch_indices
-from plsc.errors import ConfigError, DataError, shown
+from plsc.errors import ConfigError, DataError, StoppedError, shown
 
 logger = logging.getLogger("plsc")
 
@@ -24,6 +25,7 @@ logger = logging.getLogger("plsc")
 Reader = Union[Callable[[], Iterable[Any]], Iterable[Any], paddle.io.Dataset]
 
 _READ_AHEAD = 2  # In batches.
+_POLL_SECONDS = 0.25
 
 
 def check_reader(name: str, reader: Any) -> Reader:
@@ -148,6 +150,7 @@ class ReaderLoader:
         self.splits = isinstance(reader, paddle.io.Dataset) and _length(reader) is not None
         self.in_memory = isinstance(reader, (list, tuple))
         self._num_batches: Optional[int] = None
+        self._is_stopping: Callable[[], bool] = lambda: False
         if self.splits:
             self.num_images = _length(reader)
             if not self.num_images:
@@ -170,6 +173,10 @@ class ReaderLoader:
         """Returns what must be the same on every rank, by its name: the length of a Dataset that is split here."""
         return {f"the length of {self._name}": str(self.num_images)} if self.splits else {}
 
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has `epoch` end the wait for a batch with a StoppedError as soon as `is_stopping` returns True."""
+        self._is_stopping = is_stopping
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of a new pass over the reader, without the first `start_step`.
 
@@ -180,6 +187,7 @@ class ReaderLoader:
 
         Raises:
             DataError: The reader yields no batch, or one that is wrong.
+            StoppedError: The wait for the batch has been ended.
         """
         # Here rather than in the thread: only the main thread can start the processes of a DataLoader.
         iterator = self._batches(epoch)
@@ -192,7 +200,7 @@ class ReaderLoader:
         del iterator  # The thread closes it.
         try:
             while True:
-                item = ready.get()
+                item = self._next(ready)
                 if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, type):
@@ -201,7 +209,15 @@ class ReaderLoader:
         finally:
             stop.set()
             # The timeout keeps a reader that hangs from blocking this thread; its own thread is a daemon.
-            thread.join(timeout=10)
+            thread.join(timeout=0 if self._is_stopping() else 10)
+
+    def _next(self, ready: queue.Queue[Any]) -> Any:
+        """Returns the next item of a queue."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return ready.get(timeout=0 if self._is_stopping() else _POLL_SECONDS)
+            if self._is_stopping():
+                raise StoppedError(f"{self._name} had not yielded it yet")
 
     def _read(self, iterator: Any, epoch: int, start_step: int, ready: queue.Queue[Any], stop: threading.Event) -> None:
         step = -1

@@ -13,7 +13,7 @@ from plsc import parallel
 from plsc.config import Config
 from plsc.data.loader import ImageLoader
 from plsc.data.readers import ReaderLoader
-from plsc.errors import ConfigError, DataError, counted
+from plsc.errors import ConfigError, DataError, StoppedError, counted
 
 logger = logging.getLogger("plsc")
 
@@ -21,8 +21,11 @@ Batch = tuple[np.ndarray, ...]
 Loader = Union[ImageLoader, ReaderLoader]
 
 
-def steps_of(loader: Loader, epoch: int, start: int, size: int) -> Iterator[list[Batch]]:
+def steps_of(loader: Loader, epoch: int, start: int, size: int) -> Iterator[list[Optional[Batch]]]:
     """Yields the batches of each step of an epoch; all ranks take the same number of steps.
+
+    A batch is None if the loader has ended the wait for it. The ranks cannot take such a step, and must find that out
+    together.
 
     Args:
         loader: This rank's loader.
@@ -128,24 +131,52 @@ class FirstPass:
             )
 
 
-def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Batch]:
-    """Yields this rank's batches from number `start` on; a rank that runs out of batches repeats its first one."""
-    if loader.splits or parallel.world_size() == 1:
-        yield from loader.epoch(epoch, start)
+def _batches(loader: Loader, epoch: int, start: int) -> Iterator[Optional[Batch]]:
+    """Yields this rank's batches from number `start` on; a rank that runs out of batches repeats its first one.
+
+    After the loader has ended the wait for a batch, it yields None for as many batches as other ranks may have.
+    """
+    if not loader.splits and parallel.world_size() > 1:
+        yield from _batches_of_reader(loader, epoch, start)
         return
+    number = start
+    try:
+        for batch in loader.epoch(epoch, start):
+            yield batch
+            number += 1
+    except StoppedError as reason:
+        _log_missing(number, epoch, reason)
+        yield from itertools.repeat(None, max(1, (loader.steps_per_epoch or 0) - number))
+
+
+def _batches_of_reader(loader: Loader, epoch: int, start: int) -> Iterator[Optional[Batch]]:
+    """Yields what `_batches` does where each rank has its own reader, whose number of batches nobody knows."""
     source = loader.epoch(epoch)
     first: Optional[Batch] = None
+    is_stopped = False
     for number in itertools.count():
-        batch = next(source, None)
-        if not parallel.any_rank(batch is not None, f"batch {number + 1} of epoch {epoch} of its reader"):
+        batch = None
+        try:
+            batch = None if is_stopped else next(source, None)
+        except StoppedError as reason:
+            _log_missing(number, epoch, reason)
+            is_stopped = True
+        # A rank that has stopped cannot tell whether it has run out of batches, and so must be told by the others.
+        has_batch = batch is not None or is_stopped
+        if not parallel.any_rank(has_batch, f"batch {number + 1} of epoch {epoch} of its reader"):
             return
         if number == 0:
             _warn_of_same(batch)
         first = first or batch
-        if parallel.any_rank(first is None, "the first batch of its reader"):
+        if parallel.any_rank(first is None and not is_stopped, "the first batch of its reader"):
             raise DataError(f"train_reader: some rank has no batch in epoch {epoch}; give every rank at least one")
         if number >= start:
-            yield batch or first  # type: ignore[misc]
+            yield None if is_stopped else batch or first
+
+
+def _log_missing(number: int, epoch: int, reason: StoppedError) -> None:
+    """Logs why a batch is missing."""
+    logger.warning("a signal has ended the wait for batch %d of epoch %d: %s", number + 1, epoch, reason)
 
 
 def _warn_of_same(first: Optional[Batch]) -> None:

@@ -66,6 +66,7 @@ class Note(enum.IntFlag):
     SIGNAL = 2  # it has received SIGTERM, or Ctrl-C
     STOP = 4  # one of its callbacks has called `stop`
     DAMAGED = 8  # images of its batch are damaged, which the others do not know
+    NO_BATCH = 16  # a signal to some rank has ended the wait for its batch
 
 
 def train(config: Config) -> tuple[dict[str, Any], paddle.nn.Layer, int]:
@@ -162,10 +163,14 @@ class Trainer:
 
         # Signals and records.
         self.stop_request = resources.enter_context(StopRequest())
+        is_stopping = resources.enter_context(parallel.stopping(lambda: self.stop_request.requested))
+        self.loader.end_waiting_if(is_stopping)
         if self.source is not None:
-            self.source.end_waiting_if(lambda: self.stop_request.requested)
+            self.source.end_waiting_if(is_stopping)
+        if self.evaluator is not None:
+            self.evaluator.end_waiting_if(is_stopping)
         if self.uploader is not None:
-            self.uploader.stop_request = self.stop_request
+            self.uploader.end_waiting_if(is_stopping, self.stop_request)
         self.metrics = MetricsFile(self.save_dir, self.progress.metrics_size if resumed else None)
         resources.callback(self.metrics.close)
         write_run_record(self.save_dir, config, self.state.run, resumed, self.steps_per_epoch)
@@ -218,8 +223,8 @@ class Trainer:
         while progress.epoch < config.train_epochs and stopped is None:
             try:
                 stopped = self.train_epoch()
-            except StoppedError as reason:
-                self.exit_after_signal(reason)
+            except StoppedError:  # on every rank, from the test
+                self.exit_after_signal()
         with self.clock.paused():
             if self.writer is not None:
                 self.writer.finish()
@@ -250,7 +255,7 @@ class Trainer:
         for micro_batches in steps_of(self.loader, progress.epoch, progress.batch, self.config.gradient_accumulation):
             notes = self.step(micro_batches)
             # Every rank has the notes of all ranks, so all take the same branches.
-            if any(Note.SIGNAL in note for note in notes):
+            if any(note & (Note.SIGNAL | Note.NO_BATCH) for note in notes):
                 self.exit_after_signal()
             if any(Note.STOP in note for note in notes):
                 self.save(f"step_{progress.step}")
@@ -273,6 +278,9 @@ class Trainer:
         """Tests the network at the end of an epoch. If that fails, it first saves the state from before the test.
 
         A run that is resumed from there has done all steps of the epoch, and begins with the test.
+
+        Raises:
+            StoppedError: A signal has ended the test; on every rank.
         """
         progress = self.progress
         progress.metrics_size = self.metrics.size
@@ -281,6 +289,8 @@ class Trainer:
             with self.state.average.in_use():
                 progress.test = evaluator(TrainedNetwork(self.backbone, self.config))
             parallel.together(lambda: self.call("on_test", progress.test), "the callbacks")
+        except StoppedError:
+            raise
         except Exception as problem:
             # Only a PlscError of this rank's own is known to be raised on every rank, and all of them must save.
             on_all = isinstance(problem, PlscError) and not isinstance(problem, RankError)
@@ -300,23 +310,26 @@ class Trainer:
             )
             raise
 
-    def step(self, micro_batches: Sequence[Batch]) -> list[Note]:
+    def step(self, micro_batches: Sequence[Optional[Batch]]) -> list[Note]:
         """Trains one step, and returns the notes of all ranks.
 
         A step counts on every rank or on none: when the loss, an embedding or a gradient of any rank is not finite,
-        every rank keeps its weights, momentum and statistics, and only the schedule and the loss scale move.
+        every rank keeps its weights, momentum and statistics, and only the schedule and the loss scale move. When a
+        batch of any rank is None, no rank takes the step, and nothing moves.
         """
         config, progress, scaler = self.config, self.progress, self.scaler
         random_state.seed_step(config.seed, progress.step, parallel.rank())
         rate, scale, may_shrink = optim.rate_of(self.optimizer), scaler.scale, scaler.can_shrink
         self.modes.keep_held()
-        parallel.meet(f"the batch of step {progress.step + 1}", every_step=True)
-        gathered = self.head.gather_labels(*(labels for _, labels, *_ in micro_batches), note=self.note())
+        gathered, notes = self.gather(micro_batches)
+        if any(Note.NO_BATCH in note for note in notes):
+            return notes
+        batches = [batch for batch in micro_batches if batch is not None]
         statistics = [tensor.clone() for tensor in self.statistics]
 
         outputs: list[HeadOutput] = []
-        for part, (images, labels, *known) in enumerate(micro_batches):
-            is_last = part + 1 == len(micro_batches)
+        for part, (images, labels, *known) in enumerate(batches):
+            is_last = part + 1 == len(batches)
             with contextlib.nullcontext() if is_last else parallel.without_gradient_sync(self.model):
                 targets = None if self.teacher is None else self.teacher.targets(images, known)
                 embedding = self.embed(images, labels)
@@ -330,7 +343,7 @@ class Trainer:
         problem = outputs[-1].problem
         if problem is None:
             self.updates.unscale(scale)
-            problem = gradient_problem(self.backbone, [images for images, *_ in micro_batches])
+            problem = gradient_problem(self.backbone, [images for images, *_ in batches])
         if problem is None:
             if self.is_first_step and parallel.rank() == 0:
                 warn_of_missing_gradients(self.backbone)
@@ -350,7 +363,6 @@ class Trainer:
         progress.end_step(self.last.loss, is_used=problem is None, may_shrink=may_shrink)
         if problem is not None:
             report_skipped_step(progress, problem, config.max_skipped_steps)
-        notes = [Note(one) for one in gathered.notes]
         # Before the callbacks: the notes are about the checkpoint of an earlier step, not about one that begins now.
         if self.writer is not None and all(Note.WRITTEN in note for note in notes):
             with self.clock.paused():
@@ -360,9 +372,18 @@ class Trainer:
         self.call("on_step_end")
         return notes
 
-    def note(self) -> Note:
+    def gather(self, micro_batches: Sequence[Optional[Batch]]) -> tuple[GatheredLabels, list[Note]]:
+        """Returns the labels and the notes of all ranks. It waits for them, so that no rank computes in vain."""
+        parallel.meet(f"the batch of step {self.progress.step + 1}", every_step=True)
+        labels = [np.empty(0, np.int64) if batch is None else batch[1] for batch in micro_batches]
+        gathered = self.head.gather_labels(*labels, note=self.note(all(micro_batches)))
+        gathered.wait()
+        return gathered, [Note(one) for one in gathered.notes]
+
+    def note(self, has_batch: bool) -> Note:
         """Returns what the other ranks must know before this step."""
-        note = Note.WRITTEN if self.writer is not None and self.writer.written else Note(0)
+        note = Note(0) if has_batch else Note.NO_BATCH
+        note |= Note.WRITTEN if self.writer is not None and self.writer.written else Note(0)
         note |= Note.SIGNAL if self.stop_request.requested else Note(0)
         note |= Note.DAMAGED if self.damaged is not None and self.damaged.has_news else Note(0)
         return note | (Note.STOP if self.stop_reason else Note(0))
@@ -413,30 +434,22 @@ class Trainer:
             self.progress.metrics_size = self.metrics.size
             self.writer.start(name, self.state.files(self.writer.leads), self.state.meta(), self.state.rank_rng())
 
-    def exit_after_signal(self, waited: Optional[StoppedError] = None) -> NoReturn:
+    def exit_after_signal(self) -> NoReturn:
         """Saves a checkpoint and ends the program, because some rank has received SIGTERM or Ctrl-C.
-
-        Args:
-            waited: What this rank was waiting for while others wait for it, so that they cannot save together.
 
         Raises:
             SystemExit: Always, with the status of a process that the signal has ended.
         """
         step = self.progress.step
         saved = "nothing was saved, because set_model_save_dir is empty"
-        if waited is not None and parallel.world_size() > 1:
-            saved = f"nothing was saved, because {waited}; set_resume(True) resumes the last checkpoint"
-        elif self.writer is not None:
+        if self.writer is not None:
             name = f"step_{step}"
             self.save(name)
             self.writer.finish()
             saved = f"saved {self.writer.save_dir / name}; set_resume(True) resumes from there"
             if self.uploader is not None:
                 self.uploader.hurry(self, _SECONDS_TO_UPLOAD)
-        line = f"stopped by {self.stop_request.name} after step {step}: {saved}"
-        logger.warning("%s", line)
-        if waited is not None:  # The others would only learn that this rank has ended.
-            parallel.report_end(StoppedError(line))
+        logger.warning("stopped by %s after step %d: %s", self.stop_request.name, step, saved)
         raise SystemExit(128 + self.stop_request.number)
 
     @property

@@ -10,7 +10,7 @@ import logging
 import posixpath
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -59,16 +59,24 @@ class Uploader(Callback):
         when: When to upload, as in `Entry.set_hdfs_upload`.
         stop: Set when training ends.
 
-    Attributes:
-        stop_request: The signals that end the waiting for uploads at the end of training.
     """
 
     def __init__(self, store: Retrying, place: str, when: str, stop: threading.Event) -> None:
         self._store, self._place, self._when, self._stop = store, place, when, stop
-        self.stop_request: Optional[StopRequest] = None
+        self._is_stopping: Callable[[], bool] = lambda: False
+        self._stop_request = StopRequest()
         self._uploads: list[_Upload] = []
         self._published: dict[str, remote.Remote] = {}  # checkpoints of this run, known to rank 0
         self._others_are_aside = False  # known to rank 0
+
+    def end_waiting_if(self, is_stopping: Callable[[], bool], request: StopRequest) -> None:
+        """Has the waiting for uploads at the end of training end with the program once `is_stopping` returns True.
+
+        Args:
+            is_stopping: Tells whether some rank has been asked to end.
+            request: What the exit status comes from.
+        """
+        self._is_stopping, self._stop_request = is_stopping, request
 
     def on_train_begin(self, run: Run) -> None:
         """Finds out what an earlier process of this run has uploaded, and cleans up what it left unfinished."""
@@ -215,15 +223,14 @@ class Uploader(Callback):
         deadline = float("inf") if seconds is None else time.monotonic() + seconds
         for one in self._uploads:
             while not one.done.wait(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))):
-                request = self.stop_request
-                if seconds is None and request is not None and request.requested:
+                if seconds is None and self._is_stopping():
                     logger.warning(
                         "stopped by %s while it was uploaded; run the script again with set_resume(True), or use "
                         "`plsc fs put`: %s",
-                        request.name,
+                        self._stop_request.name,
                         one.folder,
                     )
-                    raise SystemExit(128 + request.number)
+                    raise SystemExit(128 + self._stop_request.number)
                 if time.monotonic() >= deadline:
                     break
 

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
 from plsc.data.transforms import normalize
-from plsc.errors import ConfigError, DataError, counted
+from plsc.errors import ConfigError, DataError, StoppedError, counted
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
 from plsc.machine.streams import shows_bars
@@ -46,6 +46,7 @@ class Embedder:
         flip: Whether to average the embeddings of an image and its mirror image.
         progress: Whether to show a bar on a terminal, or else log a line every half minute.
         skip_damaged: Whether an image that cannot be read or decoded gets zeros and a warning, instead of an error.
+        is_stopping: Once it returns True on some rank, every rank raises a StoppedError.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Embedder:
         flip: bool,
         progress: bool = False,
         skip_damaged: bool = False,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._network, self._flip, self._progress, self._skip_damaged = network, flip, progress, skip_damaged
+        self._is_stopping = is_stopping
         self._batch_size, self._num_workers, self._rule = config.test_batch_size, config.num_workers, config.pixels
 
     def embed(self, images: Collection) -> np.ndarray:
@@ -194,7 +197,11 @@ class Embedder:
         own = [range(min(start + rank * batch, end), min(start + (rank + 1) * batch, end)) for start in rounds]
         self._network.expect(share * (1 + self._flip))
         decoded = prefetch(
-            lambda chosen: self._decode(images, chosen), own, self._num_workers, self._num_workers + _READ_AHEAD
+            functools.partial(self._decode, images),
+            own,
+            self._num_workers,
+            self._num_workers + _READ_AHEAD,
+            self._is_stopping,
         )
         damaged = 0
         try:
@@ -225,6 +232,8 @@ class Embedder:
 
     def _forward(self, images: np.ndarray) -> np.ndarray:
         """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W]."""
+        if self._is_stopping():
+            raise StoppedError("a signal has ended the test")
         rows = self._network.embed(images)
         if self._flip:
             rows = (rows + self._network.embed(images[..., ::-1])) / 2

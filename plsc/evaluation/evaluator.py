@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -60,8 +60,15 @@ class Evaluator:
     ) -> None:
         self._sets, self._reader, self._config = sets, reader, config
         self._pairs_dir, self._kept_dir = pairs_dir, kept_dir
+        self._is_stopping: Callable[[], bool] = lambda: False
         for one in sets:
             check_identities(one)
+
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has a test end with a StoppedError, on every rank, as soon as `is_stopping` returns True on one of them."""
+        self._is_stopping = is_stopping
+        if self._reader is not None:
+            self._reader.end_waiting_if(is_stopping)
 
     def check(self) -> None:
         """Checks as far as that is cheap that the images can be read, before the training that the test is for.
@@ -80,8 +87,11 @@ class Evaluator:
 
         Returns:
             For each set name what `verification_metrics` or `identification_metrics` returns, the same on every rank.
+
+        Raises:
+            StoppedError: The test has been ended; see `end_waiting_if`.
         """
-        embedder = Embedder(network, self._config, flip=self._config.augmentation.mirror)
+        embedder = Embedder(network, self._config, flip=self._config.augmentation.mirror, is_stopping=self._is_stopping)
         if self._reader is not None:
             return {"test_reader": self._all_pairs("test_reader", *embedder.embed_reader(self._reader), None)}
         return {one.name: self._test(embedder, one) for one in self._sets}

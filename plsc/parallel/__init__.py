@@ -1,6 +1,6 @@
 """Ranks and collectives. No other room calls paddle.distributed; with one rank every function works locally."""
 
-from plsc.parallel.action import action, meet, report_end
+from plsc.parallel.action import action, meet, report_end, stopping
 from plsc.parallel.agreement import check_same
 from plsc.parallel.collectives import (
     Pending,
@@ -42,6 +42,7 @@ __all__ = [
     "restarted",
     "start_all_gather",
     "start_all_reduce_sum",
+    "stopping",
     "together",
     "without_gradient_sync",
     "world_size",

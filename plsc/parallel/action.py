@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 from paddle import distributed
 
@@ -14,6 +15,7 @@ from plsc.parallel.peers import Peers, peers
 # Exit codes; all ranks end together after SIGTERM and Ctrl-C.
 _ORDERLY = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _LONGEST = 500
+_POLL_SECONDS = 0.25
 
 
 @contextlib.contextmanager
@@ -62,6 +64,35 @@ def meet(what: str, every_step: bool = False) -> None:
     others = peers()
     if others is not None:
         others.meet(what, wait=not every_step or distributed.get_backend().lower() == "gloo")
+
+
+@contextlib.contextmanager
+def stopping(requested: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether this rank, or another one in the same block, has been asked to end.
+
+    A rank that waits for something other than the ranks can then end its wait, although the signal has come to another
+    rank, which waits for this one. Every rank must enter the block. Any thread may call the function.
+
+    Args:
+        requested: Returns whether this rank has been asked to end. A thread calls it several times a second.
+    """
+    others = peers()
+    if others is None:
+        yield requested
+        return
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_POLL_SECONDS):
+            if requested():
+                others.announce_stop()
+                return
+
+    threading.Thread(target=watch, name="plsc-stop", daemon=True).start()
+    try:
+        yield lambda: requested() or others.stopping
+    finally:
+        is_over.set()
 
 
 def report_end(error: BaseException) -> None:

@@ -8,6 +8,7 @@ Messages are lines of JSON. A rank sends
     {"token": "...", "rank": 1}           who it is
     {"at": [3, 17], "what": "..."}        it has come to meeting 17 of action 3, and waits for the others
     {"failure": {...}}                    it has failed; see `Failure`
+    {"stops": 3}                          it has been asked to end, in action 3
     {"leaves": true}                      its process ends without a failure
 
 and receives
@@ -15,6 +16,7 @@ and receives
     {"open": [3, 17]}                     all ranks have come to that meeting
     {"late": "..."}                       a line for the log: who has not come yet, and for what
     {"failure": {...}}                    the first failure of an action
+    {"stops": 3}                          some rank has been asked to end, in action 3
     {"left": 1}                           a rank has said that it ends
     {"gone": 1}                           its process has ended
 """
@@ -181,6 +183,8 @@ class MeetingPlace:
                 self._check_left()
         elif "failure" in message:
             self._announce(Failure(**message["failure"]))
+        elif "stops" in message:
+            self._tell(range(self._ranks), {"stops": as_integer(message["stops"])})
         elif "leaves" in message:
             self._left.add(rank)
             self._tell(range(self._ranks), {"left": rank})

@@ -45,11 +45,13 @@ class Peers:
 
     def __init__(self, connection: socket.socket, token: str, place: Optional[MeetingPlace]) -> None:
         self._connection, self._place = connection, place
+        self._sending = threading.Lock()
         self._action, self._meeting, self._depth = 0, 0, 0
         self._patience = 1800.0
         self._changed = threading.Condition()
         # What the thread has received.
         self._open = (0, 0)
+        self._stopping = 0  # the last action that a rank has been asked to end
         self._failures: list[Failure] = []
         self._left: set[int] = set()
         self._gone: set[int] = set()
@@ -105,6 +107,15 @@ class Peers:
                 "process or its network, or wait longer with set_rank_timeout"
             )
 
+    def announce_stop(self) -> None:
+        """Tells the other ranks that this one has been asked to end the action. Any thread may call it."""
+        self._send({"stops": self._action})
+
+    @property
+    def stopping(self) -> bool:
+        """Whether some rank has announced that it has been asked to end the action."""
+        return self._stopping == self._action
+
     def fail(self, text: str, mistake: bool, ends: bool = False) -> None:
         """Announces that this rank has failed; returns when all ranks know it, or after some seconds.
 
@@ -149,7 +160,7 @@ class Peers:
         return next((one for one in self._failures if one.action == action or (one.ends and one.action < action)), None)
 
     def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # if rank 0 has ended, the thread learns it too
+        with self._sending, contextlib.suppress(OSError):  # if rank 0 has ended, the thread learns it too
             self._connection.sendall(encode(message))
 
     def _receive(self) -> None:
@@ -178,6 +189,8 @@ class Peers:
                 self._open = tuple(message["open"])
             elif "failure" in message:
                 self._add(Failure(**message["failure"]), _GRACE_SECONDS)
+            elif "stops" in message:
+                self._stopping = message["stops"]
             elif "left" in message:
                 self._left.add(message["left"])
             elif "gone" in message:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from plsc.data.prefetch import prefetch
+from plsc.errors import StoppedError
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -25,3 +27,15 @@ def test_an_abandoned_iterator_stops_its_threads_and_starts_no_more_calls() -> N
     results.close()  # type: ignore[attr-defined]
     assert len(begun) <= 4
     assert not [one for one in threading.enumerate() if one.name.startswith("plsc-images")]
+
+
+def test_a_wait_ends_when_it_is_to_stop_even_if_the_call_hangs() -> None:
+    release, stop = threading.Event(), threading.Event()
+    results = prefetch(lambda item: item == 0 or release.wait(60), range(9), 1, 3, stop.is_set)
+    assert next(results)
+    stop.set()
+    began = time.monotonic()
+    with pytest.raises(StoppedError):
+        next(results)
+    release.set()
+    assert time.monotonic() - began < 30

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from ranks import HELPERS, popen_ranks, start, wait_until
+from ranks import start
 from safetensors.numpy import load_file
 from train_glyphs import small_entry
 
@@ -129,48 +129,3 @@ def test_a_signal_ends_the_wait_for_a_file_and_the_run_resumes(base64_glyphs, tm
     assert ended.value.code == 128 + number and time.monotonic() - began < 50
     assert (tmp_path / "output" / "step_0" / "meta.json").exists()
     assert entry().train()["epochs"] == 1
-
-
-WAITING = """
-import os, pathlib, sys, threading
-from plsc import Callback
-from plsc.storage.local import LocalStorage
-from train_glyphs import small_entry
-
-data, output = sys.argv[1:]
-rank, read = os.environ["PADDLE_TRAINER_ID"], LocalStorage.read
-
-
-def hanging(self, path, offset, count):
-    if rank == "1" and path.endswith("base64_rank_1"):
-        threading.Event().wait(60)
-    yield from read(self, path, offset, count)
-
-
-class Begun(Callback):
-    def on_train_begin(self, run):
-        pathlib.Path(f"{output}.{rank}").touch()
-
-
-LocalStorage.read = hanging
-ins = small_entry(data, output)
-ins.set_dataset_dir(f"file://{data}")
-ins.set_data_cache(f"{output}-cache", "1GB")
-ins.set_model_name("GlyphNet")
-ins.set_with_test(False)
-ins.add_callback(Begun())
-ins.train()
-"""
-
-
-def test_a_signal_while_one_rank_waits_for_a_file_ends_all_with_the_reason(base64_glyphs, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(HELPERS)!r})\n{WAITING}")
-    began = time.monotonic()
-    process = popen_ranks(script, 2, base64_glyphs, tmp_path / "output")
-    wait_until(lambda: all((tmp_path / f"output.{rank}").exists() for rank in range(2)))
-    process.terminate()
-    _, text = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 45 and "Traceback" not in text
-    reason = "nothing was saved, because it was waiting for base64_rank_1 of"
-    assert text.splitlines()[-1].startswith(f"plsc: error: rank 1: stopped by SIGTERM after step 0: {reason}")

@@ -91,6 +91,28 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_step(glyphs, tmp_path):
     assert len(json.loads((folder / "meta.json").read_text())["rng"]) == 3
 
 
+@pytest.mark.parametrize(
+    "wait, number, to_all, step", [("file", 2, True, 0), ("reader", 3, False, 1), ("test", 2, False, 3)]
+)
+def test_a_signal_while_a_rank_waits_saves_on_all_ranks(glyphs, base64_glyphs, tmp_path, wait, number, to_all, step):
+    """The signal goes to all ranks, or to one that does not wait."""
+    output = tmp_path / "output"
+    data = base64_glyphs if wait == "file" else glyphs
+    process = popen_ranks("stop_waiting.py", number, data, output, wait, step)
+    wait_until((tmp_path / "output.waits").exists)
+    began = time.monotonic()
+    for pid in children_of(process.pid)[: number if to_all else 1]:
+        os.kill(pid, signal.SIGTERM)
+    statuses = [tmp_path / f"output.status_{rank}" for rank in range(number)]
+    wait_until(lambda: all(path.exists() for path in statuses) or process.poll() is not None)
+    assert time.monotonic() - began < 60
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert [path.read_text() for path in statuses] == [str(128 + signal.SIGTERM)] * number
+    assert f"stopped by SIGTERM after step {step}: saved" in said and f"step_{step}: epoch 0, step {step};" in said
+    assert same_tensors(output / "1", tmp_path / "output.straight" / "1")
+
+
 def is_running(pid):
     """Returns whether a process has not ended; one that no parent has asked about yet has."""
     try:
