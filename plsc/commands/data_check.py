@@ -17,7 +17,7 @@ from plsc.datasets.opening import check_local
 from plsc.errors import ConfigError, counted
 from plsc.machine import threads
 from plsc.machine.files import replacing
-from plsc.machine.names import readable, to_text
+from plsc.machine.names import class_title, readable, to_text
 
 if TYPE_CHECKING:
     from plsc.datasets.check import Findings, Listing
@@ -116,8 +116,8 @@ def _print(found: Findings, names: Any, options: argparse.Namespace, listing: Op
     for which, what in near:
         pairs = found.near[which]
         lines = (
-            f"{found.name(i)} (class {_class_of(found, names, i)}) looks like {found.name(j)} "
-            f"(class {_class_of(found, names, j)})"
+            f"{found.name(i)} ({class_title(int(found.labels[i]), names)}) looks like {found.name(j)} "
+            f"({class_title(int(found.labels[j]), names)})"
             for i, j in pairs[:_SHOWN].tolist()
         )
         _show(f"looks like another image, {what}", len(pairs), lines)
@@ -142,7 +142,7 @@ def _show(what: str, number: int, lines: Iterator[str]) -> None:
 
 
 def _group_line(found: Findings, names: Any, group: Any) -> str:
-    shown = [f"{found.name(i)} (class {_class_of(found, names, i)})" for i in group[:_SHOWN].tolist()]
+    shown = [f"{found.name(i)} ({class_title(int(found.labels[i]), names)})" for i in group[:_SHOWN].tolist()]
     more = f" and {len(group) - _SHOWN:,} more" if len(group) > _SHOWN else ""
     return " = ".join(shown) + more
 

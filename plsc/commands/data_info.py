@@ -9,7 +9,7 @@ from plsc.arguments import add_command, add_json, print_json
 from plsc.commands.data_progress import Bar
 from plsc.datasets.opening import add_format
 from plsc.errors import counted
-from plsc.machine.names import readable
+from plsc.machine.names import class_title, readable
 
 if TYPE_CHECKING:
     from plsc.datasets.survey import Survey
@@ -81,7 +81,8 @@ def _per_class(found: Survey) -> list[str]:
     width = max(map(len, spans))
     middle = f"{sorted(used.tolist())[len(used) // 2]:,}"
     least, most_images = found.counts[smallest], found.counts[largest]
-    span = f"{least:,} ({readable(found.name(smallest))}) to {most_images:,} ({readable(found.name(largest))})"
+    fewest, largest_title = (class_title(one, found.class_names) for one in (smallest, largest))
+    span = f"{least:,} ({fewest}) to {most_images:,} ({largest_title})"
     lines = [f"images per class: {middle}" if least == most_images else f"images per class: {span}, median {middle}"]
     for span, (_, _, count) in zip(spans, rows):
         bar = "#" * -(-count * _WIDTH // most)

@@ -28,7 +28,7 @@ from plsc.data.records import Records
 from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
-from plsc.machine.names import from_text, to_text, why_missing
+from plsc.machine.names import class_title, from_text, to_text, why_missing
 
 logger = logging.getLogger("plsc")
 
@@ -307,6 +307,10 @@ class RecordImages:
         """Returns the name of the class, or its number if the classes have no names."""
         label = int(self._labels[i])
         return self._records.class_names[label] if self._records.class_names else str(label)
+
+    def class_title(self, i: int) -> str:
+        """Returns what messages call the class of an image."""
+        return class_title(int(self._labels[i]), self._records.class_names)
 
     def template(self, i: int) -> str:
         """Returns '', because data for training has no templates."""

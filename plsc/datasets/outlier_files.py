@@ -28,6 +28,7 @@ from plsc.datasets.outliers import Limits, Outliers
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
 from plsc.machine.json_files import as_object, json_text, read_json
+from plsc.machine.names import class_title
 from plsc.machine.tables import write_rows
 
 EMBEDDINGS, PAGE = "embeddings", "page.html"
@@ -57,6 +58,10 @@ class Review:
     def class_of(self, number: int) -> str:
         """Returns the name of a class, or its number if the classes have no names."""
         return self.class_names[number] if len(self.class_names) else str(number)
+
+    def class_title(self, number: int) -> str:
+        """Returns what texts call a class."""
+        return class_title(number, self.class_names)
 
     def test_image(self, i: int) -> str:
         """Returns what an image of the test sets is called, numbered one set after another."""
@@ -235,7 +240,7 @@ def _class_rows(review: Review) -> Iterator[Sequence[Any]]:
 def _copy_rows(review: Review) -> Iterator[Sequence[Any]]:
     images = review.images
     for i, j, cosine in review.found.copies:
-        yield "copy", images.name(i), images.identity(i), f"{images.name(j)} (class {images.identity(j)})", cosine
+        yield "copy", images.name(i), images.identity(i), f"{images.name(j)} ({images.class_title(j)})", cosine
     for i, j, cosine in review.found.leaks:
         yield "test image", images.name(i), images.identity(i), review.test_image(j), cosine
 
@@ -251,8 +256,8 @@ def _lines_to_leave_out(review: Review) -> tuple[list[bytes], int]:
     for i, j, _ in review.found.copies:
         reasons.setdefault(i, f"a copy of {review.images.name(j)}, in another class")
     for i in review.found.images.tolist():
-        nearest = review.class_of(int(review.found.nearest[i]))
-        reasons.setdefault(i, f"far from class {review.images.identity(i)}, nearest to {nearest}")
+        nearest = review.class_title(int(review.found.nearest[i]))
+        reasons.setdefault(i, f"far from {review.images.class_title(i)}, nearest to {nearest}")
     lines: list[Optional[bytes]] = [line_of(review.images.name(i), why) for i, why in sorted(reasons.items())]
     named = [line for line in lines if line is not None]
     return named, len(lines) - len(named)

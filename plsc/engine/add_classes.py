@@ -24,7 +24,7 @@ from plsc.inference.classes import check_names
 from plsc.inference.networks import Network
 from plsc.machine.bfloat16 import BFLOAT16
 from plsc.machine.json_files import LARGEST
-from plsc.machine.names import quoted
+from plsc.machine.names import class_title
 from plsc.zoo import check_target
 
 _FLOAT32 = np.dtype("float32")
@@ -53,13 +53,11 @@ class _Choice:
 
     Attributes:
         classes: Their numbers in the data, int64.
-        titles: What to call each in messages.
         names: Names of all classes of the new checkpoint; empty if they have none.
         left_out: Names of classes without images.
     """
 
     classes: np.ndarray
-    titles: Sequence[str]
     names: Sequence[str]
     left_out: Sequence[str]
 
@@ -140,13 +138,12 @@ def _choose(source: Checkpoint, theirs: Sequence[str], ours: Sequence[str], reco
         has_images = images[: len(ours)] > 0
         classes = np.flatnonzero(is_new & has_images)
         left_out = [ours[k] for k in np.flatnonzero(is_new & ~has_images).tolist()]
-        titles = [ours[k] for k in classes.tolist()]
-        choice = _Choice(classes, titles, [*theirs, *titles], left_out)
+        choice = _Choice(classes, [*theirs, *(ours[k] for k in classes.tolist())], left_out)
     else:
         classes = np.arange(count, max(count, records.num_classes))
         for k in classes[images[classes] == 0].tolist():
             raise DataError(f"{where}: has no image of class {k}; number the new classes from {count} on, without gaps")
-        choice = _Choice(classes, [f"class {k}" for k in classes.tolist()], (), ())
+        choice = _Choice(classes, (), ())
     if not len(choice.classes):
         known = (
             "names no class that" if ours else f"neither has names, and no label is above those {count:,} classes that"
@@ -177,6 +174,7 @@ class _NewRows:
 
     def __init__(self, network: Network, config: Config, records: Records, choice: _Choice, scale: Scale) -> None:
         self.scale, self.count, self._choice = scale, len(choice.classes), choice
+        self._names = config.class_names or ()
         self._blocks = mean_directions(network, config, records, choice.classes)
         self._left = np.empty((0, network.emb_dim), "float32")
         self._made = 0
@@ -192,8 +190,8 @@ class _NewRows:
                 self._left = next(self._blocks) * np.float32(self.scale.length)
                 empty = np.flatnonzero(~self._left.any(axis=1))
                 if len(empty):
-                    title = self._choice.titles[self._made + int(empty[0])]
-                    raise DataError(f"{quoted(title)}: none of its images can be used; replace them, or leave it out")
+                    title = class_title(int(self._choice.classes[self._made + int(empty[0])]), self._names)
+                    raise DataError(f"{title}: none of its images can be used; replace them, or leave it out")
                 self._made += len(self._left)
             part, self._left = self._left[:count], self._left[count:]
             count -= len(part)

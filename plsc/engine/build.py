@@ -221,8 +221,10 @@ def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
             f"set_head_dtype({config.head_dtype!r}): plsc draws such class centres itself; leave the initializer out "
             "of set_distfc_attr, or keep them in float32"
         )
+    names = config.class_names or ()
     if not config.separate_heads:
-        return _build_head(config, config.num_classes, config.seed, terms=loss_terms(config, 0, config.num_classes))
+        terms = loss_terms(config, 0, config.num_classes)
+        return _build_head(config, config.num_classes, config.seed, terms=terms, class_names=names)
     for attr in (config.param_attr, config.bias_attr):
         if getattr(attr, "name", None):
             raise ConfigError(
@@ -238,6 +240,7 @@ def build_classifier(config: Config) -> Union[ClassifierHead, HeadGroup]:
             config.seed + number,
             loss_weight=weight,
             terms=loss_terms(config, first, first + classes),
+            class_names=names[first : first + classes],
         )
         for number, (first, (_, classes), weight) in enumerate(zip(firsts, config.separate_heads, weights))
     ]

@@ -12,6 +12,7 @@ from plsc.config import Config
 from plsc.data.records import Records
 from plsc.errors import ConfigError, counted
 from plsc.heads.terms import LossTerms, class_balanced_weights, ldam_margins
+from plsc.machine.names import class_title
 
 logger = logging.getLogger("plsc")
 
@@ -28,13 +29,17 @@ def find_class_values(config: Config, source: Optional[Records]) -> None:
     Raises:
         ConfigError: The numbers that the user gives are not as many as the classes.
     """
+    check_given_values(config)
     counts = np.zeros(0, "int64")
     if config.counts_classes:
         assert source is not None
         counts = np.bincount(source.labels(), minlength=config.num_classes)
-        missing = int((counts == 0).sum())
-        if missing:
-            logger.info("%s of %d have no image", counted(missing, "class"), config.num_classes)
+        missing = np.flatnonzero(counts == 0)
+        if len(missing):
+            example = class_title(int(missing[0]), config.class_names or ())
+            logger.info(
+                "%s of %d have no image, such as %s", counted(len(missing), "class"), config.num_classes, example
+            )
     for name in ("class_weights", "class_margins"):
         chosen = getattr(config, name)
         if chosen is None:
@@ -45,12 +50,22 @@ def find_class_values(config: Config, source: Optional[Records]) -> None:
             values = ldam_margins(counts, config.margin_of_loss())
         else:
             values = chosen.values
-        if len(values) != config.num_classes:
+        setattr(config, name, dataclasses.replace(chosen, values=values))
+
+
+def check_given_values(config: Config) -> None:
+    """Checks that the user gives as many weights and margins of classes as there are classes, or none.
+
+    Raises:
+        ConfigError: The numbers that the user gives are not as many as the classes.
+    """
+    for name in ("class_weights", "class_margins"):
+        chosen = getattr(config, name)
+        if chosen is not None and chosen.values is not None and len(chosen.values) != config.num_classes:
             raise ConfigError(
-                f"set_{name} gives {counted(len(values), 'number')}, and there are "
+                f"set_{name} gives {counted(len(chosen.values), 'number')}, and there are "
                 f"{counted(config.num_classes, 'class')}; give one for each class"
             )
-        setattr(config, name, dataclasses.replace(chosen, values=values))
 
 
 def loss_terms(config: Config, first: int, end: int) -> LossTerms:

@@ -237,7 +237,7 @@ def _far_images(images: RecordImages, counts: _Counts, limit: Optional[float]) -
     lines = []
     angles, is_damaged = counts.angles, counts.is_damaged
     for i in np.flatnonzero(is_damaged | (angles > limit)).tolist():
-        why = "cannot be decoded" if is_damaged[i] else f"{angles[i]:.1f} degrees from class {images.identity(i)}"
+        why = "cannot be decoded" if is_damaged[i] else f"{angles[i]:.1f} degrees from {images.class_title(i)}"
         lines.append(line_of(images.name(i), why))
     return lines
 

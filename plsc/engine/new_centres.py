@@ -21,10 +21,11 @@ from plsc.data.damaged import is_damage
 from plsc.data.prefetch import prefetch
 from plsc.data.records import Records
 from plsc.data.transforms import decode, normalize
-from plsc.errors import CheckpointError, ConfigError, DataError
+from plsc.errors import CheckpointError, ConfigError, DataError, counted
 from plsc.heads import ClassifierHead, HeadGroup
 from plsc.heads.bfloat16 import put_rows, tensor_like
 from plsc.inference.networks import Network
+from plsc.machine.names import class_title
 from plsc.metrics.vectors import unit_rows
 
 logger = logging.getLogger("plsc")
@@ -175,19 +176,24 @@ def fill(
     Raises:
         DataError: An image cannot be read, or its embedding is not finite; on every rank.
     """
-    first, missing = 0, 0
+    first = 0
+    missing: list[int] = []
     for directions in mean_directions(network, config, source, new.classes):
         classes = new.classes[first : first + len(directions)]
         first += len(directions)
         found = directions.any(axis=1)
-        missing += int((~found).sum())
+        missing += classes[~found].tolist()
         for part in head.parts:
             _set_rows(part.head, classes[found] - part.first, directions[found], new.scale)
     if parallel.rank() == 0:
-        begun = first - missing
+        begun = first - len(missing)
         logger.info("%d class centres begin at the mean embeddings of up to %d images each", begun, MOST_IMAGES)
         if missing:
-            logger.warning("%d classes have no image to begin at, so their centres are random", missing)
+            logger.warning(
+                "%s have no image to begin at, such as %s, so their centres are random",
+                counted(len(missing), "class"),
+                class_title(missing[0], config.class_names or ()),
+            )
 
 
 @paddle.no_grad()

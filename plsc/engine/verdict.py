@@ -16,6 +16,7 @@ from plsc.engine.progress import Progress
 from plsc.errors import TrainingError, counted
 from plsc.heads import ClassifierHead, HeadGroup, HeadOutput
 from plsc.heads.shard import first_row_not_finite
+from plsc.machine.names import class_title
 from plsc.models.freezing import statistics_of
 
 logger = logging.getLogger("plsc")
@@ -130,7 +131,8 @@ def check_weights(
     for part in head.parts:
         row = first_row_not_finite(part.head.weight)
         if not found and row is not None:
-            found = f"the class centre of class {part.first + part.head.lower + row} is not finite"
+            title = class_title(part.first + part.head.lower + row, part.head.class_names, part.first)
+            found = f"the class centre of {title} is not finite"
     own = found, _digests(backbone) if parallel.world_size() > 1 else {}
     problems, digests = zip(*parallel.all_gather_object(own, "the check of its weights"))
     found = next(filter(None, problems), "")

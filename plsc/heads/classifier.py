@@ -93,6 +93,7 @@ class ClassifierHead(paddle.nn.Layer):
         row_dtype: The dtype in which W and its momentum are kept: `dtype`, or 'bfloat16', into which rows are rounded
             at random. They are computed with in `dtype`, chunk by chunk. None stands for `dtype`.
         is_drawn: Whether W begins at random rows; otherwise `draw` makes them, if nothing else does.
+        class_names: Names of all classes, for messages; empty if they are unknown.
 
     Attributes:
         weight: This rank's rows of W, [C, D], or [C, k, D] with sub-centres; None if it has none.
@@ -123,6 +124,7 @@ class ClassifierHead(paddle.nn.Layer):
         sub_centers: int = 1,
         row_dtype: Optional[str] = None,
         is_drawn: bool = True,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__(dtype=dtype)
         if sub_centers > 1 and margin is None:
@@ -132,7 +134,7 @@ class ClassifierHead(paddle.nn.Layer):
         self.loss_weight, self.terms = loss_weight, terms
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
         self.margin, self.sample_ratio, self.seed, self.sub_centers = margin, sample_ratio, seed, sub_centers
-        self.next_step = 0
+        self.next_step, self.class_names = 0, class_names
         self._labels = LabelGatherer(num_classes)
         self._step: Optional[Step] = None
         self._kept: list[Kept] = []  # of the micro-batches since the last `backward`
@@ -176,6 +178,7 @@ class ClassifierHead(paddle.nn.Layer):
             simulate=simulate,
             workers=Workers(),
             terms=terms,
+            class_names=class_names,
         )
 
     def draw(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Optional
@@ -48,6 +49,7 @@ class Shard:
         simulate: Whether a CPU rounds the products as `precision` would.
         workers: The threads that walk over the rows.
         terms: What is changed in the loss.
+        class_names: Names of all classes, for messages; empty if they are unknown.
     """
 
     weight: Optional[paddle.Tensor]
@@ -65,6 +67,7 @@ class Shard:
     simulate: bool
     workers: Workers
     terms: LossTerms = PLAIN_LOSS
+    class_names: Sequence[str] = ()
 
 
 def initialise_rows(weight: paddle.Tensor, lower: int, seed: int) -> None:

@@ -29,6 +29,7 @@ from plsc.heads.shard import Shard, first_row_not_finite
 from plsc.heads.sinks import DenseGradient, RowSink
 from plsc.heads.sub_centers import nearest_rows
 from plsc.heads.walk import GradientParts, LabelPush, PlainLabels, Sums
+from plsc.machine.names import class_title
 
 _LOWEST = -1e29
 
@@ -384,7 +385,7 @@ def describe_problem(shard: Shard, batch: Batch, loss: float) -> str:
             found.append(f"{bad} of {batch.own_embedding.shape[0]} embeddings are not finite")
     row = first_row_not_finite(shard.weight)
     if row is not None:
-        found.append(f"the class centre of class {shard.lower + row} is not finite")
+        found.append(f"the class centre of {class_title(shard.lower + row, shard.class_names)} is not finite")
     of_ranks = parallel.all_gather_object("; ".join(found), "the verdict on a step")
     words = [f"rank {rank}: {text}" for rank, text in enumerate(of_ranks) if text]
     return "; ".join([*words, f"the loss is {loss}"])

@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -73,6 +73,18 @@ def readable(text: str, keep: str = "") -> str:
 def quoted(text: str) -> str:
     """Returns a `readable` text in quotation marks, cut off where it is long."""
     return f"'{one_line(readable(text), _LONGEST_QUOTED)}'"
+
+
+def class_title(number: int, names: Sequence[str] = (), first: int = 0) -> str:
+    """Returns what messages call a class: "class 12 ('Ada')", or "class 12" if its name is unknown.
+
+    Args:
+        number: Number of the class.
+        names: Names of the classes from `first` on; empty if they are unknown.
+        first: Number of the class to which the first name belongs.
+    """
+    place = number - first
+    return f"class {number} ({quoted(names[place])})" if 0 <= place < len(names) else f"class {number}"
 
 
 def _escaped(character: str) -> str:

@@ -83,28 +83,28 @@ def write_page(path: Path, review: Review, summary: Summary, labels: np.ndarray,
         return tag(
             "li",
             tag("div", pictures.of([i]), tag("small", review.images.name(i)), class_="suspect"),
-            _class(f"labelled {review.class_of(label)}", float(found.own[i]), pictures.of(examples(label))),
-            _class(f"nearest to {review.class_of(nearest)}", float(found.other[i]), pictures.of(examples(nearest))),
+            _class(f"labelled {review.class_title(label)}", float(found.own[i]), pictures.of(examples(label))),
+            _class(f"nearest to {review.class_title(nearest)}", float(found.other[i]), pictures.of(examples(nearest))),
         )
 
     def merge_row(pair: tuple[int, int, float]) -> Markup:
-        sides = [_class(review.class_of(one), None, pictures.of(examples(one))) for one in pair[:2]]
+        sides = [_class(review.class_title(one), None, pictures.of(examples(one))) for one in pair[:2]]
         return tag("li", *sides, tag("div", tag("span", "likeness ", tag("b", f"{pair[2]:.2f}"))))
 
     def split_row(split: tuple[int, float, np.ndarray, np.ndarray]) -> Markup:
         number, similar, *halves = split
         sides = [_class(f"{len(half)} images", None, pictures.of(half[:_EXAMPLES].tolist())) for half in halves]
-        text = tag("span", f"class {review.class_of(number)}, likeness ", tag("b", f"{similar:.2f}"))
+        text = tag("span", f"{review.class_title(number)}, likeness ", tag("b", f"{similar:.2f}"))
         return tag("li", *sides, tag("div", text))
 
     def copy_row(copy: tuple[int, int, float]) -> Markup:
-        sides = [_class(f"class {review.images.identity(i)}", None, pictures.of([i])) for i in copy[:2]]
+        sides = [_class(review.images.class_title(i), None, pictures.of([i])) for i in copy[:2]]
         return tag("li", *sides, tag("div", tag("span", "cosine ", tag("b", f"{copy[2]:.3f}"))))
 
     def leak_row(leak: tuple[int, int, float]) -> Markup:
         i, j, cosine = leak
         sides = (
-            _class(f"class {review.images.identity(i)}", None, pictures.of([i])),
+            _class(review.images.class_title(i), None, pictures.of([i])),
             _class(f"test image {review.test_image(j)}", None, pictures.of_test(j)),
         )
         return tag("li", *sides, tag("div", tag("span", "cosine ", tag("b", f"{cosine:.3f}"))))

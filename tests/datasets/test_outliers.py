@@ -165,9 +165,9 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     nearest = {row["image"]: (row["class"], row["nearest class"]) for row in rows_of(output / "images.tsv")}
     assert nearest["images/0/1.jpg"] == ("class05", "class00") and nearest["images/3/2.jpg"] == ("class08", "class03")
     copies = {row["image"]: row["copy of"] for row in rows_of(output / "copies.tsv")}
-    assert copies["copy.png"] == "images/4/0.jpg (class class04)" and copies["leak.jpg"].endswith(".jpg")
+    assert copies["copy.png"] == "images/4/0.jpg (class 4 ('class04'))" and copies["leak.jpg"].endswith(".jpg")
     page = (output / "page.html").read_text()
-    assert "labelled class05" in page and page.count("<img") > 12
+    assert "labelled class 5 (&#x27;class05&#x27;)" in page and page.count("<img") > 12
     assert {path: path.read_bytes() for path in spoilt.rglob("*") if path.is_file()} == before
 
     # With other limits the images are not embedded again, and what the command wrote is replaced.

@@ -1,10 +1,10 @@
-"""Trains on several ranks, of which the last waits until a signal ends the training; resumes; and trains without a wait.
+"""Trains on several ranks, of which the last waits until a signal ends the training; resumes; trains without a wait.
 
     stop_waiting.py DATA OUTPUT WAIT STEP
 
 WAIT says for what: `file` of a store, a batch of a `reader`, or a `test` of a reader. Once it waits and STEP steps are
-done, it makes a file `<OUTPUT>.waits`. Each rank writes the exit status of the first training to `<OUTPUT>.status_<rank>`. The
-resumed training saves to OUTPUT, the other one to `<OUTPUT>.straight`.
+done, it makes a file `<OUTPUT>.waits`. Each rank writes the exit status of the first training to
+`<OUTPUT>.status_<rank>`. The resumed training saves to OUTPUT, the other one to `<OUTPUT>.straight`.
 """
 
 from __future__ import annotations
