@@ -54,7 +54,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--image-shape", type=sides, metavar="C,H,W", help="channels, height, width (default 3,112,112)"
     )
     parser.add_argument(
-        "--optimizer", default="Momentum", metavar="NAME", help="Paddle's name of the optimizer (default Momentum)"
+        "--optimizer",
+        default="Momentum",
+        metavar="NAME",
+        help="Paddle's name of the optimizer, or Lion (default Momentum)",
     )
     parser.add_argument(
         "--device-memory",
@@ -75,7 +78,12 @@ def run(options: argparse.Namespace) -> int:
     config.check_head()
 
     from plsc.engine import forecast
+    from plsc.engine.class_values import check_given_values
+    from plsc.engine.teacher import check_place
 
+    check_given_values(config)
+    if config.teacher is not None:
+        check_place(config.teacher)
     memory = options.device_memory
     workload = _workload(config, options.ranks, options.optimizer, on_cpu=memory is None)
     made = forecast.forecast(workload)
@@ -153,9 +161,9 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     """Returns the workload of a training with these settings."""
     from plsc.engine import forecast
     from plsc.models import build_backbone
-    from plsc.models.freezing import TrainedParts
+    from plsc.models.freezing import TrainedParts, rate_factors_of
 
-    process, of_optimizer = resident_memory(), _optimizer_size(optimizer)
+    process, of_optimizer = resident_memory(), _optimizer_size(optimizer, config)
     if config.head_dtype != "float32" and not of_optimizer.moves_in_chunks:
         raise ConfigError(
             f"--optimizer {optimizer}: needs the whole gradient of the class centres, which set_head_dtype"
@@ -165,15 +173,16 @@ def _workload(config: Config, ranks: int, optimizer: str, on_cpu: bool) -> Workl
     with out_of_memory_as("plan measures the backbone itself: ask for a smaller image or embedding"):
         model = build_backbone(config)
         TrainedParts(model, config.trainable.stages)
+        rate_factors_of(config.rate_factors, model, {})  # refuses patterns that name nothing
         size = forecast.backbone_size(model, config.image_shape, config.recompute)
     return forecast.workload_of(config, size, optimizer=of_optimizer, ranks=ranks, process=process, on_cpu=on_cpu)
 
 
-def _optimizer_size(name: str) -> OptimizerSize:
-    """Returns what one of Paddle's optimizers takes, with its own settings.
+def _optimizer_size(name: str, config: Config) -> OptimizerSize:
+    """Returns what one of Paddle's optimizers, or of plsc's, takes with its own settings.
 
     Raises:
-        ConfigError: Paddle has no optimizer of this name, or training cannot use it.
+        ConfigError: There is no optimizer of this name, or a training with these settings cannot use it.
     """
     import paddle
 
@@ -181,12 +190,17 @@ def _optimizer_size(name: str) -> OptimizerSize:
     from plsc.engine.forecast import OptimizerSize
 
     kinds = {kind: made for kind, made in vars(paddle.optimizer).items() if _is_optimizer(made)}
+    kinds["Lion"] = optim.Lion
     if name not in kinds:
-        raise ConfigError(f"--optimizer {name}: Paddle has no such optimizer; choose from {', '.join(sorted(kinds))}")
+        raise ConfigError(f"--optimizer {name}: there is no such optimizer; choose from {', '.join(sorted(kinds))}")
     parameters = [paddle.create_parameter([4, 4], "float32")]
     built = optim.build_optimizer(
         Config(optimizer=lambda given: kinds[name](learning_rate=0.1, parameters=given)), parameters, 1
     )
+    if config.rate_factors:
+        optim.scale_rates(built, [])  # refuses an optimizer that heeds none
+    if len(config.trainable.stages) > 1:
+        optim.check_joining(built)
     copies = optim.copies_of_state(built)
     return OptimizerSize(name, copies, bool(optim.take_rows(built, {"weight": parameters[0]})))
 

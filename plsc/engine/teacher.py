@@ -233,17 +233,29 @@ def open_teacher(config: Config, source: Optional[Records]) -> Optional[Teacher]
     return teacher
 
 
-def _open(config: Config, settings: Teaching, source: Optional[Records]) -> Teacher:
-    if isinstance(settings.source, paddle.nn.Layer):
-        return _of_layer(config, settings)
-    folder = Path(settings.source)
-    if holds_embeddings(folder):
-        return _of_embeddings(config, settings, source, folder)
-    if not is_checkpoint(folder) and not (folder / MANIFEST).exists():
+def check_place(teacher: Teaching) -> None:
+    """Checks that there is a teacher where the settings say.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if isinstance(teacher.source, paddle.nn.Layer):
+        return
+    folder = Path(teacher.source)
+    if not (holds_embeddings(folder) or is_checkpoint(folder) or (folder / MANIFEST).exists()):
         raise ConfigError(
             f"set_teacher({quoted(str(folder))}): holds no export, no checkpoint and no embeddings; name the folder of "
             "one, such as output/19"
         )
+
+
+def _open(config: Config, settings: Teaching, source: Optional[Records]) -> Teacher:
+    if isinstance(settings.source, paddle.nn.Layer):
+        return _of_layer(config, settings)
+    folder = Path(settings.source)
+    check_place(settings)
+    if holds_embeddings(folder):
+        return _of_embeddings(config, settings, source, folder)
     export = open_export(folder)
     if export.image_shape != config.image_shape:
         raise ConfigError(

@@ -7,6 +7,7 @@ import paddle
 import pytest
 from ranks import run_plsc
 
+from plsc import cli
 from plsc.commands.plan import _workload
 from plsc.config import Config
 from plsc.engine import forecast as forecasts
@@ -256,13 +257,34 @@ def test_the_plan_makes_the_layers_of_a_define_by_run_network_before_it_counts_t
         ),
         (["--classes", "10", *SMALL_MODEL, "--set", "sub_centers=2", "--set", "loss_type=softmax"], "no cosines"),
         (["--classes", "10", *SMALL_MODEL, "--head-dtype", "bfloat16", "--optimizer", "Lamb"], "the whole gradient"),
-        (["--classes", "10", *SMALL_MODEL, "--optimizer", "Adan"], "--optimizer Adan: Paddle has no such optimizer"),
+        (["--classes", "10", *SMALL_MODEL, "--optimizer", "Adan"], "--optimizer Adan: there is no such optimizer"),
         (["--classes", "10", *SMALL_MODEL, "--optimizer", "LBFGS"], "LBFGS.step needs 'closure'"),
     ],
 )
 def test_bad_arguments_of_the_plan_command(arguments, words):
     process = run(*arguments)
     assert process.returncode == 1 and words in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--set", "teacher=no/such"], "set_teacher('no/such'): holds no export, no checkpoint and no embeddings"),
+        (["--set", "rate_factors={fc_9.*: 0.1}"], "set_rate_factors: 'fc_9.*' matches no parameter of"),
+        (["--set", "class_weights=[1, 2, 3]"], "set_class_weights gives 3 numbers, and there are 10 classes"),
+        (["--set", "class_margins=[0.1, 0.2]"], "set_class_margins gives 2 numbers, and there are 10 classes"),
+        (["--optimizer", "Lion"], None),
+        (["--set", "rate_factors={head: 0.1, 'fc_0.*': 2}"], None),
+    ],
+)
+def test_the_plan_refuses_what_training_refuses(arguments, words, capsys):
+    model = ["--model", "GlyphNet", "--image-shape", "3,32,32", "--emb", "8"]
+    status = cli.main(["plan", "--classes", "10", "--json", *model, *arguments])
+    said = capsys.readouterr()
+    if words is None:
+        assert status == 0 and json.loads(said.out)["num_classes"] == 10, said.err
+    else:
+        assert status == 1 and words in said.err
 
 
 def test_the_plan_command_reads_a_settings_file_and_options_override_it(tmp_path):
