@@ -334,6 +334,8 @@ class Config:
     # The fields that a setter or an override has set.
     given: frozenset[str] = frozenset()
 
+    # What training finds in the data and in the teacher, which nobody sets.
+    FOUND: ClassVar = ("separate_heads", "data_shuffle", "data_digest", "teacher_digest")
     OBJECTS: ClassVar = (
         "class_names",  # too many for a record of settings
         "margin_object",

@@ -316,10 +316,11 @@ def _number(value: Any) -> str:
 
 
 def _settings_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """Returns all settings of a `run.json` as texts."""
+    """Returns all settings of a `run.json` as texts, without what training has found in the data."""
     settings = record.get("settings")
     if not isinstance(settings, dict):
         return {}
+    settings = {name: value for name, value in settings.items() if name not in Config.FOUND}
     objects = record.get("objects")
     return {**_flat(settings), **(_flat(objects) if isinstance(objects, dict) else {})}
 
