@@ -260,7 +260,10 @@ class HdfsServer:
         return process.stdout
 
     def _command(self, kind: str, *arguments: str, name: str = "") -> list[str]:
-        java = ["java", *JAVA_OPTIONS, *self.java_options, f"-Dplsc.name={name}", "-cp", self._jars]
+        temporary = self.folder / "temporary"  # Jetty leaves folders there
+        temporary.mkdir(exist_ok=True)
+        options = [*JAVA_OPTIONS, *self.java_options, f"-Dplsc.name={name}", f"-Djava.io.tmpdir={temporary}"]
+        java = ["java", *options, "-cp", self._jars]
         return ["timeout", "--kill-after=5", str(LIFETIME), *java, kind, *arguments]
 
     def _launch(self, kind: str, name: str = "") -> None:

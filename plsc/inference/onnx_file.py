@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def make_onnx(
 
 def convert(program: str, parameters: str, precision: str, sizes: str) -> None:
     """Does the work of `make_onnx`, in the child."""
+    with tempfile.TemporaryDirectory(dir=Path(program).parent) as place:
+        tempfile.tempdir = place  # paddle2onnx leaves a folder behind
+        _convert(program, parameters, precision, sizes)
+
+
+def _convert(program: str, parameters: str, precision: str, sizes: str) -> None:
     folder, network = Path(program).parent, Path(program).with_suffix(".onnx")
     images = np.load(folder / _IMAGES)
     foreign.begin("paddle2onnx")
