@@ -163,10 +163,14 @@ class AdaFace(Margin):
 
     def observe(self, state: paddle.Tensor, norm: paddle.Tensor, cosine: Optional[paddle.Tensor]) -> paddle.Tensor:
         """Adds the mean and the deviation of the batch's norms to the moving averages."""
-        if norm.shape[0] < 2:  # one sample has no standard deviation
+        count = norm.shape[0]
+        if count < 2:  # one sample has no standard deviation
             return state
         norm = paddle.clip(norm, 1e-3, 100.0)
-        batch = paddle.stack([norm.mean(), norm.std()]).astype(state.dtype)
+        mean = norm.mean()
+        # What `norm.std()` computes, which prints a remark about a promotion of types inside of it.
+        std = paddle.sqrt(paddle.sum((norm - mean).pow(2)) / paddle.to_tensor(count - 1, norm.dtype))
+        batch = paddle.stack([mean, std]).astype(state.dtype)
         return state * self.momentum + batch * (1.0 - self.momentum)
 
     def target(self, cosine: paddle.Tensor, norm: paddle.Tensor, state: paddle.Tensor) -> Target:
