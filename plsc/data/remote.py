@@ -23,7 +23,7 @@ from plsc.data.remote_folder import DATA, NAMES, TEXTS, RemoteFolder, belongs, o
 from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.memory import size_text
-from plsc.storage.data_cache import CachedFolder, RemoteFile
+from plsc.storage.data_cache import RemoteFile
 
 logger = logging.getLogger("plsc")
 
@@ -76,42 +76,30 @@ def open_images(
         raise
 
 
-def fetch_test_sets(place: Place, targets: str) -> str:
-    """Fetches the `.bin` test sets of a remote data set; returns the folder of this machine that holds them.
-
-    Every rank calls it. The files stay claimed as long as this process lives.
-
-    Args:
-        place: Where the data set is.
-        targets: Names of the sets, separated by commas.
+def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
+    """Opens split base64 data, to be read once in the order of its files by this process alone.
 
     Raises:
-        PlscError: A set is missing, or cannot be fetched; the same on every rank.
+        ConfigError: The cache is too small for two of the files.
+        PlscError: As for `open_images`.
     """
-    stop = threading.Event()
-
-    def fetch() -> str:
-        remote = open_folder(place, stop)
-        names = [target.strip() for target in targets.split(",") if target.strip()]
-        names = [name if name.endswith(".bin") else f"{name}.bin" for name in names]
-        for name in names:
-            if name not in remote.found:
-                raise DataError(
-                    f"{remote.where(name)}: no such test set; test sets of remote data are .bin files: write it there, "
-                    "name others with set_val_targets, or train without a test with set_with_test(False)"
-                )
-        files = [remote.file(name) for name in names]
-        remote.copy.claim(files)
-        _TESTED.append(remote.copy)
-        remote.fetch_all(files)
-        return str(remote.copy.files)
-
-    while _TESTED:
-        _TESTED.pop().close()
-    return parallel.together(fetch, "its test sets")
-
-
-_TESTED: list[CachedFolder] = []  # the claim on the test sets of the last action
+    manifest = _fetch_manifest(remote, 1)
+    small = [remote.file(name) for name in (*map(index_name, range(manifest.nranks)), *_class_list(remote))]
+    files = [remote.file(made.name, made.sha256) for made in manifest.files]
+    remote.keep(small)
+    records = sources.FORMATS["base64"].open(Opening(remote.path, is_partial=True))
+    others = size_of([*small, remote.file(MANIFEST_NAME)])
+    budget = _budget(remote, files, max(file.size for file in files), remote.cache.size - others)
+    remote.copy.claim([], budget)
+    logger.info(
+        "data %s: %s, %s; read in turn, %s of them at a time in %s",
+        remote.where(),
+        counted(len(files), "file"),
+        size_text(size_of(files)),
+        size_text(budget),
+        remote.cache.directory,
+    )
+    return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop, in_order=True)
 
 
 def _open_base64(
@@ -120,9 +108,8 @@ def _open_base64(
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
-    names = [CLASSES] if CLASSES in remote.found else []
     small = parallel.together(
-        lambda: [remote.file(name) for name in (*map(index_name, own), *names)], "its indexes"
+        lambda: [remote.file(name) for name in (*map(index_name, own), *_class_list(remote))], "its indexes"
     )
     files = [remote.file(manifest.files[number].name, manifest.files[number].sha256) for number in own]
     of_ranks = parallel.all_gather_object(
@@ -158,6 +145,10 @@ def _open_base64(
         else f"all of them are kept in {remote.cache.directory}",
     )
     return fetched, shuffle
+
+
+def _class_list(remote: RemoteFolder) -> list[str]:
+    return [CLASSES] if CLASSES in remote.found else []
 
 
 def _fetch_manifest(remote: RemoteFolder, world_size: int) -> Manifest:

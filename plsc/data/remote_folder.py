@@ -82,7 +82,8 @@ class RemoteFolder:
         self.store = open_store(place, stop)
         path = place.address.path
         found = self.store.status(path)
-        self._single: dict[str, Status] = {}  # what is known without a list of the folder
+        self._known: dict[str, Status] = {}  # files that are not in the list of the folder, or without it
+        self._walked: dict[str, dict[str, Status]] = {}
         if found is not None and found.is_folder:
             self.folder, self.name = path, ""
         else:
@@ -90,7 +91,7 @@ class RemoteFolder:
             if found is None and not PATTERN.search(self.name):
                 raise DataError(f"{self.where()}: no such file or folder; check the address")
             if found is not None:
-                self._single[self.name] = found
+                self._known[self.name] = found
         self.cache = DataCache(place.cache_dir, place.cache_size)
         self.copy = CachedFolder(self.cache, self.store, self.folder)
 
@@ -108,10 +109,22 @@ class RemoteFolder:
         """The names of the folders in the folder."""
         return [name for name, one in self._listed.items() if one.is_folder]
 
-    @functools.cached_property
-    def tree(self) -> dict[str, Status]:
-        """The files in the folder and in all below it, by their paths relative to it."""
-        return {name: one for name, one in tree(self.store, self.folder).items() if one.is_file}
+    def below(self, inner: str) -> list[str]:
+        """Returns the files below a folder in this one, by their paths relative to this one."""
+        if inner not in self._walked:
+            files = tree(self.store, posixpath.join(self.folder, inner) if inner else self.folder)
+            self._walked[inner] = {posixpath.join(inner, name): one for name, one in files.items() if one.is_file}
+            self._known.update(self._walked[inner])
+        return list(self._walked[inner])
+
+    def has(self, name: str) -> bool:
+        """Returns whether the store has a file, without a list of its folder."""
+        if name not in self._known:
+            found = self.store.status(posixpath.join(self.folder, name))
+            if found is None or not found.is_file:
+                return False
+            self._known[name] = found
+        return True
 
     def where(self, name: str = "") -> str:
         """Returns what messages call the data set, or a file of it."""
@@ -123,9 +136,8 @@ class RemoteFolder:
         return str(self.copy.files / self.name)
 
     def file(self, name: str, sha256: Optional[str] = None) -> RemoteFile:
-        """Returns a file of the folder, or of one below it if `tree` has been listed."""
-        known = self._single if name in self._single else self.tree if "tree" in self.__dict__ else self.found
-        status = known[name]
+        """Returns a file of the folder, or of one below it that has been listed."""
+        status = self._known[name] if name in self._known else self.found[name]
         return RemoteFile(name, status.size, status.modified, sha256, status.version)
 
     def keep(self, files: Sequence[RemoteFile], begin: int = 0) -> None:
@@ -142,6 +154,22 @@ class RemoteFolder:
         """
         self.copy.claim(files)
         self.fetch_all(files, begin)
+
+    def forget_others(self) -> None:
+        """Removes copies of files that the store no longer has, in the folders that have been listed.
+
+        Raises:
+            ConfigError: A running process uses one of them.
+        """
+        listed = {"": self.found} if "_listed" in self.__dict__ else {}
+        for inner, names in {**listed, **self._walked}.items():
+            is_deep = inner in self._walked
+            start = f"{inner}/" if inner else ""
+
+            def is_read(name: str, start: str = start, is_deep: bool = is_deep) -> bool:
+                return name.startswith(start) and (is_deep or "/" not in name)
+
+            self.copy.forget_others(names, is_read)
 
     def fetch_all(self, files: Sequence[RemoteFile], begin: int = 0) -> None:
         """Fetches files that are claimed, except for those that other ranks of this machine fetch: waits for these.
