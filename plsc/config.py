@@ -21,7 +21,7 @@ from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, Pixel
 from plsc.data.place import Place
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
-from plsc.storage.address import split_address
+from plsc.storage.address import Address, split_address
 from plsc.storage.kerberos import Kerberos
 
 # The default margin of each loss. None means that the loss has no margin to set.
@@ -109,6 +109,15 @@ class DataCache:
 
     directory: str
     size: int
+
+
+_DEFAULT_CACHE_BYTES = 100 * 10**9
+
+
+def default_cache() -> DataCache:
+    """Returns the cache of what commands read from stores, without `set_data_cache`."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return DataCache(os.path.join(caches, "plsc", "data"), _DEFAULT_CACHE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,7 @@ class Config:
     sampler: str = "uniform"
     images_per_class: Optional[int] = None  # in a batch, for the sampler 'pxk'
     data_cache: Optional[DataCache] = None
+    inputs: tuple[str, ...] = ()  # addresses that an action reads in addition to the data set
     class_names: Optional[tuple[str, ...]] = None
     skip_damaged: int = 0
     train_image_num: Optional[int] = None
@@ -416,11 +426,32 @@ class Config:
                 f"{said} is not a folder of this machine; name one that keeps its files, and how large it may become, "
                 "with set_data_cache(directory, '200GB')"
             )
+        return self._place(address, self.data_cache)
+
+    def place_of(self, path: str) -> Place:
+        """Returns where an address is that is read in addition to the data set, and where its files go.
+
+        Without `set_data_cache` they go to a folder of the user, of 100 GB.
+
+        Raises:
+            ConfigError: plsc cannot read such an address.
+        """
+        address = split_address("address", path)
+        assert address is not None
+        return self._place(address, self.data_cache or default_cache())
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of what is read from stores: the data set, lists, test sets, and what an action names."""
+        named = (self.dataset_dir, self.exclude, *(self.identification or ()), *self.inputs)
+        return [one for one in named if isinstance(one, str) and "://" in one]
+
+    def _place(self, address: Address, cache: DataCache) -> Place:
         hdfs = self.hdfs
         return Place(
             address,
-            Path(self.data_cache.directory),
-            self.data_cache.size,
+            Path(cache.directory),
+            cache.size,
             fs_name=None if hdfs is None else hdfs.fs_name,
             fs_ugi=None if hdfs is None else hdfs.fs_ugi,
             client=self.hdfs_client,
@@ -432,7 +463,7 @@ class Config:
     def patience(self) -> float:
         """Seconds that the ranks wait for each other: not less than one of them may spend on trying a store again."""
         seconds = 60 * self.rank_timeout
-        uses_store = self.hdfs is not None or any("://" in one for one in self.data_sets if isinstance(one, str))
+        uses_store = self.hdfs is not None or bool(self.addresses)
         # Rank 0 waits for files of the others as long as they may try again, and may then try again itself.
         return max(seconds, 2 * self.hdfs_upload.retry_seconds + 60) if uses_store else seconds
 
@@ -475,12 +506,12 @@ class Config:
             ConfigError: Two settings contradict each other.
         """
         remote = self.remote_data
-        if remote is None and self.data_cache is not None:
+        if not self.addresses and self.data_cache is not None:
             said = self._said("data_cache", "set_data_cache was called")
             raise ConfigError(
                 f"{said}, but set_dataset_dir({self.dataset_dir!r}) is a folder of this machine; leave it out"
             )
-        self._check_hdfs(remote)
+        self._check_hdfs(reads=remote is not None or bool(self.addresses))
         self._check_data()
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(
@@ -559,11 +590,11 @@ class Config:
                 f"writes or moves {DAMAGED_LIST} itself; copy the list to another place"
             )
 
-    def _check_hdfs(self, remote: Optional[Place]) -> None:
+    def _check_hdfs(self, reads: bool) -> None:
         hdfs = self.hdfs
         save_dir = hdfs.fs_dir_for_save if hdfs is not None else None
         upload = self._said("hdfs_upload", f"set_hdfs_upload({self.hdfs_upload.when!r})")
-        default = HdfsUpload() if remote is None else HdfsUpload(retry_seconds=self.hdfs_upload.retry_seconds)
+        default = HdfsUpload(retry_seconds=self.hdfs_upload.retry_seconds) if reads else HdfsUpload()
         if self.hdfs_upload != default and save_dir is None:
             raise ConfigError(f"{upload}, but set_hdfs_info names no fs_dir_for_save; name it")
         if self.hdfs_upload.when == "step" and not self.save_period:
@@ -584,7 +615,7 @@ class Config:
             raise ConfigError(
                 "set_hdfs_info: fs_name is None; give the address of HDFS, or a client with set_hdfs_client"
             )
-        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None and remote is None:
+        if hdfs.fs_dir_for_save is None and hdfs.fs_checkpoint_dir is None and not reads:
             raise ConfigError("set_hdfs_info names no folder; give fs_dir_for_save or fs_checkpoint_dir")
         if hdfs.fs_dir_for_save is not None and not self.model_save_dir:
             raise ConfigError(

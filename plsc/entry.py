@@ -17,6 +17,7 @@ import paddle
 from plsc import parallel
 from plsc import settings as all_settings
 from plsc.config import Config, check_bool, check_int
+from plsc.data.inputs import is_address
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
@@ -1006,7 +1007,7 @@ class Entry:
             PlscError: There is nothing to embed or no model, or one of them cannot be used.
         """
         wanted = trained.Prediction(source, output, flip=flip, parquet=parquet, skip_damaged=skip_damaged)
-        with self._action():
+        with self._action(source):
             return trained.predict(wanted, self._prepare(), self._backbone)
 
     def classify(self, source: Union[str, Path], top: int = 5, skip_damaged: bool = False) -> list[list[Answer]]:
@@ -1032,7 +1033,7 @@ class Entry:
         check_bool("classify: skip_damaged", skip_damaged)
         if not isinstance(source, (str, Path)) or source == "":
             raise ConfigError(f"classify: source={source!r}: expected a path")
-        with self._action():
+        with self._action(source):
             classes_from = "" if self._config.export_dir else self._checkpoint_with_classes("classify()")
             return trained.classify(
                 self._prepare(), source, top, self._backbone, classes_from, skip_damaged=skip_damaged
@@ -1064,7 +1065,7 @@ class Entry:
             PlscError: There is no model, the format does not support that precision, the export does not agree with
                 the model, or the folder cannot be written.
         """
-        with self._action():
+        with self._action(calibration):
             return trained.convert(
                 self._prepare(),
                 self._backbone,
@@ -1084,8 +1085,13 @@ class Entry:
             setter = all_settings.SETTINGS[name].setter
             self._overridden.setdefault(f"{winner} overrides {_call(setter, arguments, named)} in the script", False)
 
-    def _action(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that fails on all ranks when it fails on one."""
+    def _action(self, *sources: object) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that fails on all ranks when it fails on one.
+
+        Args:
+            sources: What the action reads in addition to what the settings name.
+        """
+        self._config.inputs = tuple(str(source) for source in sources if is_address(source))
         if _ends_at_actions:
             raise _ActionReachedError
         parallel.initialise()

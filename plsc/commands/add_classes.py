@@ -31,7 +31,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint, which is only read")
     parser.add_argument(
-        "data", nargs="+", metavar="DATA", help="images of the new classes, in any form that training takes"
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="images of the new classes, in any form that training takes, or their address",
     )
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
     parser.add_argument(
@@ -47,9 +50,10 @@ def run(options: argparse.Namespace) -> int:
     from plsc.settings.checks import class_names
 
     names = class_names("--names", options.names)
-    data = options.data if len(options.data) > 1 else options.data[0]
-    config = trained.prepared_config(options, {"dataset_dir": data, "num_classes": "auto"})
-    report = add_classes(config, options.output, names)
+    with trained.open_inputs(options, options.data) as inputs:
+        fetched = [inputs.data(one) for one in options.data]
+        own = {"dataset_dir": fetched if len(fetched) > 1 else fetched[0], "num_classes": "auto"}
+        report = add_classes(trained.prepared_config(options, own, options.data), options.output, names)
     if options.json:
         print_json({"path": to_text(str(options.output)), **dataclasses.asdict(report)})
         return 0

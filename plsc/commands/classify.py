@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import readable, to_text
+
+if TYPE_CHECKING:
+    from plsc.inference.classes import Answer
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -26,7 +31,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Shows the classes whose centres are nearest, each with the cosine between the centre and the embedding. Only "
         "the classes of the training are known; to find others, search an index.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="an image, or a folder of images, or the address of one"
+    )
     trained.add_options(parser, exports=True)
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="classes to show for each image (default 5)"
@@ -38,27 +45,29 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     set_up_logging(0)
-    images = trained.image_paths(options.images)
-    if options.model:
-        answers = trained.predictor_of(options)[0].classify(images, options.top, options.skip_damaged)
-    else:
-        from plsc.evaluation.trained import classify
-
-        answers = classify(
-            trained.prepared_config(options),
-            trained.collection_of(images),
-            options.top,
-            skip_damaged=options.skip_damaged,
-        )
+    with trained.open_inputs(options, options.images) as inputs:
+        images = trained.image_paths(options.images, inputs)
+        answers = _classify(options, images)
+        names = [inputs.named(str(image)) for image in images]
     if options.json:
         found = [
-            {"image": to_text(str(image)), "classes": [answer._asdict() for answer in one]}
-            for image, one in zip(images, answers)
+            {"image": to_text(name), "classes": [answer._asdict() for answer in one]}
+            for name, one in zip(names, answers)
         ]
         print_json(found)
         return 0
-    for image, one in zip(images, answers):
-        print(readable(str(image)))
+    for name, one in zip(names, answers):
+        print(readable(name))
         for answer in one:
             print(f"  {answer.cosine:.4f}  {answer.number}{'  ' * bool(answer.name)}{readable(answer.name)}")
     return 0
+
+
+def _classify(options: argparse.Namespace, images: Sequence[Path]) -> list[list[Answer]]:
+    if options.model:
+        predictor, _ = trained.predictor_of(options, reads=options.images)
+        return predictor.classify(images, options.top, options.skip_damaged)
+    from plsc.evaluation.trained import classify
+
+    config = trained.prepared_config(options, reads=options.images)
+    return classify(config, trained.collection_of(images), options.top, skip_damaged=options.skip_damaged)

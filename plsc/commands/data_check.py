@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands.data_source import add_against, add_source, check_new, config_of, open_whole
+from plsc.commands.data_source import add_against, add_source, check_new, config_of, open_inputs, open_whole
 from plsc.config import MOST_THREADS
-from plsc.datasets.opening import check_local
 from plsc.errors import ConfigError, counted
 from plsc.machine import threads
 from plsc.machine.files import replacing
@@ -58,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
     from plsc.datasets.check import View, check, write_list
 
     config = config_of(options)
-    for path in options.against:
-        check_local(path)
     if options.fix is not None:
         check_new("--fix", options.fix)
-    with _new_file(options.fix) as stream:
-        records = open_whole(options, config)
+    read = [options.source, *options.against, *filter(None, [config.exclude])]
+    with open_inputs(config, read) as inputs, _new_file(options.fix) as stream:
+        records = open_whole(options, config, inputs)
+        tests = [Path(inputs.images(path)) for path in options.against]
         disable = True if options.json else None  # None: only on a terminal
         with tqdm(total=records.num_images, unit="image", dynamic_ncols=True, disable=disable) as bar:
 
@@ -72,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
 
             workers = options.workers or threads.cores()
             view = View(config.image_shape, config.pixels, workers, advance)
-            found = check(records, Path(options.source), list(map(Path, options.against)), view)
+            found = check(records, Path(inputs.path_of(options.source)), tests, view)
+        found.names = [options.source, *options.against]
+        found.reasons = {i: inputs.named(reason) for i, reason in found.reasons.items()}
         listing = None if stream is None else write_list(found, stream)
     class_names = records.class_names
     if options.json:

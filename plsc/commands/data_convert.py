@@ -7,8 +7,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Optional
 
+from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json
 from plsc.commands.data_progress import Bar
+from plsc.commands.data_source import SOURCE, open_inputs
+from plsc.data.inputs import is_address
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
 from plsc.errors import ConfigError, UsageError, counted
@@ -32,14 +35,13 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
             "plsc data convert faces faces_tar --to tar",
             "plsc data convert train.rec faces_base64 --to base64 --ranks 8",
             "plsc data convert photos photos_112 --to parquet --size 112 --quality 90",
+            "plsc data convert s3://bucket/parts faces_tar --to tar --set data_cache='[/ssd/cache, 500GB]'",
         ],
         "The images keep their class numbers, without --size their bytes, and their order, unless folders sort them or "
         "--ranks shuffles them. The output appears when it is complete; an interrupted command resumes when it is run "
         "again.",
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
-    )
+    parser.add_argument("source", metavar="SOURCE", help=f"{SOURCE}; or base64 parts")
     parser.add_argument("output", metavar="OUTPUT", help="new folder")
     about = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     parser.add_argument("--to", required=True, choices=list(TARGETS), help=about)
@@ -73,6 +75,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         action="store_true",
         help="leave out damaged images and list them in skipped.txt, instead of stopping at the first",
     )
+    settings.add_options(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -82,10 +85,11 @@ def run(options: argparse.Namespace) -> int:
     from plsc.datasets.conversion import convert
 
     conversion = _conversion(options)
+    config = settings.make_config(settings.read_options(options))
     began = time.monotonic()
     try:
-        with Bar(hidden=options.json) as bar:
-            result = convert(conversion, bar.show, _engine(options.engine))
+        with open_inputs(config, [options.source]) as inputs, Bar(hidden=options.json) as bar:
+            result = convert(conversion, bar.show, _engine(options.engine), inputs)
     except KeyboardInterrupt:
         print("plsc: stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)
         raise
@@ -111,6 +115,11 @@ def _conversion(options: argparse.Namespace) -> Conversion:
 
     if options.quality is not None and options.size is None:
         raise UsageError("--quality is for the images that --size changes; give --size, or leave it out")
+    if options.engine == "spark" and is_address(options.source):
+        raise ConfigError(
+            "--engine spark reads SOURCE on every machine, and the data cache is on this one; name data on a disk that "
+            "all machines share, or leave --engine out"
+        )
     if options.engine == "spark" and options.workers is not None:
         raise ConfigError(
             "--workers is not for --engine spark; leave it out (set the master, for example local[4], or "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Optional
 
+from plsc import settings
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands.data_progress import Bar
+from plsc.commands.data_source import SOURCE, open_inputs
 from plsc.datasets.opening import add_format
 from plsc.errors import counted
 from plsc.machine.names import class_title, readable
@@ -23,15 +25,14 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         actions,
         "info",
         "show what a data set holds",
-        ["plsc data info train_data", "plsc data info train.rec --all --json"],
+        ["plsc data info train_data", "plsc data info train.rec --all --json", "plsc data info s3://bucket/dataset"],
         "Shows the format, the numbers of images and classes, the images per class, the kinds and sizes of the images, "
         "and the first damaged ones. Images are not decoded: their headers are read, those of 1,000 images that are "
         "evenly spread, or with --all those of all images.",
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
-    )
+    parser.add_argument("source", metavar="SOURCE", help=f"{SOURCE}; or base64 parts")
     add_format(parser)
+    settings.add_options(parser)
     parser.add_argument("--all", action="store_true", help="read every image, in as many processes as there are cores")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -41,10 +42,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from plsc.datasets.survey import survey
 
-    with Bar(hidden=options.json) as bar:
+    config = settings.make_config(settings.read_options(options))
+    with open_inputs(config, [options.source]) as inputs, Bar(hidden=options.json) as bar:
         found = survey(
-            options.source, options.format, options.all, lambda done, total: bar.show("reading", done, total)
+            options.source, options.format, options.all, lambda done, total: bar.show("reading", done, total), inputs
         )
+        found.seen.messages = {i: inputs.named(message) for i, message in found.seen.messages.items()}
     if options.json:
         print_json(found.to_json())
     else:

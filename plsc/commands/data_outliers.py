@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
 from plsc.commands.data_source import add_against, add_data, apply_data, open_whole
-from plsc.datasets.opening import check_local
+from plsc.config import Config
+from plsc.data.inputs import Inputs, is_address
 from plsc.datasets.outliers import Limits
 from plsc.errors import counted, one_line
 from plsc.machine.names import to_text
@@ -83,21 +84,29 @@ def run(options: argparse.Namespace) -> int:
 def _find(options: argparse.Namespace) -> int:
     from plsc import parallel
     from plsc.datasets.outlier_files import check_folder
+    from plsc.evaluation.build import open_inputs
     from plsc.evaluation.outliers import Wanted, review_data
 
-    config = apply_data(options, trained.prepared_config(options))
-    for path in options.against:
-        check_local(path)
+    reads = [options.source, *options.against, *filter(None, [options.exclude])]
+    config = apply_data(options, trained.prepared_config(options, reads=reads))
     limits = Limits(options.stranger_rate, options.merge, options.split, options.copy)
-    wanted = Wanted(Path(options.source), options.output, tuple(map(Path, options.against)), limits, options.shown)
-    with parallel.action(config.patience):
+    with open_inputs(config) as inputs, parallel.action(config.patience):
         parallel.from_rank_0(lambda: check_folder(options.output), "a look at the output folder")
-        summary = review_data(config, lambda: open_whole(options, config), wanted)
+        data, *tests = parallel.together(lambda: _fetch(options, config, inputs), "the data")
+        address = options.source if is_address(options.source) else ""
+        wanted = Wanted(data, options.output, tuple(tests), limits, options.shown, address)
+        summary = review_data(config, lambda: open_whole(options, config, inputs, streams=False), wanted)
     if options.json:
         print_json({"output": to_text(str(options.output)), **summary._asdict()})
     else:
         _print(options.output, summary)
     return 0
+
+
+def _fetch(options: argparse.Namespace, config: Config, inputs: Inputs) -> list[Path]:
+    """Returns the paths of the data and of the test sets, after those in stores have been fetched."""
+    data = inputs.data(options.source, config.data_format)
+    return list(map(Path, [data, *map(inputs.images, options.against)]))
 
 
 def _print(output: Path, found: Summary) -> None:

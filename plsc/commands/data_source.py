@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from plsc import settings
 from plsc.arguments import Parser
 from plsc.config import Config
+from plsc.data.inputs import Inputs, is_address
 from plsc.data.records import Records
-from plsc.datasets.opening import add_format, check_local
+from plsc.datasets.opening import add_format
 from plsc.errors import ConfigError, UsageError
+from plsc.machine.logs import set_up_logging
+
+SOURCE = "data set, as set_dataset_dir takes it, on this machine or at an address such as s3://bucket/folder"
 
 
 def add_source(parser: Parser) -> None:
@@ -21,7 +26,7 @@ def add_source(parser: Parser) -> None:
 
 def add_data(parser: Parser) -> None:
     """Adds the data set, its format, and the list of images to leave out."""
-    parser.add_argument("source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it")
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_format(parser)
     parser.add_argument(
         "--exclude",
@@ -67,18 +72,38 @@ def apply_data(options: argparse.Namespace, config: Config) -> Config:
     return config
 
 
-def open_whole(options: argparse.Namespace, config: Config) -> Records:
+def open_inputs(config: Config, paths: Sequence[str]) -> Inputs:
+    """Returns what turns addresses on a command line into paths of this machine, for a command without ranks.
+
+    Args:
+        config: The settings, which say where the files go and who connects.
+        paths: What the command reads. If there is an address among it, the log says what is fetched.
+    """
+    if any(map(is_address, paths)):
+        set_up_logging(0)
+    return Inputs(config.place_of)
+
+
+def open_whole(options: argparse.Namespace, config: Config, inputs: Inputs, streams: bool = True) -> Records:
     """Opens the data set of a command line, for rank 0 of 1. Image files may be missing.
 
+    Args:
+        options: The command line.
+        config: The settings.
+        inputs: Fetches what is in a store.
+        streams: Whether the command can read data that is larger than the cache, in the order of its files.
+
     Raises:
-        DataError: It cannot be opened.
+        PlscError: It cannot be opened.
     """
     from plsc.data.exclusion import leave_out
     from plsc.data.sources import open_images
 
-    check_local(options.source)
-    records = open_images(options.source, None, 0, 1, data_format=config.data_format, accepts_missing=True)
-    return records if config.exclude is None else leave_out(records, Path(config.exclude))
+    records = inputs.in_order(options.source, config.data_format) if streams else None
+    if records is None:
+        path = inputs.data(options.source, config.data_format)
+        records = open_images(path, None, 0, 1, data_format=config.data_format, accepts_missing=True)
+    return records if config.exclude is None else leave_out(records, Path(inputs.file(config.exclude)))
 
 
 def check_new(option: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands.data_source import add_source, check_new, config_of, open_whole
+from plsc.commands.data_source import add_source, check_new, config_of, open_inputs, open_whole
 from plsc.config import LARGEST_SEED
 from plsc.errors import counted, one_line
 from plsc.machine.names import to_text
@@ -63,21 +63,19 @@ def run(options: argparse.Namespace) -> int:
 
     config = config_of(options)
     check_new("OUTPUT", options.output)
-    records = open_whole(options, config)
-    wanted = Wanted(
-        options.held_out,
-        options.pairs,
-        options.seed,
-        config.pixels,
-        None if config.exclude is None else Path(config.exclude),
-    )
-    with tqdm(unit="image", dynamic_ncols=True, disable=True if options.json else None) as bar:
+    with (
+        open_inputs(config, [options.source, *filter(None, [config.exclude])]) as inputs,
+        tqdm(unit="image", dynamic_ncols=True, disable=True if options.json else None) as bar,
+    ):
+        records = open_whole(options, config, inputs)
+        exclude = None if config.exclude is None else Path(inputs.file(config.exclude))
+        wanted = Wanted(options.held_out, options.pairs, options.seed, config.pixels, exclude)
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = split(records, Path(options.source), options.output, wanted, advance)
+        made = split(records, Path(inputs.path_of(options.source)), options.output, wanted, advance)
     if options.json:
         print_json({"output": to_text(str(options.output)), **made._asdict()})
         return 0

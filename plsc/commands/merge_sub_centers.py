@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "without the listed images: set_dataset_dir(..., exclude='far.txt'). It cannot be resumed with set_resume.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint, which is only read")
-    parser.add_argument("source", metavar="DATA", help="the data set of the training, on this machine")
+    parser.add_argument("source", metavar="DATA", help="the data set of the training, or its address")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
     add_format(parser)
     parser.add_argument("--exclude", metavar="LIST", help="list of images that the training left out")
@@ -65,11 +65,14 @@ def run(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from plsc import parallel
     from plsc.engine.merge_sub_centers import Wanted, merge_sub_centers
+    from plsc.evaluation.build import open_inputs
 
-    config = apply_data(options, trained.prepared_config(options))
-    wanted = Wanted(Path(options.source), options.output, options.drop_beyond, options.list)
-    with parallel.action(config.patience):
-        report = merge_sub_centers(config, lambda: open_whole(options, config), wanted)
+    reads = [options.source, *filter(None, [options.exclude])]
+    config = apply_data(options, trained.prepared_config(options, reads=reads))
+    with open_inputs(config) as inputs, parallel.action(config.patience):
+        data = parallel.together(lambda: inputs.data(options.source, config.data_format), "the data")
+        wanted = Wanted(Path(data), options.output, options.drop_beyond, options.list)
+        report = merge_sub_centers(config, lambda: open_whole(options, config, inputs, streams=False), wanted)
     if options.json:
         print_json({"path": to_text(str(options.output)), **dataclasses.asdict(report)})
         return 0

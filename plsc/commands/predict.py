@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         required=True,
         metavar="FOLDER_OR_LIST",
         help="a folder of images, one image, a list of images (lines of 'path' or 'path identity'), or a list of "
-        "base64 parts",
+        "base64 parts, or the address of one",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
     parser.add_argument("--flip", action="store_true", help="average the embeddings of an image and its mirror image")

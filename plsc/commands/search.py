@@ -34,7 +34,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "install '.[search]'.",
     )
     parser.add_argument("index", type=Path, metavar="FILE", help="an index that `plsc index` wrote")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="an image, or a folder of images, or the address of one"
+    )
     trained.add_options(parser, exports=True)
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="identities to show for each image (default 5)"
@@ -58,19 +60,23 @@ def run(options: argparse.Namespace) -> int:
     set_up_logging(0)
     if options.page is not None:
         check_page(options.page)
-    images = trained.image_paths(options.images)
-    index = SearchIndex(options.index)
-    embeddings, rule = _embeddings(options, index, images)
-    usable = (embeddings != 0).any(axis=1) | (not options.skip_damaged)  # a damaged image has an embedding of zeros
-    found = iter(index.search(embeddings[usable], options.top, options.probes))
-    hits = [next(found) if one else [] for one in usable]
-    if options.page is not None:
-        write_page(options.page, from_text(index.meta["source"] or ""), images, hits, rule)
+    with trained.open_inputs(options, options.images) as inputs:
+        images = trained.image_paths(options.images, inputs)
+        index = SearchIndex(options.index)
+        embeddings, rule = _embeddings(options, index, images)
+        usable = (embeddings != 0).any(axis=1) | (not options.skip_damaged)  # a damaged image has an embedding of zeros
+        found = iter(index.search(embeddings[usable], options.top, options.probes))
+        hits = [next(found) if one else [] for one in usable]
+        if options.page is not None:
+            source = from_text(index.meta["source"] or "")
+            shown = [hit.name for one in hits for hit in one]
+            write_page(options.page, inputs.some_of(source, shown), images, hits, rule)
+        names = [inputs.named(str(image)) for image in images]
     if options.json:
-        print_json([{"image": to_text(str(image)), "hits": list(map(_plain, one))} for image, one in zip(images, hits)])
+        print_json([{"image": to_text(name), "hits": list(map(_plain, one))} for name, one in zip(names, hits)])
         return 0
-    for image, one in zip(images, hits):
-        print(readable(str(image)))
+    for name, one in zip(names, hits):
+        print(readable(name))
         for hit in one:
             print(f"  {hit.cosine:.4f}  {readable(hit.identity) or '-'}  {readable(hit.name)}")
     return 0
@@ -92,14 +98,14 @@ def _embeddings(
     flip = bool(index.meta["flip"])
     record = {name: index.meta[name] for name in ("pixel_rule", "image_ground") if index.meta[name] is not None}
     if options.model:
-        predictor, rule = trained.predictor_of(options, flip, record)
+        predictor, rule = trained.predictor_of(options, flip, record, options.images)
         _check_sizes(options, index, predictor.emb_dim, predictor.image_shape)
         _check_network(options, index, predictor.network, predictor.digest)
         return predictor.embed(images, options.skip_damaged), rule
     from plsc.evaluation.embedder import Embedder
     from plsc.evaluation.trained import open_network
 
-    network, config = open_network("search", trained.prepared_config(options))
+    network, config = open_network("search", trained.prepared_config(options, reads=options.images))
     _check_sizes(options, index, network.emb_dim, network.image_shape)
     _check_network(options, index, network.model, network.export)
     config = config.with_images_of({**config.image_record(), **record})

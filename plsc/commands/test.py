@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import Any
 
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import trained
+from plsc.config import default_cache
+from plsc.data.inputs import is_address
 from plsc.errors import ConfigError
 from plsc.metrics.records import finite
 
@@ -25,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "The gallery and the probes are folders of <identity>/<image>, or lists of images and identities.",
     )
     trained.add_options(parser, exports=True)
-    parser.add_argument("--dataset", metavar="DIR", help="folder of the sets")
+    parser.add_argument("--dataset", metavar="DIR", help="folder of the sets, or its address")
     parser.add_argument("--targets", help="names of sets in that folder, separated by commas (default lfw)")
     parser.add_argument("--far", metavar="RATES", help="false accept rates (default 1e-1,1e-2,1e-3,1e-4,1e-5,1e-6)")
     parser.add_argument("--gallery", metavar="PATH", help="images of known identities")
@@ -56,8 +60,10 @@ def _test(options: argparse.Namespace) -> int:
         "identification": None if options.gallery is None else [options.gallery, options.probes],
         "test_embeddings_dir": options.embeddings,
     }
-    without_sets = {"val_targets": ""} if options.dataset is None else {}
-    results = trained.entry_of(options, own, without_sets).test()  # which logs them
+    defaults: dict[str, Any] = {"val_targets": ""} if options.dataset is None else {}
+    if is_address(options.dataset):
+        defaults["data_cache"] = dataclasses.asdict(default_cache())
+    results = trained.entry_of(options, own, defaults).test()  # which logs them
     if options.json:
         print_json(finite(results))
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
 from plsc.config import CHECKPOINT_WEIGHTS
+from plsc.data.inputs import Inputs, is_address
 from plsc.errors import ConfigError
 from plsc.machine import launch
 
@@ -141,24 +142,38 @@ def custom_model(options: argparse.Namespace) -> Optional[paddle.nn.Layer]:
     return make_model(options.model_from, {name: meta[name] for name in ("emb_dim", "image_shape", "num_classes")})
 
 
-def prepared_config(options: argparse.Namespace, own: _Settings = _NONE) -> Config:
+def prepared_config(options: argparse.Namespace, own: _Settings = _NONE, reads: Sequence[str] = ()) -> Config:
     """Returns checked settings of a command line with `add_options`, for commands that need no `Entry`.
 
     Args:
         options: The parsed command line.
         own: The settings of the command's other options.
+        reads: What the command reads; there may be addresses among it.
     """
     from plsc.evaluation.trained import prepare
 
     config = settings.make_config(settings_of(options, own))
+    config.inputs = tuple(filter(is_address, reads))
     model = custom_model(options)
     if model is not None:
         settings.change(config, "model", model)
     return prepare(config)
 
 
+def open_inputs(options: argparse.Namespace, reads: Sequence[str]) -> Inputs:
+    """Returns what turns addresses into paths of this machine, for a command with `add_options` and without ranks.
+
+    Args:
+        options: The parsed command line.
+        reads: What the command reads; there may be addresses among it.
+    """
+    from plsc.commands import data_source
+
+    return data_source.open_inputs(settings.make_config(settings.read_options(options)), reads)
+
+
 def predictor_of(
-    options: argparse.Namespace, flip: bool = False, images: _Settings = _NONE
+    options: argparse.Namespace, flip: bool = False, images: _Settings = _NONE, reads: Sequence[str] = ()
 ) -> tuple[Predictor, PixelRule]:
     """Returns the export that `--model` names, and what pixels mean to it, without loading Paddle for one in ONNX.
 
@@ -166,6 +181,7 @@ def predictor_of(
         options: The parsed command line.
         flip: Whether to average the embeddings of an image and its mirror image.
         images: What wins over what the export records about its images; see `Config.with_images_of`.
+        reads: What the command reads; there may be addresses among it.
 
     Raises:
         ConfigError: A setting cannot work, or the export cannot be used.
@@ -174,19 +190,26 @@ def predictor_of(
 
     custom_model(options)  # refuses --model-from
     config = settings.make_config(settings_of(options))
+    config.inputs = tuple(filter(is_address, reads))
     config.check_combination()
     return predictor_of(config, flip, images)
 
 
-def image_paths(paths: Sequence[Path]) -> list[Path]:
+def image_paths(paths: Sequence[str], inputs: Inputs) -> list[Path]:
     """Returns the images that a command line names, and those in the folders that it names.
+
+    Args:
+        paths: The images and folders.
+        inputs: Fetches those in a store.
 
     Raises:
         DataError: A folder holds no image.
+        PlscError: An image cannot be fetched.
     """
     from plsc.data.image_folders import image_files
 
-    return [image for path in paths for image in (image_files(path) if os.path.isdir(path) else [path])]
+    local = [Path(inputs.images(path)) for path in paths]
+    return [image for path in local for image in (image_files(path) if os.path.isdir(path) else [path])]
 
 
 def collection_of(images: Sequence[Path]) -> Collection:

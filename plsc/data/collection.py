@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import bisect
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -296,8 +297,14 @@ class RecordImages:
 
     def __init__(self, path: Path, records: Records) -> None:
         self.source, self._path, self._records = str(path.absolute()), path, records
-        self._labels = records.labels()
         self.num_images = records.num_images
+        if not records.is_streamed:  # whose labels cost less once the images have been read
+            self.labels = records.labels()
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Number of the class of each image, int64 or int32 [num_images]."""
+        return self._records.labels()
 
     def name(self, i: int) -> str:
         """Returns the name of the record."""
@@ -305,7 +312,7 @@ class RecordImages:
 
     def identity(self, i: int) -> str:
         """Returns the name of the class, or its number if the classes have no names."""
-        label = int(self._labels[i])
+        label = int(self.labels[i])
         return self._records.class_names[label] if self._records.class_names else str(label)
 
     def class_title(self, i: int) -> str:

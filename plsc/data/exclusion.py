@@ -40,7 +40,7 @@ class KeptRecords(WrappedRecords):
         if source.blocks is not None:
             self.blocks = np.unique(source.blocks - np.searchsorted(left_out, source.blocks))
             self.window = source.window
-        self.has_image_files = source.has_image_files
+        self.has_image_files, self.is_streamed = source.has_image_files, source.is_streamed
         self.shuffle, self.slow_draws = source.shuffle, source.slow_draws
 
     def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.

@@ -63,6 +63,7 @@ class FetchedRecords(WrappedRecords):
         budget: Bytes that the files in use may take; None keeps all files.
         name: What the data is called in the log.
         stop: Set when the data is closed; it ends what waits for the store.
+        in_order: Whether the images are read once, in their order. The labels are then found meanwhile.
 
     Attributes:
         budget: The bytes that the files in use may take; None if all files are kept.
@@ -76,8 +77,12 @@ class FetchedRecords(WrappedRecords):
         budget: Optional[int],
         name: str,
         stop: threading.Event,
+        in_order: bool = False,
     ) -> None:
         super().__init__(records)
+        self.is_streamed = in_order
+        self.image_bytes = sum(file.size for file in files) * 3 // 4
+        self._labels_of: dict[int, np.ndarray] = {}  # of the files that have been there
         self._folder, self._remote, self.budget, self._name, self._stop = folder, files, budget, name, stop
         self.blocks, self.files, self.window = records.blocks, records.files, records.window
         self.shuffle, self.slow_draws = records.shuffle, records.slow_draws
@@ -99,7 +104,18 @@ class FetchedRecords(WrappedRecords):
         self._is_stopping: Callable[[], bool] = lambda: False
 
     def labels(self) -> np.ndarray:
-        """Returns the label of every image, int64 [n]; fetches all files, which must fit into the cache."""
+        """Returns the label of every image, int64 [n]; fetches all files, which must fit into the cache.
+
+        For data that is read in its order, it fetches only files that have not been there yet, one after the other.
+        """
+        if self.is_streamed:
+            missing = [number for number in range(len(self._remote)) if number not in self._labels_of]
+            if missing:
+                self._begin(missing)
+            for number in missing:
+                self._hold(number)
+                self._let_go(number)
+            return self._source.labels_of_files([self._labels_of[number] for number in range(len(self._remote))])
         if self.budget is not None:
             raise DataError(
                 f"{self._name}: the labels of all images are needed before training, so all files must fit into the "
@@ -199,7 +215,7 @@ class FetchedRecords(WrappedRecords):
                 if time.monotonic() >= line:
                     line += _NEXT_LINES
                     logger.warning(
-                        "training has waited %.0f s for %s; %s",
+                        "reading has waited %.0f s for %s; %s",
                         time.monotonic() - began,
                         self._remote[number].name,
                         self._progress.line(),
@@ -255,6 +271,8 @@ class FetchedRecords(WrappedRecords):
             while not self._folder.try_fetch(self._remote[number], self._advance):
                 if self._stop.wait(_POLL_SECONDS):  # another rank fetches it
                     return
+            if self.is_streamed and number not in self._labels_of:
+                self._labels_of[number] = self._source.labels_of_file(number)
             with self._state:
                 self._fetching.discard(number)
                 self._readers[number] = 0

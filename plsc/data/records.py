@@ -71,6 +71,9 @@ class Records(abc.ABC):
             they do not.
         files: Names of the files that hold the images, relative to the path of the data, for formats that can tell
             them without opening the files. Such data can be read from a store file by file.
+        is_streamed: Whether the files are fetched from a store while they are read and removed after that. Such images
+            are read in their order, by this process alone, after `will_read`.
+        image_bytes: About how many bytes all encoded images have, for data that can tell without reading them.
         has_image_files: Whether each image is a file, whose path relative to that of the data is its name.
         on_close: Called by `close`, to release what whoever opened the data set holds for it.
     """
@@ -83,6 +86,8 @@ class Records(abc.ABC):
     reads_ahead: bool = False
     slow_draws: str = ""
     files: Sequence[str] = ()
+    is_streamed: bool = False
+    image_bytes: Optional[int] = None
     has_image_files: bool = False
     on_close: Optional[Callable[[], object]] = None
 
@@ -144,6 +149,14 @@ class Records(abc.ABC):
 
     def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:  # noqa: B027 - most sources never wait
         """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
+
+    def labels_of_file(self, number: int) -> np.ndarray:
+        """Returns what `labels_of_files` needs of a file, of which `files` has the name."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its files")
+
+    def labels_of_files(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns what `labels` does, from the results of `labels_of_file` of all files."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its files")
 
     def close_files(self) -> None:  # noqa: B027 - most sources have nothing to do
         """Closes the files that are open, because one of them is about to be removed. `read` opens them again."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import posixpath
-import re
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -16,136 +14,23 @@ from plsc import parallel
 from plsc.data import sources
 from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import MANIFEST_NAME, Manifest, load_manifest
-from plsc.data.fetched import STREAMS, FetchedRecords, Progress, largest_use
+from plsc.data.class_names import CLASSES
+from plsc.data.fetched import FetchedRecords, largest_use
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
 from plsc.data.records import Opening, Records
+from plsc.data.remote_folder import DATA, NAMES, TEXTS, RemoteFolder, belongs, open_folder, size_of
 from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.memory import size_text
-from plsc.storage import LocalStorage, Retrying, open_hdfs
-from plsc.storage.address import is_foreign_address
-from plsc.storage.base import Status, StorageError, place_of
-from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
-from plsc.storage.transfer import each
+from plsc.storage.data_cache import RemoteFile
 
 logger = logging.getLogger("plsc")
 
-_POLL_SECONDS = 0.25
-_SMALL, _SMALL_STREAMS = 1_000_000, 8  # of small files more are fetched at a time
 _AHEAD = 2  # files that are fetched ahead of those in use
-_PATTERN = re.compile(r"[*?\[{]")
-# What data sets are made of. Anything else in a folder of a server is left there.
-_DATA, _TEXTS = (".tar", ".parquet", ".rec", ".idx"), (".lst", ".json")
-_SUFFIXES = (*_DATA, *_TEXTS)
-_NAMES = ("property", "classes.txt")
 _CONVERT = (
     "convert the data first, where the files are on a disk: plsc data convert SOURCE OUTPUT --to base64, or --to tar"
 )
-
-
-def open_store(place: Place, stop: threading.Event) -> Retrying:
-    """Opens the store of a data set.
-
-    The HDFS of `set_hdfs_info` serves the data sets of its hosts: its address may name the port of WebHDFS, and its
-    password belongs to its gateway. Another HDFS gets the name of the user alone, or a Kerberos ticket, with which it
-    can do nothing elsewhere. Object stores of one kind share the credentials.
-
-    Raises:
-        ConfigError: The address cannot be read.
-        StorageError: The store does not answer, or refuses.
-    """
-    address = place.address
-    if address.scheme == "file":
-        return Retrying(LocalStorage(), 0.0)
-    is_known = place.fs_name is not None and address.is_served_by(place.fs_name)
-    is_hdfs = place.fs_name is not None and not is_foreign_address(place.fs_name)
-    if not (address.host or address.is_object or is_hdfs or place.client is not None):
-        raise ConfigError(
-            f"set_dataset_dir({address.text!r}): names no server; write hdfs://host:port/path, or call set_hdfs_info"
-        )
-    if address.is_object:
-        store = open_hdfs(address.server, place.fs_ugi if is_known else None)
-    elif is_known or place.client is not None:
-        store = open_hdfs(place.fs_name, place.fs_ugi, place.client, place.kerberos)
-    else:
-        user = (place.fs_ugi or "").partition(",")[0] if is_hdfs else ""
-        kerberos = place.kerberos if is_hdfs else None
-        store = open_hdfs(address.server, f"{user}," if user else None, kerberos=kerberos)
-    return store.with_patience(place.patience, stop)
-
-
-class _Remote:
-    """A data set that is being opened.
-
-    Args:
-        place: Where it is.
-        stop: Ends what waits for the store.
-    """
-
-    def __init__(self, place: Place, stop: threading.Event) -> None:
-        self.place, self._stop = place, stop
-        self.store = open_store(place, stop)
-        path = place.address.path
-        found = self.store.status(path)
-        if found is not None and found.is_folder:
-            self.folder, self.name = path, ""
-        else:  # a file, or a pattern of files
-            self.folder, self.name = posixpath.split(path)
-            if found is None and not _PATTERN.search(self.name):
-                raise DataError(f"{self.where()}: no such file or folder; check set_dataset_dir")
-        listed = self.store.list(self.folder)
-        self.found = {name: one for name, one in listed.items() if one.is_file}
-        self.folders = [name for name, one in listed.items() if one.is_folder]
-        self.cache = DataCache(place.cache_dir, place.cache_size)
-        self.copy = CachedFolder(self.cache, self.store, self.folder)
-
-    def where(self, name: str = "") -> str:
-        """Returns what messages call the data set, or a file of it."""
-        return place_of(self.store, posixpath.join(self.place.address.path, name) if name else self.place.address.path)
-
-    @property
-    def path(self) -> str:
-        """The path of the data set on this machine."""
-        return str(self.copy.files / self.name)
-
-    def file(self, name: str, sha256: Optional[str] = None) -> RemoteFile:
-        """Returns a file of the folder."""
-        status: Status = self.found[name]
-        return RemoteFile(name, status.size, status.modified, sha256)
-
-    def fetch_all(self, files: Sequence[RemoteFile], begin: int = 0) -> None:
-        """Fetches files that are claimed, except for those that other ranks of this machine fetch: waits for these.
-
-        Args:
-            files: The files.
-            begin: The file to begin with, so that ranks share the work.
-        """
-        left = [*files[begin:], *files[:begin]]
-        total = sum(file.size for file in files if not self.copy.is_whole(file))
-        if not total:
-            return
-        logger.info(
-            "fetching %s (%s) of %s to %s",
-            counted(len(files), "file"),
-            size_text(total),
-            self.where(),
-            self.cache.directory,
-        )
-        progress = Progress(self.where(), total)
-        while left:
-            done: set[str] = set()
-
-            def fetch(file: RemoteFile) -> None:
-                if self.copy.try_fetch(file, progress.add):
-                    done.add(file.name)  # noqa: B023 - it is called at once
-
-            streams = STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS
-            each(self.store, fetch, [(file,) for file in left], streams)
-            left = [file for file in left if file.name not in done]
-            if left and self._stop.wait(_POLL_SECONDS):
-                raise StorageError(f"{self.where()}: stopped")
-        logger.info("%s; all of them are whole", progress.line())
 
 
 def open_images(
@@ -177,7 +62,7 @@ def open_images(
         PlscError: The data cannot be had, or does not fit into the cache; the same on every rank.
     """
     stop = threading.Event()
-    remote = parallel.together(lambda: _Remote(place, stop), "the list of its data")
+    remote = parallel.together(lambda: open_folder(place, stop), "the list of its data")
     opening = Opening(remote.path, num_classes, shuffle=shuffle)
     if is_split:
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
@@ -191,51 +76,41 @@ def open_images(
         raise
 
 
-def fetch_test_sets(place: Place, targets: str) -> str:
-    """Fetches the `.bin` test sets of a remote data set; returns the folder of this machine that holds them.
-
-    Every rank calls it. The files stay claimed as long as this process lives.
-
-    Args:
-        place: Where the data set is.
-        targets: Names of the sets, separated by commas.
+def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
+    """Opens split base64 data, to be read once in the order of its files by this process alone.
 
     Raises:
-        PlscError: A set is missing, or cannot be fetched; the same on every rank.
+        ConfigError: The cache is too small for two of the files.
+        PlscError: As for `open_images`.
     """
-    stop = threading.Event()
-
-    def fetch() -> str:
-        remote = _Remote(place, stop)
-        names = [target.strip() for target in targets.split(",") if target.strip()]
-        names = [name if name.endswith(".bin") else f"{name}.bin" for name in names]
-        for name in names:
-            if name not in remote.found:
-                raise DataError(
-                    f"{remote.where(name)}: no such test set; test sets of remote data are .bin files: write it there, "
-                    "name others with set_val_targets, or train without a test with set_with_test(False)"
-                )
-        files = [remote.file(name) for name in names]
-        remote.copy.claim(files)
-        _TESTED.append(remote.copy)
-        remote.fetch_all(files)
-        return str(remote.copy.files)
-
-    while _TESTED:
-        _TESTED.pop().close()
-    return parallel.together(fetch, "its test sets")
-
-
-_TESTED: list[CachedFolder] = []  # the claim on the test sets of the last action
+    manifest = _fetch_manifest(remote, 1)
+    small = [remote.file(name) for name in (*map(index_name, range(manifest.nranks)), *_class_list(remote))]
+    files = [remote.file(made.name, made.sha256) for made in manifest.files]
+    remote.keep(small)
+    records = sources.FORMATS["base64"].open(Opening(remote.path, is_partial=True))
+    others = size_of([*small, remote.file(MANIFEST_NAME)])
+    budget = _budget(remote, files, max(file.size for file in files), remote.cache.size - others)
+    remote.copy.claim([], budget)
+    logger.info(
+        "data %s: %s, %s; read in turn, %s of them at a time in %s",
+        remote.where(),
+        counted(len(files), "file"),
+        size_text(size_of(files)),
+        size_text(budget),
+        remote.cache.directory,
+    )
+    return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop, in_order=True)
 
 
 def _open_base64(
-    remote: _Remote, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
+    remote: RemoteFolder, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
 ) -> tuple[Records, Optional[str]]:
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
-    small = parallel.together(lambda: [remote.file(index_name(number)) for number in own], "its indexes")
+    small = parallel.together(
+        lambda: [remote.file(name) for name in (*map(index_name, own), *_class_list(remote))], "its indexes"
+    )
     files = [remote.file(manifest.files[number].name, manifest.files[number].sha256) for number in own]
     of_ranks = parallel.all_gather_object(
         (remote.cache.identity, {file.name: file.size for file in (*files, *small)}), "the sizes of its files"
@@ -249,14 +124,13 @@ def _open_base64(
         shuffle = parallel.together(lambda: _turning(remote, shuffle, need, is_split), "its shuffle")
 
     def open_it() -> FetchedRecords:
-        remote.copy.claim(small)
-        remote.fetch_all(small)
+        remote.keep(small)
         records = sources.FORMATS["base64"].open(opening._replace(shuffle=shuffle, is_partial=True))
         budget = None
         if too_large:
             order = records.files_of(records.epoch_order(0, 0, rank, world_size))
             need = largest_use(order, np.array([file.size for file in files], np.int64), in_flight)
-            budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - _size(small))
+            budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - size_of(small))
         remote.copy.claim([] if too_large else files, budget or 0)
         return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop)
 
@@ -265,7 +139,7 @@ def _open_base64(
         "data %s: %d files, %s for this rank; %s",
         remote.where(),
         len(files),
-        size_text(_size(files)),
+        size_text(size_of(files)),
         f"read in turn, {size_text(fetched.budget)} of them at a time in {remote.cache.directory}"
         if fetched.budget
         else f"all of them are kept in {remote.cache.directory}",
@@ -273,11 +147,14 @@ def _open_base64(
     return fetched, shuffle
 
 
-def _fetch_manifest(remote: _Remote, world_size: int) -> Manifest:
+def _class_list(remote: RemoteFolder) -> list[str]:
+    return [CLASSES] if CLASSES in remote.found else []
+
+
+def _fetch_manifest(remote: RemoteFolder, world_size: int) -> Manifest:
     """Fetches the manifest, and compares it with what the folder holds."""
     file = remote.file(MANIFEST_NAME)
-    remote.copy.claim([file])
-    remote.fetch_all([file])
+    remote.keep([file])
     manifest = load_manifest(str(remote.copy.files))
     assert manifest is not None
     for number, made in enumerate(manifest.files):
@@ -302,7 +179,7 @@ def _fetch_manifest(remote: _Remote, world_size: int) -> Manifest:
     return manifest
 
 
-def _turning(remote: _Remote, shuffle: Optional[str], need: int, is_split: bool) -> str:
+def _turning(remote: RemoteFolder, shuffle: Optional[str], need: int, is_split: bool) -> str:
     """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
     if not is_split:
         raise ConfigError(
@@ -320,7 +197,7 @@ def _turning(remote: _Remote, shuffle: Optional[str], need: int, is_split: bool)
     )
 
 
-def _budget(remote: _Remote, files: Sequence[RemoteFile], need: int, most: int) -> int:
+def _budget(remote: RemoteFolder, files: Sequence[RemoteFile], need: int, most: int) -> int:
     """Returns how many bytes of files a rank keeps at a time.
 
     Args:
@@ -342,21 +219,20 @@ def _budget(remote: _Remote, files: Sequence[RemoteFile], need: int, most: int) 
     return min(most, need + _AHEAD * largest)
 
 
-def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
+def _open_whole(remote: RemoteFolder, opening: Opening, data_format: str) -> Records:
     """Fetches all files of a data set, and opens it as one of this machine."""
-    files = [remote.file(name) for name in sorted(remote.found) if _belongs(name, remote.name)]
-    if all(file.name in _NAMES or file.name.endswith(_TEXTS) for file in files):
+    files = [remote.file(name) for name in sorted(remote.found) if belongs(name, remote.name)]
+    if all(file.name in NAMES or file.name.endswith(TEXTS) for file in files):
         raise _unsuitable(remote, data_format)
-    size = _size(files)
+    size = size_of(files)
     if size > remote.cache.size:
         raise ConfigError(
             f"{remote.where()}: its {len(files)} files have {size_text(size)}, and the data cache "
             f"{size_text(remote.cache.size)}; all of them are needed, because only base64 data is read file by file: "
             "give set_data_cache a larger size, or convert the data to base64 that is split into many files"
         )
-    remote.copy.claim(files)
-    remote.fetch_all(files, begin=len(files) * parallel.rank() // parallel.world_size())
-    remote.copy.forget_others(remote.found, lambda name: _belongs(name, remote.name))
+    remote.keep(files, begin=len(files) * parallel.rank() // parallel.world_size())
+    remote.copy.forget_others(remote.found, lambda name: "/" not in name and belongs(name, remote.name))
     records = sources.open_images(
         opening.path,
         opening.num_classes,
@@ -370,15 +246,7 @@ def _open_whole(remote: _Remote, opening: Opening, data_format: str) -> Records:
     return records
 
 
-def _belongs(name: str, wanted: str) -> bool:
-    """Returns whether a file of a folder belongs to its data set, or to the part of it that a name or pattern names."""
-    stem = _PATTERN.split(wanted)[0]
-    if wanted and stem == wanted:
-        stem = posixpath.splitext(wanted)[0] + "."
-    return name in _NAMES or (name.startswith(stem) and name.lower().endswith(_SUFFIXES)) or name == wanted
-
-
-def _unsuitable(remote: _Remote, data_format: str) -> DataError:
+def _unsuitable(remote: RemoteFolder, data_format: str) -> DataError:
     single = [name for name in remote.found if has_image_suffix(name) or name == "label.txt"]
     usual = next((name for name in SUBFOLDERS if name in remote.folders), None)
     if usual is not None and not single and not remote.name:
@@ -394,9 +262,5 @@ def _unsuitable(remote: _Remote, data_format: str) -> DataError:
         )
     return DataError(
         f"{remote.where()}: holds no training data that can be fetched: no {MANIFEST_NAME}, and no files that end in "
-        f"{', '.join(_DATA)}; check set_dataset_dir"
+        f"{', '.join(DATA)}; check set_dataset_dir"
     )
-
-
-def _size(files: Iterable[RemoteFile]) -> int:
-    return sum(file.size for file in files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,11 @@ from plsc.data.prefetch import prefetch
 from plsc.data.records import Records
 from plsc.data.sources import format_of, open_images
 from plsc.data.verification import load_verification
-from plsc.datasets.look_alikes import Closest, close_pairs, digest_of, hash_of, look_alike
+from plsc.datasets.look_alikes import Closest, are_alike, close_pairs, digest_of, hash_of, reduced
 from plsc.errors import DataError
 
 _CHUNK = 64  # images that a thread decodes at a time
+_PAIRS = 1 << 16  # of images that may look alike, of which memory holds small copies at a time
 _LISTED_FORMATS = ("jpeg", "folder")  # whose identities a test need not number
 _MOST_REASONS = 100_000  # that are kept; when a whole disk is gone, the reasons are alike
 
@@ -64,7 +64,7 @@ class Findings:
 
     images: Sequence[Collection]
     names: Sequence[str]
-    labels: np.ndarray
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     damaged: array = field(default_factory=lambda: array("q"))
     reasons: dict[int, str] = field(default_factory=dict)
     members: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -119,8 +119,10 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
         DataError: A test set cannot be used.
     """
     opened = [open_test(test, view) for test in tests]
-    found = Findings([RecordImages(path, records), *opened], [str(one) for one in (path, *tests)], records.labels())
-    count = records.num_images
+    images, count = RecordImages(path, records), records.num_images
+    found = Findings([images, *opened], [str(one) for one in (path, *tests)])
+    if records.is_streamed:
+        records.will_read(np.arange(count))
     high, low = np.zeros(found.total, np.uint64), np.zeros(found.total, np.uint64)
     hashes = np.zeros(found.total, np.uint64)
 
@@ -147,6 +149,7 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
             if len(found.reasons) < _MOST_REASONS:
                 found.reasons[i] = reason
         view.advance(len(prints))
+    found.labels = images.labels  # which the first pass may have found on its way
     good = np.delete(np.arange(found.total, dtype=np.int32 if found.total < 1 << 31 else np.int64), found.damaged)
     _group(found, good, high, low)
     leaks = _same_as_tests(count, found.total, high, low)
@@ -223,14 +226,18 @@ def _closest(hashes: np.ndarray, good: np.ndarray, count: int, high: np.ndarray)
 
 
 def _confirmed(found: Findings, pairs: np.ndarray, view: View) -> np.ndarray:
-    """Returns the pairs of images that do look alike."""
+    """Returns the pairs of images that do look alike. Images are read in order, because some may have to be fetched."""
 
-    def compare(first: int) -> list[bool]:
-        part = pairs[first : first + _CHUNK].tolist()
-        return [look_alike(found.pixels(i, view), found.pixels(j, view)) for i, j in part]
+    def reduce(images: np.ndarray) -> np.ndarray:
+        return np.stack([reduced(found.pixels(i, view)) for i in images.tolist()])
 
-    starts = range(0, len(pairs), _CHUNK)
-    answers = list(itertools.chain(*prefetch(compare, starts, view.workers, 2 * view.workers + 2)))
+    answers = []
+    for first in range(0, len(pairs), _PAIRS):
+        part = pairs[first : first + _PAIRS]
+        images, rows = np.unique(part, return_inverse=True)
+        chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+        small = np.concatenate(list(prefetch(reduce, chunks, view.workers, 2 * view.workers + 2)))
+        answers += [are_alike(small[i], small[j]) for i, j in rows.reshape(-1, 2).tolist()]
     return pairs[np.array(answers, bool)]
 
 

@@ -21,6 +21,7 @@ from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.exclusion import line_of
 from plsc.data.image_folders import is_image_suffix
+from plsc.data.inputs import Inputs, is_address
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
 from plsc.datasets.opening import open_data
@@ -148,7 +149,9 @@ class Job(NamedTuple):
 Engine = Callable[[Job, Records, list[int], Report], list[Failure]]
 
 
-def convert(conversion: Conversion, watch: Watch, engine: Optional[Engine] = None) -> Result:
+def convert(
+    conversion: Conversion, watch: Watch, engine: Optional[Engine] = None, inputs: Optional[Inputs] = None
+) -> Result:
     """Converts a data set. The output has the images in the order of the source, whatever the number of processes.
 
     Args:
@@ -156,6 +159,7 @@ def convert(conversion: Conversion, watch: Watch, engine: Optional[Engine] = Non
         watch: Is called now and then with the stage, what is done, and all: images of 'converting', and bytes of the
             stages in which base64 data is split.
         engine: Makes the shards; by default processes of this machine do.
+        inputs: Fetches a source in a store; see `open_data`.
 
     Raises:
         ConfigError: The output cannot be used.
@@ -163,7 +167,7 @@ def convert(conversion: Conversion, watch: Watch, engine: Optional[Engine] = Non
             next run resumes from them.
     """
     _check_places(conversion)
-    data_format, records = open_data(conversion.source, conversion.data_format)
+    data_format, records = open_data(conversion.source, conversion.data_format, inputs)
     output = Path(conversion.output)
     is_new = not output.exists()
     try:
@@ -211,13 +215,19 @@ def _job(conversion: Conversion, records: Records, staging: Staging) -> Job:
 
 def _number_of_shards(records: Records) -> int:
     """Returns a number of shards that depends on the data alone, so that every machine makes the same files."""
+    if records.image_bytes is not None:
+        return _shards_of(records.image_bytes)
     sizes = []
     for i in np.linspace(0, records.num_images - 1, min(_SAMPLE, records.num_images)).astype(int).tolist():
         try:
             sizes.append(len(records.read(i)[0]))
         except DataError:
             continue
-    total = int(np.mean(sizes or [0]) * records.num_images)
+    return _shards_of(int(np.mean(sizes or [0]) * records.num_images))
+
+
+def _shards_of(total: int) -> int:
+    """Returns the number of shards for some encoded bytes."""
     return max(1, -(-total // _SHARD_BYTES), min(_LEAST_SHARDS, total // _LEAST_BYTES))
 
 
@@ -226,7 +236,7 @@ def _plan(conversion: Conversion, data_format: str, records: Records, shards: in
     options = asdict(conversion)
     return {
         "version": 1,
-        "source": to_text(os.path.realpath(conversion.source)),
+        "source": to_text(conversion.source if is_address(conversion.source) else os.path.realpath(conversion.source)),
         "format of the source": data_format,
         "number of images": records.num_images,
         "digest of the source": digest_of(records),
@@ -273,7 +283,9 @@ def _result(job: Job, shards: Sequence[ShardRecord], kept: int) -> Result:
 
 def _on_this_machine(job: Job, records: Records, todo: list[int], watch: Report) -> list[Failure]:
     """Makes shards in several processes. Returns the damaged images at which some of them stopped."""
-    workers = min(job.conversion.workers or threads.cores(), len(todo))
+    workers = 1 if records.is_streamed else min(job.conversion.workers or threads.cores(), len(todo))
+    if records.is_streamed:
+        records.will_read(np.concatenate([np.arange(*job.bounds(number)) for number in todo]))
     found = run_workers(
         partial(_work, job, records, todo),
         len(todo),

@@ -37,7 +37,7 @@ def hash_of(pixels: np.ndarray) -> int:
     Args:
         pixels: uint8 [H, W, C].
     """
-    waves = _COSINES @ _reduced(pixels) @ _COSINES.T
+    waves = _COSINES @ reduced(pixels).astype(np.float64) @ _COSINES.T
     return int.from_bytes(np.packbits(waves[_LOWEST] > _FLAT).tobytes(), "big")
 
 
@@ -47,7 +47,12 @@ def look_alike(one: np.ndarray, other: np.ndarray) -> bool:
     Both are reduced to 32 x 32 grey pixels. What of the pixels of one is not a linear function of those of the other
     must be at most 4 % of their variance, apart from a noise of 4 grey levels.
     """
-    first, second = _reduced(one), _reduced(other)
+    return are_alike(reduced(one), reduced(other))
+
+
+def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Returns what `look_alike` does, for two images that `reduced` has returned."""
+    first, second = one.astype(np.float64), other.astype(np.float64)
     if abs(first.mean() - second.mean()) > _DARKER:
         return False
     (variance, shared), (_, other_variance) = np.cov(first.ravel(), second.ravel(), bias=True)
@@ -56,8 +61,9 @@ def look_alike(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(shared >= 0 or most <= _NOISE) and bool(left <= _NOISE + _SHARE * most)
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(_grey(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64)
+def reduced(pixels: np.ndarray) -> np.ndarray:
+    """Returns the 32 x 32 grey pixels of an image, uint8 [H, W, C] -> uint8 [32, 32]."""
+    return np.asarray(_grey(pixels).resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def _grey(pixels: np.ndarray) -> Image.Image:

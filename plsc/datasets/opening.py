@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from plsc.arguments import Parser
+from plsc.data.inputs import Inputs
 from plsc.data.records import Records
 from plsc.data.sources import DATA_FORMATS, format_of, open_images
 from plsc.datasets.unsplit import LIST_NAMES, UnsplitLines
@@ -16,21 +17,28 @@ UNSPLIT = "base64 parts"
 _LEAST = ("folder",)  # formats that take every folder, even one that a list of parts describes better
 
 
-def open_data(path: str, data_format: str = "auto") -> tuple[str, Records]:
+def open_data(path: str, data_format: str = "auto", inputs: Optional[Inputs] = None) -> tuple[str, Records]:
     """Opens all images of a data set.
 
     Args:
         path: Data of a format that `set_dataset_dir` takes; or base64 parts that are not split for the ranks yet, by
-            their folder or by the file that lists them.
+            their folder or by the file that lists them. With `inputs` also the address of such data in a store.
         data_format: A name of `plsc.data.sources.FORMATS`, or 'auto'.
+        inputs: Fetches what is in a store.
 
     Returns:
         The name of the format, and the images.
 
     Raises:
         DataError: The path holds no such data, or no image, or is an address; or the data has a mistake.
+        PlscError: The data cannot be fetched.
     """
-    check_local(path)
+    if inputs is not None:
+        streamed = inputs.in_order(path, data_format)
+        if streamed is not None:
+            return "base64", streamed
+        path = inputs.data(path, data_format)
+    _check_local(path)
     name = format_of(path) if data_format == "auto" else data_format
     file_list = _list_of_parts(path)
     records: Records
@@ -43,8 +51,8 @@ def open_data(path: str, data_format: str = "auto") -> tuple[str, Records]:
     return str(name), records
 
 
-def check_local(path: str) -> None:
-    """Raises DataError if a path is the address of data on another machine, which only training reads."""
+def _check_local(path: str) -> None:
+    """Raises DataError if a path is the address of data on another machine."""
     scheme, is_address, _ = path.partition("://")
     if is_address and not os.path.exists(path):
         shown = f"{scheme}://..." if "@" in path else path  # It may hold a password.

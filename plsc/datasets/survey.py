@@ -12,6 +12,7 @@ from typing import Any, Optional
 import numpy as np
 
 from plsc.data.encoded_image import check_header, open_image
+from plsc.data.inputs import Inputs
 from plsc.data.records import Records
 from plsc.datasets.opening import open_data
 from plsc.errors import DataError
@@ -173,7 +174,13 @@ class Survey:
         return int(used[np.argmin(self.counts[used])]), int(np.argmax(self.counts))
 
 
-def survey(path: str, data_format: str, look_at_all: bool, watch: Callable[[int, int], None]) -> Survey:
+def survey(
+    path: str,
+    data_format: str,
+    look_at_all: bool,
+    watch: Callable[[int, int], None],
+    inputs: Optional[Inputs] = None,
+) -> Survey:
     """Finds out what a data set holds.
 
     Args:
@@ -181,15 +188,18 @@ def survey(path: str, data_format: str, look_at_all: bool, watch: Callable[[int,
         data_format: Its format, or 'auto'.
         look_at_all: Whether to read every image, in several processes; otherwise `SAMPLE` of them, evenly spread.
         watch: Is called now and then with the number of images that were looked at, and that will be.
+        inputs: Fetches what is in a store; see `open_data`.
 
     Raises:
         DataError: The data set cannot be opened. Damaged images are counted.
     """
-    name, records = open_data(path, data_format)
+    name, records = open_data(path, data_format, inputs)
     total = records.num_images
     numbers = np.arange(total) if look_at_all else np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int))
     tasks = -(-len(numbers) // _TASK)
-    workers = min(threads.cores(), tasks)
+    workers = 1 if records.is_streamed else min(threads.cores(), tasks)
+    if records.is_streamed:
+        records.will_read(numbers)
     found = run_workers(
         partial(_look, records, numbers),
         tasks,

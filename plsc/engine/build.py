@@ -31,6 +31,7 @@ from plsc.engine.scalars import FOLDER as SCALARS
 from plsc.engine.scalars import ScalarFiles
 from plsc.engine.upload import Uploader
 from plsc.errors import ConfigError, counted
+from plsc.evaluation.build import open_inputs
 from plsc.heads import ClassifierHead, HeadGroup, build_head
 from plsc.inference.classes import check_names
 from plsc.machine.json_files import LARGEST
@@ -114,7 +115,7 @@ def _open_images(config: Config) -> Records:
     try:
         kept = source
         if config.exclude is not None:
-            left_out = _left_out(source, Path(config.exclude))
+            left_out = _left_out(source, config.exclude, config)
             kept = source.without(left_out) if isinstance(source, UnitedRecords) else KeptRecords(source, left_out)
         if config.sampler != "uniform":
             kept = ClassSampler(kept, config.train_batch_size, config.images_per_class, parallel.world_size())
@@ -124,11 +125,16 @@ def _open_images(config: Config) -> Records:
         raise
 
 
-def _left_out(source: Records, path: Path) -> np.ndarray:
+def _left_out(source: Records, path: str, config: Config) -> np.ndarray:
     """Returns the numbers of the images that a list names. Rank 0 alone compares the names of all images with it."""
     count = {"the number of images": str(source.num_images)}
     parallel.check_same(count, "give all machines the same data set")
-    return parallel.from_rank_0(lambda: find_listed(source, path), "the images that are left out")
+
+    def find() -> np.ndarray:
+        with open_inputs(config) as inputs:
+            return find_listed(source, Path(inputs.file(path)))
+
+    return parallel.from_rank_0(find, "the images that are left out")
 
 
 def _open_sets(config: Config, num_classes: Optional[int], knows_all: bool) -> Records:

@@ -7,9 +7,9 @@ from typing import Any, Optional
 
 from plsc import parallel
 from plsc.config import Config
+from plsc.data.inputs import Inputs
 from plsc.data.pair_sets import of_verification
 from plsc.data.readers import ReaderLoader
-from plsc.data.remote import fetch_test_sets
 from plsc.data.test_sets import EvaluationSet, find_sets, read_gallery
 from plsc.data.verification import VerificationSet
 from plsc.errors import ConfigError, DataError
@@ -28,10 +28,11 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     Raises:
         ConfigError: There is nothing to test on, or `set_identification` and `test_reader` are both set.
     """
-    sets, reader = [], None
+    sets, reader, inputs = [], None, _new_inputs(config)
     if config.test_reader is None:
-        remote = config.remote_data
-        places = config.data_sets if remote is None else [fetch_test_sets(remote, config.val_targets)]
+        places = parallel.together(
+            lambda: [inputs.test_sets(one, config.val_targets) for one in config.data_sets], "its test sets"
+        )
         sets = find_sets(places, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)
@@ -41,7 +42,9 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
                 "set_identification and test_reader are both set, but test_reader gives the images of the test; leave "
                 "one out"
             )
-        sets.append(read_gallery(*map(Path, config.identification)))
+        named = config.identification
+        gallery, probes = parallel.together(lambda: [Path(inputs.images(one)) for one in named], "its test images")
+        sets.append(read_gallery(gallery, probes))
         if any(one.name == sets[-1].name for one in sets[:-1]):
             raise DataError(
                 f"{', '.join(config.data_sets)}: two test sets are called {sets[-1].name!r}, which is the name of the "
@@ -51,6 +54,22 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
         raise ConfigError("set_val_targets(''): there is nothing to test on; name a set, or call set_with_test(False)")
     pairs_dir = Path(config.model_save_dir) if config.model_save_dir else None
     return Evaluator(sets, reader, config, pairs_dir, kept_dir)
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Returns what turns the addresses that an action reads into paths of this machine; all ranks call it."""
+    return Inputs(config.place_of, parallel.rank(), parallel.world_size())
+
+
+_inputs: Optional[Inputs] = None  # those of the last test, whose space in the cache is needed as long as its sets are
+
+
+def _new_inputs(config: Config) -> Inputs:
+    global _inputs
+    if _inputs is not None:
+        _inputs.close()
+    _inputs = open_inputs(config)
+    return _inputs
 
 
 def reader_loader(name: str, reader: Any, config: Config, num_classes: Optional[int]) -> ReaderLoader:

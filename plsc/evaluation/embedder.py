@@ -76,10 +76,15 @@ class Embedder:
         """Yields the embeddings of a collection in order, some [n, D] float32 at a time; see `embed`."""
         return self._shown(images, 0)
 
-    def keep(self, images: Collection, folder: Path) -> np.ndarray:
+    def keep(self, images: Collection, folder: Path, source: str = "") -> np.ndarray:
         """Embeds a collection into an embeddings folder, which rank 0 writes.
 
         An interrupted call resumes where it stopped. A complete folder stays unchanged.
+
+        Args:
+            images: The images.
+            folder: The folder.
+            source: What the folder records as the source of the images; by default their path.
 
         Returns:
             Embeddings [N, D] float32, mapped from the file on ranks that see it.
@@ -88,7 +93,8 @@ class Embedder:
             ConfigError: The folder holds something else, or cannot be written; or as for `embed`.
             DataError: As for `embed`.
         """
-        return self._keep(images, folder, self._meta_of_rank_0(images))
+        meta = self._meta_of_rank_0(images)
+        return self._keep(images, folder, {**meta, "source": to_text(source)} if source else meta)
 
     def embed_once(self, images: Collection, folder: Path) -> np.ndarray:
         """Returns the embeddings that an earlier call with the same images and network left below the folder.

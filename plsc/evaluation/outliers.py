@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
         tests: Paths of test sets.
         limits: From where on something is reported.
         shown: Most images and classes of each kind on the page.
+        address: Where the data was fetched from; '' if it was on this machine.
     """
 
     data: Path
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
     tests: tuple[Path, ...]
     limits: Limits
     shown: int
+    address: str = ""
 
 
 def review_data(config: Config, open_data: Callable[[], Records], wanted: Wanted) -> Summary:
@@ -72,7 +74,7 @@ def review_data(config: Config, open_data: Callable[[], Records], wanted: Wanted
     view = View(network.image_shape, config.pixels, config.num_workers, lambda count: None)
     tests = parallel.together(lambda: [open_test(path, view) for path in wanted.tests], "the test sets")
     images = RecordImages(wanted.data, records)
-    vectors = embedder.keep(images, wanted.output / EMBEDDINGS)
+    vectors = embedder.keep(images, wanted.output / EMBEDDINGS, wanted.address)
     embedded = [embedder.embed(test) for test in tests]
     records.class_names = names
 

@@ -15,9 +15,10 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, check_bool
 from plsc.data.collection import Collection
+from plsc.data.inputs import Inputs, is_address
 from plsc.data.pixels import NEWEST_RULE
 from plsc.errors import ConfigError
-from plsc.evaluation.build import build_evaluator, reader_loader
+from plsc.evaluation.build import build_evaluator, open_inputs, reader_loader
 from plsc.evaluation.embedder import Embedder, open_together
 from plsc.evaluation.log import log_test
 from plsc.inference.classes import Answer, CheckpointCentres, ClassCentres, check_names
@@ -125,16 +126,29 @@ def predict(wanted: Prediction, config: Config, backbone: Optional[paddle.nn.Lay
             raise ConfigError("predict(): there is nothing to embed; name a source, or assign predict_reader")
         loader = reader_loader("predict_reader", config.predict_reader, config, num_classes=None)
         return embedder.embed_reader(loader)[0]
-    images = open_together(Path(wanted.source))
-    if wanted.output is None:
-        return embedder.embed(images)
-    output = Path(wanted.output)
-    if wanted.parquet:
-        parallel.from_rank_0(lambda: check_parquet(output), "a look at the Parquet file")
-    vectors = embedder.keep(images, output)
+    with open_inputs(config) as inputs:
+        images = open_source(inputs, wanted.source)
+        if wanted.output is None:
+            return embedder.embed(images)
+        output = Path(wanted.output)
+        if wanted.parquet:
+            parallel.from_rank_0(lambda: check_parquet(output), "a look at the Parquet file")
+        vectors = embedder.keep(images, output, inputs.named(images.source))
     if wanted.parquet:
         parallel.from_rank_0(lambda: write_parquet(output), "the Parquet file")
     return vectors
+
+
+def open_source(inputs: Inputs, source: Union[str, Path]) -> Collection:
+    """Opens the images of a path or an address on every rank; see `open_together`."""
+    return open_together(Path(fetched(inputs, source)))
+
+
+def fetched(inputs: Inputs, source: Union[str, Path]) -> Union[str, Path]:
+    """Returns a path of images, or the path that stands for their address. All ranks call it."""
+    if not is_address(source):
+        return source
+    return parallel.together(lambda: inputs.images(str(source)), "the images")
 
 
 def convert(
@@ -173,19 +187,20 @@ def convert(
         return _class_names(config, source), CheckpointCentres(Path(classes_from)) if classes_from else None
 
     names, centres = parallel.together(open_classes, "the classes of the network")
-    folder = export(
-        found,
-        Path(config.model_save_dir),
-        config.image_shape,
-        format,
-        precision,
-        None if calibration is None else Path(calibration),
-        force=force,
-        class_names=names,
-        centres=centres,
-        rule=config.pixels,
-        mirror=config.augmentation.mirror,
-    )
+    with open_inputs(config) as inputs:
+        folder = export(
+            found,
+            Path(config.model_save_dir),
+            config.image_shape,
+            format,
+            precision,
+            None if calibration is None else Path(fetched(inputs, calibration)),
+            force=force,
+            class_names=names,
+            centres=centres,
+            rule=config.pixels,
+            mirror=config.augmentation.mirror,
+        )
     logger.info("exported to %s", folder)
     return folder
 
@@ -224,8 +239,9 @@ def classify(
         return centres
 
     centres = parallel.together(open_classes, "the classes of the network")
-    images = open_together(Path(images)) if isinstance(images, (str, Path)) else images
-    embeddings = Embedder(network, config, flip=False, skip_damaged=skip_damaged).embed(images)
+    with open_inputs(config) as inputs:
+        images = open_source(inputs, images) if isinstance(images, (str, Path)) else images
+        embeddings = Embedder(network, config, flip=False, skip_damaged=skip_damaged).embed(images)
     return parallel.together(lambda: find_classes(embeddings, centres, top), "the classes of the images")
 
 

@@ -178,6 +178,11 @@ def class_names(setter: str, names: Any) -> Optional[tuple[str, ...]]:
     where = setter
     if isinstance(names, (str, os.PathLike)):
         where = f"{setter}({shown(str(names))})"
+        if "://" in str(names):
+            raise ConfigError(
+                f"{where}: is not a file of this machine; download it with plsc fs get {names} classes.txt, and name "
+                "that file"
+            )
         try:
             text = read_regular(check_str(setter, names)).decode("utf-8-sig")
             names = io.StringIO(text, newline=None).read().rstrip("\n").split("\n")

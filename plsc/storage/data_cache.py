@@ -25,6 +25,7 @@ import posixpath
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -51,12 +52,31 @@ class RemoteFile(NamedTuple):
         size: Its size in bytes.
         modified: Seconds since 1970 of its last change.
         sha256: What its SHA-256 must be, in hexadecimal; None if that is unknown.
+        version: Another one after every change; None where the store knows none but size and time.
     """
 
     name: str
     size: int
     modified: float
     sha256: Optional[str] = None
+    version: Optional[str] = None
+
+    @property
+    def state(self) -> tuple[int, float, Optional[str]]:
+        """What differs once the file has changed."""
+        return self.size, self.modified, self.version
+
+    @property
+    def local_time(self) -> int:
+        """The time of its copies, in nanoseconds since 1970: that of the file, so that fetching again changes nothing.
+
+        Stores with versions give whole seconds. The digits after them then stand for the version, so that whoever
+        compares times notices every change.
+        """
+        if self.version is None:
+            return int(self.modified * 1e9)
+        digits = int(hashlib.sha256(self.version.encode()).hexdigest()[:8], 16)
+        return int(self.modified) * 10**9 + digits % 10**9
 
 
 class DataCache:
@@ -267,7 +287,7 @@ class CachedFolder:
             unchanged = (found.st_size, found.st_mtime_ns) == (file.size, int(as_text(record["local"])))
             if file.sha256 is not None:
                 return unchanged and record["sha256"] == file.sha256
-            return unchanged and (record["size"], record["modified"]) == (file.size, file.modified)
+            return unchanged and (record["size"], record["modified"], record.get("version")) == file.state
         except (OSError, ValueError, KeyError):
             return False
 
@@ -318,14 +338,14 @@ class CachedFolder:
         """Removes files that the store no longer has, and that whoever opens the folder would read.
 
         Args:
-            names: Names of the files that the store has.
+            names: Names of the files that the store has, relative to the folder.
             is_read: Returns whether a file of a name would be read.
 
         Raises:
             ConfigError: A running process uses one of them, or plsc has not fetched it.
         """
         with self._cache.locked(), self._cache.worded():
-            others = [name for name in sorted(os.listdir(self.files)) if name not in names and is_read(name)]
+            others = [name for name in _files_below(self.files) if name not in names and is_read(name)]
             in_use = self._cache.in_use() if others else set()
             for name in others:
                 file = RemoteFile(name, 0, 0.0)
@@ -384,10 +404,12 @@ class CachedFolder:
                 )
         self._check_unchanged(file)
         with self._cache.worded():
+            os.utime(part.descriptor, ns=(time.time_ns(), file.local_time))
             os.fsync(part.descriptor)
             place, found = self.files / file.name, os.fstat(part.descriptor)
             place.parent.mkdir(parents=True, exist_ok=True)
             record = {"name": file.name, "size": file.size, "modified": file.modified, "sha256": digest}
+            record["version"] = file.version
             # The record comes first, so that every file has one. Its process claims the file, so that both stay.
             replace_file(self._record(file), json_text({**record, "local": str(found.st_mtime_ns)}).encode())
         with self._cache.locked(), self._cache.worded():
@@ -408,11 +430,11 @@ class CachedFolder:
 
     def _check_unchanged(self, file: RemoteFile) -> None:
         found: Optional[Status] = self._store.status(posixpath.join(self._path, file.name))
-        if found is None or not found.is_file or (found.size, found.modified) != (file.size, file.modified):
+        if found is None or not found.is_file or (found.size, found.modified, found.version) != file.state:
             what = "was removed" if found is None else "has changed"
             raise WrongDataError(
                 f"{self._source(file)}: {what} on the server since this run listed the folder; leave the data alone "
-                "while it is trained on, and start again"
+                "while it is read, and start again"
             )
 
     def _source(self, file: RemoteFile) -> str:
@@ -435,6 +457,15 @@ class CachedFolder:
 
 def _name_of(file: RemoteFile) -> str:
     return hashlib.sha256(file.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Returns the paths of all files in a folder and in those below it, relative to it, sorted."""
+    found = []
+    for place, _, names in os.walk(folder):
+        inner = os.path.relpath(place, folder)
+        found += names if inner == "." else [f"{inner}/{name}" for name in names]
+    return sorted(found)
 
 
 def _size_of(folder: Union[str, Path]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plsc.data import base64_source, remote, sources
+from plsc.data import base64_source, remote, remote_folder, sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import is_damage
 from plsc.data.exclusion import leave_out
@@ -181,7 +181,7 @@ BAD = {
     "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
     "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
             "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
-    "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check set_dataset_dir"),
+    "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check the address"),
     "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 byte, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
     "no-index": (lambda f: (f / "base64_index_7.npy").unlink(), {}, DataError, "base64_index_7.npy: is missing"),
@@ -341,7 +341,7 @@ def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_
     monkeypatch.setattr(LocalStorage, "read", slow)
     monkeypatch.setattr("plsc.data.fetched._FIRST_LINE", 0.1)
     monkeypatch.setattr("plsc.data.fetched._NEXT_LINES", 0.1)
-    monkeypatch.setattr("plsc.data.remote.logger.propagate", True)
+    monkeypatch.setattr("plsc.data.fetched.logger.propagate", True)
     records, _ = open_images(split, tmp_path / "cache")
     problems = []
 
@@ -354,7 +354,7 @@ def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_
     thread = threading.Thread(target=read_one)
     thread.start()
     deadline = time.monotonic() + 20
-    while len([one for one in caplog.messages if "training has waited" in one]) < 2 and time.monotonic() < deadline:
+    while len([one for one in caplog.messages if "reading has waited" in one]) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     records.close()
     thread.join(20)
@@ -379,8 +379,8 @@ def test_what_another_hdfs_learns_about_the_user(fs_name, fs_ugi, kerberos, expe
         asked.append((name, ugi, kerberos))
         return Retrying(LocalStorage(), 0)
 
-    monkeypatch.setattr(remote, "open_hdfs", open_hdfs)
+    monkeypatch.setattr(remote_folder, "open_hdfs", open_hdfs)
     address = split_address("x", "hdfs://two:9000/data")
     place = Place(address, Path("/cache"), 1, fs_name=fs_name, fs_ugi=fs_ugi, kerberos=kerberos)
-    remote.open_store(place, threading.Event())
+    remote_folder.open_store(place, threading.Event())
     assert asked == [expected]
