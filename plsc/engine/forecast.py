@@ -381,7 +381,8 @@ def _workspace(workload: Workload) -> int:
     size = _FLOAT * threads * chunk * (3 * emb_dim + 4 * batch)
     size += _FLOAT * batch * emb_dim * (6 + 2 * threads)
     if workload.head_dtype == "bfloat16":  # a chunk and its momentum in float32, and the numbers of a rounding
-        size += _FLOAT * emb_dim * (2 * threads * chunk + Rounding.repeated_rows(chunk))
+        numbers = Rounding.rows_of_numbers(chunk, threads, workload.on_cpu)
+        size += _FLOAT * emb_dim * (2 * threads * chunk + numbers)
     size += _FLOAT * sampled_rows  # inverse norms
     size += _FLOAT * workload.num_classes * workload.class_numbers
     if is_sampled:  # row numbers, and products that are kept (softmax, which has a bias, keeps none)

@@ -5,7 +5,10 @@ value. Rounded to the nearest, it would be lost each time. Rounded up with the p
 the mean of the result is the value itself (Gupta et al., Deep Learning with Limited Numerical Precision, ICML 2015).
 
 bfloat16 is the upper half of the bits of a float32. To add a random number of 16 bits to the bits and to drop the lower
-half is to round so. Paddle computes with integers on every device, and with bfloat16 on GPUs alone.
+half is to round so. NumPy does that on a CPU, in the memory of Paddle's tensors and several times as fast as Paddle,
+which computes with integers on every device. The results are the same.
+
+A finite value above the largest bfloat16 number, 3.39e38, may become infinite, as it is rounded up.
 
 Shapes: C rows of a chunk, D embedding.
 """
@@ -13,7 +16,8 @@ Shapes: C rows of a chunk, D embedding.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Union
+import math
+from typing import Any, Optional, Union
 
 import numpy as np
 import paddle
@@ -21,15 +25,20 @@ import paddle
 from plsc import parallel
 from plsc.machine.bfloat16 import bfloat16_of
 
-_HALF = 1 << 16
+_BITS = 16  # of the half that is dropped
 
 
-def widened(rows_CD: paddle.Tensor) -> paddle.Tensor:
+def widened(rows: paddle.Tensor) -> paddle.Tensor:
     """Returns bfloat16 rows in float32, and rows of another dtype as they are."""
-    if rows_CD.dtype != paddle.bfloat16:
-        return rows_CD
-    # A cast to float32 takes twice as long, and twenty times as long in Paddle 2.6.
-    return rows_CD.view("int16").astype("int32").scale_(_HALF).view("float32")
+    if rows.dtype != paddle.bfloat16:
+        return rows
+    if not parallel.on_cpu():
+        return rows.view("int16").astype("int32").scale_(1 << _BITS).view("float32")
+    values = paddle.empty(rows.shape, "float32")
+    bits = _in_memory(values, "uint32")
+    np.copyto(bits, _in_memory(rows, "uint16"))
+    np.left_shift(bits, _BITS, out=bits)
+    return values
 
 
 def tensor_like(values: np.ndarray, dtype: Any) -> paddle.Tensor:
@@ -43,66 +52,104 @@ def tensor_like(values: np.ndarray, dtype: Any) -> paddle.Tensor:
 class Rounding:
     """The random numbers with which the matrices of a head are rounded in one step.
 
-    In each step, numbers of 16 bits are drawn for `PERIOD` rows. Classes whose numbers differ by a multiple of it share
-    a row, but round other values by it. W and the matrices of an optimizer begin at different rows. So the numbers of a
-    class depend on the seed, the step, the class and the column alone, not on chunks, threads or ranks.
+    In each step, numbers of 16 bits are drawn for `PERIOD` rows. Rows whose numbers differ by a multiple of it share
+    them, but round other values by them. W and the matrices of an optimizer begin at different rows. So the numbers of
+    a row depend on the seed, the step, the row and the column alone, not on chunks, threads or ranks.
 
     Args:
         seed: Seed of the head.
         step: Number of the step.
-        rows: The largest number of rows that are rounded at a time.
         emb_dim: D.
     """
 
-    PERIOD = 1024
+    PERIOD = 256
 
-    def __init__(self, seed: int, step: int, rows: int, emb_dim: int) -> None:
-        self._key, self._rows, self._emb_dim = (seed, step, 0, 16), rows, emb_dim  # no other draw has such a key
-        self._numbers = paddle.empty([0, emb_dim], "int32")
+    def __init__(self, seed: int, step: int, emb_dim: int) -> None:
+        self._key, self._emb_dim = (seed, step, 0, 16), emb_dim  # no other draw has such a key
+        self._numbers: Any = None
 
     @classmethod
-    def repeated_rows(cls, rows: int) -> int:
-        """Returns for how many rows numbers are held where up to `rows` are rounded at a time."""
-        return cls.PERIOD * (2 + (rows - 1) // cls.PERIOD)
+    def rows_of_numbers(cls, chunk: int, threads: int, on_cpu: bool) -> int:
+        """Returns for how many rows numbers of 4 bytes are in memory, where so many threads round chunks."""
+        return cls.PERIOD * (2 + threads) if on_cpu else cls.PERIOD + 3 * chunk
 
     def prepare(self) -> None:
         """Draws the numbers, before several threads ask for them."""
         drawn = np.frombuffer(np.random.default_rng(self._key).bytes(2 * self.PERIOD * self._emb_dim), "<u2")
-        numbers = paddle.to_tensor(drawn.astype("int32").reshape(self.PERIOD, self._emb_dim))
-        # Repeated, so that the numbers of any chunk are a part of them, and need no copy.
-        self._numbers = paddle.tile(numbers, [self.repeated_rows(self._rows) // self.PERIOD, 1])
+        drawn = drawn.reshape(self.PERIOD, self._emb_dim)
+        if parallel.on_cpu():  # twice, so that those of any rows that follow each other are a part of them
+            self._numbers = np.concatenate([drawn, drawn]).astype("uint32")
+        else:
+            self._numbers = paddle.to_tensor(drawn.astype("int32"))
 
-    def round(self, values_CD: paddle.Tensor, first: Union[int, paddle.Tensor], matrix: int) -> paddle.Tensor:
+    def round(
+        self,
+        values_CD: paddle.Tensor,
+        first: Union[int, paddle.Tensor],
+        matrix: int,
+        out: Optional[paddle.Tensor] = None,
+    ) -> paddle.Tensor:
         """Returns float32 rows in bfloat16; their memory is overwritten.
 
         Args:
             values_CD: The rows.
-            first: The class of the first of them, if they are consecutive; otherwise the class of each, int64 [C].
+            first: The number of the first of them in the whole matrix, if they are consecutive; otherwise the number of
+                each, int64 [C].
             matrix: Which matrix they belong to: 0 is W, and the others are what an optimizer keeps for it.
+            out: A contiguous tensor of as many numbers, to which they are written; None makes one.
         """
         rows, emb_dim = values_CD.shape
+        out = paddle.empty([rows, emb_dim], "bfloat16") if out is None else out
         begin = (first + matrix * self.PERIOD // 8) % self.PERIOD
+        if not parallel.on_cpu():
+            self._round_by_paddle(values_CD, begin, out)
+            return out
+        values, rounded = _in_memory(values_CD, "uint32"), _in_memory(out, "uint16").reshape(rows, emb_dim)
+        for row in range(0, rows, self.PERIOD):
+            part = slice(row, min(row + self.PERIOD, rows))
+            if isinstance(begin, int):
+                numbers = self._numbers[begin : begin + part.stop - row]
+            else:
+                numbers = self._numbers.take(begin[part].numpy(), axis=0)
+            _round_bits(values[part], numbers, rounded[part])
+        return out
+
+    def _round_by_paddle(self, values_CD: paddle.Tensor, begin: Union[int, paddle.Tensor], out: paddle.Tensor) -> None:
         if isinstance(begin, int):
-            numbers_CD = self._numbers[begin : begin + rows]
-        else:
-            numbers_CD = paddle.gather(self._numbers, begin)
+            begin = paddle.arange(begin, begin + values_CD.shape[0]) % self.PERIOD
+        # A GPU sets all bits of the mantissa of a NaN, so that a sum with them would be -0.
+        numbers_CD = paddle.gather(self._numbers, begin) * paddle.isfinite(values_CD).astype("int32")
         halves = values_CD.view("int32").add_(numbers_CD).view("int16").reshape([-1])
-        return halves[1::2].contiguous().reshape([rows, emb_dim]).view("bfloat16")
+        paddle.assign(halves[1::2].contiguous().reshape(out.shape).view("bfloat16"), out)
 
 
-def put_rows(matrix: paddle.Tensor, places: paddle.Tensor, values_CD: paddle.Tensor) -> None:
-    """Writes rows of the same dtype to some places of a contiguous matrix [N, D], int64 [C]."""
+def _round_bits(bits: np.ndarray, numbers: np.ndarray, out: np.ndarray) -> None:
+    np.add(bits, numbers, out=bits)
+    np.right_shift(bits, _BITS, out=bits)  # a cast of whole numbers is twice as fast as a copy of every second half
+    np.copyto(out, bits, casting="unsafe")
+
+
+def put_rows(matrix: paddle.Tensor, places: paddle.Tensor, values: paddle.Tensor) -> None:
+    """Writes rows of the same dtype to some places of a contiguous matrix, int64 [C].
+
+    Args:
+        matrix: [N, D], or [N, k, D] with sub-centres.
+        places: The places of the rows.
+        values: [C, D] or [C, k, D].
+    """
     if matrix.dtype == paddle.bfloat16 and parallel.on_cpu():  # Paddle has this operation on GPUs alone
-        _rows_in_memory(matrix)[places.numpy()] = _rows_in_memory(values_CD)
+        _in_memory(matrix, "uint16")[places.numpy()] = _in_memory(values, "uint16")
     else:
-        matrix.scatter_(places, values_CD)
+        matrix.scatter_(places, values)
 
 
-def _rows_in_memory(matrix: paddle.Tensor) -> np.ndarray:
-    """Returns the rows of a bfloat16 matrix on the CPU, as an array that is valid while the matrix is.
+def _in_memory(tensor: paddle.Tensor, dtype: str) -> np.ndarray:
+    """Returns the bits of a contiguous tensor on the CPU, as an array that is valid while the tensor is.
 
     Paddle shares memory with NumPy only to read.
     """
-    rows, emb_dim = matrix.shape
-    memory = (ctypes.c_char * (2 * rows * emb_dim)).from_address(matrix.data_ptr())
-    return np.frombuffer(memory, f"V{2 * emb_dim}")
+    shape, kind = tuple(tensor.shape), np.dtype(dtype)
+    if not all(shape):
+        return np.empty(shape, kind)
+    memory = (ctypes.c_char * (kind.itemsize * math.prod(shape))).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, kind).reshape(shape)

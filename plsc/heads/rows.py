@@ -6,7 +6,7 @@ each other, and are always in the same chunk.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import paddle
@@ -95,10 +95,8 @@ class Rows:
         first, last = self._bounds(number)
         if matrix.dtype == paddle.bfloat16:
             assert self._rounding is not None
-            classes = self.shard.lower + first if self._index is None else self.classes(number)
-            values = self._rounding.round(values, classes, place)
-            if self._index is None:
-                paddle.assign(values, matrix[first:last])
+            out = matrix[first:last] if self._index is None else None  # selected rows lie apart
+            values = self._rounding.round(values, self._row_numbers(number), place, out)
         if self._index is not None:
             if self.sub_centers > 1:
                 values = values.reshape([-1, *matrix.shape[1:]])
@@ -126,6 +124,13 @@ class Rows:
         if is_kept:
             self.kept[number] = product_CB
         return is_kept
+
+    def _row_numbers(self, number: int) -> Union[int, paddle.Tensor]:
+        """Returns the number in W of the first row of a chunk, or of each row where rows are selected."""
+        if self._index is None:
+            return (self.shard.lower + self._bounds(number)[0]) * self.sub_centers
+        first_K = self.classes(number) * self.sub_centers
+        return first_K if self.sub_centers == 1 else (first_K.unsqueeze(1) + paddle.arange(self.sub_centers)).flatten()
 
     def _bounds(self, number: int) -> tuple[int, int]:
         return number * self.chunk, min((number + 1) * self.chunk, self.count)

@@ -61,7 +61,7 @@ def begin(
     # Without a bound, or with a margin on all classes, the first walk changes the products in place.
     if selected is not None and shard.bounded and len(micro_batches) == 1:
         keeping = walk.kept_fraction(shard.upper - shard.lower, len(selected), shard.emb_dim, batch)
-    rounding = Rounding(*key, chunk, shard.emb_dim) if shard.weight.dtype == paddle.bfloat16 else None
+    rounding = Rounding(*key, shard.emb_dim) if shard.weight.dtype == paddle.bfloat16 else None
     return Step(sample_weight, Rows(shard, selected, chunk, keeping, rounding))
 
 

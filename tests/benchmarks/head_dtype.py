@@ -29,8 +29,9 @@ def rounding_to_the_nearest():
 
     from plsc.heads import bfloat16
 
-    def nearest(self, values_CD, first, matrix):
-        return bfloat16.tensor_like(values_CD.numpy(), paddle.bfloat16)
+    def nearest(self, values_CD, first, matrix, out=None):
+        rounded = bfloat16.tensor_like(values_CD.numpy(), paddle.bfloat16)
+        return rounded if out is None else paddle.assign(rounded, out)
 
     kept, bfloat16.Rounding.round = bfloat16.Rounding.round, nearest
     try:

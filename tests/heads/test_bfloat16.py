@@ -11,7 +11,7 @@ from plsc.heads.shard import initialise_rows
 from plsc.machine.bfloat16 import BFLOAT16, bfloat16_of, floats_of_bfloat16
 
 pytestmark = pytest.mark.core
-DIM = 16
+DIM, PERIOD = 16, Rounding.PERIOD
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,8 @@ def bits_of(matrix):
     return matrix.detach().view("int16").numpy()
 
 
-def rounded(values, step=0, first=0, matrix=0, chunk=4096):
-    rounding = Rounding(3, step, chunk, values.shape[1])
+def rounded(values, step=0, first=0, matrix=0):
+    rounding = Rounding(3, step, values.shape[1])
     rounding.prepare()
     return rounding.round(paddle.to_tensor(values), first, matrix)
 
@@ -46,17 +46,17 @@ def test_the_mean_of_rounded_values_is_the_value(value):
     upper_half = np.array([0, 1], "uint16") + np.uint16(value.view("uint32") >> 16)
     below, above = np.abs(floats_of_bfloat16(upper_half))
     gap = above - below
-    share, count = (abs(value) - below) / gap, 50 * 1024 * DIM
+    share, count = (abs(value) - below) / gap, 200 * PERIOD * DIM
     ups = 0
-    for step in range(50):
-        found = np.abs(widened(rounded(np.full((1024, DIM), value), step)).numpy())
+    for step in range(200):
+        found = np.abs(widened(rounded(np.full((PERIOD, DIM), value), step)).numpy())
         assert set(np.unique(found)) <= {below, above}
         ups += int((found > below).sum())
     assert abs(ups - share * count) < 5 * np.sqrt(max(share * (1 - share) * count, 1.0))
 
 
 def test_rounding_errors_of_elements_steps_and_matrices_are_independent():
-    value = np.full((1024, DIM), 1 + 0.5 / 128, "float32")
+    value = np.full((PERIOD, DIM), 1 + 0.5 / 128, "float32")
     errors = [bits_of(rounded(value, step, matrix=matrix)) & 1 for step in range(4) for matrix in (0, 1)]
     errors = [(one - 0.5).ravel() for one in errors]
     shifted = [np.roll(errors[0].reshape(-1, DIM), 1, axis).ravel() for axis in (0, 1)]
@@ -68,12 +68,34 @@ def test_rounding_errors_of_elements_steps_and_matrices_are_independent():
 def test_a_row_is_rounded_the_same_in_every_chunk(first):
     values = np.random.default_rng(0).normal(size=(2500, DIM)).astype("float32")
     whole = bits_of(rounded(values, first=first, matrix=1))
-    for begin, end in ((0, 3), (1000, 1100), (2499, 2500)):
-        part = rounded(values[begin:end], first=first + begin, matrix=1, chunk=end - begin)
+    for begin, end in ((0, 3), (1000, 1100), (100, 900), (2499, 2500)):
+        part = rounded(values[begin:end], first=first + begin, matrix=1)
         np.testing.assert_array_equal(bits_of(part), whole[begin:end])
     chosen = np.array([5, 6, 1029, 2000])
-    some = rounded(values[chosen], first=paddle.to_tensor(first + chosen), matrix=1, chunk=4)
+    some = rounded(values[chosen], first=paddle.to_tensor(first + chosen), matrix=1)
     np.testing.assert_array_equal(bits_of(some), whole[chosen])
+
+
+def test_paddle_rounds_and_widens_as_numpy_does(monkeypatch):
+    every = np.arange(1 << 16, dtype="uint16")
+    values = floats_of_bfloat16(every).view("uint32") | np.random.default_rng(0).integers(0, 1 << 16, 1 << 16, "uint32")
+    values[:DIM] = 0x7FFFFFFF
+    values = values.view("float32").reshape(-1, DIM)  # infinities, NaN and denormal numbers too
+    chosen = paddle.to_tensor(np.random.default_rng(1).permutation(len(values)))
+
+    def found():
+        consecutive, apart = rounded(values, first=77, matrix=1), rounded(values[chosen.numpy()], first=chosen)
+        wide = widened(consecutive).view("int32").numpy()
+        return [bits_of(consecutive), bits_of(apart), wide]
+
+    by_numpy = found()
+    monkeypatch.setattr("plsc.parallel.on_cpu", lambda: False)
+    by_paddle = found()
+    is_nan = np.isnan(values)
+    for one, wanted, nan in zip(by_paddle, by_numpy, (is_nan, is_nan[chosen.numpy()], is_nan)):
+        np.testing.assert_array_equal(one[~nan], wanted[~nan])
+    # A GPU makes NaN whose bits are all set, and a sum with them would be -0.
+    assert np.isnan(floats_of_bfloat16(by_paddle[0].view("uint16"))[values.view("uint32") == 0x7FFFFFFF]).all()
 
 
 def test_rows_are_put_where_they_belong():
