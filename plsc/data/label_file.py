@@ -67,7 +67,7 @@ class LabelFile(Records):
         self.class_names = class_names
         self.num_images = len(listed.paths)
         self.listed = listed
-        self._labels = labels
+        self._root, self._labels = os.fsencode(dataset_dir), labels
 
     def __len__(self) -> int:
         return self.num_images
@@ -108,13 +108,12 @@ class LabelFile(Records):
         Raises:
             DataError: The file cannot be read, or the label file has changed.
         """
-        path = self.paths[i]
         try:
-            return read_regular(os.path.join(self.dataset_dir, path)), int(self._labels[i])
+            return read_regular(os.path.join(self._root, self.listed.paths.raw(i))), int(self._labels[i])
         except OSError as error:
             advice = advice_on(error, "restore the file or remove the line")
             raise DataError(
-                f"{self.where(i)}: cannot read image {quoted(path)} ({error.strerror or error}); {advice}"
+                f"{self.where(i)}: cannot read image {quoted(self.paths[i])} ({error.strerror or error}); {advice}"
             ) from error
 
 

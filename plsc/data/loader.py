@@ -15,7 +15,7 @@ from plsc.data.generators import generators_of
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
-from plsc.data.transforms import decode, normalize
+from plsc.data.transforms import decode, normalize_image
 from plsc.errors import DataError, is_mistake
 
 Batch = tuple[np.ndarray, ...]  # images and labels, and the targets if there are any
@@ -24,7 +24,7 @@ Batch = tuple[np.ndarray, ...]  # images and labels, and the targets if there ar
 READ_AHEAD = 2
 # Images that a thread reads one after another before it decodes them. A read between two decodings finds nothing of the
 # system's tables in the processor's caches, and takes two to three times as long.
-_READ_TOGETHER, _BYTES_TOGETHER = 16, 1 << 20
+_READ_TOGETHER, _BYTES_TOGETHER = 64, 1 << 20
 
 Encoded = Union[tuple[bytes, int], DataError]  # the bytes and the label of an image, or why it cannot be read
 
@@ -152,8 +152,7 @@ class ImageLoader:
     def _batch(self, order: np.ndarray, epoch: int, step: int, stop: threading.Event) -> _Made:
         first = step * self._batch_size
         count = len(order[first : first + self._batch_size])
-        channels, height, width = self._image_shape
-        images = np.empty((count, height, width, channels), np.uint8)
+        images = np.empty((count, *self._image_shape), np.float32)
         labels, numbers = np.empty(count, np.int64), np.empty(count, np.int64)
         damaged: dict[int, str] = {}
         encoded = self._read(order[first : first + count])
@@ -165,9 +164,9 @@ class ImageLoader:
             if stop.is_set():  # The batch will not be used.
                 break
             numbers[k], image, labels[k] = self._good_image(order, first + k, next(encoded), damaged)
-            images[k] = augment(image, self._augmentation, next(generators))
+            normalize_image(augment(image, self._augmentation, next(generators)), images[k])
         targets = () if self._targets is None or stop.is_set() else (self._targets(numbers),)
-        return _Made((normalize(images), labels, *targets), damaged)
+        return _Made((images, labels, *targets), damaged)
 
     def _read(self, numbers: np.ndarray) -> Iterator[Encoded]:
         """Yields what `Records.read` returns for some images, or raises for them; reads a few at a time."""

@@ -24,7 +24,7 @@ def decode(data: bytes, image_shape: Sequence[int], where: Where, rule: PixelRul
         rule: What the pixels of the file mean.
 
     Returns:
-        uint8 [H, W, C].
+        uint8 [H, W, C], which cannot be written to.
 
     Raises:
         DataError: The image is damaged or too large, or `image_shape` has another number of channels.
@@ -90,7 +90,7 @@ def _fit(image: Image.Image, image_shape: Sequence[int]) -> np.ndarray:
     channels, height, width = image_shape
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image, dtype=np.uint8).reshape(height, width, channels)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
@@ -101,3 +101,14 @@ def normalize(images: np.ndarray) -> np.ndarray:
     result -= 127.5
     result /= 128
     return result
+
+
+def normalize_image(image: np.ndarray, result: np.ndarray) -> None:
+    """Writes what `normalize` makes of one image, uint8 [H, W, C], into `result`, float32 [C, H, W].
+
+    A mirrored view takes no longer than other images, and the numbers are still in the processor's cache when they are
+    scaled.
+    """
+    result[...] = image.transpose(2, 0, 1)
+    result -= 127.5
+    result /= 128

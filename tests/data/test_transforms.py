@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.transforms import decode, from_pixels, normalize
+from plsc.data.transforms import decode, from_pixels, normalize, normalize_image
 from plsc.errors import DataError
 
 
@@ -72,3 +72,12 @@ def test_normalize() -> None:
     floats = images[:, :, :, :1].astype(np.float32)
     normalize(floats)
     assert np.array_equal(floats, images[:, :, :, :1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_image_gives_the_numbers_of_normalize_also_for_a_mirrored_view(channels: int) -> None:
+    images = noise(2, 4, 5, channels)
+    result = np.full((2, channels, 4, 5), np.nan, np.float32)
+    normalize_image(images[0], result[0])
+    normalize_image(images[1][:, ::-1], result[1])
+    assert np.array_equal(result, normalize(np.stack([images[0], images[1][:, ::-1]])))
