@@ -1,0 +1,44 @@
+"""Results of long benchmarks, which are kept in a file so that a benchmark that was killed can continue."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class KeptResults:
+    """A file with a line of JSON for each trial that has ended.
+
+    Args:
+        path: The file; a folder for it is made. None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self.lines = path, []
+        if path is not None and path.exists():
+            # A process that is killed while it writes leaves a line without an end.
+            complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            path.write_text("".join(complete))
+            self.lines = [json.loads(line) for line in complete]
+
+    def get(self, trial: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns the line of a trial, which is run now if it has none.
+
+        Args:
+            trial: What tells this trial from the others; the line begins with it.
+            run: Runs the trial and returns its figures.
+        """
+        for line in self.lines:
+            if trial.items() <= line.items():
+                return line
+        line = {**trial, **run()}
+        self.lines.append(line)
+        print(json.dumps(line), file=sys.stderr, flush=True)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line
