@@ -2,10 +2,10 @@
 
 `step` compares the head's step in both types: the processor's seconds of the fastest of several steps, of one process
 that takes turns. `initial` is the time to draw the rows of a head. `synthetic` trains the centres of many classes on
-noisy copies of a direction for each class, with updates that are below half the gap between two bfloat16 numbers, as at
-the end of a training: in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `glyphs` is the
-accuracy of pairs of characters that training never saw, by seed. `--results FILE` keeps what has been measured by the
-last two, so that a benchmark that was killed continues where it stopped.
+noisy copies of a direction for each class, with updates that are below half the gap between two bfloat16 numbers, as
+at the end of a training: in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `glyphs` is
+the accuracy of pairs of characters that training never saw, by seed. `--results FILE` keeps what the last two have
+measured, so that a benchmark that was killed continues where it stopped.
 """
 
 import argparse

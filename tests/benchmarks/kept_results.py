@@ -19,10 +19,11 @@ class KeptResults:
     def __init__(self, path: Path | None) -> None:
         self._path, self.lines = path, []
         if path is not None and path.exists():
-            # A process that is killed while it writes leaves a line without an end.
-            complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(complete))
-            self.lines = [json.loads(line) for line in complete]
+            text = path.read_text()
+            if text and not text.endswith("\n"):  # A process was killed while it wrote the last line.
+                text = text[: text.rfind("\n") + 1]
+                path.write_text(text)
+            self.lines = [json.loads(line) for line in text.splitlines()]
 
     def get(self, trial: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns the line of a trial, which is run now if it has none.
