@@ -37,7 +37,7 @@ SETTINGS = {
     "num_classes": "auto",
     "model_name": "GlyphNet",
     "emb_dim": 128,
-    "augmentation": {"mirror": False, "rotate": 8, "translate": 0.06},
+    "augmentation": {"mirror": False, "translate": 0.06},
     "schedule": "cosine",
     "scale": 20,
     "lr": 0.4,
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--images", type=int, default=24, help="of each class, for training")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--side", type=int, default=24)
+    parser.add_argument("--side", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=3000)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.1, 0.3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
