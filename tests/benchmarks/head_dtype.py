@@ -3,9 +3,9 @@
 `step` compares the head's step in both types: the processor's seconds of the fastest of several steps, of one process
 that takes turns. `initial` is the time to draw the rows of a head. `synthetic` trains the centres of many classes on
 noisy copies of a direction for each class, with updates that are below half the gap between two bfloat16 numbers, as
-at the end of a training: in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `glyphs` is
-the accuracy of pairs of characters that training never saw, by seed. `--results FILE` keeps what the last two have
-measured, so that a benchmark that was killed continues where it stopped.
+at the end of a training: in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `--results
+FILE` keeps what it has measured, so that a benchmark that was killed continues with the next. What bfloat16 does to the
+accuracy of a network is measured by `noise.py`.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from kept_results import KeptResults
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 EMB_DIM = 512
-PARTS = ("step", "initial", "synthetic", "glyphs")
+PARTS = ("step", "initial", "synthetic")
 ROUNDINGS = ("float32", "bfloat16", "bfloat16, to the nearest")
 
 
@@ -142,30 +141,6 @@ def synthetic(kind, classes, epochs, rate):
     return {"before": before, **figures(), "cpu_seconds": round(time.process_time() - began)}
 
 
-def glyph_accuracy(data, row_dtype, epochs, seed):
-    """Returns the accuracy of pairs of glyphs after training."""
-    from glyph_entry import glyph_entry
-
-    ins = glyph_entry(data, epochs, seed)
-    ins.set_schedule("cosine")
-    ins.set_head_dtype(row_dtype)
-    return round(ins.train()["test"]["glyphs"]["accuracy"], 4)
-
-
-def glyphs(classes, epochs, seeds):
-    """Returns the accuracies of both types, by seed."""
-    from plsc.data.glyphs import render_glyphs
-
-    with tempfile.TemporaryDirectory() as folder:
-        render_glyphs(folder + "/glyphs", classes=classes)
-        kinds = ("float32", "bfloat16")
-        rows = [
-            {kind: glyph_accuracy(folder + "/glyphs", kind, epochs, seed) for kind in kinds} for seed in range(seeds)
-        ]
-    means = {kind: round(sum(row[kind] for row in rows) / len(rows), 4) for kind in kinds}
-    return {"classes": classes, "epochs": epochs, "seeds": rows, "mean": means}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append")
@@ -174,11 +149,8 @@ def main():
     parser.add_argument("--rate", type=float, default=1.5e-3, help="the learning rate of the synthetic task")
     parser.add_argument("--roundings", choices=ROUNDINGS, nargs="+", default=ROUNDINGS)
     parser.add_argument("--synthetic-epochs", type=int, default=100)
-    parser.add_argument("--glyph-classes", type=int, default=300)
-    parser.add_argument("--glyph-epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines of the last two parts, to continue")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines of the synthetic task, to continue")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import paddle
@@ -197,8 +169,6 @@ def main():
             kept.get({"part": "synthetic", "kind": kind, **given}, lambda kind=kind: synthetic(kind, **given))
             for kind in options.roundings
         ]
-    if "glyphs" in parts:
-        result["glyphs"] = glyphs(options.glyph_classes, options.glyph_epochs, options.seeds)
     print(json.dumps(result, indent=1))
 
 
