@@ -17,13 +17,17 @@ class KeptResults:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self.lines = path, []
-        if path is not None and path.exists():
-            text = path.read_text()
-            if text and not text.endswith("\n"):  # A process was killed while it wrote the last line.
-                text = text[: text.rfind("\n") + 1]
-                path.write_text(text)
-            self.lines = [json.loads(line) for line in text.splitlines()]
+        self._path, self._unkept = path, []
+        text = path.read_text() if path is not None and path.exists() else ""
+        if path is not None and text and not text.endswith("\n"):  # A process was killed while it wrote the last line.
+            path.write_text(text[: text.rfind("\n") + 1])
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of all trials that have ended, those of other processes included."""
+        if self._path is None or not self._path.exists():
+            return self._unkept
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
 
     def get(self, trial: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns the line of a trial, which is run now if it has none.
@@ -36,9 +40,10 @@ class KeptResults:
             if trial.items() <= line.items():
                 return line
         line = {**trial, **run()}
-        self.lines.append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
-        if self._path is not None:
+        if self._path is None:
+            self._unkept.append(line)
+        else:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -10,7 +10,8 @@ learnt, all rightly labelled: how many are nearest to the centre of their class.
 bfloat16 are tried too.
 
 The folder keeps the data, the checkpoints, and a line for each trial in `results.jsonl`. A benchmark that was killed
-continues where it stopped, and processes can share a folder if no two have the same seeds and shares of wrong labels.
+continues where it stopped. Processes can share a folder if each has other seeds, shares of wrong labels or methods; a
+method that needs a list needs the network that makes it: arcface or sub-centres.
 """
 
 from __future__ import annotations
@@ -76,7 +77,6 @@ class Trials:
     def __init__(self, good: Path, folder: Path, rate: float, seed: int, options: argparse.Namespace) -> None:
         self._folder, self._seed, self._options = folder, seed, options
         self._data = folder / "data"
-        shutil.rmtree(self._data, ignore_errors=True)
         self._tested, self._bad = spoil(good, self._data, rate, COPIES if rate else 0.0, seed)
 
     def train(self, method: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Trials:
         ins.set_seed(self._seed)
         ins.train()
         pairs = ins.test()["glyphs"]
-        source = self._folder / "tested.txt"
+        source = self._checkpoints(method) / "tested.txt"
         source.write_text("".join(f"{path} {label}\n" for path, label in self._tested))
         answers = ins.classify(source, top=1)
         right = [answer[0].number == label for answer, (_, label) in zip(answers, self._tested)]
@@ -141,7 +141,7 @@ class Trials:
 
 
 def spoil(good: Path, folder: Path, rate: float, copies: float, seed: int) -> tuple[list[tuple[str, int]], set[str]]:
-    """Plants wrong labels and copies in other classes.
+    """Plants wrong labels and copies in other classes, if that was not done before.
 
     Returns:
         The paths and labels of the test images, and the names of the images that are in the wrong class.
@@ -149,9 +149,10 @@ def spoil(good: Path, folder: Path, rate: float, copies: float, seed: int) -> tu
     rng, bad, lines, tested = np.random.default_rng(seed), set(), [], []
     images = [line.rsplit(" ", 1) for line in (good / "label.txt").read_text().splitlines()]
     classes = 1 + max(int(label) for _, label in images)
-    (folder / "copies").mkdir(parents=True)
+    (folder / "copies").mkdir(parents=True, exist_ok=True)
     for name in ("images", "glyphs.bin"):
-        (folder / name).symlink_to((good / name).resolve())
+        if not (folder / name).exists():
+            (folder / name).symlink_to((good / name).resolve())
     trained = []
     for path, label in ((path, int(text)) for path, text in images):
         if int(Path(path).stem) < TESTED:
@@ -166,10 +167,12 @@ def spoil(good: Path, folder: Path, rate: float, copies: float, seed: int) -> tu
     for number in rng.choice(len(trained), int(copies * len(trained)), replace=False).tolist():
         path, label = trained[number]
         copy = f"copies/{number}.jpg"
-        shutil.copy(good / path, folder / copy)
+        if not (folder / copy).exists():
+            shutil.copy(good / path, folder / copy)
         lines.append(f"{copy} {int((label + rng.integers(1, classes)) % classes)}\n")
         bad.add(copy)
-    (folder / "label.txt").write_text("".join(lines))
+    if not (folder / "label.txt").exists():
+        (folder / "label.txt").write_text("".join(lines))
     return tested, bad
 
 
