@@ -2,9 +2,10 @@
 
 `step` compares the head's step in both types: the processor's seconds of the fastest of several steps, of one process
 that takes turns. `initial` is the time to draw the rows of a head. `synthetic` trains the centres of many classes on
-noisy copies of a direction for each class, with updates that are often below half the gap between two bfloat16 numbers:
-in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `glyphs` is the accuracy of pairs of
-characters that training never saw, by seed.
+noisy copies of a direction for each class, with updates that are below half the gap between two bfloat16 numbers, as
+at the end of a training: in float32, in bfloat16, and in bfloat16 with every number rounded to the nearest. `--results
+FILE` keeps what it has measured, so that a benchmark that was killed continues with the next. What bfloat16 does to the
+accuracy of a network is measured by `noise.py`.
 """
 
 import argparse
@@ -12,14 +13,16 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+from kept_results import KeptResults
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 EMB_DIM = 512
-PARTS = ("step", "initial", "synthetic", "glyphs")
+PARTS = ("step", "initial", "synthetic")
+ROUNDINGS = ("float32", "bfloat16", "bfloat16, to the nearest")
 
 
 @contextlib.contextmanager
@@ -88,56 +91,55 @@ def initial_seconds(rows):
     }
 
 
-def synthetic(row_dtype, classes, epochs, rate):
-    """Trains class centres alone; returns how near they come to the directions, and how often they are the nearest."""
+def synthetic(kind, classes, epochs, rate):
+    """Trains class centres alone; returns how near they come to the directions, and how often they are the nearest.
+
+    Args:
+        kind: One of `ROUNDINGS`.
+        classes: Number of classes.
+        epochs: Number of samples of each class.
+        rate: The learning rate.
+    """
     import numpy as np
     import paddle
 
-    emb_dim, batch, noise = 64, 512, 0.12
-    rng = np.random.default_rng(12345)  # with 0 it would draw the fresh rows of the head again
-    directions = rng.standard_normal((classes, emb_dim), dtype="float32")
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    from plsc.heads.bfloat16 import tensor_like
+
+    emb_dim, batch, noise, start = 32, 512, 0.05, 0.8
+    rng = np.random.default_rng(12345)
+
+    def units(rows):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    directions = units(rng.standard_normal((classes, emb_dim), dtype="float32"))
+    away = rng.standard_normal((classes, emb_dim), dtype="float32")
+    away = units(away - (away * directions).sum(axis=1, keepdims=True) * directions)
+    tested = rng.choice(classes, min(classes, 4000), replace=False)
 
     def samples(of):
         return directions[of] + noise * rng.standard_normal((len(of), emb_dim), dtype="float32")
 
-    head, mover = made_head(row_dtype, classes, emb_dim, rate, scale=32.0, sample_ratio=0.1)
-    for _ in range(epochs):
-        for of in np.array_split(rng.permutation(classes), max(1, classes // batch)):
-            head(paddle.to_tensor(samples(of)), of)
-            head.backward(mover)
-    weight = head.weight.astype("float32").numpy()
-    weight /= np.linalg.norm(weight, axis=1, keepdims=True)
-    tested = rng.choice(classes, min(classes, 4000), replace=False)
-    found = (samples(tested) @ weight.T).argmax(axis=1)
-    return {
-        "cosine": round(float((weight * directions).sum(axis=1).mean()), 4),
-        "accuracy": round(float((found == tested).mean()), 4),
-    }
+    test_samples = samples(tested)
 
+    def figures():
+        weight = units(head.weight.astype("float32").numpy())
+        found = np.concatenate([(part @ weight.T).argmax(axis=1) for part in np.array_split(test_samples, 16)])
+        return {
+            "cosine": round(float((weight * directions).sum(axis=1).mean()), 4),
+            "accuracy": round(float((found == tested).mean()), 4),
+        }
 
-def glyph_accuracy(data, row_dtype, epochs, seed):
-    """Returns the accuracy of pairs of glyphs after training."""
-    from glyph_entry import glyph_entry
-
-    ins = glyph_entry(data, epochs, seed)
-    ins.set_schedule("cosine")
-    ins.set_head_dtype(row_dtype)
-    return round(ins.train()["test"]["glyphs"]["accuracy"], 4)
-
-
-def glyphs(classes, epochs, seeds):
-    """Returns the accuracies of both types, by seed."""
-    from plsc.data.glyphs import render_glyphs
-
-    with tempfile.TemporaryDirectory() as folder:
-        render_glyphs(folder + "/glyphs", classes=classes)
-        kinds = ("float32", "bfloat16")
-        rows = [
-            {kind: glyph_accuracy(folder + "/glyphs", kind, epochs, seed) for kind in kinds} for seed in range(seeds)
-        ]
-    means = {kind: round(sum(row[kind] for row in rows) / len(rows), 4) for kind in kinds}
-    return {"classes": classes, "epochs": epochs, "seeds": rows, "mean": means}
+    row_dtype = "float32" if kind == "float32" else "bfloat16"
+    head, mover = made_head(row_dtype, classes, emb_dim, rate, scale=32.0, sample_ratio=min(1.0, batch / classes))
+    rows = start * directions + np.float32((1 - start**2) ** 0.5) * away
+    head.weight.set_value(tensor_like(rows, head.weight.dtype))
+    before, began = figures(), time.process_time()
+    with rounding_to_the_nearest() if kind.endswith("to the nearest") else contextlib.nullcontext():
+        for _ in range(epochs):
+            for of in np.array_split(rng.permutation(classes), max(1, classes // batch)):
+                head(paddle.to_tensor(samples(of)), of)
+                head.backward(mover)
+    return {"before": before, **figures(), "cpu_seconds": round(time.process_time() - began)}
 
 
 def main():
@@ -145,33 +147,29 @@ def main():
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--classes", type=int, default=200_000, help="of the synthetic task and the step")
     parser.add_argument("--rows", type=int, default=2_000_000, help="that are drawn")
-    parser.add_argument("--rate", type=float, default=3e-5, help="the learning rate of the synthetic task")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="the learning rate of the synthetic task")
+    parser.add_argument("--roundings", choices=ROUNDINGS, nargs="+", default=ROUNDINGS)
     parser.add_argument("--synthetic-epochs", type=int, default=100)
-    parser.add_argument("--glyph-classes", type=int, default=300)
-    parser.add_argument("--glyph-epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON lines of the synthetic task, to continue")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import paddle
 
     import plsc  # noqa: F401 - it sets what Paddle's speed depends on
 
-    parts, result = options.only or PARTS, {"paddle": paddle.__version__}
+    parts, result, kept = options.only or PARTS, {"paddle": paddle.__version__}, KeptResults(options.results)
     if "step" in parts:
         cases = [(batch, 1.0) for batch in (64, 256, 1024)] + [(256, 0.1)]
         result["step"] = [step_seconds(options.classes, batch, ratio, options.steps) for batch, ratio in cases]
     if "initial" in parts:
         result["initial"] = initial_seconds(options.rows)
     if "synthetic" in parts:
-        given = options.classes, options.synthetic_epochs, options.rate
-        result["synthetic"] = {"classes": given[0], "epochs": given[1], "rate": given[2]}
-        for kind in ("float32", "bfloat16"):
-            result["synthetic"][kind] = synthetic(kind, *given)
-        with rounding_to_the_nearest():
-            result["synthetic"]["bfloat16, to the nearest"] = synthetic("bfloat16", *given)
-    if "glyphs" in parts:
-        result["glyphs"] = glyphs(options.glyph_classes, options.glyph_epochs, options.seeds)
+        given = {"classes": options.classes, "epochs": options.synthetic_epochs, "rate": options.rate}
+        result["synthetic"] = [
+            kept.get({"part": "synthetic", "kind": kind, **given}, lambda kind=kind: synthetic(kind, **given))
+            for kind in options.roundings
+        ]
     print(json.dumps(result, indent=1))
 
 
