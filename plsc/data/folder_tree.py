@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from plsc.data.class_names import number_classes
-from plsc.data.image_folders import LeftOut, has_image_suffix, runs_of_images
-from plsc.data.packed import FolderPacker, NamesInFolders
+from plsc.data.folder_index import listed
+from plsc.data.image_folders import has_image_suffix
+from plsc.data.packed import NamesInFolders
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
 from plsc.machine.files import advice_on, read_regular
@@ -56,24 +57,18 @@ def open_records(opening: Opening) -> FolderTree:
         DataError: There are no classes, or a subfolder seems to hold a test set, or all the data.
     """
     tests = {os.fsencode(name) for name in opening.test_sets}
-    packer, left_out = FolderPacker(), LeftOut()
-    owners: list[int] = []
-    flat: dict[bytes, bool] = {}  # whether a class has images that lie in no deeper folder
-    for run in runs_of_images(os.fsencode(opening.path), left_out, tests):
-        if not run.prefix:
-            for name in run.names:
-                left_out.add("images in no subfolder", name)
-            continue
-        identity, _, deeper = run.prefix.partition(b"/")
-        flat[identity] = flat.get(identity, False) or not deeper
-        packer.add(run.prefix, run.names)
-        owners.append(len(flat) - 1)
+    files, left_out = listed(os.fsencode(opening.path), tests, opening.keeps_index)
     for name in sorted(tests):
         if name and not os.path.isabs(name) and os.path.isdir(os.path.join(os.fsencode(opening.path), name)):
             left_out.add("test sets of set_val_targets", name)
-    if not owners:
+    if files is None:
         raise DataError(f"{opening.path}: holds no folder with images; put the images of each class into a subfolder")
-    files = packer.finish()
+    owners: list[int] = []
+    flat: dict[bytes, bool] = {}  # whether a class has images that lie in no deeper folder
+    for run in range(len(files.prefixes)):
+        identity, _, deeper = files.prefixes.raw(run).partition(b"/")
+        flat[identity] = flat.get(identity, False) or not deeper
+        owners.append(len(flat) - 1)
     left_out.log(Path(opening.path), len(files))
     _check_depth(opening.path, flat)
     classes = list(flat)

@@ -34,6 +34,7 @@ _HIDDEN = frozenset(
 ) | {b"System Volume Information"}
 _LISTS = frozenset((b"classes.txt", b"skipped.txt", b"damaged.txt", b"exclude.txt"))  # What plsc itself writes.
 _NAMED = 3  # Suffixes that the log names.
+INDEX = b".plsc-folders.npz"  # what `plsc.data.folder_index` writes into a folder of folders
 
 
 @dataclass
@@ -72,6 +73,22 @@ class LeftOut:
             named += ["..."] * (len(self.suffixes) > _NAMED)
             words.append(f"files that Pillow does not open: {sum(self.suffixes.values()):,} ({', '.join(named)})")
         return ", ".join(words)
+
+
+@dataclass
+class Visited:
+    """The subfolders that a walk has listed.
+
+    Attributes:
+        folders: Their paths, each with a slash at its end.
+        changed: When each was changed before it was listed, in nanoseconds since 1970.
+        is_plain: Whether what was found follows from the names in these folders alone: no file was opened, and no link
+            was followed.
+    """
+
+    folders: list[bytes] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+    is_plain: bool = True
 
 
 class Run(NamedTuple):
@@ -171,18 +188,21 @@ def _runs(folder: Path, left_out: Optional[LeftOut]) -> Iterator[Run]:
         own.log(folder, found)
 
 
-def runs_of_images(root: bytes, left_out: LeftOut, without: Collection[bytes] = ()) -> Iterator[Run]:
+def runs_of_images(
+    root: bytes, left_out: LeftOut, without: Collection[bytes] = (), visited: Optional[Visited] = None
+) -> Iterator[Run]:
     """Yields the images below `root`, in the order of the bytes of the parts of their names.
 
     Args:
         root: The folder.
         left_out: Record to which what is left out is added.
         without: Names of subfolders of `root` that are not looked into.
+        visited: Record to which the subfolders are added.
 
     Raises:
         DataError: A folder cannot be listed.
     """
-    names, folders = _entries(root, b"", [], left_out)
+    names, folders = entries_of(root, b"", [], left_out, visited)
     names = [name for name in names if name not in folders or name not in without]
     stack = [(b"", iter(names), folders)]  # The folders around the current place, with what is still to be looked at.
     while stack:
@@ -193,7 +213,7 @@ def runs_of_images(root: bytes, left_out: LeftOut, without: Collection[bytes] = 
                 if run:
                     yield Run(prefix, run)
                 around = [os.path.join(root, one) for one, _, _ in stack]
-                names, below = _entries(root, prefix + name + b"/", around, left_out)
+                names, below = entries_of(root, prefix + name + b"/", around, left_out, visited)
                 stack.append((prefix + name + b"/", iter(names), below))
                 break
             run.append(name)
@@ -203,16 +223,36 @@ def runs_of_images(root: bytes, left_out: LeftOut, without: Collection[bytes] = 
             stack.pop()
 
 
-def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: LeftOut) -> tuple[list[bytes], set[bytes]]:
-    """Returns the sorted names of the images and folders in `root/prefix`, and which of them are folders."""
+def entries_of(
+    root: bytes, prefix: bytes, around: Sequence[bytes], left_out: LeftOut, visited: Optional[Visited] = None
+) -> tuple[list[bytes], set[bytes]]:
+    """Returns the sorted names of the images and folders in `root/prefix`, and which of them are folders.
+
+    Args:
+        root: The folder of the walk.
+        prefix: Path of a folder in it, with a slash at its end; '' for `root` itself.
+        around: The folders that it is in.
+        left_out: Record to which what is left out is added.
+        visited: Record to which the folder is added, unless it is `root`.
+
+    Raises:
+        DataError: The folder cannot be listed.
+    """
     folder = os.path.join(root, prefix[:-1]) if prefix else root
     names: list[bytes] = []
     folders: set[bytes] = set()
     suffixes = _image_suffixes()
     try:
+        if visited is not None and prefix:
+            visited.folders.append(prefix)
+            visited.changed.append(os.stat(folder).st_mtime_ns)
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
+                if visited is not None and entry.is_symlink():
+                    visited.is_plain = False
+                if name == INDEX and not prefix:
+                    continue
                 if name.startswith(b".") or name in _HIDDEN:
                     left_out.add("hidden", prefix + name)
                 elif _is(entry, "is_dir"):
@@ -223,7 +263,9 @@ def _entries(root: bytes, prefix: bytes, around: Sequence[bytes], left_out: Left
                     names.append(name)
                 elif not _is(entry, "is_file"):
                     left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", prefix + name)
-                elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(entry.path, suffix):
+                elif (suffix := os.path.splitext(name)[1].lower()) in suffixes or _is_image(
+                    entry.path, suffix, visited
+                ):
                     names.append(name)
                 elif prefix or name not in _LISTS:
                     left_out.suffixes[suffix] += 1
@@ -279,14 +321,16 @@ def _by_content(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if Image.OPEN[name][1] is not None]
 
 
-def _is_image(path: bytes, suffix: bytes) -> bool:
-    """Returns whether Pillow opens a file of an unusual suffix, or of none.
+def _is_image(path: bytes, suffix: bytes, visited: Optional[Visited]) -> bool:
+    """Returns whether Pillow opens a file of an unusual suffix, or of none; notes in `visited` that it was opened.
 
     Raises:
         OSError: The file cannot be read.
     """
     if suffix in _NO_IMAGE:
         return False
+    if visited is not None:
+        visited.is_plain = False
     with open(path, "rb") as stream:
         try:
             Image.open(stream, formats=_by_content(formats())).close()

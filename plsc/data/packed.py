@@ -58,11 +58,12 @@ class PackedTexts(Texts):
         ends: Where each text ends, [N].
 
     Attributes:
+        buffer: The argument.
         ends: The argument.
     """
 
-    def __init__(self, buffer: Union[bytes, bytearray], ends: np.ndarray) -> None:
-        self.ends = ends
+    def __init__(self, buffer: Union[bytes, bytearray, memoryview], ends: np.ndarray) -> None:
+        self.buffer, self.ends = buffer, ends
         self._view, self._ends = memoryview(buffer), ends.data  # single items are much faster than NumPy's
 
     def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.
