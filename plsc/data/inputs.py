@@ -95,10 +95,6 @@ class Inputs:
         """Fetches a single file. See `data`."""
         return self._local(path, lambda remote: [remote.name])
 
-    def folder(self, path: str, names: Sequence[str]) -> str:
-        """Fetches those files of a folder that have one of some names. See `data`."""
-        return self._local(path, lambda remote: [name for name in names if name in remote.found])
-
     def some_of(self, path: str, names: Sequence[str]) -> str:
         """Fetches those files of a folder that it still has; returns its path, or '' if the store does not give them.
 
