@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME
 from plsc.data.class_names import CLASSES
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import has_image_suffix, may_be_image
 from plsc.data.image_lists import columns_of, read_list
 from plsc.data.place import Place
 from plsc.data.records import Records
@@ -191,7 +191,7 @@ def _of_data(remote: RemoteFolder, data_format: str, lists_first: bool = False) 
             return names
     if lists and data_format == "auto":
         return _of_list(remote, lists[0])
-    names = [name for name in remote.below("") if _is_image(name)] if data_format in ("auto", "folder") else []
+    names = [name for name in remote.below("") if may_be_image(name)] if data_format in ("auto", "folder") else []
     if not names:
         raise DataError(
             f"{remote.where()}: holds no data that plsc can read: neither images, nor a {_LABELS} or a list of base64 "
@@ -228,7 +228,7 @@ def _of_test(remote: RemoteFolder, target: str) -> Iterable[str]:
         if name in known:
             return [name] if end == ".bin" else _of_list(remote, name)
     if folder or stem in remote.folders:
-        names = [name for name in remote.below(target) if _is_image(name) or name.endswith(".txt")]
+        names = [name for name in remote.below(target) if may_be_image(name) or name.endswith(".txt")]
         if names:
             return names
     raise DataError(
@@ -267,7 +267,7 @@ def _named(lines: Iterable[tuple[int, bytes]], files: Mapping[str, Any]) -> Iter
         yield from names
         if not names:
             places = (start + word for word in words for start in _PAIR_FOLDERS)
-            yield from (name for place in places for name in folders.get(place, ()) if _is_image(name))
+            yield from (name for place in places for name in folders.get(place, ()) if may_be_image(name))
 
 
 def _classes(remote: RemoteFolder) -> list[str]:
@@ -276,7 +276,3 @@ def _classes(remote: RemoteFolder) -> list[str]:
 
 def _has_data(names: Iterable[str]) -> bool:
     return any(name.lower().endswith(DATA) for name in names)
-
-
-def _is_image(name: str) -> bool:
-    return has_image_suffix(posixpath.basename(name)) and not any(part.startswith(".") for part in name.split("/"))

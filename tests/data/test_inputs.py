@@ -161,6 +161,7 @@ def test_what_the_server_no_longer_has_is_not_read(data, tmp_path, fetched):
     folder = tmp_path / "tree"
     shutil.copytree(data / "folder", folder)
     images = sorted(folder.rglob("*.jpg"))
+    images[5].rename(images[5].with_suffix(""))  # an image by its content
 
     def look():
         fetched.clear()
