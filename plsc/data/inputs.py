@@ -51,6 +51,7 @@ class Inputs:
         self._place_of, self._rank, self._world_size = place_of, rank, world_size
         self._stop = threading.Event()
         self._opened: dict[str, RemoteFolder] = {}
+        self._streamed: list[Records] = []
 
     def __enter__(self) -> Inputs:
         return self
@@ -63,6 +64,8 @@ class Inputs:
     def close(self) -> None:
         """Gives up the space in the cache. The files stay there until others need it."""
         self._stop.set()
+        for records in self._streamed:
+            records.close()
         for remote in self._opened.values():
             remote.copy.close()
 
@@ -131,7 +134,9 @@ class Inputs:
             return None
         from plsc.data.remote import open_in_order  # imports Paddle
 
-        return open_in_order(remote, self._stop)
+        streamed = open_in_order(remote, self._stop)
+        self._streamed.append(streamed)
+        return streamed
 
     def path_of(self, path: str) -> str:
         """Returns the path of this machine that stands for what one of the other methods has fetched."""
