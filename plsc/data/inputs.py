@@ -96,7 +96,7 @@ class Inputs:
 
     def file(self, path: str) -> str:
         """Fetches a single file. See `data`."""
-        return self._local(path, lambda remote: [remote.name])
+        return self._local(path, _of_file)
 
     def some_of(self, path: str, names: Sequence[str]) -> str:
         """Fetches those files of a folder that it still has; returns its path, or '' if the store does not give them.
@@ -203,6 +203,12 @@ def _of_data(remote: RemoteFolder, data_format: str, lists_first: bool = False) 
             f"parts, nor files that end in {', '.join(DATA)}; check the address"
         )
     return [*_classes(remote), *names]
+
+
+def _of_file(remote: RemoteFolder) -> list[str]:
+    if not remote.name or not remote.has(remote.name):
+        raise DataError(f"{remote.where()}: is no file; name a single one")
+    return [remote.name]
 
 
 def _of_name(remote: RemoteFolder) -> Iterable[str]:

@@ -21,6 +21,7 @@ from plsc.datasets import check, conversion
 from plsc.datasets.conversion import Conversion, convert
 from plsc.datasets.look_alikes import look_alike
 from plsc.datasets.opening import open_data
+from plsc.engine.build import _left_out
 from plsc.errors import ConfigError, DataError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
@@ -268,6 +269,10 @@ def test_lists_come_from_stores_too_and_messages_name_addresses(data, tmp_path, 
     words = ["--exclude", f"file://{tmp_path}/out.txt", "--against", f"file://{data}/jpeg/pairs.txt", "--json"]
     assert cli.main(["data", "check", f"file://{data}/jpeg", *words]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 90
+    records = open_data(str(data / "jpeg"))[1]
+    assert len(_left_out(records, f"file://{tmp_path}/out.txt", Config())) == 6, "in training"
+    assert cli.main(["data", "check", str(data / "jpeg"), "--exclude", f"file://{data}/jpeg"]) == 1
+    assert "jpeg: is no file; name a single one" in capsys.readouterr().err
     assert cli.main(["data", "convert", f"file://{damaged}", str(tmp_path / "o"), "--to", "tar", "--size", "16"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"file://{bad}: " in error and "plsc_" not in error
@@ -292,6 +297,7 @@ def wrong(data, tmp_path):
     yield [f"file://{data}/tar", "--set", f"data_cache=[{tmp_path}/c, 1000]"], "3 files with 2.. kB are needed at the"
     yield [f"file://{data}/split", "--set", f"data_cache=[{tmp_path}/c, 20000]"], "20 kB is too small: each rank needs"
     yield [f"file://{data}/tar", "--set", "data_cache=[/proc/cache, 1GB]"], "/proc/cache: the data cache cannot be w"
+    yield [f"file://{data}/tar/train-{{00002..00003}}-of-00003.tar"], r"\}-of-00003.tar names it; copy it, or correct"
     yield [f"file://{tmp_path}/empty"], "empty: holds no data that plsc can read: neither images, nor a label.txt"
 
 
