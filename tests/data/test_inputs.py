@@ -301,7 +301,8 @@ def wrong(data, tmp_path):
     yield [f"file://{tmp_path}/empty"], "empty: holds no data that plsc can read: neither images, nor a label.txt"
 
 
-def test_what_cannot_be_read_is_said_in_a_line(data, tmp_path, capsys):
+def test_what_cannot_be_read_is_said_in_a_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("plsc.storage.CONNECT_SECONDS", 0.0)
     (tmp_path / "empty").mkdir()
     for words, expected in wrong(data, tmp_path):
         assert cli.main(["data", "info", *words]) == 1
