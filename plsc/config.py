@@ -21,7 +21,8 @@ from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, Pixel
 from plsc.data.place import Place
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
-from plsc.storage.address import Address, split_address
+from plsc.storage.address import Address, is_foreign_address, split_address
+from plsc.storage.credentials import ugi_of_environment
 from plsc.storage.kerberos import Kerberos
 
 # The default margin of each loss. None means that the loss has no margin to set.
@@ -431,14 +432,17 @@ class Config:
     def place_of(self, path: str) -> Place:
         """Returns where an address is that is read in addition to the data set, and where its files go.
 
-        Without `set_data_cache` they go to a folder of the user, of 100 GB.
+        Without `set_data_cache` they go to a folder of the user, of 100 GB. Without `set_hdfs_info` the environment
+        says who connects.
 
         Raises:
             ConfigError: plsc cannot read such an address.
         """
         address = split_address("address", path)
         assert address is not None
-        return self._place(address, self.data_cache or default_cache())
+        place = self._place(address, self.data_cache or default_cache())
+        ugi = None if self.hdfs is not None or is_foreign_address(path) else ugi_of_environment()
+        return place if ugi is None else place._replace(fs_name=address.server, fs_ugi=ugi)
 
     @property
     def addresses(self) -> list[str]:

@@ -989,8 +989,8 @@ class Entry:
         """Embeds images with the export, or the model of the last `train`, or else that of the checkpoint folder.
 
         Args:
-            source: A folder of images, a label file, or a list of base64 parts (or a folder with one): see docs/use.md.
-                None embeds the images of `predict_reader`.
+            source: A folder of images, a label file, or a list of base64 parts (or a folder with one), or the address
+                of one in a store: see docs/use.md. None embeds the images of `predict_reader`.
             output: The folder that receives `embeddings.npy`, `images.tsv` and `manifest.json`, written by rank 0. An
                 interrupted call resumes where it stopped when it is repeated; a complete one does nothing.
             flip: Whether to average the embeddings of an image and its mirror image.

@@ -23,7 +23,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             "plsc data outliers output/19 train_data --output outliers",
             "plsc data split train_data held_out --held-out 0.05 --pairs 6000",
         ],
-        "Each command takes one data set on this machine, in any format that training reads, and only reads it.",
+        "Each command takes one data set in any format that training reads, on this machine or at an address such as "
+        "s3://bucket/folder, and only reads it.",
     )
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")
     for action in _ACTIONS:

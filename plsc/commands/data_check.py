@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
         check_new("--fix", options.fix)
     read = [options.source, *options.against, *filter(None, [config.exclude])]
     with open_inputs(config, read) as inputs, _new_file(options.fix) as stream:
-        records = open_whole(options, config, inputs)
         tests = [Path(inputs.images(path)) for path in options.against]
+        records = open_whole(options, config, inputs)
         disable = True if options.json else None  # None: only on a terminal
         with tqdm(total=records.num_images, unit="image", dynamic_ncols=True, disable=disable) as bar:
 

@@ -105,8 +105,8 @@ def _find(options: argparse.Namespace) -> int:
 
 def _fetch(options: argparse.Namespace, config: Config, inputs: Inputs) -> list[Path]:
     """Returns the paths of the data and of the test sets, after those in stores have been fetched."""
-    data = inputs.data(options.source, config.data_format)
-    return list(map(Path, [data, *map(inputs.images, options.against)]))
+    tests = [inputs.images(path) for path in options.against]
+    return list(map(Path, [inputs.data(options.source, config.data_format), *tests]))
 
 
 def _print(output: Path, found: Summary) -> None:

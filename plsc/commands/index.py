@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from plsc import settings
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands import trained
 from plsc.errors import counted
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import to_text
@@ -23,9 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Writes FILE, FILE.json and FILE.tsv. Needs pip install '.[search]'.",
     )
     parser.add_argument(
-        "embeddings",
-        metavar="EMBEDDINGS",
-        help="folder of embeddings.npy, images.tsv and manifest.json, or its address",
+        "embeddings", type=Path, metavar="EMBEDDINGS", help="folder of embeddings.npy, images.tsv and manifest.json"
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="the index; an older index there is replaced"
@@ -42,19 +38,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="lists that a search of an ivf index reads by default (chosen to find 95%% of the nearest images)",
     )
-    settings.add_options(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from plsc.search.embeddings import EMBEDDINGS_FILES
     from plsc.search.index import build_index
 
     set_up_logging(0)
-    with trained.open_inputs(options, [options.embeddings]) as inputs:
-        embeddings = Path(inputs.folder(options.embeddings, EMBEDDINGS_FILES))
-        meta = build_index(embeddings, options.output, options.kind, options.probes)
+    meta = build_index(options.embeddings, options.output, options.kind, options.probes)
     if options.json:
         print_json({"index": to_text(str(options.output)), **meta})
         return 0

@@ -297,6 +297,18 @@ def _leads_back(link: bytes, around: Sequence[bytes]) -> bool:
     return any(os.path.samestat(target, os.stat(folder)) for folder in around)
 
 
+def may_be_image(name: str) -> bool:
+    """Returns whether a walk takes a file for an image, or looks at its content to know.
+
+    Args:
+        name: Its path relative to the folder of the walk.
+    """
+    *folders, last = os.fsencode(name).split(b"/")
+    if any(part.startswith(b".") or part in _HIDDEN for part in (*folders, last)):
+        return False
+    return os.path.splitext(last)[1].lower() not in _NO_IMAGE and (bool(folders) or last not in _LISTS)
+
+
 def has_image_suffix(name: str) -> bool:
     """Returns whether a name ends as those of images commonly do."""
     return is_image_suffix(os.path.splitext(name)[1])

@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME
 from plsc.data.class_names import CLASSES
-from plsc.data.image_folders import has_image_suffix
+from plsc.data.image_folders import has_image_suffix, may_be_image
 from plsc.data.image_lists import columns_of, read_list
 from plsc.data.place import Place
 from plsc.data.records import Records
@@ -51,6 +51,7 @@ class Inputs:
         self._place_of, self._rank, self._world_size = place_of, rank, world_size
         self._stop = threading.Event()
         self._opened: dict[str, RemoteFolder] = {}
+        self._streamed: list[Records] = []
 
     def __enter__(self) -> Inputs:
         return self
@@ -63,6 +64,8 @@ class Inputs:
     def close(self) -> None:
         """Gives up the space in the cache. The files stay there until others need it."""
         self._stop.set()
+        for records in self._streamed:
+            records.close()
         for remote in self._opened.values():
             remote.copy.close()
 
@@ -93,11 +96,7 @@ class Inputs:
 
     def file(self, path: str) -> str:
         """Fetches a single file. See `data`."""
-        return self._local(path, lambda remote: [remote.name])
-
-    def folder(self, path: str, names: Sequence[str]) -> str:
-        """Fetches those files of a folder that have one of some names. See `data`."""
-        return self._local(path, lambda remote: [name for name in names if name in remote.found])
+        return self._local(path, _of_file)
 
     def some_of(self, path: str, names: Sequence[str]) -> str:
         """Fetches those files of a folder that it still has; returns its path, or '' if the store does not give them.
@@ -135,7 +134,9 @@ class Inputs:
             return None
         from plsc.data.remote import open_in_order  # imports Paddle
 
-        return open_in_order(remote, self._stop)
+        streamed = open_in_order(remote, self._stop)
+        self._streamed.append(streamed)
+        return streamed
 
     def path_of(self, path: str) -> str:
         """Returns the path of this machine that stands for what one of the other methods has fetched."""
@@ -195,13 +196,19 @@ def _of_data(remote: RemoteFolder, data_format: str, lists_first: bool = False) 
             return names
     if lists and data_format == "auto":
         return _of_list(remote, lists[0])
-    names = [name for name in remote.below("") if _is_image(name)] if data_format in ("auto", "folder") else []
+    names = [name for name in remote.below("") if may_be_image(name)] if data_format in ("auto", "folder") else []
     if not names:
         raise DataError(
             f"{remote.where()}: holds no data that plsc can read: neither images, nor a {_LABELS} or a list of base64 "
             f"parts, nor files that end in {', '.join(DATA)}; check the address"
         )
     return [*_classes(remote), *names]
+
+
+def _of_file(remote: RemoteFolder) -> list[str]:
+    if not remote.name or not remote.has(remote.name):
+        raise DataError(f"{remote.where()}: is no file; name a single one")
+    return [remote.name]
 
 
 def _of_name(remote: RemoteFolder) -> Iterable[str]:
@@ -232,7 +239,7 @@ def _of_test(remote: RemoteFolder, target: str) -> Iterable[str]:
         if name in known:
             return [name] if end == ".bin" else _of_list(remote, name)
     if folder or stem in remote.folders:
-        names = [name for name in remote.below(target) if _is_image(name) or name.endswith(".txt")]
+        names = [name for name in remote.below(target) if may_be_image(name) or name.endswith(".txt")]
         if names:
             return names
     raise DataError(
@@ -271,7 +278,7 @@ def _named(lines: Iterable[tuple[int, bytes]], files: Mapping[str, Any]) -> Iter
         yield from names
         if not names:
             places = (start + word for word in words for start in _PAIR_FOLDERS)
-            yield from (name for place in places for name in folders.get(place, ()) if _is_image(name))
+            yield from (name for place in places for name in folders.get(place, ()) if may_be_image(name))
 
 
 def _classes(remote: RemoteFolder) -> list[str]:
@@ -280,7 +287,3 @@ def _classes(remote: RemoteFolder) -> list[str]:
 
 def _has_data(names: Iterable[str]) -> bool:
     return any(name.lower().endswith(DATA) for name in names)
-
-
-def _is_image(name: str) -> bool:
-    return has_image_suffix(posixpath.basename(name)) and not any(part.startswith(".") for part in name.split("/"))

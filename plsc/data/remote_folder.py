@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+import glob
+import itertools
 import logging
 import posixpath
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
 from plsc.data.fetched import STREAMS, Progress
 from plsc.data.place import Place
+from plsc.data.shard_files import MOST_FILES, without_braces
 from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.memory import size_text
 from plsc.storage import LocalStorage, Retrying, open_hdfs
@@ -23,7 +27,7 @@ from plsc.storage.transfer import each, tree
 logger = logging.getLogger("plsc")
 
 _POLL_SECONDS = 0.25
-_SMALL, _SMALL_STREAMS = 1_000_000, 8  # of small files more are fetched at a time
+_SMALL, _SMALL_STREAMS = 1_000_000, 16  # of small files more are fetched at a time
 PATTERN = re.compile(r"[*?\[{]")
 # What data sets are made of. Anything else in a folder of a server is left there.
 DATA, TEXTS = (".tar", ".parquet", ".rec", ".idx"), (".lst", ".json")
@@ -219,7 +223,20 @@ def size_of(files: Iterable[RemoteFile]) -> int:
 
 def belongs(name: str, wanted: str) -> bool:
     """Returns whether a file of a folder belongs to its data set, or to the part of it that a name or pattern names."""
-    stem = PATTERN.split(wanted)[0]
-    if wanted and stem == wanted:
-        stem = posixpath.splitext(wanted)[0] + "."
-    return name in NAMES or (name.startswith(stem) and name.lower().endswith((*DATA, *TEXTS))) or name == wanted
+    if name in NAMES or name == wanted:
+        return True
+    if not name.lower().endswith((*DATA, *TEXTS)):
+        return False
+    if not PATTERN.search(wanted):
+        return not wanted or name.startswith(posixpath.splitext(wanted)[0] + ".")
+    stem, is_named = posixpath.splitext(name)[0], _matcher(wanted)
+    return is_named(name) or any(is_named(stem + end) for end in DATA)
+
+
+@functools.lru_cache(maxsize=16)
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Returns a function that returns whether a pattern names a file."""
+    names = list(itertools.islice(without_braces(pattern), MOST_FILES))
+    patterns = [name for name in names if glob.has_magic(name)]
+    plain = frozenset(names)
+    return lambda name: name in plain or any(fnmatch.fnmatchcase(name, one) for one in patterns)

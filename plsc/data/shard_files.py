@@ -21,7 +21,7 @@ from plsc.machine.files import open_regular
 logger = logging.getLogger("plsc")
 
 OPEN_FILES = 128  # far fewer than a process may open, since a data set may have thousands of files
-_MOST_FILES = 1_000_000
+MOST_FILES = 1_000_000
 SUBFOLDERS = ("data", "train")  # where the Hugging Face hub, and many others, keep the files
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -63,7 +63,7 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[str]:
         elif os.path.lexists(path):
             found = [path]
         else:
-            found = list(itertools.islice(_expanded(path), _MOST_FILES + 1))
+            found = list(itertools.islice(_expanded(path), MOST_FILES + 1))
     except OSError as error:
         raise DataError(f"{path}: cannot be listed ({error.strerror or error}); check its permissions") from error
     if not found:
@@ -71,8 +71,8 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[str]:
         raise DataError(
             f"{path}: no such file, and no {kinds} file in such a folder or of such a pattern; check the path"
         )
-    if len(found) > _MOST_FILES:
-        raise DataError(f"{path}: the pattern names more than {_MOST_FILES:,} files; correct its braces")
+    if len(found) > MOST_FILES:
+        raise DataError(f"{path}: the pattern names more than {MOST_FILES:,} files; correct its braces")
     return found
 
 
@@ -116,7 +116,7 @@ def _of_training(path: str, files: Sequence[str]) -> list[str]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Yields the files that a pattern names. Raises DataError if one that braces name is missing."""
-    for name in _without_braces(pattern):
+    for name in without_braces(pattern):
         if os.path.lexists(name):
             yield name
         elif glob.has_magic(name):
@@ -125,8 +125,8 @@ def _expanded(pattern: str) -> Iterator[str]:
             raise DataError(f"{name}: no such file, and {pattern} names it; copy it, or correct the pattern")
 
 
-def _without_braces(pattern: str) -> Iterator[str]:
-    """Yields a pattern with each choice of its braces."""
+def without_braces(pattern: str) -> Iterator[str]:
+    """Yields a pattern with each choice of its braces, such as `{0000..0099}` or `{a,b}`."""
     braces = _BRACES.search(pattern)
     if braces is None:
         yield pattern
@@ -142,7 +142,7 @@ def _without_braces(pattern: str) -> Iterator[str]:
     else:
         choices = iter(braces[1].split(","))
     for choice in choices:
-        yield from _without_braces(f"{before}{choice}{after}")
+        yield from without_braces(f"{before}{choice}{after}")
 
 
 class OpenFile:

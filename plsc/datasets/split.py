@@ -144,6 +144,7 @@ def _write_images(
     named: dict[int, list[str]] = {}
     folders = class_folders(records.class_names, records.num_classes)
     damaged = 0
+    records.will_read(images)
     for done, i in enumerate(images.tolist(), 1):
         label = int(labels[i])
         place = f"{NAME}/{folders[label]}"

@@ -28,7 +28,7 @@ from plsc.machine.locks import lock_folder
 from plsc.machine.tables import write_rows
 
 _FORMAT = "plsc embeddings 1"
-EMBEDDINGS_FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
+_FILES = _VECTORS, _TABLE, _MANIFEST = "embeddings.npy", "images.tsv", "manifest.json"
 PARQUET = "embeddings.parquet"  # plsc.search.parquet writes it
 _PART, _PROGRESS = ".embeddings.npy.part", ".embeddings.progress.json"
 _ANOTHER_FOLDER = "choose another folder"
@@ -200,7 +200,7 @@ class EmbeddingsWriter:
         self.rows = begun["rows"] if begun is not None and made_of == self._meta else 0
         part, finishing = (self._folder / _PART).exists(), self.rows == self._count
         own = {_TABLE: finishing, _VECTORS: finishing and not part, _MANIFEST: finishing and found == self._meta}
-        others = [name for name in EMBEDDINGS_FILES if not own[name] and os.path.lexists(self._folder / name)]
+        others = [name for name in _FILES if not own[name] and os.path.lexists(self._folder / name)]
         if others:
             raise ConfigError(
                 f"{self._folder}: holds {', '.join(others)}, which plsc predict did not write; name another folder, or "
@@ -216,7 +216,7 @@ class EmbeddingsWriter:
     def _check_alone(self) -> None:
         """Refuses to start in a folder that holds files of the user, hidden ones aside."""
         names = (name for name in os.listdir(self._folder) if not name.startswith("."))
-        strangers = sorted(set(names) - {*EMBEDDINGS_FILES, PARQUET})
+        strangers = sorted(set(names) - {*_FILES, PARQUET})
         if strangers:
             more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
             raise ConfigError(

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from plsc.errors import ConfigError, WrongDataError
-from plsc.machine.files import replace_file
+from plsc.machine.files import replace_file, sync, write_synced
 from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
@@ -41,6 +41,7 @@ from plsc.storage.transfer import Advance, ignore
 
 _MARKER, _CLAIMS = "plsc_data_cache.json", "plsc_claims"
 _LOCK, _USED = "plsc_data_cache.lock", "plsc_data_cache_used.json"
+_SMALL = 1_000_000  # bytes
 _ADVICE = "choose another folder with set_data_cache"
 
 
@@ -205,9 +206,7 @@ class DataCache:
     def _remove(self, least: int) -> int:
         """Removes files that no process uses until they had `least` bytes; returns the bytes that they had."""
         kept, removed = self.in_use(), 0
-        records = self.directory.glob("plsc_*/records/*")
-        # A hidden file is a record that is being written, of a file that is in use.
-        for record in sorted((path for path in records if path.name[0] != "."), key=lambda path: path.stat().st_mtime):
+        for record in sorted(self.directory.glob("plsc_*/records/*"), key=lambda path: path.stat().st_mtime):
             folder = record.parent.parent
             with contextlib.suppress(OSError, ValueError, KeyError):
                 name = as_text(as_object(read_json(record))["name"])
@@ -390,7 +389,8 @@ class CachedFolder:
 
     def _download(self, file: RemoteFile, part: HeldFile, advance: Advance) -> None:
         """Fills a part with the bytes of a file, and gives it its name."""
-        self._check_unchanged(file)
+        if file.size > _SMALL:  # it would be a pity to fetch all of it in vain
+            self._check_unchanged(file)
         for last in (False, True):
             digest = self._copy(file, part, advance)
             if file.sha256 in (None, digest):
@@ -410,8 +410,10 @@ class CachedFolder:
             place.parent.mkdir(parents=True, exist_ok=True)
             record = {"name": file.name, "size": file.size, "modified": file.modified, "sha256": digest}
             record["version"] = file.version
-            # The record comes first, so that every file has one. Its process claims the file, so that both stay.
-            replace_file(self._record(file), json_text({**record, "local": str(found.st_mtime_ns)}).encode())
+            # The record comes first, so that every file has one. Its process claims the file, so that both stay. A
+            # record that a kill cuts off counts as none.
+            write_synced(self._record(file), json_text({**record, "local": str(found.st_mtime_ns)}).encode())
+            sync(self._record(file).parent)
         with self._cache.locked(), self._cache.worded():
             os.rename(part.path, place)
 

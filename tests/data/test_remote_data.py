@@ -319,17 +319,6 @@ def test_files_that_were_removed_on_the_server_are_not_trained_on(records, tmp_p
     assert not list((tmp_path / "cache").glob("plsc_claims/*"))
 
 
-def test_test_sets_are_fetched_once(tmp_path, counted):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "lfw.bin").write_bytes(b"pairs")
-    place = place_of(tmp_path / "data", tmp_path / "cache")
-    for _ in range(2):
-        assert Path(remote.fetch_test_sets(place, "lfw"), "lfw.bin").read_bytes() == b"pairs"
-    assert counted == ["lfw.bin"]
-    with pytest.raises(DataError, match=r"agedb.bin: no such test set; test sets of remote data are .bin files"):
-        remote.fetch_test_sets(place, "lfw, agedb")
-
-
 def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_path, monkeypatch, caplog):
     release, read = threading.Event(), LocalStorage.read
 
