@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from plsc.data.base64_parts import (
 from plsc.data.class_names import names_of_numbers
 from plsc.data.records import Opening, Records
 from plsc.data.sampler import MIXED_FILES, WINDOW_BLOCKS, mixed_turns
-from plsc.data.shard_files import OPEN_FILES, OpenFile
+from plsc.data.shard_files import SharedFiles
 from plsc.errors import DataError, counted
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
@@ -35,7 +33,6 @@ UNSPLIT_LIST = "file_list.txt"  # the files of base64 data that has not been spl
 _BLOCK_BYTES = 4_000_000  # neighbouring lines are read together, in blocks of about this size
 _TAB, _ZERO = b"\t0"
 _LAST = 1 << 62  # more than any number of a file
-_SLOTS = 4096  # many more than there are blocks in use, so that two of them rarely share a slot
 
 
 class _Lines(NamedTuple):
@@ -129,12 +126,11 @@ class Base64Files(Records):
         self.class_names = names_of_numbers(folder, manifest.largest_label + 1, num_classes)
         total = sum(file.bytes for file in manifest.files)
         self._block_lines = max(1, _BLOCK_BYTES * manifest.nranks * manifest.samples_per_file // total)
-        self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)  # threads share it
+        self._shared = SharedFiles()
         self._is_partial = is_partial
         self._files = {number: self._find_lines(number) for number in range(rank, manifest.nranks, world_size)}
         self.files = [manifest.files[number].name for number in self._files]
         self._first, self._step = rank, world_size
-        self._begun = [-1] * _SLOTS
         # The lines of each file that are not copies, then the copies of each file, as runs of (file, line, count).
         each = manifest.samples_per_file
         own = {number: each - manifest.files[number].padding for number in self._files}
@@ -211,10 +207,9 @@ class Base64Files(Records):
         file = self._files[number]
         first, end = int(file.offsets[line]), int(file.offsets[line + 1])
         try:
-            opened = self._opened(file.path)
             if self.reads_ahead:
-                self._read_ahead(opened, number, line // self._block_lines)
-            text = os.pread(opened.descriptor, end - first, first)
+                self._read_ahead(file, line // self._block_lines)
+            text = self._shared.read(file.path, first, end - first)
         except OSError as error:
             advice = advice_on(error, "check the disk")
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error
@@ -240,7 +235,7 @@ class Base64Files(Records):
 
     def close_files(self) -> None:
         """Closes the files that no thread reads at the moment."""
-        self._opened.cache_clear()
+        self._shared.close()
 
     def _damaged(self, i: int, text: bytes) -> DataError:
         """Returns the error for a line that has changed since it was written."""
@@ -262,17 +257,11 @@ class Base64Files(Records):
         numbers, lines, counts = self._runs[runs].T
         return numbers, lines + samples - self._ends[runs] + counts
 
-    def _read_ahead(self, opened: OpenFile, number: int, block: int) -> None:
+    def _read_ahead(self, file: _Lines, block: int) -> None:
         """Asks the system to read a whole block ahead, at the first of its lines to be read."""
-        name = number * self._manifest.samples_per_file + block
-        if self._begun[name % _SLOTS] == name or not hasattr(os, "posix_fadvise"):
-            return
-        self._begun[name % _SLOTS] = name
-        offsets = self._files[number].offsets
-        first = int(offsets[block * self._block_lines])
-        end = int(offsets[min((block + 1) * self._block_lines, len(offsets) - 1)])
-        with contextlib.suppress(OSError):  # some file systems take no advice
-            os.posix_fadvise(opened.descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
+        first = int(file.offsets[block * self._block_lines])
+        end = int(file.offsets[min((block + 1) * self._block_lines, len(file.offsets) - 1)])
+        self._shared.read_ahead(file.path, first, end - first)
 
     def _find_lines(self, number: int) -> _Lines:
         made = self._manifest.files[number]
@@ -281,7 +270,7 @@ class Base64Files(Records):
         if self._is_partial:
             return _Lines(path, load_offsets(path, index_path, made.samples, made.bytes))
         try:
-            size = self._opened(path).size
+            size = self._shared.open(path).size
         except OSError as error:
             advice = advice_on(error, "copy it again from where the data was split")
             raise DataError(f"{path}: cannot read ({error.strerror}); {advice}") from error

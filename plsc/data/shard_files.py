@@ -10,9 +10,9 @@ import itertools
 import logging
 import os
 import re
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.errors import DataError
@@ -20,7 +20,6 @@ from plsc.machine.files import open_regular
 
 logger = logging.getLogger("plsc")
 
-OPEN_FILES = 128  # far fewer than a process may open, since a data set may have thousands of files
 MOST_FILES = 1_000_000
 SUBFOLDERS = ("data", "train")  # where the Hugging Face hub, and many others, keep the files
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -148,32 +147,70 @@ def without_braces(pattern: str) -> Iterator[str]:
 class OpenFile:
     """A file that is open as long as this object exists: while it is among the last that were used, or is being read.
 
+    Args:
+        path: The file.
+        opener: Opens it for reading.
+
     Raises:
         OSError: The file cannot be opened, or is a pipe or a device.
     """
 
-    def __init__(self, path: str) -> None:
-        with open_regular(path) as stream:
+    def __init__(self, path: str, opener: Callable[[str], BinaryIO] = open_regular) -> None:
+        with opener(path) as stream:
             self.descriptor = os.dup(stream.fileno())
         weakref.finalize(self, os.close, self.descriptor)
         self.size = os.fstat(self.descriptor).st_size
 
 
-class SharedFiles:
-    """Files that several threads read from any place, few of which are open at a time."""
+def _most_files() -> int:
+    """Returns how many files of all data sets stay open: a fourth of what this process may open, and at most 128."""
+    limit = os.sysconf("SC_OPEN_MAX")
+    return min(128, max(limit // 4, 1)) if limit > 0 else 128
 
-    def __init__(self) -> None:
-        self._opened = functools.lru_cache(OPEN_FILES)(OpenFile)
-        self._begun: dict[tuple[str, int], None] = {}
-        self._lock = threading.Lock()
+
+@functools.lru_cache(_most_files())
+def _opened(open_file: Callable[[str], OpenFile], path: str) -> OpenFile:
+    """Returns a file that `open_file` opens.
+
+    All data sets share this cache. It has no lock that a thread could hold while the process forks.
+    """
+    return open_file(path)
+
+
+def _advise(open_file: Callable[[str], OpenFile], path: str, first: int, size: int) -> None:
+    """Asks the system to read bytes of a file ahead."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # some file systems take no advice; `read` reports what is missing
+            file = _opened(open_file, path)
+            os.posix_fadvise(file.descriptor, first, size, os.POSIX_FADV_WILLNEED)
+
+
+class SharedFiles:
+    """The files of a data set, which several threads read from any place.
+
+    Few are open at a time: all data sets together keep the files that were used last, far fewer than a process may
+    open, because a data set may have thousands of files, and a program many data sets.
+
+    Args:
+        opener: Opens a file for reading.
+    """
+
+    def __init__(self, opener: Callable[[str], BinaryIO] = open_regular) -> None:
+        self._open = functools.partial(OpenFile, opener=opener)  # also what tells the files of data sets apart
+        self._advise = functools.lru_cache(_BEGUN)(functools.partial(_advise, self._open))
+        weakref.finalize(self, _opened.cache_clear).atexit = False
 
     def open(self, path: str) -> OpenFile:
         """Returns a file, which stays open as long as the result exists. Raises OSError if it cannot be opened."""
-        return self._opened(path)
+        return _opened(self._open, path)
+
+    def close(self) -> None:
+        """Closes the files that no thread reads at the moment, those of other data sets too. They are opened again."""
+        _opened.cache_clear()
 
     def read(self, path: str, first: int, size: int) -> bytes:
         """Returns the `size` bytes from `first` on. Raises OSError if they cannot be read."""
-        file = self._opened(path)  # whose name here keeps it open, because another thread may take its place
+        file = self.open(path)  # whose name here keeps it open, because another thread may take its place
         data = os.pread(file.descriptor, size, first)
         if len(data) != size:
             raise OSError(errno.EIO, "the file has become shorter since it was opened", path)
@@ -181,14 +218,4 @@ class SharedFiles:
 
     def read_ahead(self, path: str, first: int, size: int) -> None:
         """Asks the system to read a block of a file ahead, unless that was asked for lately."""
-        place = path, first
-        with self._lock:
-            if place in self._begun:
-                return
-            self._begun[place] = None
-            if len(self._begun) > _BEGUN:
-                del self._begun[next(iter(self._begun))]
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):  # some file systems take no advice; `read` reports what is missing
-                file = self._opened(path)
-                os.posix_fadvise(file.descriptor, first, size, os.POSIX_FADV_WILLNEED)
+        self._advise(path, first, size)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import hashlib
 import os
-import weakref
 
 import numpy as np
 
@@ -22,23 +20,14 @@ from plsc.data.base64_parts import (
     read_file_list,
 )
 from plsc.data.records import Records
+from plsc.data.shard_files import SharedFiles
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.names import from_text
 
 LIST_NAMES = ("file_list.txt", FILE_LIST_NAME)
 _CHUNK = 1 << 22  # bytes that are searched for lines at a time
-_OPEN_FILES = 128
 _NO_LABEL = -1
-
-
-class _Opened:
-    """A part that is open for reading, until nothing uses it any more."""
-
-    def __init__(self, part: Part) -> None:
-        with open_part(part) as file:
-            self.descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self.descriptor)
 
 
 class UnsplitLines(Records):
@@ -60,7 +49,8 @@ class UnsplitLines(Records):
         self._labels = np.concatenate([labels for _, labels in found])
         self._firsts = np.cumsum([0, *(len(labels) for _, labels in found)]).tolist()
         self.num_images = self._firsts[-1]
-        self._opened = functools.lru_cache(_OPEN_FILES)(_Opened)
+        by_path = {part.path: part for part in self._parts}
+        self._files = SharedFiles(lambda path: open_part(by_path[path]))
 
     def name(self, i: int) -> str:
         """Returns `part:line`, with lines counted from 1."""
@@ -77,7 +67,8 @@ class UnsplitLines(Records):
         part, number = self._place(i)
         first, end = self._offsets[part][number : number + 2].tolist()
         try:
-            line = os.pread(self._opened(self._parts[part]).descriptor, end - first, first)
+            file = self._files.open(self._parts[part].path)  # whose name here keeps it open
+            line = os.pread(file.descriptor, end - first, first)
         except OSError as error:
             advice = advice_on(error, "check the disk")
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error

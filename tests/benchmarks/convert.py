@@ -10,8 +10,9 @@ the time in which the writer of the output writes them, with nothing else around
 of the system that read the files of the source and write files like those of the output, whose bytes nobody looks at.
 As many processes share the work in all three, and the source is cold (out of the page cache). All sync what they write,
 unless each image has a file. Rounds alternate; a ratio is the median of their quotients, 1 if the conversion is as fast
-as the baseline. `seconds` are those of the conversion, the formats and the plain calls. Images are random bytes,
-because nothing is decoded.
+as the baseline. `seconds` are those of the conversion, the formats and the plain calls. `cpu_ratio` and `cpu_seconds`
+are the same in seconds of the processors, which depend less on what else the machine does; starts of processes are left
+out. Images are random bytes, because nothing is decoded.
 """
 
 import argparse
@@ -97,17 +98,17 @@ def floor(source, output, place, workers):
         began = time.perf_counter()
         list(pool.map(read, [sources[k::workers] for k in range(workers)]))
         list(pool.map(partial(write, is_large), [outputs[k::workers] for k in range(workers)]))
-        return time.perf_counter() - began
+        return time.perf_counter() - began, 0.0
 
 
 def read_and_write(task):
-    """Seconds in which the reader and the writer work on a part of a data set, in turn, and nothing else does."""
+    """Seconds, also of the processor, in which the reader and the writer work on a part of a data set, in turn."""
     source, folder, to, number, count = task
     from plsc.data.records import Record
     from plsc.datasets.opening import open_data
     from plsc.datasets.targets import TARGETS
 
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     records = open_data(str(source))[1]
     first, end = number * records.num_images // count, (number + 1) * records.num_images // count
     folder = folder / str(number)
@@ -122,13 +123,14 @@ def read_and_write(task):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def formats(source, to, place, workers):
-    """Seconds to read all images of `source` and to write them, in several processes."""
+    """Seconds to read all images of `source` and to write them, in several processes, and those of the processors."""
     with ProcessPoolExecutor(workers) as pool:
-        return max(pool.map(read_and_write, [(source, place, to, k, workers) for k in range(workers)]))
+        seconds, cpu = zip(*pool.map(read_and_write, [(source, place, to, k, workers) for k in range(workers)]))
+    return max(seconds), sum(cpu)
 
 
 def command(source, output, to, workers):
@@ -143,15 +145,17 @@ def run(words):
 
 
 def convert(source, output, to, workers):
-    """Seconds of a conversion, without the start of Python."""
+    """Seconds of a conversion, without the start of Python, and those of the processors."""
     code = (
-        "import sys, time; from plsc.datasets.conversion import Conversion, convert; began = time.perf_counter(); "
+        "import os, sys, time; from plsc.datasets.conversion import Conversion, convert; began = time.perf_counter(); "
+        "cpu_began = sum(os.times()[:4]); "
         "convert(Conversion(sys.argv[1], sys.argv[2], sys.argv[3], workers=int(sys.argv[4])), lambda *done: None); "
-        "print(time.perf_counter() - began)"
+        "print(time.perf_counter() - began, sum(os.times()[:4]) - cpu_began)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", code, str(source), str(output), to, str(workers)]
-    return float(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return tuple(map(float, done.stdout.split()))
 
 
 def compare(source, to, folder, options):
@@ -170,15 +174,22 @@ def compare(source, to, folder, options):
             chill(source)
             times.append(measure())
         rounds.append(times)
-    shutil.rmtree(copy)
+    shutil.rmtree(copy, ignore_errors=True)
     size = sum(path.stat().st_size for path in files_of(output))
     kept = folder / to
     if not kept.exists():
         os.rename(output, kept)
+
+    def ratio(baseline, unit):
+        return round(statistics.median(one[baseline][unit] / one[0][unit] for one in rounds[1:]), 3)
+
+    medians = np.median(rounds[1:], axis=0)
     return {
-        "seconds": [round(statistics.median(column), 3) for column in zip(*rounds[1:])],
-        "ratio": round(statistics.median(one[1] / one[0] for one in rounds[1:]), 3),
-        "raw_ratio": round(statistics.median(one[2] / one[0] for one in rounds[1:]), 3),
+        "seconds": medians[:, 0].round(3).tolist(),
+        "cpu_seconds": medians[:2, 1].round(3).tolist(),
+        "ratio": ratio(1, 0),
+        "cpu_ratio": ratio(1, 1),
+        "raw_ratio": ratio(2, 0),
         "output_bytes": size,
         "output_files": len(files_of(kept if kept.exists() else output)),
     }

@@ -1,6 +1,7 @@
 import base64
 import collections
 import errno
+import functools
 import json
 import os
 import resource
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plsc.data import base64_parts, base64_source, recordio, tar_shards
+from plsc.data import base64_parts, base64_source, recordio, shard_files, tar_shards
 from plsc.data.base64_parts import check_line
 from plsc.data.base64_source import Base64Files
 from plsc.data.class_sampler import ClassSampler
@@ -194,8 +195,24 @@ def test_a_rank_reads_more_files_than_it_may_open(tmp_path, limit_of_open_files)
     assert open_files() < before + 20  # the files do not stay open
 
 
+def test_data_sets_that_are_open_together_share_few_open_files_also_after_a_fork(tmp_path):
+    folder = split(tmp_path / "data", 200, 200)
+    before = open_files()
+    sources = [open_images(folder, 200, 0, 1) for _ in range(2)]
+    assert all(sorted(epoch_of(source, 0, 1)) == list(range(200)) for source in sources)
+    assert open_files() < before + 160
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(lambda: [sources[0].read(i) for _ in range(20) for i in range(200)])
+        child = os.fork()
+        if not child:
+            os._exit(sorted(epoch_of(sources[1], 0, 1)) != list(range(200)))
+        assert os.waitpid(child, 0)[1] == 0 and len(reading.result()) == 4000
+    sources[0].close_files()
+    assert open_files() < before + 20 and epoch_of(sources[1], 0, 1)
+
+
 def test_threads_share_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(base64_source, "OPEN_FILES", 2)
+    monkeypatch.setattr(shard_files, "_opened", functools.lru_cache(2)(shard_files._opened.__wrapped__))
     source = open_images(split(tmp_path / "data", 60, 20), 60, 0, 1)
     wanted = list(range(60)) * 20
     with ThreadPoolExecutor(4) as threads:

@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -263,7 +264,8 @@ def test_files_that_are_no_whole_tar_are_refused(tmp_path):
 
 def test_orders_keep_blocks_together_and_threads_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_shards, "_BLOCK_BYTES", 4000)
-    monkeypatch.setattr(shard_files, "OPEN_FILES", 2)  # so that files are closed while others are read
+    few = functools.lru_cache(2)(shard_files._opened.__wrapped__)  # so that files are closed while others are read
+    monkeypatch.setattr(shard_files, "_opened", few)
     for number in range(4):
         tar(tmp_path / f"{number}.tar", samples(40, 40 * number))
     source = open_images(str(tmp_path), 7, 0, 1)
