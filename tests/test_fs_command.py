@@ -12,23 +12,20 @@ import termios
 
 import pytest
 from checkpoint_folders import make_checkpoint, same_files
-from ranks import TIMEOUT, environment
+from ranks import environment, run_python
 
 from plsc import cli
 from plsc.storage import open_hdfs
 from plsc.storage.transfer import tree
 
 
-def fs_command(*arguments, status=0, **options):
-    return command("fs", *arguments, status=status, **options)
+def fs_command(*arguments, status=0, env_of=()):
+    return command("fs", *arguments, status=status, env_of=env_of)
 
 
-def command(*arguments, status=0, env_of=(), **options):
-    process = subprocess.run(
-        [sys.executable, "-m", "plsc", *map(str, arguments)],
-        env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)},
-        capture_output=True, text=True, timeout=TIMEOUT, **options,
-    )  # fmt: skip
+def command(*arguments, status=0, env_of=()):
+    variables = {**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)}
+    process = run_python("-m", "plsc", *arguments, variables=variables)
     assert process.returncode == status, process.stderr
     return process
 
