@@ -211,7 +211,12 @@ def _fetch(
     own = needed[group.index(parallel.rank()) :: len(group)]
     began, size = time.perf_counter(), sum(found.checkpoint.files[name].size for name in needed)
     logger.info("downloading %s from %s to %s, %.1f MB", found.path, store.name, folder, size / 1e6)
-    parallel.together(lambda: remote.download(store, found, folder, own), f"the download of {found.path}")
+
+    def receive() -> None:
+        with parallel.working():  # a machine with a slow network may take longer than ranks wait for each other
+            remote.download(store, found, folder, own)
+
+    parallel.together(receive, f"the download of {found.path}")
     leads = leader == parallel.rank()
     parallel.together(lambda: remote.finish_download(found, folder) if leads else None, f"the download of {found.path}")
     logger.info("downloaded; the checksums are right; %.1f s", time.perf_counter() - began)

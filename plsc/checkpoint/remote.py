@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import posixpath
 import re
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import BinaryIO, Callable, Optional
 
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import EARLIER, META, Checkpoint
@@ -106,21 +107,31 @@ def _upload_file(storage: Retrying, place: str, file: OpenFile, check_stop: Adva
         # The answer was lost, and the folder has been published in the meantime.
 
 
-def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, stop: threading.Event) -> None:
+def publish(
+    storage: Retrying,
+    path: str,
+    meta_text: bytes,
+    patience: float,
+    stop: threading.Event,
+    silence: Callable[[], float] = lambda: math.inf,
+) -> None:
     """Waits for the files of all ranks and makes the checkpoint appear. It replaces an earlier one at that path.
 
     Args:
         storage: The store.
         path: The folder of the checkpoint.
         meta_text: The text of its `meta.json`.
-        patience: Seconds without a new file after which it gives up.
+        patience: Seconds without a new file, and without a sign of other ranks, after which it gives up.
         stop: Ends the waiting once it is set.
+        silence: Returns for how many seconds no other rank has said that it uploads. In an object store a large file
+            appears only when it is complete.
 
     Raises:
         StorageError: Files did not arrive, or the path has something else than a checkpoint.
     """
     checkpoint, hidden = layout.parse_meta(Path(path), meta_text), hidden_of(path, meta_text)
-    _wait_for(storage, hidden, {name: one.size for name, one in checkpoint.files.items()}, patience, stop)
+    sizes = {name: one.size for name, one in checkpoint.files.items()}
+    _wait_for(storage, hidden, sizes, patience, stop, silence)
     write_bytes(storage, posixpath.join(hidden, META), meta_text)
     if storage.status(path) is None:
         storage.rename(hidden, path)
@@ -137,7 +148,15 @@ def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, sto
     storage.delete(previous)
 
 
-def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience: float, stop: threading.Event) -> None:
+def _wait_for(
+    storage: Retrying,
+    hidden: str,
+    sizes: Mapping[str, int],
+    patience: float,
+    stop: threading.Event,
+    silence: Callable[[], float],
+) -> None:
+    """Waits until a folder has files of these sizes. The other arguments are those of `publish`."""
     seen: Optional[dict[str, int]] = None
     while True:
         found = _sizes(storage, hidden, sizes)
@@ -145,8 +164,8 @@ def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience
         if not missing:
             return
         if found != seen:
-            seen, deadline = found, time.monotonic() + patience
-        if time.monotonic() > deadline or stop.wait(_POLL_SECONDS):
+            seen, since = found, time.monotonic()
+        if stop.wait(_POLL_SECONDS) or min(time.monotonic() - since, silence()) > patience:
             raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not arrive from other ranks")
 
 

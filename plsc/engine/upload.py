@@ -169,7 +169,8 @@ class Uploader(Callback):
         try:
             if upload.error is not None:
                 raise upload.error
-            self._transfer(upload)
+            with parallel.working():
+                self._transfer(upload)
         except StorageError as problem:
             upload.error = problem
             if not self._stop.is_set():
@@ -185,7 +186,8 @@ class Uploader(Callback):
         if parallel.rank() != 0:
             return
         self._set_others_aside(upload)
-        remote.publish(self._store, path, upload.meta_text, 2 * self._store.patience, self._stop)
+        patience = 2 * self._store.patience
+        remote.publish(self._store, path, upload.meta_text, patience, self._stop, parallel.silence_of_others)
         found = checkpoint.parse_meta(Path(path), upload.meta_text)
         seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
         logger.info(

@@ -6,11 +6,13 @@ import atexit
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import socket
 import sys
 import threading
-from typing import Any, Optional
+import time
+from typing import Any, Callable, Optional
 
 from paddle import distributed
 
@@ -48,8 +50,9 @@ class Peers:
         self._action, self._meeting, self._depth = 0, 0, 0
         self._patience = 1800.0
         self._changed = threading.Condition()
+        self._sending = threading.Lock()
         # What the thread has received.
-        self._open = (0, 0)
+        self._open, self._heard = (0, 0), 0.0
         self._failures: list[Failure] = []
         self._left: set[int] = set()
         self._gone: set[int] = set()
@@ -93,9 +96,7 @@ class Peers:
         place = (self._action, self._meeting)
         self._send({"at": place, "what": what})
         with self._changed:
-            came = not wait or self._changed.wait_for(
-                lambda: self._open >= place or self._failure() is not None, self._patience + _CONNECT_SECONDS
-            )
+            came = not wait or self._wait(lambda: self._open >= place or self._failure() is not None)
             failure = None if self._open >= place else self._failure()
         if failure is not None:
             raise RankError(failure.text, failure.mistake)
@@ -104,6 +105,24 @@ class Peers:
                 f"rank 0: waited {self._patience / 60:g} min for its answer about {what}; find out what keeps that "
                 "process or its network, or wait longer with set_rank_timeout"
             )
+
+    def _wait(self, is_over: Callable[[], bool]) -> bool:
+        """Waits until something is true, with the lock held. Returns False once rank 0 has been silent for too long."""
+        self._heard = time.monotonic()
+        while not self._changed.wait_for(is_over, self._heard + self._patience + _CONNECT_SECONDS - time.monotonic()):
+            # While others work, rank 0 says every 30 s that it waits for them.
+            if time.monotonic() >= self._heard + self._patience + _CONNECT_SECONDS:
+                return False
+        return True
+
+    def say_it_works(self) -> None:
+        """Tells rank 0 that this rank does work for which the others have to wait. Any thread may call it."""
+        self._send({"works": True})
+
+    def silence_of_others(self) -> float:
+        """Returns for how many seconds no other rank has said that it works; infinite where this is not rank 0."""
+        ranks = range(world_size())
+        return math.inf if self._place is None else self._place.silence_of(one for one in ranks if one != rank())
 
     def fail(self, text: str, mistake: bool, ends: bool = False) -> None:
         """Announces that this rank has failed; returns when all ranks know it, or after some seconds.
@@ -149,7 +168,7 @@ class Peers:
         return next((one for one in self._failures if one.action == action or (one.ends and one.action < action)), None)
 
     def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # if rank 0 has ended, the thread learns it too
+        with contextlib.suppress(OSError), self._sending:  # if rank 0 has ended, the thread learns it too
             self._connection.sendall(encode(message))
 
     def _receive(self) -> None:
@@ -170,6 +189,7 @@ class Peers:
                 self._add(Failure(0, "rank 0: its program has ended", self._action, ends=True), _SECONDS_TO_CLOSE)
 
     def _handle(self, message: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
         if "late" in message:
             logger.warning(message["late"])
             return

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 
 import pytest
 from checkpoint_folders import make_checkpoint, same_files
@@ -66,6 +67,20 @@ def test_a_checkpoint_appears_once_all_ranks_have_uploaded_their_files(store, tm
     (found,) = remote.list_remote(store, "runs")
     assert found.path == "runs/0" and found.meta_text == text and same_files(tmp_path / "store/runs/0", tmp_path / "0")
     assert list(store.list("runs")) == ["0"]
+
+
+def test_a_rank_that_is_slower_than_patience_is_waited_for_while_it_says_that_it_works(store, tmp_path, monkeypatch):
+    """In an object store its file is not seen before it is complete."""
+    monkeypatch.setattr(remote, "_POLL_SECONDS", 0.01)
+    text = make_checkpoint(tmp_path / "0")
+    upload(store, tmp_path / "0", "0", [checkpoint.BACKBONE, checkpoint.OPTIMIZER, checkpoint.head_file(0)])
+    with pytest.raises(StorageError, match="did not arrive"):
+        remote.publish(store, "0", text, 0.1, threading.Event(), lambda: 0.2)
+    other = threading.Timer(0.5, upload, [store, tmp_path / "0", "0", [checkpoint.head_file(1)]])
+    other.start()
+    remote.publish(store, "0", text, 0.1, threading.Event(), lambda: 0.05)
+    other.join()
+    assert same_files(tmp_path / "store/0", tmp_path / "0")
 
 
 def test_complete_files_are_not_uploaded_again_but_short_ones_are(store, tmp_path):

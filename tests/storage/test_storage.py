@@ -383,6 +383,29 @@ def test_it_gives_up_when_patience_is_over_or_it_is_stopped(no_waiting):
     assert flaky.calls == calls + 1
 
 
+def test_a_long_upload_that_breaks_off_is_tried_again_but_not_for_ever(no_waiting):
+    """Patience counts from the last byte that no earlier attempt has reached."""
+    taken, breaks = [], iter([4, 2, 8, None])
+
+    class Slow(Flaky):
+        def write(self, path, chunks, size):
+            self.calls += 1
+            stop, data = next(breaks, 3), b""
+            for number, chunk in enumerate(chunks()):
+                if number == stop:
+                    raise StorageUnavailableError("broken off")
+                time.sleep(0.02)
+                data += chunk
+            taken.append(data)
+
+    store = Slow(0)
+    Retrying(store, 0.05).write("x", lambda: [b"x"] * 10, 10)
+    assert taken == [b"x" * 10] and store.calls == 4
+    with pytest.raises(StorageUnavailableError, match="broken off"):
+        Retrying(store, 0.05).write("x", lambda: [b"x"] * 10, 10)
+    assert 4 < store.calls < 9
+
+
 @pytest.mark.parametrize("action", ["get", "put"])
 def test_ctrl_c_ends_a_transfer_at_once_though_the_server_hangs_or_is_away(action, tmp_path):
     """One thread waits for the next attempt, another for a server that never answers."""
