@@ -128,7 +128,7 @@ def waits_for_a_rank_that_works_for_longer_than_for_one_that_is_silent():
     importlib.import_module("plsc.parallel.action")._SIGN_SECONDS = 0.1
     with parallel.action(0.5):
         parallel.meet("the work")
-        if RANK == last and RANKS > 1:
+        if last == RANK and RANKS > 1:
             with parallel.working():
                 time.sleep(2)
         elif RANK == 0 and RANKS > 1:
