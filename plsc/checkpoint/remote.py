@@ -28,7 +28,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
-from plsc.storage.base import Status, write_bytes
+from plsc.storage.base import Status, place_of, write_bytes
 from plsc.storage.local import check_room
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
@@ -71,7 +71,7 @@ def upload_files(
 
     def check_stop(count: int) -> None:
         if stop.is_set():
-            raise StorageError(f"{path}: stopped")
+            raise StorageError(f"{place_of(storage, path)}: stopped")
 
     if not files:  # the folder may be published by now, and would come back empty
         return
@@ -166,7 +166,7 @@ def _wait_for(
         if found != seen:
             seen, since = found, time.monotonic()
         if stop.wait(_POLL_SECONDS) or min(time.monotonic() - since, silence()) > patience:
-            raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not arrive from other ranks")
+            raise StorageError(f"{place_of(storage, hidden)}: {', '.join(missing)} did not arrive from other ranks")
 
 
 def _listed(storage: Retrying, folder: str) -> dict[str, Status]:
@@ -189,7 +189,7 @@ def _check_own(storage: Retrying, path: str) -> None:
     status = storage.status(path)
     names = storage.list(path) if status is not None and status.is_folder else {path: status}
     if not all(map(layout.is_own_file, names)):
-        raise StorageError(f"{storage.name}: {path}: something that is not a checkpoint has that name; move it away")
+        raise StorageError(f"{place_of(storage, path)}: something that is not a checkpoint has that name; move it away")
 
 
 def remove(storage: Retrying, remote: Remote) -> None:
@@ -220,14 +220,16 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
             continue
         if match[3] == "replaced" and match[1] not in names:
             storage.rename(leftover, place)
-            done.append(f"{place}: restored, since a run ended while it was being replaced")
+            done.append(f"{place_of(storage, place)}: restored, since a run ended while it was being replaced")
         elif match[3] == "writing" and not storage.renames and open_remote(storage, leftover) is not None:
             storage.delete(place)
             storage.rename(leftover, place)
-            done.append(f"{place}: completed, since a run ended while its files were being copied")
+            done.append(f"{place_of(storage, place)}: completed, since a run ended while its files were being copied")
         else:
             storage.delete(leftover)
-            done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
+            done.append(
+                f"{place_of(storage, leftover)}: removed, since a run ended while it was being written or removed"
+            )
     return done
 
 
@@ -301,13 +303,13 @@ def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
     if meta is None:
         return None
     if meta.size > LARGEST:
-        raise DamagedError(f"{storage.name}: {path}/{META}: has {meta.size:,} bytes; use another checkpoint")
+        raise DamagedError(f"{place_of(storage, f'{path}/{META}')}: has {meta.size:,} bytes; use another checkpoint")
     meta_text = b"".join(storage.read(posixpath.join(path, META), 0, meta.size))
     checkpoint = layout.parse_meta(Path(path), meta_text)
     sizes = _sizes(storage, path, {name: one.size for name, one in checkpoint.files.items()})
     for name, one in checkpoint.files.items():
         if sizes.get(name) != one.size:
-            raise DamagedError(f"{storage.name}: {path}/{name}: missing or short; use another checkpoint")
+            raise DamagedError(f"{place_of(storage, f'{path}/{name}')}: missing or short; use another checkpoint")
     return Remote(path, meta_text, checkpoint)
 
 
@@ -346,7 +348,8 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
         meta = folder / META
         if meta.exists() and meta.read_bytes() != remote.meta_text:
             raise ConfigError(
-                f"{folder}: holds another checkpoint than {remote.path}; move it away, or name another folder"
+                f"{folder}: holds another checkpoint than {place_of(storage, remote.path)}; move it away, or name "
+                "another folder"
             )
         files = remote.checkpoint.files
         each(
@@ -389,7 +392,8 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             same = place.stat().st_size == expected.size and _good_blocks(stream, expected) == len(expected.blocks)
         if not same and not (place.parent / META).exists():
             raise ConfigError(
-                f"{place}: is another file than that of {remote.path}; move it away, or name another folder"
+                f"{place}: is another file than that of {place_of(storage, remote.path)}; move it away, or name "
+                "another folder"
             )
         if same:
             advance(expected.size)
@@ -408,8 +412,8 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             if block < len(expected.blocks):
                 if failed == block:  # the same block failed twice, which rules out an error of the transfer
                     raise DamagedError(
-                        f"{storage.name}: {source}: its sha256 differs from {META}; the file on the server is damaged, "
-                        "use another checkpoint"
+                        f"{place_of(storage, source)}: its sha256 differs from {META}; the file on the server is "
+                        "damaged, use another checkpoint"
                     )
                 failed = block
         stream.truncate(expected.size)

@@ -347,7 +347,11 @@ def check_object_address(setter: str, address: str) -> None:
     if has_user or (is_there and ":" in user):
         raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {login(scheme)}")
     if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#:]+(/.*)?", rest):
-        raise ConfigError(f"{setter}: {shown(address)} is not an address; expected {scheme}://bucket")
+        why = "is not an address" if rest.strip("/") else "names no bucket"
+        raise ConfigError(f"{setter}: {shown(address)} {why}; expected {scheme}://bucket/folder")
+    if scheme in _BUCKETS and "//" in rest:
+        right = f"{scheme}://{re.sub('/+', '/', rest)}"
+        raise ConfigError(f"{setter}: {shown(address)} has a folder without a name; did you mean {shown(right)}?")
     _class_of(setter, scheme)
 
 

@@ -75,7 +75,8 @@ class Retrying:
                 if done < count:
                     self._check_length(path, offset + count)
                     raise StorageUnavailableError(
-                        f"{self.name}: {path}: the connection ended after {offset + done:,} of {offset + count:,} bytes"
+                        f"{place_of(self, path)}: the connection ended after {offset + done:,} of "
+                        f"{offset + count:,} bytes"
                     )
             except StorageUnavailableError as problem:
                 if done > before:

@@ -341,7 +341,7 @@ def test_another_checkpoint_is_never_overwritten(store, tmp_path):
     make_checkpoint(tmp_path / "store/0")
     make_checkpoint(tmp_path / "to", seed=3, step=4)
     kept = {path: path.read_bytes() for path in (tmp_path / "to").iterdir()}
-    with pytest.raises(ConfigError, match="holds another checkpoint than 0; move it away"):
+    with pytest.raises(ConfigError, match=r"holds another checkpoint than .*[ /]0; move it away"):
         fetch(store, tmp_path / "to")
     (tmp_path / "to" / META).unlink()
     del kept[tmp_path / "to" / META]
