@@ -130,7 +130,7 @@ def _check_form(setter: str, text: str) -> None:
     is_known, form = scheme in _FORM_OF, _FORM_OF.get(scheme, "{}://host/path").format(scheme)
     if not is_known and not re.match("[:;][/\\\\]", mark):  # a path of this machine, or a host and its port
         return
-    if mark == ":" and rest.isdigit():
+    if mark == ":" and re.match(r"\d+\s*([;,]|$)", rest):
         return
     is_right = mark == "://" or (scheme not in (*S3, *GOOGLE, *AZURE) and re.fullmatch(":///+", mark) is not None)
     if is_right and not (before or after):

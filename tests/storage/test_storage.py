@@ -36,13 +36,15 @@ def open_store(kind, request, tmp_path):
 
         request.getfixturevalue("s3")
         return open_hdfs(f"s3://{BUCKET}/tests", None), tmp_path.name
+    if kind in ("gs", "abfs"):
+        return open_hdfs(f"{request.getfixturevalue(kind).address}/tests", None), tmp_path.name
     if kind in ("memory", "local"):
         pytest.importorskip("fsspec")
         return open_hdfs(f"{kind}://{tmp_path}", None), "some"
     return open_hdfs(request.getfixturevalue("hdfs").web, "alice,"), f"/tests/{tmp_path.name}"
 
 
-STORES = ["folder", "hdfs", "rpc", "hadoop", "memory", "local", "s3"]
+STORES = ["folder", "hdfs", "rpc", "hadoop", "memory", "local", "s3", "gs", "abfs"]
 
 
 @pytest.fixture(params=STORES)
