@@ -43,7 +43,7 @@ def test_put_list_and_get(hdfs, tmp_path):
     (tmp_path / "源" / "a b").write_bytes(os.urandom(100_000))
     fs = ("--fs", hdfs.web)
     # Its old name is kept.
-    assert command("hdfs", "put", *fs, tmp_path / "源", place).stdout == f"{place}: 100,000 bytes\n"
+    assert command("hdfs", "put", *fs, tmp_path / "源", place).stdout == f"{hdfs.web}{place}: 100,000 bytes\n"
     assert hdfs.client().status(place)["owner"] == "eve"
     assert "100,000" in fs_command("ls", *fs, place).stdout
     (record,) = json.loads(fs_command("ls", *fs, place, "--json").stdout)
