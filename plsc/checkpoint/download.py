@@ -19,7 +19,7 @@ from plsc.config import INITS_BY_NAME, Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import shard_bounds
 from plsc.storage import Retrying, StorageError, open_hdfs
-from plsc.storage.base import write_bytes
+from plsc.storage.base import place_of, write_bytes
 
 logger = logging.getLogger("plsc")
 
@@ -82,8 +82,8 @@ def _check_shared(store: Retrying, folder: str, probe: str) -> None:
     def look() -> None:
         if store.status(probe) is None:
             raise StorageError(
-                f"{store.name}: {folder}: rank {parallel.rank()} does not see what rank 0 writes there; all ranks must "
-                "share the store that fs_name of set_hdfs_info names"
+                f"{place_of(store, folder)}: rank {parallel.rank()} does not see what rank 0 writes there; all ranks "
+                "must share the store that fs_name of set_hdfs_info names"
             )
 
     parallel.together(look, "its connection to HDFS")
@@ -113,7 +113,7 @@ def fetch_checkpoint(config: Config, store: Optional[Retrying] = None) -> None:
         )
         if found is None:
             raise CheckpointError(
-                f"{store.name}: {source}: no complete checkpoint there; set fs_checkpoint_dir to its folder, or to "
+                f"{place_of(store, source)}: no complete checkpoint there; set fs_checkpoint_dir to its folder, or to "
                 "that of several"
             )
         return found
@@ -166,7 +166,7 @@ def _fetch_to_save_dir(config: Config, store: Retrying, found: remote.Remote, sa
     def check() -> None:
         meta = folder / "meta.json"
         if folder.exists() and not (meta.is_file() and meta.read_bytes() == found.meta_text):
-            raise ConfigError(f"{folder}: holds another checkpoint than {found.path} in {store.name}; move it away")
+            raise ConfigError(f"{folder}: holds another checkpoint than {place_of(store, found.path)}; move it away")
 
     parallel.together(check, "a look at its checkpoints")
     is_there = folder.exists()
@@ -210,8 +210,13 @@ def _fetch(
     needed = sorted(found.checkpoint.files) if whole else _needed(config, found.checkpoint, group)
     own = needed[group.index(parallel.rank()) :: len(group)]
     began, size = time.perf_counter(), sum(found.checkpoint.files[name].size for name in needed)
-    logger.info("downloading %s from %s to %s, %.1f MB", found.path, store.name, folder, size / 1e6)
-    parallel.together(lambda: remote.download(store, found, folder, own), f"the download of {found.path}")
+    logger.info("downloading %s to %s, %.1f MB", place_of(store, found.path), folder, size / 1e6)
+
+    def receive() -> None:
+        with parallel.working():  # a machine with a slow network may take longer than ranks wait for each other
+            remote.download(store, found, folder, own)
+
+    parallel.together(receive, f"the download of {found.path}")
     leads = leader == parallel.rank()
     parallel.together(lambda: remote.finish_download(found, folder) if leads else None, f"the download of {found.path}")
     logger.info("downloaded; the checksums are right; %.1f s", time.perf_counter() - began)

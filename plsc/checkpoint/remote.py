@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import posixpath
 import re
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import BinaryIO, Callable, Optional
 
 from plsc.checkpoint import folder as layout
 from plsc.checkpoint.folder import EARLIER, META, Checkpoint
@@ -27,7 +28,7 @@ from plsc.errors import CheckpointError, ConfigError
 from plsc.machine.files import refuse_links, sync, write_synced
 from plsc.machine.json_files import LARGEST, parse_json
 from plsc.storage import Retrying, StorageError
-from plsc.storage.base import Status, write_bytes
+from plsc.storage.base import Status, place_of, write_bytes
 from plsc.storage.local import check_room
 from plsc.storage.transfer import Advance, OpenFile, each, ignore, write_file
 
@@ -70,7 +71,7 @@ def upload_files(
 
     def check_stop(count: int) -> None:
         if stop.is_set():
-            raise StorageError(f"{path}: stopped")
+            raise StorageError(f"{place_of(storage, path)}: stopped")
 
     if not files:  # the folder may be published by now, and would come back empty
         return
@@ -106,21 +107,31 @@ def _upload_file(storage: Retrying, place: str, file: OpenFile, check_stop: Adva
         # The answer was lost, and the folder has been published in the meantime.
 
 
-def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, stop: threading.Event) -> None:
+def publish(
+    storage: Retrying,
+    path: str,
+    meta_text: bytes,
+    patience: float,
+    stop: threading.Event,
+    silence: Callable[[], float] = lambda: math.inf,
+) -> None:
     """Waits for the files of all ranks and makes the checkpoint appear. It replaces an earlier one at that path.
 
     Args:
         storage: The store.
         path: The folder of the checkpoint.
         meta_text: The text of its `meta.json`.
-        patience: Seconds without a new file after which it gives up.
+        patience: Seconds without a new file, and without a sign of other ranks, after which it gives up.
         stop: Ends the waiting once it is set.
+        silence: Returns for how many seconds no other rank has said that it uploads. In an object store a large file
+            appears only when it is complete.
 
     Raises:
         StorageError: Files did not arrive, or the path has something else than a checkpoint.
     """
     checkpoint, hidden = layout.parse_meta(Path(path), meta_text), hidden_of(path, meta_text)
-    _wait_for(storage, hidden, {name: one.size for name, one in checkpoint.files.items()}, patience, stop)
+    sizes = {name: one.size for name, one in checkpoint.files.items()}
+    _wait_for(storage, hidden, sizes, patience, stop, silence)
     write_bytes(storage, posixpath.join(hidden, META), meta_text)
     if storage.status(path) is None:
         storage.rename(hidden, path)
@@ -137,7 +148,15 @@ def publish(storage: Retrying, path: str, meta_text: bytes, patience: float, sto
     storage.delete(previous)
 
 
-def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience: float, stop: threading.Event) -> None:
+def _wait_for(
+    storage: Retrying,
+    hidden: str,
+    sizes: Mapping[str, int],
+    patience: float,
+    stop: threading.Event,
+    silence: Callable[[], float],
+) -> None:
+    """Waits until a folder has files of these sizes. The other arguments are those of `publish`."""
     seen: Optional[dict[str, int]] = None
     while True:
         found = _sizes(storage, hidden, sizes)
@@ -145,9 +164,9 @@ def _wait_for(storage: Retrying, hidden: str, sizes: Mapping[str, int], patience
         if not missing:
             return
         if found != seen:
-            seen, deadline = found, time.monotonic() + patience
-        if time.monotonic() > deadline or stop.wait(_POLL_SECONDS):
-            raise StorageError(f"{storage.name}: {hidden}: {', '.join(missing)} did not arrive from other ranks")
+            seen, since = found, time.monotonic()
+        if stop.wait(_POLL_SECONDS) or min(time.monotonic() - since, silence()) > patience:
+            raise StorageError(f"{place_of(storage, hidden)}: {', '.join(missing)} did not arrive from other ranks")
 
 
 def _listed(storage: Retrying, folder: str) -> dict[str, Status]:
@@ -170,7 +189,7 @@ def _check_own(storage: Retrying, path: str) -> None:
     status = storage.status(path)
     names = storage.list(path) if status is not None and status.is_folder else {path: status}
     if not all(map(layout.is_own_file, names)):
-        raise StorageError(f"{storage.name}: {path}: something that is not a checkpoint has that name; move it away")
+        raise StorageError(f"{place_of(storage, path)}: something that is not a checkpoint has that name; move it away")
 
 
 def remove(storage: Retrying, remote: Remote) -> None:
@@ -201,14 +220,16 @@ def recover(storage: Retrying, folder: str, run: str) -> list[str]:
             continue
         if match[3] == "replaced" and match[1] not in names:
             storage.rename(leftover, place)
-            done.append(f"{place}: restored, since a run ended while it was being replaced")
+            done.append(f"{place_of(storage, place)}: restored, since a run ended while it was being replaced")
         elif match[3] == "writing" and not storage.renames and open_remote(storage, leftover) is not None:
             storage.delete(place)
             storage.rename(leftover, place)
-            done.append(f"{place}: completed, since a run ended while its files were being copied")
+            done.append(f"{place_of(storage, place)}: completed, since a run ended while its files were being copied")
         else:
             storage.delete(leftover)
-            done.append(f"{leftover}: removed, since a run ended while it was being written or removed")
+            done.append(
+                f"{place_of(storage, leftover)}: removed, since a run ended while it was being written or removed"
+            )
     return done
 
 
@@ -282,13 +303,13 @@ def open_remote(storage: Retrying, path: str) -> Optional[Remote]:
     if meta is None:
         return None
     if meta.size > LARGEST:
-        raise DamagedError(f"{storage.name}: {path}/{META}: has {meta.size:,} bytes; use another checkpoint")
+        raise DamagedError(f"{place_of(storage, f'{path}/{META}')}: has {meta.size:,} bytes; use another checkpoint")
     meta_text = b"".join(storage.read(posixpath.join(path, META), 0, meta.size))
     checkpoint = layout.parse_meta(Path(path), meta_text)
     sizes = _sizes(storage, path, {name: one.size for name, one in checkpoint.files.items()})
     for name, one in checkpoint.files.items():
         if sizes.get(name) != one.size:
-            raise DamagedError(f"{storage.name}: {path}/{name}: missing or short; use another checkpoint")
+            raise DamagedError(f"{place_of(storage, f'{path}/{name}')}: missing or short; use another checkpoint")
     return Remote(path, meta_text, checkpoint)
 
 
@@ -327,7 +348,8 @@ def download(storage: Retrying, remote: Remote, folder: Path, names: Iterable[st
         meta = folder / META
         if meta.exists() and meta.read_bytes() != remote.meta_text:
             raise ConfigError(
-                f"{folder}: holds another checkpoint than {remote.path}; move it away, or name another folder"
+                f"{folder}: holds another checkpoint than {place_of(storage, remote.path)}; move it away, or name "
+                "another folder"
             )
         files = remote.checkpoint.files
         each(
@@ -370,7 +392,8 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             same = place.stat().st_size == expected.size and _good_blocks(stream, expected) == len(expected.blocks)
         if not same and not (place.parent / META).exists():
             raise ConfigError(
-                f"{place}: is another file than that of {remote.path}; move it away, or name another folder"
+                f"{place}: is another file than that of {place_of(storage, remote.path)}; move it away, or name "
+                "another folder"
             )
         if same:
             advance(expected.size)
@@ -389,8 +412,8 @@ def _download_file(storage: Retrying, remote: Remote, place: Path, expected: Fil
             if block < len(expected.blocks):
                 if failed == block:  # the same block failed twice, which rules out an error of the transfer
                     raise DamagedError(
-                        f"{storage.name}: {source}: its sha256 differs from {META}; the file on the server is damaged, "
-                        "use another checkpoint"
+                        f"{place_of(storage, source)}: its sha256 differs from {META}; the file on the server is "
+                        "damaged, use another checkpoint"
                     )
                 failed = block
         stream.truncate(expected.size)

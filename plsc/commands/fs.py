@@ -7,6 +7,7 @@ import getpass
 import hashlib
 import os
 import posixpath
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.errors import ConfigError, counted
+from plsc.errors import ConfigError, PlscError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
@@ -26,6 +27,26 @@ from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, put, tree
 
 _PASSWORD = "PLSC_HDFS_PASSWORD"
+# What messages of stores say to the author of a script, and what they say to the user of this command.
+_IN_OPTIONS = (
+    (r"set_hdfs_info: fs_name: the alias", "--fs: the alias"),
+    (r"set_hdfs_info: fs_name: ", ""),
+    (r"set_hdfs_info: fs_name is empty", "--fs is empty"),
+    (r"set_hdfs_info: fs_name(?= is| holds)", "the address"),
+    (r"set_hdfs_info: keytab=", "--keytab "),
+    (r"set_hdfs_info: (\w+:// takes no) fs_ugi; give None", r"\1 --user; leave it out"),
+    (r"give them in fs_ugi as 'name,password'", "give the name with --user, and the password with --ask-password"),
+    (r"give them to set_hdfs_info as fs_ugi", "give the name with --user, and the password with --ask-password"),
+    (r"give the folder as fs_dir_for_save or fs_checkpoint_dir", "give the folder as the path"),
+    (r"check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos', or plsc fs with --kerberos; for a token, "
+     r"give a client to set_hdfs_client", "check --user and the password; for Kerberos, give --kerberos"),
+    (r"call set_hdfs_info with auth='kerberos', or plsc fs with --kerberos", "give --kerberos"),
+    (r"leave out auth and keytab", "leave out --kerberos and --keytab"),
+    (r"\(keytab= of set_hdfs_info, --keytab of plsc fs\)", "with --keytab"),
+    (r"give its full host name in fs_name", "give its full host name in the address"),
+    (r"or give fs_ugi='(\w+),(\w+)'", r"or give the \1 with --user, and the \2 with --ask-password"),
+    (r"give another name in fs_ugi", "give another name with --user"),
+)  # fmt: skip
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -117,9 +138,27 @@ def _add_options(action: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
-    _name_store(options)
-    options.run(options, _open(options, password).with_patience(options.retry_seconds))
+    with _option_names():
+        _name_store(options)
+        options.run(options, _open(options, password).with_patience(options.retry_seconds))
     return 0
+
+
+@contextmanager
+def _option_names() -> Iterator[None]:
+    """Has errors call by the options of this command what the messages of stores call by arguments of `Entry`."""
+    try:
+        yield
+    except PlscError as problem:
+        problem.args = (in_options(str(problem)),)
+        raise
+
+
+def in_options(text: str) -> str:
+    """Returns a message of a store in the words of this command."""
+    for pattern, words in _IN_OPTIONS:
+        text = re.sub(pattern, words, text)
+    return text
 
 
 def _name_store(options: argparse.Namespace) -> None:
@@ -131,6 +170,11 @@ def _name_store(options: argparse.Namespace) -> None:
             f"{local}: is an address, and the command copies between a store and this machine; give a local "
             f"{'target' if options.remote == 'source' else 'source'}"
         )
+    web = re.fullmatch(r"(https?://[^/@]+)(/.*)", path, re.IGNORECASE)
+    if web is not None and options.fs is None:  # of a NameNode; that of a gateway has a path, which --fs must give
+        options.fs = web[1]
+        setattr(options, options.remote, web[2])
+        return
     address = split_address(options.remote, path)
     if address is not None and options.fs is not None:
         raise ConfigError(f"--fs {options.fs} and the address {path} both name a store; give one of them")
@@ -139,6 +183,8 @@ def _name_store(options: argparse.Namespace) -> None:
     if address is not None:
         options.fs = address.server
         setattr(options, options.remote, address.path)
+    if address is not None and address.scheme == "memory" and options.run is _put:
+        raise ConfigError(f"{path}: what is in memory:// ends with this command; name a store that keeps it")
     if options.fs is None:
         raise ConfigError(
             f"{path or repr(path)}: no store is named; give an address such as s3://bucket/folder or file:///folder, "
@@ -178,10 +224,11 @@ def _ls(options: argparse.Namespace, store: Retrying) -> None:
         print_json(records)
         return
     for name, one in sorted(found.items()):
+        path = posixpath.join(options.path, name) if status.is_folder else options.path
         size = "-" if one.is_folder else f"{one.size:,}"
         # Folders of an object store have no time.
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.modified)) if one.modified else "-"
-        print(f"{size:>18}  {when:>16}  {readable(name)}{'/' if one.is_folder else ''}")
+        print(f"{size:>18}  {when:>16}  {readable(place_of(store, path))}{'/' if one.is_folder else ''}")
 
 
 def _du(options: argparse.Namespace, store: Retrying) -> None:
@@ -195,10 +242,13 @@ def _du(options: argparse.Namespace, store: Retrying) -> None:
     total = sum(size for size, _ in parts.values())
     if options.json:
         records = [{"name": name, "bytes": size, "files": count} for name, (size, count) in sorted(parts.items())]
-        print_json({"path": options.path, "bytes": total, "files": len(files), "parts": records})
+        address = to_text(place_of(store, options.path))
+        print_json({"path": options.path, "address": address, "bytes": total, "files": len(files), "parts": records})
         return
-    for name, (size, count) in [*sorted(parts.items()), (place_of(store, options.path), (total, len(files)))]:
-        print(f"{size_text(size):>10}  {count:>9,}  {readable(name)}")
+    whole = place_of(store, options.path)
+    places = {} if "" in files else {place_of(store, posixpath.join(options.path, name)): parts[name] for name in parts}
+    for place, (size, count) in [*sorted(places.items()), (whole, (total, len(files)))]:
+        print(f"{size_text(size):>10}  {count:>9,}  {readable(place)}")
 
 
 def _rm(options: argparse.Namespace, store: Retrying) -> None:
@@ -218,7 +268,7 @@ def _rm(options: argparse.Namespace, store: Retrying) -> None:
             return
     store.delete(options.path)
     if options.json:
-        print_json({"path": options.path, "bytes": size, "files": len(files)})
+        print_json({"path": options.path, "address": to_text(place), "bytes": size, "files": len(files)})
     else:
         print(f"{readable(place)}: removed {what}")
 
@@ -255,17 +305,18 @@ def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) 
 
     found, name = remote.open_remote(store, options.source), posixpath.basename(options.source.rstrip("/"))
     if found is None:
-        raise StorageError(f"{store.name}: {options.source}: the checkpoint is no longer there")
+        raise StorageError(f"{place_of(store, options.source)}: the checkpoint is no longer there")
     target = _inside(target, options.source)
     if target.exists():
         raise ConfigError(f"{target}: already exists; name another place")
     files = found.checkpoint.files
-    total = sum(one.size for one in files.values())
+    total = sum(one.size for one in files.values()) + len(found.meta_text)
     remove_old_downloads(target)
     hidden = target.with_name(f".{target.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
     with _bar(options, name, total) as advance:
         remote.download(store, found, hidden, files, advance)
-    remote.finish_download(found, hidden)
+        remote.finish_download(found, hidden)
+        advance(len(found.meta_text))
     os.rename(hidden, target)
     _done(options, target, total)
 
@@ -282,7 +333,7 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
     total = sum(path.stat().st_size for path in files_of(source) if path.exists())
     with _bar(options, source.name, total) as advance:
         place = put(store, source, options.target, advance)
-    _done(options, place, total)
+    _done(options, place, total, place_of(store, place))
 
 
 def _inside(target: Path, source: str) -> Path:
@@ -302,8 +353,9 @@ def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance
         yield advance
 
 
-def _done(options: argparse.Namespace, place: object, size: int) -> None:
+def _done(options: argparse.Namespace, path: object, size: int, address: str = "") -> None:
+    """Shows what has been copied, to a path of this machine or to an address of the store."""
     if options.json:
-        print_json({"path": to_text(str(place)), "bytes": size})
+        print_json({"path": to_text(str(path)), **({"address": to_text(address)} if address else {}), "bytes": size})
     else:
-        print(f"{place}: {counted(size, 'byte')}")
+        print(f"{readable(address or str(path))}: {counted(size, 'byte')}")

@@ -21,6 +21,7 @@ from plsc.engine.callbacks import Callback, Run
 from plsc.errors import CheckpointError, ConfigError, counted
 from plsc.machine.signals import StopRequest
 from plsc.storage import Retrying, StorageError, StorageUnavailableError
+from plsc.storage.base import place_of
 from plsc.storage.transfer import OpenFile
 
 logger = logging.getLogger("plsc")
@@ -86,7 +87,7 @@ class Uploader(Callback):
         def learn() -> None:
             name = _run_of(_meta_text(run.checkpoints[-1]))
             for line in remote.recover(self._store, self._place, name):
-                logger.warning("%s: %s", self._store.name, line)
+                logger.warning("%s", line)
             for one in remote.list_remote(self._store, self._place):
                 if one.checkpoint.meta.get("run") == name:
                     self._published[posixpath.basename(one.path)] = one
@@ -126,9 +127,10 @@ class Uploader(Callback):
             if not self._is_published(folder):
                 left.append(folder)
         if left:
+            place = place_of(self._store, self._place)
             raise StorageError(
-                f"NOT UPLOADED to {self._store.name}: {', '.join(map(str, left))}, which are complete on disk. "
-                f"{problem}. Upload them with `plsc fs put`, or by running the script again with set_resume(True)"
+                f"NOT UPLOADED to {place}: {', '.join(map(str, left))}, which are complete on disk. {problem}. Upload "
+                "them with `plsc fs put`, or by running the script again with set_resume(True)"
             )
 
     def hurry(self, run: Run, seconds: float) -> None:
@@ -140,14 +142,15 @@ class Uploader(Callback):
         if parallel.from_rank_0(lambda: folder.name in self._published, f"the upload of {folder.name}"):
             logger.info("uploaded %s in time", folder)
         else:
-            logger.warning("NOT UPLOADED to %s in time: %s", self._store.name, folder)
+            logger.warning("NOT UPLOADED to %s in time: %s", place_of(self._store, self._place), folder)
 
     def close(self) -> None:
         """Gives up the running uploads."""
         self._stop.set()
         for one in self._uploads:
             if not one.done.is_set():
-                logger.warning("NOT UPLOADED to %s: %s, because training ended first", self._store.name, one.folder)
+                place = place_of(self._store, self._place)
+                logger.warning("NOT UPLOADED to %s: %s, because training ended first", place, one.folder)
 
     def _start(self, run: Run, folder: Path) -> None:
         """Starts an upload in the background; every rank calls it."""
@@ -177,7 +180,8 @@ class Uploader(Callback):
         try:
             if upload.error is not None:
                 raise upload.error
-            self._transfer(upload)
+            with parallel.working():
+                self._transfer(upload)
         except StorageError as problem:
             upload.error = problem
             if not self._stop.is_set():
@@ -193,11 +197,12 @@ class Uploader(Callback):
         if parallel.rank() != 0:
             return
         self._set_others_aside(upload)
-        remote.publish(self._store, path, upload.meta_text, 2 * self._store.patience, self._stop)
+        patience = 2 * self._store.patience
+        remote.publish(self._store, path, upload.meta_text, patience, self._stop, parallel.silence_of_others)
         found = checkpoint.parse_meta(Path(path), upload.meta_text)
         seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
         logger.info(
-            "uploaded %s to %s: %s, %.1f MB in %.1f s", upload.folder, self._store.name, path, size / 1e6, seconds
+            "uploaded %s to %s, %.1f MB in %.1f s", upload.folder, place_of(self._store, path), size / 1e6, seconds
         )
         self._published[upload.folder.name] = remote.Remote(path, upload.meta_text, found)
         for name in sorted(set(self._published) - (set(self._published) if upload.kept is None else upload.kept)):
@@ -211,11 +216,10 @@ class Uploader(Callback):
         self._others_are_aside = True
         if count:
             logger.warning(
-                "%s: %s held an earlier run, with %s; it is now in %s",
-                self._store.name,
-                self._place,
+                "%s held an earlier run, with %s; it is now in %s",
+                place_of(self._store, self._place),
                 counted(count, "checkpoint"),
-                target,
+                place_of(self._store, target),
             )
 
     def _wait(self, seconds: Optional[float]) -> None:

@@ -1,6 +1,6 @@
 """Ranks and collectives. No other room calls paddle.distributed; with one rank every function works locally."""
 
-from plsc.parallel.action import action, meet, report_end, stopping
+from plsc.parallel.action import action, meet, report_end, silence_of_others, stopping, working
 from plsc.parallel.agreement import check_same
 from plsc.parallel.collectives import (
     Pending,
@@ -40,10 +40,12 @@ __all__ = [
     "rank",
     "report_end",
     "restarted",
+    "silence_of_others",
     "start_all_gather",
     "start_all_reduce_sum",
     "stopping",
     "together",
     "without_gradient_sync",
+    "working",
     "world_size",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from plsc.parallel.peers import Peers, peers
 _ORDERLY = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _LONGEST = 500
 _POLL_SECONDS = 0.25
+_SIGN_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -93,6 +95,38 @@ def stopping(requested: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
         yield lambda: requested() or others.stopping
     finally:
         is_over.set()
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Has the other ranks wait for what this one does in the `with` block, however long it takes.
+
+    It says so every second, so that a process that hangs or a machine that is lost is still given up. What is done in
+    the block must therefore end by itself, as the transfers of `plsc.storage` do. Any thread may enter it.
+    """
+    others = peers()
+    if others is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def say() -> None:
+        while True:
+            others.say_it_works()
+            if ended.wait(_SIGN_SECONDS):
+                return
+
+    threading.Thread(target=say, name="plsc-working", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def silence_of_others() -> float:
+    """Returns on rank 0 for how many seconds no other rank has been in a block of `working`, or infinity."""
+    others = peers()
+    return math.inf if others is None else others.silence_of_others()
 
 
 def report_end(error: BaseException) -> None:

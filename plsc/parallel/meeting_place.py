@@ -9,6 +9,7 @@ Messages are lines of JSON. A rank sends
     {"at": [3, 17], "what": "..."}        it has come to meeting 17 of action 3, and waits for the others
     {"failure": {...}}                    it has failed; see `Failure`
     {"stops": 3}                          it has been asked to end, in action 3
+    {"works": true}                       it does work that may take long, and that the others wait for
     {"leaves": true}                      its process ends without a failure
 
 and receives
@@ -27,11 +28,13 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import math
 import secrets
 import selectors
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -88,7 +91,7 @@ class MeetingPlace:
     Attributes:
         port: The port that it listens on.
         token: What a rank must show.
-        patience: Seconds that a meeting waits for late ranks.
+        patience: Seconds that a meeting waits for late ranks, from the last time on that one of them said it works.
     """
 
     def __init__(self, host: str, ranks: int) -> None:
@@ -102,6 +105,7 @@ class MeetingPlace:
         self._left: set[int] = set()
         self._meetings: dict[tuple[int, int], _Meeting] = {}
         self._failures: dict[int, Failure] = {}  # by action
+        self._worked: dict[int, float] = {}  # when each rank last said that it works
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -112,6 +116,10 @@ class MeetingPlace:
         self._closed = True
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
+
+    def silence_of(self, ranks: Iterable[int]) -> float:
+        """Returns for how many seconds none of some ranks has said that it works."""
+        return time.monotonic() - max((self._worked.get(rank, -math.inf) for rank in ranks), default=-math.inf)
 
     def _serve(self) -> None:
         try:
@@ -185,6 +193,8 @@ class MeetingPlace:
             self._announce(Failure(**message["failure"]))
         elif "stops" in message:
             self._tell(range(self._ranks), {"stops": as_integer(message["stops"])})
+        elif "works" in message:
+            self._worked[rank] = time.monotonic()
         elif "leaves" in message:
             self._left.add(rank)
             self._tell(range(self._ranks), {"left": rank})
@@ -223,7 +233,7 @@ class MeetingPlace:
         """Says for whom the ranks wait, and gives up a meeting that has waited too long."""
         for place, meeting in list(self._meetings.items()):
             waited, late = now - meeting.began, set(range(self._ranks)) - meeting.arrived
-            if waited >= self.patience:
+            if min(waited, self.silence_of(late)) >= self.patience:
                 text = (
                     f"{_names(late)}: waited {self.patience / 60:g} min for {meeting.what}; find out what keeps that "
                     "process, or wait longer with set_rank_timeout"

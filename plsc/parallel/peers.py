@@ -6,11 +6,13 @@ import atexit
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import socket
 import sys
 import threading
-from typing import Any, Optional
+import time
+from typing import Any, Callable, Optional
 
 from paddle import distributed
 
@@ -45,12 +47,12 @@ class Peers:
 
     def __init__(self, connection: socket.socket, token: str, place: Optional[MeetingPlace]) -> None:
         self._connection, self._place = connection, place
-        self._sending = threading.Lock()
         self._action, self._meeting, self._depth = 0, 0, 0
         self._patience = 1800.0
         self._changed = threading.Condition()
+        self._sending = threading.Lock()
         # What the thread has received.
-        self._open = (0, 0)
+        self._open, self._heard = (0, 0), 0.0
         self._stopping = 0  # the last action that a rank has been asked to end
         self._failures: list[Failure] = []
         self._left: set[int] = set()
@@ -95,9 +97,7 @@ class Peers:
         place = (self._action, self._meeting)
         self._send({"at": place, "what": what})
         with self._changed:
-            came = not wait or self._changed.wait_for(
-                lambda: self._open >= place or self._failure() is not None, self._patience + _CONNECT_SECONDS
-            )
+            came = not wait or self._wait(lambda: self._open >= place or self._failure() is not None)
             failure = None if self._open >= place else self._failure()
         if failure is not None:
             raise RankError(failure.text, failure.mistake)
@@ -115,6 +115,24 @@ class Peers:
     def stopping(self) -> bool:
         """Whether some rank has announced that it has been asked to end the action."""
         return self._stopping == self._action
+
+    def _wait(self, is_over: Callable[[], bool]) -> bool:
+        """Waits until something is true, with the lock held. Returns False once rank 0 has been silent for too long."""
+        self._heard = time.monotonic()
+        while not self._changed.wait_for(is_over, self._heard + self._patience + _CONNECT_SECONDS - time.monotonic()):
+            # While others work, rank 0 says every 30 s that it waits for them.
+            if time.monotonic() >= self._heard + self._patience + _CONNECT_SECONDS:
+                return False
+        return True
+
+    def say_it_works(self) -> None:
+        """Tells rank 0 that this rank does work for which the others have to wait. Any thread may call it."""
+        self._send({"works": True})
+
+    def silence_of_others(self) -> float:
+        """Returns for how many seconds no other rank has said that it works; infinite where this is not rank 0."""
+        ranks = range(world_size())
+        return math.inf if self._place is None else self._place.silence_of(one for one in ranks if one != rank())
 
     def fail(self, text: str, mistake: bool, ends: bool = False) -> None:
         """Announces that this rank has failed; returns when all ranks know it, or after some seconds.
@@ -181,6 +199,7 @@ class Peers:
                 self._add(Failure(0, "rank 0: its program has ended", self._action, ends=True), _SECONDS_TO_CLOSE)
 
     def _handle(self, message: dict[str, Any]) -> None:
+        self._heard = time.monotonic()
         if "late" in message:
             logger.warning(message["late"])
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from typing import NamedTuple, Optional
@@ -17,6 +18,15 @@ _WEB_PORTS = {*DEFAULT_PORTS, 14000}  # 14000 is that of HttpFS
 _FORMS = "hdfs://host:port, webhdfs://host:port, http://host:port, https://gateway:port/path or s3://bucket"
 
 _SCHEMES = ("hdfs", "webhdfs", "swebhdfs", "file")
+_FORM_OF = {
+    **dict.fromkeys(("hdfs", "webhdfs", "swebhdfs", "http", "https"), "{}://host:port/path"),
+    **dict.fromkeys((*S3, *GOOGLE, *AZURE), "{}://bucket/folder"),
+    "file": "{}:///path",
+    "memory": "{}://name",
+}
+_MARK_OF = {"file": ":///"}
+# A scheme, what a user may write for `://`, and the rest.
+_NEARLY = re.compile(r"(\s*)([a-z][a-z0-9+.-]+)\s*([:;]?[/\\]{2,}|[:;][/\\]?)(.*?)(\s*)", re.IGNORECASE | re.DOTALL)
 _HADOOP = ("hdfs", "webhdfs", "swebhdfs", "http", "https")
 
 
@@ -63,6 +73,8 @@ def split_address(setter: str, text: str) -> Optional[Address]:
     Raises:
         ConfigError: plsc cannot read such an address. The message shows no user name and no password.
     """
+    if not os.path.lexists(text):
+        _check_form(setter, text)
     scheme, is_address, rest = text.partition("://")
     if not is_address:
         return None
@@ -79,10 +91,17 @@ def split_address(setter: str, text: str) -> Optional[Address]:
             f"address that begins with {', '.join(f'{one}://' for one in _SCHEMES)}, s3:// or another scheme of fsspec"
         )
     # Without a host, an hdfs:// address means the HDFS of set_hdfs_info.
-    if not (_is_host(host) if host else scheme in ("file", "hdfs")) or (scheme == "file" and host):
-        expected = "file:///path" if scheme == "file" else f"{scheme}://host:port/path"
-        raise ConfigError(f"{setter}({shown(text)}): is not an address; expected {expected}")
+    why = _why_no_host(host) if host else "" if scheme in ("file", "hdfs") else "is not an address"
+    if scheme == "file" and host:
+        why = "is not an address"
+    if why:
+        raise ConfigError(f"{setter}: {shown(text)} {why}; expected {_FORM_OF[scheme].format(scheme)}")
     return Address(text, scheme, host, posixpath.normpath(f"/{path}"))
+
+
+def with_plain_scheme(text: str) -> str:
+    """Returns an address with its scheme in small letters."""
+    return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda match: match[0].lower(), text)
 
 
 def is_object_address(text: str) -> bool:
@@ -102,13 +121,38 @@ def _kind_of(text: str) -> str:
     return next((kinds[0] for kinds in (S3, GOOGLE, AZURE) if scheme in kinds), scheme)
 
 
-def _is_host(host: str) -> bool:
-    """Returns whether a text is `host` or `host:port`."""
+def _check_form(setter: str, text: str) -> None:
+    """Raises ConfigError for what was meant to be an address, such as `s3:/bucket`, `s3//bucket` or ` s3://bucket`."""
+    match = _NEARLY.fullmatch(text)
+    if match is None:
+        return
+    before, scheme, mark, rest, after = match[1], match[2].lower(), match[3], match[4], match[5]
+    is_known, form = scheme in _FORM_OF, _FORM_OF.get(scheme, "{}://host/path").format(scheme)
+    if not is_known and not re.match("[:;][/\\\\]", mark):  # a path of this machine, or a host and its port
+        return
+    if mark == ":" and re.match(r"\d+\s*([;,]|$)", rest):
+        return
+    is_right = mark == "://" or (scheme not in (*S3, *GOOGLE, *AZURE) and re.fullmatch(":///+", mark) is not None)
+    if is_right and not (before or after):
+        return
+    if "@" in rest:  # the message must not show a password
+        raise ConfigError(f"{setter}: that is not an address; expected {form}, without a user or a password")
+    why = "begins or ends with a space" if is_right and rest else "is not an address"
+    expected = f"did you mean {shown(form.partition('://')[0] + _MARK_OF.get(scheme, '://') + rest)}?"
+    raise ConfigError(f"{setter}: {shown(text)} {why}; {expected if rest else f'expected {form}'}")
+
+
+def _why_no_host(host: str) -> str:
+    """Returns why a text is neither `host` nor `host:port`; an empty text if it is one of them."""
     try:
         parts = urlsplit(f"hdfs://{host}")
-        return bool(parts.hostname) and parts.port != 0 and not re.search(r"[\s?#]", host)
+        if parts.hostname and parts.port != 0 and not re.search(r"[\s?#]", host):
+            return ""
     except ValueError:
-        return False
+        pass
+    port = host.rpartition(":")[2]
+    is_port = ":" not in host or "]" in port or re.fullmatch("[0-9]*", port) and 0 < int(port or 1) < 65536
+    return "is not an address" if is_port or re.search(r"\s", host) else f"is not an address: {shown(port)} is no port"
 
 
 def web_addresses(fs_name: str) -> list[list[str]]:
@@ -157,6 +201,10 @@ def check_hdfs_address(fs_name: str, is_alias: bool) -> None:
     """Raises ConfigError for an address that cannot be read. With `is_alias` a word may be an alias of HdfsCLI."""
     if not isinstance(fs_name, str):
         raise ConfigError(f"set_hdfs_info: fs_name must be a string, not {type(fs_name).__name__}; expected {_FORMS}")
+    for part in (fs_name, *map(str.strip, re.split("[;,]", fs_name))):
+        _check_form("set_hdfs_info: fs_name", part)
+    if is_foreign_address(fs_name) and ".." in fs_name.split("/"):
+        raise ConfigError(f"set_hdfs_info: fs_name: {shown(fs_name)} contains '..'; name the folder without it")
     if is_object_address(fs_name):
         check_object_address("set_hdfs_info: fs_name", fs_name)
     elif is_foreign_address(fs_name):
@@ -178,9 +226,11 @@ def _candidates(scheme: str, url: str) -> list[str]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} is not an address; expected {_FORMS}") from None
-    if not host or parts.query or parts.fragment or re.search(r"\s", url):
-        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} is not an address; expected {_FORMS}")
+        why = _why_no_host(url.partition("://")[2].partition("/")[0]) or "is not an address"
+        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} {why}; expected {_FORMS}") from None
+    if not host or port == 0 or parts.query or parts.fragment or re.search(r"\s", url):
+        why = _why_no_host(parts.netloc) or "is not an address"
+        raise ConfigError(f"set_hdfs_info: fs_name: {shown(url)} {why}; expected {_FORMS}")
     if ":" in host:
         host = f"[{host}]"
     if scheme in ("http", "https"):

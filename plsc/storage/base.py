@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
@@ -121,8 +122,20 @@ def write_bytes(storage: Storage, path: str, data: bytes) -> None:
 
 
 def place_of(storage: Storage, path: str) -> str:
-    """Returns what messages call a path of a store."""
-    return f"{storage.name}: {path}" if storage.name else path
+    """Returns what messages call a path of a store: wherever that can be, the address that commands take.
+
+    There is none for a path that starts at a user's own folder in HDFS, nor where several NameNodes, a gateway or an
+    alias are named. Such a path follows the name of the store and a colon.
+    """
+    name = storage.name
+    if re.match("(hdfs|s?webhdfs|https?)://", name):
+        is_address = path.startswith("/") and re.fullmatch("[a-z]+://[^/;,]+/?", name) is not None
+    else:
+        is_address = "://" in name or name.startswith("/")
+    if not is_address:
+        return f"{name}: {path}" if name else path
+    inner = path.lstrip("/")
+    return f"{name}{'' if name.endswith('/') else '/'}{inner}" if inner else name
 
 
 def check_names(storage: Storage, path: str, names: Iterable[str]) -> None:

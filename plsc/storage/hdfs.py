@@ -23,7 +23,7 @@ from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_text
 from plsc.storage import site
 from plsc.storage.address import web_addresses
-from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of
+from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of, place_of
 from plsc.storage.failover import STANDBY, NameNodes
 from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, TicketAuth, keep_credentials
 from plsc.storage.kerberos import Kerberos, TicketError
@@ -93,7 +93,7 @@ class HdfsStorage:
             kept = self.status(path)
             if kept is None or kept.size != size:
                 raise StorageUnavailableError(
-                    f"{self.name}: {path}: the server kept {kept.size if kept else 0:,} of {size:,} bytes"
+                    f"{place_of(self, path)}: the server kept {kept.size if kept else 0:,} of {size:,} bytes"
                 )
         except StorageUnavailableError:
             self._check_quotas(path, size)
@@ -125,7 +125,7 @@ class HdfsStorage:
                     left = found.get("spaceQuota", -1) - found.get("spaceConsumed", 0)
                     if found.get("spaceQuota", -1) >= 0 and left < max(size, _BLOCK_BYTES):
                         raise StorageError(
-                            f"{self.name}: {path}: quota exceeded: {folder} has {max(0, left):,} bytes left of "
+                            f"{place_of(self, path)}: quota exceeded: {folder} has {max(0, left):,} bytes left of "
                             f"{found['spaceQuota']:,}; {QUOTA_HINT}"
                         )
                 folder = posixpath.dirname(folder)
@@ -139,27 +139,27 @@ class HdfsStorage:
         except hdfs.HdfsError as problem:
             is_standby = problem.exception == "StandbyException"
             raise (is_standby and self._none_is_active(path)) or _server_error(
-                f"{self.name}: {path}", problem, self._urls
+                place_of(self, path), problem, self._urls
             ) from None
         except TicketError as problem:
-            raise TicketError(f"{self.name}: {path}: {problem}") from None
+            raise TicketError(f"{place_of(self, path)}: {problem}") from None
         except requests.exceptions.SSLError as problem:
             raise StorageError(
-                f"{self.name}: {path}: {_server_of(problem)}: its certificate is not trusted; set REQUESTS_CA_BUNDLE "
-                "to the file of its authority"
+                f"{place_of(self, path)}: {_server_of(problem)}: its certificate is not trusted; set "
+                "REQUESTS_CA_BUNDLE to the file of its authority"
             ) from None
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise StorageError(
-                f"{self.name}: {path}: the server does not answer as WebHDFS does; check that the address is that of "
-                f"a NameNode or a gateway{_by_proxy(self._urls)}"
+                f"{place_of(self, path)}: the server does not answer as WebHDFS does; check that the address is that "
+                f"of a NameNode or a gateway{_by_proxy(self._urls)}"
             ) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as problem:
             reason = f"{_server_of(problem)}: {_reason(problem)}{_by_proxy(self._urls)}"
-            raise self._none_is_active(path) or StorageUnavailableError(f"{self.name}: {path}: {reason}") from None
+            raise self._none_is_active(path) or StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
 
     def _none_is_active(self, path: str) -> Optional[StorageError]:
         reason = self._namenodes.why_none_is_active()
-        return None if reason is None else StorageUnavailableError(f"{self.name}: {path}: {reason}")
+        return None if reason is None else StorageUnavailableError(f"{place_of(self, path)}: {reason}")
 
     def _ask(self, url: str) -> Optional[str]:
         """Returns why a NameNode does not serve, or None."""

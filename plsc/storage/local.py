@@ -22,11 +22,12 @@ class LocalStorage:
     Args:
         root: The folder in which all paths are, with or without a slash at the start; by default paths are those of
             this machine.
+        name: What messages call the store; by default the path of the root.
     """
 
-    def __init__(self, root: Optional[Path] = None) -> None:
+    def __init__(self, root: Optional[Path] = None, name: Optional[str] = None) -> None:
         self._root = None if root is None else Path(root)
-        self.name = "" if root is None else str(root)
+        self.name = name if name is not None else "" if root is None else str(root)
 
     def status(self, path: str) -> Optional[Status]:
         """Returns the status of a path, or None if nothing has that name. Follows links."""

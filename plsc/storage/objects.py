@@ -7,8 +7,10 @@ just written. So nothing here relies on a listing but what must: moving and dele
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
+import os
 import posixpath
 import re
 from collections import deque
@@ -20,6 +22,7 @@ from typing import Any, Optional
 
 from plsc.errors import ConfigError, one_line, shown
 from plsc.machine.json_files import as_integer
+from plsc.storage.answers import answer
 from plsc.storage.base import (
     COMMIT,
     Chunks,
@@ -197,18 +200,19 @@ class ObjectStorage:
 
     def _write_parts(self, place: str, parts: Iterable[bytes]) -> None:
         """Writes a large file; nothing of it stays if that fails."""
-        file = self._system.open(place, "wb", block_size=_PART_BYTES)
+        # fsspec waits for servers here for as long as it likes.
+        file = answer(lambda: self._system.open(place, "wb", block_size=_PART_BYTES), 2 * ANSWER_SECONDS)
         try:
             for part in parts:
-                file.write(part)
-            file.close()
+                answer(functools.partial(file.write, part), 2 * ANSWER_SECONDS)
+            answer(file.close, 2 * ANSWER_SECONDS)
         except BaseException:
             with contextlib.suppress(Exception):
-                file.discard()
+                answer(file.discard, _ABORT_SECONDS)
             with contextlib.suppress(Exception):
                 file.closed = True  # otherwise Python completes the file when it forgets the object
             with contextlib.suppress(Exception):
-                self._ask("rm_file", place)
+                _result(self._begin("rm_file", place), _ABORT_SECONDS)
             raise
 
     def _remove(self, places: Sequence[str]) -> None:
@@ -347,7 +351,11 @@ def check_object_address(setter: str, address: str) -> None:
     if has_user or (is_there and ":" in user):
         raise ConfigError(f"{setter}: the address holds a user or a password; take it out of there: {login(scheme)}")
     if scheme in _BUCKETS and not re.fullmatch(r"[^\s;,/?#:]+(/.*)?", rest):
-        raise ConfigError(f"{setter}: {shown(address)} is not an address; expected {scheme}://bucket")
+        why = "is not an address" if rest.strip("/") else "names no bucket"
+        raise ConfigError(f"{setter}: {shown(address)} {why}; expected {scheme}://bucket/folder")
+    if scheme in _BUCKETS and "//" in rest:
+        right = f"{scheme}://{re.sub('/+', '/', rest)}"
+        raise ConfigError(f"{setter}: {shown(address)} has a folder without a name; did you mean {shown(right)}?")
     _class_of(setter, scheme)
 
 
@@ -366,12 +374,15 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
     """
     check_object_address("set_hdfs_info: fs_name", address)
     scheme = address.partition("://")[0].lower()
-    kind = _class_of("set_hdfs_info: fs_name", scheme)
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if ugi is not None:
         if scheme not in _CREDENTIALS:
             raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {login(scheme)}")
         options.update(zip(_CREDENTIALS[scheme], ugi.split(",", 1)))
+    if scheme in GOOGLE:
+        # Otherwise gcsfs asks for the kind of the bucket by gRPC, which takes a minute where that is not let through.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    kind = _class_of("set_hdfs_info: fs_name", scheme)
     for package in _LOGGERS:
         if logging.getLogger(package).level == logging.NOTSET:
             logging.getLogger(package).setLevel(logging.WARNING)

@@ -15,6 +15,7 @@ from plsc.storage.address import (
     is_object_address,
     rpc_hosts,
     split_address,
+    with_plain_scheme,
 )
 from plsc.storage.base import Storage, StorageError, StorageUnavailableError
 from plsc.storage.kerberos import Kerberos, TicketError
@@ -42,9 +43,11 @@ def connect(
         StorageUnavailableError: No NameNode answers.
         StorageError: A NameNode refuses, or there is no valid ticket.
     """
+    fs_name = None if fs_name is None else with_plain_scheme(fs_name)
     if client is None and fs_name is not None and is_foreign_address(fs_name):
         if kerberos is not None:
             check_takes_kerberos("set_hdfs_info: auth and keytab", fs_name)
+        check_hdfs_address(fs_name, is_alias=False)
         return _connect_foreign(fs_name, fs_ugi)
     is_alias = fs_ugi is None and fs_name is not None and hdfs.is_alias(fs_name)
     if is_alias and kerberos is not None:
@@ -79,7 +82,7 @@ def _connected(fs_name: str, fs_ugi: Optional[str], kerberos: Optional[Kerberos]
         except TicketError:
             raise
         except StorageUnavailableError as problem:
-            why = f"; by RPC: {str(problem).removeprefix(f'{fs_name}: ')}"
+            why = f"; by RPC: {str(problem).removeprefix(fs_name).lstrip(': /')}"
     try:
         found = hdfs.connect(fs_name, fs_ugi, kerberos=kerberos)
         if kerberos is not None:
@@ -100,4 +103,4 @@ def _connect_foreign(fs_name: str, fs_ugi: Optional[str]) -> Storage:
         raise ConfigError("set_hdfs_info: file:// takes no fs_ugi; give None")
     address = split_address("set_hdfs_info: fs_name", fs_name)
     assert address is not None
-    return LocalStorage(Path(address.path))
+    return LocalStorage(Path(address.path), f"file://{address.path}")

@@ -75,7 +75,8 @@ class Retrying:
                 if done < count:
                     self._check_length(path, offset + count)
                     raise StorageUnavailableError(
-                        f"{self.name}: {path}: the connection ended after {offset + done:,} of {offset + count:,} bytes"
+                        f"{place_of(self, path)}: the connection ended after {offset + done:,} of "
+                        f"{offset + count:,} bytes"
                     )
             except StorageUnavailableError as problem:
                 if done > before:
@@ -91,7 +92,24 @@ class Retrying:
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""
-        self._retried(lambda: self._storage.write(path, chunks, size))
+        pause, furthest = _backoff(self.patience, self._stop), 0
+
+        def watched() -> Iterator[bytes]:
+            """Yields the chunks; patience begins again whenever more of them have been taken than ever before."""
+            nonlocal pause, furthest
+            done = 0
+            for chunk in chunks():
+                yield chunk
+                done += len(chunk)
+                if done > furthest:
+                    pause, furthest = _backoff(self.patience, self._stop), done
+
+        while True:
+            try:
+                self._storage.write(path, watched, size)
+                return
+            except StorageUnavailableError as problem:
+                pause(problem)
 
     def rename(self, source: str, target: str) -> None:
         """Renames as the store does. A renaming whose answer was lost counts as done."""

@@ -23,6 +23,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 from plsc.errors import one_line
 from plsc.machine.json_files import as_integer
 from plsc.storage import site
+from plsc.storage.answers import answer, raisable
 from plsc.storage.base import (
     CHUNK_BYTES,
     Chunks,
@@ -344,32 +345,8 @@ def _with_port(host: str) -> str:
 
 
 def _answer(action: Callable[[], T], seconds: Optional[float] = None) -> T:
-    """Calls what waits for a server in a thread, so that neither a silent server nor Ctrl-C has to wait for it.
-
-    Raises:
-        StorageUnavailableError: There is no answer in time.
-    """
-    results: list[T] = []
-    problems: list[BaseException] = []
-    ended = threading.Event()
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except BaseException as problem:  # noqa: BLE001 - raised below
-            problems.append(problem)
-        ended.set()
-
-    threading.Thread(target=run, name="plsc-rpc", daemon=True).start()
-    if not ended.wait(ANSWER_SECONDS if seconds is None else seconds):
-        raise TimeoutError(None, "no answer in time")
-    if problems:
-        raise _raisable(problems[0])
-    return results[0]
-
-
-def _raisable(problem: BaseException) -> Exception:
-    return problem if isinstance(problem, Exception) else RuntimeError(f"Panic({problem})")  # hdfs-native's is none
+    """Calls what waits for a server. Raises TimeoutError if there is no answer in time."""
+    return answer(action, ANSWER_SECONDS if seconds is None else seconds)
 
 
 def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
@@ -403,7 +380,7 @@ def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
             except queue.Empty:
                 raise TimeoutError(None, "no answer in time") from None
             if isinstance(part, BaseException):
-                raise _raisable(part)
+                raise raisable(part)
             if not part:
                 return
             yield part

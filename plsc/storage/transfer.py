@@ -151,7 +151,8 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
             inner = posixpath.join(folder, name)
             if inner.count("/") >= _DEEPEST:
                 raise StorageError(
-                    f"{storage.name}: {path}: has folders that are more than {_DEEPEST} levels deep; check the server"
+                    f"{place_of(storage, path)}: has folders that are more than {_DEEPEST} levels deep; check "
+                    "the server"
                 )
             if status.is_folder:
                 folders.append(inner)
@@ -180,7 +181,7 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
         raise ConfigError(f"{source}: no such file or folder")
     target = _inside(storage, target, source.resolve().name)
     if storage.status(target) is not None:
-        raise ConfigError(f"{storage.name}: {target}: already exists; name another place")
+        raise ConfigError(f"{place_of(storage, target)}: already exists; name another place")
     files = files_of(source)
     hidden = target
     if storage.renames:

@@ -161,8 +161,8 @@ def small_files(plain, folder: Path, count: int) -> dict[str, float]:
     down, _ = seconds(lambda: get(store, "/many", folder / "back"))
     assert sum(path.is_file() for path in (folder / "back").rglob("*")) == count
     some = [path for path in sorted(source.rglob("*")) if path.is_file()][: max(1, count // 10)]
-    plain_up, _ = seconds(lambda: [plain.put(path, f"/plain {path.name}") for path in some])
-    plain_down, _ = seconds(lambda: [plain.get(f"/plain {path.name}", folder / "one") for path in some])
+    plain_up, _ = seconds(lambda: [plain.put(path, f"/plain-{path.name}") for path in some])
+    plain_down, _ = seconds(lambda: [plain.get(f"/plain-{path.name}", folder / "one") for path in some])
     store.delete("/many")
     shutil.rmtree(folder / "back")
     return {

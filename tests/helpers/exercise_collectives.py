@@ -5,8 +5,10 @@ A check that fails ends the rank with its traceback.
 """
 
 import copy
+import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,21 @@ def waits_for_all_ranks_at_a_meeting(output):
     (output / f"arrived_{RANK}").touch()
     parallel.meet("it")
     assert len(list(output.glob("arrived_*"))) == RANKS
+
+
+def waits_for_a_rank_that_works_for_longer_than_for_one_that_is_silent():
+    last = RANKS - 1
+    importlib.import_module("plsc.parallel.action")._SIGN_SECONDS = 0.1
+    with parallel.action(0.5):
+        parallel.meet("the work")
+        if last == RANK and RANKS > 1:
+            with parallel.working():
+                time.sleep(2)
+        elif RANK == 0 and RANKS > 1:
+            while parallel.silence_of_others() > 0.4:
+                time.sleep(0.01)
+        parallel.meet("the end of the work")
+    assert (parallel.silence_of_others() < 10) == (RANK == 0 and RANKS > 1)
 
 
 def gives_every_rank_the_statistics_of_rank_0():
@@ -261,6 +278,7 @@ CHECKS = (
     tells_all_ranks_when_one_of_them_is_affected,
     raises_the_error_of_one_rank_on_all,
     acts_on_rank_0_alone,
+    waits_for_a_rank_that_works_for_longer_than_for_one_that_is_silent,
     gives_every_rank_the_statistics_of_rank_0,
     averages_gradients_over_the_ranks,
     wraps_a_model_once_for_each_choice_of_trained_parameters,

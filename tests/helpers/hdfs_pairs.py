@@ -26,6 +26,7 @@ class HdfsPair(HdfsServer):
         hosts: `host:port` of the RPC of each NameNode by its name.
     """
 
+    _host = "127.0.0.1"
     _ports = (
         *(f"{kind}-{name}" for kind in ("rpc", "web") for name in NAMES),
         "datanode",
@@ -103,8 +104,8 @@ class HdfsPair(HdfsServer):
         return super()._java(kind, *arguments, name=name)
 
     def _set_addresses(self, ports) -> None:
-        self.hosts = {name: f"127.0.0.1:{ports[f'rpc-{name}']}" for name in NAMES}
-        self.webs = {name: f"http://127.0.0.1:{ports[f'web-{name}']}" for name in NAMES}
+        self.hosts = {name: f"{self._host}:{ports[f'rpc-{name}']}" for name in NAMES}
+        self.webs = {name: f"http://{self._host}:{ports[f'web-{name}']}" for name in NAMES}
         self.address, self.web = f"hdfs://{SERVICE}", self.webs["a"]
 
     def _hdfs_settings(self, ports) -> dict[str, object]:

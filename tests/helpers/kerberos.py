@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import time
+import unittest.mock
 from pathlib import Path
 
+from hdfs_pairs import HdfsPair
 from hdfs_server import HdfsServer, UnavailableError, free_ports
 
 REALM = "PLSC.TEST"
@@ -121,6 +123,7 @@ class SecureHdfs(HdfsServer):
 
     def __init__(self, folder: Path, kdc: Kdc) -> None:
         self.kdc = kdc
+        self._cache = kdc.folder / "administrator"
         self.java_options = (
             f"-Djava.security.krb5.conf={kdc.config}",
             "--add-exports=java.security.jgss/sun.security.jgss=ALL-UNNAMED",
@@ -138,8 +141,19 @@ class SecureHdfs(HdfsServer):
 
         principal, keytab = f"nn/{HOST}@{REALM}", str(self.kdc.keytab("nn"))
         config = {"hadoop.security.authentication": "kerberos"}
-        client = hdfs_native.Client(self.address, config, kerberos_principal=principal, kerberos_keytab=keytab)
+        client = hdfs_native.Client(
+            self._active_address(), config, kerberos_principal=principal, kerberos_keytab=keytab
+        )
         client.set_permission("/", 0o777)
+
+    def _active_address(self) -> str:
+        return self.address
+
+    def _java(self, kind: str, *arguments: str, name: str = "") -> str:
+        """Runs a command of Hadoop with the ticket of an administrator."""
+        self.kdc.kinit(f"nn/{HOST}", self._cache)
+        with unittest.mock.patch.dict(os.environ, {"KRB5CCNAME": str(self._cache)}):
+            return super()._java(kind, *arguments, name=name)
 
     def _set_addresses(self, ports) -> None:
         self.address, self.web = f"hdfs://{HOST}:{ports['rpc']}", f"http://{HOST}:{ports['web']}"
@@ -166,3 +180,12 @@ class SecureHdfs(HdfsServer):
             "dfs.data.transfer.protection": "privacy",
             "ignore.secure.ports.for.testing": "true",
         }
+
+
+class SecurePair(HdfsPair, SecureHdfs):
+    """Two NameNodes that ask for Kerberos, of which one is active, and a DataNode."""
+
+    _host = HOST
+
+    def _active_address(self) -> str:
+        return f"hdfs://{self.hosts[self.active]}"

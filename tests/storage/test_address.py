@@ -1,11 +1,12 @@
 import importlib.util
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plsc.errors import ConfigError
-from plsc.storage.address import split_address, web_addresses
+from plsc.storage.address import check_hdfs_address, split_address, web_addresses
 
 CASES = {
     "hdfs://nn": [["http://nn:9870", "http://nn:50070"]],
@@ -34,7 +35,9 @@ def test_addresses(address):
         ("", "empty"),
         (" ; ", "empty"),
         ("hdfs://", "not an address"),
-        ("hdfs://nn:port", "not an address"),
+        ("hdfs://nn:port", "'port' is no port; expected hdfs://host:port"),
+        ("hdfs://nn:0", "'0' is no port"),
+        ("hdfs://nn:65536/", "'65536' is no port"),
         ("hdfs://n n", "not an address"),
         ("http://nn:1?op=x", "not an address"),
         ("hdfs://nn:9000/user/me", "fs_dir_for_save"),
@@ -92,7 +95,7 @@ def test_addresses_of_data():
         ("http://bucket/data", "plsc does not know http://; expected a folder, or an address that begins with hdfs://"),
         ("nosuch://bucket/data", "nosuch://"),
         ("hdfs://me:secret@nn/data", "a user or a password; give them to set_hdfs_info as fs_ugi"),
-        ("hdfs://nn:port/data", "is not an address; expected hdfs://host:port/path"),
+        ("hdfs://nn:port/data", "is not an address: 'port' is no port; expected hdfs://host:port/path"),
         ("hdfs://n n/data", "is not an address"),
         ("webhdfs:///data", "is not an address; expected webhdfs://host:port/path"),
         ("file://host/data", "is not an address; expected file:///path"),
@@ -102,3 +105,41 @@ def test_a_bad_address_of_data_is_reported_in_one_line_without_its_password(addr
     with pytest.raises(ConfigError) as error:
         split_address("set_dataset_dir", address)
     assert words in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("s3:/b/r", "is not an address; did you mean 's3://b/r'?"),
+        ("S3:/b/r", "did you mean 's3://b/r'?"),
+        ("s3//b", "did you mean 's3://b'?"),
+        ("s3:b", "did you mean 's3://b'?"),
+        ("s3;//b", "did you mean 's3://b'?"),
+        ("s3:\\\\b", "did you mean 's3://b'?"),
+        ("s3:///b", "did you mean 's3://b'?"),
+        (" s3://b", "begins or ends with a space; did you mean 's3://b'?"),
+        ("s3://b/x ", "begins or ends with a space; did you mean 's3://b/x'?"),
+        ("gs:/", "is not an address; expected gs://bucket/folder"),
+        ("hdfs:/x", "did you mean 'hdfs://x'?"),
+        ("HDFS//nn:9000", "did you mean 'hdfs://nn:9000'?"),
+        ("http:/nn:9870", "did you mean 'http://nn:9870'?"),
+        ("file:/x", "did you mean 'file:///x'?"),
+        ("other:/x", "did you mean 'other://x'?"),
+        ("s3:/key:secret@b", "that is not an address; expected s3://bucket/folder, without a user or a password"),
+    ],
+)
+def test_what_was_meant_to_be_an_address_is_named_with_the_right_one(text, words):
+    for action in (lambda: split_address("set_dataset_dir", text), lambda: check_hdfs_address(text, is_alias=True)):
+        with pytest.raises(ConfigError) as error:
+            action()
+        assert words in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_paths_and_hosts_are_not_taken_for_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("data", "./s3/b", "data//train", "/s3:/b", "a b:c", "gs", "hdfs/x", "C:x", "nn:9000"):
+        assert split_address("set_dataset_dir", text) is None, text
+    os.makedirs("s3:/b")
+    assert split_address("set_dataset_dir", "s3:/b") is None
+    for text in ("nn:9000", "nn", "file:9000", "memory:1;gs:2", "hdfs://nn:9000/", "HDFS://nn"):
+        check_hdfs_address(text, is_alias=False)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import struct
 import time
@@ -9,14 +10,14 @@ import time
 import pytest
 from gateway import Gateway
 from hdfs_server import started
-from kerberos import HOST, REALM, Kdc, SecureHdfs
+from kerberos import HOST, REALM, Kdc, SecureHdfs, SecurePair
 from ranks import popen_ranks
 
 from plsc import cli, storage
 from plsc.checkpoint.download import open_store
 from plsc.config import Config, Hdfs
 from plsc.errors import ConfigError
-from plsc.storage import Kerberos, StorageError, StorageUnavailableError, open_hdfs, rpc
+from plsc.storage import Kerberos, StorageError, StorageUnavailableError, failover, open_hdfs, rpc
 
 LIFETIME = 2  # seconds of a ticket of `carol`
 
@@ -73,7 +74,7 @@ def round_trip(store, path):
 def test_tickets_and_keytabs(secure, kdc, address, tmp_path, monkeypatch, caplog, capsys):
     caplog.set_level("INFO", "plsc")
     text, passes = refused(lambda: open_hdfs(address, None, kerberos=Kerberos()))
-    assert not passes and text.startswith(f"{address}: /: Kerberos: there is no ticket") and "run kinit" in text
+    assert not passes and text.startswith(f"{address}: Kerberos: there is no ticket") and "run kinit" in text
     round_trip(open_hdfs(address, None, kerberos=Kerberos(str(kdc.keytab("bob")))), f"/{tmp_path.name}/bob's")
     assert f"with the keytab of bob@{REALM}" in caplog.text
     text, _ = refused(lambda: open_hdfs(address, None, kerberos=Kerberos()))  # the keytab left no ticket behind
@@ -219,6 +220,38 @@ def test_a_gateway_that_asks_for_a_ticket(secure, kdc, monkeypatch):
         store.write("/x", lambda: [b"abc"], 3)
         assert b"".join(store.read("/x", 0, 3)) == b"abc"
         assert {header for place, _, header in gateway.seen if place == "data"} == {None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["RPC", "WebHDFS"])
+def test_an_upload_and_a_download_survive_a_failover_with_kerberos(kdc, tmp_path, monkeypatch, caplog, way):
+    """Each NameNode is a service of its own for Kerberos, and the second is first asked in the middle of a file."""
+    pytest.importorskip("hdfs_native" if way == "RPC" else "gssapi")
+    monkeypatch.setattr(rpc, "is_installed", lambda: way == "RPC")
+    monkeypatch.setattr(failover, "_SECONDS", 0.0)
+    monkeypatch.setenv("KRB5CCNAME", str(tmp_path / "cache"))
+    caplog.set_level("INFO", "plsc")
+    kdc.kinit("alice", tmp_path / "cache")
+    with started(lambda: SecurePair(tmp_path / "pair", kdc)) as pair:
+        monkeypatch.setenv("HADOOP_CONF_DIR", str(pair.settings))  # which says that it has Kerberos
+        store, data = open_hdfs("hdfs://cluster", None).with_patience(60), os.urandom(12 << 20)
+        assert f"hdfs://cluster: connected by {way}, with the Kerberos ticket" in caplog.text
+        store.write("/a", lambda: [data], len(data))
+        for number, disturb in enumerate((pair.fail_over, pair.kill_active)):
+            happened = []
+
+            def chunks(disturb=disturb, happened=happened):
+                for place, chunk in enumerate(store.read("/a", 0, len(data))):
+                    if place == 5 and not happened:
+                        happened.append(pair.standby)
+                        disturb()
+                        if pair.active is None:
+                            pair.activate(happened[0])
+                    yield chunk
+
+            store.write(f"/b{number}", chunks, len(data))
+            assert happened == [pair.active] and b"".join(store.read(f"/b{number}", 0, len(data))) == data
+        assert caplog.text.count("continuing with") == 2
 
 
 def made_keytab(*parts, hole=False):

@@ -359,7 +359,11 @@ def test_a_checkpoint_is_found_whole_though_listings_are_late(tmp_path):
 @pytest.mark.parametrize(
     ("address", "ugi", "words"),
     [
-        ("s3://", None, "expected s3://bucket"),
+        ("s3://", None, "'s3://' names no bucket; expected s3://bucket/folder"),
+        ("S3://", None, "names no bucket"),
+        ("s3://b//x", None, "has a folder without a name; did you mean 's3://b/x'?"),
+        ("s3://b/../x", None, "contains '..'; name the folder without it"),
+        ("file:///tmp/../x", None, "contains '..'"),
         ("s3://a b", None, "expected s3://bucket"),
         ("s3://key:s3cret@bucket", None, "holds a user or a password"),
         ("s3://key:s3cret/with+slash@bucket", None, "holds a user or a password"),

@@ -36,13 +36,15 @@ def open_store(kind, request, tmp_path):
 
         request.getfixturevalue("s3")
         return open_hdfs(f"s3://{BUCKET}/tests", None), tmp_path.name
+    if kind in ("gs", "abfs"):
+        return open_hdfs(f"{request.getfixturevalue(kind).address}/tests", None), tmp_path.name
     if kind in ("memory", "local"):
         pytest.importorskip("fsspec")
         return open_hdfs(f"{kind}://{tmp_path}", None), "some"
     return open_hdfs(request.getfixturevalue("hdfs").web, "alice,"), f"/tests/{tmp_path.name}"
 
 
-STORES = ["folder", "hdfs", "rpc", "hadoop", "memory", "local", "s3"]
+STORES = ["folder", "hdfs", "rpc", "hadoop", "memory", "local", "s3", "gs", "abfs"]
 
 
 @pytest.fixture(params=STORES)
@@ -381,6 +383,29 @@ def test_it_gives_up_when_patience_is_over_or_it_is_stopped(no_waiting):
     with pytest.raises(StorageUnavailableError):
         Retrying(flaky, 3600, stop).write("x", lambda: [b"x"], 1)
     assert flaky.calls == calls + 1
+
+
+def test_a_long_upload_that_breaks_off_is_tried_again_but_not_for_ever(no_waiting):
+    """Patience counts from the last byte that no earlier attempt has reached."""
+    taken, breaks = [], iter([4, 2, 8, None])
+
+    class Slow(Flaky):
+        def write(self, path, chunks, size):
+            self.calls += 1
+            stop, data = next(breaks, 3), b""
+            for number, chunk in enumerate(chunks()):
+                if number == stop:
+                    raise StorageUnavailableError("broken off")
+                time.sleep(0.02)
+                data += chunk
+            taken.append(data)
+
+    store = Slow(0)
+    Retrying(store, 0.05).write("x", lambda: [b"x"] * 10, 10)
+    assert taken == [b"x" * 10] and store.calls == 4
+    with pytest.raises(StorageUnavailableError, match="broken off"):
+        Retrying(store, 0.05).write("x", lambda: [b"x"] * 10, 10)
+    assert 4 < store.calls < 9
 
 
 @pytest.mark.parametrize("action", ["get", "put"])
