@@ -145,7 +145,7 @@ def test_the_table_has_every_field_of_the_config_and_every_setter():
     fields = {one.name for one in dataclasses.fields(Config)}
     filled = {field for one in settings.SETTINGS.values() for field in one.fields}
     assert filled <= fields
-    found = {*Config.FOUND, "overrides", "given"}
+    found = {*Config.FOUND, "overrides", "given", "inputs"}
     assert fields - filled == {"train_reader", "test_reader", "predict_reader", "callbacks", *found}
     setters = {name for name in vars(Entry) if name.startswith("set_")}
     assert setters == {one.setter for one in settings.SETTINGS.values()}

@@ -35,7 +35,7 @@ from plsc.machine.files import replace_file, sync, write_synced
 from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
-from plsc.storage.base import Status, place_of
+from plsc.storage.base import Status, StorageError, StorageUnavailableError, place_of
 from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, ignore
 
@@ -392,7 +392,12 @@ class CachedFolder:
         if file.size > _SMALL:  # it would be a pity to fetch all of it in vain
             self._check_unchanged(file)
         for last in (False, True):
-            digest = self._copy(file, part, advance)
+            try:
+                digest = self._copy(file, part, advance)
+            except StorageError as problem:
+                if not isinstance(problem, StorageUnavailableError):
+                    self._check_unchanged(file)  # whose message says more if the file was removed
+                raise
             if file.sha256 in (None, digest):
                 break
             self._check_unchanged(file)

@@ -133,17 +133,13 @@ def test_the_list_and_the_format_of_the_settings_count_and_options_win_over_them
 @pytest.mark.parametrize(
     "action", [["info"], ["convert", "out", "--to=tar"], ["check"], ["split", "out"], ["check", "--against"]]
 )
-@pytest.mark.parametrize(
-    "address, shown", [("hdfs://nohost/a", None), ("s3://a", None), ("hdfs://me:pw@nn/d", "hdfs://...")]
-)
-def test_data_of_other_machines_is_refused_with_its_address(
-    action, address, shown, glyphs, tmp_path, capsys, monkeypatch
-):
+def test_an_address_with_a_password_is_refused_without_showing_it(action, glyphs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    address = "hdfs://me:pw@nn/d"
     words = [str(glyphs), *action[1:], address] if "--against" in action else [address, *action[1:]]
     assert cli.main(["data", action[0], *words]) == 1
     said = capsys.readouterr().err
-    assert f"error: {shown or address}: is not on this machine; copy or mount the data" in said
+    assert "error: address: the address holds a user or a password" in said and "pw" not in said
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
