@@ -127,6 +127,6 @@ def test_what_cannot_be_added_is_one_line_and_leaves_nothing(places, glyphs, tmp
     assert "--names gives 2 names for 7 classes" in capsys.readouterr().err.splitlines()[-1]
     skipping = ["--set", "skip_damaged=1"]
     assert cli.main(["add-classes", str(places / "named"), str(bad), str(output), *skipping]) == 1
-    assert "class 1 ('glyph 1'): none of its images can be used" in capsys.readouterr().err.splitlines()[-1]
+    assert "class 0 ('glyph 1'): none of its images can be used" in capsys.readouterr().err.splitlines()[-1]
     assert cli.main(["add-classes", str(places / "named"), str(named), str(places / "old")]) == 1
     assert "already exists; name a new folder" in capsys.readouterr().err
