@@ -345,7 +345,8 @@ class RecordIOWriter:
         with path.open("rb") as stream:
             for first, end in zip(blocks[:-1].tolist(), blocks[1:].tolist()):
                 begin = int(ends[first])
-                data = bytearray(stream.read(int(ends[end]) - begin))
+                data = bytearray(int(ends[end]) - begin)
+                stream.readinto(data)
                 words, frames = np.frombuffer(data, "<u4"), (ends[first:end] - begin) // 4
                 labels = words[frames + 3].view("<f4").astype(np.int64)
                 words[frames + 4] = np.arange(len(frames)) + len(self._places) + 1  # the numbers of the images

@@ -6,12 +6,13 @@ members takes it several times as long.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
@@ -123,6 +124,14 @@ def members(window: Window, path: str, size: int, place: int = 0) -> Iterator[Me
             yield Member(name, kind, begin, data, length)
         place = begin = _after(data, length)
         longer, records = b"", {}
+
+
+def name_of(header: bytes) -> Optional[bytes]:
+    """Returns the name of a regular file that its header alone describes; None if that is not such a header."""
+    with contextlib.suppress(ValueError):
+        if len(header) == BLOCK and header[156:157] in REGULAR and _sum_fits(header):
+            return _name(header)
+    return None
 
 
 def _after(data: int, length: int) -> int:

@@ -7,6 +7,7 @@ other and are one sample: `n01440764/0001.jpg` and `n01440764/0001.cls`, or `.js
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ import numpy as np
 from plsc.data.image_folders import is_image_suffix
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.data.shard_files import SharedFiles, find_files, holds_files, plain_name
-from plsc.data.tar_headers import BLOCK, Window
+from plsc.data.tar_headers import BLOCK, Window, name_of
 from plsc.data.tar_index import CLASSES, TarIndex, clean_name, member_at, where_member
 from plsc.data.tar_index_file import indexed
 from plsc.errors import DataError, counted
@@ -148,8 +149,13 @@ class TarShards(Records):
             file = self._files.open(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}); copy it again") from error
-        header = int(self._offsets[i]) - BLOCK * int(self._headers[i])
-        return member_at(Window(file.descriptor, path), path, file.size, header).name
+        headers = int(self._headers[i])
+        first = int(self._offsets[i]) - BLOCK * headers
+        name = None
+        if headers == 1:
+            with contextlib.suppress(OSError):  # which the longer way reports
+                name = name_of(os.pread(file.descriptor, BLOCK, first))
+        return member_at(Window(file.descriptor, path), path, file.size, first).name if name is None else name
 
     def _check_labels(self, num_classes: Optional[int]) -> None:
         largest = int(self._labels.max())

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from plsc.datasets.targets import TARGETS
 from plsc.datasets.writers import class_folders, names_text
 from plsc.errors import ConfigError, DataError, is_mistake
 from plsc.machine import threads
-from plsc.machine.files import replace_file
+from plsc.machine.files import replace_file, sync
 from plsc.machine.locks import lock_folder
 from plsc.machine.names import readable, to_text
 from plsc.shuffle.local import shuffle_base64
@@ -45,6 +44,7 @@ _LEAST_SHARDS = 16  # as many as many machines have cores
 _ANY_SHAPE = (3, 16, 16)  # to which an image is decoded to see whether it can be
 _SAMPLE = 64  # images whose mean size decides the number of shards
 _REPORTED = 64  # images between two reports of progress
+_LONGEST_NUMBER = 18  # digits of the number of a line
 _SUFFIXES: dict[bytes, tuple[str, ...]] = {  # by the first bytes of a file; the first suffix is the usual one
     b"\xff\xd8": (".jpg", ".jpeg", ".jpe", ".jfif"),
     b"\x89P": (".png",),
@@ -54,7 +54,6 @@ _SUFFIXES: dict[bytes, tuple[str, ...]] = {  # by the first bytes of a file; the
     b"MM": (".tif", ".tiff"),
     b"WEBP": (".webp",),
 }
-_LINE = re.compile(r":(\d{1,18})$", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -388,8 +387,9 @@ def _named(name: str, data: bytes) -> str:
 
     A line of base64, `part:12`, becomes `part-00000012`, so that names sort like lines and hold no colon.
     """
-    if ":" in name:
-        name = _LINE.sub(lambda found: f"-{int(found[1]):08d}", name)
+    part, colon, line = name.rpartition(":")
+    if colon and line.isascii() and line.isdigit() and len(line) <= _LONGEST_NUMBER:
+        name = f"{part}-{int(line):08d}"
     kind = b"WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else data[:2]
     suffixes = _SUFFIXES.get(kind)
     if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
@@ -407,7 +407,7 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
         shutil.rmtree(whole, ignore_errors=True)
         if conversion.ranks is not None:
             _split(conversion.ranks, lists.pop("file_list.txt"), staging, watch)
-        elif TARGETS[conversion.to].is_joined:
+        elif TARGETS[conversion.to].is_joined and job.shards > 1:
             _join(job, [folder for folder, one in zip(folders, shards) if one.images], staging)
         staging.write_lists(lists)
     staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
@@ -433,6 +433,7 @@ def _join(job: Job, folders: Sequence[Path], staging: Staging) -> None:
         for folder in folders:
             writer.add_file(folder / DATA / target.file)
         writer.close()
+        sync(piece / DATA / target.file)
         staging.commit(piece)
 
 

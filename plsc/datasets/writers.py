@@ -12,7 +12,7 @@ import numpy as np
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME
 from plsc.data.records import Record
-from plsc.machine.files import refuse_links
+from plsc.machine.files import refuse_links, write_all
 from plsc.machine.names import CONTROLS, from_text, to_text
 
 _LONGEST = 255  # bytes of the name of a file, on nearly every file system
@@ -84,8 +84,10 @@ class FolderWriter:
             except FileExistsError:
                 number += 1
                 self._numbers[label, name] = number
-        with open(file, "wb", buffering=0) as stream:
-            stream.write(record.data)
+        try:
+            write_all(file, record.data)
+        finally:
+            os.close(file)
 
     def close(self) -> None:
         """Does nothing, because each file is complete as soon as it is written."""
