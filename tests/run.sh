@@ -4,7 +4,7 @@
 #   bash tests/run.sh                                     # lint, types, and all tests
 #   bash tests/run.sh tests/heads/test_margins.py -k nan  # these tests alone; arguments go to pytest
 #
-# Both suites run at the same time, so that no core is idle while the last tests of one suite end.
+# The suite of the oldest Paddle runs beside lint and the first part of the other suite, so that no core is idle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache="${PLSC_TEST_CACHE:-$PWD/.cache/tests}"
@@ -41,10 +41,10 @@ debian_packages() { # what they are for, module of the tests that knows which ar
         > /dev/null 2>&1 || echo "could not install them: the tests of $1 will skip"
 }
 
-suite() { # environment, arguments of pytest...
-    local folder="$cache/$1"
-    shift
-    PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$folder/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+suite() { # environment, processes, arguments of pytest...
+    local python="$cache/$1/bin/python" processes="$2"
+    shift 2
+    PYTHONPATH="$PWD" OMP_NUM_THREADS=1 "$python" -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"
 }
 
 if chosen '^def .*\bhdfs\b|getfixturevalue."hdfs"|hdfs_server'; then debian_packages HDFS hdfs_server; fi
@@ -56,22 +56,24 @@ if command -v krb5-config > /dev/null && command -v gcc > /dev/null && [ -e "$("
     extras+=",kerberos" # whose package, gssapi, is compiled
 fi
 environment newest paddlepaddle==3.3.1 setuptools ".[$extras]"
+
+oldest=""
+if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # Paddle 2.6.2 has no build for 3.13
+    environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
+    suite oldest 2 -m core "$@" > "$cache/oldest/tests.log" 2>&1 &
+    oldest=$!
+    trap 'kill "$oldest" 2> /dev/null || true' EXIT
+fi
+
 if [ "${#paths[@]}" = 0 ]; then
     "$cache/newest/bin/ruff" check .
     "$cache/newest/bin/ruff" format --check .
     "$cache/newest/bin/mypy"
 fi
 
-oldest=""
-if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # Paddle 2.6.2 has no build for 3.13
-    environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
-    suite oldest -m core "$@" > "$cache/oldest/tests.log" 2>&1 &
-    oldest=$!
-    trap 'kill "$oldest" 2> /dev/null || true' EXIT
-fi
-
 newest_status=0 oldest_status=0
-suite newest "$@" || newest_status=$?
+# A third of the time a test waits, for servers and for other processes: three of them keep two cores busy.
+suite newest 3 "$@" || newest_status=$?
 if [ -n "$oldest" ]; then
     wait "$oldest" || oldest_status=$?
     trap - EXIT

@@ -57,10 +57,10 @@ def test_a_file_runs_on_both_paddles_without_lint_and_debian_packages(run):
     status, calls = run("tests/heads/test_margins.py", "-k", "nan")
     assert status == 0 and not calls_of(calls, "apt-get") and not calls_of(calls, "ruff")
     suites = sorted(calls_of(calls, "-m pytest"))
-    words = "bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
+    words = "--dist loadfile --no-loadscope-reorder"
     assert suites == [
-        f"cache/newest/{words} tests/heads/test_margins.py -k nan",
-        f"cache/oldest/{words} -m core tests/heads/test_margins.py -k nan",
+        f"cache/newest/bin/python -m pytest -n 3 {words} tests/heads/test_margins.py -k nan",
+        f"cache/oldest/bin/python -m pytest -n 2 {words} -m core tests/heads/test_margins.py -k nan",
     ]
 
 
