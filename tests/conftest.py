@@ -16,18 +16,18 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from ranks import run_ranks  # noqa: E402
 
-# How long an example takes depends on what else the machine does.
 # A shell that runs the tests in the background has them ignore Ctrl-C, and their processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plsc")
 
 # pytest-xdist gives whole files to its workers, in this order: what takes long comes first, so that no worker waits for
 # another at the end. The folders, and in front of them the files that take half a minute or more.
 LONG = (
-    "engine/test_endings.py",
     "engine/test_hdfs_training.py",
+    "engine/test_endings.py",
     "parallel/test_action.py",
     "machine/test_machines.py",
     "engine/test_training.py",
@@ -46,6 +46,31 @@ LONG = (
     "evaluation",
     "inference",
 )
+
+# The files and tests that use the servers of this file. One worker runs all of them, so that each server starts once.
+SERVED = (
+    "tests/engine/test_hdfs_training.py",
+    "tests/engine/test_object_training.py",
+    "tests/shuffle/test_spark.py",
+    "tests/storage/test_hdfs.py",
+    "tests/storage/test_objects.py",
+    "tests/storage/test_storage.py",
+    "tests/test_fs_command.py",
+    "tests/datasets/test_conversion.py::test_spark_makes_the_same_files",
+    "tests/demo/test_scripts.py::test_hdfs_there_and_back",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives whole files to the workers, as `--dist loadfile` does, but the tests of servers to one of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "servers" if nodeid.startswith(SERVED) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items):
