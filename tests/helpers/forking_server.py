@@ -30,6 +30,7 @@ from typing import Any, Optional
 
 import numpy as np
 import paddle
+import PIL.Image
 
 import plsc.cli
 import plsc.engine.trainer
@@ -269,6 +270,7 @@ if __name__ == "__main__":
     if other_threads() and not paddle.__version__.startswith("2."):
         sys.exit("this Paddle starts threads when it is imported, so a fork of it can wait for their locks forever")
     THREADS_OF_PADDLE[:] = other_threads()
+    PIL.Image.init()  # imports its 40 formats, which the first image would do in each fork
     gc.freeze()
     job: Optional[list[str]] = None
     try:
