@@ -128,7 +128,7 @@ def many_parts(folder, total=3000, size=300):
 
 
 def test_the_same_bytes_whatever_the_memory_and_the_workers(tiny, tmp_path):
-    data = many_parts(tmp_path / "data")
+    data = many_parts(tmp_path / "data", 1000)
     least = base64_plan.least_bytes(1, 1000)
     variants = [(1, least), (1, 3 * least), (1, 10**8), (2, 2 * least + 5000), (3, 3 * least + 100_000)]
     results = []
