@@ -268,7 +268,7 @@ def test_addresses_that_are_shown_can_be_given_to_the_next_command(tmp_path, cap
     assert cli.main(["fs", "ls", f"{store}/runs/absent"]) == 1
     assert f"error: {store}/runs/absent: no such file or folder" in capsys.readouterr().err
     assert cli.main(["fs", "rm", "--yes", f"{store}/runs/19"]) == 0
-    assert capsys.readouterr().out.startswith(f"{store}/runs/19: removed 6 files")
+    assert capsys.readouterr().out.startswith(f"{store}/runs/19: removed 5 files")
 
 
 def test_addresses_of_a_command_that_lead_nowhere(tmp_path, capsys):

@@ -32,7 +32,7 @@ _IN_OPTIONS = (
     (r"set_hdfs_info: fs_name: the alias", "--fs: the alias"),
     (r"set_hdfs_info: fs_name: ", ""),
     (r"set_hdfs_info: fs_name is empty", "--fs is empty"),
-    (r"set_hdfs_info: fs_name(?= is| holds)", "the address"),
+    (r"set_hdfs_info: fs_name(?= holds| must)", "the address"),
     (r"set_hdfs_info: keytab=", "--keytab "),
     (r"set_hdfs_info: (\w+:// takes no) fs_ugi; give None", r"\1 --user; leave it out"),
     (r"give them in fs_ugi as 'name,password'", "give the name with --user, and the password with --ask-password"),

@@ -15,7 +15,7 @@ from requests.auth import AuthBase, HTTPBasicAuth
 
 from plsc.storage.kerberos import Kerberos
 
-CONNECTIONS = 64  # as many as `plsc.storage.transfer` has threads
+CONNECTIONS = 128  # as many as `plsc.storage.transfer` has threads
 _MOST_REDIRECTS = 5
 
 

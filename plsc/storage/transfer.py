@@ -24,7 +24,7 @@ from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
-_TINY_THREADS, _TINY = 64, 100_000  # bytes on average
+_TINY_THREADS, _TINY = 128, 100_000  # bytes on average
 _LARGE_THREADS, _LARGE = 4, 4_000_000  # such files take memory, and time that is no waiting
 
 _SECONDS_TO_DELETE = 5.0

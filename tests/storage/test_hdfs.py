@@ -123,7 +123,7 @@ def test_a_nameservice_of_the_configuration_and_a_port_that_is_left_out(hdfs, mo
     assert type(store._storage) is rpc.RpcStorage and store.name == "hdfs://cluster" and store.status("/").is_folder
     monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.0)
     text, passes = refused(lambda: open_hdfs("hdfs://127.0.0.1", "alice,"))
-    assert passes and "by RPC: /: Connection refused" in text
+    assert passes and "by RPC: Connection refused" in text
 
 
 def test_the_user_of_rpc_is_that_of_fs_ugi_and_one_at_a_time(hdfs, folder, monkeypatch):
