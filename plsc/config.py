@@ -558,10 +558,6 @@ class Config:
                 f"{sub_centers}: the loss of {self._loss()} compares no cosines, and has one row for each class; leave "
                 "it out, or choose a loss with a margin, such as 'dist_arcface'"
             )
-        if self.sub_centers > 1 and self.head_dtype != "float32":
-            sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
-            head_dtype = self._said("head_dtype", f"set_head_dtype({self.head_dtype!r})")
-            raise ConfigError(f"{sub_centers}: needs class centres in float32, and {head_dtype}; leave one of them out")
         self._check_margin()
         self._check_loss_terms()
 
@@ -681,17 +677,6 @@ class Config:
             raise ConfigError(
                 f"{said['interclass_filter']}: compares cosines, which the head of {loss} does not have; leave it out, "
                 "or choose a loss with a margin"
-            )
-        changes_others = getattr(self.margin_object, "changes_others", kind == "curricularface")
-        if "label_smoothing" in said and changes_others:
-            raise ConfigError(
-                f"{said['label_smoothing']}: the loss of {loss} changes the logits of all classes, and its labels "
-                "cannot be smoothed; leave it out, or choose another loss"
-            )
-        if "label_smoothing" in said and self.sub_centers > 1:
-            sub_centers = self._said("sub_centers", f"set_sub_centers({self.sub_centers})")
-            raise ConfigError(
-                f"{said['label_smoothing']}: needs one row for each class, and {sub_centers}; leave one of them out"
             )
         for name, values in (("class_margins", self.class_margins), ("class_weights", self.class_weights)):
             if values is not None and values.rule != "given" and self.train_reader is not None:

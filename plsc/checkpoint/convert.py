@@ -35,7 +35,7 @@ def convert(source: Path, target: Path, ranks: Optional[int] = None, head_dtype:
             rounded to the nearest. None keeps it.
 
     Raises:
-        ConfigError: The target exists, the head is not divided among ranks, or sub-centres would be in bfloat16.
+        ConfigError: The target exists, or the head is not divided among ranks.
         CheckpointError: The source cannot be used, or the target cannot be written.
     """
     check_target("convert-checkpoint", target)
@@ -46,11 +46,6 @@ def convert(source: Path, target: Path, ranks: Optional[int] = None, head_dtype:
         raise ConfigError(
             f"{source}: every rank holds the whole head (loss {checkpoint.meta['loss_type']}), "
             "so that it fits any number of ranks as it is"
-        )
-    if head_dtype == "bfloat16" and checkpoint.sub_centers > 1:
-        raise ConfigError(
-            f"{source}: has {checkpoint.sub_centers} sub-centres for each class, which training keeps in float32; "
-            "leave one of each with plsc merge-sub-centers, and convert its output"
         )
     meta = {**_plain(checkpoint.meta), **({} if head_dtype is None else {"head_dtype": head_dtype})}
     if ranks is not None:

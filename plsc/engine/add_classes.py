@@ -15,14 +15,13 @@ from plsc.config import MOST_NAMES, Config
 from plsc.data.class_names import find_names
 from plsc.data.records import Records
 from plsc.engine.build import open_source
-from plsc.engine.derived import Tensors, whole_tensors, write_derived
+from plsc.engine.derived import Tensors, kept_type, whole_tensors, write_derived
 from plsc.engine.new_centres import Scale, mean_directions, scale_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.evaluation.trained import open_network
 from plsc.heads import shard_bounds
 from plsc.inference.classes import check_names
 from plsc.inference.networks import Network
-from plsc.machine.bfloat16 import BFLOAT16
 from plsc.machine.json_files import LARGEST
 from plsc.machine.names import class_title
 from plsc.zoo import check_target
@@ -222,15 +221,10 @@ def _shard(head: HeadFiles, meta: dict[str, Any], lower: int, upper: int, new: _
     end, added = min(upper, count), upper - max(lower, count)
     tensors = whole_tensors(head)
     shape = (upper - lower, meta["emb_dim"])
-    tensors["weight"] = Stream(_kept(head, "weight"), shape, _weights(head, lower, end, new, added))
+    tensors["weight"] = Stream(kept_type(head, "weight"), shape, _weights(head, lower, end, new, added))
     if "bias" in head:
         tensors["bias"] = Stream(_FLOAT32, shape[:1], _biases(head, lower, end, new.scale, added))
     return tensors
-
-
-def _kept(head: HeadFiles, name: str) -> np.dtype:
-    """Returns the type in which a matrix is written: bfloat16 if it is read from that."""
-    return BFLOAT16 if head.dtype(name) == BFLOAT16 else _FLOAT32
 
 
 def _weights(head: HeadFiles, lower: int, end: int, new: _NewRows, added: int) -> Iterator[np.ndarray]:

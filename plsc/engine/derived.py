@@ -13,6 +13,7 @@ from plsc.checkpoint import AVERAGE, BACKBONE, OPTIMIZER, Checkpoint, HeadFiles,
 from plsc.checkpoint.folder import publishing, write_meta
 from plsc.checkpoint.tensor_file import FileSum, TensorFile, write_tensors
 from plsc.data.pixels import IMAGE_RECORD
+from plsc.machine.bfloat16 import BFLOAT16
 from plsc.version import __version__
 
 Tensors = dict[str, Stream]  # of a head file, by name
@@ -58,6 +59,11 @@ def write_derived(
             "accumulators": {},
         }
         write_meta(folder, {**record, **changes}, files)
+
+
+def kept_type(head: HeadFiles, name: str) -> np.dtype:
+    """Returns the type in which a matrix is written: bfloat16 if it is read from that, else float32."""
+    return BFLOAT16 if head.dtype(name) == BFLOAT16 else np.dtype("float32")
 
 
 def read_backbone(source: Checkpoint, weights: str) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from plsc.data.class_names import find_names
 from plsc.data.collection import RecordImages
 from plsc.data.exclusion import line_of
 from plsc.data.records import Records
-from plsc.engine.derived import Tensors, whole_tensors, write_derived
+from plsc.engine.derived import Tensors, kept_type, whole_tensors, write_derived
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.embedder import Embedder
 from plsc.evaluation.trained import open_network
@@ -270,7 +270,6 @@ def _write(source: Checkpoint, target: Path, dominant: np.ndarray, weights: str)
     changes = {
         "num_classes": meta["num_classes"],
         **({"class_names": meta["class_names"]} if "class_names" in meta else {}),
-        "head_dtype": "float32",  # in which `_shard` writes the rows
         "merged_sub_centers": source.sub_centers,
         "head_rows": source.head_rows,
     }
@@ -296,5 +295,5 @@ def _shard(head: HeadFiles, dominant: np.ndarray, lower: int, emb_dim: int) -> T
 
     tensors = whole_tensors(head)
     if len(dominant):
-        tensors["weight"] = Stream(np.dtype("float32"), (len(dominant), emb_dim), rows())
+        tensors["weight"] = Stream(kept_type(head, "weight"), (len(dominant), emb_dim), rows())
     return tensors

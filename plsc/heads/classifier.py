@@ -129,8 +129,6 @@ class ClassifierHead(paddle.nn.Layer):
         super().__init__(dtype=dtype)
         if sub_centers > 1 and margin is None:
             raise ConfigError("sub_centers: softmax without a margin has one row for each class; choose another loss")
-        if sub_centers > 1 and terms.label_smoothing:
-            raise ConfigError("sub_centers: label smoothing needs one row for each class; leave one of them out")
         self.loss_weight, self.terms = loss_weight, terms
         self.num_classes, self.emb_dim, self.sharded = num_classes, emb_dim, sharded
         self.margin, self.sample_ratio, self.seed, self.sub_centers = margin, sample_ratio, seed, sub_centers

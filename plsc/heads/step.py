@@ -236,11 +236,14 @@ def smoothing_numbers(
         return []
     if step.rows is None or sums is None:
         return [batch.zeros_B(), batch.zeros_B()]
-    unlabelled_B = paddle.matmul(queries.query_BD, sums.row_sum_1D, transpose_y=True).flatten()
-    if step.rows.bias is not None:
-        unlabelled_B = unlabelled_B + step.rows.all_of(step.rows.bias).sum()
-    if held is not None:
-        unlabelled_B = unlabelled_B - _at_samples(batch, held, held.plain_n * shard.scale)
+    if sums.logit_sum_B is not None:
+        unlabelled_B = sums.logit_sum_B
+    else:
+        unlabelled_B = paddle.matmul(queries.query_BD, sums.row_sum_1D, transpose_y=True).flatten()
+        if step.rows.bias is not None:
+            unlabelled_B = unlabelled_B + step.rows.all_of(step.rows.bias).sum()
+        if held is not None:
+            unlabelled_B = unlabelled_B - _at_samples(batch, held, held.plain_n * shard.scale)
     return [unlabelled_B, paddle.full_like(unlabelled_B, step.rows.count)]
 
 
@@ -331,13 +334,17 @@ def start_embedding_gradient(
     else:
         exponent_B = -losses.log_total_B if sums.peak_B is None else sums.peak_B - losses.log_total_B
         gradient_BD = sums.pull_BD.multiply_(paddle.exp(exponent_B).unsqueeze(1))
+    of_label_B = None  # what is taken from the label's row with all others, and given back
     if losses.share_B is not None and sums is not None:
-        gradient_BD.subtract_(losses.share_B.unsqueeze(1) * sums.row_sum_1D)  # of the label's row too
+        if sums.logit_pull_BD is None:
+            of_label_B = losses.share_B
+        asked = sums.row_sum_1D if sums.logit_pull_BD is None else sums.logit_pull_BD
+        gradient_BD.subtract_(losses.share_B.unsqueeze(1) * asked)
     by_norm_B = None
     if held is not None and push is not None:
         push_n = push.by_cosine_n
-        if losses.share_B is not None:
-            push_n = push_n + paddle.gather(losses.share_B, held.sample_n)  # as the label's row has its own part
+        if of_label_B is not None:
+            push_n = push_n + paddle.gather(of_label_B, held.sample_n)
         gradient_BD.index_add_(held.sample_n, 0, held.center_nD * push_n.unsqueeze(1))
         if push.by_norm_n is not None:
             by_norm_B = _at_samples(batch, held, push.by_norm_n * shard.scale)

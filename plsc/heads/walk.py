@@ -86,7 +86,10 @@ class Sums:
         peak_B: The largest logit; None where the logits are bounded, and nothing is subtracted from them.
         pull_BD: The sum of exp(logit - peak) * d(logit)/d(row . query) * row.
         ahead_B: The number of rows ahead of the label, if they were counted.
-        row_sum_1D: [1, D] The sum of all rows, labelled or not, for label smoothing; None without it.
+        row_sum_1D: [1, D] The sum of all rows, labelled or not, for label smoothing; None without it, or where the
+            logits are not products of rows and queries alone.
+        logit_sum_B: The sum of the logits, for label smoothing in that case.
+        logit_pull_BD: The sum of d(logit)/d(row . query) * row, in that case.
     """
 
     total_B: paddle.Tensor
@@ -94,6 +97,8 @@ class Sums:
     pull_BD: paddle.Tensor
     ahead_B: Optional[paddle.Tensor]
     row_sum_1D: Optional[paddle.Tensor]
+    logit_sum_B: Optional[paddle.Tensor] = None
+    logit_pull_BD: Optional[paddle.Tensor] = None
 
 
 def sweep(rows: Rows, queries: Queries, plain: Optional[PlainLabels] = None) -> Sums:
@@ -118,7 +123,9 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
     peak_1B = None if rows.shard.bounded else paddle.full([1, batch], _LOWEST_PEAK, dtype)
     ahead_B = None if plain is None else paddle.zeros([batch], "int64")
     ones_1K = paddle.ones([1, rows.chunk], dtype)
-    row_sum_1D = paddle.zeros([1, emb_dim], dtype) if rows.shard.terms.label_smoothing else None
+    is_smooth, is_linear = bool(rows.shard.terms.label_smoothing), walk.is_linear
+    row_sum_1D = paddle.zeros([1, emb_dim], dtype) if is_smooth and is_linear else None
+    logits = _LogitSums(walk, ones_1K) if is_smooth and not is_linear else None
     for number in numbers:
         weight_CD = rows.of(rows.weight, number)
         inverse_C1 = rows.inverse_norms(number, weight_CD)
@@ -126,6 +133,8 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
         nearest, logits_KB, slope_KB = walk.logits(number, weight_CD, inverse_CB)
         if row_sum_1D is not None:
             row_sum_1D.add_(sum_of_rows(weight_CD, inverse_C1))
+        if logits is not None:
+            logits.add(_Chunk(number, weight_CD), nearest, logits_KB, slope_KB, inverse_CB=inverse_CB)
         if ahead_B is not None and plain is not None:
             ahead_B.add_(walk.count_ahead(number, nearest.product_KB, plain))
         kept_KB = walk.unfiltered(nearest.product_KB, logits_KB)
@@ -145,7 +154,42 @@ def _sweep_chunks(walk: _Walk, plain: Optional[PlainLabels], numbers: Sequence[i
         if slope_KB is not None:
             exp_KB.multiply_(slope_KB)
         walk.products.add_pull(pull_BD, nearest.spread(exp_KB), weight_CD, inverse_CB)
-    return Sums(total_1B.flatten(), None if peak_1B is None else peak_1B.flatten(), pull_BD, ahead_B, row_sum_1D)
+    peak_B = None if peak_1B is None else peak_1B.flatten()
+    sums = Sums(total_1B.flatten(), peak_B, pull_BD, ahead_B, row_sum_1D)
+    return sums if logits is None else replace(sums, logit_sum_B=logits.sum_1B.flatten(), logit_pull_BD=logits.pull_BD)
+
+
+class _LogitSums:
+    """The sums of all logits but the labels', and of what they pull with, where the logits are not linear in the rows.
+
+    They are for label smoothing, which asks each class for a share of the probability. The pull takes one more product.
+
+    Attributes:
+        sum_1B: [1, B] The sum of the logits.
+        pull_BD: The sum of d(logit)/d(row . query) * row.
+    """
+
+    def __init__(self, walk: _Walk, ones_1K: paddle.Tensor) -> None:
+        self._walk, self._ones_1K = walk, ones_1K
+        query_BD = walk.queries.query_BD
+        self.sum_1B = paddle.zeros([1, query_BD.shape[0]], query_BD.dtype)
+        self.pull_BD = paddle.zeros_like(query_BD)
+
+    def add(
+        self,
+        chunk: _Chunk,
+        nearest: Nearest,
+        logits_KB: paddle.Tensor,
+        slope_KB: Optional[paddle.Tensor],
+        *,
+        inverse_CB: Optional[paddle.Tensor],
+    ) -> None:
+        """Adds those of a chunk, and leaves what it is given as it is."""
+        others_KB = self._walk.without_labels(chunk.number, logits_KB.clone(), 0.0)
+        self.sum_1B.add_(paddle.matmul(self._ones_1K[:, : others_KB.shape[0]], others_KB))
+        slope_KB = paddle.ones_like(logits_KB) if slope_KB is None else slope_KB.clone()
+        self._walk.without_labels(chunk.number, slope_KB, 0.0)
+        self._walk.products.add_pull(self.pull_BD, nearest.spread(slope_KB), chunk.weight_CD, inverse_CB)
 
 
 def _added(first: Sums, other: Sums) -> Sums:
@@ -161,8 +205,13 @@ def _added(first: Sums, other: Sums) -> Sums:
     first.pull_BD.add_(other.pull_BD)
     if first.ahead_B is not None:
         first.ahead_B.add_(other.ahead_B)
-    if first.row_sum_1D is not None:
-        first.row_sum_1D.add_(other.row_sum_1D)
+    for mine, theirs in (
+        (first.row_sum_1D, other.row_sum_1D),
+        (first.logit_sum_B, other.logit_sum_B),
+        (first.logit_pull_BD, other.logit_pull_BD),
+    ):
+        if mine is not None:
+            mine.add_(theirs)
     return replace(first, peak_B=peak_B)
 
 
@@ -321,7 +370,7 @@ def _update_summed(walk: _Walk, parts: GradientParts, sink: RowSink, reduce_sum:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk in the second walk: its number and its rows."""
+    """A chunk of a walk: its number and its rows."""
 
     number: int
     weight_CD: paddle.Tensor
@@ -423,6 +472,11 @@ class _Walk:
         self._first_label = np.searchsorted(place, np.arange(rows.chunks + 1) * rows.chunk).tolist()
         self._label_row = paddle.to_tensor(place % rows.chunk)  # without sub-centres; else the class in its chunk
         self._label_entry = paddle.to_tensor(place % rows.chunk * batch + sample)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the logits of the other classes are the products of rows and queries, and nothing else."""
+        return self.rows.sub_centers == 1 and not self.queries.others
 
     def for_each_sample(self, inverse_C1: Optional[paddle.Tensor]) -> Optional[paddle.Tensor]:
         """Returns the inverse norms of a chunk's rows, once for each sample, as `Products` wants them."""

@@ -9,10 +9,11 @@ from glyph_sets import write_set
 from safetensors.numpy import load_file
 
 from plsc import Entry, cli
-from plsc.checkpoint import open_checkpoint
+from plsc.checkpoint import HeadFiles, head_file, open_checkpoint
 from plsc.checkpoint.convert import convert
 from plsc.errors import CheckpointError, ConfigError
 from plsc.inference.classes import CheckpointCentres, ExportedCentres, classify, write_centres
+from plsc.machine.bfloat16 import BFLOAT16, bfloat16_of, floats_of_bfloat16
 from plsc.metrics.vectors import unit_rows
 
 CLASSES = 5
@@ -60,11 +61,13 @@ def test_files_hold_all_rows_of_a_class_and_load_from_any_number_of_them(places,
     np.testing.assert_array_equal(head_of(tmp_path / "0"), rows)
 
 
+@pytest.mark.parametrize("head_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("head_init", ["checkpoint", "keep-common", "by-name", "from-embeddings"])
-def test_the_first_of_several_rows_begins_at_the_only_row_of_a_checkpoint(places, tmp_path, head_init):
+def test_the_first_of_several_rows_begins_at_the_only_row_of_a_checkpoint(places, tmp_path, head_init, head_dtype):
     settings = {"sub_centers": 3, "checkpoint_dir": str(places / "one" / "0"), "head_init": head_init}
-    entry(places / "data", tmp_path / "wide", **settings, lr=1e-30).train()
-    rows, before = head_of(tmp_path / "wide" / "0"), head_of(places / "one" / "0")
+    entry(places / "data", tmp_path / "wide", **settings, head_dtype=head_dtype, lr=1e-30).train()
+    rows, before = stored(tmp_path / "wide" / "0")[0], head_of(places / "one" / "0")
+    before = before if head_dtype == "float32" else floats_of_bfloat16(bfloat16_of(before))
     np.testing.assert_array_equal(rows[:, 0], before)
     assert 0 < np.abs(rows[:, 1:]).max() < 0.1, "the others are fresh"
 
@@ -151,6 +154,33 @@ def test_merging_leaves_the_row_of_most_images_and_lists_those_far_from_it(place
     entry(without, tmp_path / "tuned", checkpoint_dir=str(output), lr=1e-30).train()
     assert json.loads((tmp_path / "tuned" / "run.json").read_text())["settings"]["exclude"] == str(listed)
     np.testing.assert_array_equal(head_of(tmp_path / "tuned" / "0"), head_of(output))
+
+
+def stored(folder):
+    """Returns the rows of a head in float32, and whether they are stored in bfloat16."""
+    with HeadFiles(open_checkpoint(folder)) as files:
+        return np.concatenate([part.copy() for part in files.rows("weight", 0, CLASSES)]), (
+            files.dtype("weight") == BFLOAT16
+        )
+
+
+def test_rows_in_bfloat16_are_resumed_divided_converted_and_merged(places, tmp_path):
+    settings = {"sub_centers": 3, "head_dtype": "bfloat16", "label_smoothing": 0.1, "sample_ratio": 0.5}
+    settings = {**settings, "lr_steps": [100]}
+    entry(places / "data", tmp_path / "whole", **settings, train_epochs=2).train()
+    entry(places / "data", tmp_path / "parts", **settings).train()
+    entry(places / "data", tmp_path / "parts", **settings, train_epochs=2, resume=True).train()
+    low, file = tmp_path / "whole" / "1", head_file(0)
+    assert (tmp_path / "parts" / "1" / file).read_bytes() == (low / file).read_bytes()
+    convert(low, tmp_path / "wide", 2, "float32")
+    convert(tmp_path / "wide", tmp_path / "back", 1, "bfloat16")
+    assert (tmp_path / "back" / file).read_bytes() == (low / file).read_bytes()
+    (rows, is_low), (same, is_wide_low) = stored(low), stored(tmp_path / "wide")
+    np.testing.assert_array_equal(rows, same)
+    assert rows.shape == (CLASSES, 3, 16) and (is_low, is_wide_low) == (True, False)
+    assert cli.main(["merge-sub-centers", str(low), str(places / "data"), str(tmp_path / "merged")]) == 0
+    kept, is_low = stored(tmp_path / "merged")
+    assert is_low and (kept[:, None] == rows).all(axis=2).any(axis=1).all()
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(places, glyphs, tmp_path, capsys):

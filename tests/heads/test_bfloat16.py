@@ -8,6 +8,7 @@ from plsc import optim
 from plsc.heads import build_head
 from plsc.heads.bfloat16 import Rounding, put_rows, tensor_like, widened
 from plsc.heads.shard import initialise_rows
+from plsc.heads.terms import LossTerms
 from plsc.machine.bfloat16 import BFLOAT16, bfloat16_of, floats_of_bfloat16
 
 pytestmark = pytest.mark.core
@@ -107,6 +108,54 @@ def test_rows_are_put_where_they_belong():
     np.testing.assert_array_equal(widened(matrix).numpy(), expected)
 
 
+def test_the_largest_number_may_become_infinite_and_a_denormal_number_keeps_its_mean():
+    largest, smallest = np.float32(np.finfo("float32").max), np.float32(2.0**-134)  # half of bfloat16's smallest
+    for value, neighbours in ((largest, (3.3895314e38, np.inf)), (smallest, (0.0, 2.0**-133))):
+        found = widened(rounded(np.full((PERIOD, DIM), value))).numpy()
+        assert set(np.unique(found)) <= set(np.float32(neighbours))
+    assert (found > 0).mean() == pytest.approx(0.5, abs=0.05)
+    exact = np.array([[3.3895314e38, -np.inf, 2.0**-133, -0.0] * 4], "float32")
+    np.testing.assert_array_equal(widened(rounded(exact)).numpy().view("uint32"), exact.view("uint32"))
+
+
+def test_rows_at_the_ends_of_the_range_train_on_and_one_that_is_infinite_is_named():
+    head, mover, _ = trained(steps=1)
+    rows = widened(head.weight).numpy()
+    rows[0], rows[1], rows[2] = 0.0, 2.0**-133, 3e38  # each counts as a row of zeros
+    head.weight.set_value(tensor_like(rows, paddle.bfloat16))
+    embedding, label = paddle.ones([3, DIM]), np.arange(3)
+    for _ in range(3):
+        assert head(embedding, label).problem is None
+        head.backward(mover)
+    assert np.isfinite(widened(head.weight).numpy()).all()
+    assert np.abs(widened(head.weight).numpy()[:2]).max() < 1e-30, "no gradient without a direction"
+    rows[2] = np.inf
+    head.weight.set_value(tensor_like(rows, paddle.bfloat16))
+    assert "the class centre of class 2 is not finite" in head(embedding, label).problem
+
+
+def test_a_step_that_is_left_out_changes_no_bit_and_the_next_one_draws_its_own_numbers():
+    """As dynamic loss scaling leaves steps out: their number is used up, on every rank alike."""
+    embedding, label = paddle.ones([8, DIM]), np.arange(8)
+    results = []
+    for way in ("bad loss", "bad backbone", "straight"):
+        head, mover, _ = trained(steps=2)
+        before = [bits_of(one).copy() for one in (head.weight, mover.buffer)]
+        if way == "bad loss":
+            assert head(embedding * float("inf"), label).problem
+            head.backward(mover)  # without anything to do
+        elif way == "bad backbone":
+            head(embedding, label)  # the trainer does not call `backward`
+        for one, wanted in zip((head.weight, mover.buffer), before):
+            np.testing.assert_array_equal(bits_of(one), wanted)
+        head.next_step = 3
+        head(embedding, label)
+        head.backward(mover, factor=1.0)
+        results.append(np.concatenate([bits_of(one).ravel() for one in (head.weight, mover.buffer)]))
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[1], results[2])
+
+
 def test_values_are_rounded_to_the_nearest_and_nan_stays():
     values = np.array([[1 + 1 / 256, 1 + 3 / 256, 1.001, -3e38, np.nan, np.inf]], "float32")
     wanted = [[1.0, 1 + 1 / 64, 1.0, -3.00406e38, np.nan, np.inf]]
@@ -130,11 +179,12 @@ def trained(optimizer="Momentum", steps=4, threads=1, loss_type="dist_arcface", 
 
 
 @pytest.mark.parametrize("optimizer", ["Momentum", "SGD", "Adam"])
-@pytest.mark.parametrize("ratio", [1.0, 0.3])
-def test_chunks_and_threads_change_nothing_but_the_rounding_of_products(optimizer, ratio):
-    first, mover, loss = trained(optimizer, sample_ratio=ratio)
+@pytest.mark.parametrize("ratio, sub_centers", [(1.0, 1), (0.3, 1), (1.0, 3), (0.3, 2)])
+def test_chunks_and_threads_change_nothing_but_the_rounding_of_products(optimizer, ratio, sub_centers):
+    options = {"sample_ratio": ratio, "sub_centers": sub_centers}
+    first, mover, loss = trained(optimizer, **options)
     for chunk, threads in ((7, 1), (64, 3), (300, 1)):
-        head, other, found = trained(optimizer, chunk=chunk, threads=threads, sample_ratio=ratio)
+        head, other, found = trained(optimizer, chunk=chunk, threads=threads, **options)
         assert found == pytest.approx(loss, rel=1e-5)
         pairs = [(head.weight, first.weight), *zip(other.buffers, mover.buffers)]
         for one, wanted in pairs:
@@ -144,11 +194,19 @@ def test_chunks_and_threads_change_nothing_but_the_rounding_of_products(optimize
     assert first.weight.dtype == paddle.bfloat16 and (optimizer != "Momentum" or mover.buffer.dtype == paddle.bfloat16)
 
 
-@pytest.mark.parametrize("loss_type", ["dist_softmax", "dist_curricularface", "arcface"])
-def test_a_head_in_bfloat16_follows_one_in_float32(loss_type):
-    head, _, loss = trained(loss_type=loss_type, steps=20)
-    exact = build_head(loss_type, 300, DIM, seed=5)
-    exact.weight.set_value(widened(build_head(loss_type, 300, DIM, seed=5, row_dtype="bfloat16").weight))
+@pytest.mark.parametrize(
+    "loss_type, options",
+    [
+        ("dist_softmax", {}),
+        ("dist_curricularface", {"terms": LossTerms(label_smoothing=0.1)}),
+        ("arcface", {}),
+        ("dist_arcface", {"sub_centers": 2, "terms": LossTerms(label_smoothing=0.1)}),
+    ],
+)
+def test_a_head_in_bfloat16_follows_one_in_float32(loss_type, options):
+    head, _, loss = trained(loss_type=loss_type, steps=20, **options)
+    exact = build_head(loss_type, 300, DIM, seed=5, **options)
+    exact.weight.set_value(widened(build_head(loss_type, 300, DIM, seed=5, row_dtype="bfloat16", **options).weight))
     made = paddle.optimizer.Momentum(0.05, parameters=exact.parameters(), weight_decay=5e-4)
     updates = optim.take_rows(made, dict(exact.named_parameters()))
     rng = np.random.default_rng(0)

@@ -17,16 +17,16 @@ def made(kind, terms, scale, dtype="float64", **options):
     """Returns a head and a batch, on which the filter and the smoothing have much to do."""
     rng = np.random.default_rng(3)
     head = build_head(kind, CLASSES, DIM, scale=scale, dtype=dtype, chunk=3, terms=terms, **options)
-    head.weight.set_value(rng.normal(size=(CLASSES, DIM)).astype(dtype))
+    head.weight.set_value(rng.normal(size=head.weight.shape).astype(dtype))
     return head, rng.normal(size=(BATCH, DIM)), rng.integers(0, CLASSES, BATCH)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-4)])  # as for all heads
 @pytest.mark.parametrize("scale", [16.0, 70.0, 300.0])  # from 66 on, logits are not bounded
-@pytest.mark.parametrize("kind", ["cosface", "curricularface"])
-def test_any_scale_agrees_with_the_reference(kind, scale, dtype, tolerance):
-    terms = LossTerms(0.2, 0.0 if kind == "curricularface" else 0.1)
-    head, embedding, label = made(kind, terms, scale, dtype)
+@pytest.mark.parametrize("kind, sub_centers", [("cosface", 1), ("curricularface", 1), ("cosface", 3)])
+def test_any_scale_agrees_with_the_reference(kind, sub_centers, scale, dtype, tolerance):
+    terms = LossTerms(0.2, 0.1)
+    head, embedding, label = made(kind, terms, scale, dtype, sub_centers=sub_centers)
     margin, weight = build_margin(kind), head.weight.numpy().astype("float64")
     wanted = reference.margin_step(
         embedding, weight, label, margin=margin, scale=scale, statistics=margin.initial_state, terms=terms

@@ -32,7 +32,8 @@ _TERMS = [
         ("softmax", 11, (0, 6, 2), 1.0, 0.0, 0.3, True, False),
         ("adaface", 7, (4, 4, 4), 1.0, 0.3, 0.1, True, True),
         ("magface", 5, (0, 6, 2), 1.0, 0.1, 0.1, True, False),
-        ("curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.0, True, True),
+        ("curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.2, True, True),
+        ("curricularface", 23, (3, 1, 4), 0.4, 0.0, 0.3, False, False),
         ("cosface", 23, (3, 1, 4), 0.4, 0.3, 0.2, True, True),
         ("softmax", 23, (3, 1, 4), 0.4, 0.0, 0.2, True, False),
         ("arcface", 1, (1, 1, 0), 1.0, 0.3, 0.2, True, True),
@@ -41,11 +42,14 @@ _TERMS = [
 # Of these, the last have sub-centres too.
 _TERMS += [
     ("cosface", 11, (5, 1, 3), 1.0, 0.3, 0.0, True, True),
-    ("dist_curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.0, True, True),
-    ("dist_arcface", 23, (3, 1, 4), 0.4, 0.3, 0.0, True, True),
+    ("arcface", 7, (0, 8, 4), 1.0, 0.2, 0.2, True, True),
+    ("dist_cosface", 5, (0, 6, 2), 1.0, 0.0, 0.3, False, False),
+    ("dist_curricularface", 7, (4, 1, 4), 1.0, 0.3, 0.1, True, True),
+    ("dist_arcface", 23, (3, 1, 4), 0.4, 0.3, 0.2, True, True),
+    ("dist_arcface", 1, (1, 1, 0), 1.0, 0.3, 0.2, True, True),
 ]
 CASES += [terms[:4] for terms in _TERMS]
-_FIRST_WITH_SUB_CENTERS = len(CASES) - 3
+_FIRST_WITH_SUB_CENTERS = len(CASES) - 6
 CASES += [
     *((f"dist_{kind}", *_SIZES[n % 2], 1.0) for n, kind in enumerate(KINDS[1:])),
     *((f"{prefix}arcface", *size, 1.0) for prefix in ("", "dist_") for size in _SIZES[2:]),
