@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "the classes of the training are known; to find others, search an index.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder of images")
-    trained.add_options(parser, exports=True)
+    trained.add_options(parser, exports=True, classes=True)
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="classes to show for each image (default 5)"
     )

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Optional
 
 from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json
+from plsc.commands import places
 from plsc.commands.data_progress import Bar
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 
 _QUALITY = 95
 _MOST_PIXELS = 8192  # a side that the rule of pixels still reads
+
+
+def _is_direct(options: argparse.Namespace) -> bool:
+    """Returns whether shards are uploaded one by one, so that the disk of this machine holds only a few of them.
+
+    Raises:
+        ConfigError: The shards are made elsewhere.
+    """
+    if options.engine == "spark":
+        raise ConfigError("--engine spark writes to a disk that all machines share; name a folder on it as OUTPUT")
+    return TARGETS[options.to].has_shards and options.ranks is None
+
+
+_OUTPUT = places.Role(is_output=True, resumes=True, is_direct=_is_direct)
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -40,7 +55,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="data set on this machine, as set_dataset_dir takes it, or base64 parts"
     )
-    parser.add_argument("output", metavar="OUTPUT", help="new folder")
+    parser.add_argument("output", type=places.place(_OUTPUT, str), metavar="OUTPUT", help="new folder")
     about = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     parser.add_argument("--to", required=True, choices=list(TARGETS), help=about)
     add_format(parser)
@@ -73,6 +88,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         action="store_true",
         help="leave out damaged images and list them in skipped.txt, instead of stopping at the first",
     )
+    places.add_login(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -85,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         with Bar(hidden=options.json) as bar:
-            result = convert(conversion, bar.show, _engine(options.engine))
+            result = convert(conversion, bar.show, _engine(options.engine), getattr(options, "target", None))
     except KeyboardInterrupt:
         print("plsc: stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.commands.data_source import add_against, add_data, apply_data, open_whole
 from plsc.datasets.opening import check_local
 from plsc.datasets.outliers import Limits
@@ -37,7 +37,13 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     )
     trained.add_network(parser)
     add_data(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that receives the files")
+    parser.add_argument(
+        "--output",
+        type=places.place(places.RESUMED_FOLDER),
+        required=True,
+        metavar="DIR",
+        help="new folder that receives the files",
+    )
     add_against(parser)
     defaults = Limits()
     for name, low, high, help in (

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands import places
 from plsc.commands.data_source import add_source, check_new, config_of, open_whole
 from plsc.config import LARGEST_SEED
 from plsc.errors import counted, one_line
@@ -29,7 +30,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "these images to OUTPUT/exclude.txt, for set_dataset_dir(exclude=...). The source stays as it is.",
     )
     add_source(parser)
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder")
+    parser.add_argument("output", type=places.place(places.NEW_FOLDER), metavar="OUTPUT", help="new folder")
     parser.add_argument(
         "--held-out", type=_share, default=0.05, metavar="SHARE", help="share of the classes (default 0.05)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.errors import ConfigError
 from plsc.metrics.records import finite
 
@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--probes", metavar="PATH", help="images to find in the gallery")
     parser.add_argument(
         "--embeddings",
+        type=places.on_disk("--embeddings"),
         metavar="DIR",
         help="folder that keeps the embeddings; later tests of the same images and network use them again",
     )
