@@ -33,7 +33,8 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         ],
         "Embeds all images with the network, and compares them with each other. Changes nothing in the data. Writes "
         "tables, a page with pictures, and leave_out.txt, a list for set_dataset_dir(exclude=...). An interrupted "
-        "command resumes when it is run again; with other limits it does not embed the images again.",
+        "command resumes when it is run again. To look again with other limits, move its folder 'embeddings' to a new "
+        "DIR first: no image is embedded again.",
     )
     trained.add_network(parser)
     add_data(parser)

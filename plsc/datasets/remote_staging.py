@@ -80,7 +80,7 @@ class RemoteStaging(Staging):
         earlier = self.plan()
         if earlier is None:
             self._store.delete(self._hidden)
-            self._store.mkdirs(self._hidden)
+            self._store.mkdirs(self._at(DATA))
             write_bytes(self._store, self._at(_PLAN), json_text(plan, indent=1).encode())
         else:
             check_same(self._target.address, earlier, plan)

@@ -185,9 +185,9 @@ def fill(
             _set_rows(part.head, classes[found] - part.first, directions[found], new.scale)
     if parallel.rank() == 0:
         begun = first - missing
-        logger.info("%d class centres begin at the mean embeddings of up to %d images each", begun, MOST_IMAGES)
+        logger.info("%s class centres begin at the mean embeddings of up to %d images each", f"{begun:,}", MOST_IMAGES)
         if missing:
-            logger.warning("%d classes have no image to begin at, so their centres are random", missing)
+            logger.warning("%s classes have no image to begin at, so their centres are random", f"{missing:,}")
 
 
 @paddle.no_grad()

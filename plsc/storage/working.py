@@ -219,7 +219,7 @@ def workspace(key: Optional[str] = None) -> Iterator[Workspace]:
         try:
             yield made
         finally:
-            if not made.stays:
+            if not made.stays or set(os.listdir(made.path)) <= {LOCK_NAME}:
                 shutil.rmtree(made.path, ignore_errors=True)
 
 
