@@ -1,6 +1,7 @@
 """Addresses in stores, as arguments of the commands."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -62,7 +63,9 @@ def files_in(folder):
 
 
 @pytest.fixture
-def plsc(capsys, working):
+def plsc(capsys, working, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "disabled", True)  # how the store is connected
+
     def run(*words, status=0, says=""):
         assert cli.main([*map(str, words)]) == status, capsys.readouterr().err
         out, err = capsys.readouterr()
@@ -134,7 +137,7 @@ def test_a_chain_of_commands_in_a_store_gives_what_it_gives_on_a_disk(there, sam
         (("export", "--checkpoint", "zoo:glyphs", "--output", "file:///proc/x/y"), "/proc"),
         (("test", "--checkpoint", "x", "--dataset", "x", "--embeddings", "s3://b/x"), "name a folder of this machine"),
         (("data", "convert", "x", "file:///tmp/x", "--to", "tar", "--engine", "spark"), "all machines share"),
-        (("index", "x", "--output", "file:///tmp/x", "--set", "emb_dim=3"), "takes only hdfs_info and hdfs_upload"),
+        (("index", "x", "--output", "file:///tmp/x", "--set", "emb_dim=3"), "takes hdfs_upload alone"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_done(words, says, capsys, working):
@@ -146,28 +149,23 @@ def test_mistakes_are_one_line_before_anything_is_done(words, says, capsys, work
     assert not any(files for _, _, files in os.walk(working))
 
 
-def test_a_folder_that_must_not_be_written_is_found_out_first(hdfs, tmp_path, plsc):
+def test_a_folder_that_must_not_be_written_is_found_out_first(hdfs, tmp_path, plsc, monkeypatch):
+    monkeypatch.setenv("HADOOP_USER_NAME", "eve")
     address = f"{hdfs.web.replace('http', 'webhdfs')}/{tmp_path.name}"
     store, path = store_of(address)
     store.mkdirs(path)
     hdfs.client().set_permission(path, "555")
-    words = ("--set", "hdfs_info=[webhdfs://{},'eve,']".format(address.split("/")[2]), "--set", "hdfs_upload=[end,0]")
-    plsc("index", tmp_path / "gone", "--output", f"{address}/x/y.index", *words, status=1, says="ermission")
+    plsc("index", tmp_path / "gone", "--output", f"{address}/x/y.index", status=1, says="ermission")
     assert not store.list(path)
 
 
-def test_the_login_of_the_settings_is_used(monkeypatch):
-    parsed = cli.make_parser().parse_args(
-        ["index", "x", "--output", "hdfs:///x", "--set", "hdfs_info=['hdfs://host:9000','me,pw','a','b']",
-         "--set", "hdfs_upload=['epoch',7]"],
-    )  # fmt: skip
-    stores = places._Stores(parsed)
-    assert stores._login[:2] == ("hdfs://host:9000", "me,pw") and stores._login.patience == 7
-    assert "pw" not in repr(stores._login)
+def test_who_connects_and_for_how_long(monkeypatch):
     monkeypatch.setenv("PLSC_HDFS_PASSWORD", "secret")
     monkeypatch.setenv("HADOOP_USER_NAME", "me")
-    stores = places._Stores(cli.make_parser().parse_args(["index", "x", "--output", "y"]))
-    assert stores._login_for(split_address("x", "swebhdfs://host:1/x"))[:2] == ("swebhdfs://host:1", "me,secret")
+    words = ["index", "x", "--output", "y", "--set", "hdfs_upload=[epoch,7]"]
+    stores = places._Stores(cli.make_parser().parse_args(words))
+    login = stores._login_for(split_address("x", "swebhdfs://host:1/x"))
+    assert login[:2] == ("swebhdfs://host:1", "me,secret") and login.patience == 7 and "secret" not in repr(login)
     assert stores._login_for(split_address("x", "file:///x"))[:2] == (None, None)
     assert "PLSC_HDFS_PASSWORD" not in os.environ
 

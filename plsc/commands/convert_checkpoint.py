@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ],
         "Training loads a checkpoint of any number of ranks as it is. This command is for machines that hold only the "
         "files of their own ranks, and for runs that are resumed with another set_head_dtype. The checkpoint says all "
-        "that it needs; --set and --config are for the login of stores.",
+        "that it needs; --set and --config say how long to try again when a store fails.",
     )
     parser.add_argument(
         "source", type=places.place(places.CLASSES), help="folder of the checkpoint, which is only read"
@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="the type of the class centres and their momentum, to resume with another set_head_dtype",
     )
     parser.set_defaults(wrong_usage=parser.error)
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser)
 
 

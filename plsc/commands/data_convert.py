@@ -88,7 +88,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         action="store_true",
         help="leave out damaged images and list them in skipped.txt, instead of stopping at the first",
     )
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         with Bar(hidden=options.json) as bar:
-            result = convert(conversion, bar.show, _engine(options.engine), getattr(options, "target", None))
+            result = convert(conversion, bar.show, _engine(options.engine), target=getattr(options, "target", None))
     except KeyboardInterrupt:
         print("plsc: stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)
         raise

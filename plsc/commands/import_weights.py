@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave tensors that the file does not have at random values"
     )
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser)
 
 

@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="lists that a search of an ivf index reads by default (chosen to find 95%% of the nearest images)",
     )
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser)
 
 

@@ -65,7 +65,7 @@ RESUMED_FOLDER = Role(is_output=True, resumes=True)
 PAGE, INDEX_TO_WRITE = Role(is_output=True, parts=("",)), Role(is_output=True, parts=("", ".tsv", ".json"))
 NETWORK, CLASSES, FOLDER, RUN = Role(fetches="network"), Role(), Role(), Role(fetches="top")
 INDEX = Role(parts=("", ".tsv", ".json"))
-LOGIN = ("hdfs_info", "hdfs_upload")
+RETRYING = "hdfs_upload"
 
 
 class Away(str):
@@ -118,21 +118,21 @@ def on_disk(option: str) -> Callable[[str], str]:
     return read
 
 
-def add_login(parser: argparse.ArgumentParser) -> None:
-    """Adds `--set` and `--config` to a command that takes no other settings than those of the login."""
+def add_retrying(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set` and `--config` to a command that takes no other setting than `hdfs_upload`."""
     settings.add_options(parser)
     for action in parser._actions:
         if action.dest == "set":
-            action.help = "how to connect to a store: hdfs_info=[ADDRESS, 'NAME,PASSWORD'] or hdfs_upload"
+            action.help = "hdfs_upload=[end,SECONDS]: how long to try again when a store fails (default 300)"
         elif action.dest == "config":
-            action.help = "read hdfs_info and hdfs_upload from a YAML file, which may hold other settings too"
-    parser.set_defaults(takes_login_alone=True)
+            action.help = "read hdfs_upload from a YAML file, which may hold other settings too"
+    parser.set_defaults(takes_retrying_alone=True)
 
 
 class _Stores:
     """The stores that a command line names, each opened once.
 
-    They are opened as `--set` and `--config` say, and otherwise by what the environment says, as with `plsc fs`.
+    The environment says who connects, as with `plsc fs`: no option takes a password.
 
     Args:
         options: The parsed command line.
@@ -143,16 +143,14 @@ class _Stores:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        if getattr(options, "takes_login_alone", False):
-            for text in options.set:
-                if text.partition("=")[0].strip() not in LOGIN:
-                    raise UsageError(f"--set {text.partition('=')[0]}: this command takes only {' and '.join(LOGIN)}")
         given = settings.read_options(options) if hasattr(options, "set") else {}
-        config = settings.make_config({name: value for name, value in given.items() if name in LOGIN})
+        others = (
+            [text.partition("=")[0] for text in options.set if not text.startswith(f"{RETRYING}=")] if given else []
+        )
+        if others and getattr(options, "takes_retrying_alone", False):
+            raise UsageError(f"--set {others[0]}: this command takes {RETRYING} alone")
+        config = settings.make_config({name: value for name, value in given.items() if name == RETRYING})
         self._login = Login(patience=config.hdfs_upload.retry_seconds)
-        if config.hdfs is not None:
-            hdfs = config.hdfs
-            self._login = self._login._replace(fs_name=hdfs.fs_name, fs_ugi=hdfs.fs_ugi, kerberos=hdfs.kerberos)
         self._password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
         self._opened: dict[str, Retrying] = {}
 
@@ -170,7 +168,7 @@ class _Stores:
         return target
 
     def _login_for(self, address: Address) -> Login:
-        if self._login.fs_name is not None or not self._password or address.scheme == "file" or address.is_object:
+        if not self._password or address.scheme == "file" or address.is_object:
             return self._login
         user = os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
         return self._login._replace(fs_name=address.server, fs_ugi=f"{user},{self._password}")

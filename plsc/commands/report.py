@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="folder that also receives each chart as a PNG; in a store, a new one",
     )
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser, "print the files that were written and the headline numbers as JSON")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
-from plsc.commands.places import CLASSES, LOGIN, NETWORK, is_address, place
+from plsc.commands.places import CLASSES, NETWORK, RETRYING, is_address, place
 from plsc.config import CHECKPOINT_WEIGHTS
 from plsc.errors import ConfigError
 from plsc.machine import launch
@@ -227,7 +227,7 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
         ConfigError: A setting does not exist, or a script made the model of the checkpoint.
         CheckpointError: The checkpoint cannot be read.
     """
-    chosen = _with_login(settings.read_options(options), [*vars(options).values(), *own.values()])
+    chosen = _for_reading(settings.read_options(options), [*vars(options).values(), *own.values()])
     given = {name: value for name, value in own.items() if value is not None}
     place: dict[str, Any] = {}
     if getattr(options, "model", None):
@@ -243,21 +243,21 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
     return {"model_save_dir": "", **defaults, **network, **chosen, **place, **given}
 
 
-def _with_login(chosen: dict[str, Any], values: Sequence[Any]) -> dict[str, Any]:
-    """Returns settings without the folders of `set_hdfs_info`, which are for the checkpoints of a training.
+def _for_reading(chosen: dict[str, Any], values: Sequence[Any]) -> dict[str, Any]:
+    """Returns settings of which `hdfs_upload` says nothing about the uploads of a training.
 
     Args:
         chosen: The settings of `--set` and `--config`.
-        values: What else the command line names. Without an address, the command has no more use for the login.
+        values: What else the command line names. Only where an address is left, there is something to try again.
     """
-    others = {name: value for name, value in chosen.items() if name not in LOGIN}
+    if RETRYING not in chosen:
+        return chosen
+    others = {name: value for name, value in chosen.items() if name != RETRYING}
     words = [word for one in (*values, chosen.get("dataset_dir")) for word in (one if isinstance(one, list) else [one])]
-    if len(others) == len(chosen) or not any(isinstance(one, (str, Path)) and is_address(one) for one in words):
+    if not any(isinstance(one, (str, Path)) and is_address(one) for one in words):
         return others
-    config = settings.make_config({name: chosen[name] for name in LOGIN if name in chosen})
-    if config.hdfs is not None:
-        others["hdfs_info"] = {name: getattr(config.hdfs, name) for name in ("fs_name", "fs_ugi", "auth", "keytab")}
-    return {**others, "hdfs_upload": {"when": "end", "retry_seconds": config.hdfs_upload.retry_seconds}}
+    seconds = settings.make_config({RETRYING: chosen[RETRYING]}).hdfs_upload.retry_seconds
+    return {**others, RETRYING: {"when": "end", "retry_seconds": seconds}}
 
 
 def _settings_of_checkpoint(options: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="write its sample images into this new folder",
     )
-    places.add_login(parser)
+    places.add_retrying(parser)
     add_json(parser)
 
 

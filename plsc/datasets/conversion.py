@@ -155,7 +155,7 @@ Engine = Callable[[Job, Records, list[int], Report], list[Failure]]
 
 
 def convert(
-    conversion: Conversion, watch: Watch, engine: Optional[Engine] = None, target: Optional[Target] = None
+    conversion: Conversion, watch: Watch, engine: Optional[Engine] = None, *, target: Optional[Target] = None
 ) -> Result:
     """Converts a data set. The output has the images in the order of the source, whatever the number of processes.
 
