@@ -3,10 +3,11 @@
     <parent>/.<name>.converting/plan.json                  what must be the same when it is resumed
     <parent>/.<name>.converting/records/shard-00000.json   a shard whose files have arrived
     <parent>/.<name>.converting/data/                      the files of the output
+    <parent>/.<name>.converting/last/                      those that come last, in a store that cannot rename
     <parent>/.<name>.converting/publishing                 their names, once all of them are there
 
-The output appears when `data` gets its name. A store that cannot rename moves file by file; until the hidden folder is
-gone, the conversion is not finished.
+The output appears when `data` gets its name. A store that cannot rename copies the files one by one; until the hidden
+folder is gone, the conversion is not finished.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from plsc.storage.base import Status, read_bytes, write_bytes
 from plsc.storage.transfer import OpenFile, each, write_file
 from plsc.storage.working import Target
 
-_PLAN, _RECORDS, _PUBLISHING = "plan.json", "records", "publishing"
+_PLAN, _RECORDS, _PUBLISHING, _LATER = "plan.json", "records", "publishing", "last"
 _AHEAD = 2  # shards that wait for their upload
 _STREAMS = 2
 _POLL_SECONDS = 0.1
@@ -125,7 +126,7 @@ class RemoteStaging(Staging):
     def write_lists(self, lists: dict[str, bytes]) -> None:
         """Writes the small files that describe the output."""
         for name, data in lists.items():
-            write_bytes(self._store, self._at(DATA, name), data)
+            write_bytes(self._store, self._at(self._part_of(name), name), data)
         files = [name for number in self._records for name in self._files[number]]
         text = json_text([*files, *lists])
         write_bytes(self._store, self._at(_PUBLISHING), text.encode())
@@ -137,17 +138,24 @@ class RemoteStaging(Staging):
             folders: Not used: the files are in the store.
         """
         store, path = self._store, self._target.path
-        if not store.renames:
-            names = [as_text(name) for name in as_list(self._read(_PUBLISHING))]
-            for some in ([one for one in names if one not in LAST], [one for one in names if one in LAST]):
-                each(store, self._move, [(name,) for name in some])
-        elif store.status(self._at(DATA)) is not None:
+        if store.renames and store.status(self._at(DATA)) is not None:
             store.rename(self._at(DATA), path)
+        elif not store.renames:
+            names = [as_text(name) for name in as_list(self._read(_PUBLISHING))]
+            if store.status(path) is None:
+                store.rename(self._at(DATA), path)
+            else:
+                each(store, self._move, [(name,) for name in names if self._part_of(name) == DATA])
+            each(store, self._move, [(name,) for name in names if self._part_of(name) == _LATER])
         store.delete(self._hidden)
+
+    def _part_of(self, name: str) -> str:
+        """Returns the part of the hidden folder that holds a file of the output."""
+        return _LATER if name in LAST and not self._store.renames else DATA
 
     def _move(self, name: str) -> None:
         """Gives a file of the output its place, unless an earlier run has done so."""
-        source, place = self._at(DATA, name), posixpath.join(self._target.path, name)
+        source, place = self._at(self._part_of(name), name), posixpath.join(self._target.path, name)
         before, there = self._store.status(source), self._store.status(place)
         if before is None and there is not None:
             return
