@@ -166,7 +166,7 @@ def _report(options: argparse.Namespace, conversion: Conversion, result: Result,
     )
     if result.skipped:
         print(f"{counted(result.skipped, 'damaged image')} left out; skipped.txt lists them")
-    if conversion.to == "base64" and conversion.ranks is None:
+    if conversion.to == "base64" and conversion.ranks is None and not places.address_of(options, conversion.output):
         print(
             f"Split it for the ranks: python tools/process_base64_files.py --data_dir={conversion.output} "
             "--file_list=file_list.txt --nranks=8"

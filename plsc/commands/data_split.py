@@ -13,7 +13,7 @@ from plsc.commands import places
 from plsc.commands.data_source import add_source, check_new, config_of, open_whole
 from plsc.config import LARGEST_SEED
 from plsc.errors import counted, one_line
-from plsc.machine.names import to_text
+from plsc.machine.names import readable, to_text
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -82,12 +82,14 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"output": to_text(str(options.output)), **made._asdict()})
         return 0
-    held_out = options.output.absolute() / "held_out"
     print(
         f"{options.output}: {counted(made.images, 'image')} of {counted(made.classes, 'class')}, "
         f"{counted(made.pairs, 'pair')}; "
         f"{counted(made.left, 'image')} of {counted(made.classes_left, 'class')} left to train on"
     )
+    if (address := places.address_of(options, options.output)) is not None:
+        print(f"Fetch it before training: plsc fs get {readable(address)} held_out")
+        return 0
     print(f"ins.set_dataset_dir({str(options.source)!r}, exclude={str(options.output / 'exclude.txt')!r})")
-    print(f"ins.set_val_targets({str(held_out)!r})")
+    print(f"ins.set_val_targets({str(options.output.absolute() / 'held_out')!r})")
     return 0

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from tqdm import tqdm
 
@@ -118,6 +118,11 @@ def on_disk(option: str) -> Callable[[str], str]:
     return read
 
 
+def address_of(options: argparse.Namespace, path: Union[str, Path]) -> Optional[str]:
+    """Returns the address for which a path stands; None for a path that the command line names."""
+    return getattr(options, "addresses", {}).get(str(path))
+
+
 def add_retrying(parser: argparse.ArgumentParser) -> None:
     """Adds `--set` and `--config` to a command that takes no other setting than `hdfs_upload`."""
     settings.add_options(parser)
@@ -144,11 +149,10 @@ class _Stores:
 
     def __init__(self, options: argparse.Namespace) -> None:
         given = settings.read_options(options) if hasattr(options, "set") else {}
-        others = (
-            [text.partition("=")[0] for text in options.set if not text.startswith(f"{RETRYING}=")] if given else []
-        )
-        if others and getattr(options, "takes_retrying_alone", False):
-            raise UsageError(f"--set {others[0]}: this command takes {RETRYING} alone")
+        if getattr(options, "takes_retrying_alone", False):
+            for text in options.set:
+                if text.partition("=")[0].strip() != RETRYING:
+                    raise UsageError(f"--set {text.partition('=')[0]}: this command takes {RETRYING} alone")
         config = settings.make_config({name: value for name, value in given.items() if name == RETRYING})
         self._login = Login(patience=config.hdfs_upload.retry_seconds)
         self._password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
@@ -329,6 +333,7 @@ def _put_into(options: argparse.Namespace, made: Mapping[Away, Path]) -> None:
             if name == "model" and is_checkpoint(made[value]):  # the option names an export, or a checkpoint
                 options.checkpoint, options.model = value.make(str(made[value])), None
     words = {str(one): str(path) for one, path in made.items()}
+    options.addresses = {path: one for one, path in words.items()}
     options.arguments = [_local_word(word, words) for word in getattr(options, "arguments", [])]
 
 

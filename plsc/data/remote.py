@@ -28,6 +28,7 @@ from plsc.storage.address import is_foreign_address
 from plsc.storage.base import Status, StorageError, place_of
 from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
 from plsc.storage.transfer import each
+from plsc.storage.working import Target
 
 logger = logging.getLogger("plsc")
 
@@ -94,6 +95,8 @@ class _Remote:
             self.folder, self.name = posixpath.split(path)
             if found is None and not _PATTERN.search(self.name):
                 raise DataError(f"{self.where()}: no such file or folder; check set_dataset_dir")
+        if not self.store.renames and self.store.status(Target("", self.store, self.folder).converting) is not None:
+            raise DataError(f"{self.where()}: plsc data convert has not finished it; run that command again")
         listed = self.store.list(self.folder)
         self.found = {name: one for name, one in listed.items() if one.is_file}
         self.folders = [name for name, one in listed.items() if one.is_folder]

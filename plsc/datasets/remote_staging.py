@@ -37,11 +37,6 @@ _STREAMS = 2
 _POLL_SECONDS = 0.1
 
 
-def hidden_of(target: Target) -> str:
-    """Returns the hidden folder of a conversion to a target."""
-    return target.beside("converting")
-
-
 def check_target(target: Target) -> None:
     """Checks that nothing stands at a target but what an interrupted conversion has begun to publish.
 
@@ -51,7 +46,7 @@ def check_target(target: Target) -> None:
     store = target.store
     if store.status(target.path) is None:
         return
-    if store.status(posixpath.join(hidden_of(target), _PUBLISHING)) is None:
+    if store.status(posixpath.join(target.converting, _PUBLISHING)) is None:
         raise ConfigError(f"{target.address}: already exists; give a new place, because nothing is overwritten")
 
 
@@ -66,7 +61,7 @@ class RemoteStaging(Staging):
     def __init__(self, output: Path, target: Target) -> None:
         super().__init__(output)
         self._target, self._store = target, target.store
-        self._hidden = hidden_of(target)
+        self._hidden = target.converting
         self._records: dict[int, ShardRecord] = {}
         self._files: dict[int, dict[str, int]] = {}  # names and sizes of the files of each of these shards
 

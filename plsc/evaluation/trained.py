@@ -105,6 +105,8 @@ class Prediction:
             value = getattr(self, name)
             if not isinstance(value, (str, Path, type(None))) or value == "":
                 raise ConfigError(f"predict: {name}={value!r}: expected a path")
+        if "://" in str(self.output):
+            raise ConfigError(f"predict: output={self.output!r}: is an address; name a folder, or use plsc predict")
         for name in ("flip", "parquet", "skip_damaged"):
             check_bool(f"predict: {name}", getattr(self, name))
         for name, given, needed in (

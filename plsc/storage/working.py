@@ -82,6 +82,11 @@ class Target(NamedTuple):
         return posixpath.join(folder, f".{name}.{kind}")
 
     @property
+    def converting(self) -> str:
+        """The folder in which `plsc data convert` puts a data set together."""
+        return self.beside("converting")
+
+    @property
     def uploading(self) -> str:
         """The file that marks a folder whose upload has begun, in a store that cannot rename."""
         return self.beside("uploading")
