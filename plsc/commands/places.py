@@ -123,6 +123,12 @@ def address_of(options: argparse.Namespace, path: Union[str, Path]) -> Optional[
     return getattr(options, "addresses", {}).get(str(path))
 
 
+def variables_of_ranks(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the environment variables that tell the ranks of a command what the paths in its arguments are called."""
+    names = getattr(options, "addresses", {})
+    return {_NAMES: json.dumps(names)} if names else {}
+
+
 def add_retrying(parser: argparse.ArgumentParser) -> None:
     """Adds `--set` and `--config` to a command that takes no other setting than `hdfs_upload`."""
     settings.add_options(parser)
@@ -233,8 +239,7 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
             if not one.role.is_output:
                 _fetch(targets[one], one.role, made[one], options)
         _put_into(options, made)
-        with _passed_on(names):
-            yield
+        yield
         for one, space in kept.items():
             if one.role.is_direct(options):
                 continue
@@ -340,16 +345,6 @@ def _put_into(options: argparse.Namespace, made: Mapping[Away, Path]) -> None:
 def _local_word(word: str, words: Mapping[str, str]) -> str:
     option, equals, value = word.partition("=")
     return f"{option}={words[value]}" if equals and value in words else words.get(word, word)
-
-
-@contextlib.contextmanager
-def _passed_on(names: Mapping[str, str]) -> Iterator[None]:
-    """Tells the ranks that the command starts what paths are called."""
-    os.environ[_NAMES] = json.dumps(names)
-    try:
-        yield
-    finally:
-        del os.environ[_NAMES]
 
 
 @contextlib.contextmanager

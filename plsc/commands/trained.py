@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
-from plsc.commands.places import CLASSES, NETWORK, RETRYING, is_address, place
+from plsc.commands.places import CLASSES, NETWORK, RETRYING, is_address, place, variables_of_ranks
 from plsc.config import CHECKPOINT_WEIGHTS
 from plsc.errors import ConfigError
 from plsc.machine import launch
@@ -121,7 +121,8 @@ def on_ranks(options: argparse.Namespace, action: Callable[[], int]) -> int:
     """
     if options.ranks == 1 or "PADDLE_TRAINER_ID" in os.environ:  # the latter in those processes
         return action()
-    status = launch.run([sys.executable, "-m", "plsc", *options.arguments], options.ranks)
+    command = [sys.executable, "-m", "plsc", *options.arguments]
+    status = launch.run(command, options.ranks, variables=variables_of_ranks(options))
     options.is_incomplete = status != 0  # so that nothing is uploaded
     return status
 
