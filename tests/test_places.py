@@ -15,6 +15,7 @@ from run_folders import make_run
 
 from plsc import cli, zoo
 from plsc.commands import places
+from plsc.datasets import remote_staging
 from plsc.storage import StorageError, StorageUnavailableError, objects, open_hdfs
 from plsc.storage.address import split_address
 from plsc.storage.transfer import put, tree
@@ -96,7 +97,6 @@ def test_a_chain_of_commands_in_a_store_gives_what_it_gives_on_a_disk(there, sam
         said = [
             plsc("predict", f"--model={place}/19", *images, "--output", f"{place}/embeddings"),
             plsc("index", f"{place}/embeddings", "--output", f"{place}/all.index"),
-            plsc("index", f"{place}/embeddings", "--output", f"{place}/all.index", "--json"),
             plsc("convert-checkpoint", f"{place}/19", f"{place}/two ranks", "--ranks", 2),
         ]
         for words in (
@@ -279,6 +279,22 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(kind, request, sam
     plsc("data", "convert", samples / "trained", tmp_path / "here", "--to", "tar", "--shards", 10)
     assert files_at(there) == {f"tar/{name}": data for name, data in files_in(tmp_path / "here").items()}
     assert not any(files for _, _, files in os.walk(working))
+
+
+def test_the_disk_holds_few_shards_of_a_conversion_to_a_store(samples, tmp_path, plsc, monkeypatch):
+    pytest.importorskip("fsspec")
+    ship, seen = remote_staging.RemoteStaging._ship, []
+
+    def slow(self, number, room):
+        made = [path for path in self.folder.iterdir() if path.name.startswith("shard-")]
+        seen.append(len(made))
+        time.sleep(0.02)
+        ship(self, number, room)
+
+    monkeypatch.setattr(remote_staging.RemoteStaging, "_ship", slow)
+    words = ("--to", "tar", "--shards", 20, "--workers", 1)
+    plsc("data", "convert", samples / "trained", f"memory://store/{tmp_path.name}", *words)
+    assert len(seen) == 20 and max(seen) <= 3
 
 
 def test_a_conversion_that_was_killed_while_it_was_published_is_finished(samples, tmp_path, plsc, monkeypatch):
