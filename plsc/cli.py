@@ -17,6 +17,7 @@ from plsc.commands import (
     import_weights,
     index,
     merge_sub_centers,
+    places,
     plan,
     predict,
     report,
@@ -104,4 +105,5 @@ def _run(arguments: list[str]) -> int:
         arguments = ["fs", *arguments[1:]]
     options = make_parser().parse_args(arguments)
     options.arguments = arguments
-    return _COMMANDS[options.command].run(options)
+    with places.on_this_machine(options):
+        return _COMMANDS[options.command].run(options)

@@ -21,9 +21,9 @@ from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, Pixel
 from plsc.data.place import Place
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
-from plsc.storage.address import Address, is_foreign_address, split_address
-from plsc.storage.credentials import ugi_of_environment
+from plsc.storage.address import Address, split_address
 from plsc.storage.kerberos import Kerberos
+from plsc.storage.login import Login
 
 # The default margin of each loss. None means that the loss has no margin to set.
 DEFAULT_MARGINS: dict[str, Any] = {
@@ -440,9 +440,7 @@ class Config:
         """
         address = split_address("address", path)
         assert address is not None
-        place = self._place(address, self.data_cache or default_cache())
-        ugi = None if self.hdfs is not None or is_foreign_address(path) else ugi_of_environment()
-        return place if ugi is None else place._replace(fs_name=address.server, fs_ugi=ugi)
+        return self._place(address, self.data_cache or default_cache())
 
     @property
     def addresses(self) -> list[str]:
@@ -451,17 +449,15 @@ class Config:
         return [one for one in named if isinstance(one, str) and "://" in one]
 
     def _place(self, address: Address, cache: DataCache) -> Place:
-        hdfs = self.hdfs
-        return Place(
-            address,
-            Path(cache.directory),
-            cache.size,
-            fs_name=None if hdfs is None else hdfs.fs_name,
-            fs_ugi=None if hdfs is None else hdfs.fs_ugi,
-            client=self.hdfs_client,
-            kerberos=None if hdfs is None else hdfs.kerberos,
-            patience=self.hdfs_upload.retry_seconds,
-        )
+        return Place(address, Path(cache.directory), cache.size, self.login)
+
+    @property
+    def login(self) -> Login:
+        """Who connects to stores."""
+        login = Login(client=self.hdfs_client, patience=self.hdfs_upload.retry_seconds)
+        if self.hdfs is None:
+            return login
+        return login._replace(fs_name=self.hdfs.fs_name, fs_ugi=self.hdfs.fs_ugi, kerberos=self.hdfs.kerberos)
 
     @property
     def patience(self) -> float:

@@ -17,7 +17,6 @@ import paddle
 from plsc import parallel
 from plsc import settings as all_settings
 from plsc.config import Config, check_bool, check_int
-from plsc.data.inputs import is_address
 from plsc.data.readers import check_reader
 from plsc.engine.callbacks import Callback
 from plsc.engine.trainer import train
@@ -30,6 +29,7 @@ from plsc.machine.signals import end_quietly
 from plsc.machine.streams import open_closed_streams
 from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory
+from plsc.storage.address import is_address
 
 logger = logging.getLogger("plsc")
 

@@ -291,7 +291,7 @@ def test_a_command_takes_its_settings_from_the_checkpoint_the_options_and_the_fi
     from plsc.commands import trained
 
     meta = {"model": "ViT", "image_shape": [3, 32, 32], "emb_dim": 16, "num_classes": 5}
-    monkeypatch.setattr("plsc.checkpoint.open_checkpoint", lambda folder: SimpleNamespace(meta=meta))
+    monkeypatch.setattr("plsc.checkpoint.open_checkpoint", lambda folder, partial: SimpleNamespace(meta=meta))
     (tmp_path / "train.yaml").write_text("emb_dim: 32\nmodel_save_dir: ./output\ncheckpoint_dir: other\nlr: 0.5\n")
     words = [
         "export",

@@ -111,6 +111,8 @@ def test_cards_are_listed_and_shown(tmp_path, capsys):
     with pytest.raises(ConfigError, match="set_model_save_dir: zoo:glyphs is a name in the zoo"):
         Entry().set_model_save_dir("zoo:glyphs")
     ins = Entry()
+    with pytest.raises(ConfigError, match="'s3://bucket/run'.*name a folder of this machine"):
+        ins.set_model_save_dir("s3://bucket/run")
     ins.set_model_save_dir(tmp_path)
     assert ins._config.model_save_dir == str(tmp_path) and type(ins._config.model_save_dir) is str
 

@@ -8,8 +8,6 @@ import logging
 import posixpath
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -19,7 +17,8 @@ from plsc.config import INITS_BY_NAME, Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import shard_bounds
 from plsc.storage import Retrying, StorageError, open_hdfs
-from plsc.storage.base import place_of, write_bytes
+from plsc.storage.base import place_of
+from plsc.storage.working import probing
 
 logger = logging.getLogger("plsc")
 
@@ -52,24 +51,12 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
                 store.status("/")
                 return store, ""
             store.mkdirs(folder)
-            return store, probes.enter_context(_probe(store, folder))
+            return store, probes.enter_context(probing(store, folder))
 
         store, probe = parallel.together(check, "its connection to HDFS")
         if folder is not None and parallel.world_size() > 1:
             _check_shared(store, folder, parallel.from_rank_0(lambda: probe, "its connection to HDFS"))
     return store.with_patience(config.hdfs_upload.retry_seconds, stop)
-
-
-@contextlib.contextmanager
-def _probe(store: Retrying, folder: str) -> Iterator[str]:
-    """Writes a small file to a folder, whose path it yields, and removes it at the end."""
-    path = posixpath.join(folder, f".plsc.{uuid.uuid4().hex[:12]}")
-    try:
-        write_bytes(store, path, b"plsc")
-        yield path
-    finally:
-        with contextlib.suppress(StorageError):
-            store.with_patience(0).delete(path)
 
 
 def _check_shared(store: Retrying, folder: str, probe: str) -> None:

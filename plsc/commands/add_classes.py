@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.errors import counted
 from plsc.machine.names import readable, to_text
 
@@ -29,14 +28,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "The commands test, predict, classify, export and index take the new checkpoint. Training begins with it by "
         "set_checkpoint_dir and set_head_init('by-name'). It cannot be resumed with set_resume.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint, which is only read")
+    parser.add_argument(
+        "checkpoint",
+        type=places.place(places.CLASSES, str),
+        metavar="CHECKPOINT",
+        help="folder of the checkpoint, which is only read",
+    )
     parser.add_argument(
         "data",
         nargs="+",
         metavar="DATA",
         help="images of the new classes, in any form that training takes, or their address",
     )
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
+    parser.add_argument(
+        "output", type=places.place(places.NEW_FOLDER), metavar="OUTPUT", help="new folder of the checkpoint"
+    )
     parser.add_argument(
         "--names", metavar="FILE", help="names of the checkpoint's classes, one on each line, if it records none"
     )

@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="an image, or a folder of images, or the address of one"
     )
-    trained.add_options(parser, exports=True)
+    trained.add_options(parser, exports=True, classes=True)
     parser.add_argument(
         "--top", type=at_least(1), default=5, metavar="N", help="classes to show for each image (default 5)"
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from plsc.arguments import add_command, add_json, add_ranks, print_json
+from plsc.commands import places
 from plsc.errors import counted
 from plsc.machine.names import to_text
 
@@ -22,10 +22,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ],
         "Training loads a checkpoint of any number of ranks as it is. This command is for machines that hold only the "
         "files of their own ranks, and for runs that are resumed with another set_head_dtype. The checkpoint says all "
-        "that it needs, so it has no --set or --config.",
+        "that it needs; --set and --config say how long to try again when a store fails.",
     )
-    parser.add_argument("source", type=Path, help="folder of the checkpoint, which is only read")
-    parser.add_argument("target", type=Path, help="new folder")
+    parser.add_argument(
+        "source", type=places.place(places.CLASSES), help="folder of the checkpoint, which is only read"
+    )
+    parser.add_argument("target", type=places.place(places.NEW_FOLDER), help="new folder")
     add_ranks(parser, "number of head files to write; without it, as many as there are", default=None)
     parser.add_argument(
         "--head-dtype",
@@ -33,6 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="the type of the class centres and their momentum, to resume with another set_head_dtype",
     )
     parser.set_defaults(wrong_usage=parser.error)
+    places.add_retrying(parser)
     add_json(parser)
 
 

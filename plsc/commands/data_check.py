@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands import places
 from plsc.commands.data_source import add_against, add_source, check_new, config_of, open_inputs, open_whole
 from plsc.config import MOST_THREADS
 from plsc.errors import ConfigError, counted
@@ -41,7 +42,12 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     )
     add_source(parser)
     add_against(parser)
-    parser.add_argument("--fix", type=Path, metavar="LIST", help="new file that lists the images to leave out")
+    parser.add_argument(
+        "--fix",
+        type=places.place(places.NEW_FILE),
+        metavar="LIST",
+        help="new file that lists the images to leave out",
+    )
     parser.add_argument(
         "--workers",
         type=at_least(1, MOST_THREADS),

@@ -9,20 +9,35 @@ from typing import TYPE_CHECKING, Optional
 
 from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json
+from plsc.commands import places
 from plsc.commands.data_progress import Bar
 from plsc.commands.data_source import SOURCE, open_inputs
-from plsc.data.inputs import is_address
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
 from plsc.errors import ConfigError, UsageError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
+from plsc.storage.address import is_address
 
 if TYPE_CHECKING:
     from plsc.datasets.conversion import Conversion, Engine, Result
 
 _QUALITY = 95
 _MOST_PIXELS = 8192  # a side that the rule of pixels still reads
+
+
+def _is_direct(options: argparse.Namespace) -> bool:
+    """Returns whether shards are uploaded one by one, so that the disk of this machine holds only a few of them.
+
+    Raises:
+        ConfigError: The shards are made elsewhere.
+    """
+    if options.engine == "spark":
+        raise ConfigError("--engine spark writes to a disk that all machines share; name a folder on it as OUTPUT")
+    return TARGETS[options.to].has_shards and options.ranks is None
+
+
+_OUTPUT = places.Role(is_output=True, resumes=True, is_direct=_is_direct)
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -42,7 +57,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "again.",
     )
     parser.add_argument("source", metavar="SOURCE", help=f"{SOURCE}; or base64 parts")
-    parser.add_argument("output", metavar="OUTPUT", help="new folder")
+    parser.add_argument("output", type=places.place(_OUTPUT, str), metavar="OUTPUT", help="new folder")
     about = "; ".join(f"{name}: {target.about}" for name, target in TARGETS.items())
     parser.add_argument("--to", required=True, choices=list(TARGETS), help=about)
     add_format(parser)
@@ -88,8 +103,9 @@ def run(options: argparse.Namespace) -> int:
     config = settings.make_config(settings.read_options(options))
     began = time.monotonic()
     try:
+        target = getattr(options, "target", None)
         with open_inputs(config, [options.source]) as inputs, Bar(hidden=options.json) as bar:
-            result = convert(conversion, bar.show, _engine(options.engine), inputs)
+            result = convert(conversion, bar.show, _engine(options.engine), inputs, target)
     except KeyboardInterrupt:
         print("plsc: stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)
         raise
@@ -159,7 +175,7 @@ def _report(options: argparse.Namespace, conversion: Conversion, result: Result,
     )
     if result.skipped:
         print(f"{counted(result.skipped, 'damaged image')} left out; skipped.txt lists them")
-    if conversion.to == "base64" and conversion.ranks is None:
+    if conversion.to == "base64" and conversion.ranks is None and not places.address_of(options, conversion.output):
         print(
             f"Split it for the ranks: python tools/process_base64_files.py --data_dir={conversion.output} "
             "--file_list=file_list.txt --nranks=8"

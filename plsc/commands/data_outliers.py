@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.commands.data_source import add_against, add_data, apply_data, open_whole
 from plsc.config import Config
-from plsc.data.inputs import Inputs, is_address
+from plsc.data.inputs import Inputs
 from plsc.datasets.outliers import Limits
 from plsc.errors import counted, one_line
 from plsc.machine.names import to_text
+from plsc.storage.address import is_address
 
 if TYPE_CHECKING:
     from plsc.datasets.outlier_files import Summary
@@ -34,11 +35,18 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         ],
         "Embeds all images with the network, and compares them with each other. Changes nothing in the data. Writes "
         "tables, a page with pictures, and leave_out.txt, a list for set_dataset_dir(exclude=...). An interrupted "
-        "command resumes when it is run again; with other limits it does not embed the images again.",
+        "command resumes when it is run again. To look again with other limits, move its folder 'embeddings' to a new "
+        "DIR first: no image is embedded again.",
     )
     trained.add_network(parser)
     add_data(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that receives the files")
+    parser.add_argument(
+        "--output",
+        type=places.place(places.RESUMED_FOLDER),
+        required=True,
+        metavar="DIR",
+        help="new folder that receives the files",
+    )
     add_against(parser)
     defaults = Limits()
     for name, low, high, help in (

@@ -9,11 +9,12 @@ from pathlib import Path
 from plsc import settings
 from plsc.arguments import Parser
 from plsc.config import Config
-from plsc.data.inputs import Inputs, is_address
+from plsc.data.inputs import Inputs
 from plsc.data.records import Records
 from plsc.datasets.opening import add_format
 from plsc.errors import ConfigError, UsageError
 from plsc.machine.logs import set_up_logging
+from plsc.storage.address import is_address
 
 SOURCE = "data set, as set_dataset_dir takes it, on this machine or at an address such as s3://bucket/folder"
 

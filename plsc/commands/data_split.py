@@ -9,10 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands import places
 from plsc.commands.data_source import add_source, check_new, config_of, open_inputs, open_whole
 from plsc.config import LARGEST_SEED
 from plsc.errors import counted, one_line
-from plsc.machine.names import to_text
+from plsc.machine.names import readable, to_text
 
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
@@ -29,7 +30,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         "these images to OUTPUT/exclude.txt, for set_dataset_dir(exclude=...). The source stays as it is.",
     )
     add_source(parser)
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder")
+    parser.add_argument("output", type=places.place(places.NEW_FOLDER), metavar="OUTPUT", help="new folder")
     parser.add_argument(
         "--held-out", type=_share, default=0.05, metavar="SHARE", help="share of the classes (default 0.05)"
     )
@@ -79,12 +80,14 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"output": to_text(str(options.output)), **made._asdict()})
         return 0
-    held_out = options.output.absolute() / "held_out"
     print(
         f"{options.output}: {counted(made.images, 'image')} of {counted(made.classes, 'class')}, "
         f"{counted(made.pairs, 'pair')}; "
         f"{counted(made.left, 'image')} of {counted(made.classes_left, 'class')} left to train on"
     )
+    if (address := places.address_of(options, options.output)) is not None:
+        print(f"Fetch it before training: plsc fs get {readable(address)} held_out")
+        return 0
     print(f"ins.set_dataset_dir({str(options.source)!r}, exclude={str(options.output / 'exclude.txt')!r})")
-    print(f"ins.set_val_targets({str(held_out)!r})")
+    print(f"ins.set_val_targets({str(options.output.absolute() / 'held_out')!r})")
     return 0

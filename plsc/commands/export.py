@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from plsc.arguments import add_command
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.zoo import check_target
 
 
@@ -21,7 +21,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         ],
     )
     trained.add_options(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
+    parser.add_argument(
+        "--output",
+        type=places.place(places.NEW_FOLDER, str),
+        required=True,
+        metavar="DIR",
+        help="folder that receives the files; in a store, a new one",
+    )
     parser.add_argument("--format", choices=("paddle", "onnx"), default="paddle", help="default paddle")
     parser.add_argument(
         "--precision",

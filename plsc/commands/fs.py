@@ -20,13 +20,12 @@ from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.errors import ConfigError, PlscError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
-from plsc.storage import Kerberos, Retrying, StorageError, open_hdfs
+from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdfs
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, put, tree
 
-_PASSWORD = "PLSC_HDFS_PASSWORD"
 # What messages of stores say to the author of a script, and what they say to the user of this command.
 _IN_OPTIONS = (
     (r"set_hdfs_info: fs_name: the alias", "--fs: the alias"),
@@ -58,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     rm = "plsc fs rm --dry-run s3://bucket/checkpoints/earlier_1"
     about = "list, download, upload and remove files, folders and checkpoints of HDFS, S3 and other stores"
     details = (
-        f"The password of a gateway, or the secret of an access key, is read from {_PASSWORD} or asked for. No option "
+        f"The password of a gateway, or the secret of an access key, is read from {credentials.PASSWORD} or asked for. No option "
         "takes it, because every user of a machine can see command lines. The command starts no training, so it has no "
         "--set or --config."
     )
@@ -117,7 +116,7 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--ask-password",
         action="store_true",
-        help=f"ask for the password or secret (default: ${_PASSWORD}, if set)",
+        help=f"ask for the password or secret (default: ${credentials.PASSWORD}, if set)",
     )
     action.add_argument(
         "--kerberos",
@@ -137,10 +136,9 @@ def _add_options(action: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    password = os.environ.pop(_PASSWORD, "")  # so that child processes do not see it
     with _option_names():
         _name_store(options)
-        options.run(options, _open(options, password).with_patience(options.retry_seconds))
+        options.run(options, _open(options, credentials.password()).with_patience(options.retry_seconds))
     return 0
 
 

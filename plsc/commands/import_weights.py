@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json, sides
+from plsc.commands import places
 from plsc.errors import counted
 
 
@@ -26,14 +26,23 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "safetensors or ONNX. Nothing in it is run. The networks of InsightFace's arcface_torch and of PLSC 2 are "
         "recognised.",
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="file with the weights")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
+    parser.add_argument("source", type=places.place(places.FOLDER), metavar="SOURCE", help="file with the weights")
+    parser.add_argument(
+        "output", type=places.place(places.NEW_FOLDER), metavar="OUTPUT", help="new folder of the checkpoint"
+    )
     parser.add_argument("--model", metavar="NAME", help="name of the built-in network, if it is not recognised")
     parser.add_argument("--emb", type=at_least(1), metavar="D", help="size of an embedding, if it is not recognised")
     parser.add_argument(
         "--image-shape", type=sides, metavar="C,H,W", help="shape of an image, if it is not recognised (3,112,112)"
     )
-    parser.add_argument("--head", nargs="+", type=Path, default=[], metavar="FILE", help="files with the class centres")
+    parser.add_argument(
+        "--head",
+        nargs="+",
+        type=places.place(places.FOLDER),
+        default=[],
+        metavar="FILE",
+        help="files with the class centres",
+    )
     parser.add_argument(
         "--std",
         type=float,
@@ -46,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave tensors that the file does not have at random values"
     )
+    places.add_retrying(parser)
     add_json(parser)
 
 

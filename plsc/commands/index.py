@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands import places
 from plsc.errors import counted
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import to_text
@@ -21,10 +21,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Writes FILE, FILE.json and FILE.tsv. Needs pip install '.[search]'.",
     )
     parser.add_argument(
-        "embeddings", type=Path, metavar="EMBEDDINGS", help="folder of embeddings.npy, images.tsv and manifest.json"
+        "embeddings",
+        type=places.place(places.FOLDER),
+        metavar="EMBEDDINGS",
+        help="folder of embeddings.npy, images.tsv and manifest.json",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the index; an older index there is replaced"
+        "--output",
+        type=places.place(places.INDEX_TO_WRITE),
+        required=True,
+        metavar="FILE",
+        help="the index; an older index there is replaced",
     )
     parser.add_argument(
         "--kind",
@@ -38,6 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="lists that a search of an ivf index reads by default (chosen to find 95%% of the nearest images)",
     )
+    places.add_retrying(parser)
     add_json(parser)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.commands.data_source import apply_data, open_whole
 from plsc.datasets.opening import add_format
 from plsc.errors import UsageError, counted
@@ -28,9 +28,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "images of its class in DATA. Training begins with the new checkpoint by set_checkpoint_dir, or from the start "
         "without the listed images: set_dataset_dir(..., exclude='far.txt'). It cannot be resumed with set_resume.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of the checkpoint, which is only read")
+    parser.add_argument(
+        "checkpoint",
+        type=places.place(places.CLASSES, str),
+        metavar="CHECKPOINT",
+        help="folder of the checkpoint, which is only read",
+    )
     parser.add_argument("source", metavar="DATA", help="the data set of the training, or its address")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="new folder of the checkpoint")
+    parser.add_argument(
+        "output", type=places.place(places.NEW_FOLDER), metavar="OUTPUT", help="new folder of the checkpoint"
+    )
     add_format(parser)
     parser.add_argument("--exclude", metavar="LIST", help="list of images that the training left out")
     parser.add_argument(
@@ -39,7 +46,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DEGREES",
         help="list the images whose angle from the sub-centre that is left is larger; the paper takes 75",
     )
-    parser.add_argument("--list", type=Path, metavar="FILE", help="new file that receives the list")
+    parser.add_argument(
+        "--list", type=places.place(places.NEW_FILE), metavar="FILE", help="new file that receives the list"
+    )
     trained.add_network_options(parser)
     trained.add_ranks(parser)
     add_json(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.errors import counted
 from plsc.machine.names import to_text
 
@@ -32,7 +32,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="a folder of images, one image, a list of images (lines of 'path' or 'path identity'), or a list of "
         "base64 parts, or the address of one",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the files")
+    parser.add_argument(
+        "--output",
+        type=places.place(places.RESUMED_FOLDER, str),
+        required=True,
+        metavar="DIR",
+        help="folder that receives the files; in a store, a new one",
+    )
     parser.add_argument("--flip", action="store_true", help="average the embeddings of an image and its mirror image")
     parser.add_argument(
         "--parquet", action="store_true", help="also write embeddings.parquet; needs pip install '.[parquet]'"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, print_json
+from plsc.commands import places
 from plsc.machine.names import to_text
 
 
@@ -22,11 +23,27 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "The page contains everything it shows and needs no network. It compares several runs. Needs pip install "
         "'.[report]'.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="folder of a run, with its metrics.jsonl")
     parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default report.html)"
+        "runs",
+        nargs="+",
+        type=places.place(places.RUN),
+        metavar="RUN_DIR",
+        help="folder of a run, with its metrics.jsonl",
     )
-    parser.add_argument("--png", type=Path, metavar="DIR", help="folder that also receives each chart as a PNG")
+    parser.add_argument(
+        "--output",
+        type=places.place(places.PAGE),
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (default report.html); an earlier report there is replaced",
+    )
+    parser.add_argument(
+        "--png",
+        type=places.place(places.NEW_FOLDER),
+        metavar="DIR",
+        help="folder that also receives each chart as a PNG; in a store, a new one",
+    )
+    places.add_retrying(parser)
     add_json(parser, "print the files that were written and the headline numbers as JSON")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from plsc.arguments import add_command, add_json, at_least, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.errors import ConfigError
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import from_text, readable, to_text
@@ -33,7 +33,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Each identity is shown by its nearest image. An image without an identity is one of its own. Needs pip "
         "install '.[search]'.",
     )
-    parser.add_argument("index", type=Path, metavar="FILE", help="an index that `plsc index` wrote")
+    parser.add_argument(
+        "index", type=places.place(places.INDEX), metavar="FILE", help="an index that `plsc index` wrote"
+    )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="an image, or a folder of images, or the address of one"
     )
@@ -47,7 +49,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="lists of an ivf index to read; more lists find more and take longer",
     )
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page of thumbnails")
+    parser.add_argument(
+        "--page", type=places.place(places.PAGE), metavar="FILE", help="also write an HTML page of thumbnails"
+    )
     trained.add_skip_damaged(parser, "no answers")
     add_json(parser)
 

@@ -7,11 +7,11 @@ import dataclasses
 from typing import Any
 
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands import trained
+from plsc.commands import places, trained
 from plsc.config import default_cache
-from plsc.data.inputs import is_address
 from plsc.errors import ConfigError
 from plsc.metrics.records import finite
+from plsc.storage.address import is_address
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -36,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--probes", metavar="PATH", help="images to find in the gallery")
     parser.add_argument(
         "--embeddings",
+        type=places.on_disk("--embeddings"),
         metavar="DIR",
         help="folder that keeps the embeddings; later tests of the same images and network use them again",
     )

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from plsc import arguments, settings
+from plsc.commands.places import CLASSES, NETWORK, RETRYING, place, variables_of_ranks
 from plsc.config import CHECKPOINT_WEIGHTS
-from plsc.data.inputs import Inputs, is_address
+from plsc.data.inputs import Inputs
 from plsc.errors import ConfigError
 from plsc.machine import launch
+from plsc.storage.address import is_address
 
 if TYPE_CHECKING:
     import paddle
@@ -28,20 +30,29 @@ _Settings = Mapping[str, Any]
 _NONE: _Settings = {}
 
 
-def add_options(parser: argparse.ArgumentParser, exports: bool = False) -> None:
+def add_options(parser: argparse.ArgumentParser, exports: bool = False, classes: bool = False) -> None:
     """Adds the options that choose the network, `--set` and `--config`.
 
     Args:
         parser: The parser of the command.
         exports: Whether `--model`, an export, can replace `--checkpoint`.
+        classes: Whether the command needs the class centres too, and not the network alone.
     """
+    role = CLASSES if classes else NETWORK
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument(
-        "--checkpoint", metavar="DIR", help="folder of the checkpoint, such as output/19 or zoo:glyphs (see plsc zoo)"
+        "--checkpoint",
+        type=place(role, str),
+        metavar="DIR",
+        help="folder of the checkpoint, such as output/19, zoo:glyphs (see plsc zoo) or s3://bucket/19",
     )
     if exports:
         network.add_argument(
-            "--model", action=_ExportOrCheckpoint, metavar="DIR", help="folder of an export, or of a checkpoint"
+            "--model",
+            type=place(role, str),
+            action=_ExportOrCheckpoint,
+            metavar="DIR",
+            help="folder of an export, or of a checkpoint",
         )
     add_network_options(parser)
 
@@ -50,9 +61,11 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Adds the network as the first argument of the command line, and `add_network_options`."""
     parser.add_argument(
         "model",
+        type=place(NETWORK, str),
         action=_ExportOrCheckpoint,
         metavar="CHECKPOINT",
-        help="folder of a checkpoint, such as output/19, or of an export, or zoo:glyphs (see plsc zoo)",
+        help="folder of a checkpoint, such as output/19 or s3://bucket/19, or of an export, or zoo:glyphs (see plsc "
+        "zoo)",
     )
     parser.set_defaults(checkpoint=None, model=None)
     add_network_options(parser)
@@ -83,7 +96,9 @@ class _ExportOrCheckpoint(argparse.Action):
     ) -> None:
         from plsc.inference.export_folder import is_checkpoint
 
-        setattr(namespace, "checkpoint" if is_checkpoint(Path(value)) else self.dest, value)
+        # What an address names is known once it has been fetched; see `places`.
+        is_one = not is_address(value) and is_checkpoint(Path(value))
+        setattr(namespace, "checkpoint" if is_one else self.dest, value)
 
 
 def add_skip_damaged(parser: argparse.ArgumentParser, result: str) -> None:
@@ -108,7 +123,10 @@ def on_ranks(options: argparse.Namespace, action: Callable[[], int]) -> int:
     """
     if options.ranks == 1 or "PADDLE_TRAINER_ID" in os.environ:  # the latter in those processes
         return action()
-    return launch.run([sys.executable, "-m", "plsc", *options.arguments], options.ranks)
+    command = [sys.executable, "-m", "plsc", *options.arguments]
+    status = launch.run(command, options.ranks, variables=variables_of_ranks(options))
+    options.is_incomplete = status != 0  # so that nothing is uploaded
+    return status
 
 
 def entry_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _Settings = _NONE) -> Entry:
@@ -234,7 +252,7 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
         ConfigError: A setting does not exist, or a script made the model of the checkpoint.
         CheckpointError: The checkpoint cannot be read.
     """
-    chosen = settings.read_options(options)
+    chosen = _for_reading(settings.read_options(options), [*vars(options).values(), *own.values()])
     given = {name: value for name, value in own.items() if value is not None}
     place: dict[str, Any] = {}
     if getattr(options, "model", None):
@@ -250,12 +268,29 @@ def settings_of(options: argparse.Namespace, own: _Settings = _NONE, defaults: _
     return {"model_save_dir": "", **defaults, **network, **chosen, **place, **given}
 
 
+def _for_reading(chosen: dict[str, Any], values: Sequence[Any]) -> dict[str, Any]:
+    """Returns settings of which `hdfs_upload` says nothing about the uploads of a training.
+
+    Args:
+        chosen: The settings of `--set` and `--config`.
+        values: What else the command line names. Only where an address is left, there is something to try again.
+    """
+    if RETRYING not in chosen:
+        return chosen
+    others = {name: value for name, value in chosen.items() if name != RETRYING}
+    words = [word for one in (*values, chosen.get("dataset_dir")) for word in (one if isinstance(one, list) else [one])]
+    if not any(isinstance(one, (str, Path)) and is_address(one) for one in words):
+        return others
+    seconds = settings.make_config({RETRYING: chosen[RETRYING]}).hdfs_upload.retry_seconds
+    return {**others, RETRYING: {"when": "end", "retry_seconds": seconds}}
+
+
 def _settings_of_checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     from plsc.checkpoint import open_checkpoint
     from plsc.models import MODEL_NAMES
 
     folder = options.checkpoint
-    meta = open_checkpoint(Path(folder)).meta
+    meta = open_checkpoint(Path(folder), partial=True).meta
     is_custom = options.model_from is not None
     if meta["model"] not in MODEL_NAMES and not is_custom:
         raise ConfigError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from plsc import zoo
 from plsc.arguments import add_command, add_json, print_json
+from plsc.commands import places
 from plsc.errors import UsageError, counted
 
 _WIDTH, _INDENT = 96, 14  # columns
@@ -30,7 +30,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "card of that network: its data, figures, size and digests, and what it is for.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="network whose card is shown, such as glyphs")
-    parser.add_argument("--samples", type=Path, metavar="DIR", help="write its sample images into this new folder")
+    parser.add_argument(
+        "--samples",
+        type=places.place(places.NEW_FOLDER),
+        metavar="DIR",
+        help="write its sample images into this new folder",
+    )
+    places.add_retrying(parser)
     add_json(parser)
 
 

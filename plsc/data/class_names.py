@@ -164,6 +164,7 @@ def names_of_numbers(dataset_dir: str, count: int, num_classes: Optional[int]) -
     if any(b"\t" in name for name in names):  # a table, which others may have written for another purpose
         return ()
     if names and (len(names) < count or num_classes not in (None, len(names))):
-        logger.info("%s: has %d names for %d classes, so the classes have none", path, len(names), num_classes or count)
+        given, wanted = counted(len(names), "name"), counted(num_classes or count, "class")
+        logger.info("%s: has %s for %s, so the classes have none", path, given, wanted)
         return ()
     return list(map(name_of, names))

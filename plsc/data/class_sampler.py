@@ -18,7 +18,7 @@ import numpy as np
 
 from plsc.data.permutations import GOLDEN, keys_of, permuted
 from plsc.data.records import Records, WrappedRecords
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, counted
 
 logger = logging.getLogger("plsc")
 
@@ -147,11 +147,11 @@ class ClassSampler(WrappedRecords):
         turns = -(-self.num_images // batch) * (batch // of_turn)
         if turns < classes:
             logger.info(
-                "%s: an epoch of %d images has room for %d of the %d classes; the others come in the next epochs",
+                "%s: an epoch of %s has room for %s of the %s; the others come in the next epochs",
                 said,
-                self.num_images,
-                turns,
-                classes,
+                counted(self.num_images, "image"),
+                f"{turns:,}",
+                counted(classes, "class"),
             )
         return batch // of_turn
 

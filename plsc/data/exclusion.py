@@ -14,7 +14,7 @@ import numpy as np
 
 from plsc.data.image_lists import checked, lines_of
 from plsc.data.records import Records, WrappedRecords
-from plsc.errors import DataError
+from plsc.errors import DataError, counted
 from plsc.machine.names import from_text, quoted, to_text
 
 logger = logging.getLogger("plsc")
@@ -120,7 +120,7 @@ def find_listed(source: Records, path: Path) -> np.ndarray:
         )
     if len(left_out) == source.num_images:
         raise DataError(f"{path}: names every image of the data set ({source.num_images:,}); keep some to train on")
-    logger.info("%s: %d of %d images are left out", path, len(left_out), source.num_images)
+    logger.info("%s: %s of %s left out", path, f"{len(left_out):,}", f"{counted(source.num_images, 'image')} are")
     return np.array(left_out, np.int64)
 
 

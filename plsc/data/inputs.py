@@ -22,17 +22,13 @@ from plsc.data.remote_folder import DATA, PATTERN, RemoteFolder, belongs, size_o
 from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, PlscError, counted
 from plsc.machine.memory import size_text
+from plsc.storage.address import is_address
 
 _LABELS = "label.txt"
 _PARTS = ("file_list.txt", FILE_LIST_NAME)  # lists of base64 parts
 _CONTAINERS = ("auto", "recordio", "tar", "parquet")
 _PAIR_FOLDERS = ("", "images/", "lfw/")  # where the images of a pairs file may be
 _MOST_SINGLE = 200_000  # image files, each of which costs three requests and a record in the cache
-
-
-def is_address(path: object) -> bool:
-    """Returns whether something names data in a store, and no file of this machine."""
-    return isinstance(path, str) and "://" in path and not os.path.exists(path)
 
 
 class Inputs:

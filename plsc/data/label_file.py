@@ -286,6 +286,6 @@ def _check_files(source: LabelFile) -> None:
     if total:
         path = source.paths[first]
         raise DataError(
-            f"{source.where(first)}: image file {quoted(path)} is missing ({total} missing in all); paths are relative "
-            f"to {source.dataset_dir}{why_missing(source.dataset_dir, path)}"
+            f"{source.where(first)}: image file {quoted(path)} is missing ({total:,} missing in all); paths are "
+            f"relative to {source.dataset_dir}{why_missing(source.dataset_dir, path)}"
         )

@@ -15,7 +15,7 @@ from plsc.data.collection import ArrayImages, Collection, ImageFiles
 from plsc.data.image_folders import LeftOut, folder_of_images
 from plsc.data.image_lists import Listed, beginning_of, columns_of, read_list
 from plsc.data.verification import VerificationSet
-from plsc.errors import DataError, one_line
+from plsc.errors import DataError, counted, one_line
 from plsc.machine.names import why_missing
 
 _IMAGE_FOLDERS = ("", "images", "lfw")  # Relative to the folder of a pairs file.
@@ -94,6 +94,15 @@ def read_pairs(path: Path) -> PairSet:
     return _pair_set(path, images, None if alone else np.array(templates), pairs, issame, None)
 
 
+def begins_like_pairs(path: Path) -> bool:
+    """Returns whether the first line of a text file could be that of a pairs file."""
+    try:
+        words = columns_of(read_list(path, 1)[0][1], -1)
+    except DataError:
+        return False
+    return (len(words) <= 2 and all(map(_is_count, words))) or (len(words) == 3 and words[2] in ("0", "1"))
+
+
 def _entry(path: Path, number: int, name: str, left_out: LeftOut) -> list[Listed]:
     root = path.parent
     if os.path.isdir(root / name):  # unlike the methods of Path it is quiet about names that are too long
@@ -110,8 +119,8 @@ def _lfw_pairs(path: Path, counts: list[int], lines: list[tuple[int, bytes]]) ->
     folds, each = counts if len(counts) == 2 else (1, counts[0])
     if len(lines) != folds * 2 * each or not lines:
         raise DataError(
-            f"{path}: the file holds {len(lines)} pairs, but its first line says {folds} folds of {each} same and "
-            f"{each} different pairs; get the file again"
+            f"{path}: the file holds {counted(len(lines), 'pair')}, but its first line says {counted(folds, 'fold')} "
+            f"of {each:,} same and {each:,} different pairs; get the file again"
         )
     entries: dict[tuple[str, int], int] = {}
     places: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from plsc.data.records import LARGEST_LABEL
-from plsc.errors import ConfigError, DataError, reason_of, shown
+from plsc.errors import ConfigError, DataError, counted, reason_of, shown
 from plsc.machine.files import advice_on, open_regular
 from plsc.machine.json_files import parse_json
 from plsc.machine.names import CONTROLS, quoted, utf8_path
@@ -117,7 +117,10 @@ def open_table(path: str) -> Table:
     except Exception as error:  # Arrow raises exceptions of many types for damaged files
         raise damaged(path, error) from error
     if len(labels) != sum(rows):
-        raise DataError(f"{path}: has {sum(rows)} rows and {len(labels)} labels, so it is damaged; copy it again")
+        raise DataError(
+            f"{path}: has {counted(sum(rows), 'row')} and {counted(len(labels), 'label')}, so it is damaged; copy it "
+            "again"
+        )
     return Table(path, layout, groups=groups, rows=rows, sizes=sizes, labels=labels, texts=texts, class_names=names)
 
 

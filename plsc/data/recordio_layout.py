@@ -105,5 +105,5 @@ def classes_of(path: str) -> Optional[int]:
         raise DataError(f"{path}: {shown(text[:60])} is not 'classes,height,width'; correct it or remove the file")
     classes = int(fields[0][:20])
     if not 1 <= classes <= LARGEST_LABEL + 1:
-        raise DataError(f"{path}: says that there are {classes} classes; correct it or remove the file")
+        raise DataError(f"{path}: says that there are {classes:,} classes; correct it or remove the file")
     return classes

@@ -16,13 +16,13 @@ from typing import Optional
 from plsc.data.fetched import STREAMS, Progress
 from plsc.data.place import Place
 from plsc.data.shard_files import MOST_FILES, without_braces
-from plsc.errors import ConfigError, DataError, counted
+from plsc.errors import DataError, counted
 from plsc.machine.memory import size_text
-from plsc.storage import LocalStorage, Retrying, open_hdfs
-from plsc.storage.address import is_foreign_address
 from plsc.storage.base import Status, StorageError, place_of
 from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
+from plsc.storage.login import open_address
 from plsc.storage.transfer import each, tree
+from plsc.storage.working import Target
 
 logger = logging.getLogger("plsc")
 
@@ -32,37 +32,6 @@ PATTERN = re.compile(r"[*?\[{]")
 # What data sets are made of. Anything else in a folder of a server is left there.
 DATA, TEXTS = (".tar", ".parquet", ".rec", ".idx"), (".lst", ".json")
 NAMES = ("property", "classes.txt")
-
-
-def open_store(place: Place, stop: threading.Event) -> Retrying:
-    """Opens the store of a data set.
-
-    The HDFS of `set_hdfs_info` serves the data sets of its hosts: its address may name the port of WebHDFS, and its
-    password belongs to its gateway. Another HDFS gets the name of the user alone, or a Kerberos ticket, with which it
-    can do nothing elsewhere. Object stores of one kind share the credentials.
-
-    Raises:
-        ConfigError: The address cannot be read.
-        StorageError: The store does not answer, or refuses.
-    """
-    address = place.address
-    if address.scheme == "file":
-        return Retrying(LocalStorage(), 0.0)
-    is_known = place.fs_name is not None and address.is_served_by(place.fs_name)
-    is_hdfs = place.fs_name is not None and not is_foreign_address(place.fs_name)
-    if not (address.host or address.is_object or is_hdfs or place.client is not None):
-        raise ConfigError(
-            f"{address.text}: names no server; write hdfs://host:port/path, or give the server with set_hdfs_info"
-        )
-    if address.is_object:
-        store = open_hdfs(address.server, place.fs_ugi if is_known else None)
-    elif is_known or place.client is not None:
-        store = open_hdfs(place.fs_name, place.fs_ugi, place.client, place.kerberos)
-    else:
-        user = (place.fs_ugi or "").partition(",")[0] if is_hdfs else ""
-        kerberos = place.kerberos if is_hdfs else None
-        store = open_hdfs(address.server, f"{user}," if user else None, kerberos=kerberos)
-    return store.with_patience(place.patience, stop)
 
 
 class RemoteFolder:
@@ -83,7 +52,7 @@ class RemoteFolder:
 
     def __init__(self, place: Place, stop: threading.Event) -> None:
         self.place, self._stop = place, stop
-        self.store = open_store(place, stop)
+        self.store = open_address(place.address, place.login, stop)
         path = place.address.path
         found = self.store.status(path)
         self._known: dict[str, Status] = {}  # files that are not in the list of the folder, or without it
@@ -96,6 +65,8 @@ class RemoteFolder:
                 raise DataError(f"{self.where()}: no such file or folder; check the address")
             if found is not None:
                 self._known[self.name] = found
+        if not self.store.renames and self.store.status(Target("", self.store, self.folder).converting) is not None:
+            raise DataError(f"{self.where()}: plsc data convert has not finished it; run that command again")
         self.cache = DataCache(place.cache_dir, place.cache_size)
         self.copy = CachedFolder(self.cache, self.store, self.folder)
 

@@ -163,7 +163,7 @@ class TarShards(Records):
             where = self.where(int(self._labels.argmax()))
             raise DataError(
                 f"{where}: label {largest} has no name, because {os.fsdecode(CLASSES)} lists "
-                f"{len(self.class_names)} classes; correct the list, or the label"
+                f"{counted(len(self.class_names), 'class')}; correct the list, or the label"
             )
         if num_classes is not None and largest >= num_classes:
             i = int((self._labels >= num_classes).argmax())

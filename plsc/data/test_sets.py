@@ -12,7 +12,7 @@ from typing import Union
 import numpy as np
 
 from plsc.data.collection import Collection, open_collection
-from plsc.data.pair_sets import PairSet, of_verification, read_pairs
+from plsc.data.pair_sets import PairSet, begins_like_pairs, of_verification, read_pairs
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.shard_files import folder_of
 from plsc.data.verification import load_verification
@@ -132,7 +132,7 @@ def _set_name(entry: os.DirEntry[str]) -> str:
     path = Path(entry.path)
     if path.suffix == ".bin" and entry.is_file():
         return path.stem
-    if path.suffix == ".txt" and path.name not in _OTHER_LISTS and entry.is_file():
+    if path.suffix == ".txt" and path.name not in _OTHER_LISTS and entry.is_file() and begins_like_pairs(path):
         return path.stem
     return f"{path.name} (folder)" if entry.is_dir() and _has_folders(path) else ""
 

@@ -20,10 +20,11 @@ from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.exclusion import line_of
 from plsc.data.image_folders import is_image_suffix
-from plsc.data.inputs import Inputs, is_address
+from plsc.data.inputs import Inputs
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
 from plsc.datasets.opening import open_data
+from plsc.datasets.remote_staging import RemoteStaging
 from plsc.datasets.staging import DATA, LISTS, WHOLE, ShardRecord, Staging
 from plsc.datasets.targets import TARGETS
 from plsc.datasets.writers import class_folders, names_text
@@ -35,6 +36,8 @@ from plsc.machine.names import readable, to_text
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 from plsc.shuffle.worker_pool import Tasks, run_workers
+from plsc.storage.address import is_address
+from plsc.storage.working import Target
 
 Watch = Callable[[str, int, int], None]
 Report = Callable[[int], None]
@@ -54,6 +57,7 @@ _SUFFIXES: dict[bytes, tuple[str, ...]] = {  # by the first bytes of a file; the
     b"MM": (".tif", ".tiff"),
     b"WEBP": (".webp",),
 }
+_ROOM_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class Job(NamedTuple):
         num_classes: Number of classes; 0 where the writer need not know it.
         images: Number of images of the source.
         shards: Number of shards.
+        room: A semaphore that lets a worker begin a shard when there is room for it on the disk; None if there always
+            is.
     """
 
     conversion: Conversion
@@ -139,6 +145,7 @@ class Job(NamedTuple):
     num_classes: int
     images: int
     shards: int
+    room: Any = None
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Returns the first image of a shard, and the first of the next one."""
@@ -149,7 +156,11 @@ Engine = Callable[[Job, Records, list[int], Report], list[Failure]]
 
 
 def convert(
-    conversion: Conversion, watch: Watch, engine: Optional[Engine] = None, inputs: Optional[Inputs] = None
+    conversion: Conversion,
+    watch: Watch,
+    engine: Optional[Engine] = None,
+    inputs: Optional[Inputs] = None,
+    target: Optional[Target] = None,
 ) -> Result:
     """Converts a data set. The output has the images in the order of the source, whatever the number of processes.
 
@@ -159,23 +170,28 @@ def convert(
             stages in which base64 data is split.
         engine: Makes the shards; by default processes of this machine do.
         inputs: Fetches a source in a store; see `open_data`.
+        target: Where in a store the output goes, shard by shard, if the format has shards; None if the output folder is
+            the place for it.
 
     Raises:
         ConfigError: The output cannot be used.
         DataError: The source has a mistake, an image is damaged, or the disk is full. Complete shards are kept, and the
             next run resumes from them.
+        StorageError: The store cannot take the output. It keeps the complete shards that it has, and so does the next
+            run.
     """
     _check_places(conversion)
+    TARGETS[conversion.to].check()
     data_format, records = open_data(conversion.source, conversion.data_format, inputs)
     output = Path(conversion.output)
     is_new = not output.exists()
     try:
         with lock_folder(output, "give another folder"):
-            staging = Staging(output)
+            staging = Staging(output) if target is None else RemoteStaging(output, target)
             job = _job(conversion, records, staging)
             staging.begin(_plan(conversion, data_format, records, job.shards))
             try:
-                return _convert(job, records, staging, watch, engine or _on_this_machine)
+                return _convert(job, records, staging, watch, staging.engine(engine or _on_this_machine))
             finally:
                 staging.remove_pieces()
     except OSError as problem:
@@ -323,6 +339,8 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
     target = TARGETS[conversion.to]
     first, end = job.bounds(number)
     images, size, largest, skipped = 0, 0, -1, []
+    while job.room is not None and not job.room.acquire(timeout=_ROOM_SECONDS):
+        report(0)  # ends this process if that of the command was killed
     with staging.piece(staging.shard(number).name) as piece:
         writer = target.open(piece / DATA, number, job.shards, job.class_names, job.num_classes)
         for i in range(first, end):

@@ -27,7 +27,7 @@ from plsc.datasets.look_alikes import look_alike
 from plsc.datasets.outliers import Limits, Outliers
 from plsc.errors import ConfigError
 from plsc.machine.files import replace_file
-from plsc.machine.json_files import as_object, json_text, read_json
+from plsc.machine.json_files import json_text
 from plsc.machine.names import class_title
 from plsc.machine.tables import write_rows
 
@@ -108,10 +108,10 @@ class Summary(NamedTuple):
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder is new, or one that `write_folder` or an interrupted command has left.
+    """Checks that a folder is new, or one that an interrupted command has left.
 
     Raises:
-        ConfigError: It holds something else.
+        ConfigError: It holds something else, or a finished review.
     """
     try:
         names = {name for name in os.listdir(folder) if not name.startswith(".")}
@@ -119,12 +119,13 @@ def check_folder(folder: Path) -> None:
         return
     except OSError as problem:
         raise ConfigError(f"{folder}: cannot be used ({problem.strerror}); name a new folder with --output") from None
-    try:
-        is_own = _SUMMARY in names and as_object(read_json(folder / _SUMMARY)).get("format") == _FORMAT
-    except (OSError, ValueError):
-        is_own = False
+    if names >= {EMBEDDINGS, _SUMMARY}:
+        raise ConfigError(
+            f"{folder}: is finished, and nothing is overwritten; name a new folder with --output (to look again with "
+            f"other limits, move {folder / EMBEDDINGS} there first, and no image is embedded again)"
+        )
     # A command that is interrupted before the end has written the embeddings, and perhaps tables, which nobody edits.
-    own = _OWN if is_own or EMBEDDINGS in names else set()
+    own = _OWN if EMBEDDINGS in names else set()
     strangers = sorted(names - own)
     if strangers:
         raise ConfigError(

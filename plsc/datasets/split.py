@@ -208,7 +208,8 @@ def _choose_pairs(sizes: Sequence[int], wanted: Wanted) -> list[tuple[int, int, 
     if not half:
         raise DataError("the classes that are held out have too few images that can be decoded; hold out more classes")
     if half < wanted.pairs // 2:
-        logger.warning("the images that are held out make only %d pairs; hold out more classes for more", 2 * half)
+        made = counted(2 * half, "pair")
+        logger.warning("the images that are held out make only %s; hold out more classes for more", made)
     same = _same_pairs(counts, _shares(of_class, half), rng)
     others = _different_pairs(counts, half, different, rng)
     pairs = [(*pair, 1) for pair in same], [(*pair, 0) for pair in others]

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -28,7 +28,7 @@ DATA, LISTS, WHOLE = "data", "lists", "whole"
 _PLAN, _RECORD, _PUBLISHING = "plan.json", "record.json", "publishing"
 _PIECE = re.compile(r".+\.[0-9a-f]{16}\.piece")
 _UNWRITTEN = re.compile(r"\.plan\.json\..+\.part")  # what a kill leaves before the plan is complete
-_LAST = ("file_list.txt", "base64_manifest.json")  # the files by which readers know that base64 data is complete
+LAST = ("file_list.txt", "base64_manifest.json")  # the files by which readers know that base64 data is complete
 
 
 class ShardRecord(NamedTuple):
@@ -49,6 +49,13 @@ class ShardRecord(NamedTuple):
     files: int
     file_bytes: int
     skipped: list[str]
+
+
+def as_record(value: Any) -> ShardRecord:
+    """Returns the record of a shard from what JSON says. Raises ValueError if it is damaged."""
+    found = as_object(value)
+    numbers = {name: as_integer(found.get(name)) for name in ShardRecord._fields if name != "skipped"}
+    return ShardRecord(**numbers, skipped=[as_text(line) for line in as_list(found.get("skipped"))])
 
 
 class Staging:
@@ -81,14 +88,12 @@ class Staging:
             self.folder.mkdir(exist_ok=True)
             replace_file(self.folder / _PLAN, json_text(plan, indent=1).encode())
             return
-        changes = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
-        if changes:
-            one = changes[0]
-            raise ConfigError(
-                f"{self.output}: holds an unfinished conversion that differs in its {one} ({earlier.get(one)}, now "
-                f"{plan.get(one)}); finish it with the options and the source that it had, or remove the folder"
-            )
+        check_same(str(self.output), earlier, plan)
         self.remove_pieces()
+
+    def engine(self, make: Any) -> Any:
+        """Returns the engine that makes shards: `make` itself, because the shards stay where it makes them."""
+        return make
 
     def plan(self) -> Optional[dict[str, Any]]:
         """Returns the plan of the unfinished conversion; None if there is none."""
@@ -151,9 +156,7 @@ class Staging:
             OSError: There is none.
             ValueError: It is damaged.
         """
-        found = as_object(read_json(self.shard(number) / _RECORD))
-        numbers = {name: as_integer(found.get(name)) for name in ShardRecord._fields if name != "skipped"}
-        return ShardRecord(**numbers, skipped=[as_text(line) for line in as_list(found.get("skipped"))])
+        return as_record(read_json(self.shard(number) / _RECORD))
 
     def keep(self, number: int) -> Optional[ShardRecord]:
         """Returns the record of a shard that an earlier run completed; None if it has to be made."""
@@ -188,12 +191,23 @@ class Staging:
             sync(self.folder)
         for folder in folders:
             data = folder / DATA
-            for name in sorted(os.listdir(data), key=lambda name: (name in _LAST, name)):
+            for name in sorted(os.listdir(data), key=lambda name: (name in LAST, name)):
                 _move(data / name, self.output / name)
         sync(self.output)
         done = self.folder.with_name(_DONE)
         os.rename(self.folder, done)  # A kill while it is removed must not look like an unfinished conversion.
         _remove(done)
+
+
+def check_same(where: str, earlier: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Raises ConfigError if an unfinished conversion has another plan."""
+    changes = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
+    if changes:
+        one = changes[0]
+        raise ConfigError(
+            f"{where}: holds an unfinished conversion that differs in its {one} ({earlier.get(one)}, now "
+            f"{plan.get(one)}); finish it with the options and the source that it had, or remove the folder"
+        )
 
 
 def _plan_in(folder: Path) -> Optional[dict[str, Any]]:

@@ -21,6 +21,7 @@ class Target(NamedTuple):
         has_names: Whether the writer keeps the names of the classes.
         has_image_names: Whether it keeps the names of the images.
         is_joined: Whether the files of all shards become one, which the writer's `add_file` joins.
+        needs_pyarrow: Whether the writer uses pyarrow.
     """
 
     writer: str
@@ -30,6 +31,14 @@ class Target(NamedTuple):
     has_names: bool = False
     has_image_names: bool = True
     is_joined: bool = False
+    needs_pyarrow: bool = False
+
+    def check(self) -> None:
+        """Checks that the writer can work, before anything is written. Raises ConfigError if a package is missing."""
+        if self.needs_pyarrow:
+            from plsc.data.parquet_tables import load_pyarrow
+
+            load_pyarrow()
 
     def open(self, folder: Path, number: int, count: int, class_names: Sequence[str], num_classes: int) -> RecordWriter:
         """Returns the writer of a shard.
@@ -67,6 +76,7 @@ TARGETS = {
         file=f"train-{_NUMBERS}.parquet",
         has_shards=True,
         has_names=True,
+        needs_pyarrow=True,
     ),
     "recordio": Target(
         "plsc.data.recordio:RecordIOWriter",

@@ -92,7 +92,9 @@ def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
         )
         return None
     if len(names) > MOST_NAMES or len(json.dumps(names)) > LARGEST // 2:
-        logger.warning("the names of %d classes are too long to keep; checkpoints hold numbers alone", len(names))
+        logger.warning(
+            "the names of %s are too long to keep; checkpoints hold numbers alone", counted(len(names), "class")
+        )
         return None
     return names
 

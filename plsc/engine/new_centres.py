@@ -187,7 +187,7 @@ def fill(
             _set_rows(part.head, classes[found] - part.first, directions[found], new.scale)
     if parallel.rank() == 0:
         begun = first - len(missing)
-        logger.info("%d class centres begin at the mean embeddings of up to %d images each", begun, MOST_IMAGES)
+        logger.info("%s class centres begin at the mean embeddings of up to %d images each", f"{begun:,}", MOST_IMAGES)
         if missing:
             logger.warning(
                 "%s have no image to begin at, such as %s, so their centres are random",

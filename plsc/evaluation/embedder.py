@@ -143,7 +143,7 @@ class Embedder:
         writer = parallel.together(lambda: EmbeddingsWriter(folder, meta) if parallel.rank() == 0 else None, what)
         first = parallel.from_rank_0(lambda: writer.rows, what)  # type: ignore[union-attr]
         if first:
-            logger.info("%s: %d of %d embeddings exist already", folder, first, images.num_images)
+            logger.info("%s: %s of %s embeddings exist already", folder, f"{first:,}", f"{images.num_images:,}")
         try:
             for rows in self._shown(images, first):
                 parallel.together(lambda rows=rows: writer.append(rows) if writer else None, what)  # type: ignore[misc]
@@ -186,7 +186,7 @@ class Embedder:
                 done, now = done + len(rows), time.monotonic()
                 if self._progress and bar.disable and now - logged >= _LOG_SECONDS:
                     speed, logged = (done - first) / (now - began), now
-                    logger.info("%d of %d images embedded, %.1f images/s", done, images.num_images, speed)
+                    logger.info("%s of %s images embedded, %.1f images/s", f"{done:,}", f"{images.num_images:,}", speed)
 
     def _blocks(self, images: Collection, first: int) -> Iterator[np.ndarray]:
         """Yields the embeddings from image `first` on, in order, some [n, D] at a time.

@@ -15,7 +15,7 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint.download import fetch_checkpoint
 from plsc.config import Config, check_bool
 from plsc.data.collection import Collection
-from plsc.data.inputs import Inputs, is_address
+from plsc.data.inputs import Inputs
 from plsc.data.pixels import NEWEST_RULE
 from plsc.errors import ConfigError
 from plsc.evaluation.build import build_evaluator, open_inputs, reader_loader
@@ -29,6 +29,7 @@ from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
 from plsc.models import build_backbone
 from plsc.search.parquet import check_parquet, write_parquet
+from plsc.storage.address import is_address
 
 logger = logging.getLogger("plsc")
 
@@ -106,6 +107,8 @@ class Prediction:
             value = getattr(self, name)
             if not isinstance(value, (str, Path, type(None))) or value == "":
                 raise ConfigError(f"predict: {name}={value!r}: expected a path")
+        if "://" in str(self.output):
+            raise ConfigError(f"predict: output={self.output!r}: is an address; name a folder, or use plsc predict")
         for name in ("flip", "parquet", "skip_damaged"):
             check_bool(f"predict: {name}", getattr(self, name))
         for name, given, needed in (

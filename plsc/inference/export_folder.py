@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ class Export:
 def is_checkpoint(folder: Path) -> bool:
     """Returns whether a folder holds a checkpoint and no export."""
     place = place_of(folder)
-    return (place / _META).is_file() and not (place / MANIFEST).exists()
+    # Unlike the methods of Path these are quiet about names that are too long.
+    return os.path.isfile(place / _META) and not os.path.exists(place / MANIFEST)
 
 
 def open_export(folder: Path, weights: str = "average") -> Export:

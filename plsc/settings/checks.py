@@ -461,6 +461,10 @@ def model_save_dir(setter: str, directory: Optional[str]) -> str:
     """Returns the folder, or '' for none."""
     folder = "" if directory is None else check_str(setter, directory, allow_empty=True)
     check_target(setter, folder)
+    if "://" in folder:
+        raise ConfigError(
+            f"{setter}({shown(folder)}): is an address; name a folder of this machine, and the store with set_hdfs_info"
+        )
     return folder
 
 

@@ -104,6 +104,11 @@ def with_plain_scheme(text: str) -> str:
     return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda match: match[0].lower(), text)
 
 
+def is_address(path: object) -> bool:
+    """Returns whether something names a place in a store, and no file of this machine."""
+    return isinstance(path, str) and "://" in path and not os.path.exists(path)
+
+
 def is_object_address(text: str) -> bool:
     """Returns whether an address is one of an object store, or of another file system that `fsspec` may know."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)

@@ -11,12 +11,13 @@ PASSWORD = "PLSC_HDFS_PASSWORD"
 
 
 @functools.cache
-def _password() -> str:
+def password() -> str:
+    """Returns the password of a gateway of HDFS, or the secret of an access key; '' if the environment has none."""
     return os.environ.pop(PASSWORD, "")  # so that child processes do not see it
 
 
 def ugi_of_environment() -> Optional[str]:
     """Returns `name,password` for a gateway of HDFS; None if the environment has no password."""
-    if not _password():
+    if not password():
         return None
-    return f"{os.environ.get('HADOOP_USER_NAME') or getpass.getuser()},{_password()}"
+    return f"{os.environ.get('HADOOP_USER_NAME') or getpass.getuser()},{password()}"

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -168,10 +168,19 @@ def files_of(source: Path) -> list[Path]:
     return [path for path in sorted(source.rglob("*")) if path.is_file() and path.name != LOCK_NAME]
 
 
-def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore) -> str:
+def put(
+    storage: Retrying, source: Path, target: str, advance: Advance = ignore, last: Collection[str] = (COMMIT,)
+) -> str:
     """Uploads a file or a folder and returns its path. If the target is a folder, the upload goes into it.
 
     It appears when it is complete. In a store that cannot rename, each file of a folder does, and `meta.json` last.
+
+    Args:
+        storage: The store.
+        source: The file or folder.
+        target: Its path in the store.
+        advance: Receives the bytes that have been sent.
+        last: Names of the files by which readers know that the folder is complete.
 
     Raises:
         ConfigError: The source is missing, or the target exists already.
@@ -187,7 +196,7 @@ def put(storage: Retrying, source: Path, target: str, advance: Advance = ignore)
     if storage.renames:
         _remove_old_uploads(storage, target)
         hidden = posixpath.join(posixpath.dirname(target), f".{posixpath.basename(target)}.{uuid.uuid4().hex[:12]}.put")
-    commit = [path for path in files if not storage.renames and path == source / COMMIT]
+    commit = [path for path in files if not storage.renames and path.parent == source and path.name in last]
 
     def one(path: Path) -> None:
         file = OpenFile.open(path)

@@ -59,6 +59,7 @@ def main() -> None:
     from plsc.data.sources import open_images
     from plsc.storage import open_hdfs
     from plsc.storage.address import split_address
+    from plsc.storage.login import Login
     from plsc.storage.transfer import get
 
     with tempfile.TemporaryDirectory() as name, HdfsServer(Path(name) / "hdfs") as server:
@@ -71,7 +72,7 @@ def main() -> None:
         times: dict[str, list[float]] = {}
 
         def read_remote(cache: str, bound: int) -> None:
-            place = Place(address, folder / cache, bound, server.web, "root,")
+            place = Place(address, folder / cache, bound, Login(server.web, "root,"))
             records, _ = open_remote(place, None, "auto", None, in_flight=1)
             try:
                 read_epoch(records)

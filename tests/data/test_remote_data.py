@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plsc.data import base64_source, remote, remote_folder, sources
+from plsc.data import base64_source, remote, sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import is_damage
 from plsc.data.exclusion import leave_out
@@ -21,10 +21,10 @@ from plsc.data.records import Record, Records
 from plsc.data.sampler import mixed_turns
 from plsc.data.sources import Format
 from plsc.errors import ConfigError, DataError
-from plsc.storage import Kerberos, Retrying
 from plsc.storage.address import split_address
 from plsc.storage.data_cache import CachedFolder
 from plsc.storage.local import LocalStorage
+from plsc.storage.login import Login
 
 IN_FLIGHT = 4
 
@@ -47,7 +47,7 @@ def small_window(monkeypatch):
 
 
 def place_of(folder, cache, size=10**9):
-    return Place(split_address("x", f"file://{folder}"), cache, size, patience=0.0)
+    return Place(split_address("x", f"file://{folder}"), cache, size, Login(patience=0.0))
 
 
 def open_images(folder, cache, size=10**9, data_format="auto", shuffle=None):
@@ -349,27 +349,3 @@ def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_
     thread.join(20)
     assert problems and "closed" in problems[0] and any("base64_rank" in one for one in caplog.messages)
     release.set()
-
-
-@pytest.mark.parametrize(
-    "fs_name, fs_ugi, kerberos, expected",
-    [
-        ("hdfs://one:9000", "me,secret", None, ("hdfs://two:9000", "me,", None)),
-        ("hdfs://one:9000", None, Kerberos("/keys"), ("hdfs://two:9000", None, Kerberos("/keys"))),
-        ("hdfs://two:8020", None, Kerberos(), ("hdfs://two:8020", None, Kerberos())),
-        ("s3://bucket", "key,secret", None, ("hdfs://two:9000", None, None)),
-    ],
-)
-def test_what_another_hdfs_learns_about_the_user(fs_name, fs_ugi, kerberos, expected, monkeypatch):
-    """A password stays with its gateway. A ticket may be shown: it is of use to no server but one."""
-    asked = []
-
-    def open_hdfs(name, ugi, client=None, kerberos=None):
-        asked.append((name, ugi, kerberos))
-        return Retrying(LocalStorage(), 0)
-
-    monkeypatch.setattr(remote_folder, "open_hdfs", open_hdfs)
-    address = split_address("x", "hdfs://two:9000/data")
-    place = Place(address, Path("/cache"), 1, fs_name=fs_name, fs_ugi=fs_ugi, kerberos=kerberos)
-    remote_folder.open_store(place, threading.Event())
-    assert asked == [expected]

@@ -174,8 +174,17 @@ def test_a_missing_set_names_those_of_the_folder_and_what_to_do(tmp_path):
         find_sets(str(tmp_path), "lfw", SHAPE)
     for word in ("holds people (folder);", "set_val_targets", "--targets", "set_with_test(False)"):
         assert word in str(caught.value)
-    for name in ("a.bin", "pairs.txt", *(f"z{number}.bin" for number in range(9))):
+    for name in ("a.bin", *(f"z{number}.bin" for number in range(9))):
         (tmp_path / name).touch()
+    # Lists that other commands write are no test sets.
+    for name, line in (
+        ("pairs", "images/1.png\tpeople/x/1.png\t1"),
+        ("exclude", "images/1.png\theld out for a test"),
+        ("leave_out", "images/1.png\tfar from class 2, nearest to 3"),
+        ("names", "someone"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(f"{line}\n")
+    (tmp_path / "nothing.txt").touch()
     with pytest.raises(DataError, match=r"holds a, pairs, people \(folder\), z0, z1, z2, z3, z4 and 4 more;"):
         find_sets(str(tmp_path), "lfw", SHAPE)
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -422,6 +423,13 @@ def test_a_format_that_holds_names_gives_them_back_in_the_order_of_the_numbers(t
     _, records = open_data(str(tmp_path / "out"))
     assert tuple(records.class_names) == names
     assert sorted(records.labels().tolist()) == sorted(label for _, label in map(Named().read, range(12)))
+
+
+def test_a_missing_package_is_noticed_before_a_folder_is_made(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match="Parquet needs pyarrow"):
+        convert(Conversion(str(source), str(tmp_path / "out"), "parquet"), lambda *arguments: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_base64_data_can_be_split_for_the_ranks_at_once(source, tmp_path, capsys):

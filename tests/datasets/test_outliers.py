@@ -147,6 +147,14 @@ def outliers(capsys, *arguments):
     return status, json.loads(said.out) if status == 0 else said.err
 
 
+def moved_on(output, name):
+    """Moves the embeddings of a finished folder to a new one."""
+    new = output.with_name(name)
+    new.mkdir()
+    (output / "embeddings").rename(new / "embeddings")
+    return new
+
+
 def rows_of(path):
     with open(path, encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
@@ -170,8 +178,13 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     assert "labelled class 5 (&#x27;class05&#x27;)" in page and page.count("<img") > 12
     assert {path: path.read_bytes() for path in spoilt.rglob("*") if path.is_file()} == before
 
-    # With other limits the images are not embedded again, and what the command wrote is replaced.
+    # What the command wrote is not replaced. With other limits the images are not embedded again.
+    written = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    status, said = outliers(capsys, spoilt, "--output", output, "--stranger-rate", "0.3")
+    assert status == 1 and "is finished, and nothing is overwritten" in said
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == written
     vectors = (output / "embeddings/embeddings.npy").stat()
+    output = moved_on(output, "later")
     status, later = outliers(capsys, spoilt, "--output", output, "--stranger-rate", "0.3", "--shown", 2)
     assert status == 0 and later["threshold"] < found["threshold"] and later["leaks"] == 0
     assert (output / "embeddings/embeddings.npy").stat().st_mtime_ns == vectors.st_mtime_ns
@@ -180,11 +193,12 @@ def test_the_command_lists_and_shows_what_is_wrong(spoilt, tmp_path, capsys):
     # Names of the settings replace those of the data, as in training.
     names = tmp_path / "names.txt"
     names.write_text("".join(f"name {number}\n" for number in range(12)))
+    output = moved_on(output, "named")
     words = (spoilt, "--output", output, "--set", f"class_names={names}")
     assert outliers(capsys, *words)[0] == 0
     assert "name 5" in {row["class"] for row in rows_of(output / "images.tsv")}
     names.write_text("one\ntwo\n")
-    status, said = outliers(capsys, *words)
+    status, said = outliers(capsys, *words[:2], moved_on(output, "short"), *words[3:])
     assert status == 1 and "set_class_names gives 2 names for 12 classes" in said
 
 
@@ -204,7 +218,7 @@ def test_embeddings_of_images_that_have_changed_are_not_used_again(glyphs, tmp_p
         words = (*words, "--exclude", tmp_path / "list.txt")
     assert outliers(capsys, *words)[1]["damaged"] == 1
     image.write_bytes(content)
-    status, said = outliers(capsys, *words)
+    status, said = outliers(capsys, data, "--output", moved_on(output, "later"), *words[3:])
     assert status == 1 and "holds other embeddings (different: images)" in said
 
 

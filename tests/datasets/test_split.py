@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -147,6 +148,12 @@ def test_an_image_that_no_list_can_name_is_refused(glyphs):
 
     with pytest.raises(DataError, match="tab or line end"):
         module._write_list(Tabbed(), np.arange(1), None, None)
+
+
+def test_many_pairs_are_counted_with_a_comma(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    _choose_pairs([24, 24, 24], Wanted(0.5, 100_000, 0, NEWEST))
+    assert "make only 1,656 pairs;" in caplog.text
 
 
 def test_an_interrupted_command_leaves_nothing(glyphs, tmp_path):

@@ -24,6 +24,7 @@ from plsc.shuffle import scan as base64_scan
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 from plsc.storage.address import split_address
+from plsc.storage.login import Login
 
 BLOCK = 4096
 needs_spark = pytest.mark.skipif(
@@ -143,7 +144,7 @@ def test_on_hdfs_as_on_the_local_disk_whatever_the_partitions(spark, small_block
         with client.read(f"{folder}/{name}") as reader:
             assert reader.read() == content
     # Training reads what Spark has written.
-    place = Place(split_address("set_dataset_dir", address), tmp_path / "cache", 10**9, fs_name=hdfs.web)
+    place = Place(split_address("set_dataset_dir", address), tmp_path / "cache", 10**9, Login(hdfs.web))
     records, _ = open_remote_images(place, None, "auto", None, in_flight=1)
     on_disk = open_images(str(tmp_path / "local"), None, 0, 1)
     assert [records.read(i) for i in range(on_disk.num_images)] == [on_disk.read(i) for i in range(on_disk.num_images)]

@@ -1,0 +1,325 @@
+"""Addresses in stores, as arguments of the commands."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ranks import TIMEOUT, environment
+from run_folders import make_run
+
+from plsc import cli, zoo
+from plsc.commands import places
+from plsc.data.place import Place
+from plsc.data.remote import open_images
+from plsc.datasets import remote_staging
+from plsc.errors import DataError
+from plsc.storage import StorageError, StorageUnavailableError, objects, open_hdfs
+from plsc.storage.address import split_address
+from plsc.storage.transfer import put, tree
+
+ZOO = zoo.place_of("zoo:glyphs")
+
+
+@pytest.fixture(autouse=True)
+def working(tmp_path, monkeypatch):
+    """The folder in which commands make their working folders."""
+    folder = tmp_path / "working"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    yield folder
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+@pytest.fixture(params=["hdfs", "s3", "file"])
+def there(request, tmp_path):
+    """The address of a folder in a store."""
+    if request.param == "file":
+        return f"file://{tmp_path}/store"
+    server = request.getfixturevalue(request.param)
+    if request.param == "s3":
+        return f"s3://bucket/{tmp_path.name}"
+    return f"{server.web.replace('http', 'webhdfs')}/{tmp_path.name}"
+
+
+def store_of(address):
+    """Returns the store of an address, and the path in it."""
+    found = split_address("x", address)
+    return (open_hdfs(found.server if found.scheme != "file" else "file:///", None), found.path)
+
+
+def files_at(address):
+    """Returns the bytes of all files under an address by their names."""
+    store, path = store_of(address)
+    found = tree(store, path)
+    return {name: b"".join(store.read(f"{path}/{name}", 0, one.size)) for name, one in found.items()}
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def plsc(capsys, working, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "disabled", True)  # how the store is connected
+
+    def run(*words, status=0, says=""):
+        assert cli.main([*map(str, words)]) == status, capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert says in (err if status else out) and str(working) not in out + err
+        assert status == 0 or (err.startswith("plsc: error: ") and err.count("\n") == 1), err
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "samples"
+    zoo.write_samples("glyphs", folder)
+    return folder
+
+
+def test_a_chain_of_commands_in_a_store_gives_what_it_gives_on_a_disk(there, samples, tmp_path, working, plsc):
+    pytest.importorskip("faiss")
+    store, path = store_of(there)
+    put(store, ZOO, f"{path}/19")
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copytree(ZOO, here / "19")
+    images = ("--input", samples / "unseen")
+    outputs, is_slow = {}, not there.startswith("file:")
+    for place in (here, there):
+        page = ("--page", f"{place}/page.html")
+        said = [
+            plsc("predict", f"--model={place}/19", *images, "--output", f"{place}/embeddings"),
+            plsc("index", f"{place}/embeddings", "--output", f"{place}/all.index"),
+            plsc("convert-checkpoint", f"{place}/19", f"{place}/two ranks", "--ranks", 2),
+        ]
+        for words in (
+            ()
+            if is_slow
+            else (
+                ("search", f"{place}/all.index", "--checkpoint", f"{place}/19", samples / "queries", *page),
+                ("search", f"{place}/all.index", "--checkpoint", f"{place}/19", samples / "queries", *page, "--top", 1),
+                ("classify", "--checkpoint", f"{place}/two ranks", samples / "trained", "--top", 1),
+                ("data", "split", samples / "trained", f"{place}/held", "--held-out", 0.2, "--pairs", 20),
+                ("data", "check", samples / "trained", "--fix", f"{place}/fix.txt"),
+            )
+        ):
+            said.append(plsc(*words))
+        said = [one.replace(str(place), "PLACE") for one in said]
+        advice = re.compile("(ins.set_|Fetch it before training: plsc fs get PLACE/held held_out).*\n")
+        outputs[place] = [advice.sub("", one) for one in said]
+    assert outputs[here] == outputs[there]
+    assert outputs[there][0] == "PLACE/embeddings: 40 embeddings of 128 numbers\n"
+    ours = {name: data for name, data in files_in(here).items() if not name.startswith(("19/", "two ranks/meta"))}
+    theirs = {name: data for name, data in files_at(there).items() if not name.startswith(("19/", "two ranks/meta"))}
+    assert theirs == ours and all(str(working).encode() not in data for data in theirs.values())
+    assert not any(folder for _, _, folder in os.walk(working))
+    # What is there stays, if the command would not replace it on a disk.
+    for words in (
+        ("predict", "--model", "zoo:glyphs", *images, "--output", f"{there}/embeddings"),
+        ("export", "--checkpoint", "zoo:glyphs", "--output", f"{there}/19"),
+        ("zoo", "glyphs", "--samples", f"{there}/embeddings"),
+        ("convert-checkpoint", f"{there}/19", f"{there}/two ranks", "--ranks", 2),
+        ("data", "check", samples, "--fix", f"{there}/all.index.tsv"),
+        ("data", "convert", samples, f"{there}/19", "--to", "tar"),
+        ("data", "convert", samples, f"{there}/19", "--to", "folder"),
+    )[: 2 if is_slow else 9]:
+        plsc(*words, status=1, says="already exists")
+    there_alone = ("--output", f"{there}/all.index.tsv")
+    plsc("index", f"{there}/embeddings", *there_alone, status=1, says="no complete output is there")
+    assert {name: data for name, data in files_at(there).items() if name in theirs} == theirs
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("predict", "--checkpoint", "nosuch://x/19", "--input", "x", "--output", "y"), "does not know nosuch://"),
+        (("predict", "--checkpoint", "file:///", "--input", "x", "--output", "y"), "names the whole store"),
+        (("predict", "--checkpoint", "file:///gone", "--input", "x", "--output", "y"), "no such file or folder"),
+        (("predict", "zoo:glyphs", "--input", "x", "--output", "hdfs://me:pw@host/x"), "holds a user or a password"),
+        (("convert-checkpoint", "file:///a", "file:///a", "--ranks", "2"), "is named twice"),
+        (("convert-checkpoint", "hdfs:///a", "b", "--ranks", "2"), "names no server"),
+        (("export", "--checkpoint", "zoo:glyphs", "--output", "file:///proc/x/y"), "/proc"),
+        (("test", "--checkpoint", "x", "--dataset", "x", "--embeddings", "s3://b/x"), "name a folder of this machine"),
+        (("data", "convert", "x", "file:///tmp/x", "--to", "tar", "--engine", "spark"), "all machines share"),
+        (("index", "x", "--output", "file:///tmp/x", "--set", "emb_dim=3"), "takes hdfs_upload alone"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_done(words, says, capsys, working):
+    if words[:2] == ("predict", "zoo:glyphs"):
+        words = ("predict", "--checkpoint", *words[1:])
+    assert cli.main([*words]) == (2 if "--set" in words else 1)
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and "pw" not in err.replace("password", "")
+    assert not any(files for _, _, files in os.walk(working))
+
+
+def test_a_folder_that_must_not_be_written_is_found_out_first(hdfs, tmp_path, plsc, monkeypatch):
+    monkeypatch.setenv("HADOOP_USER_NAME", "eve")
+    address = f"{hdfs.web.replace('http', 'webhdfs')}/{tmp_path.name}"
+    store, path = store_of(address)
+    store.mkdirs(path)
+    hdfs.client().set_permission(path, "555")
+    plsc("index", tmp_path / "gone", "--output", f"{address}/x/y.index", status=1, says="ermission")
+    assert not store.list(path)
+
+
+def test_for_how_long_a_command_tries_again():
+    words = ["index", "x", "--output", "y", "--set", "hdfs_upload=[epoch,7]"]
+    assert places._Stores(cli.make_parser().parse_args(words))._login.patience == 7
+
+
+def test_an_output_that_was_not_uploaded_stays_and_is_uploaded_by_the_same_command(
+    samples, tmp_path, monkeypatch, capsys, working
+):
+    pytest.importorskip("fsspec")
+    there, sent = f"memory://store/{tmp_path.name}", []
+    words = ["predict", "--checkpoint", "zoo:glyphs", "--input", str(samples / "unseen"), "--output", f"{there}/e"]
+    words += ["--set", "hdfs_upload=[end,0]"]
+    write = objects.ObjectStorage.write
+
+    def failing(self, path, chunks, size):
+        if path.endswith("manifest.json"):
+            raise StorageUnavailableError("the server is down")
+        sent.append(path)
+        write(self, path, chunks, size)
+
+    monkeypatch.setattr(objects.ObjectStorage, "write", failing)
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    kept = next(working.rglob("embeddings.npy"))
+    assert "NOT UPLOADED: the server is down; the output is complete in" in err and str(kept.parent) in err
+    assert f"upload it to {there}/e" in err
+    monkeypatch.setattr(objects.ObjectStorage, "write", write)
+    # A kill in the middle leaves files without the one that makes them complete, and a mark.
+    store, path = store_of(f"{there}/e")
+    put(store, kept.parent, path, last=())
+    store.delete(f"{path}/manifest.json")
+    write(store._storage, os.path.join(os.path.dirname(path), ".e.uploading"), lambda: [b""], 0)
+    before = kept.stat().st_mtime_ns
+    copied = []
+    monkeypatch.setattr(places, "_upload", lambda *a, upload=places._upload: (copied.append(a[2]), upload(*a)))
+    capsys.readouterr()
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert sorted(files_at(there)) == ["e/embeddings.npy", "e/images.tsv", "e/manifest.json"]
+    assert before and len(copied) == 1 and not any(files for _, _, files in os.walk(working))
+
+
+def test_a_report_reads_the_files_of_a_run_and_no_checkpoint(tmp_path, plsc, monkeypatch):
+    there, seen = f"file://{tmp_path}/store", []
+
+    def make_report(runs, output, png):
+        seen.extend(sorted(path.name for run in runs for path in run.iterdir()))
+        output.write_text("page")
+        return {"report": str(output), "bytes": 1, "png": [], "runs": []}
+
+    monkeypatch.setattr("plsc.report.make.make_report", make_report)
+    make_run(tmp_path / "store/run")
+    (tmp_path / "store/run/19").mkdir()
+    for _ in range(2):
+        plsc("report", f"{there}/run", "--output", f"{there}/page.html", says=f"{there}/page.html: ")
+    assert files_at(there)["page.html"] == b"page"
+    assert seen == 2 * ["lfw_pairs.npz", "metrics.jsonl", "run.json"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--to tar --shards 4", "--to parquet --shards 3", "--to base64 --shards 4", "--to base64 --ranks 2",
+     "--to recordio", "--to folder"],
+)  # fmt: skip
+def test_data_is_converted_to_a_store_as_to_a_folder(options, samples, tmp_path, plsc):
+    if "parquet" in options:
+        pytest.importorskip("pyarrow")
+    pytest.importorskip("fsspec")
+    here, there = tmp_path / "here", f"memory://store/{tmp_path.name}"
+    words = ("data", "convert", samples / "trained", *options.split(), "--workers")
+    plsc(*words, 2, here)
+    plsc(*words, 2 if "tar" in options else 1, f"{there}/data", says=f"{there}/data: 40 images of 10 classes")
+    assert files_at(there) == {f"data/{name}": data for name, data in files_in(here).items()}
+
+
+@pytest.mark.parametrize("kind", ["hdfs", "s3"])
+def test_a_killed_conversion_resumes_and_gives_the_same_bytes(kind, request, samples, tmp_path, plsc, working):
+    server = request.getfixturevalue(kind)
+    there = f"{server.web.replace('http', 'webhdfs')}/data" if kind == "hdfs" else "s3://bucket/data"
+    there += f"/{tmp_path.name}"
+    words = ["data", "convert", str(samples / "trained"), f"{there}/tar", "--to", "tar", "--shards", "10"]
+    store, path = store_of(there)
+    hidden = f"{path}/.tar.converting"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plsc", *words, "--workers", "2"],
+        env={**environment(), **os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + TIMEOUT
+    while store.status(f"{hidden}/records") is None or len(store.list(f"{hidden}/records")) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+    if kind == "hdfs":
+        process.kill()
+    else:
+        with server.hanging():  # Ctrl-C waits for no server
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            assert process.wait(TIMEOUT) == 130 and time.monotonic() - began < 8
+    out, err = process.communicate()
+    assert "Traceback" not in err, err
+    kept = len(store.list(f"{hidden}/records"))
+    assert 2 <= kept < 10 and store.status(f"{path}/tar") is None
+    said = json.loads(plsc(*words, "--json"))
+    assert said["kept"] >= 2 and said["shards"] == 10
+    plsc("data", "convert", samples / "trained", tmp_path / "here", "--to", "tar", "--shards", 10)
+    assert files_at(there) == {f"tar/{name}": data for name, data in files_in(tmp_path / "here").items()}
+    assert not any(files for _, _, files in os.walk(working))
+
+
+def test_the_disk_holds_few_shards_of_a_conversion_to_a_store(samples, tmp_path, plsc, monkeypatch):
+    pytest.importorskip("fsspec")
+    ship, seen = remote_staging.RemoteStaging._ship, []
+
+    def slow(self, number, room):
+        made = [path for path in self.folder.iterdir() if path.name.startswith("shard-")]
+        seen.append(len(made))
+        time.sleep(0.02)
+        ship(self, number, room)
+
+    monkeypatch.setattr(remote_staging.RemoteStaging, "_ship", slow)
+    words = ("--to", "tar", "--shards", 20, "--workers", 1)
+    plsc("data", "convert", samples / "trained", f"memory://store/{tmp_path.name}", *words)
+    assert len(seen) == 20 and max(seen) <= 3
+
+
+def test_a_conversion_that_was_killed_while_it_was_published_is_finished(samples, tmp_path, plsc, monkeypatch):
+    pytest.importorskip("fsspec")
+    here, there = tmp_path / "here", f"memory://store/{tmp_path.name}"
+    words = ("data", "convert", samples / "trained", "--to", "base64", "--shards", 4)
+    plsc(*words, here)
+    copy, copied = objects.ObjectStorage._each, []
+
+    def failing(self, method, items, *harmless, seconds=None):
+        items = list(items)
+        if method == "cp_file" and not copied:
+            copied.extend(items[:2])
+            copy(self, method, copied)
+            raise StorageError("killed")
+        copy(self, method, items, *harmless, seconds=seconds)
+
+    monkeypatch.setattr(objects.ObjectStorage, "_each", failing)
+    plsc(*words, f"{there}/data", status=1, says="killed")
+    found = files_at(there)
+    assert "data/file_list.txt" not in found and ".data.converting/last/file_list.txt" in found
+    assert sum(name.startswith("data/") for name in found) == 2
+    with pytest.raises(DataError, match="plsc data convert has not finished it"):
+        place = Place(split_address("x", f"{there}/data"), tmp_path / "cache", 10**9)
+        open_images(place, None, "auto", None, 1)
+    plsc(*words, "--shards", 3, f"{there}/data", status=1, says="differs in its shards")
+    plsc(*words, f"{there}/data")
+    assert files_at(there) == {f"data/{name}": data for name, data in files_in(here).items()}
