@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import SERVED
 from ranks import ROOT
 
 PYTHON = """#!/bin/bash
@@ -110,3 +111,9 @@ def test_a_whole_run_checks_everything_and_installs_all(run):
 )
 def test_the_status_is_that_of_both_suites(run, arguments, newest, oldest, expected):
     assert run(*arguments, NEWEST=str(newest), OLDEST=str(oldest))[0] == expected
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_tests_of_servers_are_where_one_process_looks_for_them(name):
+    path, _, function = name.partition("::")
+    assert f"def {function}(" in (ROOT / path).read_text() if function else (ROOT / path).exists()
