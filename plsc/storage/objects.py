@@ -379,9 +379,6 @@ def connect(address: str, ugi: Optional[str]) -> ObjectStorage:
         if scheme not in _CREDENTIALS:
             raise ConfigError(f"set_hdfs_info: {scheme}:// takes no fs_ugi; give None: {login(scheme)}")
         options.update(zip(_CREDENTIALS[scheme], ugi.split(",", 1)))
-    if scheme in GOOGLE:
-        # Otherwise gcsfs asks for the kind of the bucket by gRPC, which takes a minute where that is not let through.
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     kind = _class_of("set_hdfs_info: fs_name", scheme)
     for package in _LOGGERS:
         if logging.getLogger(package).level == logging.NOTSET:
@@ -420,6 +417,9 @@ def _class_of(setter: str, scheme: str) -> Any:
         raise ConfigError(f"{setter}: {scheme}:// needs a package that is not installed: pip install 'plsc[{extra}]'")
     import fsspec
 
+    if scheme in GOOGLE:
+        # Otherwise gcsfs asks for the kind of the bucket by gRPC, which takes a minute where that is not let through.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         return fsspec.get_filesystem_class(scheme)
     except ValueError:
