@@ -214,12 +214,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
-    good, kept = options.folder / "good", KeptResults(options.folder / "results.jsonl")
+    folder = options.folder.absolute()  # a list of images is relative to its own folder
+    good, kept = folder / "good", KeptResults(folder / "results.jsonl")
     size = {"images": options.images + TESTED, "size": 32, "held_out": 250}
     render_glyphs(str(good), options.classes, **size, pairs=options.pairs, seed=1)
     for seed in options.seeds:
         for rate in options.rates:
-            trials = Trials(good, options.folder / f"{seed}-{rate}", rate, seed, options)
+            trials = Trials(good, folder / f"{seed}-{rate}", rate, seed, options)
             for method in options.methods:
                 if rate and method in OF_GOOD_DATA:
                     continue
