@@ -57,9 +57,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     rm = "plsc fs rm --dry-run s3://bucket/checkpoints/earlier_1"
     about = "list, download, upload and remove files, folders and checkpoints of HDFS, S3 and other stores"
     details = (
-        f"The password of a gateway, or the secret of an access key, is read from {credentials.PASSWORD} or asked for. No option "
-        "takes it, because every user of a machine can see command lines. The command starts no training, so it has no "
-        "--set or --config."
+        f"The password of a gateway, or the secret of an access key, is read from {credentials.PASSWORD} or asked for. "
+        "No option takes it, because every user of a machine can see command lines. The command starts no training, so "
+        "it has no --set or --config."
     )
     group = add_command(commands, "fs", about, [ls, du, get, put, rm], details)
     actions = group.add_subparsers(dest="action", required=True, metavar="<action>", title="actions")

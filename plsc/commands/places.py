@@ -117,7 +117,7 @@ def address_of(options: argparse.Namespace, path: Union[str, Path]) -> Optional[
 
 
 def variables_of_ranks(options: argparse.Namespace) -> dict[str, str]:
-    """Returns environment variables for the ranks of a command: what paths in its arguments are called, who connects."""
+    """Returns environment variables for the ranks of a command: what paths are called, and the password."""
     names = getattr(options, "addresses", {})
     found = {_NAMES: json.dumps(names) if names else "", credentials.PASSWORD: credentials.password()}
     return {name: value for name, value in found.items() if value}
