@@ -317,7 +317,7 @@ class RecordImages:
 
     def class_title(self, i: int) -> str:
         """Returns what messages call the class of an image."""
-        return class_title(int(self._labels[i]), self._records.class_names)
+        return class_title(int(self.labels[i]), self._records.class_names)
 
     def template(self, i: int) -> str:
         """Returns '', because data for training has no templates."""
