@@ -345,7 +345,7 @@ def test_another_checkpoint_is_never_overwritten(store, tmp_path):
         fetch(store, tmp_path / "to")
     (tmp_path / "to" / META).unlink()
     del kept[tmp_path / "to" / META]
-    with pytest.raises(ConfigError, match="another file than that of 0; move it away"):
+    with pytest.raises(ConfigError, match=r"another file than that of .*[ /]0; move it away"):
         fetch(store, tmp_path / "to")
     assert all(path.read_bytes() == data for path, data in kept.items())
 
