@@ -194,7 +194,6 @@ def test_what_cannot_be_merged_is_refused_in_one_line(places, glyphs, tmp_path, 
         (["merge-sub-centers", three, more, new], "has label 6"),
         (["merge-sub-centers", three, data, str(tmp_path)], "already exists"),
         (["merge-sub-centers", three, data, new, "--drop-beyond", "80"], "give both, the angle and the file"),
-        (["convert-checkpoint", three, new, "--head-dtype", "bfloat16"], "3 sub-centres .* keeps in float32"),
         (["add-classes", three, other, new], "has 3 sub-centres for each class.*merge-sub-centers"),
     ):
         assert cli.main(words) != 0
