@@ -9,6 +9,8 @@ from concurrent.futures import Future
 
 import pytest
 
+from plsc.data.image_folders import INDEX
+from plsc.data.tar_index_file import index_path
 from plsc.errors import ConfigError
 from plsc.machine.locks import lock_folder
 from plsc.storage import (
@@ -185,6 +187,16 @@ def test_the_lock_of_a_run_is_not_uploaded_with_its_folder(tmp_path):
         put(store, tmp_path / "run", "copy")
         assert (tmp_path / "run" / ".plsc.lock").exists()
     assert list(tree(store, "copy")) == ["metrics.jsonl"]
+
+
+def test_the_indexes_of_this_disk_are_not_uploaded_with_their_data(tmp_path):
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    kept = ["a.tar", ".hidden", "index.npz", "x/1.jpg"]
+    for name in (*kept, os.fsdecode(INDEX), os.path.basename(index_path("a.tar")), "x/.plsc-folders.npz"):
+        (tmp_path / "data" / name).write_text("x")
+    store = Retrying(LocalStorage(tmp_path / "store"), 0)
+    put(store, tmp_path / "data", "copy")
+    assert sorted(tree(store, "copy")) == sorted(kept)
 
 
 def test_folders_are_uploaded_and_downloaded(store, tmp_path):
