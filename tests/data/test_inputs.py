@@ -385,7 +385,8 @@ def test_a_network_reads_stores_in_every_command(data, trained, tmp_path, capsys
     assert cli.main([*search, "--page", str(tmp_path / "page.html"), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["image"] == f"file://{images[2]}" and found["hits"]
-    assert (tmp_path / "page.html").read_text().count("data:image") == 1 + len(found["hits"])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image") == 1 + len(found["hits"]) and f'title="file://{images[2]}"' in page
 
 
 def test_a_real_hdfs_is_read_by_all_ranks_and_refuses_in_a_line(hdfs, data, trained, tmp_path, capsys, monkeypatch):
