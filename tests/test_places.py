@@ -21,7 +21,7 @@ from plsc.data.remote import open_images
 from plsc.datasets import remote_staging
 from plsc.errors import DataError
 from plsc.storage import StorageError, StorageUnavailableError, objects, open_hdfs
-from plsc.storage.address import split_address
+from plsc.storage.address import Address, split_address
 from plsc.storage.transfer import put, tree
 
 ZOO = zoo.place_of("zoo:glyphs")
@@ -36,6 +36,14 @@ def working(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     yield folder
     monkeypatch.setattr("tempfile.tempdir", None)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """The address of a store in the memory of this process, which commands that end with it refuse."""
+    pytest.importorskip("fsspec")
+    monkeypatch.setattr(Address, "is_fleeting", False)
+    return "memory://store"
 
 
 @pytest.fixture(params=["hdfs", "s3", "file"])
@@ -153,6 +161,10 @@ def test_a_chain_of_commands_in_a_store_gives_what_it_gives_on_a_disk(there, sam
         (("test", "--checkpoint", "x", "--dataset", "x", "--embeddings", "s3://b/x"), "name a folder of this machine"),
         (("data", "convert", "x", "file:///tmp/x", "--to", "tar", "--engine", "spark"), "all machines share"),
         (("index", "x", "--output", "file:///tmp/x", "--set", "emb_dim=3"), "takes hdfs_upload alone"),
+        (("data", "convert", "file:///tmp/x", "file:///tmp/x/y", "--to", "folder"), "a folder outside file:///tmp/x"),
+        (("data", "convert", "/tmp/x", "file:///tmp/x/y", "--to", "tar"), "is the source, or a folder in it"),
+        (("data", "convert", "file:///tmp/x", "/tmp/x/y", "--to", "tar"), "is the source, or a folder in it"),
+        (("index", "x", "--output", "memory://x/y"), "what is in memory:// ends with this command"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_done(words, says, capsys, working):
@@ -180,10 +192,9 @@ def test_for_how_long_a_command_tries_again():
 
 
 def test_an_output_that_was_not_uploaded_stays_and_is_uploaded_by_the_same_command(
-    samples, tmp_path, monkeypatch, capsys, working
+    samples, tmp_path, monkeypatch, capsys, working, memory
 ):
-    pytest.importorskip("fsspec")
-    there, sent = f"memory://store/{tmp_path.name}", []
+    there, sent = f"{memory}/{tmp_path.name}", []
     words = ["predict", "--checkpoint", "zoo:glyphs", "--input", str(samples / "unseen"), "--output", f"{there}/e"]
     words += ["--set", "hdfs_upload=[end,0]"]
     write = objects.ObjectStorage.write
@@ -237,11 +248,10 @@ def test_a_report_reads_the_files_of_a_run_and_no_checkpoint(tmp_path, plsc, mon
     ["--to tar --shards 4", "--to parquet --shards 3", "--to base64 --shards 4", "--to base64 --ranks 2",
      "--to recordio", "--to folder"],
 )  # fmt: skip
-def test_data_is_converted_to_a_store_as_to_a_folder(options, samples, tmp_path, plsc):
+def test_data_is_converted_to_a_store_as_to_a_folder(options, samples, tmp_path, plsc, memory):
     if "parquet" in options:
         pytest.importorskip("pyarrow")
-    pytest.importorskip("fsspec")
-    here, there = tmp_path / "here", f"memory://store/{tmp_path.name}"
+    here, there = tmp_path / "here", f"{memory}/{tmp_path.name}"
     words = ("data", "convert", samples / "trained", *options.split(), "--workers")
     plsc(*words, 2, here)
     plsc(*words, 2 if "tar" in options else 1, f"{there}/data", says=f"{there}/data: 40 images of 10 classes")
@@ -281,8 +291,7 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(kind, request, sam
     assert not any(files for _, _, files in os.walk(working))
 
 
-def test_the_disk_holds_few_shards_of_a_conversion_to_a_store(samples, tmp_path, plsc, monkeypatch):
-    pytest.importorskip("fsspec")
+def test_the_disk_holds_few_shards_of_a_conversion_to_a_store(samples, tmp_path, plsc, monkeypatch, memory):
     ship, seen = remote_staging.RemoteStaging._ship, []
 
     def slow(self, number, room):
@@ -293,13 +302,12 @@ def test_the_disk_holds_few_shards_of_a_conversion_to_a_store(samples, tmp_path,
 
     monkeypatch.setattr(remote_staging.RemoteStaging, "_ship", slow)
     words = ("--to", "tar", "--shards", 20, "--workers", 1)
-    plsc("data", "convert", samples / "trained", f"memory://store/{tmp_path.name}", *words)
+    plsc("data", "convert", samples / "trained", f"{memory}/{tmp_path.name}", *words)
     assert len(seen) == 20 and max(seen) <= 3
 
 
-def test_a_conversion_that_was_killed_while_it_was_published_is_finished(samples, tmp_path, plsc, monkeypatch):
-    pytest.importorskip("fsspec")
-    here, there = tmp_path / "here", f"memory://store/{tmp_path.name}"
+def test_a_conversion_that_was_killed_while_it_was_published_is_finished(samples, tmp_path, plsc, monkeypatch, memory):
+    here, there = tmp_path / "here", f"{memory}/{tmp_path.name}"
     words = ("data", "convert", samples / "trained", "--to", "base64", "--shards", 4)
     plsc(*words, here)
     copy, copied = objects.ObjectStorage._each, []

@@ -181,7 +181,7 @@ def _name_store(options: argparse.Namespace) -> None:
     if address is not None:
         options.fs = address.server
         setattr(options, options.remote, address.path)
-    if address is not None and address.scheme == "memory" and options.run is _put:
+    if address is not None and address.is_fleeting and options.run is _put:
         raise ConfigError(f"{path}: what is in memory:// ends with this command; name a store that keeps it")
     if options.fs is None:
         raise ConfigError(
@@ -206,7 +206,7 @@ def _open(options: argparse.Namespace, password: str) -> Retrying:
     if password and not options.user:
         raise ConfigError("there is a password, but no name; give --user")
     ugi = f"{options.user},{password}" if options.user else None
-    return open_hdfs(options.fs, ugi, kerberos=kerberos)
+    return open_hdfs(options.fs, ugi, kerberos=kerberos, patience=options.retry_seconds)
 
 
 def _ls(options: argparse.Namespace, store: Retrying) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
 import posixpath
 import sys
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from plsc import settings
 from plsc.datasets.remote_staging import check_target
 from plsc.errors import ConfigError, PlscError, UsageError
+from plsc.machine.logs import reworded
 from plsc.storage import Retrying, credentials
 from plsc.storage.address import is_address, split_address
 from plsc.storage.base import COMMIT, missing
@@ -31,8 +31,6 @@ from plsc.storage.local import check_room
 from plsc.storage.login import open_address
 from plsc.storage.transfer import Advance, each, files_of, get, tree
 from plsc.storage.working import Target, Workspace, check_new, fetch_earlier, name_at, upload, workspace
-
-logger = logging.getLogger("plsc")
 
 _NAMES = "PLSC_PLACES"  # carries the names of paths to the ranks that a command starts
 
@@ -162,6 +160,8 @@ class _Stores:
         assert address is not None
         if address.path == "/":
             raise ConfigError(f"{text}: names the whole store; name a place in it")
+        if address.is_fleeting and role.is_output:
+            raise ConfigError(f"{text}: what is in memory:// ends with this command; name a store that keeps it")
         if address.server not in self._opened:
             self._opened[address.server] = open_address(address, self._login)
         target = Target(text, self._opened[address.server], address.path)
@@ -346,19 +346,12 @@ def _worded(names: Mapping[str, str]) -> Iterator[None]:
             text = text.replace(path, names[path])
         return text
 
-    def reword(record: logging.LogRecord) -> bool:
-        record.msg, record.args = worded(record.getMessage()), ()
-        return True
-
-    logger.addFilter(reword)
     try:
-        with contextlib.redirect_stdout(_Worded(sys.stdout, worded)):  # type: ignore[type-var]
+        with reworded(worded), contextlib.redirect_stdout(_Worded(sys.stdout, worded)):  # type: ignore[type-var]
             yield
     except PlscError as problem:
         problem.args = (worded(str(problem)), *problem.args[1:])
         raise
-    finally:
-        logger.removeFilter(reword)
 
 
 class _Worded:

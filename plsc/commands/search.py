@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         if options.page is not None:
             source = from_text(index.meta["source"] or "")
             shown = [hit.name for one in hits for hit in one]
-            write_page(options.page, inputs.some_of(source, shown), images, hits, rule)
+            write_page(options.page, inputs.some_of(source, shown), images, hits, rule=rule, named=inputs.named)
         names = [inputs.named(str(image)) for image in images]
     if options.json:
         print_json([{"image": to_text(name), "hits": list(map(_plain, one))} for name, one in zip(names, hits)])

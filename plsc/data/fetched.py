@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Optional
+from contextlib import AbstractContextManager
+from typing import Any, Optional
 
 import numpy as np
 
@@ -64,6 +66,7 @@ class FetchedRecords(WrappedRecords):
         name: What the data is called in the log.
         stop: Set when the data is closed; it ends what waits for the store.
         in_order: Whether the images are read once, in their order. The labels are then found meanwhile.
+        working: `parallel.working` where other ranks wait for this one; it is entered while a file is waited for.
 
     Attributes:
         budget: The bytes that the files in use may take; None if all files are kept.
@@ -78,9 +81,10 @@ class FetchedRecords(WrappedRecords):
         name: str,
         stop: threading.Event,
         in_order: bool = False,
+        working: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
         super().__init__(records)
-        self.is_streamed = in_order
+        self.is_streamed, self._working = in_order, working
         self.image_bytes = sum(file.size for file in files) * 3 // 4
         self._labels_of: dict[int, np.ndarray] = {}  # of the files that have been there
         self._folder, self._remote, self.budget, self._name, self._stop = folder, files, budget, name, stop
@@ -196,7 +200,8 @@ class FetchedRecords(WrappedRecords):
         """Waits until a file is there, and keeps it from being dropped."""
         with self._state:
             if number not in self._readers:
-                self._wait(number)
+                with self._working():
+                    self._wait(number)
             self._readers[number] += 1
 
     def _wait(self, number: int) -> None:

@@ -6,10 +6,12 @@ inputs are closed. Split base64 data that is larger than the cache is read file 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Optional
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME
@@ -21,6 +23,7 @@ from plsc.data.records import Records
 from plsc.data.remote_folder import DATA, PATTERN, RemoteFolder, belongs, size_of
 from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, PlscError, counted
+from plsc.machine.logs import reworded
 from plsc.machine.memory import size_text
 from plsc.storage.address import is_address
 
@@ -34,27 +37,37 @@ _MOST_SINGLE = 200_000  # image files, each of which costs three requests and a 
 class Inputs:
     """Addresses that a command reads, and the paths of this machine that stand for them. Ordinary paths stay the same.
 
-    At the end of a `with` block the space in the cache is given up. An error in the block gets the address in place of
-    the path.
+    At the end of a `with` block the space in the cache is given up. An error of the block, and what the block logs,
+    name the address in place of the path.
 
     Args:
         place_of: Returns where an address is and which cache keeps its files.
         rank: Rank of this process; all ranks fetch the same files, and share the work.
         world_size: Number of ranks.
+        working: `parallel.working` where the ranks wait for each other, which may take longer than they do.
     """
 
-    def __init__(self, place_of: Callable[[str], Place], rank: int = 0, world_size: int = 1) -> None:
-        self._place_of, self._rank, self._world_size = place_of, rank, world_size
+    def __init__(
+        self,
+        place_of: Callable[[str], Place],
+        rank: int = 0,
+        world_size: int = 1,
+        working: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self._place_of, self._rank, self._world_size, self._working = place_of, rank, world_size, working
         self._stop = threading.Event()
         self._opened: dict[str, RemoteFolder] = {}
         self._streamed: list[Records] = []
+        self._reworded = reworded(self.named)
 
     def __enter__(self) -> Inputs:
+        self._reworded.__enter__()
         return self
 
     def __exit__(self, kind: Any, problem: Optional[BaseException], trace: Any) -> None:
         if isinstance(problem, PlscError) and problem.args:
             problem.args = (self.named(str(problem.args[0])), *problem.args[1:])
+        self._reworded.__exit__(None, None, None)
         self.close()
 
     def close(self) -> None:
@@ -67,7 +80,7 @@ class Inputs:
 
     def named(self, text: str) -> str:
         """Returns a text with addresses in place of the paths that stand for them."""
-        for remote in self._opened.values():
+        for remote in list(self._opened.values()):  # another thread may log something meanwhile
             address = remote.place.address
             text = text.replace(str(remote.copy.files), f"{address.server}{remote.folder}")
         return text
@@ -146,12 +159,13 @@ class Inputs:
     def _local(self, path: str, choose: Callable[[RemoteFolder], Iterable[str]]) -> str:
         if not is_address(path):
             return path
-        remote = self._open(path)
-        names = dict.fromkeys(choose(remote))
-        files = [remote.file(name) for name in names]
-        _check_size(remote, files)
-        remote.keep(files, begin=len(files) * self._rank // self._world_size)
-        remote.forget_others()
+        with self._working():
+            remote = self._open(path)
+            names = dict.fromkeys(choose(remote))
+            files = [remote.file(name) for name in names]
+            _check_size(remote, files)
+            remote.keep(files, begin=len(files) * self._rank // self._world_size)
+            remote.forget_others()
         return remote.path
 
 

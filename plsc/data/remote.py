@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Callable, Sequence
+from typing import Optional, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from plsc.machine.memory import size_text
 from plsc.storage.data_cache import RemoteFile
 
 logger = logging.getLogger("plsc")
+T = TypeVar("T")
 
 _AHEAD = 2  # files that are fetched ahead of those in use
 _CONVERT = (
@@ -62,14 +63,14 @@ def open_images(
         PlscError: The data cannot be had, or does not fit into the cache; the same on every rank.
     """
     stop = threading.Event()
-    remote = parallel.together(lambda: open_folder(place, stop), "the list of its data")
+    remote = _together(lambda: open_folder(place, stop), "the list of its data")
     opening = Opening(remote.path, num_classes, shuffle=shuffle)
     if is_split:
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
             return _open_base64(remote, opening, in_flight, stop, is_split)
-        return parallel.together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
+        return _together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
     except BaseException:
         stop.set()
         remote.copy.close()
@@ -106,7 +107,7 @@ def _open_base64(
     remote: RemoteFolder, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
 ) -> tuple[Records, Optional[str]]:
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
-    manifest = parallel.together(lambda: _fetch_manifest(remote, world_size), "its manifest")
+    manifest = _together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
     small = parallel.together(
         lambda: [remote.file(name) for name in (*map(index_name, own), *_class_list(remote))], "its indexes"
@@ -132,9 +133,9 @@ def _open_base64(
             need = largest_use(order, np.array([file.size for file in files], np.int64), in_flight)
             budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - size_of(small))
         remote.copy.claim([] if too_large else files, budget or 0)
-        return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop)
+        return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop, working=parallel.working)
 
-    fetched = parallel.together(open_it, "its data")
+    fetched = _together(open_it, "its data")
     logger.info(
         "data %s: %d files, %s for this rank; %s",
         remote.where(),
@@ -145,6 +146,16 @@ def _open_base64(
         else f"all of them are kept in {remote.cache.directory}",
     )
     return fetched, shuffle
+
+
+def _together(action: Callable[[], T], what: str) -> T:
+    """Calls what a store may take long for on every rank; see `parallel.together`. The ranks wait until it is done."""
+
+    def work() -> T:
+        with parallel.working():
+            return action()
+
+    return parallel.together(work, what)
 
 
 def _class_list(remote: RemoteFolder) -> list[str]:

@@ -138,6 +138,7 @@ class Job(NamedTuple):
         shards: Number of shards.
         room: A semaphore that lets a worker begin a shard when there is room for it on the disk; None if there always
             is.
+        named: Returns a text with addresses in place of the paths of their copies.
     """
 
     conversion: Conversion
@@ -146,6 +147,7 @@ class Job(NamedTuple):
     images: int
     shards: int
     room: Any = None
+    named: Callable[[str], str] = str
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Returns the first image of a shard, and the first of the next one."""
@@ -189,6 +191,7 @@ def convert(
         with lock_folder(output, "give another folder"):
             staging = Staging(output) if target is None else RemoteStaging(output, target)
             job = _job(conversion, records, staging)
+            job = job if inputs is None else job._replace(named=inputs.named)
             staging.begin(_plan(conversion, data_format, records, job.shards))
             try:
                 return _convert(job, records, staging, watch, staging.engine(engine or _on_this_machine))
@@ -349,7 +352,8 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
             except DataError as error:
                 if not (conversion.skip_damaged and _is_damaged(error)):
                     return Failure(i, str(error))
-                skipped.append((line_of(records.name(i), str(error)) or b"").decode("utf-8", "surrogateescape"))
+                why = job.named(str(error))
+                skipped.append((line_of(records.name(i), why) or b"").decode("utf-8", "surrogateescape"))
             else:
                 writer.add(record)
                 images, size, largest = images + 1, size + len(record.data), max(largest, record.label)

@@ -58,7 +58,7 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
 
 def open_inputs(config: Config) -> Inputs:
     """Returns what turns the addresses that an action reads into paths of this machine; all ranks call it."""
-    return Inputs(config.place_of, parallel.rank(), parallel.world_size())
+    return Inputs(config.place_of, parallel.rank(), parallel.world_size(), parallel.working)
 
 
 _inputs: Optional[Inputs] = None  # those of the last test, whose space in the cache is needed as long as its sets are

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import string
 import sys
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -37,3 +38,19 @@ class _AboveTheBar(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
             tqdm.write(readable(self.format(record), keep=string.whitespace), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def reworded(change: Callable[[str], str]) -> Iterator[None]:
+    """Has the log say what `change` makes of each message of the `with` block."""
+
+    def reword(record: logging.LogRecord) -> bool:
+        record.msg, record.args = change(record.getMessage()), ()
+        return True
+
+    logger = logging.getLogger("plsc")
+    logger.addFilter(reword)
+    try:
+        yield
+    finally:
+        logger.removeFilter(reword)

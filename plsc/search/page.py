@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -45,6 +45,7 @@ def write_page(
     queries: Sequence[Path],
     hits: Sequence[Sequence[Hit]],
     rule: PixelRule = NEWEST,
+    named: Callable[[str], str] = str,
 ) -> None:
     """Writes the page.
 
@@ -54,6 +55,7 @@ def write_page(
         queries: The images searched for.
         hits: What was found for each of them, nearest first.
         rule: What the pixels of image files mean.
+        named: Returns what the page calls the path of an image searched for.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -62,7 +64,7 @@ def write_page(
     parts = [
         tag(
             "div",
-            _figure(query, query.name, rule, class_="query"),
+            _figure(query, query.name, rule, title=named(str(query)), class_="query"),
             tag("ol", [tag("li", _hit(source, hit, rule)) for hit in found]),
             class_="found",
         )
@@ -93,12 +95,10 @@ def _hit(source: Optional[str], hit: Hit, rule: PixelRule) -> Markup:
     return _figure(Path(source or "") / hit.name, name, rule, tag("b", f"{hit.cosine:.3f}"), title=hit.name)
 
 
-def _figure(
-    path: Path, name: str, rule: PixelRule, *more: Markup, title: Optional[str] = None, class_: Optional[str] = None
-) -> Markup:
+def _figure(path: Path, name: str, rule: PixelRule, *more: Markup, title: str, class_: Optional[str] = None) -> Markup:
     data = _thumbnail(path, rule)
     shown = tag("img", src=data, alt=name) if data else tag("div", "image missing or unreadable", class_="gone")
-    return tag("figure", shown, tag("figcaption", more, name), title=title or str(path), class_=class_)
+    return tag("figure", shown, tag("figcaption", more, name), title=title, class_=class_)
 
 
 def _thumbnail(path: Path, rule: PixelRule = NEWEST) -> Optional[str]:

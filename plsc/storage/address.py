@@ -55,6 +55,11 @@ class Address(NamedTuple):
         """Whether `plsc.storage.objects` opens it."""
         return is_object_address(self.text)
 
+    @property
+    def is_fleeting(self) -> bool:
+        """Whether what is stored there ends with the process."""
+        return self.scheme == "memory"
+
     def is_served_by(self, fs_name: str) -> bool:
         """Returns whether an address of `set_hdfs_info` leads to the same machine, whatever its ports.
 
@@ -107,6 +112,30 @@ def with_plain_scheme(text: str) -> str:
 def is_address(path: object) -> bool:
     """Returns whether something names a place in a store, and no file of this machine."""
     return isinstance(path, str) and "://" in path and not os.path.exists(path)
+
+
+def is_inside(inner: str, outer: str) -> bool:
+    """Returns whether a path or an address is another one, or a place in it.
+
+    Args:
+        inner: The path, or an address that `split_address` can read.
+        outer: The other one.
+    """
+    (kind, host, path), (other_kind, other_host, folder) = _place_of(inner), _place_of(outer)
+    # Without a host, an hdfs:// address means the HDFS of set_hdfs_info, which may be that of the other address.
+    if kind != other_kind or (host != other_host and (kind != "hdfs" or (host and other_host))):
+        return False
+    return posixpath.commonpath([path, folder]) == folder
+
+
+def _place_of(text: str) -> tuple[str, str, str]:
+    """Returns the kind of a store, its host or bucket, and the path in it; a path of this machine is one of `file`."""
+    address = split_address("path", text) if is_address(text) else None
+    if address is None or address.scheme == "file":
+        return "file", "", os.path.realpath(text if address is None else address.path)
+    if address.is_object:
+        return _kind_of(text), address.host, address.path
+    return "hdfs", urlsplit(address.server).hostname or "", address.path
 
 
 def is_object_address(text: str) -> bool:

@@ -23,6 +23,7 @@ from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_text
 from plsc.storage import site
 from plsc.storage.address import web_addresses
+from plsc.storage.answers import Timeouts
 from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of, place_of
 from plsc.storage.failover import STANDBY, NameNodes
 from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, TicketAuth, keep_credentials
@@ -53,7 +54,7 @@ class HdfsStorage:
         self._client, self.name = client, name
         self._urls: Sequence[str] = getattr(client, "urls", ())
         if getattr(client, "_timeout", None) is None:
-            client._timeout = (_CONNECT_SECONDS, _ANSWER_SECONDS)
+            client._timeout = Timeouts((_CONNECT_SECONDS, _ANSWER_SECONDS))
         if self._urls:
             keep_credentials(client)
         self._namenodes = NameNodes(

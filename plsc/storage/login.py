@@ -62,12 +62,13 @@ def open_address(address: Address, login: Login, stop: Optional[threading.Event]
         raise ConfigError(
             f"{address.text}: names no server; write hdfs://host:port/path, or give the server with set_hdfs_info"
         )
+    patience = login.patience
     if address.is_object:
-        store = open_hdfs(address.server, login.fs_ugi if is_known else None)
+        store = open_hdfs(address.server, login.fs_ugi if is_known else None, patience=patience)
     elif is_known or login.client is not None:
-        store = open_hdfs(login.fs_name, login.fs_ugi, login.client, login.kerberos)
+        store = open_hdfs(login.fs_name, login.fs_ugi, login.client, login.kerberos, patience)
     else:
         user = (login.fs_ugi or "").partition(",")[0] if is_hdfs else ""
         kerberos = login.kerberos if is_hdfs else None
-        store = open_hdfs(address.server, f"{user}," if user else None, kerberos=kerberos)
-    return store.with_patience(login.patience, stop)
+        store = open_hdfs(address.server, f"{user}," if user else None, kerberos=kerberos, patience=patience)
+    return store.with_patience(patience, stop)

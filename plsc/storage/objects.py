@@ -22,7 +22,7 @@ from typing import Any, Optional
 
 from plsc.errors import ConfigError, one_line, shown
 from plsc.machine.json_files import as_integer
-from plsc.storage.answers import answer
+from plsc.storage.answers import answer, limited
 from plsc.storage.base import (
     COMMIT,
     Chunks,
@@ -38,6 +38,7 @@ from plsc.storage.object_refusals import AZURE, GOOGLE, HINTS, PASSING, S3, code
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 5.0
 _COPY_SECONDS = 3600.0  # a server that copies a file answers when it is done
 _ABORT_SECONDS = 5.0
+_LEAST_SECONDS_OF_PARTS = 30.0  # slow networks take as long for the parts that are sent at a time
 _PART_BYTES, _MOST_PARTS = 8 << 20, 9000  # S3 takes 10,000 parts of at least 5 MB
 _PARTS_AT_ONCE = 4  # each is in memory
 _REQUESTS_AT_ONCE = 32
@@ -110,7 +111,7 @@ class ObjectStorage:
                 size, future = waiting.popleft()
                 with self._worded(path):
                     try:
-                        data = _result(future)
+                        data = _result(future, _seconds_of_parts())
                     except OSError as problem:
                         if code_of(problem) == "InvalidRange":  # the file ends before
                             return
@@ -135,7 +136,7 @@ class ObjectStorage:
             if size <= _PART_BYTES:
                 data = b"".join(chunks())
                 kept = len(data)
-                self._ask("pipe_file", place, data)
+                _result(self._begin("pipe_file", place, data), _seconds_of_parts())
             else:
                 self._write_parts(place, _parts(chunks(), max(_PART_BYTES, -(-size // _MOST_PARTS))))
                 found = self.status(path)
@@ -310,7 +311,7 @@ class S3Storage(ObjectStorage):
 
         def wait(most: int) -> None:
             while len(waiting) > most:
-                answer = _result(waiting.popleft())
+                answer = _result(waiting.popleft(), _seconds_of_parts())
                 kept = {name: answer[name] for name in answer if name == "ETag" or re.match("Checksum[A-Z0-9]+$", name)}
                 done.append({"PartNumber": len(done) + 1, **kept})
 
@@ -469,10 +470,15 @@ def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
 def _result(future: Future, seconds: Optional[float] = None) -> Any:
     """Waits for a call of the file system. Raises TimeoutError if a server is silent for too long."""
     try:
-        return future.result(2 * ANSWER_SECONDS if seconds is None else seconds)
+        return future.result(limited(2 * ANSWER_SECONDS) if seconds is None else seconds)
     except NoAnswerError:
         future.cancel()
         raise TimeoutError(None, "no answer in time") from None
+
+
+def _seconds_of_parts() -> float:
+    """Returns for how many seconds parts of files may be on their way."""
+    return limited(2 * ANSWER_SECONDS, _LEAST_SECONDS_OF_PARTS)
 
 
 def _bare(place: str) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable, Optional, TypeVar
 
+from plsc.storage.answers import within
 from plsc.storage.base import (
     ALREADY_THERE,
     Chunks,
@@ -60,11 +61,16 @@ class Retrying:
 
     def read(self, path: str, offset: int, count: int) -> Iterator[bytes]:
         """Reads as the store does, but yields all `count` bytes: it resumes a reading that broke off."""
-        done, pause = 0, _backoff(self.patience, self._stop)
+        done, patience = 0, _Patience(self.patience, self._stop)
         while done < count:
             before = done
             try:
-                for chunk in self._storage.read(path, offset + done, count - done):
+                chunks = iter(self._storage.read(path, offset + done, count - done))
+                while True:
+                    with within(patience.left):
+                        chunk = next(chunks, None)
+                    if chunk is None:
+                        break
                     done += len(chunk)
                     if done > count:
                         raise StorageError(
@@ -72,6 +78,7 @@ class Retrying:
                             "for; check the server"
                         )
                     yield chunk
+                    patience = _Patience(self.patience, self._stop)
                 if done < count:
                     self._check_length(path, offset + count)
                     raise StorageUnavailableError(
@@ -80,8 +87,8 @@ class Retrying:
                     )
             except StorageUnavailableError as problem:
                 if done > before:
-                    pause = _backoff(self.patience, self._stop)
-                pause(problem)
+                    patience = _Patience(self.patience, self._stop)
+                patience.pause(problem)
 
     def _check_length(self, path: str, size: int) -> None:
         """Raises StorageError if a file has fewer bytes, so that it is no use to try again."""
@@ -92,24 +99,25 @@ class Retrying:
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""
-        pause, furthest = _backoff(self.patience, self._stop), 0
+        patience, furthest = _Patience(self.patience, self._stop), 0
 
         def watched() -> Iterator[bytes]:
             """Yields the chunks; patience begins again whenever more of them have been taken than ever before."""
-            nonlocal pause, furthest
+            nonlocal patience, furthest
             done = 0
             for chunk in chunks():
                 yield chunk
                 done += len(chunk)
                 if done > furthest:
-                    pause, furthest = _backoff(self.patience, self._stop), done
+                    patience, furthest = _Patience(self.patience, self._stop), done
 
         while True:
             try:
-                self._storage.write(path, watched, size)
+                with within(lambda: patience.left()):
+                    self._storage.write(path, watched, size)
                 return
             except StorageUnavailableError as problem:
-                pause(problem)
+                patience.pause(problem)
 
     def rename(self, source: str, target: str) -> None:
         """Renames as the store does. A renaming whose answer was lost counts as done."""
@@ -152,27 +160,37 @@ def retried(attempt: Callable[[], T], patience: float, stop: Optional[threading.
     Raises:
         StorageUnavailableError: `patience` seconds are over, or `stop` is set.
     """
-    pause = _backoff(patience, stop or threading.Event())
+    own = _Patience(patience, stop or threading.Event())
     while True:
         try:
-            return attempt()
+            with within(own.left):
+                return attempt()
         except StorageUnavailableError as problem:
-            pause(problem)
+            own.pause(problem)
 
 
-def _backoff(patience: float, stop: threading.Event) -> Callable[[StorageUnavailableError], None]:
-    """Returns a function that waits before the next attempt, or raises the problem once patience is over."""
-    deadline, wait = time.monotonic() + patience, _FIRST_WAIT
+class _Patience:
+    """What is left of the time for attempts, and the pauses between them.
 
-    def pause(problem: StorageUnavailableError) -> None:
-        nonlocal wait
-        left = deadline - time.monotonic()
-        if left <= 0 or stop.is_set():
+    Args:
+        seconds: All of it.
+        stop: Once it is set, nothing is left.
+    """
+
+    def __init__(self, seconds: float, stop: threading.Event) -> None:
+        self._deadline, self._wait, self._stop = time.monotonic() + seconds, _FIRST_WAIT, stop
+
+    def left(self) -> float:
+        """Returns the seconds that are left."""
+        return self._deadline - time.monotonic()
+
+    def pause(self, problem: StorageUnavailableError) -> None:
+        """Waits before the next attempt, or raises the problem once the time is over."""
+        left = self.left()
+        if left <= 0 or self._stop.is_set():
             raise problem
-        seconds = min(wait * random.uniform(0.75, 1.25), left)
+        seconds = min(self._wait * random.uniform(0.75, 1.25), left)
         logger.warning("%s; trying again in %.1f s, for at most %.0f s", problem, seconds, left)
-        wait = min(2 * wait, _LONGEST_WAIT)
-        if stop.wait(seconds):
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        if self._stop.wait(seconds):
             raise problem
-
-    return pause

@@ -23,7 +23,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 from plsc.errors import one_line
 from plsc.machine.json_files import as_integer
 from plsc.storage import site
-from plsc.storage.answers import answer, raisable
+from plsc.storage.answers import answer, limited, raisable
 from plsc.storage.base import (
     CHUNK_BYTES,
     Chunks,
@@ -376,7 +376,7 @@ def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
     try:
         while True:
             try:
-                part = parts.get(timeout=ANSWER_SECONDS)
+                part = parts.get(timeout=limited(ANSWER_SECONDS))
             except queue.Empty:
                 raise TimeoutError(None, "no answer in time") from None
             if isinstance(part, BaseException):

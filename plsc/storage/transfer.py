@@ -29,6 +29,9 @@ _LARGE_THREADS, _LARGE = 4, 4_000_000  # such files take memory, and time that i
 
 _SECONDS_TO_DELETE = 5.0
 
+# The lock of a run, and the indexes of data, which hold the times of the files on this disk.
+_OF_THIS_DISK = re.compile(rf"{re.escape(LOCK_NAME)}|\.plsc-folders\.npz|\..+\.tar\.index\.npz", re.DOTALL)
+
 Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
 
 
@@ -162,10 +165,10 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
 
 
 def files_of(source: Path) -> list[Path]:
-    """Returns a file itself, or all files of a local folder, sorted, without the lock of a run writing there."""
+    """Returns a file itself, or all files of a local folder, sorted, without those that are for this disk alone."""
     if not source.is_dir():
         return [source]
-    return [path for path in sorted(source.rglob("*")) if path.is_file() and path.name != LOCK_NAME]
+    return [path for path in sorted(source.rglob("*")) if path.is_file() and not _OF_THIS_DISK.fullmatch(path.name)]
 
 
 def put(

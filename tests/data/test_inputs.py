@@ -1,6 +1,7 @@
 """What commands read from stores: the same as from a disk, fetched once, and in a cache of bounded size."""
 
 import json
+import logging
 import re
 import shutil
 import socket
@@ -85,6 +86,24 @@ def open_inputs(cache, size=10**9):
 
 def contents(records):
     return [(records.name(i), *records.read(i)) for i in range(records.num_images)], records.labels().tolist()
+
+
+def test_what_is_written_about_damaged_images_names_addresses(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    source = tmp_path / "store" / "x"
+    shutil.copytree(data / "jpeg", source)
+    name = (source / "label.txt").read_text().splitlines()[3].rpartition(" ")[0]
+    (source / name).write_bytes(b"no image")
+    address, output = f"file://{source}", tmp_path / "out"
+    with open_inputs(tmp_path / "cache") as inputs:
+        wanted = Conversion(address, str(output), "tar", skip_damaged=True, workers=2)
+        assert convert(wanted, lambda *a: None, inputs=inputs).skipped == 1
+        logging.getLogger("plsc").warning("%s/%s: is damaged", inputs.path_of(address), name)
+    skipped = (output / "skipped.txt").read_text()
+    assert skipped.startswith(f"{name}\t{address}/label.txt:4: ") and str(tmp_path / "cache") not in skipped
+    assert caplog.messages[-1] == f"{address}/{name}: is damaged"
+    logging.getLogger("plsc").warning("%s", inputs.path_of(address))
+    assert caplog.messages[-1] == inputs.path_of(address), "the log is as before"
 
 
 SOURCES = {
@@ -366,7 +385,8 @@ def test_a_network_reads_stores_in_every_command(data, trained, tmp_path, capsys
     assert cli.main([*search, "--page", str(tmp_path / "page.html"), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["image"] == f"file://{images[2]}" and found["hits"]
-    assert (tmp_path / "page.html").read_text().count("data:image") == 1 + len(found["hits"])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image") == 1 + len(found["hits"]) and f'title="file://{images[2]}"' in page
 
 
 def test_a_real_hdfs_is_read_by_all_ranks_and_refuses_in_a_line(hdfs, data, trained, tmp_path, capsys, monkeypatch):

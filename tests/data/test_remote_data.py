@@ -1,5 +1,6 @@
 """Data sets in a store, read through the cache in one process."""
 
+import contextlib
 import shutil
 import threading
 import time
@@ -10,17 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plsc.config import Config, DataCache
 from plsc.data import base64_source, remote, sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import is_damage
 from plsc.data.exclusion import leave_out
-from plsc.data.fetched import largest_use
+from plsc.data.fetched import FetchedRecords, largest_use
 from plsc.data.place import Place
 from plsc.data.recordio import RecordIOWriter
 from plsc.data.records import Record, Records
+from plsc.data.remote_folder import RemoteFolder
 from plsc.data.sampler import mixed_turns
 from plsc.data.sources import Format
 from plsc.errors import ConfigError, DataError
+from plsc.evaluation.build import open_inputs
 from plsc.storage.address import split_address
 from plsc.storage.data_cache import CachedFolder
 from plsc.storage.local import LocalStorage
@@ -349,3 +353,38 @@ def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_
     thread.join(20)
     assert problems and "closed" in problems[0] and any("base64_rank" in one for one in caplog.messages)
     release.set()
+
+
+def test_other_ranks_wait_for_this_one_while_it_fetches(split, glyphs, tmp_path, monkeypatch):
+    inside, outside = threading.local(), []
+
+    @contextlib.contextmanager
+    def working():
+        inside.depth = getattr(inside, "depth", 0) + 1
+        yield
+        inside.depth -= 1
+
+    def watched(kind, name):
+        action = getattr(kind, name)
+
+        def watch(self, *arguments, **options):
+            if not getattr(inside, "depth", 0):
+                outside.append((name, arguments))
+            return action(self, *arguments, **options)
+
+        monkeypatch.setattr(kind, name, watch)
+
+    monkeypatch.setattr("plsc.parallel.working", working)
+    watched(RemoteFolder, "keep")
+    watched(FetchedRecords, "_wait")
+    records, _ = open_images(split, tmp_path / "cache")
+    assert len(records.labels()) == 96
+    records.close()
+    (tmp_path / "rec").mkdir()
+    writer = RecordIOWriter(tmp_path / "rec" / "train.rec", ["a"])
+    writer.add(Record("x", b"x", 0))
+    writer.close()
+    open_images(tmp_path / "rec", tmp_path / "cache")[0].close()
+    with open_inputs(Config(data_cache=DataCache(str(tmp_path / "cache"), 10**9))) as inputs:
+        inputs.test_sets(f"file://{glyphs}", "glyphs")
+    assert not outside

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plsc.errors import ConfigError
-from plsc.storage.address import check_hdfs_address, split_address, web_addresses
+from plsc.storage.address import check_hdfs_address, is_inside, split_address, web_addresses
 
 CASES = {
     "hdfs://nn": [["http://nn:9870", "http://nn:50070"]],
@@ -143,3 +143,24 @@ def test_paths_and_hosts_are_not_taken_for_addresses(tmp_path, monkeypatch):
     assert split_address("set_dataset_dir", "s3:/b") is None
     for text in ("nn:9000", "nn", "file:9000", "memory:1;gs:2", "hdfs://nn:9000/", "HDFS://nn"):
         check_hdfs_address(text, is_alias=False)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ("file:///data/in/out", "/data/in", True),
+        ("/data/in", "file:///data/in/", True),
+        ("/data/into", "file:///data/in", False),
+        ("memory://data/in/a/../b", "memory://data/in", True),
+        ("memory://other/in/b", "memory://data/in", False),
+        ("hdfs://nn:9000/in/out", "webhdfs://nn:9870/in", True),
+        ("hdfs:///in/out", "hdfs://nn/in", True),
+        ("hdfs://nn/in", "hdfs://nn/in/out", False),
+        ("hdfs://one/in/out", "hdfs://two/in", False),
+        ("hdfs://nn/in/out", "/in", False),
+    ],
+)
+def test_a_place_in_another_one(inner, outer, expected):
+    if "memory:" in inner:
+        pytest.importorskip("fsspec")
+    assert is_inside(inner, outer) is expected

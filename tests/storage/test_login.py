@@ -1,5 +1,7 @@
 """Who connects to the store of an address."""
 
+import importlib.util
+
 import pytest
 
 from plsc.storage import Kerberos, Retrying, credentials, login
@@ -20,7 +22,7 @@ def test_what_another_hdfs_learns_about_the_user(fs_name, fs_ugi, kerberos, expe
     """A password stays with its gateway. A ticket may be shown: it is of use to no server but one."""
     asked = []
 
-    def open_hdfs(name, ugi, client=None, kerberos=None):
+    def open_hdfs(name, ugi, client=None, kerberos=None, patience=None):
         asked.append((name, ugi, kerberos))
         return Retrying(LocalStorage(), 0)
 
@@ -51,3 +53,17 @@ def test_the_password_of_the_environment_is_that_of_a_gateway(text, expected, mo
     login.open_address(split_address("x", text), login.Login())
     login.open_address(split_address("x", "file:///x"), login.Login())
     assert asked == [expected] and "secret" not in repr(login.Login(fs_ugi="me,secret"))
+
+
+def test_a_store_that_does_not_answer_is_tried_no_longer_than_the_settings_say(monkeypatch):
+    asked = []
+
+    def open_hdfs(name, ugi, client=None, kerberos=None, patience=None):
+        asked.append(patience)
+        return Retrying(LocalStorage(), 0)
+
+    monkeypatch.setattr(login, "open_hdfs", open_hdfs)
+    for fs_name, text in ((None, "webhdfs://two/x"), ("hdfs://two", "hdfs://two/x"), (None, "s3://bucket/x")):
+        if importlib.util.find_spec("s3fs") or not text.startswith("s3:"):
+            store = login.open_address(split_address("x", text), login.Login(fs_name, patience=5))
+            assert asked.pop() == store.patience == 5

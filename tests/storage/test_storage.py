@@ -5,12 +5,24 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
+from plsc.data.image_folders import INDEX
+from plsc.data.tar_index_file import index_path
 from plsc.errors import ConfigError
 from plsc.machine.locks import lock_folder
-from plsc.storage import LocalStorage, Retrying, Status, StorageError, StorageUnavailableError, open_hdfs
+from plsc.storage import (
+    LocalStorage,
+    Retrying,
+    Status,
+    StorageError,
+    StorageUnavailableError,
+    answers,
+    objects,
+    open_hdfs,
+)
 from plsc.storage.base import missing, read_bytes, write_bytes
 from plsc.storage.hadoop import HadoopStorage
 from plsc.storage.objects import ObjectStorage
@@ -175,6 +187,16 @@ def test_the_lock_of_a_run_is_not_uploaded_with_its_folder(tmp_path):
         put(store, tmp_path / "run", "copy")
         assert (tmp_path / "run" / ".plsc.lock").exists()
     assert list(tree(store, "copy")) == ["metrics.jsonl"]
+
+
+def test_the_indexes_of_this_disk_are_not_uploaded_with_their_data(tmp_path):
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    kept = ["a.tar", ".hidden", "index.npz", "x/1.jpg"]
+    for name in (*kept, os.fsdecode(INDEX), os.path.basename(index_path("a.tar")), "x/.plsc-folders.npz"):
+        (tmp_path / "data" / name).write_text("x")
+    store = Retrying(LocalStorage(tmp_path / "store"), 0)
+    put(store, tmp_path / "data", "copy")
+    assert sorted(tree(store, "copy")) == sorted(kept)
 
 
 def test_folders_are_uploaded_and_downloaded(store, tmp_path):
@@ -537,3 +559,54 @@ def test_a_local_store_keeps_to_its_folder(tmp_path, path):
     store = LocalStorage(tmp_path / "store")
     write_bytes(store, path, b"x")
     assert [one.name for one in tmp_path.iterdir()] == ["store"] and read_bytes(store, "x") == b"x"
+
+
+class Silent(LocalStorage):
+    """A store that asks a server, which does not answer, in the way that `ask` does."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self._ask = ask
+
+    def status(self, path):
+        return self._answer()
+
+    def read(self, path, offset, count):
+        yield self._answer()
+
+    def write(self, path, chunks, size):
+        self._answer()
+
+    def _answer(self):
+        try:
+            return self._ask()
+        except TimeoutError:
+            raise StorageUnavailableError("no answer in time") from None
+
+
+@pytest.mark.parametrize("way", ["answer", "fsspec", "requests"])
+def test_a_silent_server_is_waited_for_no_longer_than_patience_lasts(way, monkeypatch):
+    monkeypatch.setattr(answers, "_LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(objects, "_LEAST_SECONDS_OF_PARTS", 0.1)
+    silence, asked = threading.Event(), []
+
+    def of_requests():
+        asked.append([*answers.Timeouts((60, 90))])
+        raise TimeoutError
+
+    ask = {
+        "answer": lambda: answers.answer(silence.wait, 60),
+        "fsspec": lambda: objects._result(Future(), objects._seconds_of_parts()),
+        "requests": of_requests,
+    }[way]
+    store, began = Retrying(Silent(ask), 0.2), time.monotonic()
+    for action in (
+        lambda: store.status("x"),
+        lambda: [*store.read("x", 0, 1)],
+        lambda: store.write("x", lambda: [b"x"], 1),
+    ):
+        with pytest.raises(StorageUnavailableError, match="no answer in time"):
+            action()
+    silence.set()
+    assert time.monotonic() - began < 5 and all(max(limits) <= 0.2 for limits in asked)
+    assert answers.limited(60) == 60 and [*answers.Timeouts((5, 60))] == [5, 60]
