@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
+from plsc import parallel
 from plsc.data.fetched import STREAMS, Progress
 from plsc.data.place import Place
 from plsc.data.shard_files import MOST_FILES, without_braces
@@ -165,18 +166,19 @@ class RemoteFolder:
             self.cache.directory,
         )
         progress = Progress(self.where(), total)
-        while left:
-            done: set[str] = set()
+        with parallel.working():  # the network of one machine may be much slower than that of another
+            while left:
+                done: set[str] = set()
 
-            def fetch(file: RemoteFile) -> None:
-                if self.copy.try_fetch(file, progress.add):
-                    done.add(file.name)  # noqa: B023 - it is called at once
+                def fetch(file: RemoteFile) -> None:
+                    if self.copy.try_fetch(file, progress.add):
+                        done.add(file.name)  # noqa: B023 - it is called at once
 
-            streams = STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS
-            each(self.store, fetch, [(file,) for file in left], streams)
-            left = [file for file in left if file.name not in done]
-            if left and self._stop.wait(_POLL_SECONDS):
-                raise StorageError(f"{self.where()}: stopped")
+                streams = STREAMS if total > _SMALL * len(files) else _SMALL_STREAMS
+                each(self.store, fetch, [(file,) for file in left], streams)
+                left = [file for file in left if file.name not in done]
+                if left and self._stop.wait(_POLL_SECONDS):
+                    raise StorageError(f"{self.where()}: stopped")
         logger.info("%s; all of them are whole", progress.line())
 
 

@@ -1,5 +1,6 @@
 """Data sets in a store, read through the cache in one process."""
 
+import contextlib
 import shutil
 import threading
 import time
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plsc.data import base64_source, remote, sources
+from plsc import parallel
+from plsc.data import base64_parts, base64_source, remote, sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import is_damage
 from plsc.data.exclusion import leave_out
@@ -85,6 +87,23 @@ def test_a_cache_that_holds_all_gives_the_order_of_the_disk_and_fetches_once(spl
         assert records.labels().tolist() == sources.open_images(str(split), 12, 0, 1).labels().tolist()
         records.close()
     assert len(counted) == len(set(counted)) == 24 + 24 + 1
+
+
+def test_ranks_wait_for_a_machine_as_long_as_it_fetches(split, tmp_path, monkeypatch):
+    at_work, seen, fetch = [False], [], CachedFolder.try_fetch
+
+    @contextlib.contextmanager
+    def working():
+        at_work[0] = True
+        yield
+        at_work[0] = False
+
+    monkeypatch.setattr(parallel, "working", working)
+    monkeypatch.setattr(CachedFolder, "try_fetch", lambda *arguments: seen.append(at_work[0]) or fetch(*arguments))
+    folder = remote.open_folder(place_of(split, tmp_path / "cache"), threading.Event())
+    folder.keep([folder.file(base64_parts.MANIFEST_NAME)])
+    folder.copy.close()
+    assert seen == [True] and not at_work[0]
 
 
 def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split, tmp_path, counted, small_window):
