@@ -1,6 +1,6 @@
 """The index of a folder tree in a file of its folder, so that millions of files are listed once, not at every start.
 
-It holds the names of all images, and when each subfolder was changed, which a file that is added, removed or renamed
+It holds the names of all images, and the times of each subfolder, which a file that is added, removed or renamed
 changes. So the next start asks for the state of each subfolder instead of listing it.
 """
 
@@ -16,12 +16,20 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from plsc.data.image_folders import INDEX, LeftOut, Visited, entries_of, runs_of_images
+from plsc.data.image_folders import (
+    INDEX,
+    LeftOut,
+    Visited,
+    change_times,
+    entries_of,
+    image_suffixes,
+    runs_of_images,
+)
 from plsc.data.packed import FolderPacker, NamesInFolders, PackedTexts
 from plsc.machine.files import replacing
 from plsc.machine.json_files import parse_json
 
-_VERSION = 1
+_VERSION = 2
 # A folder that is changed twice within the precision of the disk's clock has the same time after both changes.
 _CLOCK = 2_000_000_000  # nanoseconds; FAT has the coarsest clock
 _FEWEST = 100_000  # images; to list fewer takes no longer than half a second
@@ -56,7 +64,7 @@ def listed(root: bytes, without: Collection[bytes], keeps_index: bool) -> Listin
         return found
     began, visited = time.time_ns(), Visited()
     listing = _list(root, without, visited)
-    is_final = began - max(visited.changed, default=0) > _CLOCK
+    is_final = began - max((names for names, _ in visited.changed), default=0) > _CLOCK
     if keeps_index and visited.is_plain and is_final and listing.files and len(listing.files) >= _FEWEST:
         _keep(root, without, listing.files, listing.left_out, visited)
     return listing
@@ -74,6 +82,11 @@ def _list(root: bytes, without: Collection[bytes], visited: Visited) -> Listing:
     return Listing(None if is_empty else packer.finish(), left_out)
 
 
+def _suffixes() -> list[str]:
+    """Returns the suffixes by which files count as images on this machine."""
+    return sorted(map(_text, image_suffixes()))
+
+
 def _top(root: bytes) -> str:
     """Returns what lies in the folder itself, whose time the index changes."""
     left_out = LeftOut()
@@ -85,6 +98,7 @@ def _keep(root: bytes, without: Collection[bytes], files: NamesInFolders, left_o
     about = {
         "version": _VERSION,
         "without": sorted(map(_text, without)),
+        "images": _suffixes(),
         "top": _top(root),
         "counts": left_out.counts,
         "first": {reason: _text(name) for reason, name in left_out.first.items()},
@@ -117,11 +131,13 @@ def _load(root: bytes, without: Collection[bytes]) -> Optional[Listing]:
             about: Any = parse_json(file[_ABOUT].tobytes())
             if about["version"] != _VERSION or about["without"] != sorted(map(_text, without)):
                 return None
+            if about["images"] != _suffixes():  # it was written by another Pillow, which opens other formats
+                return None
             folders, changed = file["folders"].tobytes().split(b"\0"), file["changed"].tolist()
             if len(folders) != len(changed) or about["top"] != _top(root):
                 return None
             for folder, when in zip(folders, changed):
-                if os.stat(os.path.join(root, folder)).st_mtime_ns != when:
+                if change_times(os.path.join(root, folder)) != tuple(when):
                     return None
             names = PackedTexts(file["names"].data, file["name_ends"])
             prefixes, firsts = PackedTexts(file["prefixes"].data, file["prefix_ends"]), file["firsts"]

@@ -81,13 +81,13 @@ class Visited:
 
     Attributes:
         folders: Their paths, each with a slash at its end.
-        changed: When each was changed before it was listed, in nanoseconds since 1970.
+        changed: The `change_times` of each before it was listed.
         is_plain: Whether what was found follows from the names in these folders alone: no file was opened, and no link
             was followed.
     """
 
     folders: list[bytes] = field(default_factory=list)
-    changed: list[int] = field(default_factory=list)
+    changed: list[tuple[int, int]] = field(default_factory=list)
     is_plain: bool = True
 
 
@@ -241,11 +241,11 @@ def entries_of(
     folder = os.path.join(root, prefix[:-1]) if prefix else root
     names: list[bytes] = []
     folders: set[bytes] = set()
-    suffixes = _image_suffixes()
+    suffixes = image_suffixes()
     try:
         if visited is not None and prefix:
             visited.folders.append(prefix)
-            visited.changed.append(os.stat(folder).st_mtime_ns)
+            visited.changed.append(change_times(folder))
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
@@ -276,6 +276,15 @@ def entries_of(
         ) from problem
     names.sort()
     return names, folders
+
+
+def change_times(folder: bytes) -> tuple[int, int]:
+    """Returns when the names in a folder were changed and when the folder was, in nanoseconds since 1970.
+
+    Archives and copies set the first of them, but nothing sets the second, which a new name of the folder changes too.
+    """
+    found = os.stat(folder)
+    return found.st_mtime_ns, found.st_ctime_ns
 
 
 def _is(entry: os.DirEntry[bytes], kind: str) -> bool:
@@ -317,11 +326,11 @@ def has_image_suffix(name: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def is_image_suffix(suffix: str) -> bool:
     """Returns whether a suffix, such as `.jpg`, is a common one of images."""
-    return os.fsencode(suffix).lower() in _image_suffixes()
+    return os.fsencode(suffix).lower() in image_suffixes()
 
 
 @functools.cache
-def _image_suffixes() -> frozenset[bytes]:
+def image_suffixes() -> frozenset[bytes]:
     """Returns the suffixes of the common formats that Pillow opens on this machine."""
     every = Image.registered_extensions().items()
     return frozenset(suffix.encode() for suffix, format in every if format in _COMMON and format in Image.OPEN)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, Optional, TypeVar
 
 from plsc.errors import StoppedError
 
@@ -14,6 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _POLL_SECONDS = 0.25
+_SECONDS_TO_STOP = 2.0  # for calls in progress, once the caller is to stop
 
 
 def prefetch(
@@ -25,10 +29,10 @@ def prefetch(
 ) -> Iterator[Result]:
     """Yields the result of a function for each item, in order.
 
-    Closing or dropping the iterator waits for the calls in progress, and stops the threads.
+    Closing or dropping the iterator stops its threads. An error of a call is raised where its result belongs.
 
     Args:
-        function: Called once per item.
+        function: The function, which several threads call at the same time.
         items: The arguments of the calls.
         num_workers: Number of threads; with 0 the caller's thread computes each result when it is asked for.
         ahead: Largest number of items that the threads are ahead of the caller.
@@ -43,26 +47,55 @@ def prefetch(
     if num_workers <= 0:
         yield from map(function, items)
         return
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="plsc-images")
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threads: list[threading.Thread] = []
     pending: deque[Future[Result]] = deque()
-    waits = True
     try:
         for item in items:
-            pending.append(executor.submit(function, item))
+            pending.append(Future())
+            calls.put((pending[-1], item))
+            if len(threads) < num_workers:
+                # Python waits for the threads of an executor before it ends, even for those that hang.
+                name = f"plsc-images_{len(threads)}"
+                threads.append(threading.Thread(target=_work, args=(function, calls), name=name, daemon=True))
+                threads[-1].start()
             if len(pending) >= ahead:
-                yield _result(pending.popleft(), is_stopping)
+                yield _next(pending, is_stopping)
         while pending:
-            yield _result(pending.popleft(), is_stopping)
-    except StoppedError:
-        waits = False
-        raise
+            yield _next(pending, is_stopping)
     finally:
-        executor.shutdown(wait=waits, cancel_futures=True)
+        for future in pending:
+            future.cancel()
+        for _ in threads:
+            calls.put(None)
+        _join(threads, is_stopping)
 
 
-def _result(future: Future[Result], is_stopping: Callable[[], bool]) -> Result:
-    while not future.done():
+def _work(function: Callable[[Any], Any], calls: queue.SimpleQueue[Any]) -> None:
+    while (call := calls.get()) is not None:
+        future, item = call
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(item))
+            except BaseException as problem:  # the caller raises it
+                future.set_exception(problem)
+        del call, future, item  # They would hold the result until the next call.
+
+
+def _next(pending: deque[Future[Result]], is_stopping: Callable[[], bool]) -> Result:
+    """Removes the first call, and returns its result as soon as it is there."""
+    while not pending[0].done():
         if is_stopping():
             raise StoppedError("its images had not been read yet")
-        futures.wait([future], _POLL_SECONDS)
-    return future.result()
+        futures.wait([pending[0]], _POLL_SECONDS)
+    return pending.popleft().result()
+
+
+def _join(threads: Iterable[threading.Thread], is_stopping: Callable[[], bool]) -> None:
+    """Waits until threads have ended, but no longer than some seconds once the caller is to stop."""
+    limit: Optional[float] = None
+    for thread in threads:
+        while thread.is_alive() and (limit is None or time.monotonic() < limit):
+            if limit is None and is_stopping():
+                limit = time.monotonic() + _SECONDS_TO_STOP
+            thread.join(_POLL_SECONDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import posixpath
 import threading
 import time
@@ -106,19 +107,19 @@ class Uploader(Callback):
         """Waits for the running uploads, and uploads every checkpoint that is wanted and missing.
 
         Raises:
-            SystemExit: SIGTERM or Ctrl-C has come; this rank waits no longer.
+            SystemExit: SIGTERM or Ctrl-C has come to some rank; no rank waits any longer.
             StorageError: Some checkpoint could not be uploaded; on every rank.
         """
         newest_first = list(reversed(run.checkpoints))
         wanted = [one for one in newest_first if self._when != "epoch" or one.name.isdigit() or one is newest_first[0]]
-        self._wait(None)
+        self._finish()
         left, problem = [], None
         for folder in wanted:
             if self._is_published(folder):
                 continue
             if not isinstance(problem, StorageUnavailableError):  # otherwise the next upload would wait in vain too
                 self._start(run, folder)
-                self._wait(None)
+                self._finish()
                 errors = [one.error for one in self._uploads if one.folder == folder]
                 problem = (
                     next(filter(None, parallel.all_gather_object(errors[-1], f"the upload of {folder.name}")), None)
@@ -222,21 +223,29 @@ class Uploader(Callback):
                 place_of(self._store, target),
             )
 
-    def _wait(self, seconds: Optional[float]) -> None:
-        """Waits for all uploads. Without `seconds` a signal ends that, and the program with it."""
-        deadline = float("inf") if seconds is None else time.monotonic() + seconds
+    def _finish(self) -> None:
+        """Waits for all uploads of all ranks. A signal to one of them ends that, and the program of each with it."""
+        waited = parallel.all_gather_object(self._wait(math.inf), "its uploads")
+        folder = next(filter(None, waited), None)
+        if folder is not None:
+            logger.warning(
+                "stopped by %s while it was uploaded; run the script again with set_resume(True), or use "
+                "`plsc fs put`: %s",
+                self._stop_request.name,
+                folder,
+            )
+            raise SystemExit(128 + self._stop_request.number)
+
+    def _wait(self, seconds: float) -> Optional[Path]:
+        """Waits for this rank's uploads. Returns the one that a signal has ended the wait for, unless time is short."""
+        deadline = time.monotonic() + seconds
         for one in self._uploads:
             while not one.done.wait(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic()))):
-                if seconds is None and self._is_stopping():
-                    logger.warning(
-                        "stopped by %s while it was uploaded; run the script again with set_resume(True), or use "
-                        "`plsc fs put`: %s",
-                        self._stop_request.name,
-                        one.folder,
-                    )
-                    raise SystemExit(128 + self._stop_request.number)
+                if math.isinf(seconds) and self._is_stopping():
+                    return one.folder
                 if time.monotonic() >= deadline:
                     break
+        return None
 
     def _is_published(self, folder: Path) -> bool:
         """Returns whether the store has the checkpoint that is in `folder` now."""

@@ -95,6 +95,8 @@ def stopping(requested: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
         yield lambda: requested() or others.stopping
     finally:
         is_over.set()
+        if requested():  # the block may have ended because of that before the thread has asked
+            others.announce_stop()
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Peers:
         self._sending = threading.Lock()
         # What the thread has received.
         self._open, self._heard = (0, 0), 0.0
-        self._stopping = 0  # the last action that a rank has been asked to end
+        self._stopping = -1  # the last action that a rank has been asked to end
         self._failures: list[Failure] = []
         self._left: set[int] = set()
         self._gone: set[int] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plsc.data import folder_index
+from plsc.data import folder_index, image_folders
 from plsc.data.folder_index import listed
 from plsc.data.image_folders import INDEX
 from plsc.data.sources import open_images
@@ -47,6 +47,18 @@ def index_of(root: Path) -> Path:
     return root / os.fsdecode(INDEX)
 
 
+def swap(one: Path, other: Path) -> None:
+    one.rename(f"{one} ")
+    other.rename(one)
+    Path(f"{one} ").rename(other)
+
+
+def add_as_archives_do(image: Path) -> None:
+    """Adds a file, and gives its folder the time that an archive names."""
+    image.touch()
+    os.utime(image.parent, (1e9, 1e9))
+
+
 def test_the_second_start_finds_the_same_and_lists_no_subfolder(tree, monkeypatch):
     first = seen(tree, keeps_index=True)
     assert first[0] == ["a/1.jpg", "a/2.png", "b b/4.jpg", "b b/deep/3.jpg", "人/5.jpg"]
@@ -74,6 +86,8 @@ def test_the_second_start_finds_the_same_and_lists_no_subfolder(tree, monkeypatc
         lambda root: shutil.rmtree(root / "人"),
         lambda root: (root / "1.jpg").touch(),
         lambda root: (root / ".new").touch(),
+        lambda root: swap(root / "a", root / "人"),
+        lambda root: add_as_archives_do(root / "a" / "3.jpg"),
         lambda root: index_of(root).write_bytes(index_of(root).read_bytes()[:-40]),
         lambda root: index_of(root).write_bytes(b"PK\x03\x04" + bytes(100)),
     ],
@@ -89,6 +103,14 @@ def test_what_has_changed_is_listed_again(tree, change):
 def test_an_index_serves_the_test_sets_that_it_was_made_for(tree):
     before = seen(tree, keeps_index=True)
     assert seen(tree, without=frozenset()) != before == seen(tree)
+
+
+def test_an_index_serves_the_formats_that_it_was_made_with(tree, monkeypatch):
+    seen(tree, keeps_index=True)
+    monkeypatch.setattr(folder_index, "image_suffixes", lambda: frozenset((b".jpg",)))
+    monkeypatch.setattr(image_folders, "image_suffixes", lambda: frozenset((b".jpg",)))
+    (tree / "a" / "2.png").write_text("in no format that is left")
+    assert "a/2.png" not in seen(tree)[0]
 
 
 @pytest.mark.parametrize(

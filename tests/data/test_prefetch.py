@@ -30,12 +30,15 @@ def test_an_abandoned_iterator_stops_its_threads_and_starts_no_more_calls() -> N
 
 
 def test_a_wait_ends_when_it_is_to_stop_even_if_the_call_hangs() -> None:
-    release, stop = threading.Event(), threading.Event()
-    results = prefetch(lambda item: item == 0 or release.wait(60), range(9), 1, 3, stop.is_set)
-    assert next(results)
+    begun, release, stop = threading.Event(), threading.Event(), threading.Event()
+    results = prefetch(lambda item: item == 0 or begun.set() or release.wait(60), range(9), 1, 3, stop.is_set)
+    assert next(results) and begun.wait(60)
     stop.set()
     began = time.monotonic()
     with pytest.raises(StoppedError):
         next(results)
-    release.set()
     assert time.monotonic() - began < 30
+    # Before it ends, Python waits for threads that are no daemons.
+    hanging = [one for one in threading.enumerate() if one.name.startswith("plsc-images")]
+    assert hanging and all(one.daemon for one in hanging)
+    release.set()

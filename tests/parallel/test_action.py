@@ -3,6 +3,8 @@
 import json
 import socket
 import time
+from importlib import import_module
+from types import SimpleNamespace
 
 import disturbed_ranks
 import pytest
@@ -10,7 +12,7 @@ from ranks import HELPERS, environment, popen_python, popen_ranks, run_python, s
 
 from plsc.errors import PlscError, RankError
 from plsc.machine.launch.network import reserved_ports
-from plsc.parallel import peers
+from plsc.parallel import peers, stopping
 
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
 
@@ -96,6 +98,21 @@ def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, s
         assert process.returncode == status, stderr
         assert not line or stderr.splitlines()[-1].startswith(line)
     assert time.monotonic() - began < SECONDS
+
+
+def test_the_others_hear_of_a_wish_to_end_that_ends_the_block_at_once(monkeypatch):
+    announced = []
+    others = SimpleNamespace(stopping=False, announce_stop=lambda: announced.append(True))
+    monkeypatch.setattr(import_module("plsc.parallel.action"), "peers", lambda: others)
+    with stopping(lambda: False) as is_stopping:
+        assert not is_stopping()
+    assert not announced
+    wish = []
+    with pytest.raises(SystemExit), stopping(lambda: bool(wish)) as is_stopping:
+        wish.append("SIGTERM")
+        assert is_stopping()
+        raise SystemExit
+    assert announced
 
 
 @pytest.mark.core
