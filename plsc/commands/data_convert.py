@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from plsc.datasets.conversion import convert
 
+    places.check_outside(options, options.output)
     conversion = _conversion(options)
     config = settings.make_config(settings.read_options(options))
     began = time.monotonic()

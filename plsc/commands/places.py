@@ -25,7 +25,7 @@ from plsc import settings
 from plsc.datasets.remote_staging import check_target
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.storage import Retrying, credentials
-from plsc.storage.address import is_address, split_address
+from plsc.storage.address import check_path, is_address, lies_in, split_address
 from plsc.storage.base import COMMIT, missing
 from plsc.storage.local import check_room
 from plsc.storage.login import open_address
@@ -87,13 +87,21 @@ def place(role: Role, make: Callable[[str], Any] = Path) -> Callable[[str], Any]
     """
 
     def read(text: str) -> Any:
+        name = _name_of(role)
+        if not text:
+            raise ConfigError(f"{name}: the path is empty; name a file or a folder")
         if not is_address(text):
+            check_path(name, text)
             return make(text)
         found = Away(text)
         found.role, found.make = role, make
         return found
 
     return read
+
+
+def _name_of(role: Role) -> str:
+    return "output" if role.is_output else "input"
 
 
 def on_disk(option: str) -> Callable[[str], str]:
@@ -106,9 +114,27 @@ def on_disk(option: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if is_address(text):
             raise ConfigError(f"{option}: {text} is an address; name a folder of this machine")
+        check_path(option, text)
         return text
 
     return read
+
+
+def check_outside(options: argparse.Namespace, output: Union[str, Path]) -> None:
+    """Checks that a new data set does not go into its source, where the next command would read it as a part of that.
+
+    Paths on this machine alone are left to the command, which knows the format of the data.
+
+    Args:
+        options: The parsed command line, with the `source`.
+        output: The output, or the path that stands for its address.
+
+    Raises:
+        ConfigError: It does.
+    """
+    address = address_of(options, output) or str(output)
+    if (is_address(address) or is_address(options.source)) and lies_in(address, options.source):
+        raise ConfigError(f"{address}: is the source, or a folder in it; give a folder outside {options.source}")
 
 
 def address_of(options: argparse.Namespace, path: Union[str, Path]) -> Optional[str]:
@@ -158,7 +184,7 @@ class _Stores:
 
     def open(self, text: str, role: Role) -> Target:
         """Opens the store of an address. That of an output is tried out."""
-        address = split_address("output" if role.is_output else "input", text)
+        address = split_address(_name_of(role), text)
         assert address is not None
         if address.path == "/":
             raise ConfigError(f"{text}: names the whole store; name a place in it")

@@ -73,8 +73,7 @@ def split_address(setter: str, text: str) -> Optional[Address]:
     Raises:
         ConfigError: plsc cannot read such an address. The message shows no user name and no password.
     """
-    if not os.path.lexists(text):
-        _check_form(setter, text)
+    check_path(setter, text)
     scheme, is_address, rest = text.partition("://")
     if not is_address:
         return None
@@ -107,6 +106,34 @@ def with_plain_scheme(text: str) -> str:
 def is_address(path: object) -> bool:
     """Returns whether something names a place in a store, and no file of this machine."""
     return isinstance(path, str) and "://" in path and not os.path.exists(path)
+
+
+def check_path(setter: str, text: str) -> None:
+    """Checks that a text is an address or a path, and not an address with a typing error, such as `s3:/bucket/folder`.
+
+    Args:
+        setter: The setting or the argument, for the message.
+        text: The text. If a file of this machine has that name, it is right.
+
+    Raises:
+        ConfigError: It was meant to be an address. The message shows no user name and no password.
+    """
+    if not os.path.lexists(text):
+        _check_form(setter, text)
+
+
+def lies_in(inner: str, outer: str) -> bool:
+    """Returns whether a path or an address is another one, or lies in its folder. Links and `file://` are resolved."""
+    (inner_store, inner_path), (outer_store, outer_path) = _parts_of(inner), _parts_of(outer)
+    return inner_store == outer_store and posixpath.join(inner_path, "").startswith(posixpath.join(outer_path, ""))
+
+
+def _parts_of(text: str) -> tuple[str, str]:
+    """Returns the store of an address, `""` for this machine, and the path in it."""
+    address = split_address("address", text) if is_address(text) else None
+    if address is None or address.scheme in ("file", "local"):
+        return "", os.path.realpath(text if address is None else address.path)
+    return f"{_kind_of(text)}://{address.host}", address.path
 
 
 def is_object_address(text: str) -> bool:
