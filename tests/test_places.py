@@ -379,3 +379,19 @@ def test_a_new_data_set_does_not_go_into_its_source_in_a_store(plsc, tmp_path, c
     ):
         plsc("data", command, source, output, *options, status=1, says="is the source, or a folder in it; give")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["ant", "bee"]
+
+
+def test_a_wrong_folder_is_refused_before_its_files_are_fetched(plsc, tmp_path, monkeypatch):
+    (tmp_path / "run/19").mkdir(parents=True)
+    (tmp_path / "run/19/meta.json").write_text("{}")
+    (tmp_path / "run/large").write_text("large")
+    monkeypatch.setattr(places, "_get", lambda *_: pytest.fail("something was fetched"))
+    address = f"file://{tmp_path}/run"
+    large = f"{address}/large: is not a checkpoint or an export"
+    network = f"{address}: is not a checkpoint or an export, as it holds no meta.json or inference_meta.json; name"
+    plsc("classify", "--checkpoint", address, ZOO / "samples.zip", status=1, says=network)
+    plsc(
+        "export", "--checkpoint", f"{address}/large", "--output", tmp_path / "net", status=1, says="/run/large: is not"
+    )
+    plsc("index", address, "--output", tmp_path / "x", status=1, says="holds no manifest.json; name another folder\n")
+    plsc("report", address, status=1, says="is not the folder of a run, as it holds no metrics.jsonl")

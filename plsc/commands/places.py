@@ -48,6 +48,7 @@ class Role:
         resumes: Whether a repeated command resumes an output from what an interrupted one has made.
         fetches: Which files of an input are fetched: 'all', 'top' for those that are directly in the folder, or
             'network' for those of a checkpoint but the class centres.
+        marks: Files of which an input folder must hold one, so that nothing else is fetched.
         is_direct: Returns whether the command itself uploads the output while it makes it, to `options.target`.
     """
 
@@ -55,13 +56,17 @@ class Role:
     parts: tuple[str, ...] = ()
     resumes: bool = False
     fetches: str = "all"
+    marks: tuple[str, ...] = ()
     is_direct: Callable[[argparse.Namespace], bool] = lambda options: False
 
 
 NEW_FOLDER, NEW_FILE = Role(is_output=True), Role(is_output=True)
 RESUMED_FOLDER = Role(is_output=True, resumes=True)
 PAGE, INDEX_TO_WRITE = Role(is_output=True, parts=("",)), Role(is_output=True, parts=("", ".tsv", ".json"))
-NETWORK, CLASSES, FOLDER, RUN = Role(fetches="network"), Role(), Role(), Role(fetches="top")
+_NETWORK_MARKS = (COMMIT, "inference_meta.json")  # a checkpoint, an export
+NETWORK, CLASSES = Role(fetches="network", marks=_NETWORK_MARKS), Role(marks=_NETWORK_MARKS)
+FOLDER, RUN = Role(), Role(fetches="top", marks=("metrics.jsonl",))
+EMBEDDINGS = Role(fetches="top", marks=("manifest.json",))
 INDEX = Role(parts=("", ".tsv", ".json"))
 RETRYING = "hdfs_upload"
 
@@ -309,6 +314,7 @@ def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace)
     status = store.status(path)
     if status is None:
         raise missing(store, path)
+    _check_marks(target, role)
     if status.is_folder and store.status(posixpath.join(path, COMMIT)) is not None and role.fetches != "top":
         _fetch_checkpoint(store, path, local, role.fetches == "all" or getattr(options, "with_classes", False))
     elif status.is_folder and role.fetches == "top":
@@ -318,6 +324,15 @@ def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace)
         each(store, lambda name: get(store, posixpath.join(path, name), local / name), [(name,) for name in files])
     else:
         _get(store, path, local)
+
+
+def _check_marks(target: Target, role: Role) -> None:
+    """Raises ConfigError if a folder cannot be what the command takes. It may be the folder of a whole run, or more."""
+    if role.marks and all(target.store.status(posixpath.join(target.path, mark)) is None for mark in role.marks):
+        marks = " or ".join(role.marks)
+        what = {EMBEDDINGS: "a folder of embeddings", RUN: "the folder of a run"}.get(role, "a checkpoint or an export")
+        hint = "" if role.marks != _NETWORK_MARKS else ", such as that of one epoch"
+        raise ConfigError(f"{target.address}: is not {what}, as it holds no {marks}; name another folder{hint}")
 
 
 def _get(store: Retrying, path: str, local: Path) -> None:
