@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from made_images import encode
 from ranks import TIMEOUT, environment
 from run_folders import make_run
 
@@ -72,6 +74,14 @@ def files_at(address):
 
 def files_in(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_images(folder, classes):
+    """Makes a folder of two images for each class."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for k in range(2):
+            (folder / name / f"{k}.png").write_bytes(encode(np.full((8, 8, 3), 100 + k, np.uint8)))
 
 
 @pytest.fixture
@@ -331,3 +341,63 @@ def test_a_conversion_that_was_killed_while_it_was_published_is_finished(samples
     plsc(*words, "--shards", 3, f"{there}/data", status=1, says="differs in its shards")
     plsc(*words, f"{there}/data")
     assert files_at(there) == {f"data/{name}": data for name, data in files_in(here).items()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "info", "s3:/bucket/data"],
+        ["data", "check", "s3//bucket/data"],
+        ["data", "convert", "s3:/bucket/data", "new", "--to", "tar"],
+        ["data", "convert", "data", "s3:/bucket/new", "--to", "tar"],
+        ["data", "split", "data", "s3;//bucket/new"],
+        ["predict", "--model", "zoo:glyphs", "--input", "s3:/bucket/data", "--output", "new"],
+        ["predict", "--model", "zoo:glyphs", "--input", "data", "--output", "hdfs:/host/new"],
+        ["index", "s3:/bucket/embeddings", "--output", "new"],
+        ["index", "data", "--output", "s3:/bucket/index"],
+        ["export", "--checkpoint", "s3:/bucket/19", "--output", "new"],
+        ["classify", "--checkpoint", "zoo:glyphs", "s3:/bucket/1.jpg"],
+        ["zoo", "glyphs", "--samples", "s3:/bucket/samples"],
+        ["report", "s3:/bucket/run"],
+    ],
+)
+def test_an_address_with_a_typing_error_is_not_taken_for_a_path(plsc, tmp_path, monkeypatch, words):
+    make_images(tmp_path / "data", ("ant", "bee"))
+    monkeypatch.chdir(tmp_path)
+    plsc(*words, status=1, says="is not an address; did you mean '")
+    assert sorted(os.listdir(tmp_path)) == ["data", "working"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["data", "convert", "data", "", "--to", "tar"], ["index", "", "--output", "x"], ["report", ""]],
+)
+def test_an_empty_path_is_not_the_current_folder(plsc, words):
+    plsc(*words, status=1, says="the path is empty; name a file or a folder")
+
+
+@pytest.mark.parametrize("command", ["convert", "split"])
+def test_a_new_data_set_does_not_go_into_its_source_in_a_store(plsc, tmp_path, command):
+    make_images(tmp_path / "data", ("ant", "bee"))
+    options = ["--to", "tar"] if command == "convert" else []
+    for source, output in (
+        (f"file://{tmp_path}/data", f"file://{tmp_path}/data/ant/new"),
+        (tmp_path / "data", f"file://{tmp_path}/data/new"),
+        (f"file://{tmp_path}/data", tmp_path / "data/new"),
+    ):
+        plsc("data", command, source, output, *options, status=1, says="is the source, or a folder in it; give")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["ant", "bee"]
+
+
+def test_a_wrong_folder_is_refused_before_its_files_are_fetched(plsc, tmp_path, monkeypatch):
+    (tmp_path / "run/19").mkdir(parents=True)
+    (tmp_path / "run/19/meta.json").write_text("{}")
+    (tmp_path / "run/large").write_text("large")
+    monkeypatch.setattr(places, "_get", lambda *_: pytest.fail("something was fetched"))
+    address = f"file://{tmp_path}/run"
+    large = f"{address}/large: is not a checkpoint or an export"
+    network = f"{address}: is not a checkpoint or an export, as it holds no meta.json or inference_meta.json; name"
+    plsc("classify", "--checkpoint", address, ZOO / "samples.zip", status=1, says=network)
+    plsc("export", "--checkpoint", f"{address}/large", "--output", tmp_path / "net", status=1, says=large)
+    plsc("index", address, "--output", tmp_path / "x", status=1, says="holds no manifest.json; name another folder\n")
+    plsc("report", address, status=1, says="is not the folder of a run, as it holds no metrics.jsonl")

@@ -17,7 +17,7 @@ from plsc.datasets.targets import TARGETS
 from plsc.errors import ConfigError, UsageError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
-from plsc.storage.address import is_address, is_inside
+from plsc.storage.address import is_address
 
 if TYPE_CHECKING:
     from plsc.datasets.conversion import Conversion, Engine, Result
@@ -99,8 +99,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from plsc.datasets.conversion import convert
 
+    places.check_outside(options, options.output)
     conversion = _conversion(options)
-    _check_outside(options)
     config = settings.make_config(settings.read_options(options))
     began = time.monotonic()
     try:
@@ -154,16 +154,6 @@ def _conversion(options: argparse.Namespace) -> Conversion:
         workers=options.workers,
         skip_damaged=options.skip_damaged,
     )
-
-
-def _check_outside(options: argparse.Namespace) -> None:
-    """Raises ConfigError if the output would be the source, or in it; `convert` knows the paths of this machine alone.
-
-    The next reader of the source would take the output for a part of it.
-    """
-    output = places.address_of(options, options.output) or options.output
-    if (is_address(output) or is_address(options.source)) and is_inside(output, options.source):
-        raise ConfigError(f"{output}: is the source, or a folder in it; give a folder outside {options.source}")
 
 
 def _report(options: argparse.Namespace, conversion: Conversion, result: Result, seconds: float) -> None:

@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = config_of(options)
     check_new("OUTPUT", options.output)
+    places.check_outside(options, options.output)
     with (
         open_inputs(config, [options.source, *filter(None, [config.exclude])]) as inputs,
         tqdm(unit="image", dynamic_ncols=True, disable=True if options.json else None) as bar,

@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "embeddings",
-        type=places.place(places.FOLDER),
+        type=places.place(places.EMBEDDINGS),
         metavar="EMBEDDINGS",
         help="folder of embeddings.npy, images.tsv and manifest.json",
     )

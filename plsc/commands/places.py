@@ -25,7 +25,7 @@ from plsc.datasets.remote_staging import check_target
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.machine.logs import reworded
 from plsc.storage import Retrying, credentials
-from plsc.storage.address import is_address, split_address
+from plsc.storage.address import check_path, is_address, is_inside, split_address
 from plsc.storage.base import COMMIT, missing
 from plsc.storage.local import check_room
 from plsc.storage.login import open_address
@@ -46,6 +46,7 @@ class Role:
         resumes: Whether a repeated command resumes an output from what an interrupted one has made.
         fetches: Which files of an input are fetched: 'all', 'top' for those that are directly in the folder, or
             'network' for those of a checkpoint but the class centres.
+        marks: Files of which an input folder must hold one, so that nothing else is fetched.
         is_direct: Returns whether the command itself uploads the output while it makes it, to `options.target`.
     """
 
@@ -53,13 +54,17 @@ class Role:
     parts: tuple[str, ...] = ()
     resumes: bool = False
     fetches: str = "all"
+    marks: tuple[str, ...] = ()
     is_direct: Callable[[argparse.Namespace], bool] = lambda options: False
 
 
 NEW_FOLDER, NEW_FILE = Role(is_output=True), Role(is_output=True)
 RESUMED_FOLDER = Role(is_output=True, resumes=True)
 PAGE, INDEX_TO_WRITE = Role(is_output=True, parts=("",)), Role(is_output=True, parts=("", ".tsv", ".json"))
-NETWORK, CLASSES, FOLDER, RUN = Role(fetches="network"), Role(), Role(), Role(fetches="top")
+_NETWORK_MARKS = (COMMIT, "inference_meta.json")  # a checkpoint, an export
+NETWORK, CLASSES = Role(fetches="network", marks=_NETWORK_MARKS), Role(marks=_NETWORK_MARKS)
+FOLDER, RUN = Role(), Role(fetches="top", marks=("metrics.jsonl",))
+EMBEDDINGS = Role(fetches="top", marks=("manifest.json",))
 INDEX = Role(parts=("", ".tsv", ".json"))
 RETRYING = "hdfs_upload"
 
@@ -85,13 +90,21 @@ def place(role: Role, make: Callable[[str], Any] = Path) -> Callable[[str], Any]
     """
 
     def read(text: str) -> Any:
+        name = _name_of(role)
+        if not text:
+            raise ConfigError(f"{name}: the path is empty; name a file or a folder")
         if not is_address(text):
+            check_path(name, text)
             return make(text)
         found = Away(text)
         found.role, found.make = role, make
         return found
 
     return read
+
+
+def _name_of(role: Role) -> str:
+    return "output" if role.is_output else "input"
 
 
 def on_disk(option: str) -> Callable[[str], str]:
@@ -104,9 +117,27 @@ def on_disk(option: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if is_address(text):
             raise ConfigError(f"{option}: {text} is an address; name a folder of this machine")
+        check_path(option, text)
         return text
 
     return read
+
+
+def check_outside(options: argparse.Namespace, output: Union[str, Path]) -> None:
+    """Checks that a new data set does not go into its source, where the next command would read it as a part of that.
+
+    Paths on this machine alone are left to the command, which knows the format of the data.
+
+    Args:
+        options: The parsed command line, with the `source`.
+        output: The output, or the path that stands for its address.
+
+    Raises:
+        ConfigError: It does.
+    """
+    address = address_of(options, output) or str(output)
+    if (is_address(address) or is_address(options.source)) and is_inside(address, options.source):
+        raise ConfigError(f"{address}: is the source, or a folder in it; give a folder outside {options.source}")
 
 
 def address_of(options: argparse.Namespace, path: Union[str, Path]) -> Optional[str]:
@@ -156,7 +187,7 @@ class _Stores:
 
     def open(self, text: str, role: Role) -> Target:
         """Opens the store of an address. That of an output is tried out."""
-        address = split_address("output" if role.is_output else "input", text)
+        address = split_address(_name_of(role), text)
         assert address is not None
         if address.path == "/":
             raise ConfigError(f"{text}: names the whole store; name a place in it")
@@ -283,6 +314,7 @@ def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace)
     status = store.status(path)
     if status is None:
         raise missing(store, path)
+    _check_marks(target, role)
     if status.is_folder and store.status(posixpath.join(path, COMMIT)) is not None and role.fetches != "top":
         _fetch_checkpoint(store, path, local, role.fetches == "all" or getattr(options, "with_classes", False))
     elif status.is_folder and role.fetches == "top":
@@ -292,6 +324,15 @@ def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace)
         each(store, lambda name: get(store, posixpath.join(path, name), local / name), [(name,) for name in files])
     else:
         _get(store, path, local)
+
+
+def _check_marks(target: Target, role: Role) -> None:
+    """Raises ConfigError if a folder cannot be what the command takes. It may be the folder of a whole run, or more."""
+    if role.marks and all(target.store.status(posixpath.join(target.path, mark)) is None for mark in role.marks):
+        marks = " or ".join(role.marks)
+        what = {EMBEDDINGS: "a folder of embeddings", RUN: "the folder of a run"}.get(role, "a checkpoint or an export")
+        hint = "" if role.marks != _NETWORK_MARKS else ", such as that of one epoch"
+        raise ConfigError(f"{target.address}: is not {what}, as it holds no {marks}; name another folder{hint}")
 
 
 def _get(store: Retrying, path: str, local: Path) -> None:

@@ -25,7 +25,7 @@ from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, PlscError, counted
 from plsc.machine.logs import reworded
 from plsc.machine.memory import size_text
-from plsc.storage.address import is_address
+from plsc.storage.address import check_path, is_address
 
 _LABELS = "label.txt"
 _PARTS = ("file_list.txt", FILE_LIST_NAME)  # lists of base64 parts
@@ -158,6 +158,7 @@ class Inputs:
 
     def _local(self, path: str, choose: Callable[[RemoteFolder], Iterable[str]]) -> str:
         if not is_address(path):
+            check_path("address", path)
             return path
         with self._working():
             remote = self._open(path)

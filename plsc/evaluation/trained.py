@@ -29,7 +29,7 @@ from plsc.inference.networks import ExportedNetwork, Network, TrainedNetwork
 from plsc.machine.logs import set_up_logging
 from plsc.models import build_backbone
 from plsc.search.parquet import check_parquet, write_parquet
-from plsc.storage.address import is_address
+from plsc.storage.address import check_path, is_address
 
 logger = logging.getLogger("plsc")
 
@@ -150,6 +150,7 @@ def open_source(inputs: Inputs, source: Union[str, Path]) -> Collection:
 def fetched(inputs: Inputs, source: Union[str, Path]) -> Union[str, Path]:
     """Returns a path of images, or the path that stands for their address. All ranks call it."""
     if not is_address(source):
+        check_path("source", str(source))
         return source
     return parallel.together(lambda: inputs.images(str(source)), "the images")
 

@@ -389,6 +389,7 @@ def _companion(file: Path, suffix: str) -> Path:
 
 
 def _faiss() -> Any:
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # else it tells which builds for other processors it lacks
     try:
         return importlib.import_module("faiss")
     except ImportError:

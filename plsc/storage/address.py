@@ -78,8 +78,7 @@ def split_address(setter: str, text: str) -> Optional[Address]:
     Raises:
         ConfigError: plsc cannot read such an address. The message shows no user name and no password.
     """
-    if not os.path.lexists(text):
-        _check_form(setter, text)
+    check_path(setter, text)
     scheme, is_address, rest = text.partition("://")
     if not is_address:
         return None
@@ -136,6 +135,20 @@ def _place_of(text: str) -> tuple[str, str, str]:
     if address.is_object:
         return _kind_of(text), address.host, address.path
     return "hdfs", urlsplit(address.server).hostname or "", address.path
+
+
+def check_path(setter: str, text: str) -> None:
+    """Checks that a text is an address or a path, and not an address with a typing error, such as `s3:/bucket/folder`.
+
+    Args:
+        setter: The setting or the argument, for the message.
+        text: The text. If a file of this machine has that name, it is right.
+
+    Raises:
+        ConfigError: It was meant to be an address. The message shows no user name and no password.
+    """
+    if not os.path.lexists(text):
+        _check_form(setter, text)
 
 
 def is_object_address(text: str) -> bool:

@@ -382,3 +382,10 @@ def test_queries_are_read_as_the_images_of_the_index_were(trained, tmp_path, cap
 def test_a_folder_without_images_is_named(tmp_path, capsys):
     assert cli.main(["search", "x", "--checkpoint", "y", str(tmp_path)]) == 1
     assert f"{tmp_path}: holds no image" in capsys.readouterr().err
+
+
+def test_loading_faiss_does_not_log_which_builds_it_lacks(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)  # as Paddle sets it
+    logging.getLogger("faiss").setLevel(logging.NOTSET)
+    search._faiss()
+    assert not logging.getLogger("faiss.loader").isEnabledFor(logging.INFO)
