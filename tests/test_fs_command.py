@@ -15,7 +15,7 @@ import termios
 
 import pytest
 from checkpoint_folders import make_checkpoint, same_files
-from ranks import environment, run_python
+from ranks import TIMEOUT, environment
 
 from plsc import cli
 from plsc.commands import fs
@@ -23,13 +23,16 @@ from plsc.storage import open_hdfs
 from plsc.storage.transfer import tree
 
 
-def fs_command(*arguments, status=0, env_of=()):
-    return command("fs", *arguments, status=status, env_of=env_of)
+def fs_command(*arguments, status=0, **options):
+    return command("fs", *arguments, status=status, **options)
 
 
-def command(*arguments, status=0, env_of=()):
-    variables = {**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)}
-    process = run_python("-m", "plsc", *arguments, variables=variables)
+def command(*arguments, status=0, env_of=(), **options):
+    process = subprocess.run(
+        [sys.executable, "-m", "plsc", *map(str, arguments)],
+        env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)},
+        capture_output=True, text=True, timeout=TIMEOUT, **options,
+    )  # fmt: skip
     assert process.returncode == status, process.stderr
     return process
 

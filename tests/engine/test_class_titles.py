@@ -25,7 +25,7 @@ LABELS = np.array([0, 1, 1, 3])
 class Source:
     """Four images of the classes 0, 1 and 3 of 4."""
 
-    num_images, num_classes = 4, 4
+    num_images, num_classes, is_streamed = 4, 4, False
 
     def __init__(self, names):
         self.class_names = names

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -120,4 +119,4 @@ def test_only_rank_0_compares_the_names_of_all_images_with_a_list(monkeypatch):
         num_images = 9  # and no names
 
     monkeypatch.setattr(build.parallel, "from_rank_0", lambda find, what: np.array([2, 5]))
-    assert build._left_out(Source(), Path("nowhere")).tolist() == [2, 5]
+    assert build._left_out(Source(), "nowhere", Config()).tolist() == [2, 5]
