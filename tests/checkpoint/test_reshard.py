@@ -83,7 +83,7 @@ def test_conversion_reports_mistakes(saved, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for arguments, words in (
         ([tmp_path / "none", tmp_path / "new"], "no such folder; give the folder of one epoch"),
-        (["s3://bucket/runs/0", tmp_path / "new"], "is an address, and a folder of this machine is expected"),
+        (["s3:/bucket/runs/0", tmp_path / "new"], "is not an address; did you mean 's3://bucket/runs/0'?"),
         ([tmp_path / "there", tmp_path / "new"], "is not a checkpoint (meta.json is missing)"),
         ([folder, tmp_path / "there"], "already exists; name a new folder"),
         ([folder, "/proc/new/er"], "cannot be written"),

@@ -211,7 +211,7 @@ BAD = {
     "property of words": ({"records": GOOD, "property": "a,8,8"}, "property: 'a,8,8' is not 'classes,height,width'"),
     "property of two": ({"records": GOOD, "property": "3,112"}, "property: '3,112' is not 'classes,height,width'"),
     "property of none": ({"records": GOOD, "property": "0,8,8"}, "property: says that there are 0 classes"),
-    "huge property": ({"records": GOOD, "property": "9" * 99 + ",8,8"}, "property: says that there are 9999"),
+    "huge property": ({"records": GOOD, "property": "9" * 99 + ",8,8"}, "property: says that there are 99,999,999"),
     "empty property": ({"records": GOOD, "property": ""}, "property: '' is not"),
     "empty file": ({"records": [b""]}, "train.rec: is empty; copy it again"),
     "empty index": ({"records": GOOD, "index": ""}, "train.idx: is empty"),

@@ -77,7 +77,9 @@ def test_the_text_gives_numbers_and_the_first_of_each_kind(spoilt, capsys):
     assert cli.main(["data", "check", str(spoilt), SHAPE, "--against", str(spoilt / "glyphs.bin")]) == 1
     said = capsys.readouterr().out
     assert "97 images checked" in said and "cannot be decoded: 2\n" in said and "inside a class: 3\n" in said
-    assert re.search(r"images/2/0.jpg \(.*[A-Z]\) = images/3/0.jpg \(.*[A-Z]\)\n", said)  # with the classes' names
+    assert re.search(
+        r"images/2/0.jpg \(class 2 \('.*[A-Z]'\)\) = images/3/0.jpg \(class 3 \('.*[A-Z]'\)\)\n", said
+    )  # with the classes' names
 
 
 def test_data_without_faults_gives_status_0_and_an_empty_list_that_trains(glyphs, tmp_path, capsys):

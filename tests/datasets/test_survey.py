@@ -49,7 +49,7 @@ def test_info_counts_images_classes_sizes_and_damage(folder, words, name, capsys
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{folder}: {name}" and lines[1].startswith("images   9 (")
     assert lines[2] == "classes  4, of which 3 have images"
-    assert lines[3] == "images per class: 1 (0) to 5 (3), median 3" and lines[4].endswith("# 1 class")
+    assert lines[3] == "images per class: 1 (class 0) to 5 (class 3), median 3" and lines[4].endswith("# 1 class")
     assert lines[-5:-2] == ["kinds    JPEG 4, PNG 3", "pixels   8 wide, 4 to 12 high", "damaged  2"]
 
 
