@@ -191,7 +191,8 @@ def convert(
         with lock_folder(output, "give another folder"):
             staging = Staging(output) if target is None else RemoteStaging(output, target)
             job = _job(conversion, records, staging)
-            job = job if inputs is None else job._replace(named=inputs.named)
+            if inputs is not None and is_address(conversion.source):
+                job = job._replace(named=inputs.named)  # which Spark could not send
             staging.begin(_plan(conversion, data_format, records, job.shards))
             try:
                 return _convert(job, records, staging, watch, staging.engine(engine or _on_this_machine))
