@@ -129,7 +129,7 @@ def is_inside(inner: str, outer: str) -> bool:
 
 def _place_of(text: str) -> tuple[str, str, str]:
     """Returns the kind of a store, its host or bucket, and the path in it; a path of this machine is one of `file`."""
-    address = split_address("path", text) if is_address(text) else None
+    address = split_address("address", text) if is_address(text) else None
     if address is None or address.scheme == "file":
         return "file", "", os.path.realpath(text if address is None else address.path)
     if address.is_object:
