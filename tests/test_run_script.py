@@ -73,7 +73,8 @@ def test_a_file_runs_on_both_paddles_without_lint_and_debian_packages(run):
         ("tests/storage/test_kerberos.py", ["java", "krb5"]),
         ("tests/engine", ["java"]),
         ("tests/report/test_browser.py", ["chromium"]),
-        ("tests/data", []),
+        ("tests/data", ["java"]),
+        ("tests/heads", []),
     ],
 )
 def test_debian_packages_are_installed_for_the_tests_that_need_them(run, path, packages):
