@@ -24,7 +24,7 @@ from plsc.data.verification import load_verification
 from plsc.datasets.look_alikes import Closest, are_alike, close_pairs, digest_of, hash_of, reduced
 from plsc.errors import DataError
 
-_CHUNK = 64  # images that a thread decodes at a time
+_CHUNK = 64
 _PAIRS = 1 << 16  # of images that may look alike, of which memory holds small copies at a time
 _LISTED_FORMATS = ("jpeg", "folder")  # whose identities a test need not number
 _MOST_REASONS = 100_000  # that are kept; when a whole disk is gone, the reasons are alike
@@ -38,12 +38,14 @@ class View(NamedTuple):
         rule: What their pixels mean.
         workers: Number of threads.
         advance: Called with the number of images that are done, for a progress bar.
+        chunk: Images that a thread decodes at a time.
     """
 
     shape: tuple[int, int, int]
     rule: PixelRule
     workers: int
     advance: Callable[[int], None]
+    chunk: int = _CHUNK
 
 
 @dataclass
@@ -123,12 +125,14 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
     found = Findings([images, *opened], [str(one) for one in (path, *tests)])
     if records.is_streamed:
         records.will_read(np.arange(count))
+        # Threads that read far from each other would need more files than the cache holds.
+        view = view._replace(chunk=1)
     high, low = np.zeros(found.total, np.uint64), np.zeros(found.total, np.uint64)
     hashes = np.zeros(found.total, np.uint64)
 
     def look_at(first: int) -> tuple[int, list[tuple[bytes, int]], dict[int, str]]:
         prints, reasons = [], {}
-        for i in range(first, min(first + _CHUNK, found.total)):
+        for i in range(first, min(first + view.chunk, found.total)):
             try:
                 pixels = found.pixels(i, view)
                 prints.append((digest_of(pixels), hash_of(pixels)))
@@ -139,7 +143,8 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
                 prints.append((bytes(16), 0))
         return first, prints, reasons
 
-    for first, prints, reasons in prefetch(look_at, range(0, found.total, _CHUNK), view.workers, 2 * view.workers + 2):
+    starts = range(0, found.total, view.chunk)
+    for first, prints, reasons in prefetch(look_at, starts, view.workers, 2 * view.workers + 2):
         end = first + len(prints)
         digests = np.frombuffer(b"".join(digest for digest, _ in prints), "<u8")
         high[first:end], low[first:end] = digests[::2], digests[1::2]
@@ -235,7 +240,7 @@ def _confirmed(found: Findings, pairs: np.ndarray, view: View) -> np.ndarray:
     for first in range(0, len(pairs), _PAIRS):
         part = pairs[first : first + _PAIRS]
         images, rows = np.unique(part, return_inverse=True)
-        chunks = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+        chunks = (images[start : start + view.chunk] for start in range(0, len(images), view.chunk))
         small = np.concatenate(list(prefetch(reduce, chunks, view.workers, 2 * view.workers + 2)))
         answers += [are_alike(small[i], small[j]) for i, j in rows.reshape(-1, 2).tolist()]
     return pairs[np.array(answers, bool)]

@@ -212,7 +212,7 @@ def test_data_larger_than_the_cache_is_read_in_the_order_of_its_files(data, tmp_
         images = [name for name in fetched if name.startswith("base64_rank")]
         return status, capsys.readouterr().out, len(images), len(set(images))
 
-    for action in (["info"], ["info", "--all"], ["check"]):
+    for action in (["info"], ["info", "--all"], ["check"], ["check", "--workers", "8"]):
         status, text, count, different = run(*action, address, *options, "--json")
         assert (status, count, different) == (0, 12, 12), "each file once"
         local = json.loads(run(*action, str(data / "split"), "--json")[1])
