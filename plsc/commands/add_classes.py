@@ -7,6 +7,7 @@ import dataclasses
 
 from plsc.arguments import add_command, add_json, print_json
 from plsc.commands import places, trained
+from plsc.commands.data_source import inputs_of
 from plsc.errors import counted
 from plsc.machine.names import readable, to_text
 
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from plsc.settings.checks import class_names
 
     names = class_names("--names", options.names)
-    with trained.open_inputs(options, options.data) as inputs:
+    with inputs_of(options, options.data) as inputs:
         fetched = [inputs.data(one) for one in options.data]
         own = {"dataset_dir": fetched if len(fetched) > 1 else fetched[0], "num_classes": "auto"}
         report = add_classes(trained.prepared_config(options, own, options.data), options.output, names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import trained
+from plsc.commands.data_source import inputs_of
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import readable, to_text
 
@@ -45,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     set_up_logging(0)
-    with trained.open_inputs(options, options.images) as inputs:
+    with inputs_of(options, options.images) as inputs:
         images = trained.image_paths(options.images, inputs)
         answers = _classify(options, images)
         names = [inputs.named(str(image)) for image in images]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Optional
 from plsc import settings
 from plsc.arguments import add_command, add_json, add_ranks, at_least, print_json
 from plsc.commands import places
-from plsc.commands.data_progress import Bar
-from plsc.commands.data_source import SOURCE, open_inputs
+from plsc.commands.bars import Bar
+from plsc.commands.data_source import SOURCE, inputs_of
 from plsc.datasets.opening import add_format
 from plsc.datasets.targets import TARGETS
 from plsc.errors import ConfigError, UsageError, counted
@@ -101,11 +101,10 @@ def run(options: argparse.Namespace) -> int:
 
     places.check_outside(options, options.output)
     conversion = _conversion(options)
-    config = settings.make_config(settings.read_options(options))
     began = time.monotonic()
     try:
         target = getattr(options, "target", None)
-        with open_inputs(config, [options.source]) as inputs, Bar(hidden=options.json) as bar:
+        with inputs_of(options, [options.source]) as inputs, Bar(hidden=options.json) as bar:
             result = convert(conversion, bar.show, _engine(options.engine), inputs, target)
     except KeyboardInterrupt:
         print("plsc: stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)

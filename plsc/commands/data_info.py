@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Optional
 
 from plsc import settings
 from plsc.arguments import add_command, add_json, print_json
-from plsc.commands.data_progress import Bar
-from plsc.commands.data_source import SOURCE, open_inputs
+from plsc.commands.bars import Bar
+from plsc.commands.data_source import SOURCE, inputs_of
 from plsc.datasets.opening import add_format
 from plsc.errors import counted
 from plsc.machine.names import class_title, readable
@@ -42,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from plsc.datasets.survey import survey
 
-    config = settings.make_config(settings.read_options(options))
-    with open_inputs(config, [options.source]) as inputs, Bar(hidden=options.json) as bar:
+    with inputs_of(options, [options.source]) as inputs, Bar(hidden=options.json) as bar:
         found = survey(
             options.source, options.format, options.all, lambda done, total: bar.show("reading", done, total), inputs
         )

@@ -103,7 +103,7 @@ def _find(options: argparse.Namespace) -> int:
         data, *tests = parallel.together(lambda: _fetch(options, config, inputs), "the data")
         address = options.source if is_address(options.source) else ""
         wanted = Wanted(data, options.output, tuple(tests), limits, options.shown, address)
-        summary = review_data(config, lambda: open_whole(options, config, inputs, streams=False), wanted)
+        summary = review_data(config, lambda: open_whole(options, config, inputs, data), wanted)
     if options.json:
         print_json({"output": to_text(str(options.output)), **summary._asdict()})
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 from plsc import settings
 from plsc.arguments import Parser
@@ -85,14 +86,25 @@ def open_inputs(config: Config, paths: Sequence[str]) -> Inputs:
     return Inputs(config.place_of)
 
 
-def open_whole(options: argparse.Namespace, config: Config, inputs: Inputs, streams: bool = True) -> Records:
+def inputs_of(options: argparse.Namespace, paths: Sequence[str]) -> Inputs:
+    """Returns what `open_inputs` does, for a command that needs no settings but those of `--set` and `--config`.
+
+    Args:
+        options: The parsed command line.
+        paths: What the command reads.
+    """
+    return open_inputs(settings.make_config(settings.read_options(options)), paths)
+
+
+def open_whole(options: argparse.Namespace, config: Config, inputs: Inputs, fetched: Optional[Path] = None) -> Records:
     """Opens the data set of a command line, for rank 0 of 1. Image files may be missing.
 
     Args:
         options: The command line.
         config: The settings.
         inputs: Fetches what is in a store.
-        streams: Whether the command can read data that is larger than the cache, in the order of its files.
+        fetched: The path of the data on this machine, if the command has fetched it. Otherwise data that is larger than
+            the cache is read in the order of its files.
 
     Raises:
         PlscError: It cannot be opened.
@@ -100,9 +112,9 @@ def open_whole(options: argparse.Namespace, config: Config, inputs: Inputs, stre
     from plsc.data.exclusion import leave_out
     from plsc.data.sources import open_images
 
-    records = inputs.in_order(options.source, config.data_format) if streams else None
+    records = inputs.in_order(options.source, config.data_format) if fetched is None else None
     if records is None:
-        path = inputs.data(options.source, config.data_format)
+        path = inputs.data(options.source, config.data_format) if fetched is None else str(fetched)
         records = open_images(path, None, 0, 1, data_format=config.data_format, accepts_missing=True)
     return records if config.exclude is None else leave_out(records, Path(inputs.file(config.exclude)))
 

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from plsc.arguments import add_command, add_json, at_least, print_json
+from plsc.commands.bars import byte_bar
 from plsc.errors import ConfigError, PlscError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
@@ -24,7 +23,7 @@ from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdf
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
-from plsc.storage.transfer import Advance, files_of, get, put, tree
+from plsc.storage.transfer import files_of, get, put, tree
 
 # What messages of stores say to the author of a script, and what they say to the user of this command.
 _IN_OPTIONS = (
@@ -292,7 +291,7 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
         _get_checkpoint(options, store, target)
         return
     total = sum(status.size for status in files.values())
-    with _bar(options, posixpath.basename(options.source.rstrip("/")), total) as advance:
+    with byte_bar(posixpath.basename(options.source.rstrip("/")), total, options.json, leave=True) as advance:
         place = get(store, options.source, target, advance)
     _done(options, place, total)
 
@@ -311,7 +310,7 @@ def _get_checkpoint(options: argparse.Namespace, store: Retrying, target: Path) 
     total = sum(one.size for one in files.values()) + len(found.meta_text)
     remove_old_downloads(target)
     hidden = target.with_name(f".{target.name}.fetching.{hashlib.sha256(found.meta_text).hexdigest()[:12]}")
-    with _bar(options, name, total) as advance:
+    with byte_bar(name, total, options.json, leave=True) as advance:
         remote.download(store, found, hidden, files, advance)
         remote.finish_download(found, hidden)
         advance(len(found.meta_text))
@@ -329,7 +328,7 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
         _show(options, place_of(store, options.target), {names[path]: one for path, one in found.items() if one})
         return
     total = sum(path.stat().st_size for path in files_of(source) if path.exists())
-    with _bar(options, source.name, total) as advance:
+    with byte_bar(source.name, total, options.json, leave=True) as advance:
         place = put(store, source, options.target, advance)
     _done(options, place, total, place_of(store, place))
 
@@ -337,18 +336,6 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
 def _inside(target: Path, source: str) -> Path:
     """Returns where a download goes: into a folder, or to a new name."""
     return target / posixpath.basename(source.rstrip("/")) if target.is_dir() else target
-
-
-@contextmanager
-def _bar(options: argparse.Namespace, name: str, total: int) -> Iterator[Advance]:
-    """Shows a progress bar of bytes on stderr, unless the output is JSON."""
-    disable = True if options.json else None  # None: only on a terminal
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, disable=disable) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance
 
 
 def _done(options: argparse.Namespace, path: object, size: int, address: str = "") -> None:

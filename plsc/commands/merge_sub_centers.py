@@ -81,7 +81,7 @@ def _merge(options: argparse.Namespace) -> int:
     with open_inputs(config) as inputs, parallel.action(config.patience):
         data = parallel.together(lambda: inputs.data(options.source, config.data_format), "the data")
         wanted = Wanted(Path(data), options.output, options.drop_beyond, options.list)
-        report = merge_sub_centers(config, lambda: open_whole(options, config, inputs, streams=False), wanted)
+        report = merge_sub_centers(config, lambda: open_whole(options, config, inputs, wanted.data), wanted)
     if options.json:
         print_json({"path": to_text(str(options.output)), **dataclasses.asdict(report)})
         return 0

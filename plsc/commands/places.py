@@ -14,13 +14,12 @@ import os
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from tqdm import tqdm
-
 from plsc import settings
+from plsc.commands.bars import byte_bar
 from plsc.datasets.remote_staging import check_target
 from plsc.errors import ConfigError, PlscError, UsageError
 from plsc.machine.logs import reworded
@@ -29,8 +28,8 @@ from plsc.storage.address import check_path, is_address, is_inside, split_addres
 from plsc.storage.base import COMMIT, missing
 from plsc.storage.local import check_room
 from plsc.storage.login import open_address
-from plsc.storage.transfer import Advance, each, files_of, get, tree
-from plsc.storage.working import Target, Workspace, check_new, fetch_earlier, name_at, upload, workspace
+from plsc.storage.transfer import each, files_of, get, tree
+from plsc.storage.working import StorePlace, Workspace, check_new, fetch_earlier, name_at, upload, workspace
 
 _NAMES = "PLSC_PLACES"  # carries the names of paths to the ranks that a command starts
 
@@ -47,6 +46,7 @@ class Role:
         fetches: Which files of an input are fetched: 'all', 'top' for those that are directly in the folder, or
             'network' for those of a checkpoint but the class centres.
         marks: Files of which an input folder must hold one, so that nothing else is fetched.
+        what: What a folder with one of them is, for messages.
         is_direct: Returns whether the command itself uploads the output while it makes it, to `options.target`.
     """
 
@@ -55,16 +55,18 @@ class Role:
     resumes: bool = False
     fetches: str = "all"
     marks: tuple[str, ...] = ()
+    what: str = ""
     is_direct: Callable[[argparse.Namespace], bool] = lambda options: False
 
 
-NEW_FOLDER, NEW_FILE = Role(is_output=True), Role(is_output=True)
+NEW_FOLDER = NEW_FILE = Role(is_output=True)
 RESUMED_FOLDER = Role(is_output=True, resumes=True)
 PAGE, INDEX_TO_WRITE = Role(is_output=True, parts=("",)), Role(is_output=True, parts=("", ".tsv", ".json"))
 _NETWORK_MARKS = (COMMIT, "inference_meta.json")  # a checkpoint, an export
-NETWORK, CLASSES = Role(fetches="network", marks=_NETWORK_MARKS), Role(marks=_NETWORK_MARKS)
-FOLDER, RUN = Role(), Role(fetches="top", marks=("metrics.jsonl",))
-EMBEDDINGS = Role(fetches="top", marks=("manifest.json",))
+CLASSES = Role(marks=_NETWORK_MARKS, what="a checkpoint or an export")
+NETWORK = replace(CLASSES, fetches="network")
+FOLDER, RUN = Role(), Role(fetches="top", marks=("metrics.jsonl",), what="the folder of a run")
+EMBEDDINGS = Role(fetches="top", marks=("manifest.json",), what="a folder of embeddings")
 INDEX = Role(parts=("", ".tsv", ".json"))
 RETRYING = "hdfs_upload"
 
@@ -185,7 +187,7 @@ class _Stores:
         self._login = settings.make_config({RETRYING: given[RETRYING]} if RETRYING in given else {}).login
         self._opened: dict[str, Retrying] = {}
 
-    def open(self, text: str, role: Role) -> Target:
+    def open(self, text: str, role: Role) -> StorePlace:
         """Opens the store of an address. That of an output is tried out."""
         address = split_address(_name_of(role), text)
         assert address is not None
@@ -195,7 +197,7 @@ class _Stores:
             raise ConfigError(f"{text}: what is in memory:// ends with this command; name a store that keeps it")
         if address.server not in self._opened:
             self._opened[address.server] = open_address(address, self._login)
-        target = Target(text, self._opened[address.server], address.path)
+        target = StorePlace(text, self._opened[address.server], address.path)
         if role.is_output:
             target.check()
         return target
@@ -265,7 +267,7 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
                 space.stays = False
 
 
-def _check_output(target: Target, role: Role, options: argparse.Namespace) -> None:
+def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -> None:
     """Checks that an output overwrites nothing; `fetch_earlier` does so for those that may replace an earlier one."""
     if role.is_direct(options):
         options.target = target
@@ -274,7 +276,7 @@ def _check_output(target: Target, role: Role, options: argparse.Namespace) -> No
         check_new(target)
 
 
-def _begin_output(target: Target, role: Role, space: Workspace, local: Path, options: argparse.Namespace) -> None:
+def _begin_output(target: StorePlace, role: Role, space: Workspace, local: Path, options: argparse.Namespace) -> None:
     """Prepares the folder of an output: with what an interrupted command has left, or with nothing."""
     space.stays = role.resumes and not role.is_direct(options)
     if not space.stays:
@@ -283,11 +285,11 @@ def _begin_output(target: Target, role: Role, space: Workspace, local: Path, opt
         fetch_earlier(target, role.parts, local)
 
 
-def _upload(target: Target, role: Role, local: Path, space: Workspace, names: dict[str, str]) -> None:
+def _upload(target: StorePlace, role: Role, local: Path, space: Workspace, names: dict[str, str]) -> None:
     """Uploads an output. It stays on this machine if that fails, since it may have taken long to make."""
     files = [local.with_name(local.name + part) for part in role.parts] or files_of(local)
     try:
-        with _bar(f"uploading {local.name}", sum(file.stat().st_size for file in files)) as advance:
+        with byte_bar(f"uploading {local.name}", sum(file.stat().st_size for file in files)) as advance:
             upload(target, local, role.parts, advance)
     except (PlscError, KeyboardInterrupt) as problem:
         space.stays = True
@@ -299,7 +301,7 @@ def _upload(target: Target, role: Role, local: Path, space: Workspace, names: di
                             f"upload it to {target.address}") from None  # fmt: skip
 
 
-def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace) -> None:
+def _fetch(target: StorePlace, role: Role, local: Path, options: argparse.Namespace) -> None:
     """Fetches an input.
 
     Raises:
@@ -326,17 +328,16 @@ def _fetch(target: Target, role: Role, local: Path, options: argparse.Namespace)
         _get(store, path, local)
 
 
-def _check_marks(target: Target, role: Role) -> None:
+def _check_marks(target: StorePlace, role: Role) -> None:
     """Raises ConfigError if a folder cannot be what the command takes. It may be the folder of a whole run, or more."""
     if role.marks and all(target.store.status(posixpath.join(target.path, mark)) is None for mark in role.marks):
         marks = " or ".join(role.marks)
-        what = {EMBEDDINGS: "a folder of embeddings", RUN: "the folder of a run"}.get(role, "a checkpoint or an export")
         hint = "" if role.marks != _NETWORK_MARKS else ", such as that of one epoch"
-        raise ConfigError(f"{target.address}: is not {what}, as it holds no {marks}; name another folder{hint}")
+        raise ConfigError(f"{target.address}: is not {role.what}, as it holds no {marks}; name another folder{hint}")
 
 
 def _get(store: Retrying, path: str, local: Path) -> None:
-    with _bar(f"fetching {local.name}", sum(one.size for one in tree(store, path).values())) as advance:
+    with byte_bar(f"fetching {local.name}", sum(one.size for one in tree(store, path).values())) as advance:
         get(store, path, local, advance)
 
 
@@ -348,7 +349,7 @@ def _fetch_checkpoint(store: Retrying, path: str, local: Path, is_whole: bool) -
     if found is None:
         raise missing(store, posixpath.join(path, COMMIT))
     files = {name: one for name, one in found.checkpoint.files.items() if is_whole or head_number(name) is None}
-    with _bar(f"fetching {local.name}", sum(one.size for one in files.values())) as advance:
+    with byte_bar(f"fetching {local.name}", sum(one.size for one in files.values())) as advance:
         remote.download(store, found, local, files, advance)
     remote.finish_download(found, local)
 
@@ -387,12 +388,8 @@ def _worded(names: Mapping[str, str]) -> Iterator[None]:
             text = text.replace(path, names[path])
         return text
 
-    try:
-        with reworded(worded), contextlib.redirect_stdout(_Worded(sys.stdout, worded)):  # type: ignore[type-var]
-            yield
-    except PlscError as problem:
-        problem.args = (worded(str(problem)), *problem.args[1:])
-        raise
+    with reworded(worded), contextlib.redirect_stdout(_Worded(sys.stdout, worded)):  # type: ignore[type-var]
+        yield
 
 
 class _Worded:
@@ -407,14 +404,3 @@ class _Worded:
     def write(self, text: str) -> int:
         """Writes a text and returns its length."""
         return self._stream.write(self._change(text))
-
-
-@contextlib.contextmanager
-def _bar(name: str, total: int) -> Iterator[Advance]:
-    """Shows a progress bar of bytes on stderr, if that is a terminal."""
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, leave=False, disable=None) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance

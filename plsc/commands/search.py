@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands import places, trained
+from plsc.commands.data_source import inputs_of
 from plsc.errors import ConfigError
 from plsc.machine.logs import set_up_logging
 from plsc.machine.names import from_text, readable, to_text
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     set_up_logging(0)
     if options.page is not None:
         check_page(options.page)
-    with trained.open_inputs(options, options.images) as inputs:
+    with inputs_of(options, options.images) as inputs:
         images = trained.image_paths(options.images, inputs)
         index = SearchIndex(options.index)
         embeddings, rule = _embeddings(options, index, images)

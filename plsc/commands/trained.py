@@ -178,18 +178,6 @@ def prepared_config(options: argparse.Namespace, own: _Settings = _NONE, reads: 
     return prepare(config)
 
 
-def open_inputs(options: argparse.Namespace, reads: Sequence[str]) -> Inputs:
-    """Returns what turns addresses into paths of this machine, for a command with `add_options` and without ranks.
-
-    Args:
-        options: The parsed command line.
-        reads: What the command reads; there may be addresses among it.
-    """
-    from plsc.commands import data_source
-
-    return data_source.open_inputs(settings.make_config(settings.read_options(options)), reads)
-
-
 def predictor_of(
     options: argparse.Namespace, flip: bool = False, images: _Settings = _NONE, reads: Sequence[str] = ()
 ) -> tuple[Predictor, PixelRule]:
@@ -279,7 +267,7 @@ def _for_reading(chosen: dict[str, Any], values: Sequence[Any]) -> dict[str, Any
         return chosen
     others = {name: value for name, value in chosen.items() if name != RETRYING}
     words = [word for one in (*values, chosen.get("dataset_dir")) for word in (one if isinstance(one, list) else [one])]
-    if not any(isinstance(one, (str, Path)) and is_address(one) for one in words):
+    if not any(map(is_address, words)):
         return others
     seconds = settings.make_config({RETRYING: chosen[RETRYING]}).hdfs_upload.retry_seconds
     return {**others, RETRYING: {"when": "end", "retry_seconds": seconds}}

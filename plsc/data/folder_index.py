@@ -6,7 +6,6 @@ changes. So the next start asks for the state of each subfolder instead of listi
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -25,15 +24,11 @@ from plsc.data.image_folders import (
     image_suffixes,
     runs_of_images,
 )
+from plsc.data.index_files import CLOCK, bytes_of, open_index, text_of, write_index
 from plsc.data.packed import FolderPacker, NamesInFolders, PackedTexts
-from plsc.machine.files import replacing
-from plsc.machine.json_files import parse_json
 
 _VERSION = 2
-# A folder that is changed twice within the precision of the disk's clock has the same time after both changes.
-_CLOCK = 2_000_000_000  # nanoseconds; FAT has the coarsest clock
 _FEWEST = 100_000  # images; to list fewer takes no longer than half a second
-_ABOUT = "about"
 
 
 class Listing(NamedTuple):
@@ -59,12 +54,12 @@ def listed(root: bytes, without: Collection[bytes], keeps_index: bool) -> Listin
     Raises:
         DataError: A folder cannot be listed.
     """
-    found = _load(root, without) if os.path.exists(os.path.join(root, INDEX)) else None
+    found = _load(root, without) if os.path.exists(_path(root)) else None
     if found is not None:
         return found
     began, visited = time.time_ns(), Visited()
     listing = _list(root, without, visited)
-    is_final = began - max((names for names, _ in visited.changed), default=0) > _CLOCK
+    is_final = began - max((names for names, _ in visited.changed), default=0) > CLOCK
     if keeps_index and visited.is_plain and is_final and listing.files and len(listing.files) >= _FEWEST:
         _keep(root, without, listing.files, listing.left_out, visited)
     return listing
@@ -84,28 +79,31 @@ def _list(root: bytes, without: Collection[bytes], visited: Visited) -> Listing:
 
 def _suffixes() -> list[str]:
     """Returns the suffixes by which files count as images on this machine."""
-    return sorted(map(_text, image_suffixes()))
+    return sorted(map(text_of, image_suffixes()))
 
 
 def _top(root: bytes) -> str:
     """Returns what lies in the folder itself, whose time the index changes."""
     left_out = LeftOut()
     names, folders = entries_of(root, b"", [], left_out)
-    return _text(b"\0".join(name + b"/" * (name in folders) for name in names)) + f"\0{left_out}"
+    return text_of(b"\0".join(name + b"/" * (name in folders) for name in names)) + f"\0{left_out}"
+
+
+def _path(root: bytes) -> Path:
+    return Path(os.fsdecode(root), os.fsdecode(INDEX))
 
 
 def _keep(root: bytes, without: Collection[bytes], files: NamesInFolders, left_out: LeftOut, visited: Visited) -> None:
     about = {
         "version": _VERSION,
-        "without": sorted(map(_text, without)),
+        "without": sorted(map(text_of, without)),
         "images": _suffixes(),
         "top": _top(root),
         "counts": left_out.counts,
-        "first": {reason: _text(name) for reason, name in left_out.first.items()},
-        "suffixes": {_text(suffix): count for suffix, count in left_out.suffixes.items()},
+        "first": {reason: text_of(name) for reason, name in left_out.first.items()},
+        "suffixes": {text_of(suffix): count for suffix, count in left_out.suffixes.items()},
     }
     texts = {
-        _ABOUT: json.dumps(about).encode(),
         "names": files.names.buffer,
         "prefixes": files.prefixes.buffer,
         "folders": b"\0".join(visited.folders),
@@ -117,19 +115,14 @@ def _keep(root: bytes, without: Collection[bytes], files: NamesInFolders, left_o
         "firsts": files.firsts,
         "changed": np.array(visited.changed, np.int64),
     }
-    try:
-        with replacing(Path(os.fsdecode(root), os.fsdecode(INDEX))) as part, open(part, "wb") as stream:
-            np.savez(stream, **arrays)
-    except OSError:  # The folder may be read-only. The next start lists the folders again.
-        pass
+    write_index(_path(root), about, arrays)
 
 
 def _load(root: bytes, without: Collection[bytes]) -> Optional[Listing]:
     """Returns what the index says; None if it is damaged, or the folder has changed since it was made."""
     try:
-        with np.load(os.path.join(os.fsdecode(root), os.fsdecode(INDEX)), allow_pickle=False) as file:
-            about: Any = parse_json(file[_ABOUT].tobytes())
-            if about["version"] != _VERSION or about["without"] != sorted(map(_text, without)):
+        with open_index(_path(root)) as (about, file):
+            if about["version"] != _VERSION or about["without"] != sorted(map(text_of, without)):
                 return None
             if about["images"] != _suffixes():  # it was written by another Pillow, which opens other formats
                 return None
@@ -145,17 +138,9 @@ def _load(root: bytes, without: Collection[bytes]) -> Optional[Listing]:
             return None
         left_out = LeftOut(
             Counter({str(reason): int(count) for reason, count in about["counts"].items()}),
-            {str(reason): _bytes(name) for reason, name in about["first"].items()},
-            Counter({_bytes(suffix): int(count) for suffix, count in about["suffixes"].items()}),
+            {str(reason): bytes_of(name) for reason, name in about["first"].items()},
+            Counter({bytes_of(suffix): int(count) for suffix, count in about["suffixes"].items()}),
         )
         return Listing(NamesInFolders(names, prefixes, firsts), left_out)
     except Exception:  # NumPy raises exceptions of many types for damaged files; the folders say what is right.
         return None
-
-
-def _text(name: bytes) -> str:
-    return name.decode("latin-1")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("latin-1")

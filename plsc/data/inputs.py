@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Optional
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME
-from plsc.data.class_names import CLASSES
 from plsc.data.image_folders import has_image_suffix, may_be_image
 from plsc.data.image_lists import columns_of, read_list
 from plsc.data.place import Place
@@ -65,10 +64,10 @@ class Inputs:
         return self
 
     def __exit__(self, kind: Any, problem: Optional[BaseException], trace: Any) -> None:
-        if isinstance(problem, PlscError) and problem.args:
-            problem.args = (self.named(str(problem.args[0])), *problem.args[1:])
-        self._reworded.__exit__(None, None, None)
-        self.close()
+        try:
+            self._reworded.__exit__(kind, problem, trace)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Gives up the space in the cache. The files stay there until others need it."""
@@ -213,7 +212,7 @@ def _of_data(remote: RemoteFolder, data_format: str, lists_first: bool = False) 
             f"{remote.where()}: holds no data that plsc can read: neither images, nor a {_LABELS} or a list of base64 "
             f"parts, nor files that end in {', '.join(DATA)}; check the address"
         )
-    return [*_classes(remote), *names]
+    return [*remote.class_lists, *names]
 
 
 def _of_file(remote: RemoteFolder) -> list[str]:
@@ -234,7 +233,7 @@ def _of_name(remote: RemoteFolder) -> Iterable[str]:
 
 def _of_split(remote: RemoteFolder) -> list[str]:
     """Returns the files of base64 data that is split for the ranks."""
-    return [name for name in remote.found if name.startswith("base64_")] + _classes(remote)
+    return [name for name in remote.found if name.startswith("base64_")] + remote.class_lists
 
 
 def _of_test(remote: RemoteFolder, target: str) -> Iterable[str]:
@@ -268,7 +267,7 @@ def _of_list(remote: RemoteFolder, name: str) -> Iterable[str]:
     folder = posixpath.dirname(name)
     below = {posixpath.relpath(one, folder) if folder else one: one for one in remote.below(folder)}
     listed = [below[one] for one in _named(read_list(remote.copy.files / name), below)]
-    return [name, *_classes(remote), *listed]
+    return [name, *remote.class_lists, *listed]
 
 
 def _named(lines: Iterable[tuple[int, bytes]], files: Mapping[str, Any]) -> Iterator[str]:
@@ -290,10 +289,6 @@ def _named(lines: Iterable[tuple[int, bytes]], files: Mapping[str, Any]) -> Iter
         if not names:
             places = (start + word for word in words for start in _PAIR_FOLDERS)
             yield from (name for place in places for name in folders.get(place, ()) if may_be_image(name))
-
-
-def _classes(remote: RemoteFolder) -> list[str]:
-    return [CLASSES] if CLASSES in remote.found else []
 
 
 def _has_data(names: Iterable[str]) -> bool:

@@ -14,7 +14,6 @@ from plsc import parallel
 from plsc.data import sources
 from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import MANIFEST_NAME, Manifest, load_manifest
-from plsc.data.class_names import CLASSES
 from plsc.data.fetched import FetchedRecords, largest_use
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
@@ -85,7 +84,7 @@ def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
         PlscError: As for `open_images`.
     """
     manifest = _fetch_manifest(remote, 1)
-    small = [remote.file(name) for name in (*map(index_name, range(manifest.nranks)), *_class_list(remote))]
+    small = [remote.file(name) for name in (*map(index_name, range(manifest.nranks)), *remote.class_lists)]
     files = [remote.file(made.name, made.sha256) for made in manifest.files]
     remote.keep(small)
     records = sources.FORMATS["base64"].open(Opening(remote.path, is_partial=True))
@@ -110,7 +109,7 @@ def _open_base64(
     manifest = _together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
     small = parallel.together(
-        lambda: [remote.file(name) for name in (*map(index_name, own), *_class_list(remote))], "its indexes"
+        lambda: [remote.file(name) for name in (*map(index_name, own), *remote.class_lists)], "its indexes"
     )
     files = [remote.file(manifest.files[number].name, manifest.files[number].sha256) for number in own]
     of_ranks = parallel.all_gather_object(
@@ -156,10 +155,6 @@ def _together(action: Callable[[], T], what: str) -> T:
             return action()
 
     return parallel.together(work, what)
-
-
-def _class_list(remote: RemoteFolder) -> list[str]:
-    return [CLASSES] if CLASSES in remote.found else []
 
 
 def _fetch_manifest(remote: RemoteFolder, world_size: int) -> Manifest:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
+from plsc.data.class_names import CLASSES
 from plsc.data.fetched import STREAMS, Progress
 from plsc.data.place import Place
 from plsc.data.shard_files import MOST_FILES, without_braces
@@ -22,7 +23,7 @@ from plsc.storage.base import Status, StorageError, place_of
 from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
 from plsc.storage.login import open_address
 from plsc.storage.transfer import each, tree
-from plsc.storage.working import Target
+from plsc.storage.working import converting
 
 logger = logging.getLogger("plsc")
 
@@ -31,7 +32,7 @@ _SMALL, _SMALL_STREAMS = 1_000_000, 16  # of small files more are fetched at a t
 PATTERN = re.compile(r"[*?\[{]")
 # What data sets are made of. Anything else in a folder of a server is left there.
 DATA, TEXTS = (".tar", ".parquet", ".rec", ".idx"), (".lst", ".json")
-NAMES = ("property", "classes.txt")
+NAMES = ("property", CLASSES)
 
 
 class RemoteFolder:
@@ -65,7 +66,7 @@ class RemoteFolder:
                 raise DataError(f"{self.where()}: no such file or folder; check the address")
             if found is not None:
                 self._known[self.name] = found
-        if not self.store.renames and self.store.status(Target("", self.store, self.folder).converting) is not None:
+        if not self.store.renames and self.store.status(converting(self.folder)) is not None:
             raise DataError(f"{self.where()}: plsc data convert has not finished it; run that command again")
         self.cache = DataCache(place.cache_dir, place.cache_size)
         self.copy = CachedFolder(self.cache, self.store, self.folder)
@@ -83,6 +84,11 @@ class RemoteFolder:
     def folders(self) -> list[str]:
         """The names of the folders in the folder."""
         return [name for name, one in self._listed.items() if one.is_folder]
+
+    @property
+    def class_lists(self) -> list[str]:
+        """The name of the list of classes in the folder, if there is one."""
+        return [CLASSES] if CLASSES in self.found else []
 
     def below(self, inner: str) -> list[str]:
         """Returns the files below a folder in this one, by their paths relative to this one."""
@@ -183,7 +189,7 @@ class RemoteFolder:
 def open_folder(place: Place, stop: threading.Event) -> RemoteFolder:
     """Opens the folder of a data set, and lists its files."""
     folder = RemoteFolder(place, stop)
-    assert folder.found is not None
+    folder.found  # noqa: B018 - it is listed now, where all ranks learn of an error
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.index_files import CLOCK, bytes_of, open_index, text_of, write_index
 from plsc.data.tar_index import TarIndex, index_tar
-from plsc.machine.files import replacing
-from plsc.machine.json_files import parse_json
 
 _VERSION = 1
-# A tar that is written twice within the precision of the disk's clock, in equally many bytes, has the same state.
-_CLOCK = 2_000_000_000  # nanoseconds; FAT has the coarsest clock
 _FEWEST = 1000  # images; to read the headers of fewer takes no longer than to open another file
 _ARRAYS = {"offsets": "<i8", "lengths": "<u4", "labels": "<i4", "headers": "<u2", "keys": "<u8"}
-_ABOUT = "about"
 
 
 class _State(NamedTuple):
@@ -70,7 +65,7 @@ def _state_of(path: str) -> Optional[_State]:
 
 def _is_final(path: str, state: _State) -> bool:
     """Returns whether a tar still has a state, and any later change would give it another."""
-    return _state_of(path) == state and time.time_ns() - state.changed > _CLOCK
+    return _state_of(path) == state and time.time_ns() - state.changed > CLOCK
 
 
 def _keep(index: TarIndex, state: _State) -> None:
@@ -78,25 +73,19 @@ def _keep(index: TarIndex, state: _State) -> None:
         "version": _VERSION,
         "state": state,
         "texts": list(index.texts),
-        "first_of": [[is_text, _text(name), label] for is_text, (name, label) in index.first_of.items()],
-        "classes": None if index.classes is None else _text(index.classes),
-        "left_out": [[reason, count, _text(name)] for reason, (count, name) in index.left_out.items()],
-        "absolute": _text(index.absolute),
+        "first_of": [[is_text, text_of(name), label] for is_text, (name, label) in index.first_of.items()],
+        "classes": None if index.classes is None else text_of(index.classes),
+        "left_out": [[reason, count, text_of(name)] for reason, (count, name) in index.left_out.items()],
+        "absolute": text_of(index.absolute),
     }
     arrays = {name: getattr(index, name).astype(kind) for name, kind in _ARRAYS.items()}
-    arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    try:
-        with replacing(Path(index_path(index.path))) as part, open(part, "wb") as stream:
-            np.savez(stream, **arrays)
-    except OSError:  # The folder may be read-only. The next start reads the headers again.
-        pass
+    write_index(Path(index_path(index.path)), about, arrays)
 
 
 def _load(path: str, state: _State) -> Optional[TarIndex]:
     """Returns the index that is kept for a tar in some state; None if there is none, or only that of another state."""
     try:
-        with np.load(index_path(path), allow_pickle=False) as file:
-            about = parse_json(file[_ABOUT].tobytes())
+        with open_index(Path(index_path(path))) as (about, file):
             if about["version"] != _VERSION or tuple(about["state"]) != state:
                 return None
             arrays = {name: file[name] for name in _ARRAYS}
@@ -108,10 +97,10 @@ def _load(path: str, state: _State) -> Optional[TarIndex]:
 def _checked(index: TarIndex, about: Any, size: int) -> TarIndex:
     """Fills in what is no array. Raises an exception of some type if the index cannot be that of a tar of `size`."""
     index.texts = {str(text): number for number, text in enumerate(about["texts"])}
-    index.first_of = {bool(is_text): (_bytes(name), label) for is_text, name, label in about["first_of"]}
-    index.classes = None if about["classes"] is None else _bytes(about["classes"])
-    index.left_out = {str(reason): (int(count), _bytes(name)) for reason, count, name in about["left_out"]}
-    index.absolute = _bytes(about["absolute"])
+    index.first_of = {bool(is_text): (bytes_of(name), label) for is_text, name, label in about["first_of"]}
+    index.classes = None if about["classes"] is None else bytes_of(about["classes"])
+    index.left_out = {str(reason): (int(count), bytes_of(name)) for reason, count, name in about["left_out"]}
+    index.absolute = bytes_of(about["absolute"])
     for name, kind in _ARRAYS.items():
         array = getattr(index, name)
         if array.dtype != np.dtype(kind) or array.shape != index.offsets.shape:
@@ -121,11 +110,3 @@ def _checked(index: TarIndex, about: Any, size: int) -> TarIndex:
     if len(index.labels) and (index.labels.min() < 0 or (index.texts and index.labels.max() >= len(index.texts))):
         raise ValueError("labels")
     return index
-
-
-def _text(name: bytes) -> str:
-    return name.decode("latin-1")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("latin-1")

@@ -37,7 +37,7 @@ from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 from plsc.shuffle.worker_pool import Tasks, run_workers
 from plsc.storage.address import is_address
-from plsc.storage.working import Target
+from plsc.storage.working import StorePlace
 
 Watch = Callable[[str, int, int], None]
 Report = Callable[[int], None]
@@ -162,7 +162,7 @@ def convert(
     watch: Watch,
     engine: Optional[Engine] = None,
     inputs: Optional[Inputs] = None,
-    target: Optional[Target] = None,
+    target: Optional[StorePlace] = None,
 ) -> Result:
     """Converts a data set. The output has the images in the order of the source, whatever the number of processes.
 

@@ -29,7 +29,7 @@ from plsc.machine import threads
 from plsc.machine.json_files import as_integer, as_list, as_object, as_text, json_text, parse_json
 from plsc.storage.base import Status, read_bytes, write_bytes
 from plsc.storage.transfer import OpenFile, each, write_file
-from plsc.storage.working import Target
+from plsc.storage.working import StorePlace
 
 _PLAN, _RECORDS, _PUBLISHING, _LATER = "plan.json", "records", "publishing", "last"
 _AHEAD = 2  # shards that wait for their upload
@@ -37,7 +37,7 @@ _STREAMS = 2
 _POLL_SECONDS = 0.1
 
 
-def check_target(target: Target) -> None:
+def check_target(target: StorePlace) -> None:
     """Checks that nothing stands at a target but what an interrupted conversion has begun to publish.
 
     Raises:
@@ -58,7 +58,7 @@ class RemoteStaging(Staging):
         target: Where the output goes.
     """
 
-    def __init__(self, output: Path, target: Target) -> None:
+    def __init__(self, output: Path, target: StorePlace) -> None:
         super().__init__(output)
         self._target, self._store = target, target.store
         self._hidden = target.converting

@@ -60,7 +60,6 @@ class Uploader(Callback):
         place: The folder in the store.
         when: When to upload, as in `Entry.set_hdfs_upload`.
         stop: Set when training ends.
-
     """
 
     def __init__(self, store: Retrying, place: str, when: str, stop: threading.Event) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from plsc.errors import PlscError
 from plsc.machine.names import readable
 
 
@@ -42,7 +43,7 @@ class _AboveTheBar(logging.StreamHandler):
 
 @contextlib.contextmanager
 def reworded(change: Callable[[str], str]) -> Iterator[None]:
-    """Has the log say what `change` makes of each message of the `with` block."""
+    """Has the log, and an error that ends the `with` block, say what `change` makes of their messages."""
 
     def reword(record: logging.LogRecord) -> bool:
         record.msg, record.args = change(record.getMessage()), ()
@@ -52,5 +53,8 @@ def reworded(change: Callable[[str], str]) -> Iterator[None]:
     logger.addFilter(reword)
     try:
         yield
+    except PlscError as problem:
+        problem.args = (change(str(problem)), *problem.args[1:])
+        raise
     finally:
         logger.removeFilter(reword)

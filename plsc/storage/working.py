@@ -63,7 +63,7 @@ class Workspace:
                 LOCAL.delete(str(left))
 
 
-class Target(NamedTuple):
+class StorePlace(NamedTuple):
     """A place in a store.
 
     Attributes:
@@ -76,20 +76,15 @@ class Target(NamedTuple):
     store: Retrying
     path: str
 
-    def beside(self, kind: str) -> str:
-        """Returns the path of a hidden file or folder for the target, in the same folder."""
-        folder, name = posixpath.split(self.path)
-        return posixpath.join(folder, f".{name}.{kind}")
-
     @property
     def converting(self) -> str:
         """The folder in which `plsc data convert` puts a data set together."""
-        return self.beside("converting")
+        return converting(self.path)
 
     @property
     def uploading(self) -> str:
         """The file that marks a folder whose upload has begun, in a store that cannot rename."""
-        return self.beside("uploading")
+        return _hidden(self.path, "uploading")
 
     def check(self) -> None:
         """Writes and removes a few bytes in the folder that the output goes to.
@@ -101,6 +96,17 @@ class Target(NamedTuple):
         self.store.mkdirs(parent)
         with probing(self.store, parent):
             pass
+
+
+def converting(path: str) -> str:
+    """Returns the hidden folder in which `plsc data convert` puts together what gets a path at the end."""
+    return _hidden(path, "converting")
+
+
+def _hidden(path: str, kind: str) -> str:
+    """Returns the path of a hidden file or folder that belongs to another one, in the same folder."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, f".{name}.{kind}")
 
 
 @contextlib.contextmanager
@@ -115,7 +121,7 @@ def probing(store: Retrying, folder: str) -> Iterator[str]:
             store.with_patience(0).delete(path)
 
 
-def check_new(target: Target) -> None:
+def check_new(target: StorePlace) -> None:
     """Checks that nothing stands at a target but what an interrupted upload has left.
 
     Raises:
@@ -127,7 +133,7 @@ def check_new(target: Target) -> None:
         raise ConfigError(f"{target.address}: already exists; remove it, or name another place")
 
 
-def fetch_earlier(target: Target, parts: Sequence[str], local: Path) -> None:
+def fetch_earlier(target: StorePlace, parts: Sequence[str], local: Path) -> None:
     """Fetches that file of an earlier output which shows whether a command may replace it.
 
     Args:
@@ -148,7 +154,7 @@ def fetch_earlier(target: Target, parts: Sequence[str], local: Path) -> None:
     local.with_name(local.name + parts[-1]).write_bytes(read_bytes(target.store, target.path + parts[-1]))
 
 
-def upload(target: Target, local: Path, parts: Sequence[str] = (), advance: Advance = ignore) -> None:
+def upload(target: StorePlace, local: Path, parts: Sequence[str] = (), advance: Advance = ignore) -> None:
     """Uploads the output of a command; it appears when it is complete.
 
     A store that cannot rename shows the files of a folder one after the other, with those of `LAST_FILES` at the end.
@@ -178,7 +184,7 @@ def upload(target: Target, local: Path, parts: Sequence[str] = (), advance: Adva
         store.delete(target.uploading)
 
 
-def _replace(target: Target, local: Path, parts: Sequence[str], advance: Advance) -> None:
+def _replace(target: StorePlace, local: Path, parts: Sequence[str], advance: Advance) -> None:
     """Uploads files in place of earlier ones; meanwhile the last one is missing."""
     store = target.store
     hidden = f"{secrets.token_hex(6)}.put"
@@ -186,7 +192,7 @@ def _replace(target: Target, local: Path, parts: Sequence[str], advance: Advance
         store.delete(target.path + parts[-1])
     for part in parts:
         file = OpenFile.open(local.with_name(local.name + part))
-        passing = target.beside(hidden) if store.renames else target.path + part
+        passing = _hidden(target.path, hidden) if store.renames else target.path + part
         try:
             write_file(store, passing, file, advance)
             if store.renames:

@@ -301,7 +301,7 @@ def test_the_index_of_a_large_tar_is_kept_and_belongs_to_one_state_of_it(tmp_pat
     tar(path, members)
     kept = Path(tar_index_file.index_path(str(path)))
     assert reopened(0)[0] == 1 and not kept.exists(), "the tar may change within one tick of the clock"
-    monkeypatch.setattr(tar_index_file, "_CLOCK", 0)
+    monkeypatch.setattr(tar_index_file, "CLOCK", 0)
     assert reopened(1)[0] == 1 and reopened(0, keeps_index=False)[0] == 1 and not kept.exists()
     _, whole = reopened(0)
     assert [reopened(rank) for rank in (0, 1)] == [(0, whole)] * 2 and len(whole[0]) == 5

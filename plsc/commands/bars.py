@@ -1,12 +1,35 @@
-"""The progress bar of `plsc data`."""
+"""The progress bars of commands."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 from tqdm import tqdm
 
 _STAGES_OF_BYTES = ("reading base64", "writing base64")
+
+
+@contextlib.contextmanager
+def byte_bar(name: str, total: int, hidden: bool = False, leave: bool = False) -> Iterator[Callable[[int], None]]:
+    """Shows a bar of bytes on stderr, if that is a terminal. Yields a function that receives the bytes just copied.
+
+    Args:
+        name: What is copied.
+        total: All bytes.
+        hidden: Whether to show nothing, as for `--json`.
+        leave: Whether the bar stays when all is done.
+    """
+    disable = True if hidden else None  # None: only on a terminal
+    with tqdm(
+        total=total, desc=name, unit="B", unit_scale=True, dynamic_ncols=True, leave=leave, disable=disable
+    ) as bar:
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
 
 
 class Bar:
