@@ -29,6 +29,7 @@ from plsc.data.records import Records
 from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
+from plsc.machine.mounts import open_stream
 from plsc.machine.names import class_title, from_text, to_text, why_missing
 
 logger = logging.getLogger("plsc")
@@ -142,7 +143,7 @@ class ImageFiles:
             if not path.stat().st_size:
                 raise DataError(f"{self.where(i)}: the file is empty; restore it, or leave it out")
             if open_it:
-                with open(path, "rb") as stream:
+                with open_stream(path) as stream:
                     check_header(stream, self.where(i), rule.most_pixels)
         except OSError as problem:
             raise self._unreadable(i, problem) from None

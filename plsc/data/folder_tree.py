@@ -17,7 +17,8 @@ from plsc.data.image_folders import has_image_suffix
 from plsc.data.packed import NamesInFolders
 from plsc.data.records import Opening, Records
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, read_regular
+from plsc.machine.files import advice_on
+from plsc.machine.mounts import read_regular
 
 logger = logging.getLogger("plsc")
 
@@ -134,6 +135,10 @@ class FolderTree(Records):
         except OSError as error:
             advice = advice_on(error, "restore the file, or start again without it")
             raise DataError(f"{self.where(i)}: cannot read the image ({error.strerror or error}); {advice}") from error
+
+    def span(self, first: int, end: int) -> tuple[str, int, None]:
+        """Returns the file of image `first`; see `Records.span`."""
+        return self.where(first), 0, None
 
     def labels(self) -> np.ndarray:
         """Returns the label of each image, int32 [N]."""

@@ -1,7 +1,8 @@
 """What commands read from stores: an address becomes a path of this machine, whose files the data cache keeps.
 
 Whatever takes a path can so take an address. Its files are fetched before they are read, and stay claimed until the
-inputs are closed. Split base64 data that is larger than the cache is read file by file instead.
+inputs are closed. Of data that is larger than the cache, split base64 data is read file by file instead, and images,
+tars, Parquet and RecordIO files are read in place.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Optional
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME
+from plsc.data.distant import DistantFolder, is_distant, mount
 from plsc.data.image_folders import has_image_suffix, may_be_image
 from plsc.data.image_lists import columns_of, read_list
 from plsc.data.place import Place
@@ -56,6 +58,7 @@ class Inputs:
         self._place_of, self._rank, self._world_size, self._working = place_of, rank, world_size, working
         self._stop = threading.Event()
         self._opened: dict[str, RemoteFolder] = {}
+        self._distant: dict[str, DistantFolder] = {}  # data that is read in place
         self._streamed: list[Records] = []
         self._reworded = reworded(self.named)
 
@@ -74,6 +77,8 @@ class Inputs:
         self._stop.set()
         for records in self._streamed:
             records.close()
+        for distant in self._distant.values():
+            distant.close()
         for remote in self._opened.values():
             remote.copy.close()
 
@@ -81,7 +86,8 @@ class Inputs:
         """Returns a text with addresses in place of the paths that stand for them."""
         for remote in list(self._opened.values()):  # another thread may log something meanwhile
             address = remote.place.address
-            text = text.replace(str(remote.copy.files), f"{address.server}{remote.folder}")
+            for folder in (remote.copy.files, remote.copy.outlined):
+                text = text.replace(str(folder), f"{address.server}{remote.folder}")
         return text
 
     def data(self, path: str, data_format: str = "auto") -> str:
@@ -96,11 +102,11 @@ class Inputs:
             DataError: The address names no such data, or a file has changed meanwhile.
             StorageError: The store does not answer, or refuses.
         """
-        return self._local(path, lambda remote: _of_data(remote, data_format))
+        return self._local(path, lambda remote: _of_data(remote, data_format), in_place=True)
 
     def images(self, path: str) -> str:
         """Fetches images to embed or to test on: whatever `open_collection` takes, or a test set. See `data`."""
-        return self._local(path, lambda remote: _of_data(remote, "auto", lists_first=True))
+        return self._local(path, lambda remote: _of_data(remote, "auto", lists_first=True), in_place=True)
 
     def file(self, path: str) -> str:
         """Fetches a single file. See `data`."""
@@ -148,6 +154,8 @@ class Inputs:
 
     def path_of(self, path: str) -> str:
         """Returns the path of this machine that stands for what one of the other methods has fetched."""
+        if path in self._distant:
+            return os.path.join(self._distant[path].root, self._opened[path].name)
         return self._opened[path].path if path in self._opened else path
 
     def _open(self, path: str) -> RemoteFolder:
@@ -155,7 +163,7 @@ class Inputs:
             self._opened[path] = RemoteFolder(self._place_of(path), self._stop)
         return self._opened[path]
 
-    def _local(self, path: str, choose: Callable[[RemoteFolder], Iterable[str]]) -> str:
+    def _local(self, path: str, choose: Callable[[RemoteFolder], Iterable[str]], in_place: bool = False) -> str:
         if not is_address(path):
             check_path("address", path)
             return path
@@ -163,6 +171,10 @@ class Inputs:
             remote = self._open(path)
             names = dict.fromkeys(choose(remote))
             files = [remote.file(name) for name in names]
+            _check_number(remote, files)
+            if in_place and size_of(files) > remote.cache.size and any(is_distant(file.name) for file in files):
+                self._distant[path] = mount(remote, files, self._stop, self._working)
+                return self.path_of(path)
             _check_size(remote, files)
             remote.keep(files, begin=len(files) * self._rank // self._world_size)
             remote.forget_others()
@@ -178,6 +190,10 @@ def _check_size(remote: RemoteFolder, files: Sequence[Any]) -> None:
             f"the data cache {remote.cache.directory} may have {size_text(remote.cache.size)}; give set_data_cache a "
             "larger size, as in --set data_cache='[/ssd/cache, 500GB]'"
         )
+
+
+def _check_number(remote: RemoteFolder, files: Sequence[Any]) -> None:
+    """Raises ConfigError if files are too many."""
     if len(files) > _MOST_SINGLE and any(has_image_suffix(file.name) for file in files):
         raise ConfigError(
             f"{remote.where()}: {counted(len(files), 'file')} are too many to be fetched one by one; copy them with "

@@ -19,7 +19,8 @@ from plsc.data.missing_files import find_missing
 from plsc.data.packed import Numbering
 from plsc.data.records import LARGEST_LABEL, Opening, Records, check_label
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, read_regular
+from plsc.machine.files import advice_on
+from plsc.machine.mounts import read_regular
 from plsc.machine.names import quoted, why_missing
 
 logger = logging.getLogger("plsc")
@@ -84,6 +85,10 @@ class LabelFile(Records):
     def labels(self) -> np.ndarray:
         """Returns the label of each image, int32 [N]."""
         return self._labels
+
+    def span(self, first: int, end: int) -> tuple[str, int, None]:
+        """Returns the file of image `first`; see `Records.span`."""
+        return os.path.normpath(os.path.join(self.dataset_dir, self.paths[first])), 0, None
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and digests of their labels and paths in order."""

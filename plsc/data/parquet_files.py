@@ -71,6 +71,7 @@ class ParquetFiles(Records):
         self._first_rows: list[int] = np.cumsum([0, *(sum(table.rows) for table in tables)]).tolist()
         self._groups = [(number, group) for number, table in enumerate(tables) for group in table.groups]
         self._sizes = [size for table in tables for size in table.sizes]
+        self._spans = [span for table in tables for span in table.spans]
         self.num_images = self._starts[-1]
         if not self.num_images:
             raise DataError(f"{path}: no image in {counted(len(tables), 'Parquet file')}")
@@ -136,6 +137,15 @@ class ParquetFiles(Records):
             path = self._decode_paths(block).value(i - self._starts[block]) if self._layout.path else None
             raise no_image(self.where(i), self._layout, path)
         return data, int(self._labels[i])
+
+    def stretches(self) -> np.ndarray:
+        """Returns the row groups; see `Records.stretches`."""
+        return self.blocks
+
+    def span(self, first: int, end: int) -> tuple[str, int, int]:
+        """Returns the file and the bytes of the row group of image `first`, for a mounted file; see `Records.span`."""
+        block = bisect.bisect_right(self._starts, first) - 1
+        return (self._paths[self._groups[block][0]], *self._spans[block])
 
     def _place(self, i: int) -> tuple[int, int]:
         """Returns the file and the row of an image."""

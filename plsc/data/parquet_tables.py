@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
 from plsc.data.records import LARGEST_LABEL
-from plsc.errors import ConfigError, DataError, counted, reason_of, shown
-from plsc.machine.files import advice_on, open_regular
+from plsc.errors import ConfigError, DataError, PlscError, counted, reason_of, shown
+from plsc.machine.files import advice_on
 from plsc.machine.json_files import parse_json
+from plsc.machine.mounts import mount_of, open_stream
 from plsc.machine.names import CONTROLS, quoted, utf8_path
 
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
@@ -50,6 +52,7 @@ class Table(NamedTuple):
         groups: Number of each row group that has rows.
         rows: Number of rows of each.
         sizes: Bytes of each, decompressed.
+        spans: Where the bytes of each begin and how many they are, in the file.
         labels: The label of each row, int64 [n], or the number of its text in `texts`.
         texts: The labels that are texts, each once.
         class_names: Names that the file gives to integer labels; empty if it gives none.
@@ -60,6 +63,7 @@ class Table(NamedTuple):
     groups: list[int]
     rows: list[int]
     sizes: list[int]
+    spans: list[tuple[int, int]]
     labels: np.ndarray
     texts: Sequence[str]
     class_names: tuple[str, ...]
@@ -105,14 +109,15 @@ def open_table(path: str) -> Table:
     _check_file(path)
     _, parquet = load_pyarrow()
     try:
-        with utf8_path(Path(path)) as plain, parquet.ParquetFile(plain) as file:
+        with _readable(path) as plain, parquet.ParquetFile(plain) as file:
             schema = file.schema_arrow
             layout = _layout_of(path, schema)
             groups, rows, sizes = _groups_of(file.metadata)
+            spans = [] if mount_of(path) is None else [_span_of(file.metadata.row_group(one)) for one in groups]
             values = file.read([layout.label]).column(0)
             labels, texts = _labels_of(path, layout, values)
             names = () if layout.named else _class_label(schema.metadata or {}, layout.label)
-    except DataError:
+    except PlscError:
         raise
     except Exception as error:  # Arrow raises exceptions of many types for damaged files
         raise damaged(path, error) from error
@@ -121,7 +126,7 @@ def open_table(path: str) -> Table:
             f"{path}: has {counted(sum(rows), 'row')} and {counted(len(labels), 'label')}, so it is damaged; copy it "
             "again"
         )
-    return Table(path, layout, groups=groups, rows=rows, sizes=sizes, labels=labels, texts=texts, class_names=names)
+    return Table(path, layout, groups, rows, sizes, spans, labels=labels, texts=texts, class_names=names)
 
 
 def damaged(path: str, error: Exception) -> DataError:
@@ -149,13 +154,15 @@ def read_chunk(path: str, group: int, leaf: str, size: int = 0) -> Chunk:
     _, parquet = load_pyarrow()
     try:
         # A file object of Arrow is for one thread.
-        with utf8_path(Path(path)) as plain, parquet.ParquetFile(plain, buffer_size=_READ_BYTES) as file:
+        with _readable(path) as plain, parquet.ParquetFile(plain, buffer_size=_READ_BYTES) as file:
             rows = file.metadata.row_group(group).num_rows
             batch = max(1, min(rows, rows * _BATCH_BYTES // max(size, 1)))
             arrays = []
             for one in file.iter_batches(batch, row_groups=[group], columns=[leaf], use_threads=False):
                 array = one.column(0)
                 arrays.append(array.flatten()[0] if _types().is_struct(array.type) else array)
+    except PlscError:  # of a store
+        raise
     except Exception as error:  # as in `open_table`
         raise damaged(path, error) from error
     chunk = Chunk(arrays)
@@ -164,10 +171,21 @@ def read_chunk(path: str, group: int, leaf: str, size: int = 0) -> Chunk:
     return chunk
 
 
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[Any]:
+    """Yields what Arrow reads a file from: its path, or a stream of a file that is mounted."""
+    if mount_of(path) is None:
+        with utf8_path(Path(path)) as plain:
+            yield plain
+        return
+    with open_stream(path) as stream:
+        yield stream
+
+
 def _check_file(path: str) -> None:
     """Raises DataError if a file does not begin and end as Parquet does."""
     try:
-        with open_regular(path) as stream:
+        with open_stream(path) as stream:
             begin = stream.read(4)
             stream.seek(0, 2)
             size = stream.tell()
@@ -255,6 +273,14 @@ def _groups_of(footer: Any) -> tuple[list[int], list[int], list[int]]:
             rows.append(about.num_rows)
             sizes.append(max(about.total_byte_size, 0))
     return groups, rows, sizes
+
+
+def _span_of(group: Any) -> tuple[int, int]:
+    """Returns where a row group begins in its file, and its bytes."""
+    columns = [group.column(k) for k in range(group.num_columns)]
+    begins = [min(filter(None, (one.dictionary_page_offset, one.data_page_offset))) for one in columns]
+    first = min(begins)
+    return first, max(begin + one.total_compressed_size for begin, one in zip(begins, columns)) - first
 
 
 def no_image(where: str, layout: Layout, name: Optional[str]) -> DataError:

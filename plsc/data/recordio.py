@@ -114,7 +114,7 @@ class RecordIO(Records):
         self._keys = _compact(images.keys)
         self._labels: Optional[np.ndarray] = None
         self.shuffle = shuffle
-        self.blocks = _blocks_of(self._places) if shuffle == "window" else None
+        self.blocks = self.stretches() if shuffle == "window" else None
         self._begun = bytearray()  # blocks of this epoch that are being read ahead
         if shuffle == "window" and self._identities:
             logger.warning(
@@ -241,6 +241,15 @@ class RecordIO(Records):
 
     def _raw_labels(self) -> np.ndarray:
         return self._file.first_labels(self._places[:-1])
+
+    def stretches(self) -> np.ndarray:
+        """Returns blocks of about 4 MB; see `Records.stretches`."""
+        return _blocks_of(self._places)
+
+    def span(self, first: int, end: int) -> tuple[str, int, int]:
+        """Returns the file and the bytes of its records; see `Records.span`."""
+        begin = int(self._places[first])
+        return self._file.path, begin, int(self._places[end]) - begin
 
     def digests(self) -> dict[str, str]:
         """Returns the number of images, and digests of where they are and of how many classes there are."""

@@ -13,14 +13,14 @@ import mmap
 import os
 import struct
 import time
-import weakref
 from array import array
 from typing import NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.shard_files import OpenFile
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, open_regular
+from plsc.machine.files import advice_on
 
 logger = logging.getLogger("plsc")
 
@@ -76,13 +76,11 @@ class RecordFile:
 
     def __init__(self, path: str) -> None:
         try:
-            stream = open_regular(path)
+            self._file = OpenFile(path)
         except OSError as problem:
             advice = advice_on(problem, "check the path and the permissions")
             raise DataError(f"{path}: cannot read ({problem.strerror}); {advice}") from problem
-        self.path, self._file = path, stream.fileno()
-        self.size = os.fstat(self._file).st_size
-        weakref.finalize(self, stream.close)
+        self.path, self.size = path, self._file.size
         if not self.size:
             raise DataError(f"{path}: is empty; copy it again")
 
@@ -100,13 +98,13 @@ class RecordFile:
             BrokenError: No whole record begins there.
             OSError: The file cannot be read.
         """
-        data = os.pread(self._file, max(FRAME.size, min(most, _FIRST_READ)), place)
+        data = self._file.pread(max(FRAME.size, min(most, _FIRST_READ)), place)
         flag, length = _frame(data)
         if flag != WHOLE:
             return self._joined(place)
         end = FRAME.size + length
         if end > len(data):
-            data += os.pread(self._file, end - len(data), place + len(data))
+            data += self._file.pread(end - len(data), place + len(data))
         if end > len(data):
             raise BrokenError("the file ends within this record")
         return memoryview(data)[FRAME.size : end], place + end + -length % 4
@@ -116,13 +114,13 @@ class RecordFile:
         parts: list[bytes] = []
         size = 0
         while len(parts) < _MOST_CHUNKS:
-            flag, length = _frame(os.pread(self._file, FRAME.size, place))
+            flag, length = _frame(self._file.pread(FRAME.size, place))
             if flag not in ((MIDDLE, LAST) if parts else (FIRST,)):
                 raise BrokenError("the chunks of this record are out of order")
             size += length + len(MAGIC)
             if size > LARGEST_RECORD:
                 break
-            parts.append(os.pread(self._file, length, place + FRAME.size))
+            parts.append(self._file.pread(length, place + FRAME.size))
             if len(parts[-1]) < length:
                 raise BrokenError("the file ends within this record")
             place += FRAME.size + length + -length % 4
@@ -132,9 +130,9 @@ class RecordFile:
 
     def read_ahead(self, first: int, size: int) -> None:
         """Asks the system to read bytes that are needed soon."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and self._file.descriptor is not None:
             with contextlib.suppress(OSError):  # some file systems take no advice
-                os.posix_fadvise(self._file, first, size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._file.descriptor, first, size, os.POSIX_FADV_WILLNEED)
 
     def scan(self) -> tuple[np.ndarray, np.ndarray]:
         """Finds all records by going from each to the next.
@@ -147,9 +145,12 @@ class RecordFile:
         """
         numbers, places = array("Q"), array("q")
         progress = _Progress(f"{self.path}: the records are being found", self.size)
+        if self._file.descriptor is None:
+            self._scan_distant(numbers, places, progress)
+            return np.frombuffer(numbers, np.uint64), np.frombuffer(places, np.int64)
         magic = int.from_bytes(MAGIC, "little")
         place = forgotten = 0
-        with mmap.mmap(self._file, self.size, access=mmap.ACCESS_READ) as mapped:
+        with mmap.mmap(self._file.descriptor, self.size, access=mmap.ACCESS_READ) as mapped:
             _advise(mapped, "MADV_SEQUENTIAL")
             while place < self.size:
                 places.append(place)
@@ -166,6 +167,15 @@ class RecordFile:
                     forgotten = _forget(mapped, forgotten, place)
                     progress.log(place)
         return np.frombuffer(numbers, np.uint64), np.frombuffer(places, np.int64)
+
+    def _scan_distant(self, numbers: array[int], places: array[int], progress: _Progress) -> None:
+        """Does what `scan` does for a file that cannot be mapped into memory."""
+        place = 0
+        while place < self.size:
+            places.append(place)
+            header, place = self._header_at(place)
+            numbers.append(header.number)
+            progress.log(place)
 
     def _header_at(self, place: int) -> tuple[Header, int]:
         """Returns the header of a record, and where the record ends. Raises DataError if it is broken."""
@@ -188,7 +198,12 @@ class RecordFile:
         """
         found = np.empty(len(places), np.float32)
         progress = _Progress(f"{self.path}: the labels are being read", len(places))
-        mapped = mmap.mmap(self._file, self.size, access=mmap.ACCESS_READ)  # closed when no array needs it
+        if self._file.descriptor is None:
+            for i, place in enumerate(places.tolist()):
+                found[i] = self._header_at(place)[0].labels[0]
+                progress.log(i)
+            return found
+        mapped = mmap.mmap(self._file.descriptor, self.size, access=mmap.ACCESS_READ)  # closed when no array needs it
         _advise(mapped, "MADV_SEQUENTIAL")
         for first in range(0, len(places), _AT_A_TIME):
             some = places[first : first + _AT_A_TIME]

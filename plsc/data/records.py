@@ -150,6 +150,21 @@ class Records(abc.ABC):
     def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:  # noqa: B027 - most sources never wait
         """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
 
+    def stretches(self) -> Optional[np.ndarray]:
+        """Returns the first image of each stretch, and the number of images, int64 [S + 1].
+
+        The images of a stretch are few megabytes that lie side by side in one file, where `span` tells. None means that
+        each image has a place of its own.
+        """
+        return None
+
+    def span(self, first: int, end: int) -> tuple[str, int, Optional[int]]:
+        """Returns the file, where the bytes of images `first` to before `end` begin, and how many they are.
+
+        They are images of one stretch. None means all bytes of the file.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not know where its images are")
+
     def labels_of_file(self, number: int) -> np.ndarray:
         """Returns what `labels_of_files` needs of a file, of which `files` has the name."""
         raise NotImplementedError(f"{type(self).__name__} does not know its files")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from plsc import parallel
 from plsc.data import sources
 from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import MANIFEST_NAME, Manifest, load_manifest
+from plsc.data.distant import DistantFolder, mount
 from plsc.data.fetched import FetchedRecords, largest_use
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
@@ -43,7 +45,8 @@ def open_images(
 ) -> tuple[Records, Optional[str]]:
     """Opens the images of a rank in a remote data set. Every rank calls it.
 
-    Split base64 data is fetched file by file while it is read. Data of another format is fetched as a whole before.
+    Split base64 data is fetched file by file while it is read. Data of another format is fetched as a whole before, or
+    read in place if it does not fit into the cache.
 
     Args:
         place: Where the data set is.
@@ -63,13 +66,16 @@ def open_images(
     """
     stop = threading.Event()
     remote = _together(lambda: open_folder(place, stop), "the list of its data")
-    opening = Opening(remote.path, num_classes, shuffle=shuffle)
+    opening = Opening(remote.path, num_classes, shuffle=shuffle, keeps_index=False)  # The cache holds what was fetched.
     if is_split:
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
     try:
         if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
             return _open_base64(remote, opening, in_flight, stop, is_split)
-        return _together(lambda: _open_whole(remote, opening, data_format), "its data"), shuffle
+        files = parallel.together(lambda: _files_of(remote, data_format), "the list of its files")
+        if parallel.any_rank(size_of(files) > remote.cache.size, "the size of its cache"):
+            return _open_in_place(remote, files, opening, data_format, stop), shuffle
+        return _together(lambda: _open_whole(remote, files, opening, data_format), "its data"), shuffle
     except BaseException:
         stop.set()
         remote.copy.close()
@@ -225,31 +231,65 @@ def _budget(remote: RemoteFolder, files: Sequence[RemoteFile], need: int, most: 
     return min(most, need + _AHEAD * largest)
 
 
-def _open_whole(remote: RemoteFolder, opening: Opening, data_format: str) -> Records:
-    """Fetches all files of a data set, and opens it as one of this machine."""
+def _files_of(remote: RemoteFolder, data_format: str) -> list[RemoteFile]:
+    """Returns the files of a data set. Raises DataError if they are none to train on."""
     files = [remote.file(name) for name in sorted(remote.found) if belongs(name, remote.name)]
     if all(file.name in NAMES or file.name.endswith(TEXTS) for file in files):
         raise _unsuitable(remote, data_format)
-    size = size_of(files)
-    if size > remote.cache.size:
-        raise ConfigError(
-            f"{remote.where()}: its {len(files)} files have {size_text(size)}, and the data cache "
-            f"{size_text(remote.cache.size)}; all of them are needed, because only base64 data is read file by file: "
-            "give set_data_cache a larger size, or convert the data to base64 that is split into many files"
-        )
+    return files
+
+
+def _open_whole(remote: RemoteFolder, files: Sequence[RemoteFile], opening: Opening, data_format: str) -> Records:
+    """Fetches all files of a data set, and opens it as one of this machine."""
     remote.keep(files, begin=len(files) * parallel.rank() // parallel.world_size())
     remote.copy.forget_others(remote.found, lambda name: "/" not in name and belongs(name, remote.name))
-    records = sources.open_images(
-        opening.path,
+    records = _open_at(opening.path, opening, data_format)
+    records.on_close = weakref.finalize(records, remote.copy.close)
+    return records
+
+
+def _open_in_place(
+    remote: RemoteFolder, files: Sequence[RemoteFile], opening: Opening, data_format: str, stop: threading.Event
+) -> Records:
+    """Opens files that do not fit into the cache, to be read in place. The order of an epoch is that of a disk."""
+    folder = _together(lambda: mount(remote, files, stop, parallel.working), "its lists and indexes")
+    path = os.path.join(folder.root, remote.name)
+    identities = parallel.all_gather_object(remote.cache.identity, "the caches of the ranks")
+    is_first = identities.index(remote.cache.identity) == parallel.rank()
+
+    def make_index() -> None:
+        """Makes the indexes, which the other ranks of this machine find next to the data."""
+        if is_first:
+            _open_at(path, opening._replace(rank=0, world_size=1, keeps_index=True), data_format)
+
+    def open_it() -> Records:
+        records = _open_at(path, opening._replace(keeps_index=False), data_format)
+        records.on_close = weakref.finalize(records, _close, folder, remote)
+        return records
+
+    try:
+        _together(make_index, "the indexes of its files")
+        return _together(open_it, "its data")
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _close(folder: DistantFolder, remote: RemoteFolder) -> None:
+    folder.close()
+    remote.copy.close()
+
+
+def _open_at(path: str, opening: Opening, data_format: str) -> Records:
+    return sources.open_images(
+        path,
         opening.num_classes,
         opening.rank,
         opening.world_size,
         data_format=data_format,
         shuffle=opening.shuffle,
-        keeps_index=False,  # The cache holds only what was fetched.
+        keeps_index=opening.keeps_index,
     )
-    records.on_close = weakref.finalize(records, remote.copy.close)
-    return records
 
 
 def _unsuitable(remote: RemoteFolder, data_format: str) -> DataError:

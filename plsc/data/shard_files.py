@@ -17,6 +17,7 @@ from typing import BinaryIO
 from plsc.data.sampler import WINDOW_BLOCKS
 from plsc.errors import DataError
 from plsc.machine.files import open_regular
+from plsc.machine.mounts import mount_of
 
 logger = logging.getLogger("plsc")
 
@@ -151,15 +152,28 @@ class OpenFile:
         path: The file.
         opener: Opens it for reading.
 
+    Attributes:
+        size: Its bytes.
+        descriptor: That of the system; None for a file that is mounted.
+        pread: Returns as many bytes as its first argument says, from the second on; fewer where the file ends.
+
     Raises:
         OSError: The file cannot be opened, or is a pipe or a device.
     """
 
     def __init__(self, path: str, opener: Callable[[str], BinaryIO] = open_regular) -> None:
+        source = mount_of(path)
+        size = None if source is None else source.size_of(path)
+        self.pread: Callable[[int, int], bytes]
+        if source is not None and size is not None:
+            self.size, self.descriptor = size, None
+            self.pread = lambda size, first: source.read(path, first, size)
+            return
         with opener(path) as stream:
             self.descriptor = os.dup(stream.fileno())
         weakref.finalize(self, os.close, self.descriptor)
         self.size = os.fstat(self.descriptor).st_size
+        self.pread = functools.partial(os.pread, self.descriptor)
 
 
 def _most_files() -> int:
@@ -182,7 +196,8 @@ def _advise(open_file: Callable[[str], OpenFile], path: str, first: int, size: i
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):  # some file systems take no advice; `read` reports what is missing
             file = _opened(open_file, path)
-            os.posix_fadvise(file.descriptor, first, size, os.POSIX_FADV_WILLNEED)
+            if file.descriptor is not None:
+                os.posix_fadvise(file.descriptor, first, size, os.POSIX_FADV_WILLNEED)
 
 
 class SharedFiles:
@@ -211,7 +226,7 @@ class SharedFiles:
     def read(self, path: str, first: int, size: int) -> bytes:
         """Returns the `size` bytes from `first` on. Raises OSError if they cannot be read."""
         file = self.open(path)  # whose name here keeps it open, because another thread may take its place
-        data = os.pread(file.descriptor, size, first)
+        data = file.pread(size, first)
         if len(data) != size:
             raise OSError(errno.EIO, "the file has become shorter since it was opened", path)
         return data

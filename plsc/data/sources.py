@@ -9,10 +9,12 @@ from typing import Callable, NamedTuple, Optional, Protocol
 import numpy as np
 
 from plsc.data import base64_source, folder_tree, label_file, parquet_files, recordio, tar_shards
+from plsc.data.distant import DistantFolder, DistantRecords
 from plsc.data.records import Opening, Records
 from plsc.data.united import UnitedRecords, check_count, merge_classes, separate_classes, titles_of
 from plsc.data.unknown import not_data
 from plsc.errors import ConfigError, DataError
+from plsc.machine.mounts import mount_of
 
 SHUFFLES = ("window", "files", "full")
 
@@ -120,7 +122,9 @@ def open_images(
         test_sets=test_sets,
         keeps_index=keeps_index,
     )
-    return FORMATS[name].open(opening)
+    records = FORMATS[name].open(opening)
+    source = mount_of(path)
+    return DistantRecords(records, source) if isinstance(source, DistantFolder) else records
 
 
 def open_several(

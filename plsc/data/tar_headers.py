@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Optional
 
 from plsc.errors import DataError
@@ -55,12 +55,12 @@ class Window:
     """A reader of small pieces of a file that lie close together.
 
     Args:
-        descriptor: The open file.
+        pread: Reads the file; see `OpenFile`.
         path: Its name, for error messages.
     """
 
-    def __init__(self, descriptor: int, path: str) -> None:
-        self._descriptor, self._path = descriptor, path
+    def __init__(self, pread: Callable[[int, int], bytes], path: str) -> None:
+        self._pread, self._path = pread, path
         self._data, self._first = b"", 0
 
     def at(self, place: int, size: int) -> bytes:
@@ -68,7 +68,7 @@ class Window:
         start = place - self._first
         if start < 0 or start + size > len(self._data):
             try:
-                self._data = os.pread(self._descriptor, max(size, _WINDOW), place)
+                self._data = self._pread(max(size, _WINDOW), place)
             except OSError as error:
                 advice = advice_on(error, "check the disk")
                 raise DataError(f"{self._path}: cannot be read ({error.strerror or error}); {advice}") from error

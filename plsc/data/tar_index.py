@@ -96,7 +96,7 @@ def index_tar(path: str) -> TarIndex:
     except OSError as error:
         advice = advice_on(error, "copy it again, or correct the path")
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); {advice}") from error
-    index, window = TarIndex(path), Window(file.descriptor, path)
+    index, window = TarIndex(path), Window(file.pread, path)
     sample = _Sample(b"")
     for member in members(window, path, file.size):
         if member.kind not in REGULAR:

@@ -11,6 +11,7 @@ import numpy as np
 
 from plsc.data.index_files import CLOCK, bytes_of, open_index, text_of, write_index
 from plsc.data.tar_index import TarIndex, index_tar
+from plsc.machine.mounts import mount_of
 
 _VERSION = 1
 _FEWEST = 1000  # images; to read the headers of fewer takes no longer than to open another file
@@ -50,7 +51,8 @@ def indexed(path: str, keeps_index: bool) -> TarIndex:
     if found is not None:
         return found
     index = index_tar(path)
-    if keeps_index and before is not None and len(index.offsets) >= _FEWEST and _is_final(path, before):
+    is_costly = len(index.offsets) >= _FEWEST or mount_of(path) is not None
+    if keeps_index and before is not None and is_costly and _is_final(path, before):
         _keep(index, before)
     return index
 

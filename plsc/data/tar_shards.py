@@ -86,7 +86,7 @@ class TarShards(Records):
         self._blocks = list(_block_starts(indexes))
         self.shuffle = shuffle
         if shuffle == "window":
-            self.blocks = np.array([*self._blocks, self.num_images], np.int64)
+            self.blocks = self.stretches()
         self._digest, self._prefixed = _digest(indexes), _keys_repeat(indexes)
         self.class_names = _name_classes(indexes)
         self._offsets, self._lengths, self._labels, self._headers = (
@@ -132,6 +132,16 @@ class TarShards(Records):
             advice = advice_on(error, "check the disk, or copy the tar again")
             raise DataError(f"{self.where(i)}: cannot be read ({error.strerror or error}); {advice}") from error
 
+    def stretches(self) -> np.ndarray:
+        """Returns the blocks of about 4 MB; see `Records.stretches`."""
+        return np.array([*self._blocks, self.num_images], np.int64)
+
+    def span(self, first: int, end: int) -> tuple[str, int, int]:
+        """Returns the tar, and its bytes from the header of image `first` on; see `Records.span`."""
+        begin = int(self._offsets[first]) - BLOCK * int(self._headers[first])
+        last = int(self._offsets[end - 1]) + int(self._lengths[end - 1])
+        return self._paths[bisect.bisect_right(self._ends, first)], begin, last - begin
+
     def _read_ahead(self, path: str, i: int) -> None:
         """Asks the system to read the whole block of an image, at the first of its images to be read."""
         block = bisect.bisect_right(self._blocks, i)
@@ -154,8 +164,8 @@ class TarShards(Records):
         name = None
         if headers == 1:
             with contextlib.suppress(OSError):  # which the longer way reports
-                name = name_of(os.pread(file.descriptor, BLOCK, first))
-        return member_at(Window(file.descriptor, path), path, file.size, first).name if name is None else name
+                name = name_of(file.pread(BLOCK, first))
+        return member_at(Window(file.pread, path), path, file.size, first).name if name is None else name
 
     def _check_labels(self, num_classes: Optional[int]) -> None:
         largest = int(self._labels.max())

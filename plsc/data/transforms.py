@@ -11,7 +11,8 @@ from PIL import Image
 from plsc.data.encoded_image import Where, decode_image
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
-from plsc.machine.files import advice_on, read_regular
+from plsc.machine.files import advice_on
+from plsc.machine.mounts import read_regular
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: Where, rule: PixelRule = NEWEST) -> np.ndarray:

@@ -68,7 +68,7 @@ class UnsplitLines(Records):
         first, end = self._offsets[part][number : number + 2].tolist()
         try:
             file = self._files.open(self._parts[part].path)  # whose name here keeps it open
-            line = os.pread(file.descriptor, end - first, first)
+            line = file.pread(end - first, first)
         except OSError as error:
             advice = advice_on(error, "check the disk")
             raise DataError(f"{self.where(i)}: cannot read the line ({error.strerror}); {advice}") from error

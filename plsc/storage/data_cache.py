@@ -7,6 +7,7 @@
     <directory>/plsc_<hash>/source.json     the folder of the store whose copy this is
     <directory>/plsc_<hash>/files/<name>    its files; all of them are whole
     <directory>/plsc_<hash>/records/<hash>  size, time and digest of each of these files
+    <directory>/plsc_<hash>/outline/<name>  empty files that stand for those that are too large to be kept
     <directory>/plsc_<hash>/parts/<hash>    files that are being fetched; each is locked by the process that fetches it
 
 Every change of this is made under the lock of the directory. The claims of all running processes together are at most
@@ -18,12 +19,14 @@ but files with a record and abandoned parts.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import platform
 import posixpath
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -31,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 from plsc.errors import ConfigError, WrongDataError
-from plsc.machine.files import replace_file, sync, write_synced
+from plsc.machine.files import refuse_links, replace_file, sync, write_synced
 from plsc.machine.json_files import as_integer, as_object, as_text, json_text, read_json
 from plsc.machine.locks import HeldFile, hold_file
 from plsc.machine.memory import size_text
@@ -248,13 +251,14 @@ class CachedFolder:
 
     Attributes:
         files: The folder of this machine that holds the files.
+        outlined: The one that `outline` makes.
     """
 
     def __init__(self, cache: DataCache, store: Retrying, path: str) -> None:
         self._cache, self._store, self._path = cache, store, path
         source = place_of(store, path.rstrip("/") or "/")
         self._folder = cache.directory / f"plsc_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-        self.files = self._folder / "files"
+        self.files, self.outlined = self._folder / "files", self._folder / "outline"
         self._mutex = threading.Lock()  # of the claim
         self._claims: list[HeldFile] = []
         self._claimed: set[str] = set()
@@ -355,6 +359,45 @@ class CachedFolder:
                     )
                 self._check_place(file)
 
+    def outline(self, distant: Iterable[RemoteFile], near: Iterable[RemoteFile]) -> Path:
+        """Makes a folder with empty files that have the names, sizes and times of files of the store.
+
+        They take no space. What has been derived from a file, and lies next to it, goes once the file has changed.
+
+        Args:
+            distant: These files.
+            near: Files that have been fetched, which the folder gets links to.
+
+        Raises:
+            ConfigError: The disk refuses it.
+        """
+        root = self.outlined
+        with self._cache.locked(), self._cache.worded():
+            known: set[str] = set()
+            for file in distant:
+                place = root / file.name
+                known.add(file.name)
+                if not _is_outline(place, file):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    for old in (place, *place.parent.glob(f".{glob.escape(place.name)}.*"), place.with_suffix(".idx")):
+                        old.unlink(missing_ok=True)
+                    with open(place, "wb", opener=refuse_links) as stream:
+                        os.ftruncate(stream.fileno(), file.size)
+                        os.utime(stream.fileno(), ns=(time.time_ns(), file.local_time))
+            for file in near:
+                place = root / file.name
+                known.add(file.name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to(self.files / file.name)
+            for name in _files_below(root):
+                is_derived = posixpath.basename(name).startswith(".") or (
+                    name.endswith(".idx") and f"{name[:-4]}.rec" in known and not (root / name).is_symlink()
+                )
+                if name not in known and not is_derived:
+                    (root / name).unlink()
+        return root
+
     def release(self, file: RemoteFile) -> None:
         """Says that this process does not use a file any more. It stays until its space is needed."""
         with self._cache.locked(), self._cache.worded():
@@ -390,24 +433,24 @@ class CachedFolder:
     def _download(self, file: RemoteFile, part: HeldFile, advance: Advance) -> None:
         """Fills a part with the bytes of a file, and gives it its name."""
         if file.size > _SMALL:  # it would be a pity to fetch all of it in vain
-            self._check_unchanged(file)
+            self.check_unchanged(file)
         for last in (False, True):
             try:
                 digest = self._copy(file, part, advance)
             except StorageError as problem:
                 if not isinstance(problem, StorageUnavailableError):
-                    self._check_unchanged(file)  # whose message says more if the file was removed
+                    self.check_unchanged(file)  # whose message says more if the file was removed
                 raise
             if file.sha256 in (None, digest):
                 break
-            self._check_unchanged(file)
+            self.check_unchanged(file)
             advance(-file.size)
             if last:  # a second time, which rules out an error of the transfer
                 raise WrongDataError(
                     f"{self._source(file)}: its sha256 differs from the manifest; the file on the server is damaged, "
                     "write it there again"
                 )
-        self._check_unchanged(file)
+        self.check_unchanged(file)
         with self._cache.worded():
             os.utime(part.descriptor, ns=(time.time_ns(), file.local_time))
             os.fsync(part.descriptor)
@@ -435,7 +478,8 @@ class CachedFolder:
             advance(len(chunk))
         return digest.hexdigest()
 
-    def _check_unchanged(self, file: RemoteFile) -> None:
+    def check_unchanged(self, file: RemoteFile) -> None:
+        """Raises WrongDataError if a file is not in the store as it was when its folder was listed."""
         found: Optional[Status] = self._store.status(posixpath.join(self._path, file.name))
         if found is None or not found.is_file or (found.size, found.modified, found.version) != file.state:
             what = "was removed" if found is None else "has changed"
@@ -473,6 +517,15 @@ def _files_below(folder: Path) -> list[str]:
         inner = os.path.relpath(place, folder)
         found += names if inner == "." else [f"{inner}/{name}" for name in names]
     return sorted(found)
+
+
+def _is_outline(place: Path, file: RemoteFile) -> bool:
+    """Returns whether a path is the empty file that stands for a file of the store, as it is there now."""
+    try:
+        found = place.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (file.size, file.local_time)
 
 
 def _size_of(folder: Union[str, Path]) -> int:

@@ -1,0 +1,165 @@
+"""Data that is larger than the cache: it is read in place, gives what the disk gives, and takes no space."""
+
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from plsc.config import Config
+from plsc.config import DataCache as CacheSetting
+from plsc.data import distant, remote
+from plsc.data.collection import open_collection
+from plsc.data.inputs import Inputs
+from plsc.data.sources import open_images
+from plsc.datasets.conversion import Conversion, convert
+from plsc.datasets.opening import open_data
+from plsc.errors import ConfigError, WrongDataError
+from plsc.machine import mounts
+from plsc.storage import StorageError
+from plsc.storage.data_cache import CachedFolder
+
+FORMATS = ["jpeg", "folder", "tar", "recordio", "parquet"]
+SMALL = 30_000  # bytes of a cache that holds lists and indexes, and not the images
+
+
+@pytest.fixture(scope="module")
+def data(glyphs, tmp_path_factory):
+    """The glyphs in every format."""
+    root = tmp_path_factory.mktemp("data")
+    shutil.copytree(glyphs, root / "jpeg")
+    for to in ("folder", "tar", "recordio", "parquet"):
+        if to == "parquet":
+            pytest.importorskip("pyarrow")
+        shards = 3 if to in ("tar", "parquet") else None
+        convert(Conversion(str(glyphs), str(root / to), to, shards=shards, workers=1), lambda *a: None)
+    for folder, _, names in os.walk(root):
+        for name in names:  # files that are new may change without another time
+            os.utime(os.path.join(folder, name), (1e9, 1e9))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """Pieces that are small, as those of a large set are."""
+    for name, value in (("_CHUNK", 5000), ("_KEPT", 20_000), ("_STRETCHES_AHEAD", 2), ("_IMAGES_AHEAD", 8)):
+        monkeypatch.setattr(distant, name, value)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The spans that are read from the store."""
+    spans, bytes_of = [], distant.DistantFolder._bytes_of
+
+    def count(self, span):
+        spans.append(span)
+        return bytes_of(self, span)
+
+    monkeypatch.setattr(distant.DistantFolder, "_bytes_of", count)
+    return spans
+
+
+def open_inputs(cache, size=SMALL):
+    return Inputs(Config(data_cache=CacheSetting(str(cache), size)).place_of)
+
+
+def place_of(folder, cache, size=SMALL):
+    return Config(data_cache=CacheSetting(str(cache), size)).place_of(f"file://{folder}")
+
+
+def contents(records):
+    return [(records.name(i), *records.read(i)) for i in range(records.num_images)], records.labels().tolist()
+
+
+def disk_use(folder):
+    return sum(
+        os.lstat(os.path.join(place, name)).st_blocks * 512 for place, _, names in os.walk(folder) for name in names
+    )
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_a_set_larger_than_the_cache_gives_what_the_disk_gives(data, tmp_path, read, data_format):
+    kind, local = open_data(f"{data}/{data_format}")
+    expected = contents(local)
+    total = sum(len(image) for _, image, _ in expected[0])
+    with open_inputs(tmp_path / "cache") as inputs:
+        found, records = open_data(f"file://{data}/{data_format}", "auto", inputs)
+        assert (found, list(records.class_names)) == (kind, list(local.class_names))
+        assert records.digests() == local.digests()
+        read.clear()
+        records.will_read(np.arange(records.num_images))
+        assert contents(records) == expected
+        assert disk_use(tmp_path / "cache") < total, "the images are not on the disk"
+    assert total // 2 < sum(span.end - span.first for span in read) < 3 * total
+    assert not mounts._mounts
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_images_to_embed_are_those_of_the_disk(data, tmp_path, data_format):
+    local = open_collection(data / data_format)
+    with open_inputs(tmp_path / "cache") as inputs:
+        images = open_collection(type(data)(inputs.images(f"file://{data}/{data_format}")))
+        for i in range(local.num_images):
+            assert (images.name(i), images.identity(i)) == (local.name(i), local.identity(i))
+            assert (images.pixels(i, (3, 32, 32)) == local.pixels(i, (3, 32, 32))).all()
+
+
+@pytest.mark.parametrize("data_format", ["tar", "recordio", "parquet"])
+@pytest.mark.parametrize("shuffle", [None, "window", "full"])
+def test_training_draws_the_order_of_the_disk_and_resumes_in_it(data, tmp_path, data_format, shuffle):
+    if (data_format, shuffle) == ("parquet", "full"):
+        pytest.skip("Parquet has no such shuffle")
+    local = open_images(str(data / data_format), 12, 0, 1, shuffle=shuffle)
+    records, chosen = remote.open_images(place_of(data / data_format, tmp_path / "cache"), 12, "auto", shuffle, 8)
+    assert chosen == shuffle
+    for epoch, begin in ((0, 0), (1, 40)):
+        orders = [one.epoch_order(3, epoch, 0, 1) for one in (local, records)]
+        assert (orders[0] == orders[1]).all()
+        records.will_read(orders[1][begin:])
+        for i in orders[1][begin:].tolist():
+            assert records.read(i) == local.read(i)
+    records.close()
+    assert not mounts._mounts
+
+
+def test_threads_that_read_at_the_same_time_get_the_right_images(data, tmp_path):
+    local = open_images(str(data / "tar"), 12, 0, 1)
+    records, _ = remote.open_images(place_of(data / "tar", tmp_path / "cache"), 12, "auto", None, 8)
+    order = records.epoch_order(0, 0, 0, 1)
+    records.will_read(order)
+    wrong, left = [], order.tolist()[::-1]
+
+    def work():
+        while left:
+            i = left.pop()
+            if records.read(i) != local.read(i):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    records.close()
+    assert not wrong
+
+
+def test_the_index_of_a_tar_is_made_once(data, tmp_path, read):
+    for _ in range(2):
+        read.clear()
+        records, _ = remote.open_images(place_of(data / "tar", tmp_path / "cache"), 12, "auto", None, 8)
+        records.close()
+    assert not read
+
+
+def test_records_without_an_index_are_found_once(data, tmp_path, read):
+    shutil.copytree(data / "recordio", tmp_path / "store")
+    (tmp_path / "store" / "train.idx").unlink()
+    local, _ = contents(open_images(str(data / "recordio"), 12, 0, 1))
+    for _ in range(2):
+        read.clear()
+        records, _ = remote.open_images(place_of(tmp_path / "store", tmp_path / "cache"), 12, "auto", None, 8)
+        assert [(name, label) for name, _, label in contents(records)[0]] == [(name, label) for name, _, label in local]
+        records.close()
