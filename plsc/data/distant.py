@@ -88,7 +88,7 @@ class DistantFolder:
         self._size, self._kept = 0, _KEPT
         self._ends: dict[str, int] = {}  # where the last read of each file that no piece covered has ended
         self._plan: Iterator[Span] = iter(())
-        self._ahead, self._begun = 0, 0
+        self._ahead, self._begun, self._begun_bytes = 0, 0, 0
         self._calls: queue.SimpleQueue[Optional[_Piece]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._checked: dict[str, float] = {}
@@ -129,7 +129,7 @@ class DistantFolder:
             kept: Bytes of those that are in use at about the same time.
         """
         with self._lock:
-            self._plan, self._ahead, self._begun = spans, ahead, 0
+            self._plan, self._ahead, self._begun, self._begun_bytes = spans, ahead, 0, 0
             self._kept = max(_KEPT, kept)
             for piece in self._used:
                 piece.is_planned = False
@@ -165,8 +165,7 @@ class DistantFolder:
             piece.is_chunk = False
             self._chunks_after(piece.span)
         if piece.is_planned:
-            piece.is_planned = False
-            self._begun -= 1
+            self._count(piece, False)
             self._go_on()
         return piece, is_new
 
@@ -185,7 +184,7 @@ class DistantFolder:
 
     def _go_on(self) -> None:
         """Begins to fetch what the plan names next, as far as it may."""
-        while self._begun < self._ahead:
+        while self._begun < self._ahead and self._begun_bytes < self._kept // 2:
             span = next(self._plan, None)
             if span is None:
                 return
@@ -193,8 +192,7 @@ class DistantFolder:
             if span.end > span.first and not any(
                 one.span.first <= span.first and span.end <= one.span.end for one in held
             ):
-                self._begin(span).is_planned = True
-                self._begun += 1
+                self._count(self._begin(span), True)
 
     def _begin(self, span: Span) -> _Piece:
         """Has a thread fetch a piece."""
@@ -227,7 +225,15 @@ class DistantFolder:
             else:
                 del self._pieces[piece.span.path]
             self._size -= piece.span.end - piece.span.first
-            self._begun -= piece.is_planned
+            if piece.is_planned:
+                self._count(piece, False)
+
+    def _count(self, piece: _Piece, is_planned: bool) -> None:
+        """Notes whether a piece was fetched ahead by the plan, and not used yet."""
+        piece.is_planned = is_planned
+        change = 1 if is_planned else -1
+        self._begun += change
+        self._begun_bytes += change * (piece.span.end - piece.span.first)
 
     def _work(self) -> None:
         while (piece := self._calls.get()) is not None:

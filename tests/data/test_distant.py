@@ -3,23 +3,20 @@
 import os
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from plsc.config import Config
 from plsc.config import DataCache as CacheSetting
-from plsc.data import distant, remote
+from plsc.data import distant, recordio, remote, tar_shards
 from plsc.data.collection import open_collection
 from plsc.data.inputs import Inputs
 from plsc.data.sources import open_images
 from plsc.datasets.conversion import Conversion, convert
 from plsc.datasets.opening import open_data
-from plsc.errors import ConfigError, WrongDataError
+from plsc.errors import ConfigError, PlscError, StoppedError
 from plsc.machine import mounts
-from plsc.storage import StorageError
-from plsc.storage.data_cache import CachedFolder
 
 FORMATS = ["jpeg", "folder", "tar", "recordio", "parquet"]
 SMALL = 30_000  # bytes of a cache that holds lists and indexes, and not the images
@@ -46,6 +43,8 @@ def small_pieces(monkeypatch):
     """Pieces that are small, as those of a large set are."""
     for name, value in (("_CHUNK", 5000), ("_KEPT", 20_000), ("_STRETCHES_AHEAD", 2), ("_IMAGES_AHEAD", 8)):
         monkeypatch.setattr(distant, name, value)
+    for module in (recordio, tar_shards):
+        monkeypatch.setattr(module, "_BLOCK_BYTES", 8000)
 
 
 @pytest.fixture
@@ -84,15 +83,15 @@ def test_a_set_larger_than_the_cache_gives_what_the_disk_gives(data, tmp_path, r
     kind, local = open_data(f"{data}/{data_format}")
     expected = contents(local)
     total = sum(len(image) for _, image, _ in expected[0])
+    stored = sum(path.stat().st_size for path in (data / data_format).rglob("*") if path.is_file())
     with open_inputs(tmp_path / "cache") as inputs:
         found, records = open_data(f"file://{data}/{data_format}", "auto", inputs)
         assert (found, list(records.class_names)) == (kind, list(local.class_names))
         assert records.digests() == local.digests()
-        read.clear()
         records.will_read(np.arange(records.num_images))
         assert contents(records) == expected
         assert disk_use(tmp_path / "cache") < total, "the images are not on the disk"
-    assert total // 2 < sum(span.end - span.first for span in read) < 3 * total
+    assert total // 2 < sum(span.end - span.first for span in read) < 3 * stored
     assert not mounts._mounts
 
 
@@ -163,3 +162,43 @@ def test_records_without_an_index_are_found_once(data, tmp_path, read):
         records, _ = remote.open_images(place_of(tmp_path / "store", tmp_path / "cache"), 12, "auto", None, 8)
         assert [(name, label) for name, _, label in contents(records)[0]] == [(name, label) for name, _, label in local]
         records.close()
+
+
+@pytest.mark.parametrize("change", ["written again", "removed"])
+def test_a_file_that_changes_while_it_is_read_ends_with_its_name(data, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(distant, "_CHECK_SECONDS", 0.0)
+    store = tmp_path / "store"
+    shutil.copytree(data / "tar", store)
+    records, _ = remote.open_images(place_of(store, tmp_path / "cache"), 12, "auto", None, 8)
+    records.will_read(np.arange(4))
+    for tar in store.glob("*.tar"):
+        if change == "removed":
+            tar.unlink()
+        else:
+            tar.write_bytes(tar.read_bytes()[::-1])  # of the same size
+    expected = {"removed": "was removed|No such file", "written again": "has changed on the server"}[change]
+    try:
+        with pytest.raises(PlscError, match=rf"{store}/train-\S*.tar: .*({expected})"):
+            for i in range(records.num_images):
+                records.read(i)
+    finally:
+        records.close()
+
+
+def test_lists_that_no_cache_can_hold_are_named_before_anything_is_read(data, tmp_path, read):
+    with open_inputs(tmp_path / "cache", size=100) as inputs, pytest.raises(ConfigError, match="larger size"):
+        inputs.data(f"file://{data}/recordio")
+    assert not read and not mounts._mounts
+
+
+def test_a_reader_that_waits_ends_when_it_is_to_stop(data, tmp_path, monkeypatch):
+    records, _ = remote.open_images(place_of(data / "tar", tmp_path / "cache"), 12, "auto", "full", 8)
+    monkeypatch.setattr(distant, "_POLL_SECONDS", 0.01)
+    going = threading.Event()
+    monkeypatch.setattr(distant.DistantFolder, "_bytes_of", lambda self, span: going.wait() and b"")
+    records.will_read(np.arange(20, 40))
+    records.end_waiting_if(lambda: True)
+    with pytest.raises(StoppedError):
+        records.read(22)
+    going.set()
+    records.close()

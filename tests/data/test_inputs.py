@@ -313,7 +313,7 @@ def wrong(data, tmp_path):
     yield ["s3://key:secret@bucket/x"], "user|key|password"
     yield ["hdfs:///x"], "names no server; write hdfs://host:port/path"
     yield [f"hdfs://127.0.0.1:{port}/x", "--set", down], f"127.0.0.1:{port}.*(not answer|refused|cannot)"
-    yield [f"file://{data}/tar", "--set", f"data_cache=[{tmp_path}/c, 1000]"], "3 files with 2.. kB are needed at the"
+    yield [f"file://{data}/recordio", "--set", f"data_cache=[{tmp_path}/c, 100]"], "100 B is too small.*larger size"
     yield [f"file://{data}/split", "--set", f"data_cache=[{tmp_path}/c, 20000]"], "20 kB is too small: each rank needs"
     yield [f"file://{data}/tar", "--set", "data_cache=[/proc/cache, 1GB]"], "/proc/cache: the data cache cannot be w"
     yield [f"file://{data}/tar/train-{{00002..00003}}-of-00003.tar"], r"\}-of-00003.tar names it; copy it, or correct"

@@ -19,6 +19,7 @@ from plsc import Entry, checkpoint
 from plsc.checkpoint import remote
 from plsc.checkpoint.download import fetch_checkpoint, fetch_newest, open_store
 from plsc.config import Config, Hdfs
+from plsc.datasets.conversion import Conversion, convert
 from plsc.errors import CheckpointError, ConfigError
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
@@ -371,3 +372,47 @@ def test_data_on_hdfs_gives_the_losses_of_data_on_disk(hdfs, few_split, tmp_path
     assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
     assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
     assert "passwd" not in "".join([*lines, *map(str, (tmp_path / "part").rglob("*"))])
+
+
+@pytest.fixture(scope="module")
+def large_images(few_glyphs, tmp_path_factory):
+    """Images of 3 MB, more of which follow than fit into the memory that is kept for those that are read in place."""
+    folder = tmp_path_factory.mktemp("large")
+    for line in (few_glyphs / "label.txt").read_text().splitlines():
+        name = line.rpartition(" ")[0]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((few_glyphs / name).read_bytes().ljust(3_000_000, b"\0"))
+    shutil.copy(few_glyphs / "label.txt", folder)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["tar", "recordio", "parquet"])
+def test_data_that_no_cache_can_hold_gives_the_losses_of_data_on_disk(hdfs, large_images, tmp_path, place, to):
+    """It is read in place, through a kill and while the NameNode is away."""
+    if to == "parquet":
+        pytest.importorskip("pyarrow")
+    shards = None if to == "recordio" else 2
+    convert(Conversion(str(large_images), str(tmp_path / "data"), to, shards=shards, workers=1), lambda *a: None)
+    hdfs.client("name").upload(f"{place}/data", str(tmp_path / "data"), n_threads=4)
+    options = (*ON_FILES, info(hdfs), f"data_cache={json.dumps([str(tmp_path / 'cache'), '1MB'])}")
+    straight = start("train_glyphs.py", 2, tmp_path / "data", tmp_path / "disk", *ON_FILES)
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    data = f"{hdfs.address}{place}/data"
+    killed = start("train_glyphs.py", 2, data, tmp_path / "kill", *options, "--kill-rank=1", "--kill-step=4")
+    assert killed.returncode == 1 and "read in place" in killed.stderr, killed.stderr[-3000:]
+    starting = []
+
+    def restart(line):
+        if "trying again in" in line and not starting:
+            starting.append(threading.Thread(target=hdfs.start))
+            starting[0].start()
+
+    status, lines = act_in_step_three(
+        (data, tmp_path / "kill", *options), lambda process: hdfs.kill_namenode(), each_line=restart
+    )
+    assert status == 0 and starting and any("resumed from" in line for line in lines), "".join(lines)[-3000:]
+    starting[0].join()
+    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
+    assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
+    used = sum(path.lstat().st_blocks * 512 for path in (tmp_path / "cache").rglob("*"))
+    assert used < 1_000_000, "the images are not on the disk"
