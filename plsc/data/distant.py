@@ -27,7 +27,7 @@ import numpy as np
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Records, WrappedRecords
 from plsc.data.remote_folder import RemoteFolder, size_of
-from plsc.errors import StoppedError
+from plsc.errors import PlscError, StoppedError
 from plsc.machine import mounts
 from plsc.machine.memory import size_text
 from plsc.storage.base import StorageError
@@ -119,6 +119,10 @@ class DistantFolder:
             parts.append(data[first - piece.span.first : end - piece.span.first])
             first = piece.span.end
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def named(self, text: str) -> str:
+        """Returns a text with the address in place of the path of the outline."""
+        return text.replace(self.root, f"{self._remote.place.address.server}{self._remote.folder}")
 
     def plan(self, spans: Iterator[Span], ahead: int, kept: int) -> None:
         """Fetches spans ahead of their use, which is in this order.
@@ -313,6 +317,18 @@ class DistantRecords(WrappedRecords):
         self.slow_draws, self.image_bytes = records.slow_draws, records.image_bytes
         self.has_image_files = records.has_image_files
         self._stretches = records.stretches()
+
+    def where(self, i: int) -> str:
+        """Returns where image `i` is in the store."""
+        return self._folder.named(self._source.where(i))
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`. Errors name the address."""
+        try:
+            return self._source.read(i)
+        except PlscError as problem:
+            problem.args = (self._folder.named(str(problem)), *problem.args[1:])
+            raise
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the images of a rank in the order of an epoch."""

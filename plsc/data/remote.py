@@ -23,6 +23,7 @@ from plsc.data.records import Opening, Records
 from plsc.data.remote_folder import DATA, NAMES, TEXTS, RemoteFolder, belongs, open_folder, size_of
 from plsc.data.shard_files import SUBFOLDERS
 from plsc.errors import ConfigError, DataError, counted
+from plsc.machine.logs import reworded
 from plsc.machine.memory import size_text
 from plsc.storage.data_cache import RemoteFile
 
@@ -260,10 +261,12 @@ def _open_in_place(
     def make_index() -> None:
         """Makes the indexes, which the other ranks of this machine find next to the data."""
         if is_first:
-            _open_at(path, opening._replace(rank=0, world_size=1, keeps_index=True), data_format)
+            with reworded(folder.named):
+                _open_at(path, opening._replace(rank=0, world_size=1, keeps_index=True), data_format)
 
     def open_it() -> Records:
-        records = _open_at(path, opening._replace(keeps_index=False), data_format)
+        with reworded(folder.named):
+            records = _open_at(path, opening._replace(keeps_index=False), data_format)
         records.on_close = weakref.finalize(records, _close, folder, remote)
         return records
 

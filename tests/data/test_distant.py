@@ -185,6 +185,19 @@ def test_a_file_that_changes_while_it_is_read_ends_with_its_name(data, tmp_path,
         records.close()
 
 
+def test_messages_name_the_address(data, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(data / "tar", store)
+    first = sorted(store.glob("*.tar"))[0]
+    records, _ = remote.open_images(place_of(store, tmp_path / "cache"), 12, "auto", None, 8)
+    assert records.where(0).startswith(f"file://{store}/train-00000-of-00003.tar: member")
+    records.close()
+    first.write_bytes(first.read_bytes()[:5000])
+    with pytest.raises(PlscError, match=f"^file://{store}/train-00000-of-00003.tar: .*cut off; copy it again"):
+        remote.open_images(place_of(store, tmp_path / "cache"), 12, "auto", None, 8)
+    assert not mounts._mounts
+
+
 def test_lists_that_no_cache_can_hold_are_named_before_anything_is_read(data, tmp_path, read):
     with open_inputs(tmp_path / "cache", size=100) as inputs, pytest.raises(ConfigError, match="larger size"):
         inputs.data(f"file://{data}/recordio")
