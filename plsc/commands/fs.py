@@ -23,7 +23,8 @@ from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdf
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
-from plsc.storage.transfer import files_of, get, put, tree
+from plsc.storage.transfer import Advance, files_of, get, place_in, put, tree
+from plsc.storage.working import StorePlace, claimed
 
 # What messages of stores say to the author of a script, and what they say to the user of this command.
 _IN_OPTIONS = (
@@ -329,8 +330,18 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
         return
     total = sum(path.stat().st_size for path in files_of(source) if path.exists())
     with byte_bar(source.name, total, options.json, leave=True) as advance:
-        place = put(store, source, options.target, advance)
+        place = _put_alone(store, source, options.target, advance)
     _done(options, place, total, place_of(store, place))
+
+
+def _put_alone(store: Retrying, source: Path, target: str, advance: Advance) -> str:
+    """Uploads as `put` does, and lets no other process write there, where the files of a folder appear one by one."""
+    if store.renames or not source.is_dir():
+        return put(store, source, target, advance)
+    target = place_in(store, target, source.resolve().name)
+    with claimed(StorePlace(place_of(store, target), store, target)) as place:
+        place.check_claim()
+        return put(store, source, target, advance)
 
 
 def _inside(target: Path, source: str) -> Path:

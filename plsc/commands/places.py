@@ -29,7 +29,7 @@ from plsc.storage.base import COMMIT, missing
 from plsc.storage.local import check_room
 from plsc.storage.login import open_address
 from plsc.storage.transfer import each, files_of, get, tree
-from plsc.storage.working import StorePlace, Workspace, check_new, fetch_earlier, name_at, upload, workspace
+from plsc.storage.working import StorePlace, Workspace, check_new, claimed, fetch_earlier, name_at, upload, workspace
 
 _NAMES = "PLSC_PLACES"  # carries the names of paths to the ranks that a command starts
 
@@ -252,6 +252,7 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
             made[one] = space.path / name_at(targets[one].path)
             names[str(made[one])] = str(one)
             if one.role.is_output:
+                targets[one] = spaces.enter_context(claimed(targets[one]))
                 kept[one] = space
                 _begin_output(targets[one], one.role, space, made[one], options)
         for one in away:
@@ -270,7 +271,6 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
 def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -> None:
     """Checks that an output overwrites nothing; `fetch_earlier` does so for those that may replace an earlier one."""
     if role.is_direct(options):
-        options.target = target
         check_target(target)
     elif not role.parts:
         check_new(target)
@@ -278,6 +278,8 @@ def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -
 
 def _begin_output(target: StorePlace, role: Role, space: Workspace, local: Path, options: argparse.Namespace) -> None:
     """Prepares the folder of an output: with what an interrupted command has left, or with nothing."""
+    if role.is_direct(options):
+        options.target = target
     space.stays = role.resumes and not role.is_direct(options)
     if not space.stays:
         space.clear()
@@ -289,6 +291,7 @@ def _upload(target: StorePlace, role: Role, local: Path, space: Workspace, names
     """Uploads an output. It stays on this machine if that fails, since it may have taken long to make."""
     files = [local.with_name(local.name + part) for part in role.parts] or files_of(local)
     try:
+        target.check_claim()
         with byte_bar(f"uploading {local.name}", sum(file.stat().st_size for file in files)) as advance:
             upload(target, local, role.parts, advance)
     except (PlscError, KeyboardInterrupt) as problem:

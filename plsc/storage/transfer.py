@@ -191,7 +191,7 @@ def put(
     """
     if not source.exists():
         raise ConfigError(f"{source}: no such file or folder")
-    target = _inside(storage, target, source.resolve().name)
+    target = place_in(storage, target, source.resolve().name)
     if storage.status(target) is not None:
         raise ConfigError(f"{place_of(storage, target)}: already exists; name another place")
     files = files_of(source)
@@ -312,7 +312,8 @@ def _remove_old_uploads(storage: Retrying, target: str) -> None:
                 storage.delete(posixpath.join(folder, left))
 
 
-def _inside(storage: Retrying, target: str, name: str) -> str:
+def place_in(storage: Retrying, target: str, name: str) -> str:
+    """Returns where an upload goes: into the target, if that is a folder, and otherwise to the target itself."""
     found = storage.status(target)
     return posixpath.join(target, name) if found is not None and found.is_folder else target.rstrip("/")
 
