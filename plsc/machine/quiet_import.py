@@ -21,8 +21,8 @@ def quiet_import() -> None:
     """Prepares a quiet `import paddle`. Once Paddle is loaded, it only takes SIGTERM from it.
 
     Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. Whenever a batch
-    normalisation trains, it also warns that running statistics are tracked, which is what they are for. At the end of its import it takes
-    over SIGTERM, to print a C++ traceback.
+    normalisation trains, it also warns that running statistics are tracked, which is what they are for. At the
+    end of its import it takes over SIGTERM, to print a C++ traceback.
     """
     for message in ("No ccache found", "When training, we now always track global mean and variance"):
         warnings.filterwarnings("ignore", message, UserWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from plsc.errors import ConfigError
@@ -52,7 +53,7 @@ def open_address(address: Address, login: Login, stop: Optional[threading.Event]
         StorageError: The store does not answer, or refuses.
     """
     if address.scheme == "file":
-        return Retrying(LocalStorage(), 0.0, stop)
+        return Retrying(LocalStorage(Path("/"), "file:///"), 0.0, stop)
     if login.fs_name is None and login.client is None and address.host and not address.is_object:
         ugi = ugi_of_environment(address.server)
         login = login if ugi is None else login._replace(fs_name=address.server, fs_ugi=ugi)

@@ -6,8 +6,9 @@ import pytest
 from gateway import Gateway
 
 from plsc import cli
-from plsc.storage import Kerberos, Retrying, credentials, login
+from plsc.storage import Kerberos, Retrying, StorageError, credentials, login
 from plsc.storage.address import split_address
+from plsc.storage.base import missing, read_bytes
 from plsc.storage.local import LocalStorage
 
 
@@ -101,3 +102,30 @@ def test_a_command_sends_the_password_to_no_gateway_that_the_user_has_not_named(
         line = capsys.readouterr().err.splitlines()[-1]
         assert "the name or the password was refused; check " in line and "fs_ugi" not in line
         assert ("--user" in line) == (words[0] == "fs") and ("HADOOP_USER_NAME" in line) == (words[0] == "data")
+
+
+def test_a_folder_of_file_is_called_by_its_address(tmp_path):
+    (tmp_path / "x y").write_text("x")
+    store = login.open_address(split_address("x", f"file://{tmp_path}"), login.Login())
+    assert read_bytes(store, f"{tmp_path}/x y") == b"x"
+    with pytest.raises(StorageError) as caught:
+        read_bytes(store, f"{tmp_path}/absent")
+    assert str(caught.value) == (
+        f"file://{tmp_path}/absent: no such file or folder; plsc fs ls file://{tmp_path} shows what is there"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, path, advice",
+    [
+        ("s3://bucket/runs", "a b/c/", "plsc fs ls 's3://bucket/runs/a b' shows what is there"),
+        ("s3://bucket/runs", "a", "plsc fs ls s3://bucket/runs shows what is there"),
+        ("hdfs://nn:9000", "/a", "plsc fs ls hdfs://nn:9000 shows what is there"),
+        ("hdfs://nn:9000", "a", "plsc fs ls --fs hdfs://nn:9000 . shows what is there"),
+        ("hdfs://a;hdfs://b", "/x/y", "plsc fs ls --fs 'hdfs://a;hdfs://b' /x shows what is there"),
+        ("https://gw:8443/gateway/default", "/x/y", "plsc fs ls --fs https://gw:8443/gateway/default /x shows what is"),
+        ("", "/x/y", "check the path"),
+    ],
+)
+def test_what_is_missing_is_told_with_a_command_that_shows_what_is_there(name, path, advice):
+    assert f"no such file or folder; {advice}" in str(missing(LocalStorage(name=name), path))
