@@ -401,3 +401,14 @@ def test_a_wrong_folder_is_refused_before_its_files_are_fetched(plsc, tmp_path, 
     plsc("export", "--checkpoint", f"{address}/large", "--output", tmp_path / "net", status=1, says=large)
     plsc("index", address, "--output", tmp_path / "x", status=1, says="holds no manifest.json; name another folder\n")
     plsc("report", address, status=1, says="is not the folder of a run, as it holds no metrics.jsonl")
+
+
+def test_an_input_is_listed_once_and_looked_at_once_more_at_the_end(plsc, tmp_path, monkeypatch, memory):
+    make_run(tmp_path / "run")
+    store, path = store_of(f"{memory}/{tmp_path.name}")
+    put(store, tmp_path / "run", path)
+    listed = []
+    monkeypatch.setattr("plsc.storage.transfer.tree", lambda *a: (listed.append(a[1]), tree(*a))[1])
+    monkeypatch.setattr(places, "tree", lambda *a: (listed.append(a[1]), tree(*a))[1])
+    places._get(store, path, tmp_path / "copy")
+    assert len(listed) == 2 and files_in(tmp_path / "copy") == files_in(tmp_path / "run")

@@ -255,7 +255,7 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
         return
     total = sum(status.size for status in files.values())
     with byte_bar(posixpath.basename(options.source.rstrip("/")), total, options.json, leave=True) as advance:
-        place = get(store, options.source, target, advance)
+        place = get(store, options.source, target, advance, files)
     _done(options, place, total)
 
 

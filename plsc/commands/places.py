@@ -340,8 +340,9 @@ def _check_marks(target: StorePlace, role: Role) -> None:
 
 
 def _get(store: Retrying, path: str, local: Path) -> None:
-    with byte_bar(f"fetching {local.name}", sum(one.size for one in tree(store, path).values())) as advance:
-        get(store, path, local, advance)
+    files = tree(store, path)
+    with byte_bar(f"fetching {local.name}", sum(one.size for one in files.values())) as advance:
+        get(store, path, local, advance, files)
 
 
 def _fetch_checkpoint(store: Retrying, path: str, local: Path, is_whole: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -12,8 +13,13 @@ from typing import Optional
 
 from plsc.errors import ConfigError
 from plsc.machine.files import sync
+from plsc.machine.locks import LOCK_NAME
 from plsc.machine.memory import size_text
 from plsc.storage.base import Chunks, Status, StorageError, check_absent, parts_of, place_of
+
+# The index that plsc keeps in a folder of images. Like that of a tar, it holds the times of the files on this disk.
+FOLDER_INDEX = ".plsc-folders.npz"
+_OF_THIS_DISK = re.compile(rf"{re.escape(LOCK_NAME)}|{re.escape(FOLDER_INDEX)}|\..+\.tar\.index\.npz", re.DOTALL)
 
 
 class LocalStorage:
@@ -115,6 +121,16 @@ class LocalStorage:
     def _error(self, path: str, problem: OSError) -> StorageError:
         reason = problem.strerror or str(problem)
         return StorageError(f"{place_of(self, path)}: {reason}", reason)
+
+
+def index_of(name: str) -> str:
+    """Returns the name of the file that holds the index of a tar: `.train-0000.tar.index.npz` for `train-0000.tar`."""
+    return f".{name}.index.npz"
+
+
+def is_of_this_disk(name: str) -> bool:
+    """Returns whether a file is of use on this disk only: the lock of a run, or an index of data."""
+    return _OF_THIS_DISK.fullmatch(name) is not None
 
 
 def check_room(folder: Path, size: int) -> None:
