@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +28,13 @@ from plsc.machine.logs import reworded
 from plsc.storage import Retrying, credentials
 from plsc.storage.address import check_path, is_address, is_inside, split_address
 from plsc.storage.base import COMMIT, missing
-from plsc.storage.local import check_room
+from plsc.storage.local import NO_ROOM, check_room
 from plsc.storage.login import open_address
 from plsc.storage.transfer import each, files_of, get, tree
 from plsc.storage.working import StorePlace, Workspace, check_new, claimed, fetch_earlier, name_at, upload, workspace
 
+_FULL = re.compile("|".join([os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), NO_ROOM, "is the disk of .* full"]))
+_MORE_ROOM = "make room there, or set TMPDIR to a folder on a larger disk"
 _NAMES = "PLSC_PLACES"  # carries the names of paths to the ranks that a command starts
 
 
@@ -388,6 +392,9 @@ def _worded(names: Mapping[str, str]) -> Iterator[None]:
     """
 
     def worded(text: str) -> str:
+        full = next((path for path in names if os.path.dirname(path) in text), "") if _FULL.search(text) else ""
+        if full:  # the user has to know the folder of this machine
+            return f"{text}; what is there for the time of the command is {names[full]}: {_MORE_ROOM}"
         for path in sorted(names, key=len, reverse=True):
             text = text.replace(path, names[path])
         return text

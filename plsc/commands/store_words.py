@@ -11,6 +11,7 @@ _IN_BOTH = (
     (r"set_hdfs_info: fs_name(?= holds| must)", "the address"),
     (r"give the folder as fs_dir_for_save or fs_checkpoint_dir", "give the folder as the path"),
     (r"give its full host name in fs_name", "give its full host name in the address"),
+    (r"\bset_data_cache\b", "--set data_cache"),
 )
 _IN_OPTIONS = (
     (r"set_hdfs_info: fs_name: the alias", "--fs: the alias"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from plsc.storage.base import Chunks, Status, StorageError, check_absent, parts_
 
 # The index that plsc keeps in a folder of images. Like that of a tar, it holds the times of the files on this disk.
 FOLDER_INDEX = ".plsc-folders.npz"
+NO_ROOM = "are to be downloaded, but its disk has"  # what `check_room` says
 _OF_THIS_DISK = re.compile(rf"{re.escape(LOCK_NAME)}|{re.escape(FOLDER_INDEX)}|\..+\.tar\.index\.npz", re.DOTALL)
 
 
@@ -120,7 +122,8 @@ class LocalStorage:
 
     def _error(self, path: str, problem: OSError) -> StorageError:
         reason = problem.strerror or str(problem)
-        return StorageError(f"{place_of(self, path)}: {reason}", reason)
+        hint = "; make room there" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return StorageError(f"{place_of(self, path)}: {reason}{hint}", reason)
 
 
 def index_of(name: str) -> str:
@@ -150,8 +153,7 @@ def check_room(folder: Path, size: int) -> None:
         free = shutil.disk_usage(place).free
         if size > free:
             raise ConfigError(
-                f"{folder}: {size_text(size)} are to be downloaded, but its disk has {size_text(free)} free; make room "
-                "there, or name another folder"
+                f"{place}: {size_text(size)} {NO_ROOM} {size_text(free)} free; make room there, or name another folder"
             )
 
 
