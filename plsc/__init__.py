@@ -13,6 +13,7 @@ from plsc.machine.memory import keep_freed_memory
 from plsc.machine.processor import MKL_VARIABLE, compute_in_float32, use_fast_mkl
 from plsc.machine.quiet_import import quiet_import
 from plsc.machine.threads import set_threads_per_rank
+from plsc.machine.uncaught import shorten_errors
 from plsc.version import __version__
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: paddle takes seconds and 200 MB, which the data tools do not need."""
+    if name == "Entry":  # of a script that trains
+        shorten_errors()  # Ctrl-C while Paddle loads
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif not name.startswith("_") and importlib.util.find_spec(f"plsc.{name}") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Optional
 
 from plsc.arguments import Parser, as_called, exit_status, program
@@ -23,9 +24,11 @@ from plsc.commands import (
     report,
     run,
     search,
+    store_words,
     test,
     zoo,
 )
+from plsc.machine.logs import reworded
 from plsc.version import __version__
 
 _COMMANDS = {
@@ -105,5 +108,12 @@ def _run(arguments: list[str]) -> int:
         arguments = ["fs", *arguments[1:]]
     options = make_parser().parse_args(arguments)
     options.arguments = arguments
-    with places.on_this_machine(options):
+    with _worded(options.command), places.on_this_machine(options):
         return _COMMANDS[options.command].run(options)
+
+
+def _worded(command: str) -> AbstractContextManager[None]:
+    """Has messages of stores say what the user of a command can do, and not what the author of a script can."""
+    if command == "run":  # the script has an author
+        return nullcontext()
+    return reworded(store_words.in_options if command == "fs" else store_words.in_environment)

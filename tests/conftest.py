@@ -52,10 +52,12 @@ SERVED = (
     "tests/engine/test_hdfs_training.py",
     "tests/engine/test_object_training.py",
     "tests/shuffle/test_spark.py",
+    "tests/storage/test_claims.py",
     "tests/storage/test_hdfs.py",
     "tests/storage/test_objects.py",
     "tests/storage/test_storage.py",
     "tests/test_fs_command.py",
+    "tests/test_places.py",
     "tests/datasets/test_conversion.py::test_spark_makes_the_same_files",
     "tests/demo/test_scripts.py::test_hdfs_there_and_back",
 )

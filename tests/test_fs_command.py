@@ -18,7 +18,7 @@ from checkpoint_folders import make_checkpoint, same_files
 from ranks import TIMEOUT, environment
 
 from plsc import cli
-from plsc.commands import fs
+from plsc.commands import store_words
 from plsc.storage import open_hdfs
 from plsc.storage.transfer import tree
 
@@ -244,14 +244,15 @@ def messages_of(name):
             yield node.value
 
 
-def test_messages_of_stores_name_the_options_of_the_command():
+def test_messages_of_stores_name_the_options_of_the_command_or_the_environment():
     """They are written for scripts; none of them reaches a user of the command with the name of an argument."""
     found = []
-    for name in ("address", "opening", "hdfs", "rpc", "objects", "object_refusals", "refusals", "kerberos"):
+    for name in ("address", "opening", "login", "hdfs", "rpc", "objects", "object_refusals", "refusals", "kerberos"):
         for text in messages_of(name):
             if API_NAMES.search(text) and len(text) > 30:
                 found.append(text)
-                assert not API_NAMES.search(fs.in_options(text)), text
+                assert not API_NAMES.search(store_words.in_options(text)), text
+                assert not API_NAMES.search(store_words.in_environment(text)), text
     assert len(found) > 15
 
 
@@ -288,3 +289,14 @@ def test_addresses_of_a_command_that_lead_nowhere(tmp_path, capsys):
         assert cli.main(["fs", *arguments]) == 1
         shown = capsys.readouterr().err
         assert words in shown and shown.count("\n") == 1 and not API_NAMES.search(shown), shown
+
+
+def test_a_command_without_options_for_a_store_names_the_environment(tmp_path, capsys):
+    for words, says in (
+        (["data", "info", "hdfs://me:pw@nn/x"], "set HADOOP_USER_NAME to the name, PLSC_HDFS_PASSWORD to the password"),
+        (["export", "--checkpoint", "hdfs:///x", "--output", "y"], "names no server; write hdfs://host:port/path\n"),
+        (["data", "info", "hdfs://nn:port/x"], "'port' is no port"),
+    ):
+        assert cli.main(words) == 1
+        shown = capsys.readouterr().err
+        assert says in shown and shown.count("\n") == 1 and not API_NAMES.search(shown), shown

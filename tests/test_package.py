@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,31 @@ def test_paddle_is_imported_and_trains_without_warnings_and_with_the_threads_tha
     code += "paddle.nn.BatchNorm2D(2)(paddle.zeros([2, 2, 3, 3]))"
     process = python(code, OMP_NUM_THREADS="2")
     assert (process.stdout, process.stderr) == ("2\n", "")
+
+
+@pytest.mark.parametrize("order", ["plsc, paddle", "paddle, plsc"])
+def test_sigterm_ends_a_program_without_a_trace_of_c_code_once_paddle_is_loaded(order):
+    process = python(f"import {order}, os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)")
+    assert process.returncode == -signal.SIGTERM and "Error" not in process.stderr and "C++" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "problem, status",
+    [("KeyboardInterrupt()", -signal.SIGINT), ("ImportError('failed') from KeyboardInterrupt()", 130)],
+)
+def test_ctrl_c_while_paddle_loads_for_a_script_is_one_line(problem, status):
+    code = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "paddle":
+            raise {problem}
+import plsc
+sys.meta_path.insert(0, Interrupting())
+from plsc import Entry
+"""
+    process = python(code)
+    assert (process.returncode, process.stderr) == (status, "plsc: stopped by Ctrl-C\n")
 
 
 @pytest.mark.parametrize("name, is_program", [("/bin/plsc", True), ("-m", True), ("mine.py", False)])

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from made_images import encode
-from ranks import TIMEOUT, environment
+from ranks import TIMEOUT, environment, run_plsc
 from run_folders import make_run
 
 from plsc import cli, zoo
@@ -401,3 +401,53 @@ def test_a_wrong_folder_is_refused_before_its_files_are_fetched(plsc, tmp_path, 
     plsc("export", "--checkpoint", f"{address}/large", "--output", tmp_path / "net", status=1, says=large)
     plsc("index", address, "--output", tmp_path / "x", status=1, says="holds no manifest.json; name another folder\n")
     plsc("report", address, status=1, says="is not the folder of a run, as it holds no metrics.jsonl")
+
+
+def test_an_input_is_listed_once_and_looked_at_once_more_at_the_end(plsc, tmp_path, monkeypatch, memory):
+    make_run(tmp_path / "run")
+    store, path = store_of(f"{memory}/{tmp_path.name}")
+    put(store, tmp_path / "run", path)
+    listed = []
+    monkeypatch.setattr("plsc.storage.transfer.tree", lambda *a: (listed.append(a[1]), tree(*a))[1])
+    monkeypatch.setattr(places, "tree", lambda *a: (listed.append(a[1]), tree(*a))[1])
+    places._get(store, path, tmp_path / "copy")
+    assert len(listed) == 2 and files_in(tmp_path / "copy") == files_in(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["data", "convert", "{data}", "{there}/out", "--to", "tar"], "No space left on device"),
+        (["data", "convert", "{data}", "{there}/out", "--to", "folder"], "No space left on device"),
+        (["convert-checkpoint", "zoo:glyphs", "{there}/out", "--ranks", "2"], "No space left on device"),
+        (["zoo", "glyphs", "--samples", "{there}/out"], "No space left on device"),
+        (["export", "--checkpoint", "zoo:glyphs", "--output", "{there}/out"], "full (0 MB left)?"),
+        (["export", "--checkpoint", "{there}/19", "--output", "{here}/out"], "are to be downloaded, but its disk has"),
+    ],
+)
+def test_a_full_folder_of_temporary_files_is_named(words, says, small_disk, samples, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    (small_disk / "of others").write_bytes(bytes(990_000))
+    shutil.copytree(ZOO, tmp_path / "store/19")
+    there = f"file://{tmp_path}/store"
+    words = [word.format(data=samples / "trained", there=there, here=tmp_path) for word in words]
+    assert cli.main(words) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    address = f"{there}/19" if f"{there}/19" in words else f"{there}/out"
+    assert says in line and f"{small_disk}/plsc-" in line and line.startswith("plsc: error: ")
+    ending = f"what is there for the time of the command is {address}: make room there, or set TMPDIR to a folder on a"
+    assert ending in line
+
+
+def test_a_full_data_cache_and_a_full_output_are_named(small_disk, samples):
+    (small_disk / "of others").write_bytes(bytes(1_040_000))
+    data = f"file://{samples}/trained"
+    for words, place, advice in (
+        (["data", "check", data, "--set", f"data_cache=[{small_disk}/c,1GB]"], f"{small_disk}/c", "--set data_cache"),
+        (["data", "convert", samples / "trained", small_disk / "x", "--to", "tar"], small_disk / "x", "free some"),
+        (["zoo", "glyphs", "--samples", f"file://{small_disk}/x"], f"file://{small_disk}/", "make room"),
+    ):
+        process = run_plsc(*words)
+        line = process.stderr.splitlines()[-1]
+        assert process.returncode == 1
+        assert f"{place}" in line and "No space left on device" in line and advice in line and "TMPDIR" not in line

@@ -8,19 +8,22 @@ import logging
 import posixpath
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 from plsc import checkpoint, parallel
 from plsc.checkpoint import remote
 from plsc.config import INITS_BY_NAME, Config
 from plsc.errors import CheckpointError, ConfigError
 from plsc.heads import shard_bounds
-from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage import Retrying, StorageError, StorageUnavailableError, open_hdfs
 from plsc.storage.base import place_of
+from plsc.storage.retry import retried
 from plsc.storage.working import probing
 
 logger = logging.getLogger("plsc")
+T = TypeVar("T")
 
 
 def open_store(config: Config, stop: Optional[threading.Event] = None) -> Optional[Retrying]:
@@ -36,7 +39,7 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
         The storage, or None without `set_hdfs_info`.
 
     Raises:
-        StorageError: The servers do not answer within seconds, or refuse, or some rank does not see what another one
+        StorageError: The servers answer no rank within seconds, or refuse, or some rank does not see what another one
             writes; the same on every rank.
     """
     hdfs = config.hdfs
@@ -53,10 +56,41 @@ def open_store(config: Config, stop: Optional[threading.Event] = None) -> Option
             store.mkdirs(folder)
             return store, probes.enter_context(probing(store, folder))
 
-        store, probe = parallel.together(check, "its connection to HDFS")
+        store, probe = _connected(check, config.hdfs_upload.retry_seconds, stop)
         if folder is not None and parallel.world_size() > 1:
             _check_shared(store, folder, parallel.from_rank_0(lambda: probe, "its connection to HDFS"))
     return store.with_patience(config.hdfs_upload.retry_seconds, stop)
+
+
+def _connected(check: Callable[[], T], patience: float, stop: Optional[threading.Event]) -> T:
+    """Calls `check` on every rank. All fail if the store answers none of them, since its address may be wrong.
+
+    Args:
+        check: Connects, and raises StorageUnavailableError if the store does not answer within seconds.
+        patience: Seconds for which a rank tries again if the store has answered another one; that one waits as long.
+        stop: Ends the attempts when it is set.
+    """
+    what, answers, problem = "its connection to HDFS", [], None
+
+    def first() -> None:
+        nonlocal problem
+        try:
+            answers.append(check())
+        except StorageUnavailableError as unavailable:
+            problem = unavailable
+
+    def again() -> T:
+        if problem is None:
+            return answers[0]
+        if not is_right:
+            raise problem
+        logger.warning("rank %d: %s; the store answers another rank, so this one tries again", parallel.rank(), problem)
+        with parallel.working():
+            return retried(check, patience, stop)
+
+    parallel.together(first, what)
+    is_right = parallel.any_rank(problem is None, what)
+    return parallel.together(again, what)
 
 
 def _check_shared(store: Retrying, folder: str, probe: str) -> None:

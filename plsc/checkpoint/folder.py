@@ -219,11 +219,14 @@ def _what_it_is(folder: Path) -> str:
     if foreign is not None:
         name = f"holds {foreign.name}, which is" if foreign is not folder else "is"
         return (
-            f"{name} in Paddle's own format and not a checkpoint of plsc; load it into the model in the script, with "
-            f"Paddle's load and set_state_dict, before set_model, or {advice}"
+            f"{name} in Paddle's own format and not a checkpoint of plsc; begin with it by set_pretrained, make a "
+            f"checkpoint of it with plsc import-weights, or {advice}"
         )
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)) and not folder.exists():  # a path has no second slash
-        return "is an address, and a folder of this machine is expected; download the checkpoint with plsc fs get first"
+        return (
+            "is an address, and a folder of this machine is expected; download the checkpoint with plsc fs get, or let "
+            "a training do so with set_hdfs_info(..., fs_checkpoint_dir=...)"
+        )
     if folder.is_file():
         return f"is a file, not the folder of a checkpoint; {advice}"
     return f"is not a checkpoint ({META} is missing); {advice}" if folder.is_dir() else f"no such folder; {advice}"

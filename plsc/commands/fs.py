@@ -10,41 +10,20 @@ import posixpath
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands.bars import byte_bar
-from plsc.errors import ConfigError, PlscError, counted
+from plsc.errors import ConfigError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdfs
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
-from plsc.storage.transfer import files_of, get, put, tree
-
-# What messages of stores say to the author of a script, and what they say to the user of this command.
-_IN_OPTIONS = (
-    (r"set_hdfs_info: fs_name: the alias", "--fs: the alias"),
-    (r"set_hdfs_info: fs_name: ", ""),
-    (r"set_hdfs_info: fs_name is empty", "--fs is empty"),
-    (r"set_hdfs_info: fs_name(?= holds| must)", "the address"),
-    (r"set_hdfs_info: keytab=", "--keytab "),
-    (r"set_hdfs_info: (\w+:// takes no) fs_ugi; give None", r"\1 --user; leave it out"),
-    (r"give them in fs_ugi as 'name,password'", "give the name with --user, and the password with --ask-password"),
-    (r"give them to set_hdfs_info as fs_ugi", "give the name with --user, and the password with --ask-password"),
-    (r"give the folder as fs_dir_for_save or fs_checkpoint_dir", "give the folder as the path"),
-    (r"check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos', or plsc fs with --kerberos; for a token, "
-     r"give a client to set_hdfs_client", "check --user and the password; for Kerberos, give --kerberos"),
-    (r"call set_hdfs_info with auth='kerberos', or plsc fs with --kerberos", "give --kerberos"),
-    (r"leave out auth and keytab", "leave out --kerberos and --keytab"),
-    (r"\(keytab= of set_hdfs_info, --keytab of plsc fs\)", "with --keytab"),
-    (r"give its full host name in fs_name", "give its full host name in the address"),
-    (r"or give fs_ugi='(\w+),(\w+)'", r"or give the \1 with --user, and the \2 with --ask-password"),
-    (r"give another name in fs_ugi", "give another name with --user"),
-)  # fmt: skip
+from plsc.storage.transfer import Advance, files_of, get, place_in, put, tree
+from plsc.storage.working import StorePlace, claimed
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -56,7 +35,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     rm = "plsc fs rm --dry-run s3://bucket/checkpoints/earlier_1"
     about = "list, download, upload and remove files, folders and checkpoints of HDFS, S3 and other stores"
     details = (
-        f"The password of a gateway, or the secret of an access key, is read from {credentials.PASSWORD} or asked for. "
+        f"The secret of an access key, or the password of the gateways that {credentials.HOST} names, is read from "
+        f"{credentials.PASSWORD}, or asked for. "
         "No option takes it, because every user of a machine can see command lines. The command starts no training, so "
         "it has no --set or --config."
     )
@@ -135,27 +115,9 @@ def _add_options(action: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    with _option_names():
-        _name_store(options)
-        options.run(options, _open(options, credentials.password()).with_patience(options.retry_seconds))
+    _name_store(options)
+    options.run(options, _open(options).with_patience(options.retry_seconds))
     return 0
-
-
-@contextmanager
-def _option_names() -> Iterator[None]:
-    """Has errors call by the options of this command what the messages of stores call by arguments of `Entry`."""
-    try:
-        yield
-    except PlscError as problem:
-        problem.args = (in_options(str(problem)),)
-        raise
-
-
-def in_options(text: str) -> str:
-    """Returns a message of a store in the words of this command."""
-    for pattern, words in _IN_OPTIONS:
-        text = re.sub(pattern, words, text)
-    return text
 
 
 def _name_store(options: argparse.Namespace) -> None:
@@ -189,9 +151,10 @@ def _name_store(options: argparse.Namespace) -> None:
         )
 
 
-def _open(options: argparse.Namespace, password: str) -> Retrying:
+def _open(options: argparse.Namespace) -> Retrying:
     """Opens the store. Raises ConfigError for options that do not fit together."""
     check_hdfs_address(options.fs, is_alias=options.user is None)
+    password = credentials.password_for(options.fs)
     kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
     if kerberos is not None:
         check_takes_kerberos("--kerberos and --keytab", options.fs)
@@ -292,7 +255,7 @@ def _get(options: argparse.Namespace, store: Retrying) -> None:
         return
     total = sum(status.size for status in files.values())
     with byte_bar(posixpath.basename(options.source.rstrip("/")), total, options.json, leave=True) as advance:
-        place = get(store, options.source, target, advance)
+        place = get(store, options.source, target, advance, files)
     _done(options, place, total)
 
 
@@ -329,8 +292,18 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
         return
     total = sum(path.stat().st_size for path in files_of(source) if path.exists())
     with byte_bar(source.name, total, options.json, leave=True) as advance:
-        place = put(store, source, options.target, advance)
+        place = _put_alone(store, source, options.target, advance)
     _done(options, place, total, place_of(store, place))
+
+
+def _put_alone(store: Retrying, source: Path, target: str, advance: Advance) -> str:
+    """Uploads as `put` does, and lets no other process write there, where the files of a folder appear one by one."""
+    if store.renames or not source.is_dir():
+        return put(store, source, target, advance)
+    target = place_in(store, target, source.resolve().name)
+    with claimed(StorePlace(place_of(store, target), store, target)) as place:
+        place.check_claim()
+        return put(store, source, target, advance)
 
 
 def _inside(target: Path, source: str) -> Path:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +28,13 @@ from plsc.machine.logs import reworded
 from plsc.storage import Retrying, credentials
 from plsc.storage.address import check_path, is_address, is_inside, split_address
 from plsc.storage.base import COMMIT, missing
-from plsc.storage.local import check_room
+from plsc.storage.local import NO_ROOM, check_room
 from plsc.storage.login import open_address
 from plsc.storage.transfer import each, files_of, get, tree
-from plsc.storage.working import StorePlace, Workspace, check_new, fetch_earlier, name_at, upload, workspace
+from plsc.storage.working import StorePlace, Workspace, check_new, claimed, fetch_earlier, name_at, upload, workspace
 
+_FULL = re.compile("|".join([os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), NO_ROOM, "is the disk of .* full"]))
+_MORE_ROOM = "make room there, or set TMPDIR to a folder on a larger disk"
 _NAMES = "PLSC_PLACES"  # carries the names of paths to the ranks that a command starts
 
 
@@ -252,6 +256,7 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
             made[one] = space.path / name_at(targets[one].path)
             names[str(made[one])] = str(one)
             if one.role.is_output:
+                targets[one] = spaces.enter_context(claimed(targets[one]))
                 kept[one] = space
                 _begin_output(targets[one], one.role, space, made[one], options)
         for one in away:
@@ -270,7 +275,6 @@ def _replaced(options: argparse.Namespace, away: Sequence[Away], names: dict[str
 def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -> None:
     """Checks that an output overwrites nothing; `fetch_earlier` does so for those that may replace an earlier one."""
     if role.is_direct(options):
-        options.target = target
         check_target(target)
     elif not role.parts:
         check_new(target)
@@ -278,6 +282,8 @@ def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -
 
 def _begin_output(target: StorePlace, role: Role, space: Workspace, local: Path, options: argparse.Namespace) -> None:
     """Prepares the folder of an output: with what an interrupted command has left, or with nothing."""
+    if role.is_direct(options):
+        options.target = target
     space.stays = role.resumes and not role.is_direct(options)
     if not space.stays:
         space.clear()
@@ -289,6 +295,7 @@ def _upload(target: StorePlace, role: Role, local: Path, space: Workspace, names
     """Uploads an output. It stays on this machine if that fails, since it may have taken long to make."""
     files = [local.with_name(local.name + part) for part in role.parts] or files_of(local)
     try:
+        target.check_claim()
         with byte_bar(f"uploading {local.name}", sum(file.stat().st_size for file in files)) as advance:
             upload(target, local, role.parts, advance)
     except (PlscError, KeyboardInterrupt) as problem:
@@ -337,8 +344,9 @@ def _check_marks(target: StorePlace, role: Role) -> None:
 
 
 def _get(store: Retrying, path: str, local: Path) -> None:
-    with byte_bar(f"fetching {local.name}", sum(one.size for one in tree(store, path).values())) as advance:
-        get(store, path, local, advance)
+    files = tree(store, path)
+    with byte_bar(f"fetching {local.name}", sum(one.size for one in files.values())) as advance:
+        get(store, path, local, advance, files)
 
 
 def _fetch_checkpoint(store: Retrying, path: str, local: Path, is_whole: bool) -> None:
@@ -384,6 +392,9 @@ def _worded(names: Mapping[str, str]) -> Iterator[None]:
     """
 
     def worded(text: str) -> str:
+        full = next((path for path in names if os.path.dirname(path) in text), "") if _FULL.search(text) else ""
+        if full:  # the user has to know the folder of this machine
+            return f"{text}; what is there for the time of the command is {names[full]}: {_MORE_ROOM}"
         for path in sorted(names, key=len, reverse=True):
             text = text.replace(path, names[path])
         return text

@@ -19,6 +19,7 @@ from plsc.data.image_lists import Listed
 from plsc.data.packed import FolderPacker, NamesInFolders
 from plsc.errors import DataError, counted
 from plsc.machine.names import readable
+from plsc.storage.local import FOLDER_INDEX
 
 logger = logging.getLogger("plsc")
 
@@ -34,7 +35,7 @@ _HIDDEN = frozenset(
 ) | {b"System Volume Information"}
 _LISTS = frozenset((b"classes.txt", b"skipped.txt", b"damaged.txt", b"exclude.txt"))  # What plsc itself writes.
 _NAMED = 3  # Suffixes that the log names.
-INDEX = b".plsc-folders.npz"  # what `plsc.data.folder_index` writes into a folder of folders
+INDEX = os.fsencode(FOLDER_INDEX)  # what `plsc.data.folder_index` writes into a folder of folders
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 from plsc.data.index_files import CLOCK, bytes_of, open_index, text_of, write_index
 from plsc.data.tar_index import TarIndex, index_tar
 from plsc.machine.mounts import mount_of
+from plsc.storage.local import index_of
 
 _VERSION = 1
 _FEWEST = 1000  # images; to read the headers of fewer takes no longer than to open another file
@@ -33,7 +34,7 @@ class _State(NamedTuple):
 def index_path(path: str) -> str:
     """Returns the file that holds the index of a tar: `.train-0000.tar.index.npz` for `train-0000.tar`."""
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.index.npz")
+    return os.path.join(folder, index_of(name))
 
 
 def indexed(path: str, keeps_index: bool) -> TarIndex:

@@ -72,6 +72,7 @@ class RemoteStaging(Staging):
             ConfigError: Something stands where the output goes, or the conversion has another plan.
             StorageError: The store does not answer, or refuses.
         """
+        self._target.check_claim()
         check_target(self._target)
         earlier = self.plan()
         if earlier is None:
@@ -120,6 +121,7 @@ class RemoteStaging(Staging):
 
     def write_lists(self, lists: dict[str, bytes]) -> None:
         """Writes the small files that describe the output."""
+        self._target.check_claim()
         for name, data in lists.items():
             write_bytes(self._store, self._at(self._part_of(name), name), data)
         files = [name for number in self._records for name in self._files[number]]
@@ -132,6 +134,7 @@ class RemoteStaging(Staging):
         Args:
             folders: Not used: the files are in the store.
         """
+        self._target.check_claim()
         store, path = self._store, self._target.path
         if store.renames and store.status(self._at(DATA)) is not None:
             store.rename(self._at(DATA), path)
@@ -234,6 +237,7 @@ class RemoteStaging(Staging):
 
     def _ship(self, number: int, room: Any) -> None:
         """Uploads the files of a complete shard, records it, and removes it from this machine."""
+        self._target.check_claim()
         data = self.shard(number) / DATA
         record = super().record(number)
         files: dict[str, int] = {}

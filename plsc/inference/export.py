@@ -170,7 +170,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
             yield place
     except ConfigError as error:
         free = shutil.disk_usage(folder).free  # Paddle and paddle2onnx report no error if the disk is full.
-        remark = f"; is the disk full ({free >> 20} MB left)?" if free < _FREE_BYTES else ""
+        remark = f"; is the disk of {folder} full ({free >> 20} MB left)?" if free < _FREE_BYTES else ""
         raise ConfigError(f"{error}{remark}") from error.__cause__
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Keeps Paddle from warning about what plsc has chosen, or does not use."""
+"""Keeps Paddle from warning about what plsc has chosen, or does not use, and from showing C++ code after a signal."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import warnings
 from collections.abc import Sequence
 from typing import Optional
 
+from plsc.machine.signals import end_quietly
+
 _THREADS = "OMP_NUM_THREADS"
 _CHECKS_THREADS = "paddle.base"  # the module that reads the variable when it is imported
 
 
 def quiet_import() -> None:
-    """Prepares a quiet `import paddle`; changes nothing once Paddle is loaded.
+    """Prepares a quiet `import paddle`. Once Paddle is loaded, it only takes SIGTERM from it.
 
     Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. Whenever a batch
-    normalisation trains, it also warns that running statistics are tracked, which is what they are for.
+    normalisation trains, it also warns that running statistics are tracked, which is what they are for. At the
+    end of its import it takes over SIGTERM, to print a C++ traceback.
     """
     for message in ("No ccache found", "When training, we now always track global mean and variance"):
         warnings.filterwarnings("ignore", message, UserWarning)
-    if _CHECKS_THREADS not in sys.modules and not any(isinstance(one, _Finder) for one in sys.meta_path):
+    if _CHECKS_THREADS in sys.modules:
+        end_quietly()
+    elif not any(isinstance(one, _Finder) for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
@@ -67,3 +72,4 @@ class _Loader(importlib.abc.Loader):
         finally:
             if threads:
                 os.environ[_THREADS] = threads
+            end_quietly()

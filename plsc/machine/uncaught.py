@@ -10,6 +10,8 @@ from typing import Optional
 from plsc.errors import STATUS_OF_MISTAKE, PlscError, exit_status_of
 from plsc.machine.names import readable, unwritable_name
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 
 def shorten_errors(report: Optional[Callable[[BaseException], None]] = None) -> None:
     """Makes an uncaught PlscError or Ctrl-C end the program with one line. Every other error keeps its traceback.
@@ -45,13 +47,15 @@ class _Hook:
         self.report: Optional[Callable[[BaseException], None]] = None
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: Optional[TracebackType]) -> None:
+        status = STATUS_OF_MISTAKE if exit_status_of(error) == STATUS_OF_MISTAKE else None
         if line := line_of(error):
             print(line, file=sys.stderr, flush=True)
         elif is_interrupt(error) and not hasattr(sys, "ps1"):
             print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
+            status = None if isinstance(error, KeyboardInterrupt) else _INTERRUPTED  # None: Python ends by the signal
         else:
             self._previous(kind, error, traceback)
         if self.report is not None:
             self.report(error)
-        if exit_status_of(error) == STATUS_OF_MISTAKE:
-            raise SystemExit(STATUS_OF_MISTAKE)
+        if status is not None:
+            raise SystemExit(status)

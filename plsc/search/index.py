@@ -389,7 +389,8 @@ def _companion(file: Path, suffix: str) -> Path:
 
 
 def _faiss() -> Any:
-    logging.getLogger("faiss").setLevel(logging.WARNING)  # else it tells which builds for other processors it lacks
+    if logging.getLogger("faiss").level == logging.NOTSET:  # it tells which builds for other processors it lacks
+        logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         return importlib.import_module("faiss")
     except ImportError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
+import shlex
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
@@ -128,14 +130,17 @@ def place_of(storage: Storage, path: str) -> str:
     alias are named. Such a path follows the name of the store and a colon.
     """
     name = storage.name
-    if re.match("(hdfs|s?webhdfs|https?)://", name):
-        is_address = path.startswith("/") and re.fullmatch("[a-z]+://[^/;,]+/?", name) is not None
-    else:
-        is_address = "://" in name or name.startswith("/")
-    if not is_address:
+    if not _makes_addresses(name, path):
         return f"{name}: {path}" if name else path
     inner = path.lstrip("/")
     return f"{name}{'' if name.endswith('/') else '/'}{inner}" if inner else name
+
+
+def _makes_addresses(name: str, path: str) -> bool:
+    """Returns whether the name of a store and a path in it make an address together."""
+    if re.match("(hdfs|s?webhdfs|https?)://", name):
+        return path.startswith("/") and re.fullmatch("[a-z]+://[^/;,]+/?", name) is not None
+    return "://" in name or name.startswith("/")
 
 
 def check_names(storage: Storage, path: str, names: Iterable[str]) -> None:
@@ -159,8 +164,19 @@ def _is_encodable(name: str) -> bool:
 
 
 def missing(storage: Storage, path: str) -> StorageError:
-    """Returns the error for a path that does not exist."""
-    return StorageError(f"{place_of(storage, path)}: no such file or folder", "no such file or folder")
+    """Returns the error for a path that does not exist. Its message says how to see what does."""
+    reason = "no such file or folder"
+    return StorageError(f"{place_of(storage, path)}: {reason}; {_how_to_look(storage, path)}", reason)
+
+
+def _how_to_look(storage: Storage, path: str) -> str:
+    """Returns how to see the names in the folder that should hold a path."""
+    folder = posixpath.dirname(path.rstrip("/"))
+    if "://" not in storage.name:
+        return "check the path"
+    if _makes_addresses(storage.name, folder):
+        return f"plsc fs ls {shlex.quote(place_of(storage, folder))} shows what is there"
+    return f"plsc fs ls --fs {shlex.quote(storage.name)} {shlex.quote(folder or '.')} shows what is there"
 
 
 def check_absent(storage: Storage, path: str) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import re
+from collections.abc import Iterable
 from typing import Optional
+from urllib.parse import urlsplit
 
-PASSWORD = "PLSC_HDFS_PASSWORD"
+from plsc.storage.address import is_foreign_address
+
+PASSWORD, HOST = "PLSC_HDFS_PASSWORD", "PLSC_HDFS_HOST"
+
+_withheld: set[str] = set()  # hosts that have not been given the password
 
 
 @functools.cache
@@ -16,8 +23,58 @@ def password() -> str:
     return os.environ.pop(PASSWORD, "")  # so that child processes do not see it
 
 
-def ugi_of_environment() -> Optional[str]:
-    """Returns `name,password` for a gateway of HDFS; None if the environment has no password."""
-    if not password():
-        return None
-    return f"{os.environ.get('HADOOP_USER_NAME') or getpass.getuser()},{password()}"
+def password_for(fs_name: str) -> str:
+    """Returns the password of the environment for a store; '' if there is none, or if it is for another one.
+
+    A gateway gets it only if `PLSC_HDFS_HOST` names its host: an address in a command line is easily another one than
+    the password was meant for. The secret of an access key is never sent, and needs no such name.
+
+    Args:
+        fs_name: The address of the store, or those of several NameNodes.
+    """
+    if is_foreign_address(fs_name):
+        return password()
+    servers = [_server_of(part) for part in re.split("[;,]", fs_name) if part.strip()]
+    hosts = {host for host, _ in servers}
+    if not password() or all(map(_is_meant, servers)):
+        _withheld.difference_update(hosts)
+        return password()
+    _withheld.update(hosts)
+    return ""
+
+
+def ugi_of_environment(fs_name: str) -> Optional[str]:
+    """Returns `name,password` for an HDFS; None if the environment has no password for it."""
+    found = password_for(fs_name)
+    return f"{os.environ.get('HADOOP_USER_NAME') or getpass.getuser()},{found}" if found else None
+
+
+def why_withheld(urls: Iterable[str]) -> str:
+    """Returns what to do about a server that asks for a password and has not been given that of the environment.
+
+    Args:
+        urls: The servers.
+
+    Returns:
+        The words for a message; '' if they have been given it, or if there is none.
+    """
+    host = next((host for host, _ in map(_server_of, urls) if host in _withheld), "")
+    return host and (
+        f"the server asks for a password, and {PASSWORD} was not sent there, because {HOST} does not name it; set "
+        f"{HOST}={host} if the password is for that server"
+    )
+
+
+def _is_meant(server: tuple[str, str]) -> bool:
+    """Returns whether `PLSC_HDFS_HOST` names a server: by its host, or by its host and port."""
+    meant = {_server_of(part) for part in re.split(r"[;,\s]+", os.environ.get(HOST, "")) if part}
+    return server in meant or (server[0], "") in meant
+
+
+def _server_of(address: str) -> tuple[str, str]:
+    """Returns the host of an address, in small letters, and its port; '' for one that it does not have."""
+    try:
+        parts = urlsplit(address.strip() if "://" in address else f"//{address.strip()}")
+        return parts.hostname or "", str(parts.port or "")
+    except ValueError:
+        return "", address

@@ -21,7 +21,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from plsc.errors import ConfigError
 from plsc.machine.json_files import as_integer, as_text
-from plsc.storage import site
+from plsc.storage import credentials, site
 from plsc.storage.address import web_addresses
 from plsc.storage.answers import Timeouts
 from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of, place_of
@@ -308,7 +308,7 @@ def _server_error(where: str, problem: hdfs.HdfsError, urls: Sequence[str]) -> S
     message: Union[str, bytes] = problem.message
     text = first_line(message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message))
     if isinstance(message, str) and text.startswith("Authentication failure"):
-        return StorageError(f"{where}: {_REFUSED}")
+        return StorageError(f"{where}: {credentials.why_withheld(urls) or _REFUSED}")
     error = refusal(where, problem.exception, text)
     if isinstance(message, bytes) and not isinstance(error, StorageUnavailableError):
         # The answer is not WebHDFS's, but that of a gateway, or of a server that is starting.

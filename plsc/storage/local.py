@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -12,8 +14,14 @@ from typing import Optional
 
 from plsc.errors import ConfigError
 from plsc.machine.files import sync
+from plsc.machine.locks import LOCK_NAME
 from plsc.machine.memory import size_text
 from plsc.storage.base import Chunks, Status, StorageError, check_absent, parts_of, place_of
+
+# The index that plsc keeps in a folder of images. Like that of a tar, it holds the times of the files on this disk.
+FOLDER_INDEX = ".plsc-folders.npz"
+NO_ROOM = "are to be downloaded, but its disk has"  # what `check_room` says
+_OF_THIS_DISK = re.compile(rf"{re.escape(LOCK_NAME)}|{re.escape(FOLDER_INDEX)}|\..+\.tar\.index\.npz", re.DOTALL)
 
 
 class LocalStorage:
@@ -114,7 +122,18 @@ class LocalStorage:
 
     def _error(self, path: str, problem: OSError) -> StorageError:
         reason = problem.strerror or str(problem)
-        return StorageError(f"{place_of(self, path)}: {reason}", reason)
+        hint = "; make room there" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return StorageError(f"{place_of(self, path)}: {reason}{hint}", reason)
+
+
+def index_of(name: str) -> str:
+    """Returns the name of the file that holds the index of a tar: `.train-0000.tar.index.npz` for `train-0000.tar`."""
+    return f".{name}.index.npz"
+
+
+def is_of_this_disk(name: str) -> bool:
+    """Returns whether a file is of use on this disk only: the lock of a run, or an index of data."""
+    return _OF_THIS_DISK.fullmatch(name) is not None
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -134,8 +153,7 @@ def check_room(folder: Path, size: int) -> None:
         free = shutil.disk_usage(place).free
         if size > free:
             raise ConfigError(
-                f"{folder}: {size_text(size)} are to be downloaded, but its disk has {size_text(free)} free; make room "
-                "there, or name another folder"
+                f"{place}: {size_text(size)} {NO_ROOM} {size_text(free)} free; make room there, or name another folder"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from plsc.errors import ConfigError
@@ -40,7 +41,7 @@ def open_address(address: Address, login: Login, stop: Optional[threading.Event]
     The HDFS of `set_hdfs_info` serves the addresses of its hosts: its own address may name the port of WebHDFS, and its
     password belongs to its gateway. Another HDFS gets the name of the user alone, or a Kerberos ticket, with which it
     can do nothing elsewhere. Object stores of one kind share the credentials. Without `set_hdfs_info`, the environment
-    says who connects, and `PLSC_HDFS_PASSWORD` is the password of a gateway.
+    says who connects, and `PLSC_HDFS_PASSWORD` is the password of the gateways that `PLSC_HDFS_HOST` names.
 
     Args:
         address: The address.
@@ -52,9 +53,9 @@ def open_address(address: Address, login: Login, stop: Optional[threading.Event]
         StorageError: The store does not answer, or refuses.
     """
     if address.scheme == "file":
-        return Retrying(LocalStorage(), 0.0, stop)
+        return Retrying(LocalStorage(Path("/"), "file:///"), 0.0, stop)
     if login.fs_name is None and login.client is None and address.host and not address.is_object:
-        ugi = ugi_of_environment()
+        ugi = ugi_of_environment(address.server)
         login = login if ugi is None else login._replace(fs_name=address.server, fs_ugi=ugi)
     is_known = login.fs_name is not None and address.is_served_by(login.fs_name)
     is_hdfs = login.fs_name is not None and not is_foreign_address(login.fs_name)

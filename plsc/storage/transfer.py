@@ -13,13 +13,12 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
-from plsc.machine.locks import LOCK_NAME
 from plsc.storage.base import CHUNK_BYTES, COMMIT, Status, StorageError, missing, place_of
-from plsc.storage.local import LOCAL, check_room
+from plsc.storage.local import LOCAL, check_room, is_of_this_disk
 from plsc.storage.retry import Retrying
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
@@ -28,9 +27,6 @@ _TINY_THREADS, _TINY = 128, 100_000  # bytes on average
 _LARGE_THREADS, _LARGE = 4, 4_000_000  # such files take memory, and time that is no waiting
 
 _SECONDS_TO_DELETE = 5.0
-
-# The lock of a run, and the indexes of data, which hold the times of the files on this disk.
-_OF_THIS_DISK = re.compile(rf"{re.escape(LOCK_NAME)}|\.plsc-folders\.npz|\..+\.tar\.index\.npz", re.DOTALL)
 
 Advance = Callable[[int], None]  # receives the bytes just copied; a negative number if they must be copied again
 
@@ -168,7 +164,7 @@ def files_of(source: Path) -> list[Path]:
     """Returns a file itself, or all files of a local folder, sorted, without those that are for this disk alone."""
     if not source.is_dir():
         return [source]
-    return [path for path in sorted(source.rglob("*")) if path.is_file() and not _OF_THIS_DISK.fullmatch(path.name)]
+    return [path for path in sorted(source.rglob("*")) if path.is_file() and not is_of_this_disk(path.name)]
 
 
 def put(
@@ -191,7 +187,7 @@ def put(
     """
     if not source.exists():
         raise ConfigError(f"{source}: no such file or folder")
-    target = _inside(storage, target, source.resolve().name)
+    target = place_in(storage, target, source.resolve().name)
     if storage.status(target) is not None:
         raise ConfigError(f"{place_of(storage, target)}: already exists; name another place")
     files = files_of(source)
@@ -221,14 +217,27 @@ def put(
     return target
 
 
-def get(storage: Retrying, source: str, target: Path, advance: Advance = ignore) -> Path:
+def get(
+    storage: Retrying,
+    source: str,
+    target: Path,
+    advance: Advance = ignore,
+    files: Optional[Mapping[str, Status]] = None,
+) -> Path:
     """Downloads a file or a folder and returns its path. If the target is a folder, the download goes into it.
+
+    Args:
+        storage: The store.
+        source: The path in it.
+        target: The new local name, or a local folder to put it into.
+        advance: Receives the bytes that have been received.
+        files: What `tree` has just returned for the source, so that it is not listed again.
 
     Raises:
         ConfigError: The target exists already, or it cannot be written, or its disk is too small.
         StorageError: The store could not provide it, or it changed meanwhile.
     """
-    files = tree(storage, source)
+    files = tree(storage, source) if files is None else files
     if target.is_dir():
         target = target / posixpath.basename(source.rstrip("/"))
     if target.exists():
@@ -312,7 +321,8 @@ def _remove_old_uploads(storage: Retrying, target: str) -> None:
                 storage.delete(posixpath.join(folder, left))
 
 
-def _inside(storage: Retrying, target: str, name: str) -> str:
+def place_in(storage: Retrying, target: str, name: str) -> str:
+    """Returns where an upload goes: into the target, if that is a folder, and otherwise to the target itself."""
     found = storage.status(target)
     return posixpath.join(target, name) if found is not None and found.is_folder else target.rstrip("/")
 

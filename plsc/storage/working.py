@@ -26,6 +26,7 @@ from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.machine.locks import LOCK_NAME, FolderInUseError, lock_folder
 from plsc.storage.base import COMMIT, StorageError, read_bytes, write_bytes
+from plsc.storage.claims import Claim, claiming
 from plsc.storage.local import LOCAL
 from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, OpenFile, ignore, put, write_file
@@ -70,11 +71,13 @@ class StorePlace(NamedTuple):
         address: Its address, as the user has written it.
         store: The store.
         path: The path in it.
+        claim: What keeps other processes from writing there, once `claimed` has taken it.
     """
 
     address: str
     store: Retrying
     path: str
+    claim: Optional[Claim] = None
 
     @property
     def converting(self) -> str:
@@ -96,6 +99,28 @@ class StorePlace(NamedTuple):
         self.store.mkdirs(parent)
         with probing(self.store, parent):
             pass
+
+    def check_claim(self) -> None:
+        """Checks, before anything is written there, that no other process has taken the place over.
+
+        Raises:
+            FolderInUseError: Another process has.
+            StorageError: The store does not answer, or refuses.
+        """
+        if self.claim is not None:
+            self.claim.check()
+
+
+@contextlib.contextmanager
+def claimed(target: StorePlace) -> Iterator[StorePlace]:
+    """Keeps other processes from writing to a place in the `with` block, on this machine and on others.
+
+    Raises:
+        FolderInUseError: Another process writes there.
+        StorageError: The store does not answer, or refuses.
+    """
+    with claiming(target.store, _hidden(target.path, "claim"), target.address) as claim:
+        yield target._replace(claim=claim)
 
 
 def converting(path: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -209,11 +210,12 @@ def test_a_folder_without_meta_json_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "path, words",
     [
-        ("net.pdparams", "net.pdparams: is in Paddle's own format.*set_state_dict, before set_model"),
+        ("net.pdparams", "net.pdparams: is in Paddle's own format.*set_pretrained, .* plsc import-weights, or"),
         ("", "holds net.pdparams, which is in Paddle's own format"),
         ("text.txt", "text.txt: is a file, not the folder of a checkpoint"),
         ("empty", "is not a checkpoint .meta.json is missing."),
         ("nowhere", "no such folder"),
+        ("s3:/bucket/0", "is an address, and a folder .*plsc fs get, or .*fs_checkpoint_dir"),
     ],
 )
 def test_what_is_no_checkpoint_is_called_what_it_is(path, words, tmp_path):
@@ -221,7 +223,7 @@ def test_what_is_no_checkpoint_is_called_what_it_is(path, words, tmp_path):
     (tmp_path / "text.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=words) as caught:
-        checkpoint.open_checkpoint(tmp_path / path)
+        checkpoint.open_checkpoint(Path(path) if ":" in path else tmp_path / path)
     assert "damaged" not in str(caught.value)
 
 

@@ -389,3 +389,9 @@ def test_loading_faiss_does_not_log_which_builds_it_lacks(monkeypatch):
     logging.getLogger("faiss").setLevel(logging.NOTSET)
     search._faiss()
     assert not logging.getLogger("faiss.loader").isEnabledFor(logging.INFO)
+
+
+def test_the_log_level_that_the_user_chose_for_faiss_is_kept(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("faiss"), "level", logging.DEBUG)
+    search._faiss()
+    assert logging.getLogger("faiss").level == logging.DEBUG

@@ -1,0 +1,218 @@
+"""Claims on places in stores, which keep two machines from writing to one of them at the same time.
+
+A store may have no locks, and no renaming that fails where something stands already. A claim therefore is a small file
+next to the place, `.<name>.claim`. Its holder writes it again every few seconds. Who finds a claim watches it: one that
+changes is held, and one that does not was left by a process that has died. No clock is compared with that of another
+machine. Where two processes write their claims at once, the last one to write has the place: each waits a little, and
+reads what stands there before it writes anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Optional
+
+from plsc.machine.json_files import as_object, parse_json
+from plsc.machine.locks import FolderInUseError
+from plsc.storage.base import StorageError, read_bytes, write_bytes
+from plsc.storage.retry import Retrying
+
+_REFRESH_SECONDS, _SILENT_SECONDS = 5.0, 60.0
+_SETTLE_SECONDS = 0.5  # at least; an answer of the store that takes longer makes it more
+_POLL_SECONDS, _QUIET_SECONDS, _RELEASE_SECONDS = 1.0, 1.0, 3.0
+_MOST_BYTES = 1000
+
+logger = logging.getLogger("plsc")
+
+
+class Claim:
+    """A claim on a place.
+
+    Args:
+        store: The store.
+        path: The file of the claim.
+        place: What messages call the place.
+    """
+
+    def __init__(self, store: Retrying, path: str, place: str) -> None:
+        self._store, self._path, self._place = store, path, place
+        self._token, self._count, self._settled = secrets.token_hex(16), 0, 0.0
+        self._using, self._ended = threading.Lock(), threading.Event()
+
+    def take(self) -> None:
+        """Writes the claim, and keeps it up in a thread.
+
+        Raises:
+            FolderInUseError: Another process holds the place.
+            StorageError: The store does not answer, or refuses.
+        """
+        earlier = self._read(self._store)
+        if earlier is not None:
+            self._outlast(earlier)
+        began = time.monotonic()
+        self._write(self._store)
+        now = time.monotonic()
+        self._settled = now + max(_SETTLE_SECONDS, 3 * (now - began))
+        threading.Thread(target=self._keep_up, name="plsc-claim", daemon=True).start()
+
+    def check(self) -> None:
+        """Checks that this process still has the place.
+
+        Raises:
+            FolderInUseError: Another process has taken it over.
+            StorageError: The store does not answer, or refuses.
+        """
+        time.sleep(max(0.0, self._settled - time.monotonic()))
+        with self._using:
+            found = self._read(self._store)
+        if not self._is_own(found):
+            who = "nothing" if found is None else _holder(found)
+            raise FolderInUseError(
+                f"{self._place}: {who} has taken the place of this process there; run the command again when nothing "
+                "else writes there, or name another place"
+            )
+
+    def release(self) -> None:
+        """Removes the claim. A store that does not answer keeps it, and is not waited for long."""
+        self._ended.set()
+        store = self._store.with_patience(0)
+
+        def remove() -> None:
+            with self._using, contextlib.suppress(StorageError):
+                if self._is_own(self._read(store)):
+                    store.delete(self._path)
+
+        thread = threading.Thread(target=remove, name="plsc-claim", daemon=True)
+        thread.start()
+        thread.join(_RELEASE_SECONDS)
+
+    def _outlast(self, earlier: str) -> None:
+        """Waits until the claim of another process is gone, or must be that of a dead one."""
+        holder, began, is_reported = _holder(earlier), time.monotonic(), False
+        entered = began
+        while time.monotonic() - began < _SILENT_SECONDS and not _has_ended(earlier):
+            if not is_reported and time.monotonic() - entered >= _QUIET_SECONDS:
+                is_reported = True
+                logger.info(
+                    "%s: %s may be writing there; waiting up to %.0f s to see", self._place, holder, _SILENT_SECONDS
+                )
+            time.sleep(_POLL_SECONDS)
+            asked = time.monotonic()
+            found = self._read(self._store)
+            if found is None:
+                return
+            if found != earlier:
+                holder = _holder(found) if _parsed(found) else holder  # it may be writing the claim at this moment
+                raise FolderInUseError(
+                    f"{self._place}: {holder} is writing there; wait for it to end, or name another place"
+                )
+            if time.monotonic() - asked > _REFRESH_SECONDS:  # the store may have kept the holder from writing too
+                began = time.monotonic()
+        logger.info("%s: %s was writing there, and has ended; taking over", self._place, holder)
+
+    def _keep_up(self) -> None:
+        """Writes the claim again and again, until it is released or another process has the place."""
+        store = self._store.with_patience(0, self._ended)
+        while not self._ended.wait(_REFRESH_SECONDS):
+            # While the store is down, nobody else can take the place; what the command does there reports it.
+            with self._using, contextlib.suppress(StorageError):
+                if self._ended.is_set() or not self._is_own(self._read(store)):
+                    return  # `check` raises the error
+                self._write(store)
+
+    def _read(self, store: Retrying) -> Optional[str]:
+        """Returns what the file holds; None if there is none."""
+        found = store.status(self._path)
+        if found is None:
+            return None
+        try:
+            return read_bytes(store, self._path).decode("utf-8", "replace") if found.size <= _MOST_BYTES else ""
+        except StorageError:
+            if store.status(self._path) is None:  # its holder has just removed it
+                return None
+            raise
+
+    def _write(self, store: Retrying) -> None:
+        self._count += 1
+        about = {
+            "token": self._token,
+            "holder": f"process {os.getpid()} on {platform.node()}",
+            "machine": _machine(),
+            "process": os.getpid(),
+            "count": self._count,
+        }
+        write_bytes(store, self._path, json.dumps(about).encode())
+
+    def _is_own(self, text: Optional[str]) -> bool:
+        return text is not None and _parsed(text).get("token") == self._token
+
+
+@contextlib.contextmanager
+def claiming(store: Retrying, path: str, place: str) -> Iterator[Claim]:
+    """Holds a claim for the time of a `with` block.
+
+    Args:
+        store: The store.
+        path: The file of the claim.
+        place: What messages call the place.
+
+    Raises:
+        FolderInUseError: Another process holds the place.
+        StorageError: The store does not answer, or refuses.
+    """
+    claim = Claim(store, path, place)
+    try:
+        claim.take()
+        yield claim
+    finally:
+        claim.release()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Returns what a claim says; nothing for one that is being written."""
+    try:
+        return as_object(parse_json(text))
+    except ValueError:
+        return {}
+
+
+def _holder(text: str) -> str:
+    """Returns who holds a claim."""
+    name = _parsed(text).get("holder")
+    is_name = isinstance(name, str) and re.fullmatch(r"process \d{1,10} on [\w.-]{1,255}", name) is not None
+    return str(name) if is_name else "another process"
+
+
+def _has_ended(text: str) -> bool:
+    """Returns whether a claim is that of a process of this machine which no longer runs."""
+    about = _parsed(text)
+    number = about.get("process")
+    if not isinstance(number, int) or not 0 < number < 1 << 31 or about.get("machine") != _machine():
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _machine() -> str:
+    """Returns what this machine, or this container with its own numbers of processes, has for itself until it boots."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            known = [stream.read(), os.readlink("/proc/self/ns/pid"), platform.node()]
+    except OSError:
+        return secrets.token_hex(8)  # another one than that of any claim
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
