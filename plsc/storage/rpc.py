@@ -26,6 +26,7 @@ from plsc.machine.json_files import as_integer
 from plsc.storage import site
 from plsc.storage.answers import answer, limited, raisable
 from plsc.storage.base import (
+    CHUNK_BYTES,
     Chunks,
     Status,
     StorageError,
@@ -120,17 +121,12 @@ class RpcStorage:
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""
-        from hdfs_native import WriteOptions
-
-        with self._worded(path):
-            options = WriteOptions(overwrite=True, create_parent=True)
-            writer = _answer(lambda: self._client.create(self._place(path), options))
-        for chunk in chunks():
-            if chunk:
-                with self._worded(path):
-                    _answer(functools.partial(writer.write, chunk))
-        with self._worded(path):
-            _answer(writer.close)
+        if size <= CHUNK_BYTES:  # all requests in one thread, which costs more than they do
+            data = b"".join(chunks())
+            with self._worded(path):
+                _answer(lambda: self._write_at_once(path, data))
+        else:
+            self._write_parts(path, chunks)
         kept = self.status(path)
         if kept is None or kept.size != size:
             raise StorageUnavailableError(
@@ -152,6 +148,27 @@ class RpcStorage:
         """Makes a folder and those above it, unless they exist."""
         with self._worded(path):
             _answer(lambda: self._client.mkdirs(self._place(path), 0o755, True))
+
+    def _create(self, path: str) -> Any:
+        from hdfs_native import WriteOptions
+
+        return self._client.create(self._place(path), WriteOptions(overwrite=True, create_parent=True))
+
+    def _write_at_once(self, path: str, data: bytes) -> None:
+        writer = self._create(path)
+        if data:
+            writer.write(data)
+        writer.close()
+
+    def _write_parts(self, path: str, chunks: Chunks) -> None:
+        with self._worded(path):
+            writer = _answer(lambda: self._create(path))
+        for chunk in chunks():
+            if chunk:
+                with self._worded(path):
+                    _answer(functools.partial(writer.write, chunk))
+        with self._worded(path):
+            _answer(writer.close)
 
     def _name_in(self, place: str, found: Any) -> str:
         """Returns what the server calls a part of a folder, all of it, so that `check_names` sees what is wrong."""
