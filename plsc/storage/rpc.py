@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import itertools
 import os
 import posixpath
 import queue
@@ -41,7 +42,8 @@ from plsc.storage.refusals import first_line, refusal
 T = TypeVar("T")
 
 ANSWER_SECONDS, PROBE_SECONDS = 60.0, 10.0
-_PARTS_AHEAD, _LOOK_SECONDS = 4, 0.5  # of about a megabyte each
+# hdfs-native gives 64 kB at a time. To pass on each of them, or to join them, costs more than to read them.
+_PARTS_IN_BATCH, _BATCHES_AHEAD, _LOOK_SECONDS = 16, 2, 0.5
 _ATTEMPTS = "dfs.client.failover.max.attempts"
 # hdfs-native tries again by itself, for 3 minutes by default; `Retrying` does so with a line in the log.
 _SETTINGS = {
@@ -108,28 +110,23 @@ class RpcStorage:
             count = min(count, len(reader) - offset)  # hdfs-native panics beyond the end
             if count <= 0:
                 return
-            parts = _read_ahead(reader.read_range_stream(offset, count))
-        with contextlib.closing(parts):
+            batches = _read_ahead(reader.read_range_stream(offset, count))
+        with contextlib.closing(batches):
             while True:
                 with self._worded(path):
-                    part = next(parts, b"")
-                if not part:
+                    batch = next(batches, None)
+                if batch is None:
                     return
-                yield part
+                yield from batch
 
     def write(self, path: str, chunks: Chunks, size: int) -> None:
         """Makes a file and the folders above it; replaces a file of that name."""
-        from hdfs_native import WriteOptions
-
-        with self._worded(path):
-            options = WriteOptions(overwrite=True, create_parent=True)
-            writer = _answer(lambda: self._client.create(self._place(path), options))
-        for chunk in chunks():
-            if chunk:
-                with self._worded(path):
-                    _answer(functools.partial(writer.write, chunk))
-        with self._worded(path):
-            _answer(writer.close)
+        if size <= CHUNK_BYTES:  # all requests in one thread, which costs more than they do
+            data = b"".join(chunks())
+            with self._worded(path):
+                _answer(lambda: self._write_at_once(path, data))
+        else:
+            self._write_parts(path, chunks)
         kept = self.status(path)
         if kept is None or kept.size != size:
             raise StorageUnavailableError(
@@ -151,6 +148,27 @@ class RpcStorage:
         """Makes a folder and those above it, unless they exist."""
         with self._worded(path):
             _answer(lambda: self._client.mkdirs(self._place(path), 0o755, True))
+
+    def _create(self, path: str) -> Any:
+        from hdfs_native import WriteOptions
+
+        return self._client.create(self._place(path), WriteOptions(overwrite=True, create_parent=True))
+
+    def _write_at_once(self, path: str, data: bytes) -> None:
+        writer = self._create(path)
+        if data:
+            writer.write(data)
+        writer.close()
+
+    def _write_parts(self, path: str, chunks: Chunks) -> None:
+        with self._worded(path):
+            writer = _answer(lambda: self._create(path))
+        for chunk in chunks():
+            if chunk:
+                with self._worded(path):
+                    _answer(functools.partial(writer.write, chunk))
+        with self._worded(path):
+            _answer(writer.close)
 
     def _name_in(self, place: str, found: Any) -> str:
         """Returns what the server calls a part of a folder, all of it, so that `check_names` sees what is wrong."""
@@ -349,25 +367,25 @@ def _answer(action: Callable[[], T], seconds: Optional[float] = None) -> T:
     return answer(action, ANSWER_SECONDS if seconds is None else seconds)
 
 
-def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yields the parts of a stream, which a thread reads ahead, so that neither side waits for the other.
+def _read_ahead(stream: Iterator[bytes]) -> Generator[list[bytes], None, None]:
+    """Yields the parts of a stream, several at a time. A thread reads ahead, so that neither side waits for the other.
 
     Raises:
         TimeoutError: The server is silent for too long.
     """
-    parts: queue.Queue[Union[bytes, BaseException]] = queue.Queue(_PARTS_AHEAD)
+    batches: queue.Queue[Union[list[bytes], BaseException]] = queue.Queue(_BATCHES_AHEAD)
     left = threading.Event()
 
     def run() -> None:
-        part: Union[bytes, BaseException] = b"x"
-        while part and not isinstance(part, BaseException):
+        batch: Union[list[bytes], BaseException] = [b""]
+        while batch and not isinstance(batch, BaseException):
             try:
-                part = _part_of(stream)
+                batch = list(itertools.islice(stream, _PARTS_IN_BATCH))
             except BaseException as problem:  # noqa: BLE001 - raised below
-                part = problem
+                batch = problem
             while not left.is_set():
                 with contextlib.suppress(queue.Full):
-                    parts.put(part, timeout=_LOOK_SECONDS)
+                    batches.put(batch, timeout=_LOOK_SECONDS)
                     break
             if left.is_set():
                 return
@@ -376,27 +394,16 @@ def _read_ahead(stream: Iterator[bytes]) -> Generator[bytes, None, None]:
     try:
         while True:
             try:
-                part = parts.get(timeout=limited(ANSWER_SECONDS))
+                batch = batches.get(timeout=limited(ANSWER_SECONDS))
             except queue.Empty:
                 raise TimeoutError(None, "no answer in time") from None
-            if isinstance(part, BaseException):
-                raise raisable(part)
-            if not part:
+            if isinstance(batch, BaseException):
+                raise raisable(batch)
+            if not batch:
                 return
-            yield part
+            yield batch
     finally:
         left.set()
-
-
-def _part_of(stream: Iterator[bytes]) -> bytes:
-    """Returns about a megabyte of a stream, which gives 64 kB at a time; an empty text at its end."""
-    parts, size = [], 0
-    for part in stream:
-        parts.append(part)
-        size += len(part)
-        if size >= CHUNK_BYTES:
-            break
-    return b"".join(parts)
 
 
 def _status(found: Any) -> Status:
