@@ -351,10 +351,11 @@ class RecordIOWriter:
                 _, height, width = path.with_name(PROPERTY).read_text(encoding="ascii").split(",")
                 self._size = int(height), int(width)
         blocks = _blocks_of(ends)
+        buffer = memoryview(bytearray(int(np.diff(ends[blocks]).max())))  # one for all, because a new one is slow
         with path.open("rb") as stream:
             for first, end in zip(blocks[:-1].tolist(), blocks[1:].tolist()):
                 begin = int(ends[first])
-                data = bytearray(int(ends[end]) - begin)
+                data = buffer[: int(ends[end]) - begin]
                 stream.readinto(data)
                 words, frames = np.frombuffer(data, "<u4"), (ends[first:end] - begin) // 4
                 labels = words[frames + 3].view("<f4").astype(np.int64)
@@ -362,6 +363,8 @@ class RecordIOWriter:
                 self._stream.write(data)
                 self._note_places(ends[first:end] - begin + self._place, labels)
                 self._place += len(data)
+        self._stream.flush()
+        os.fdatasync(self._stream.fileno())  # so that little is left to write to the disk at the end
 
     def _note_places(self, places: np.ndarray, labels: np.ndarray) -> None:
         """Notes where some images begin, and their labels."""

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from plsc.datasets.opening import open_data
 from plsc.datasets.remote_staging import RemoteStaging
 from plsc.datasets.staging import DATA, LISTS, WHOLE, ShardRecord, Staging
 from plsc.datasets.targets import TARGETS
-from plsc.datasets.writers import class_folders, names_text
+from plsc.datasets.writers import class_folders, names_text, place_images
 from plsc.errors import ConfigError, DataError, is_mistake
 from plsc.machine import threads
 from plsc.machine.files import replace_file, sync
@@ -41,7 +41,7 @@ from plsc.storage.working import StorePlace
 
 Watch = Callable[[str, int, int], None]
 Report = Callable[[int], None]
-CONVERTING = "converting"
+CONVERTING, PLACING = "converting", "moving files"
 _SHARD_BYTES, _LEAST_BYTES = 256_000_000, 16_000_000  # encoded bytes of a shard, and of one of a small data set
 _LEAST_SHARDS = 16  # as many as many machines have cores
 _ANY_SHAPE = (3, 16, 16)  # to which an image is decoded to see whether it can be
@@ -168,8 +168,8 @@ def convert(
 
     Args:
         conversion: What to convert, and how.
-        watch: Is called now and then with the stage, what is done, and all: images of 'converting', and bytes of the
-            stages in which base64 data is split.
+        watch: Is called now and then with the stage, what is done, and all: images of 'converting' and 'moving files',
+            and bytes of the stages in which base64 data is split.
         engine: Makes the shards; by default processes of this machine do.
         inputs: Fetches a source in a store; see `open_data`.
         target: Where in a store the output goes, shard by shard, if the format has shards; None if the output folder is
@@ -254,7 +254,7 @@ def _plan(conversion: Conversion, data_format: str, records: Records, shards: in
     """Returns what must be the same when an unfinished conversion is resumed, by the word for it."""
     options = asdict(conversion)
     return {
-        "version": 1,
+        "version": 2,
         "source": to_text(conversion.source if is_address(conversion.source) else os.path.realpath(conversion.source)),
         "format of the source": data_format,
         "number of images": records.num_images,
@@ -275,16 +275,21 @@ def _convert(job: Job, records: Records, staging: Staging, watch: Watch, engine:
     todo = [number for number in range(job.shards) if number not in done]
     before = sum(end - first for first, end in map(job.bounds, done))
     watch(CONVERTING, before, job.images)
-    if todo:
-        failures = engine(job, records, todo, lambda count: watch(CONVERTING, before + count, job.images))
+    with _joining(job, staging) as join:
+
+        def report(count: int) -> None:
+            watch(CONVERTING, before + count, job.images)
+            join()
+
+        failures = engine(job, records, todo, report) if todo else []
         if failures:
             hint = "" if job.conversion.skip_damaged else " (or leave out all damaged images with --skip-damaged)"
             raise DataError(f"{min(failures).message}{hint}")
-    shards = [staging.record(number) for number in range(job.shards)]
-    result = _result(job, shards, len(done))
-    if not result.images:
-        first = readable(shards[0].skipped[0].strip())
-        raise DataError(f"{job.conversion.source}: no image of it can be read; {first}")
+        shards = [staging.record(number) for number in range(job.shards)]
+        result = _result(job, shards, len(done))
+        if not result.images:
+            first = readable(shards[0].skipped[0].strip())
+            raise DataError(f"{job.conversion.source}: no image of it can be read; {first}")
     _publish(job, shards, staging, watch)
     return result
 
@@ -427,13 +432,27 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
     folders, whole = [staging.shard(number) for number in range(job.shards)], staging.folder / WHOLE
     if not staging.is_publishing:
         lists = _lists(job, shards)
-        shutil.rmtree(whole, ignore_errors=True)
         if conversion.ranks is not None:
+            shutil.rmtree(whole, ignore_errors=True)
             _split(conversion.ranks, lists.pop("file_list.txt"), staging, watch)
-        elif TARGETS[conversion.to].is_joined and job.shards > 1:
-            _join(job, [folder for folder, one in zip(folders, shards) if one.images], staging)
         staging.write_lists(lists)
-    staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
+    if not TARGETS[conversion.to].file:
+        staging.publish([staging.folder / LISTS], partial(_place, job, folders, watch))
+    else:
+        staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
+
+
+def _place(job: Job, shards: Sequence[Path], watch: Watch) -> None:
+    """Moves image files into the folders of their classes."""
+    left, done = [shard / DATA for shard in shards], 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        watch(PLACING, done, job.images)
+
+    folders = class_folders(job.class_names, job.num_classes)
+    place_images(left, Path(job.conversion.output), folders, report)
 
 
 def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None:
@@ -448,13 +467,30 @@ def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None
         staging.commit(piece)
 
 
-def _join(job: Job, folders: Sequence[Path], staging: Staging) -> None:
-    """Joins the files of those shards that have images into one."""
+@contextlib.contextmanager
+def _joining(job: Job, staging: Staging) -> Iterator[Callable[[], None]]:
+    """Joins the files of all shards into one, if the format needs that, and commits it at the end of the block.
+
+    Yields a function that appends the shards that have become complete, as long as the system has them in memory.
+    """
     target = TARGETS[job.conversion.to]
+    if not target.is_joined or job.shards == 1 or staging.is_publishing:
+        yield lambda: None
+        return
+    shutil.rmtree(staging.folder / WHOLE, ignore_errors=True)
     with staging.piece(WHOLE) as piece:
         writer: Any = target.open(piece / DATA, 0, 1, job.class_names, job.num_classes)
-        for folder in folders:
-            writer.add_file(folder / DATA / target.file)
+        following = 0
+
+        def join() -> None:
+            nonlocal following
+            while following < job.shards and staging.shard(following).exists():
+                if staging.record(following).images:
+                    writer.add_file(staging.shard(following) / DATA / target.file)
+                following += 1
+
+        yield join
+        join()
         writer.close()
         sync(piece / DATA / target.file)
         staging.commit(piece)

@@ -128,11 +128,12 @@ class RemoteStaging(Staging):
         text = json_text([*files, *lists])
         write_bytes(self._store, self._at(_PUBLISHING), text.encode())
 
-    def publish(self, folders: Sequence[Path]) -> None:
+    def publish(self, folders: Sequence[Path], place: Optional[Callable[[], None]] = None) -> None:
         """Has the output appear, and removes the hidden folder. A run that is killed meanwhile is finished by the next.
 
         Args:
             folders: Not used: the files are in the store.
+            place: Not used.
         """
         self._target.check_claim()
         store, path = self._store, self._target.path

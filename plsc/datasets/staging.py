@@ -10,12 +10,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from plsc.datasets.writers import numbered
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import replace_file, sync, write_synced
 from plsc.machine.json_files import as_integer, as_list, as_object, as_text, json_text, read_json
@@ -178,17 +177,20 @@ class Staging:
                 write_synced(piece / DATA / name, data)
             self.commit(piece)
 
-    def publish(self, folders: Sequence[Path]) -> None:
+    def publish(self, folders: Sequence[Path], place: Optional[Callable[[], None]] = None) -> None:
         """Moves files into the output, and removes the hidden folder.
 
         A run that is killed meanwhile is finished by the next one.
 
         Args:
             folders: Folders of which `DATA` is moved, in this order.
+            place: Moves the other files of the output, before those; or continues to.
         """
         if not self.is_publishing:
             write_synced(self.folder / _PUBLISHING, b"")
             sync(self.folder)
+        if place is not None:
+            place()
         for folder in folders:
             data = folder / DATA
             for name in sorted(os.listdir(data), key=lambda name: (name in LAST, name)):
@@ -251,16 +253,6 @@ def _extent(folder: Path) -> tuple[int, int]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Renames a file or a folder. Where both are folders, the files of the first get a number if they need one."""
-    if not os.path.lexists(target):
-        os.rename(source, target)
-        return
-    if not (source.is_dir() and target.is_dir()):
+    if os.path.lexists(target):
         raise DataError(f"{target}: appeared during the conversion; move it away, and run the command again")
-    taken = set(os.listdir(target))
-    for name in sorted(os.listdir(source)):
-        number = 1
-        while (free := numbered(name, number)) in taken:
-            number += 1
-        taken.add(free)
-        os.rename(os.path.join(source, name), os.path.join(target, free))
+    os.rename(source, target)

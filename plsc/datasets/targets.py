@@ -16,7 +16,7 @@ class Target(NamedTuple):
     Attributes:
         writer: Module and name of the `RecordWriter`, which is imported when it is first used.
         about: What it is, for the help.
-        file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if the writer makes a folder.
+        file: Name of the file of a shard, for `format(shard=..., shards=...)`; '' if each image is a file.
         has_shards: Whether users choose the number of files.
         has_names: Whether the writer keeps the names of the classes.
         has_image_names: Whether it keeps the names of the images.
@@ -44,7 +44,7 @@ class Target(NamedTuple):
         """Returns the writer of a shard.
 
         Args:
-            folder: Folder that receives the file, or the folders of the classes.
+            folder: Folder that receives the file, or those of the images.
             number: Number of the shard, from 0.
             count: Number of shards.
             class_names: Name of each class; empty if they are unknown.
@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 _NUMBERS = "{shard:05d}-of-{shards:05d}"
 TARGETS = {
-    "folder": Target("plsc.datasets.writers:FolderWriter", "a folder for each class", has_names=True),
+    "folder": Target("plsc.datasets.writers:ImageFileWriter", "a folder for each class", has_names=True),
     "base64": Target(
         "plsc.datasets.writers:Base64Writer",
         "base64 parts",

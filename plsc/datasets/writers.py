@@ -5,10 +5,8 @@ from __future__ import annotations
 import binascii
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from plsc.data.base64_parts import FILE_LIST_NAME, MANIFEST_NAME, SKIPPED_NAME
 from plsc.data.records import Record
@@ -18,6 +16,7 @@ from plsc.machine.names import CONTROLS, from_text, to_text
 _LONGEST = 255  # bytes of the name of a file, on nearly every file system
 _ROOM = 16  # bytes that stay free for a number, where two names are the same
 _BUFFER = 1 << 20
+_REPORTED = 256  # images between two reports of progress
 # Names that readers of folders take for those of operating systems, as they do names that begin with @, # or $.
 _HIDDEN = ("__macosx", "lost+found", "thumbs.db", "desktop.ini", "system volume information")
 # Names of files by which readers recognise other formats, and of lists that `convert` and other commands write.
@@ -49,41 +48,37 @@ class Base64Writer:
         self._file.close()
 
 
-class FolderWriter:
-    """Writes each image as a file in the folder of its class.
+class ImageFileWriter:
+    """Writes each image as a file, `LABEL_NAME`, which `place_images` moves into the folder of its class.
+
+    All files of a shard are in one folder, which takes half the time of a folder for each class: a file system puts
+    folders far apart on the disk, and shards whose classes are mixed would have to make and remove thousands of them.
 
     Args:
         path: An existing folder.
-        class_names: Name of each class; empty if they are unknown.
-        num_classes: Number of classes if they have no names, which gives all numbers the same count of digits.
+        class_names: Not used: the labels stand for the classes.
+        num_classes: Not used.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str] = (), num_classes: int = 0) -> None:
         self._root = os.fspath(path)
-        self._folders = class_folders(class_names, num_classes)
-        self._is_made = np.zeros(len(self._folders), bool)
-        self._numbers: dict[tuple[int, str], int] = {}  # last number given to names that occur several times
+        self._numbers: dict[str, int] = {}  # last number given to names that occur several times
 
     def add(self, record: Record) -> None:
         """Writes one file. A name that the class has already gets a number: `a.jpg`, `a-2.jpg`."""
-        label = record.label
-        folder = os.path.join(self._root, self._folders[label])
-        if not self._is_made[label]:
-            os.makedirs(folder, exist_ok=True)
-            self._is_made[label] = True
-        name = file_name(posixpath.basename(record.name))
-        number = self._numbers.get((label, name), 1)
+        name = f"{record.label:x}_{file_name(posixpath.basename(record.name))}"
+        number = self._numbers.get(name, 1)
         while True:
             try:
                 file = os.open(
-                    os.path.join(folder, numbered(name, number)),
+                    os.path.join(self._root, numbered(name, number)),
                     os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
                     0o666,
                 )
                 break
             except FileExistsError:
                 number += 1
-                self._numbers[label, name] = number
+                self._numbers[name] = number
         try:
             write_all(file, record.data)
         finally:
@@ -91,6 +86,40 @@ class FolderWriter:
 
     def close(self) -> None:
         """Does nothing, because each file is complete as soon as it is written."""
+
+
+def place_images(shards: Sequence[Path], output: Path, folders: Sequence[str], report: Callable[[int], None]) -> None:
+    """Moves the files of an `ImageFileWriter` into the folders of their classes.
+
+    A name that a class has already gets a number. A call that is killed is continued by the next one, and the names are
+    those that a single call gives.
+
+    Args:
+        shards: Folders with such files, in their order.
+        output: Folder that receives the folders of the classes.
+        folders: Name of the folder of each class.
+        report: Is called now and then with the number of files since the last call.
+    """
+    is_made = bytearray(len(folders))
+    for shard in shards:
+        names = sorted(os.listdir(shard))
+        for count, staged in enumerate(names, 1):
+            label, _, name = staged.partition("_")
+            folder = os.path.join(output, folders[int(label, 16)])
+            if not is_made[int(label, 16)]:
+                os.makedirs(folder, exist_ok=True)
+                is_made[int(label, 16)] = True
+            _place(os.path.join(shard, staged), folder, name)
+            if count % _REPORTED == 0:
+                report(_REPORTED)
+        report(len(names) % _REPORTED)
+
+
+def _place(source: str, folder: str, name: str) -> None:
+    number = 1
+    while os.path.lexists(target := os.path.join(folder, numbered(name, number))):
+        number += 1
+    os.rename(source, target)
 
 
 def class_folders(class_names: Sequence[str], num_classes: int = 0) -> list[str]:

@@ -18,15 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)]
+from checkout import ROOT
 
-import plsc  # noqa: E402, I001 - before NumPy and Paddle
+import plsc  # before NumPy and Paddle
 
-import numpy as np  # noqa: E402
+# isort: split
 
-from plsc.data.glyphs import choose_characters, class_name, render_character  # noqa: E402
-from plsc.machine.processor import describe  # noqa: E402
+import numpy as np
+
+from plsc.data.glyphs import choose_characters, class_name, render_character
+from plsc.machine.processor import describe
 
 KNOWN, ADDED, SIZE = 800, 500, 32
 TESTED, OTHER_SEED = 2, 1  # images of each character that no training sees

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import checkout  # noqa: F401
 import numpy as np
 from PIL import Image
 

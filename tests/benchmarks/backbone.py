@@ -21,9 +21,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT)]
 CASES = {"ResNet50": (8, 112), "MobileFaceNet": (32, 112), "ViT": (8, 112), "GlyphNet": (64, 32)}  # batch, side
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 26)}
 RATE, MOMENTUM, DECAY, DROPOUT = 1e-3, 0.9, 5e-4, 0.0

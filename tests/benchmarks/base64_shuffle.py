@@ -32,8 +32,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from checkout import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 TOOL = ROOT / "tools" / "process_base64_files.py"
 RANKS = 8
 PARTS = 8

@@ -14,9 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import numpy as np  # noqa: E402
+import checkout  # noqa: F401
+import numpy as np
 
 DIM, BLOCK = 512, 8 << 20
 

@@ -34,9 +34,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from checkout import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
 IMAGE_BYTES = 6000  # of a JPEG image of 112 x 112 pixels, about
 CLASSES = 1000
 BEGIN = b"\xff\xd8\xff\xe0"

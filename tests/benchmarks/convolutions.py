@@ -11,20 +11,21 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+import checkout  # noqa: F401
 
-import plsc  # noqa: E402, I001 - before Paddle, for its settings of the math library
+import plsc  # before Paddle, for its settings of the math library
 
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+# isort: split
 
-from plsc.layers import convolution  # noqa: E402
-from plsc.layers.convolution import fast_convolutions  # noqa: E402
-from plsc.machine import processor, threads  # noqa: E402
-from plsc.models import GlyphNet, build_model  # noqa: E402
-from plsc.models.base_model import build  # noqa: E402
+import numpy as np
+import paddle
+
+from plsc.layers import convolution
+from plsc.layers.convolution import fast_convolutions
+from plsc.machine import processor, threads
+from plsc.models import GlyphNet, build_model
+from plsc.models.base_model import build
 
 NETWORKS = {"GlyphNet": (64, 32), "MobileFaceNet": (32, 112), "ResNet50": (8, 112), "ViT": (16, 112)}  # batch, side
 # Input, weight, stride, padding, groups.

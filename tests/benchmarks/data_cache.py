@@ -18,10 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from hdfs_server import HdfsServer  # noqa: E402
+import checkout  # noqa: F401
+from hdfs_server import HdfsServer
 
 IMAGE = 8000  # bytes
 

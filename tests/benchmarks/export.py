@@ -3,7 +3,7 @@
 python tests/benchmarks/export.py parity [--side 112] [--emb 512] [--models ResNet50 ViT ...]
     the largest difference of an embedding's value, by the largest value, over batches of 1, 3 and 64, of every
     built-in model
-PYTHONPATH=.:demo python tests/benchmarks/export.py precision FOLDER [--epochs 4]
+python tests/benchmarks/export.py precision FOLDER [--epochs 4]
     the demo's network, trained on glyphs in FOLDER: accuracy, size and speed in every format and precision
 """
 
@@ -15,18 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 import paddle
+from norm_statistics import randomize_norms
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
-
-from norm_statistics import randomize_norms  # noqa: E402
-
-from plsc import Entry, Predictor  # noqa: E402
-from plsc.data.verification import load_verification  # noqa: E402
-from plsc.inference.export import export  # noqa: E402
-from plsc.metrics import verification_metrics  # noqa: E402
-from plsc.models import MODEL_NAMES, build_model  # noqa: E402
+from plsc import Entry, Predictor
+from plsc.data.verification import load_verification
+from plsc.inference.export import export
+from plsc.metrics import verification_metrics
+from plsc.models import MODEL_NAMES, build_model
 
 KINDS = [("paddle", "float32"), ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8")]
 

@@ -11,16 +11,14 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+import checkout  # noqa: F401
+import paddle
 
-import paddle  # noqa: E402
-
-from plsc import layers  # noqa: E402
-from plsc.models import GlyphNet  # noqa: E402
-from plsc.models.base_model import BaseModel  # noqa: E402
-from plsc.models.resnet import DEPTHS, EPSILON, WIDTHS  # noqa: E402
+from plsc import layers
+from plsc.models import GlyphNet
+from plsc.models.base_model import BaseModel
+from plsc.models.resnet import DEPTHS, EPSILON, WIDTHS
 
 
 class ResNet(BaseModel):

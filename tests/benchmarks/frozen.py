@@ -16,6 +16,7 @@ import math
 import sys
 import time
 
+import checkout  # noqa: F401
 import numpy as np
 from throughput import entry_of
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 import paddle
 

@@ -26,11 +26,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
-
-from hdfs_server import HdfsServer  # noqa: E402
-from s3_server import S3Server  # noqa: E402
+from checkout import ROOT
+from hdfs_server import HdfsServer
+from s3_server import S3Server
 
 
 def seconds(action) -> tuple[float, float]:

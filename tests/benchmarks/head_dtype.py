@@ -12,13 +12,11 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
+import checkout  # noqa: F401
 from kept_results import KeptResults
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 EMB_DIM = 512
 PARTS = ("step", "initial", "synthetic")

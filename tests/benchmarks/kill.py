@@ -9,13 +9,11 @@ import argparse
 import json
 import sys
 import tempfile
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
+import checkout  # noqa: F401
+from killed_runs import kill_rounds
 
-from killed_runs import kill_rounds  # noqa: E402
-
-from plsc.data.glyphs import render_glyphs  # noqa: E402
+from plsc.data.glyphs import render_glyphs
 
 
 def main():

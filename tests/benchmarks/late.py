@@ -14,12 +14,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
+import checkout  # noqa: F401
+from disturbed_ranks import EVERY_PLACE
+from ranks import command, environment
 
-from disturbed_ranks import EVERY_PLACE  # noqa: E402
-from ranks import command, environment  # noqa: E402
-
-from plsc.data.glyphs import render_glyphs  # noqa: E402
+from plsc.data.glyphs import render_glyphs
 
 
 def late_run(data, folder, name, seconds):

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 
+import checkout  # noqa: F401
 import numpy as np
 import paddle
 from throughput import entry_of

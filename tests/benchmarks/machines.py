@@ -17,14 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]
+import checkout  # noqa: F401
+import numpy as np
+from ranks import HELPERS, run_ranks
+from safetensors.numpy import load_file
+from separate_machines import Network, pause, reason_to_skip
 
-import numpy as np  # noqa: E402
-from ranks import HELPERS, run_ranks  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from separate_machines import Network, pause, reason_to_skip  # noqa: E402
-
-from plsc.data.glyphs import render_glyphs  # noqa: E402
+from plsc.data.glyphs import render_glyphs
 
 PORT = 29500
 EPOCHS = 4

@@ -12,18 +12,16 @@ import logging
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "demo")]
+import checkout  # noqa: F401
+import numpy as np
+import settings as demo
 
-import numpy as np  # noqa: E402
-import settings as demo  # noqa: E402
-
-from plsc import Entry, amp  # noqa: E402
-from plsc.config import MixedPrecision  # noqa: E402
-from plsc.data.glyphs import render_glyphs  # noqa: E402
-from plsc.engine.trainer import Trainer  # noqa: E402
-from plsc.errors import TrainingError  # noqa: E402
+from plsc import Entry, amp
+from plsc.config import MixedPrecision
+from plsc.data.glyphs import render_glyphs
+from plsc.engine.trainer import Trainer
+from plsc.errors import TrainingError
 
 CLASSES = 300
 

@@ -4,13 +4,14 @@ Each training is a process of its own, or two ranks, on random images; memory is
 The head's share is measured in one more process that makes the head alone and takes the same steps. Nothing is saved.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from checkout import ROOT
+
 CASES = [  # classes, embedding, batch, ranks, model, sample ratio, optimizer
     (100_000, 512, 64, 1, "MobileFaceNet", 1.0, "Momentum"),
     (1_000_000, 512, 32, 1, "MobileFaceNet", 1.0, "Momentum"),
@@ -125,7 +126,11 @@ def main():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("train", "head"), help="what to measure here, as its processes do")
+    parser.add_argument("case", nargs="?", type=json.loads, help="of which of CASES, as JSON")
+    options = parser.parse_args()
+    if options.part is None:
         main()
     else:
-        {"train": train, "head": head}[sys.argv[1]](*json.loads(sys.argv[2]))
+        {"train": train, "head": head}[options.part](*options.case)

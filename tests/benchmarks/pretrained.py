@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 
 NETWORKS = ("r18", "r50", "r100", "mbf", "mbf_large")

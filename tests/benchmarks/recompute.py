@@ -11,9 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from checkout import ROOT
+
 CASES = [("ResNet50", 32), ("MobileFaceNet", 32), ("ViT", 16)]  # model, batch
 CLASSES, STEPS = 1000, 3
 

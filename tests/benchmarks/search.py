@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 
 from plsc.search.index import SearchIndex, build_index

@@ -17,14 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+import checkout  # noqa: F401
+import paddle
 
-import paddle  # noqa: E402
-
-from plsc import parallel  # noqa: E402
-from plsc.machine.launch.network import reserved_ports  # noqa: E402
+from plsc import parallel
+from plsc.machine.launch.network import reserved_ports
 
 SECONDS = 120  # after which a start has failed
 

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 
+import checkout  # noqa: F401
 import numpy as np
 import paddle
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from plsc.data.exclusion import find_listed
 from plsc.data.records import Records
 from plsc.data.sources import open_images
 from plsc.datasets import conversion as module
-from plsc.datasets import staging
+from plsc.datasets import staging, writers
 from plsc.datasets.conversion import Conversion, convert
 from plsc.datasets.opening import open_data
 from plsc.datasets.staging import NAME
@@ -164,23 +165,24 @@ def test_images_that_cannot_be_decoded_are_left_out_in_a_list_that_exclude_takes
 
 def convert_until_killed(given, place, victim):
     """Converts in this process, which kills itself, its parent or a worker when it reaches a place."""
-    record, move, moved = module._record, staging._move, []
+    record, moved, at = module._record, [], 20 if given.to == "folder" else 4
 
     def kill_at_an_image(given, records, i):
         if i == 25:
             os.kill(victim(), signal.SIGKILL)
         return record(given, records, i)
 
-    def kill_at_a_file(source, target):
-        moved.append(target)
-        if len(moved) == 4:
+    def kill_at_a_file(move, *given):
+        moved.append(given)
+        if len(moved) == at:
             os.kill(victim(), signal.SIGKILL)
-        move(source, target)
+        move(*given)
 
     if place == "image":
         module._record = kill_at_an_image
     else:
-        staging._move = kill_at_a_file
+        staging._move = partial(kill_at_a_file, staging._move)
+        writers._place = partial(kill_at_a_file, writers._place)
     try:
         convert(given, silent)
     except DataError as error:
@@ -195,10 +197,16 @@ def convert_until_killed(given, place, victim):
         ("base64", "image", os.getppid, 2, -signal.SIGKILL),
         ("base64", "image", os.getpid, 2, 3),
         ("base64", "file", os.getpid, 1, -signal.SIGKILL),
+        ("folder", "image", os.getpid, 1, -signal.SIGKILL),
         ("folder", "file", os.getpid, 1, -signal.SIGKILL),
+        ("recordio", "image", os.getpid, 1, -signal.SIGKILL),
+        ("recordio", "image", os.getppid, 2, -signal.SIGKILL),
     ],
 )
-def test_a_killed_conversion_resumes_from_its_whole_shards(to, place, victim, workers, status, source, tmp_path):
+def test_a_killed_conversion_resumes_from_its_whole_shards(
+    to, place, victim, workers, status, source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "_number_of_shards", lambda records: 4)
     whole, output = tmp_path / "whole", tmp_path / "out"
     given = Conversion(str(source), str(output), to, shards=4 if to == "base64" else None, workers=workers)
     convert(replace(given, output=str(whole)), silent)
