@@ -78,7 +78,7 @@ class Geometry(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def library() -> Optional[_Library]:
+def library() -> Optional[Library]:
     """Returns oneDNN, or None where Paddle carries none that can be used. Paddle must have been imported before.
 
     Paddle loads the library too. If it came first here, it would bind to another OpenMP library than Paddle does.
@@ -87,7 +87,7 @@ def library() -> Optional[_Library]:
     if paddle is None or paddle.origin is None:
         return None
     try:
-        return _Library(Path(paddle.origin).parent / "libs")
+        return Library(Path(paddle.origin).parent / "libs")
     except (OSError, AttributeError, RuntimeError) as problem:
         logger.debug("convolutions are Paddle's own, because its oneDNN cannot be used: %s", problem)
         return None
@@ -109,7 +109,7 @@ class Convolution:
         NotImplementedError: oneDNN has no kernel for it that is compiled for this processor.
     """
 
-    def __init__(self, library: _Library, geometry: Geometry) -> None:
+    def __init__(self, library: Library, geometry: Geometry) -> None:
         self._library, self._geometry = library, geometry
         g, groups = geometry, geometry.groups
         n, channels, height, width = g.output
@@ -168,7 +168,7 @@ class Convolution:
         inputs = {_SOURCE: source, _OUTPUT_GRADIENT: output}
         return _Operation(self._library, descriptor, inputs, (_WEIGHT_GRADIENT, weight))
 
-    def _descriptor(self, kind: str, layouts: tuple[_Handle, ...], forward: Optional[_Handle] = None) -> _Handle:
+    def _descriptor(self, kind: str, layouts: tuple[Handle, ...], forward: Optional[Handle] = None) -> Handle:
         source, weight, output = (layout.pointer for layout in layouts)
         begin = [_FORWARD] if forward is None else []
         tensors = [source, weight, output] if kind == "backward_data" else [source, weight, None, output]
@@ -177,10 +177,10 @@ class Convolution:
         return self._library.descriptor(f"dnnl_convolution_{kind}_primitive_desc_create", *arguments)
 
 
-class _Handle:
+class Handle:
     """An object of the library. It either has a destructor, and is destroyed with this one, or is part of an owner."""
 
-    def __init__(self, pointer: c_void_p, destroy: Any = None, owner: Optional[_Handle] = None) -> None:
+    def __init__(self, pointer: c_void_p, destroy: Any = None, owner: Optional[Handle] = None) -> None:
         self.pointer, self._destroy, self._owner = pointer, destroy, owner
 
     def __del__(self) -> None:
@@ -191,7 +191,7 @@ class _Handle:
 class _Buffer(NamedTuple):
     """Memory that oneDNN computes in, with the layout of what it holds."""
 
-    layout: _Handle
+    layout: Handle
     address: int
     owner: np.ndarray
 
@@ -204,7 +204,7 @@ class _Version(ctypes.Structure):
     _fields_ = [("major", c_int), ("minor", c_int), ("patch", c_int), ("rest", c_void_p * 4)]
 
 
-class _Library:
+class Library:
     """The functions of oneDNN, with an engine for the CPU.
 
     Args:
@@ -236,7 +236,7 @@ class _Library:
         """Returns the threads with which this thread computes, as OpenMP has them; 0 where they are not known."""
         return 0 if self._openmp is None else int(self._openmp.omp_get_max_threads())
 
-    def plain_layout(self, shape: tuple[int, ...], channels_last: bool = False) -> _Handle:
+    def plain_layout(self, shape: tuple[int, ...], channels_last: bool = False) -> Handle:
         """Returns the layout of a tensor without gaps; its shape is [N, C, H, W] even where the channels lie last."""
         order = (0, 2, 3, 1) if channels_last else range(len(shape))
         strides, stride = [0] * len(shape), 1
@@ -245,12 +245,12 @@ class _Library:
         arguments = (len(shape), _numbers(shape), _FLOAT32, _numbers(strides))
         return self._new("dnnl_memory_desc_create_with_strides", "dnnl_memory_desc_destroy", *arguments)
 
-    def any_layout(self, shape: tuple[int, ...]) -> _Handle:
+    def any_layout(self, shape: tuple[int, ...]) -> Handle:
         """Returns the layout that leaves the choice to oneDNN."""
         arguments = (len(shape), _numbers(shape), _FLOAT32, _ANY_LAYOUT)
         return self._new("dnnl_memory_desc_create_with_tag", "dnnl_memory_desc_destroy", *arguments)
 
-    def descriptor(self, function: str, *arguments: Any) -> _Handle:
+    def descriptor(self, function: str, *arguments: Any) -> Handle:
         """Returns the descriptor of a primitive.
 
         Raises:
@@ -258,37 +258,37 @@ class _Library:
         """
         return self._new(function, "dnnl_primitive_desc_destroy", self._engine.pointer, *arguments)
 
-    def conversion(self, before: _Handle, after: _Handle) -> _Primitive:
+    def conversion(self, before: Handle, after: Handle) -> Primitive:
         """Returns the primitive that converts a tensor to another layout."""
         engine = self._engine.pointer
         arguments = (before.pointer, engine, after.pointer, engine, self.attributes.pointer)
         new = self._new("dnnl_reorder_primitive_desc_create", "dnnl_primitive_desc_destroy", *arguments)
-        return _Primitive(self, new)
+        return Primitive(self, new)
 
-    def primitive(self, descriptor: _Handle) -> _Handle:
+    def primitive(self, descriptor: Handle) -> Handle:
         """Returns the primitive that a descriptor describes."""
         return self._new("dnnl_primitive_create", "dnnl_primitive_destroy", descriptor.pointer)
 
-    def implementation(self, descriptor: _Handle) -> str:
+    def implementation(self, descriptor: Handle) -> str:
         """Returns the name of the kernels of a primitive, such as 'jit:avx2'."""
         name = c_char_p()
         _check(self._dnnl.dnnl_primitive_desc_query(descriptor.pointer, _QUERY_IMPLEMENTATION, 0, byref(name)))
         return (name.value or b"").decode()
 
-    def layout_of(self, descriptor: _Handle, argument: int) -> _Handle:
+    def layout_of(self, descriptor: Handle, argument: int) -> Handle:
         """Returns the layout in which a primitive has one of its arguments."""
         query = self._dnnl.dnnl_primitive_desc_query_md
-        return _Handle(c_void_p(query(descriptor.pointer, _LAYOUT_QUERIES[argument], 0)), owner=descriptor)
+        return Handle(c_void_p(query(descriptor.pointer, _LAYOUT_QUERIES[argument], 0)), owner=descriptor)
 
-    def is_equal(self, layout: _Handle, other: _Handle) -> bool:
+    def is_equal(self, layout: Handle, other: Handle) -> bool:
         """Returns whether two layouts are the same."""
         return bool(self._dnnl.dnnl_memory_desc_equal(layout.pointer, other.pointer))
 
-    def size(self, layout: _Handle) -> int:
+    def size(self, layout: Handle) -> int:
         """Returns the size of a tensor of this layout, in bytes."""
         return int(self._dnnl.dnnl_memory_desc_get_size(layout.pointer))
 
-    def run(self, primitive: _Handle, tensors: Mapping[int, tuple[_Handle, int]]) -> None:
+    def run(self, primitive: Handle, tensors: Mapping[int, tuple[Handle, int]]) -> None:
         """Runs a primitive on tensors: their layouts and addresses, by argument."""
         if not hasattr(self._of_thread, "stream"):
             engine = self._engine.pointer
@@ -300,18 +300,18 @@ class _Library:
         stream = self._of_thread.stream.pointer
         _check(self._dnnl.dnnl_primitive_execute(primitive.pointer, stream, len(arguments), arguments))
 
-    def _memory(self, layout: _Handle, address: int) -> _Handle:
+    def _memory(self, layout: Handle, address: int) -> Handle:
         pointer = c_void_p()
         _check(self._create_memory(byref(pointer), layout.pointer, self._engine.pointer, c_void_p(address)))
-        return _Handle(pointer, self._destroy_memory)
+        return Handle(pointer, self._destroy_memory)
 
-    def _new(self, function: str, destructor: str, *arguments: Any) -> _Handle:
+    def _new(self, function: str, destructor: str, *arguments: Any) -> Handle:
         pointer = c_void_p()
         _check(getattr(self._dnnl, function)(byref(pointer), *arguments))
-        return _Handle(pointer, getattr(self._dnnl, destructor))
+        return Handle(pointer, getattr(self._dnnl, destructor))
 
 
-class _Primitive:
+class Primitive:
     """A function from tensors to a tensor, with kernels for one geometry.
 
     Args:
@@ -319,12 +319,12 @@ class _Primitive:
         descriptor: Its descriptor.
     """
 
-    def __init__(self, library: _Library, descriptor: _Handle) -> None:
+    def __init__(self, library: Library, descriptor: Handle) -> None:
         self._library, self._primitive = library, library.primitive(descriptor)
         self._scratchpad = library.layout_of(descriptor, _SCRATCHPAD)
         self._scratchpad_size = library.size(self._scratchpad)
 
-    def __call__(self, tensors: dict[int, tuple[_Handle, int]]) -> None:
+    def __call__(self, tensors: dict[int, tuple[Handle, int]]) -> None:
         """Runs on tensors: their layouts and addresses, by argument."""
         if self._scratchpad_size:
             scratchpad = _buffer(self._scratchpad, self._scratchpad_size)
@@ -343,9 +343,9 @@ class _Operation:
     """
 
     def __init__(
-        self, library: _Library, descriptor: _Handle, inputs: Mapping[int, _Handle], output: tuple[int, _Handle]
+        self, library: Library, descriptor: Handle, inputs: Mapping[int, Handle], output: tuple[int, Handle]
     ) -> None:
-        self._library, self._primitive = library, _Primitive(library, descriptor)
+        self._library, self._primitive = library, Primitive(library, descriptor)
         self._last = output[0]
         self._plain = {**inputs, self._last: output[1]}
         self._layouts = {number: library.layout_of(descriptor, number) for number in self._plain}
@@ -374,7 +374,7 @@ class _Operation:
         self._primitive({**tensors, last: buffer[:2]})
         self._conversions[last]({_SOURCE: buffer[:2], _OUTPUT: plain})
 
-    def _converted(self, number: int, address: int, converted: dict[int, _Buffer]) -> tuple[_Handle, int]:
+    def _converted(self, number: int, address: int, converted: dict[int, _Buffer]) -> tuple[Handle, int]:
         layout = self._layouts[number]
         if number not in self._conversions:
             return layout, address
@@ -385,7 +385,7 @@ class _Operation:
         return earlier[:2]
 
 
-def _buffer(layout: _Handle, size: int) -> _Buffer:
+def _buffer(layout: Handle, size: int) -> _Buffer:
     owner = np.empty(size + _ALIGNMENT, np.uint8)
     address = owner.__array_interface__["data"][0]
     return _Buffer(layout, -(-address // _ALIGNMENT) * _ALIGNMENT, owner)

@@ -7,7 +7,7 @@ from typing import Optional
 import paddle
 from paddle import nn
 
-from plsc.layers.dense import Linear
+from plsc.layers.transformer import GELU, LayerNorm, Linear
 from plsc.models.base_model import BaseModel
 from plsc.models.resnet import check_sides
 
@@ -45,7 +45,7 @@ class ViT(BaseModel):
         places = [1, rows * columns, WIDTH]
         self.positions = self.create_parameter(places, default_initializer=nn.initializer.TruncatedNormal(std=0.02))
         self.blocks = nn.Sequential(*(_Block() for _ in range(blocks)))
-        self.norm = nn.LayerNorm(WIDTH, epsilon=EPSILON)
+        self.norm = LayerNorm(WIDTH, epsilon=EPSILON)
         mean = nn.initializer.Constant(1 / (rows * columns))
         self.weights_by_place = self.create_parameter(places, default_initializer=mean)
         self.tail = nn.Sequential(nn.Linear(WIDTH, emb_dim, bias_attr=False), nn.BatchNorm1D(emb_dim))
@@ -61,11 +61,11 @@ class ViT(BaseModel):
 class _Block(nn.Layer):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(WIDTH, epsilon=EPSILON), _Attention())
+        self.attention = nn.Sequential(LayerNorm(WIDTH, epsilon=EPSILON), _Attention())
         self.mlp = nn.Sequential(
-            nn.LayerNorm(WIDTH, epsilon=EPSILON),
+            LayerNorm(WIDTH, epsilon=EPSILON),
             Linear(WIDTH, EXPANSION * WIDTH),
-            nn.GELU(),
+            GELU(),
             Linear(EXPANSION * WIDTH, WIDTH),
         )
 

@@ -264,7 +264,7 @@ def test_a_missing_library_leaves_paddles_own_and_a_debug_line(monkeypatch, capl
     def fail(folder):
         raise OSError("libdnnl.so.3: cannot open shared object file")
 
-    monkeypatch.setattr(onednn, "_Library", fail)
+    monkeypatch.setattr(onednn, "Library", fail)
     onednn.library.cache_clear()
     try:
         with caplog.at_level(logging.DEBUG, "plsc"), fast_convolutions():
