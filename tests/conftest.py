@@ -73,6 +73,13 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Passes over files without a core test if only those are asked for: importing all takes each worker many seconds."""
+    if config.option.markexpr == "core" and collection_path.name.startswith("test_"):
+        return True if "pytest.mark.core" not in collection_path.read_text() else None
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Puts the files and folders with long tests first."""
     tests = Path(__file__).parent
