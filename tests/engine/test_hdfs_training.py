@@ -302,7 +302,8 @@ def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
     )
     hdfs.client().makedirs(f"{place}/root's", permission="755")
     for folder, status, ranks in (("good", 0, "2"), ("root's", 1, "1")):
-        words = ["-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"]
+        arguments = [tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"]
+        words = ["-m", "plsc", "run", "--ranks", ranks, script, *arguments]
         if status:  # only what is printed differs
             process = run_python(*words)
         else:  # new processes have command lines and environments of their own
