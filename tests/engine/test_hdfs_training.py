@@ -194,7 +194,7 @@ def test_sigterm_ends_the_waiting_for_uploads_at_once(hdfs, glyphs, tmp_path, pl
 
     arguments = (glyphs, tmp_path, *BASE, info(hdfs, place), 'hdfs_upload=["end", 300]', "train_epochs=1")
     status, lines = act_in_step_three(arguments, act, each_line=each_line)
-    assert status == 128 + signal.SIGTERM and time.monotonic() - began[0] < 15
+    assert status == 128 + signal.SIGTERM and time.monotonic() - began[0] < 60
     assert "stopped by SIGTERM while it was uploaded; run the script again" in "".join(lines)
 
 
