@@ -58,6 +58,8 @@ SERVED = (
     "tests/storage/test_storage.py",
     "tests/test_fs_command.py",
     "tests/test_places.py",
+    "tests/data/test_inputs.py::test_a_real_hdfs_is_read_by_all_ranks_and_refuses_in_a_line",
+    "tests/data/test_inputs.py::test_a_real_object_store_is_read_and_a_change_within_a_second_is_noticed",
     "tests/datasets/test_conversion.py::test_spark_makes_the_same_files",
     "tests/demo/test_scripts.py::test_hdfs_there_and_back",
 )
@@ -73,6 +75,13 @@ def pytest_xdist_make_scheduler(config, log):
             return "servers" if nodeid.startswith(SERVED) else super()._split_scope(nodeid)
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Passes over files without a core test if only such tests are asked for, to save the time to import them."""
+    if config.option.markexpr == "core" and collection_path.name.startswith("test_"):
+        return True if "pytest.mark.core" not in collection_path.read_text() else None
+    return None
 
 
 def pytest_collection_modifyitems(items):
@@ -167,6 +176,12 @@ def base64_glyphs(glyphs, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def served(request):
+    """Fails a test that uses a server of this file and is not named in SERVED."""
+    assert request.node.nodeid.startswith(SERVED), "name this test in SERVED, so that each server starts once"
+
+
 @pytest.fixture(scope="session")
 def s3_session():
     """A real S3 server for the tests of this worker; use `s3`."""
@@ -179,7 +194,7 @@ def s3_session():
 
 
 @pytest.fixture
-def s3(s3_session, monkeypatch):
+def s3(served, s3_session, monkeypatch):
     """A real S3 server, whose address and credentials are in the environment."""
     for name, value in s3_session.environment.items():
         monkeypatch.setenv(name, value)
@@ -223,15 +238,15 @@ def hdfs_session(tmp_path_factory):
 
 
 @pytest.fixture
-def hdfs(hdfs_session):
+def hdfs(served, hdfs_session):
     """A real HDFS, all up, on which everybody may write to the root folder."""
     hdfs_session.reset()
     return hdfs_session
 
 
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory):
-    """A Spark with two workers that cannot import plsc, as on a cluster without it."""
+def spark_session(tmp_path_factory):
+    """A Spark for the tests of this worker; use `spark`."""
     if importlib.util.find_spec("pyspark") is None or shutil.which("java") is None:
         pytest.skip("needs PySpark and Java")
     from pyspark.sql import SparkSession
@@ -258,6 +273,12 @@ def spark(tmp_path_factory):
     session.sparkContext.pythonExec = sys.executable
     yield session
     session.stop()
+
+
+@pytest.fixture
+def spark(served, spark_session):
+    """A Spark with two workers that cannot import plsc, as on a cluster without it."""
+    return spark_session
 
 
 @pytest.fixture

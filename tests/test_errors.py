@@ -59,9 +59,9 @@ def test_controls_and_bytes_that_are_not_text_are_escaped():
 
 @pytest.mark.parametrize("part", ["a", "a/", ".", " ", ".a"])
 def test_long_texts_take_little_time(part):
-    began = time.monotonic()
+    began = time.process_time()
     reason_of(ValueError(part * (200_000 // len(part))))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

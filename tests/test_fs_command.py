@@ -4,6 +4,7 @@ import ast
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import pty
@@ -15,7 +16,7 @@ import termios
 
 import pytest
 from checkpoint_folders import make_checkpoint, same_files
-from ranks import TIMEOUT, environment
+from ranks import TIMEOUT, environment, run_python
 
 from plsc import cli
 from plsc.commands import store_words
@@ -23,21 +24,19 @@ from plsc.storage import open_hdfs
 from plsc.storage.transfer import tree
 
 
-def fs_command(*arguments, status=0, **options):
-    return command("fs", *arguments, status=status, **options)
+def fs_command(*arguments, **options):
+    return command("fs", *arguments, **options)
 
 
-def command(*arguments, status=0, env_of=(), **options):
-    process = subprocess.run(
-        [sys.executable, "-m", "plsc", *map(str, arguments)],
-        env={**environment(), "HADOOP_USER_NAME": "eve", "PYTHONWARNINGS": "ignore", **dict(env_of)},
-        capture_output=True, text=True, timeout=TIMEOUT, **options,
-    )  # fmt: skip
+def command(*arguments, status=0, env_of=()):
+    variables = {**environment(), "HADOOP_USER_NAME": "eve", **dict(env_of)}
+    process = run_python("-m", "plsc", *arguments, variables=variables)
     assert process.returncode == status, process.stderr
     return process
 
 
-def test_put_list_and_get(hdfs, tmp_path):
+def test_put_list_and_get(hdfs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "disabled", True)  # the tests have imported what shows its lines
     place = f"/{tmp_path.name}"
     (tmp_path / "源").mkdir()
     (tmp_path / "源" / "a b").write_bytes(os.urandom(100_000))
@@ -49,7 +48,12 @@ def test_put_list_and_get(hdfs, tmp_path):
     (record,) = json.loads(fs_command("ls", *fs, place, "--json").stdout)
     assert record["name"] == "a b" and record["size"] == 100_000 and record["folder"] is False
     target = tmp_path / "back"
-    process = fs_command("get", *fs, "--user", "someone", f"{place}/a b", target, "--json")
+    # A new process has not imported what shows them, and has nothing on stderr.
+    words = ["fs", "get", *fs, "--user", "someone", f"{place}/a b", str(target), "--json"]
+    process = subprocess.run(
+        [sys.executable, "-m", "plsc", *words], env=environment(), capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == {"path": str(target), "bytes": 100_000} and process.stderr == ""
     assert target.read_bytes() == (tmp_path / "源" / "a b").read_bytes()
     for arguments, words in (
@@ -58,7 +62,8 @@ def test_put_list_and_get(hdfs, tmp_path):
         (("ls", "--fs", "nosuch://bucket", "x"), "does not know nosuch://"),
         (("put", *fs, tmp_path / "absent", place), "no such file or folder"),
     ):
-        said = fs_command(*arguments, status=1).stderr
+        assert cli.main(["fs", *map(str, arguments)]) == 1
+        said = capsys.readouterr().err
         assert said.startswith("plsc: error: ") and words in said and said.count("\n") == 1
 
 

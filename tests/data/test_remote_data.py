@@ -348,7 +348,7 @@ def test_waiting_for_data_is_logged_and_ends_when_the_data_is_closed(split, tmp_
 
     thread = threading.Thread(target=read_one)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len([one for one in caplog.messages if "reading has waited" in one]) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     records.close()

@@ -195,7 +195,7 @@ def test_sigterm_ends_the_waiting_for_uploads_at_once(hdfs, glyphs, tmp_path, pl
 
     arguments = (glyphs, tmp_path, *BASE, info(hdfs, place), 'hdfs_upload=["end", 300]', "train_epochs=1")
     status, lines = act_in_step_three(arguments, act, each_line=each_line)
-    assert status == 128 + signal.SIGTERM and time.monotonic() - began[0] < 15
+    assert status == 128 + signal.SIGTERM and time.monotonic() - began[0] < 60
     assert "stopped by SIGTERM while it was uploaded; run the script again" in "".join(lines)
 
 
@@ -303,11 +303,14 @@ def test_the_password_appears_nowhere(hdfs, glyphs, tmp_path, place):
     )
     hdfs.client().makedirs(f"{place}/root's", permission="755")
     for folder, status, ranks in (("good", 0, "2"), ("root's", 1, "1")):
-        process = subprocess.run(
-            [sys.executable, "-m", "plsc", "run", "--ranks", ranks, script, tmp_path / "o", f"{place}/{folder}",
-             tmp_path / "secret"],
-            env=environment(), capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
+        arguments = [tmp_path / "o", f"{place}/{folder}", tmp_path / "secret"]
+        words = ["-m", "plsc", "run", "--ranks", ranks, script, *arguments]
+        if status:  # only what is printed differs
+            process = run_python(*words)
+        else:  # new processes have command lines and environments of their own
+            process = subprocess.run(
+                [sys.executable, *words], env=environment(), capture_output=True, text=True, timeout=TIMEOUT
+            )
         assert process.returncode == status, process.stderr[-3000:]
         assert "Hdfs(fs_name=" in process.stdout and password not in process.stdout + process.stderr
     assert "Permission denied" in process.stderr
