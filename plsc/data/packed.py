@@ -390,7 +390,7 @@ def hashes_of(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.n
         mixed *= _MULTIPLIERS[2]
         found[longer] = mixed ^ (mixed >> np.uint64(29))
     for k in np.flatnonzero(lengths > _LONG).tolist():
-        rest = hashlib.blake2b(data[starts[k] + _LONG : starts[k] + lengths[k]], digest_size=8).digest()
+        rest = hashlib.blake2b(data[starts[k] + _LONG : starts[k] + lengths[k]].tobytes(), digest_size=8).digest()
         found[k] ^= np.uint64(int.from_bytes(rest, "little"))
     return found
 

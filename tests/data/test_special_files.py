@@ -1,5 +1,6 @@
 """A pipe in place of any file of a data set ends in one line, and nothing waits for a writer."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import pytest
 from plsc import cli
 from plsc.data.packed import hashes_of
 from plsc.datasets.conversion import Conversion, convert
+from plsc.machine.files import NotRegularError, advice_on
 
 SECONDS = 60
 
@@ -89,3 +91,29 @@ def test_long_texts_that_begin_alike_have_different_hashes():
     lengths = np.array([len(text) for text in texts], np.int64)
     found = hashes_of(np.frombuffer(b"".join(texts), np.uint8), starts, lengths)
     assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "what is there is no ordinary file"),
+        (os.mkdir, "what is there is no ordinary file"),
+        (lambda path: os.symlink("nowhere", path), "it is a link that leads nowhere"),
+    ],
+)
+def test_what_is_no_image_file_is_not_merely_missing(data, tmp_path, capsys, make, said):
+    folder = tmp_path / "set"
+    shutil.copytree(data / "jpeg", folder)
+    name = (folder / "label.txt").read_text().splitlines()[2].rpartition(" ")[0]
+    (folder / name).unlink()
+    make(folder / name)
+    assert cli.main(["data", "info", str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert f"label.txt:3: image file '{name}' is missing" in error and said in error
+
+
+def test_advice_fits_the_problem():
+    denied, odd = PermissionError(errno.EACCES, "Permission denied"), NotRegularError(errno.EINVAL, "not a file")
+    assert advice_on(denied, "copy it again") == "give this user the permission to read it"
+    assert advice_on(odd, "copy it again") == "put an ordinary file there, or leave it out"
+    assert advice_on(OSError(errno.EIO, "broken"), "copy it again") == "copy it again"
