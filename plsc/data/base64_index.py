@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from plsc.errors import DataError, reason_of
-from plsc.machine.files import advice_on
+from plsc.machine.files import advice_on, open_regular
 
 LENGTH = np.dtype("<u4")
 _NEWLINE = 10
@@ -42,7 +42,7 @@ def load_offsets(path: str, index_path: str, lines: int, size: int) -> np.ndarra
         DataError: The file, or its index, does not have `lines` lines and `size` bytes.
     """
     try:
-        with open(index_path, "rb") as file:
+        with open_regular(index_path) as file:
             lengths = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         return _scan(path, lines, size)

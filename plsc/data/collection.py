@@ -29,6 +29,7 @@ from plsc.data.records import Records
 from plsc.data.sources import format_of, open_images
 from plsc.data.transforms import decode, decode_file, unreadable
 from plsc.errors import DataError
+from plsc.machine.files import open_regular
 from plsc.machine.mounts import open_stream
 from plsc.machine.names import class_title, from_text, to_text, why_missing
 
@@ -414,7 +415,7 @@ def _is_text(path: Path) -> bool:
     if has_image_suffix(path.name):
         return False
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             begin = stream.read(256)
     except OSError:
         return False

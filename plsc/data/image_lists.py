@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import AnyStr, NamedTuple, Optional
 
 from plsc.errors import DataError
+from plsc.machine.files import open_regular
 from plsc.machine.names import quoted
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors of Windows begin a file with it, which may then be appended to another
@@ -41,7 +42,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
         OSError: The file cannot be read.
     """
     number = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for raw in file:
             for line in raw.splitlines():
                 number += 1

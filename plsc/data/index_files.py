@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plsc.machine.files import replacing
+from plsc.machine.files import open_regular, replacing
 from plsc.machine.json_files import parse_json
 
 # What is changed twice within the precision of the disk's clock has the same time after both changes.
@@ -38,7 +38,7 @@ def open_index(path: Path) -> Iterator[tuple[Any, Any]]:
     Raises:
         Exception: Of any type, if the file is missing or damaged: NumPy raises many.
     """
-    with np.load(path, allow_pickle=False) as file:
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
         yield parse_json(file[_ABOUT].tobytes()), file
 
 

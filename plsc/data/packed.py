@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from plsc.errors import WrongDataError
 _BLOCK = 1 << 20  # bytes of a file that are looked at together
 _SMALL = 1 << 26  # bytes of a file that is held in memory
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'  # their numbers
+_LONG = 4096  # bytes of a text that are hashed together with those of others; no path has more
 _MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xBF58476D1CE4E5B9], np.uint64)
 _MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # of the first bytes of a word
 
@@ -380,13 +382,16 @@ def hashes_of(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.n
     padded = np.concatenate([data, np.zeros(8, np.uint8)])
     words = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))  # the eight bytes from each place on
     found = lengths.astype(np.uint64) * _MULTIPLIERS[0]
-    for first in range(0, int(lengths.max(initial=0)), 8):
+    for first in range(0, min(int(lengths.max(initial=0)), _LONG), 8):
         longer = np.flatnonzero(lengths > first) if first else slice(None)
         word = words[starts[longer] + first] & _MASKS[np.minimum(lengths[longer] - first, 8)]
         mixed = (found[longer] ^ word) * _MULTIPLIERS[1]
         mixed ^= mixed >> np.uint64(32)
         mixed *= _MULTIPLIERS[2]
         found[longer] = mixed ^ (mixed >> np.uint64(29))
+    for k in np.flatnonzero(lengths > _LONG).tolist():
+        rest = hashlib.blake2b(data[starts[k] + _LONG : starts[k] + lengths[k]].tobytes(), digest_size=8).digest()
+        found[k] ^= np.uint64(int.from_bytes(rest, "little"))
     return found
 
 

@@ -17,6 +17,7 @@ from plsc.data.recordio_file import EXACT, BrokenError, RecordFile, header_of
 from plsc.data.recordio_index import Index
 from plsc.data.records import LARGEST_LABEL
 from plsc.errors import DataError, shown
+from plsc.machine.files import open_regular
 
 PROPERTY = "property"
 _LARGEST_PROPERTY = 4096  # bytes
@@ -94,7 +95,7 @@ def _first_identity(file: RecordFile, index: Index, said: float) -> int:
 def classes_of(path: str) -> Optional[int]:
     """Returns the number of classes that `property` names; None if there is no such file."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             text = stream.read(_LARGEST_PROPERTY).decode("utf-8", "backslashreplace")
     except FileNotFoundError:
         return None

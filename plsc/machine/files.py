@@ -155,6 +155,10 @@ def advice_on(problem: OSError, advice: str) -> str:
     """Returns what to do about a file that cannot be read: `advice`, unless it is not the file that is at fault."""
     if problem.errno in (errno.EMFILE, errno.ENFILE):
         return "the file itself is fine; raise the limit of open files, for example with ulimit -n 4096"
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        return "give this user the permission to read it"
+    if isinstance(problem, NotRegularError):
+        return "put an ordinary file there, or leave it out"
     return advice
 
 

@@ -136,6 +136,9 @@ def twin_of(folder: str, name: str) -> Optional[str]:
 
 def why_missing(folder: str, name: str) -> str:
     """Returns what may be wrong with the name of a missing file, beginning with "; ", or '' if nothing is known."""
+    place = os.path.join(folder, name)
+    if "\0" not in name and os.path.lexists(place):
+        return "; it is a link that leads nowhere" if os.path.islink(place) else "; what is there is no ordinary file"
     twin = twin_of(folder, name)
     if twin is not None:
         mine, other = ("NFC", "NFD") if unicodedata.is_normalized("NFC", to_text(name)) else ("NFD", "NFC")
