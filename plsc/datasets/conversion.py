@@ -415,11 +415,11 @@ def _named(name: str, data: bytes) -> str:
 
     A line of base64, `part:12`, becomes `part-00000012`, so that names sort like lines and hold no colon.
     """
-    part, colon, line = name.rpartition(":")
-    if colon and line.isascii() and line.isdigit() and len(line) <= _LONGEST_NUMBER:
-        name = f"{part}-{int(line):08d}"
     kind = b"WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else data[:2]
     suffixes = _SUFFIXES.get(kind)
+    part, colon, line = name.rpartition(":")
+    if colon and line.isascii() and line.isdigit() and len(line) <= _LONGEST_NUMBER:
+        return f"{part}-{int(line):08d}{suffixes[0] if suffixes else ''}"
     if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
         return name
     stem, suffix = os.path.splitext(name)

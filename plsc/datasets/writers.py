@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import os
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ _LISTS = frozenset(
     + (MANIFEST_NAME, FILE_LIST_NAME, SKIPPED_NAME)
 )
 _ENDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".rec")
+_PLAIN = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,200}\.(jpg|jpeg|png|webp|bmp|gif)")
 _NOT_IN_NAMES = str.maketrans(dict.fromkeys((*CONTROLS, "/"), "_"))
 
 
@@ -71,7 +73,7 @@ class ImageFileWriter:
         while True:
             try:
                 file = os.open(
-                    os.path.join(self._root, numbered(name, number)),
+                    f"{self._root}/{numbered(name, number)}",
                     os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
                     0o666,
                 )
@@ -100,25 +102,25 @@ def place_images(shards: Sequence[Path], output: Path, folders: Sequence[str], r
         folders: Name of the folder of each class.
         report: Is called now and then with the number of files since the last call.
     """
-    is_made = bytearray(len(folders))
     for shard in shards:
         names = sorted(os.listdir(shard))
+        folder, last = "", ""
         for count, staged in enumerate(names, 1):
             label, _, name = staged.partition("_")
-            folder = os.path.join(output, folders[int(label, 16)])
-            if not is_made[int(label, 16)]:
+            if label != last:
+                folder, last = os.path.join(output, folders[int(label, 16)]), label
                 os.makedirs(folder, exist_ok=True)
-                is_made[int(label, 16)] = True
-            _place(os.path.join(shard, staged), folder, name)
+            _place(f"{shard}/{staged}", folder, name)
             if count % _REPORTED == 0:
                 report(_REPORTED)
         report(len(names) % _REPORTED)
 
 
 def _place(source: str, folder: str, name: str) -> None:
-    number = 1
-    while os.path.lexists(target := os.path.join(folder, numbered(name, number))):
+    target, number = f"{folder}/{name}", 1
+    while os.path.lexists(target):
         number += 1
+        target = f"{folder}/{numbered(name, number)}"
     os.rename(source, target)
 
 
@@ -156,6 +158,8 @@ def file_name(name: str) -> str:
     Args:
         name: A native text; see `plsc.machine.names`.
     """
+    if _PLAIN.fullmatch(name):  # as most are; the rest takes three times as long as the regular expression
+        return name
     name = name.translate(_NOT_IN_NAMES)
     if not _is_writable(name):
         name = name.encode("ascii", "backslashreplace").decode().replace("\\", "_")
