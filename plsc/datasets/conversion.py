@@ -23,11 +23,13 @@ from plsc.data.image_folders import is_image_suffix
 from plsc.data.inputs import Inputs
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
+from plsc.datasets import image_tree
+from plsc.datasets.image_tree import DATA
 from plsc.datasets.opening import open_data
 from plsc.datasets.remote_staging import RemoteStaging
-from plsc.datasets.staging import DATA, LISTS, WHOLE, ShardRecord, Staging
+from plsc.datasets.staging import LISTS, WHOLE, ShardRecord, Staging
 from plsc.datasets.targets import TARGETS
-from plsc.datasets.writers import class_folders, names_text, place_images
+from plsc.datasets.writers import class_folders, names_text
 from plsc.errors import ConfigError, DataError, is_mistake
 from plsc.machine import threads
 from plsc.machine.files import replace_file, sync
@@ -41,7 +43,7 @@ from plsc.storage.working import StorePlace
 
 Watch = Callable[[str, int, int], None]
 Report = Callable[[int], None]
-CONVERTING, PLACING = "converting", "moving files"
+CONVERTING = "converting"
 _SHARD_BYTES, _LEAST_BYTES = 256_000_000, 16_000_000  # encoded bytes of a shard, and of one of a small data set
 _LEAST_SHARDS = 16  # as many as many machines have cores
 _ANY_SHAPE = (3, 16, 16)  # to which an image is decoded to see whether it can be
@@ -168,8 +170,8 @@ def convert(
 
     Args:
         conversion: What to convert, and how.
-        watch: Is called now and then with the stage, what is done, and all: images of 'converting' and 'moving files',
-            and bytes of the stages in which base64 data is split.
+        watch: Is called now and then with the stage, what is done, and all: images of 'converting', and bytes of the
+            stages in which base64 data is split.
         engine: Makes the shards; by default processes of this machine do.
         inputs: Fetches a source in a store; see `open_data`.
         target: Where in a store the output goes, shard by shard, if the format has shards; None if the output folder is
@@ -415,11 +417,11 @@ def _named(name: str, data: bytes) -> str:
 
     A line of base64, `part:12`, becomes `part-00000012`, so that names sort like lines and hold no colon.
     """
-    part, colon, line = name.rpartition(":")
-    if colon and line.isascii() and line.isdigit() and len(line) <= _LONGEST_NUMBER:
-        name = f"{part}-{int(line):08d}"
     kind = b"WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else data[:2]
     suffixes = _SUFFIXES.get(kind)
+    part, colon, line = name.rpartition(":")
+    if colon and line.isascii() and line.isdigit() and len(line) <= _LONGEST_NUMBER:
+        return f"{part}-{int(line):08d}{suffixes[0] if suffixes else ''}"
     if suffixes is None or name.endswith(suffixes) or name.lower().endswith(suffixes):
         return name
     stem, suffix = os.path.splitext(name)
@@ -437,22 +439,13 @@ def _publish(job: Job, shards: Sequence[ShardRecord], staging: Staging, watch: W
             _split(conversion.ranks, lists.pop("file_list.txt"), staging, watch)
         staging.write_lists(lists)
     if not TARGETS[conversion.to].file:
-        staging.publish([staging.folder / LISTS], partial(_place, job, folders, watch))
+        if not staging.is_publishing:
+            staging.remove_pieces()  # of tasks that Spark repeated
+            image_tree.check_count(staging.folder, folders, sum(one.images for one in shards))
+        settle = partial(image_tree.settle, staging.folder, folders)
+        staging.publish([staging.folder / image_tree.TREE, staging.folder / LISTS], settle)
     else:
         staging.publish([*([whole] if whole.exists() else folders), staging.folder / LISTS])
-
-
-def _place(job: Job, shards: Sequence[Path], watch: Watch) -> None:
-    """Moves image files into the folders of their classes."""
-    left, done = [shard / DATA for shard in shards], 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        watch(PLACING, done, job.images)
-
-    folders = class_folders(job.class_names, job.num_classes)
-    place_images(left, Path(job.conversion.output), folders, report)
 
 
 def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None:

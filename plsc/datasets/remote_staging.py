@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from plsc.datasets.staging import DATA, LAST, ShardRecord, Staging, as_record, check_same
+from plsc.datasets.image_tree import DATA
+from plsc.datasets.staging import LAST, ShardRecord, Staging, as_record, check_same
 from plsc.errors import ConfigError
 from plsc.machine import threads
 from plsc.machine.json_files import as_integer, as_list, as_object, as_text, json_text, parse_json
@@ -128,12 +129,12 @@ class RemoteStaging(Staging):
         text = json_text([*files, *lists])
         write_bytes(self._store, self._at(_PUBLISHING), text.encode())
 
-    def publish(self, folders: Sequence[Path], place: Optional[Callable[[], None]] = None) -> None:
+    def publish(self, folders: Sequence[Path], prepare: Optional[Callable[[], None]] = None) -> None:
         """Has the output appear, and removes the hidden folder. A run that is killed meanwhile is finished by the next.
 
         Args:
             folders: Not used: the files are in the store.
-            place: Not used.
+            prepare: Not used.
         """
         self._target.check_claim()
         store, path = self._store, self._target.path

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from plsc.datasets import image_tree
+from plsc.datasets.image_tree import DATA
 from plsc.errors import ConfigError, DataError
 from plsc.machine.files import replace_file, sync, write_synced
 from plsc.machine.json_files import as_integer, as_list, as_object, as_text, json_text, read_json
@@ -23,7 +25,7 @@ from plsc.machine.names import readable
 
 NAME = ".converting"
 _DONE = ".converted"
-DATA, LISTS, WHOLE = "data", "lists", "whole"
+LISTS, WHOLE = "lists", "whole"
 _PLAN, _RECORD, _PUBLISHING = "plan.json", "record.json", "publishing"
 _PIECE = re.compile(r".+\.[0-9a-f]{16}\.piece")
 _UNWRITTEN = re.compile(r"\.plan\.json\..+\.part")  # what a kill leaves before the plan is complete
@@ -105,19 +107,22 @@ class Staging:
 
     def remove_pieces(self) -> None:
         """Removes what processes left that were killed while they made a shard."""
-        for name in os.listdir(self.folder) if self.folder.exists() else ():
-            if _PIECE.fullmatch(name):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        pieces = [self.folder / name for name in names if _PIECE.fullmatch(name)]
+        image_tree.roll_back(self.folder, pieces, self._complete())
+        for piece in pieces:
+            shutil.rmtree(piece, ignore_errors=True)
 
     @contextmanager
     def piece(self, name: str) -> Iterator[Path]:
-        """Yields a new folder, which `commit` gives the name. Otherwise it is removed at the end of the block."""
+        """Yields a new folder, which `commit` gives the name. Otherwise it is removed, perhaps by `remove_pieces`."""
         made = self.folder / f"{name}.{secrets.token_hex(8)}.piece"
         try:
             (made / DATA).mkdir(parents=True)
             yield made
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            if not image_tree.has_files(made):
+                shutil.rmtree(made, ignore_errors=True)
 
     def commit(self, piece: Path) -> None:
         """Gives a complete folder its name."""
@@ -162,12 +167,21 @@ class Staging:
         folder = self.shard(number)
         try:
             record = self.record(number)
-            if self.is_publishing or _extent(folder / DATA) == (record.files, record.file_bytes):
+            if self.is_publishing:
+                return record
+            count, size = _extent(folder / DATA)
+            owned = image_tree.owned_sizes(folder)
+            if (count + len(owned), size + sum(owned)) == (record.files, record.file_bytes):
                 return record
         except (OSError, ValueError):
             pass
+        image_tree.roll_back(self.folder, [folder], self._complete() - {folder})
         shutil.rmtree(folder, ignore_errors=True)
         return None
+
+    def _complete(self) -> set[Path]:
+        """Returns the folders of the complete shards."""
+        return {path for path in self.folder.glob("shard-*") if not _PIECE.fullmatch(path.name)}
 
     def write_lists(self, lists: dict[str, bytes]) -> None:
         """Writes the small files that describe the output, which appear after all others."""
@@ -177,20 +191,20 @@ class Staging:
                 write_synced(piece / DATA / name, data)
             self.commit(piece)
 
-    def publish(self, folders: Sequence[Path], place: Optional[Callable[[], None]] = None) -> None:
+    def publish(self, folders: Sequence[Path], prepare: Optional[Callable[[], None]] = None) -> None:
         """Moves files into the output, and removes the hidden folder.
 
         A run that is killed meanwhile is finished by the next one.
 
         Args:
             folders: Folders of which `DATA` is moved, in this order.
-            place: Moves the other files of the output, before those; or continues to.
+            prepare: Is called first, also by a run that continues.
         """
         if not self.is_publishing:
             write_synced(self.folder / _PUBLISHING, b"")
             sync(self.folder)
-        if place is not None:
-            place()
+        if prepare is not None:
+            prepare()
         for folder in folders:
             data = folder / DATA
             for name in sorted(os.listdir(data), key=lambda name: (name in LAST, name)):

@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 _NUMBERS = "{shard:05d}-of-{shards:05d}"
 TARGETS = {
-    "folder": Target("plsc.datasets.writers:ImageFileWriter", "a folder for each class", has_names=True),
+    "folder": Target("plsc.datasets.image_tree:TreeWriter", "a folder for each class", has_names=True),
     "base64": Target(
         "plsc.datasets.writers:Base64Writer",
         "base64 parts",

@@ -1,7 +1,7 @@
 """Speed of `plsc data convert` against reading and writing the same bytes. Prints JSON.
 
-    python tests/benchmarks/convert.py                                # base64 parts to all formats and back, 300 MB
-    python tests/benchmarks/convert.py --megabytes 2000 --rounds 5
+    python tests/benchmarks/convert.py                                # from and to each format once, 300 MB
+    python tests/benchmarks/convert.py --all-pairs --megabytes 100
     python tests/benchmarks/convert.py --pairs base64:folder          # these formats alone, source:target
     python tests/benchmarks/convert.py --kills 20                     # SIGKILL at random moments, then run again
 
@@ -9,10 +9,12 @@
 the time in which the writer of the output writes them, with nothing else around. `raw_ratio` compares with plain calls
 of the system that read the files of the source and write files like those of the output, whose bytes nobody looks at.
 As many processes share the work in all three, and the source is cold (out of the page cache). All sync what they write,
-unless each image has a file. Rounds alternate; a ratio is the median of their quotients, 1 if the conversion is as fast
-as the baseline. `seconds` are those of the conversion, the formats and the plain calls. `cpu_ratio` and `cpu_seconds`
-are the same in seconds of the processors, which depend less on what else the machine does; starts of processes are left
-out. Images are random bytes, because nothing is decoded.
+unless each image has a file; such files are kept to the end, because ext4 without a journal is several times slower to
+make files for a minute after others were removed, and files that an earlier run removed count as well. Rounds
+alternate; a ratio is the median of their quotients, 1 if the conversion is as fast as the baseline. `seconds` are those
+of the conversion, the formats and the plain calls. `cpu_ratio` and `cpu_seconds` are the same in seconds of the
+processors, which depend less on what else the machine does; starts of processes are left out. Images are random bytes,
+because nothing is decoded.
 """
 
 import argparse
@@ -33,13 +35,15 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
-from checkout import ROOT
 
 IMAGE_BYTES = 6000  # of a JPEG image of 112 x 112 pixels, about
 CLASSES = 1000
 BEGIN = b"\xff\xd8\xff\xe0"
 CHUNK = 1 << 20
+FORMATS = ("base64", "folder", "tar", "recordio", "parquet")
+MANY_FILES = 1000  # as where each image is a file
 
 
 def make_parts(folder, size):
@@ -54,6 +58,24 @@ def make_parts(folder, size):
                 file.write(base64.b64encode(data) + b"\t%d\n" % (number % CLASSES))
                 left, number = left - len(data), number + 1
     (folder / "file_list.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+class PlainFolder:
+    """What a program does that only writes images into the folders of their classes."""
+
+    def __init__(self, folder):
+        self._folder, self._made = folder, set()
+
+    def add(self, record):
+        place = f"{self._folder}/{record.label:04d}"
+        if place not in self._made:
+            os.makedirs(place, exist_ok=True)
+            self._made.add(place)
+        with open(f"{place}/{record.name}", "xb", buffering=0) as file:
+            file.write(record.data)
+
+    def close(self):
+        pass
 
 
 def files_of(folder):
@@ -91,7 +113,7 @@ def floor(source, output, place, workers):
     """Seconds to read the files of `source` and to write files like those of `output`."""
     sources, outputs = files_of(source), [(place / path.relative_to(output), path.stat().st_size)
                                           for path in files_of(output)]  # fmt: skip
-    is_large = len(outputs) < 1000
+    is_large = len(outputs) < MANY_FILES
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(abs, range(workers)))  # the processes have started
         began = time.perf_counter()
@@ -110,9 +132,10 @@ def read_and_write(task):
     began, cpu_began = time.perf_counter(), time.process_time()
     records = open_data(str(source))[1]
     first, end = number * records.num_images // count, (number + 1) * records.num_images // count
-    folder = folder / str(number)
-    folder.mkdir(parents=True)
-    writer = TARGETS[to].open(folder, number, count, records.class_names, CLASSES)
+    folder = folder if to == "folder" else folder / str(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    is_plain = to == "folder"
+    writer = PlainFolder(folder) if is_plain else TARGETS[to].open(folder, number, count, records.class_names, CLASSES)
     for begin in range(first, end, 100):
         read_some = [(i, *records.read(i)) for i in range(begin, min(begin + 100, end))]
         for i, data, label in read_some:
@@ -138,9 +161,7 @@ def command(source, output, to, workers):
 
 
 def run(words):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def convert(source, output, to, workers):
@@ -151,33 +172,30 @@ def convert(source, output, to, workers):
         "convert(Conversion(sys.argv[1], sys.argv[2], sys.argv[3], workers=int(sys.argv[4])), lambda *done: None); "
         "print(time.perf_counter() - began, sum(os.times()[:4]) - cpu_began)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", code, str(source), str(output), to, str(workers)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     return tuple(map(float, done.stdout.split()))
 
 
 def compare(source, to, folder, options):
     """Rounds of one pair of formats."""
     rounds = []
-    output, copy = folder / "output", folder / "copy"
-    for _ in range(options.rounds + 1):  # the first makes the output whose files the floor writes
-        shutil.rmtree(output, ignore_errors=True)
+    folder.mkdir()
+    for number in range(options.rounds + 1):  # the first warms up
+        output, copy, plain = (folder / f"{name}-{number}" for name in ("output", "copy", "plain"))
         times = []
         for measure in (
-            lambda: convert(source, output, to, options.workers),
-            lambda: formats(source, to, copy, options.workers),
-            lambda: floor(source, output, copy, options.workers),
+            lambda: convert(source, output, to, options.workers),  # noqa: B023 - called at once
+            lambda: formats(source, to, copy, options.workers),  # noqa: B023
+            lambda: floor(source, output, plain, options.workers),  # noqa: B023
         ):
-            shutil.rmtree(copy, ignore_errors=True)
             chill(source)
             times.append(measure())
         rounds.append(times)
-    shutil.rmtree(copy, ignore_errors=True)
-    size = sum(path.stat().st_size for path in files_of(output))
-    kept = folder / to
-    if not kept.exists():
-        os.rename(output, kept)
+        files = files_of(output)
+        size = sum(path.stat().st_size for path in files)
+        for made in (output, copy, plain) if len(files) < MANY_FILES else ():
+            shutil.rmtree(made)
 
     def ratio(baseline, unit):
         return round(statistics.median(one[baseline][unit] / one[0][unit] for one in rounds[1:]), 3)
@@ -190,7 +208,7 @@ def compare(source, to, folder, options):
         "cpu_ratio": ratio(1, 1),
         "raw_ratio": ratio(2, 0),
         "output_bytes": size,
-        "output_files": len(files_of(kept if kept.exists() else output)),
+        "output_files": len(files),
     }
 
 
@@ -205,7 +223,7 @@ def kill(source, folder, options):
     while len(counts) < options.kills:
         started = subprocess.Popen(
             command(source, output, "base64", options.workers),
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, stdout=subprocess.DEVNULL,
+            start_new_session=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(rng.uniform(0.3, 1) * usual)
@@ -227,10 +245,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", default=None, help="where to make the data (default: the temporary folder)")
-    pairs = "base64:base64 base64:folder folder:base64 base64:tar tar:recordio recordio:parquet parquet:base64"
-    parser.add_argument("--pairs", nargs="*", default=pairs.split())
+    pairs = [f"{source}:{to}" for source, to in zip(FORMATS, (*FORMATS[1:], FORMATS[0]))]
+    parser.add_argument("--pairs", nargs="*", default=pairs, help=f"SOURCE:TARGET (default: {' '.join(pairs)})")
+    parser.add_argument("--all-pairs", action="store_true", help="from each format to each")
     parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()
+    if options.all_pairs:
+        options.pairs = [f"{source}:{to}" for source in FORMATS for to in FORMATS]
     result = {"command": " ".join(["python", *sys.argv]), "machine": platform.processor() or platform.machine(),
               "workers": options.workers, "megabytes": options.megabytes}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="plsc-", dir=options.folder) as place:
@@ -240,10 +261,10 @@ def main():
             result.update(kill(folder / "parts", folder, options))
         for pair in () if options.kills else options.pairs:
             source, to = pair.split(":")
-            made = folder / source
+            made = folder / ("parts" if source == "base64" else source)
             if not made.exists():
-                made = folder / "parts" if source == "base64" else made
-            result[pair] = compare(made, to, folder, options)
+                convert(folder / "parts", made, source, options.workers)
+            result[pair] = compare(made, to, folder / pair.replace(":", "-"), options)
             print(json.dumps({pair: result[pair]}), file=sys.stderr, flush=True)
     print(json.dumps(result, indent=1))
 

@@ -19,7 +19,7 @@ from plsc.data.exclusion import find_listed
 from plsc.data.records import Records
 from plsc.data.sources import open_images
 from plsc.datasets import conversion as module
-from plsc.datasets import staging, writers
+from plsc.datasets import image_tree, staging
 from plsc.datasets.conversion import Conversion, convert
 from plsc.datasets.opening import open_data
 from plsc.datasets.staging import NAME
@@ -165,7 +165,7 @@ def test_images_that_cannot_be_decoded_are_left_out_in_a_list_that_exclude_takes
 
 def convert_until_killed(given, place, victim):
     """Converts in this process, which kills itself, its parent or a worker when it reaches a place."""
-    record, moved, at = module._record, [], 20 if given.to == "folder" else 4
+    record, moved, at = module._record, [], 4
 
     def kill_at_an_image(given, records, i):
         if i == 25:
@@ -182,7 +182,7 @@ def convert_until_killed(given, place, victim):
         module._record = kill_at_an_image
     else:
         staging._move = partial(kill_at_a_file, staging._move)
-        writers._place = partial(kill_at_a_file, writers._place)
+        image_tree._place = partial(kill_at_a_file, image_tree._place)
     try:
         convert(given, silent)
     except DataError as error:
