@@ -9,6 +9,7 @@ from typing import BinaryIO, Union
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from plsc.data.pixels import MOST_PIXELS, NEWEST, PixelRule, interpret
+from plsc.data.plain_jpeg import decode_plain
 from plsc.errors import DataError, one_line
 
 Where = Union[str, Callable[[], str]]  # where an image comes from, or a function that finds it out
@@ -113,6 +114,9 @@ def decode_image(data: bytes, mode: str, where: Where, rule: PixelRule = NEWEST)
     Raises:
         DataError: It cannot be decoded.
     """
+    plain = decode_plain(data, mode, rule.most_pixels)
+    if plain is not None:
+        return plain
     try:
         with open_image(data) as image:
             check_size(image, rule.most_pixels)

@@ -15,7 +15,7 @@ from plsc.data.generators import generators_of
 from plsc.data.pixels import NEWEST, PixelRule
 from plsc.data.prefetch import prefetch
 from plsc.data.sources import ImageSource
-from plsc.data.transforms import decode, normalize_image
+from plsc.data.transforms import decode, normalize_each
 from plsc.errors import DataError, is_mistake
 
 Batch = tuple[np.ndarray, ...]  # images and labels, and the targets if there are any
@@ -160,11 +160,15 @@ class ImageLoader:
         # repeated as padding is changed in another way than the first time.
         positions = (first + np.arange(count)) * self._world_size + self._rank
         generators = generators_of(self._seed, epoch, positions)
-        for k in range(count):
-            if stop.is_set():  # The batch will not be used.
-                break
-            numbers[k], image, labels[k] = self._good_image(order, first + k, next(encoded), damaged)
-            normalize_image(augment(image, self._augmentation, next(generators)), images[k])
+
+        def changed() -> Iterator[np.ndarray]:
+            for k in range(count):
+                if stop.is_set():  # The batch will not be used.
+                    return
+                numbers[k], image, labels[k] = self._good_image(order, first + k, next(encoded), damaged)
+                yield augment(image, self._augmentation, next(generators))
+
+        normalize_each(changed(), images)
         targets = () if self._targets is None or stop.is_set() else (self._targets(numbers),)
         return _Made((images, labels, *targets), damaged)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from plsc.data.pixels import NEWEST, PixelRule
 from plsc.errors import DataError
 from plsc.machine.files import advice_on
 from plsc.machine.mounts import read_regular
+
+_SCALED_TOGETHER = 4  # images
 
 
 def decode(data: bytes, image_shape: Sequence[int], where: Where, rule: PixelRule = NEWEST) -> np.ndarray:
@@ -99,17 +101,26 @@ def normalize(images: np.ndarray) -> np.ndarray:
     result = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
     if result is images or np.shares_memory(result, images):  # Float input needed no copy.
         result = result.copy()
-    result -= 127.5
-    result /= 128
+    _scale(result)
     return result
 
 
-def normalize_image(image: np.ndarray, result: np.ndarray) -> None:
-    """Writes what `normalize` makes of one image, uint8 [H, W, C], into `result`, float32 [C, H, W].
+def normalize_each(images: Iterable[np.ndarray], result: np.ndarray) -> None:
+    """Writes what `normalize` makes of single images, uint8 [H, W, C], into `result`, float32 [B, C, H, W].
 
-    A mirrored view takes no longer than other images, and the numbers are still in the processor's cache when they are
-    scaled.
+    A mirrored view takes no longer than other images. Rows for which no image comes are left as they are.
     """
-    result[...] = image.transpose(2, 0, 1)
-    result -= 127.5
-    result /= 128
+    # Each operation of NumPy gives Python's lock away, and may have to wait for it afterwards. So several images are
+    # scaled together, but no more than a processor's cache holds. The powers of two lose no digit.
+    begun = end = 0
+    for end, image in enumerate(images, 1):
+        result[end - 1] = image.transpose(2, 0, 1)
+        if end - begun == _SCALED_TOGETHER:
+            _scale(result[begun:end])
+            begun = end
+    _scale(result[begun:end])
+
+
+def _scale(images: np.ndarray) -> None:
+    images -= 127.5
+    images *= 1 / 128

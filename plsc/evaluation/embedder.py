@@ -23,7 +23,7 @@ from plsc.data.damaged import NAMED, is_damage, line_of_zeros
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
-from plsc.data.transforms import normalize
+from plsc.data.transforms import normalize_each
 from plsc.errors import ConfigError, DataError, StoppedError, counted
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
@@ -225,16 +225,21 @@ class Embedder:
 
     def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
         """Returns normalised images [n, C, H, W], and for the rows of damaged ones what is wrong."""
-        channels, height, width = self._network.image_shape
-        pixels, faults = np.zeros((len(chosen), height, width, channels), np.uint8), {}
-        for row, i in enumerate(chosen):
-            try:
-                pixels[row] = images.pixels(i, self._network.image_shape, self._rule)
-            except DataError as problem:
-                if not self._skip_damaged or not is_damage(problem):
-                    raise
-                faults[row] = str(problem)
-        return normalize(pixels), faults
+        shape = channels, height, width = self._network.image_shape
+        result, faults = np.empty((len(chosen), *shape), np.float32), {}
+
+        def decoded() -> Iterator[np.ndarray]:
+            for row, i in enumerate(chosen):
+                try:
+                    pixels = images.pixels(i, shape, self._rule)
+                except DataError as problem:
+                    if not self._skip_damaged or not is_damage(problem):
+                        raise
+                    pixels, faults[row] = np.zeros((height, width, channels), np.uint8), str(problem)
+                yield pixels
+
+        normalize_each(decoded(), result)
+        return result, faults
 
     def _forward(self, images: np.ndarray) -> np.ndarray:
         """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W]."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plsc.data.transforms import decode, from_pixels, normalize, normalize_image
+from plsc.data.transforms import decode, from_pixels, normalize, normalize_each
 from plsc.errors import DataError
 
 
@@ -74,10 +74,18 @@ def test_normalize() -> None:
     assert np.array_equal(floats, images[:, :, :, :1])
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 6])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalize_image_gives_the_numbers_of_normalize_also_for_a_mirrored_view(channels: int) -> None:
-    images = noise(2, 4, 5, channels)
-    result = np.full((2, channels, 4, 5), np.nan, np.float32)
-    normalize_image(images[0], result[0])
-    normalize_image(images[1][:, ::-1], result[1])
-    assert np.array_equal(result, normalize(np.stack([images[0], images[1][:, ::-1]])))
+def test_normalize_each_gives_the_numbers_of_normalize_also_for_mirrored_views(channels: int, count: int) -> None:
+    images = noise(count, 4, 5, channels)
+    views = [image[:, ::-1] if number % 2 else image for number, image in enumerate(images)]
+    result = np.full((count + 1, channels, 4, 5), 7, np.float32)
+    normalize_each(iter(views), result)
+    assert np.array_equal(result[:count], normalize(np.array(views).reshape(images.shape)))
+    assert (result[count] == 7).all()
+
+
+def test_scaling_gives_the_bits_of_a_division() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    wanted = (levels.astype(np.float32) - np.float32(127.5)) / np.float32(128)
+    assert np.array_equal(normalize(levels), wanted.transpose(0, 3, 1, 2))
