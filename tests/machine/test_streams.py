@@ -14,7 +14,7 @@ from ranks import environment
 from plsc.arguments import exit_status
 from plsc.machine import streams
 
-PLAN = f"{sys.executable} -m plsc plan --classes 1000 --emb 64 --image-shape 3,32,32"
+PLAN = f"{sys.executable} -m plsc plan --model GlyphNet --classes 1000 --emb 64 --image-shape 3,32,32"
 # Opens a file after plsc has started: it must not get the number of a standard stream.
 SCRIPT = "from plsc import Entry; Entry(); import os; file = os.open('/dev/null', os.O_RDONLY); assert file > 2, file"
 
