@@ -122,7 +122,7 @@ class DistantFolder:
 
     def named(self, text: str) -> str:
         """Returns a text with the address in place of the path of the outline."""
-        return text.replace(self.root, f"{self._remote.place.address.server}{self._remote.folder}")
+        return self._remote.named(text)
 
     def plan(self, spans: Iterator[Span], ahead: int, kept: int) -> None:
         """Fetches spans ahead of their use, which is in this order.

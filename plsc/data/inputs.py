@@ -85,9 +85,7 @@ class Inputs:
     def named(self, text: str) -> str:
         """Returns a text with addresses in place of the paths that stand for them."""
         for remote in list(self._opened.values()):  # another thread may log something meanwhile
-            address = remote.place.address
-            for folder in (remote.copy.files, remote.copy.outlined):
-                text = text.replace(str(folder), f"{address.server}{remote.folder}")
+            text = remote.named(text)
         return text
 
     def data(self, path: str, data_format: str = "auto") -> str:

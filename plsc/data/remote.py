@@ -244,7 +244,8 @@ def _open_whole(remote: RemoteFolder, files: Sequence[RemoteFile], opening: Open
     """Fetches all files of a data set, and opens it as one of this machine."""
     remote.keep(files, begin=len(files) * parallel.rank() // parallel.world_size())
     remote.copy.forget_others(remote.found, lambda name: "/" not in name and belongs(name, remote.name))
-    records = _open_at(opening.path, opening, data_format)
+    with reworded(remote.named):
+        records = _open_at(opening.path, opening, data_format)
     records.on_close = weakref.finalize(records, remote.copy.close)
     return records
 
@@ -261,11 +262,11 @@ def _open_in_place(
     def make_index() -> None:
         """Makes the indexes, which the other ranks of this machine find next to the data."""
         if is_first:
-            with reworded(folder.named):
+            with reworded(remote.named):
                 _open_at(path, opening._replace(rank=0, world_size=1, keeps_index=True), data_format)
 
     def open_it() -> Records:
-        with reworded(folder.named):
+        with reworded(remote.named):
             records = _open_at(path, opening._replace(keeps_index=False), data_format)
         records.on_close = weakref.finalize(records, _close, folder, remote)
         return records

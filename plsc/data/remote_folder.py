@@ -111,6 +111,12 @@ class RemoteFolder:
         """Returns what messages call the data set, or a file of it."""
         return place_of(self.store, posixpath.join(self.place.address.path, name) if name else self.place.address.path)
 
+    def named(self, text: str) -> str:
+        """Returns a text with addresses in place of the paths of copies, or of the files that stand for them."""
+        for folder in (self.copy.files, self.copy.outlined):
+            text = text.replace(str(folder), f"{self.place.address.server}{self.folder}")
+        return text
+
     @property
     def path(self) -> str:
         """The path of the data set on this machine."""

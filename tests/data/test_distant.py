@@ -193,8 +193,9 @@ def test_messages_name_the_address(data, tmp_path):
     assert records.where(0).startswith(f"file://{store}/train-00000-of-00003.tar: member")
     records.close()
     first.write_bytes(first.read_bytes()[:5000])
-    with pytest.raises(PlscError, match=f"^file://{store}/train-00000-of-00003.tar: .*cut off; copy it again"):
-        remote.open_images(place_of(store, tmp_path / "cache"), 12, "auto", None, 8)
+    for size in (SMALL, 10**9):
+        with pytest.raises(PlscError, match=f"^file://{store}/train-00000-of-00003.tar: .*cut off; copy it again"):
+            remote.open_images(place_of(store, tmp_path / str(size), size), 12, "auto", None, 8)
     assert not mounts._mounts
 
 
