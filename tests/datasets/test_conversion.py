@@ -450,7 +450,13 @@ def test_base64_data_can_be_split_for_the_ranks_at_once(source, tmp_path, capsys
     assert {path.split("_")[0] for path in os.listdir(output)} == {"base64"}
 
 
-def test_spark_makes_the_same_files(spark, source, tmp_path, capsys):
+def test_spark_makes_the_same_files(spark, source, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_number_of_shards", lambda records: 3)
+        for engine in ("local", "spark"):
+            words = ["data", "convert", str(source), str(tmp_path / "tree" / engine), "--to=folder"]
+            assert cli.main([*words, f"--engine={engine}"]) == 0
+    assert files_of(tmp_path / "tree" / "spark") == files_of(tmp_path / "tree" / "local")
     for engine in ("local", "spark"):
         words = ["data", "convert", str(source), str(tmp_path / engine), "--to=base64", "--shards=3", "--size=12"]
         assert cli.main([*words, f"--engine={engine}"]) == 0
