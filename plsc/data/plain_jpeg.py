@@ -39,9 +39,11 @@ def decode_plain(data: bytes, mode: str, most_pixels: int) -> Optional[Image.Ima
     if _MODES.get(components) != mode or not 0 < width * height <= min(most_pixels, limit or most_pixels):
         return None
     try:
-        return Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
+        image = Image.new(mode, (width, height), None)  # type: ignore[arg-type]  # a colour would take time
+        image.frombytes(data, "jpeg", mode, "")
     except (ValueError, OSError, MemoryError):
         return None
+    return image
 
 
 def _frame(data: bytes) -> Optional[tuple[int, int, int]]:
