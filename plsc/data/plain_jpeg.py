@@ -10,8 +10,8 @@ from PIL import Image
 _BEGIN = b"\xff\xd8\xff"
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
 _SCAN = 0xDA
-# APP0 (JFIF), tables of Huffman codes and quantisation, the restart interval, and comments. Any other segment may change
-# what the pixels mean: the orientation of EXIF, a colour profile, Adobe's colours, several pictures in one file.
+# APP0 (JFIF), tables of Huffman codes and quantisation, the restart interval, and comments. Any other segment may
+# change what the pixels mean: the orientation of EXIF, a colour profile, Adobe's colours, several pictures in one file.
 _HARMLESS = (0xE0, 0xC4, 0xDB, 0xDD, 0xFE)
 _BITS = 8
 _MODES = {1: "L", 3: "RGB"}  # by the number of components
@@ -39,24 +39,28 @@ def decode_plain(data: bytes, mode: str, most_pixels: int) -> Optional[Image.Ima
     if _MODES.get(components) != mode or not 0 < width * height <= min(most_pixels, limit or most_pixels):
         return None
     try:
-        return Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
+        image = Image.new(mode, (width, height), None)  # type: ignore[arg-type]  # a colour would take time
+        image.frombytes(data, "jpeg", mode, "")
     except (ValueError, OSError, MemoryError):
         return None
+    return image
 
 
 def _frame(data: bytes) -> Optional[tuple[int, int, int]]:
     """Returns height, width and number of components; None if the header is damaged or has other segments."""
-    found, place = None, len(_BEGIN) - 1
+    found: Optional[tuple[int, int, int]] = None
+    place = len(_BEGIN) - 1
     try:
         while True:
             marker, length = struct.unpack_from(">HH", data, place)
             kind = marker - 0xFF00
             if kind in _FRAMES and found is None:
-                bits, *found = struct.unpack_from(">BHHB", data, place + 4)
+                bits, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
                 if bits != _BITS:
                     return None
+                found = height, width, components
             elif kind == _SCAN:
-                return found and tuple(found)
+                return found
             elif kind not in _HARMLESS:
                 return None
             place += 2 + length
