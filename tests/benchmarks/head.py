@@ -3,11 +3,12 @@
     python tests/benchmarks/head.py                  # everything: about a quarter of an hour, 20 GiB
     python tests/benchmarks/head.py --only table     # only the comparison; or: profile, scaling, optimizers
     python tests/benchmarks/head.py --tuned          # every head with a malloc that gives no memory back to the system
+    python tests/benchmarks/head.py --only table --cases 0 --torch-python PYTHON   # 200,000 classes on two ranks
 
 Every figure comes from a separate process (or from two ranks on gloo with one thread each). The heads take turns, and
 the fastest of all their steps counts, since other programs use the machine too. Memory is the peak of resident memory
 above what the process held before the head was made. On a machine that is not quiet, the processor's seconds of rank 0
-say more than the seconds that pass. Without PyTorch its figures are null.
+say more than the seconds that pass. Without PyTorch, which may be in an environment of its own, its figures are null.
 """
 
 import argparse
@@ -204,7 +205,8 @@ def measure(
     whole=False,
 ):
     """Runs one worker and returns its result; None if it ended without one (no memory, no PyTorch)."""
-    if head == "torch" and importlib.util.find_spec("torch") is None:
+    python = os.environ["TORCH_PYTHON"] if head == "torch" else sys.executable
+    if python == sys.executable and head == "torch" and importlib.util.find_spec("torch") is None:
         return None
     command = [str(Path(__file__)), "--head", head, "--classes", str(classes), "--ratio", str(ratio), "--loss", loss]
     command += ["--ranks", str(ranks), "--batch", str(batch), "--emb", str(emb), "--steps", str(steps)]
@@ -215,7 +217,7 @@ def measure(
         launcher = torch if head == "torch" else ["-m", "plsc", "run", "--ranks", str(ranks)]
     threads = 1 if profiled else (os.cpu_count() or 1) // ranks
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.run([sys.executable, *launcher, *command], env=environment, capture_output=True, text=True)
+    process = subprocess.run([python, *launcher, *command], env=environment, capture_output=True, text=True)
     for line in process.stdout.splitlines():
         if "RESULT " in line:
             return json.loads(line.split("RESULT ", 1)[1])
@@ -223,12 +225,12 @@ def measure(
     return None
 
 
-def compare(rounds):
-    """Measures every case and its rivals in turns; returns the table."""
+def compare(rounds, cases):
+    """Measures the cases with these numbers and their rivals in turns; returns the table."""
     rates = {threads: product_rate(threads) for threads in {1, os.cpu_count() or 1}}
     full_rate = max(rate / threads for threads, rate in rates.items()) * (os.cpu_count() or 1)
     table = []
-    for name, classes, ratio, ranks, rivals in CASES:
+    for name, classes, ratio, ranks, rivals in [CASES[case] for case in cases]:
         best = {}
         for _ in range(rounds):
             for head in ("plsc", *rivals):
@@ -306,6 +308,8 @@ def main():
     parser.add_argument("--only", choices=["table", "profile", "scaling", "optimizers"])
     parser.add_argument("--tuned", action="store_true", help="keep freed memory in every process (glibc)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each rival")
+    parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), help="numbers of rows of the table")
+    parser.add_argument("--torch-python", default=sys.executable, help="the Python that has PyTorch")
     for name, kind in (("head", str), ("classes", int), ("ratio", float), ("ranks", int), ("batch", int), ("emb", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
@@ -317,11 +321,12 @@ def main():
     if options.head:
         worker(options)
         return
+    os.environ["TORCH_PYTHON"] = options.torch_python
     if options.tuned:
         os.environ.update(TUNED)
     result = {"command": " ".join(sys.argv), "cores": os.cpu_count(), "machine": processor_name()}
     if options.only in (None, "table"):
-        result.update(compare(options.rounds))
+        result.update(compare(options.rounds, options.cases))
     if options.only in (None, "profile"):
         result["profile_2_ranks"] = measure("plsc", 200_000, 1.0, 2, steps=2, profiled=True)["profile"]
         result["profile_2_ranks_sampled"] = measure("plsc", 1_000_000, 0.1, 2, steps=2, profiled=True)["profile"]

@@ -193,6 +193,8 @@ def test_variants_that_onednn_does_not_compute_are_paddles(counted):
 
 @each_layer
 def test_an_empty_batch_passes(name):
+    if name == "linear" and not HAS_GRADIENTS:
+        pytest.skip("Paddle 2.6 refuses it")
     assert pair(name)[0](paddle.zeros([0, 3, 7])).shape[:2] == [0, 3]
 
 
