@@ -24,27 +24,32 @@ hypothesis.settings.register_profile("plsc", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("plsc")
 
 # pytest-xdist gives whole files to its workers, in this order: what takes long comes first, so that no worker waits for
-# another at the end. The folders, and in front of them the files that take half a minute or more.
+# another at the end. The folders, and in front of them the files that take a quarter of a minute or more.
 LONG = (
     "engine/test_hdfs_training.py",
-    "engine/test_endings.py",
     "parallel/test_action.py",
     "machine/test_machines.py",
-    "engine/test_training.py",
     "heads/test_classifier.py",
-    "engine/test_resume.py",
-    "test_fixed_runs.py",
-    "shuffle/test_spark.py",
-    "shuffle/test_local.py",
     "inference/test_export.py",
-    "demo/test_scripts.py",
+    "engine/test_training.py",
+    "engine/test_endings.py",
+    "engine/test_resume.py",
+    "shuffle/test_local.py",
+    "machine/test_streams.py",
+    "storage/test_failover.py",
+    "storage/test_kerberos.py",
+    "test_fixed_runs.py",
     "engine/test_updates.py",
+    "inference/test_classes.py",
     "evaluation/test_evaluator.py",
+    "demo/test_scripts.py",
+    "tools",
     "engine",
     "docs",
     "demo",
     "evaluation",
     "inference",
+    "report",
 )
 
 # The files and tests that use the servers of this file. One worker runs all of them, so that each server starts once.

@@ -13,7 +13,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from ranks import ROOT, environment
+from ranks import ROOT, TIMEOUT, environment
 
 from plsc import arguments, cli
 from plsc.commands import convert_checkpoint
@@ -246,7 +246,7 @@ for words in {COMMANDS}:
 sys.exit("paddle" in sys.modules)
 """
     process = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=TIMEOUT
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("usage:") == len(COMMANDS)
@@ -277,7 +277,9 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(unbuffered):
     buffered = {**environment(), "PYTHONUNBUFFERED": unbuffered}
     code = "import os, sys; from plsc import cli; read, write = os.pipe(); os.dup2(write, 1); os.close(read)\n"
     code += "sys.exit(cli.main(['--help']))"
-    process = subprocess.run([sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=TIMEOUT
+    )
     assert (process.returncode, process.stderr) == (141, "")
 
 

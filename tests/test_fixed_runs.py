@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from ranks import HELPERS, ROOT
+from ranks import HELPERS, ROOT, TIMEOUT
 from safetensors.numpy import load_file
 
 # The commit whose numbers count. A change that means to change numbers moves it, and its message says why.
@@ -60,7 +60,7 @@ def folders(earlier_source, tmp_path_factory):
             process = subprocess.run(
                 [*command, str(output), json.dumps(runs)],
                 cwd=source, env={**os.environ, **variables, "PYTHONPATH": str(source)},
-                capture_output=True, text=True, timeout=240,
+                capture_output=True, text=True, timeout=TIMEOUT,
             )  # fmt: skip
             assert process.returncode == 0, process.stderr[-3000:]
     return made

@@ -106,7 +106,7 @@ def test_a_bar_shows_bytes_and_rate_and_a_password_is_asked_for(hdfs, tmp_path):
         if not part:
             break
     os.close(master)
-    assert process.wait(timeout=60) == 0, shown
+    assert process.wait(timeout=TIMEOUT) == 0, shown
     text = shown.decode()
     assert "3.00M" in text and "B/s" in text and "100%" in text and "pa55-w0rd" not in text
 

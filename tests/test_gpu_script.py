@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from ranks import ROOT
+from ranks import ROOT, TIMEOUT
 
 PYTHON = """#!/bin/bash
 echo "${0##*/} $*" >> "$NOTES/calls"
@@ -26,7 +26,7 @@ def run(tmp_path):
             (tmp_path / name).chmod(0o755)
         (tmp_path / "calls").touch()
         process = subprocess.run(
-            ["bash", str(ROOT / "tests" / "gpu.sh")], capture_output=True, text=True, timeout=60,
+            ["bash", str(ROOT / "tests" / "gpu.sh")], capture_output=True, text=True, timeout=TIMEOUT,
             env={
                 **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(tmp_path),
                 "PLSC_TEST_CACHE": str(tmp_path / "cache"), "PLSC_GPU_OUTPUT": str(tmp_path / "output"),

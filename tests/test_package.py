@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import TIMEOUT
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def python(code, **environment):
     kept = {name: value for name, value in os.environ.items() if name not in environment}
     kept.update({name: value for name, value in environment.items() if value is not None}, PYTHONPATH=str(ROOT))
-    return subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_without_paddle_one_line_says_what_to_install():

@@ -273,7 +273,7 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(kind, request, sam
     server = request.getfixturevalue(kind)
     there = f"{server.web.replace('http', 'webhdfs')}/data" if kind == "hdfs" else "s3://bucket/data"
     there += f"/{tmp_path.name}"
-    words = ["data", "convert", str(samples / "trained"), f"{there}/tar", "--to", "tar", "--shards", "10"]
+    words = ["data", "convert", str(samples / "trained"), f"{there}/tar", "--to", "tar", "--shards", "20"]
     store, path = store_of(there)
     hidden = f"{path}/.tar.converting"
     process = subprocess.Popen(
@@ -293,10 +293,10 @@ def test_a_killed_conversion_resumes_and_gives_the_same_bytes(kind, request, sam
     out, err = process.communicate()
     assert "Traceback" not in err, err
     kept = len(store.list(f"{hidden}/records"))
-    assert 2 <= kept < 10 and store.status(f"{path}/tar") is None
+    assert 2 <= kept < 20 and store.status(f"{path}/tar") is None
     said = json.loads(plsc(*words, "--json"))
-    assert said["kept"] >= 2 and said["shards"] == 10
-    plsc("data", "convert", samples / "trained", tmp_path / "here", "--to", "tar", "--shards", 10)
+    assert said["kept"] >= 2 and said["shards"] == 20
+    plsc("data", "convert", samples / "trained", tmp_path / "here", "--to", "tar", "--shards", 20)
     assert files_at(there) == {f"tar/{name}": data for name, data in files_in(tmp_path / "here").items()}
     assert not any(files for _, _, files in os.walk(working))
 

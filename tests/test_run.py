@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from ranks import ROOT, run_plsc
+from ranks import ROOT, TIMEOUT, run_plsc
 
 SITE = ROOT / "plsc" / "machine" / "site"
 PLAIN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -17,8 +17,9 @@ def python(*command, folder, path=(ROOT,)):
     """Runs a new Python process in `folder`."""
     environment = {**PLAIN, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, *map(str, command)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
 
 
 def write(folder, text, name="script.py"):
@@ -105,7 +106,7 @@ OLD = """
             process = context.Process(target=child, args=(names,))
             process.start()
             try:
-                spawned = names.get(timeout=40)
+                spawned = names.get(timeout=100)
                 break
             except queue.Empty:
                 spawned = "no answer"

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from conftest import SERVED
-from ranks import ROOT
+from ranks import ROOT, TIMEOUT
 
 PYTHON = """#!/bin/bash
 echo "${0#"$NOTES"/} $*" >> "$NOTES/calls"
@@ -42,7 +42,7 @@ def run(tmp_path):
         known = {"PATH": str(programs), "NOTES": str(tmp_path), "PLSC_TEST_CACHE": str(tmp_path / "cache")}
         process = subprocess.run(
             ["bash", str(ROOT / "tests" / "run.sh"), *arguments],
-            env={**known, **variables}, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            env={**known, **variables}, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         assert not process.stderr
         return process.returncode, (tmp_path / "calls").read_text().splitlines()

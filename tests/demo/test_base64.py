@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from ranks import ROOT, environment
+from ranks import ROOT, TIMEOUT, environment
 
 
 def test_base64_data_from_rendering_to_training(tmp_path):
@@ -15,7 +15,7 @@ def test_base64_data_from_rendering_to_training(tmp_path):
         env={**environment(), "PYTHON": sys.executable, "PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=TIMEOUT,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     folder = tmp_path / "run"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from ranks import ROOT
+from ranks import ROOT, TIMEOUT
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("zensical") is None,
@@ -28,7 +28,7 @@ def copy(tmp_path):
 
 def build(folder):
     command = [sys.executable, folder / "tools" / "make_site.py"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_every_page_is_in_the_site_in_both_languages_and_found_by_its_search(copy):

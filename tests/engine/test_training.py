@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from ranks import HELPERS, ROOT, start
+from ranks import HELPERS, ROOT, TIMEOUT, start
 from safetensors.numpy import load_file
 from train_glyphs import TinyNet
 
@@ -304,7 +304,7 @@ def test_paddles_launcher_works(glyphs, tmp_path):
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
     command += ["--log_dir", str(tmp_path / "log"), str(HELPERS / "train_glyphs.py"), str(glyphs), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     logs = "".join(path.read_text() for path in Path(tmp_path, "log").glob("workerlog.*"))
     assert process.returncode == 0, process.stderr[-2000:] + logs[-3000:]
     assert result_of(tmp_path)["test"] == result_of(tmp_path, 1)["test"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from ranks import TIMEOUT
 
 PAGES = 24 * (3 << 20) // 4096  # smaller arrays than those for which NumPy asks for huge pages
 PROGRAM = """
@@ -37,8 +38,9 @@ print(faults() - before)
 def test_freed_memory_is_kept_unless_the_user_chooses(variables, keeps):
     environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**environment, **variables}, capture_output=True, text=True, timeout=60
-    )
+        [sys.executable, "-c", PROGRAM],
+        env={**environment, **variables}, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     faults = int(process.stdout)
     assert faults < PAGES / 10 if keeps else faults > PAGES / 2

@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from ranks import TIMEOUT
 
 from plsc.machine.names import from_text, readable, to_text, twins_among, utf8_path, why_missing
 
@@ -68,7 +69,9 @@ def test_tables_and_output_hold_the_bytes_of_names_in_every_locale(name, locales
     environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": output, "PYTHONUTF8": "0"}
     if locale != "C.UTF-8":
         environment["LOCPATH"] = str(locales)
-    done = subprocess.run([sys.executable, "-c", _PROGRAM, tmp_path], capture_output=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, tmp_path], capture_output=True, env=environment, timeout=TIMEOUT
+    )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     encoding, text, *lines = done.stdout.split(b"\n")
     assert encoding.decode() == {"C": "utf-8", "z": "gbk", "e": "iso8859-1"}[locale[0]]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from ranks import ROOT
+from ranks import ROOT, TIMEOUT
 
 from plsc.machine import processor
 
@@ -67,7 +67,7 @@ def output_of(code, **environment):
         env={**clean, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
     )
     assert process.returncode == 0, process.stderr
     return process

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from ranks import environment
+from ranks import TIMEOUT, environment
 
 from plsc.arguments import exit_status
 from plsc.machine import streams
@@ -20,7 +20,7 @@ SCRIPT = "from plsc import Entry; Entry(); import os; file = os.open('/dev/null'
 
 
 def shell(line):
-    return subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -89,7 +89,7 @@ def test_a_rank_has_ended_though_a_process_that_it_started_holds_its_stderr(tmp_
     )
     command = [sys.executable, "-m", "plsc", "run", "--ranks", "2", str(tmp_path / "script.py")]
     try:
-        process = subprocess.run(command, env=environment(), stderr=subprocess.PIPE, text=True, timeout=60)
+        process = subprocess.run(command, env=environment(), stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
     finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert process.returncode == 1 and process.stderr.splitlines()[-1] == "rank one is broken"

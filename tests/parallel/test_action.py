@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import disturbed_ranks
 import pytest
-from ranks import HELPERS, environment, popen_python, popen_ranks, run_python, start
+from ranks import HELPERS, TIMEOUT, environment, popen_python, popen_ranks, run_python, start
 
 from plsc.errors import PlscError, RankError
 from plsc.machine.launch.network import reserved_ports
@@ -94,7 +94,7 @@ def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, s
         time.sleep(0.1)
     began = time.monotonic()
     for process, status, line in zip(processes, statuses, last):
-        stderr = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=TIMEOUT)[1]
         assert process.returncode == status, stderr
         assert not line or stderr.splitlines()[-1].startswith(line)
     assert time.monotonic() - began < SECONDS

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from ranks import environment
+from ranks import TIMEOUT, environment
 
 from plsc.errors import ConfigError, DataError
 from plsc.storage import LocalStorage, Retrying, StorageError, StorageUnavailableError
@@ -155,7 +155,7 @@ copy.try_fetch(files[1], lambda count: os._exit(9))
 
 def test_a_killed_process_leaves_its_whole_files_and_its_space(tmp_path, server):
     command = [sys.executable, "-c", KILLED, tmp_path / "server", tmp_path / "cache"]
-    assert subprocess.run(command, env=environment(), timeout=60).returncode == 9
+    assert subprocess.run(command, env=environment(), timeout=TIMEOUT).returncode == 9
     assert list((tmp_path / "cache").glob("plsc_*/parts/*")) and list((tmp_path / "cache" / "plsc_claims").iterdir())
     copy, files = open_copy(tmp_path, server, 2500), files_in(server)
     copy.claim(files[:2])
