@@ -97,7 +97,7 @@ class DistantFolder:
 
     def size_of(self, path: str) -> Optional[int]:
         """Returns the bytes of a file; None for one whose bytes are on this machine."""
-        file = self._files.get(path)
+        file = self._files.get(path) or self._files.get(os.path.normpath(path))
         return None if file is None else file.size
 
     def read(self, path: str, first: int, size: int) -> bytes:
@@ -108,6 +108,7 @@ class DistantFolder:
             WrongDataError: The file has changed.
             StoppedError: The wait has ended; see `end_waiting_if`.
         """
+        path = path if path in self._files else os.path.normpath(path)  # as a list may write it
         end = min(first + size, self._files[path].size)
         parts = []
         while first < end:
@@ -145,7 +146,7 @@ class DistantFolder:
 
     def close(self) -> None:
         """Ends the threads that fetch."""
-        mounts.unmount(self.root)
+        mounts.unmount(self.root, self)
         self._stop.set()
         with self._lock:
             self._plan, self._ahead = iter(()), 0
@@ -409,7 +410,7 @@ def mount(
     distant = [file for file in files if is_distant(file.name)]
     near = [file for file in files if not is_distant(file.name)]
     remote.keep(near)
-    root = remote.copy.outline(distant, near)
+    root = remote.copy.outline(distant, near, remote.is_gone)
     logger.info(
         "data %s: %s in %d files, and the data cache has %s; they are read in place, at each use, and %s",
         remote.where(),

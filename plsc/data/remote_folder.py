@@ -158,6 +158,15 @@ class RemoteFolder:
 
             self.copy.forget_others(names, is_read)
 
+    def is_gone(self, name: str) -> bool:
+        """Returns whether the store has no file of a name, as far as its folder has been listed."""
+        is_listed = "_listed" in self.__dict__
+        if name in self._known or (is_listed and name in self.found):
+            return False
+        return (is_listed and "/" not in name) or any(
+            not inner or name.startswith(f"{inner}/") for inner in self._walked
+        )
+
     def fetch_all(self, files: Sequence[RemoteFile], begin: int = 0) -> None:
         """Fetches files that are claimed, except for those that other ranks of this machine fetch: waits for these.
 

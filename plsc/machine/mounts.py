@@ -27,25 +27,27 @@ class Mount(Protocol):
         """Returns `size` bytes of a file from `first` on, fewer where the file ends."""
 
 
-_mounts: dict[str, Mount] = {}
+_mounts: list[tuple[str, Mount]] = []  # the last one first
 
 
 def mount(folder: str, source: Mount) -> None:
-    """Has `source` give the bytes of the files in a folder, until `unmount`."""
-    _mounts[folder] = source
+    """Has `source` give the bytes of its files in a folder, until `unmount`. Several may do so for one folder."""
+    _mounts.insert(0, (folder, source))
 
 
-def unmount(folder: str) -> None:
+def unmount(folder: str, source: Mount) -> None:
     """Ends what `mount` began."""
-    _mounts.pop(folder, None)
+    if (folder, source) in _mounts:
+        _mounts.remove((folder, source))
 
 
 def mount_of(path: AnyPath) -> Optional[Mount]:
-    """Returns what gives the bytes of the files at or below a path; None if they are on this machine."""
+    """Returns what gives the bytes of the file, or of the files below a path; None if they are on this machine."""
     if not _mounts:
         return None
     text = os.fsdecode(path)
-    return next((one for folder, one in list(_mounts.items()) if text == folder or text.startswith(f"{folder}/")), None)
+    found = [one for folder, one in list(_mounts) if text == folder or text.startswith(f"{folder}/")]
+    return next((one for one in found if one.size_of(text) is not None), found[0] if found else None)
 
 
 def read_regular(path: AnyPath) -> bytes:

@@ -9,7 +9,8 @@ from typing import Optional
 from plsc.data.encoded_image import check_size, open_image
 from plsc.data.pixels import NEWEST, PixelRule, interpret
 from plsc.errors import ConfigError, counted
-from plsc.machine.files import open_regular, replace_file
+from plsc.machine.files import replace_file
+from plsc.machine.mounts import open_stream
 from plsc.report.document import check_replaceable, document, image_url
 from plsc.report.markup import Markup, tag
 from plsc.search.index import Hit
@@ -104,7 +105,7 @@ def _figure(path: Path, name: str, rule: PixelRule, *more: Markup, title: str, c
 def _thumbnail(path: Path, rule: PixelRule = NEWEST) -> Optional[str]:
     """Returns a thumbnail as a data URL; None if the image is missing or damaged."""
     try:
-        with open_regular(path) as file, open_image(file) as image:
+        with open_stream(path) as file, open_image(file) as image:
             check_size(image, rule.most_pixels)
             image.draft("RGB", (2 * _SIDE, 2 * _SIDE))  # Large JPEGs are decoded at a fraction of their size.
             small = interpret(image, "RGB", rule)

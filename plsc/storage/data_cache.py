@@ -359,7 +359,9 @@ class CachedFolder:
                     )
                 self._check_place(file)
 
-    def outline(self, distant: Iterable[RemoteFile], near: Iterable[RemoteFile]) -> Path:
+    def outline(
+        self, distant: Iterable[RemoteFile], near: Iterable[RemoteFile], is_gone: Callable[[str], bool]
+    ) -> Path:
         """Makes a folder with empty files that have the names, sizes and times of files of the store.
 
         They take no space. What has been derived from a file, and lies next to it, goes once the file has changed.
@@ -367,16 +369,15 @@ class CachedFolder:
         Args:
             distant: These files.
             near: Files that have been fetched, which the folder gets links to.
+            is_gone: Returns whether the store has no file of a name any more.
 
         Raises:
             ConfigError: The disk refuses it.
         """
         root = self.outlined
         with self._cache.locked(), self._cache.worded():
-            known: set[str] = set()
             for file in distant:
                 place = root / file.name
-                known.add(file.name)
                 if not _is_outline(place, file):
                     place.parent.mkdir(parents=True, exist_ok=True)
                     for old in (place, *place.parent.glob(f".{glob.escape(place.name)}.*"), place.with_suffix(".idx")):
@@ -385,17 +386,18 @@ class CachedFolder:
                         os.ftruncate(stream.fileno(), file.size)
                         os.utime(stream.fileno(), ns=(time.time_ns(), file.local_time))
             for file in near:
-                place = root / file.name
-                known.add(file.name)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.unlink(missing_ok=True)
-                place.symlink_to(self.files / file.name)
+                place, target = root / file.name, str(self.files / file.name)
+                if not place.is_symlink() or os.readlink(place) != target:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    new = place.with_name(f".{place.name}.link")
+                    new.unlink(missing_ok=True)
+                    new.symlink_to(target)
+                    new.replace(place)  # at once, since another process may read it
             for name in _files_below(root):
-                is_derived = posixpath.basename(name).startswith(".") or (
-                    name.endswith(".idx") and f"{name[:-4]}.rec" in known and not (root / name).is_symlink()
-                )
-                if name not in known and not is_derived:
-                    (root / name).unlink()
+                place = root / name
+                is_made = name.endswith(".idx") and place.with_suffix(".rec").exists() and not place.is_symlink()
+                if not is_made and not place.name.startswith(".") and is_gone(name):
+                    place.unlink()
         return root
 
     def release(self, file: RemoteFile) -> None:

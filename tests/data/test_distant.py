@@ -185,6 +185,51 @@ def test_a_file_that_changes_while_it_is_read_ends_with_its_name(data, tmp_path,
         records.close()
 
 
+def test_a_list_may_write_paths_in_other_ways(data, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(data / "jpeg", store)
+    lines = (store / "label.txt").read_text().splitlines()
+    (store / "label.txt").write_text("\n".join([f"./{lines[0]}", f"images/..//{lines[1]}", *lines[2:]]) + "\n")
+    _, local = open_data(str(store))
+    with open_inputs(tmp_path / "cache") as inputs:
+        _, records = open_data(f"file://{store}", "auto", inputs)
+        records.will_read(np.arange(records.num_images))
+        assert contents(records) == contents(local)
+
+
+def test_the_outline_follows_the_store_and_serves_several_readers(data, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(data / "tar", store)
+    tars = sorted(path.name for path in store.glob("*.tar"))
+
+    def images(address):
+        with open_inputs(tmp_path / "cache") as inputs:
+            return open_data(address, "auto", inputs)[1].num_images
+
+    assert images(f"file://{store}") == 96
+    outline = next((tmp_path / "cache").glob("plsc_*/outline"))
+    with open_inputs(tmp_path / "cache") as inputs:
+        _, records = open_data(f"file://{store}", "auto", inputs)
+        assert images(f"file://{store}/{tars[0]}") == 32
+        assert sorted(path.name for path in outline.glob("*.tar")) == tars, "others are still in use"
+        assert records.read(95) == open_images(str(store), None, 0, 1).read(95)
+    (store / tars[1]).unlink()
+    assert images(f"file://{store}") == 64
+    shutil.copy(store / tars[2], store / tars[1])
+    assert images(f"file://{store}") == 96, "an index that belongs to the file before is not used"
+
+
+def test_lists_next_to_data_in_place_keep_their_links(data, tmp_path):
+    links = []
+    for _ in range(2):
+        with open_inputs(tmp_path / "cache") as inputs:
+            inputs.data(f"file://{data}/recordio")
+        link = next((tmp_path / "cache").glob("plsc_*/outline/train.idx"))
+        assert link.is_symlink() and link.read_bytes() == (data / "recordio" / "train.idx").read_bytes()
+        links.append(os.lstat(link).st_ino)
+    assert links[0] == links[1], "another process may be reading it"
+
+
 def test_messages_name_the_address(data, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(data / "tar", store)
