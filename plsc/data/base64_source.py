@@ -71,7 +71,8 @@ def not_split(path: str, world_size: int) -> DataError:
     """Returns the error for a folder of base64 data that has not been split."""
     return DataError(
         f"{os.path.join(path, MANIFEST_NAME)}: missing, so the folder holds no split base64 data; run "
-        f"python tools/process_base64_files.py --data_dir={path} --file_list={UNSPLIT_LIST} --nranks={world_size}"
+        f"python tools/process_base64_files.py --data_dir={path} --file_list={UNSPLIT_LIST} --nranks={world_size}, or "
+        f"plsc data convert {path} NEW --to base64 --ranks {world_size}, which takes addresses too"
     )
 
 

@@ -19,7 +19,7 @@ from plsc.data.place import Place
 from plsc.data.shard_files import MOST_FILES, without_braces
 from plsc.errors import DataError, counted
 from plsc.machine.memory import size_text
-from plsc.storage.base import Status, StorageError, place_of
+from plsc.storage.base import Status, StorageError, missing, place_of
 from plsc.storage.data_cache import CachedFolder, DataCache, RemoteFile
 from plsc.storage.login import open_address
 from plsc.storage.transfer import each, tree
@@ -63,7 +63,7 @@ class RemoteFolder:
         else:
             self.folder, self.name = posixpath.split(path)
             if found is None and not PATTERN.search(self.name):
-                raise DataError(f"{self.where()}: no such file or folder; check the address")
+                raise DataError(str(missing(self.store, path)))
             if found is not None:
                 self._known[self.name] = found
         if not self.store.renames and self.store.status(converting(self.folder)) is not None:

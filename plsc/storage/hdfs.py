@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional, Union
@@ -33,6 +34,7 @@ from plsc.storage.refusals import QUOTA_HINT, first_line, refusal
 _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
 
+_UNKNOWN_HOST = re.compile("name or service not known|name resolution|no address associated", re.IGNORECASE)
 _REFUSED = (
     "the name or the password was refused; check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos', or "
     "plsc fs with --kerberos; for a token, give a client to set_hdfs_client"
@@ -248,9 +250,20 @@ def _answering(fs_name: str, namenodes: list[list[str]]) -> list[str]:
     if all(problems.values()):
         texts = "; ".join(f"{urlsplit(url).netloc}: {problem}" for url, problem in problems.items())
         raise StorageUnavailableError(
-            f"{fs_name}: no WebHDFS answers ({texts}); is the NameNode up, and the address right?{_by_proxy(every)}"
+            f"{fs_name}: no WebHDFS answers ({texts}); {_what_to_look_at(fs_name, texts)}{_by_proxy(every)}"
         )
     return [next((url for url in urls if not problems[url]), urls[0]) for urls in namenodes]
+
+
+def _what_to_look_at(fs_name: str, problems: str) -> str:
+    """Returns what to look at where no NameNode answers."""
+    hosts = [part.rpartition("//")[2].rstrip("/") for part in re.split("[;,]", fs_name)]
+    if _UNKNOWN_HOST.search(problems) and not any(":" in host for host in hosts):
+        return (
+            f"if {hosts[0]} is a nameservice, let HADOOP_CONF_DIR name the folder of its hdfs-site.xml; if it is a "
+            "host, check its name"
+        )
+    return "is the NameNode up, and the address right?"
 
 
 def _probe(url: str) -> Optional[str]:

@@ -307,7 +307,7 @@ def wrong(data, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     down = "hdfs_upload={when: end, retry_seconds: 0}"
-    yield [f"file://{tmp_path}/nowhere"], "nowhere: no such file or folder; check the address"
+    yield [f"file://{tmp_path}/nowhere"], f"nowhere: no such file or folder; plsc fs ls file://{tmp_path} shows"
     yield [f"file://{data}/jpeg/some.doc"], "some.doc: no such file or folder"
     yield ["ftp2://host/x"], "ftp2"
     yield ["s3://key:secret@bucket/x"], "user|key|password"

@@ -185,7 +185,7 @@ BAD = {
     "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
     "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
             "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
-    "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; check the address"),
+    "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; plsc fs ls file://.* shows what is there"),
     "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 byte, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
     "no-index": (lambda f: (f / "base64_index_7.npy").unlink(), {}, DataError, "base64_index_7.npy: is missing"),

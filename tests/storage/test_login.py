@@ -6,7 +6,7 @@ import pytest
 from gateway import Gateway
 
 from plsc import cli
-from plsc.storage import Kerberos, Retrying, StorageError, credentials, login
+from plsc.storage import Kerberos, Retrying, StorageError, StorageUnavailableError, credentials, hdfs, login
 from plsc.storage.address import split_address
 from plsc.storage.base import missing, read_bytes
 from plsc.storage.local import LocalStorage
@@ -113,6 +113,26 @@ def test_a_folder_of_file_is_called_by_its_address(tmp_path):
     assert str(caught.value) == (
         f"file://{tmp_path}/absent: no such file or folder; plsc fs ls file://{tmp_path} shows what is there"
     )
+
+
+@pytest.mark.parametrize(
+    "fs_name, problem, says",
+    [
+        (
+            "hdfs://cluster",
+            "Name or service not known",
+            "if cluster is a nameservice, let HADOOP_CONF_DIR name the folder",
+        ),
+        ("webhdfs://one;two/", "Temporary failure in name resolution", "if one is a nameservice, let HADOOP_CONF_DIR"),
+        ("hdfs://host:9000", "Name or service not known", "is the NameNode up, and the address right?"),
+        ("hdfs://host", "Connection refused", "is the NameNode up, and the address right?"),
+    ],
+)
+def test_a_name_that_no_server_knows_may_be_one_of_a_nameservice(fs_name, problem, says, monkeypatch):
+    monkeypatch.setattr(hdfs, "_probe", lambda url: problem)
+    with pytest.raises(StorageUnavailableError) as caught:
+        hdfs.connect(fs_name, None)
+    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(
