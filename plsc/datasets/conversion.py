@@ -487,7 +487,8 @@ def _joining(job: Job, staging: Staging) -> Iterator[Callable[[], None]]:
         yield join
         join()
         writer.close()
-        sync(piece / DATA / target.file)
+        for path in (piece / DATA).iterdir():
+            sync(path)
         staging.commit(piece)
 
 
