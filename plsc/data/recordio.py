@@ -23,7 +23,7 @@ from plsc.data.recordio_index import Index, read_index, write_index
 from plsc.data.recordio_layout import PROPERTY, classes_of, images_of
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.errors import DataError, WrongDataError
-from plsc.machine.files import replace_file, replacing
+from plsc.machine.files import replacing
 
 logger = logging.getLogger("plsc")
 
@@ -408,11 +408,15 @@ class RecordIOWriter:
         if self._path.name == _USUAL:
             height, width = self._size or (0, 0)
             classes = len(self._class_names) or len(self._seen)
-            replace_file(self._path.with_name(PROPERTY), f"{classes},{height},{width}\n".encode())
+            self._write_next(PROPERTY, f"{classes},{height},{width}\n")
         if self._class_names:
-            names = "".join(f"{name}\n" for name in self._class_names)
-            replace_file(self._path.with_name(CLASSES), names.encode())
+            self._write_next(CLASSES, "".join(f"{name}\n" for name in self._class_names))
         self._ending.close()
+
+    def _write_next(self, name: str, text: str) -> None:
+        """Writes a small file next to that of the records."""
+        with replacing(self._path.with_name(name)) as part:
+            part.write_bytes(text.encode())
 
 
 def _range_record(number: int, first: int, end: int) -> bytes:

@@ -19,7 +19,7 @@ from PIL import Image
 from plsc.data.damaged import is_damage
 from plsc.data.encoded_image import check_header, open_image
 from plsc.data.exclusion import line_of
-from plsc.data.image_folders import is_image_suffix
+from plsc.data.image_folders import image_suffixes, is_image_suffix
 from plsc.data.inputs import Inputs
 from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
@@ -312,6 +312,8 @@ def _on_this_machine(job: Job, records: Records, todo: list[int], watch: Report)
     workers = 1 if records.is_streamed else min(job.conversion.workers or threads.cores(), len(todo))
     if records.is_streamed:
         records.will_read(np.concatenate([np.arange(*job.bounds(number)) for number in todo]))
+    if TARGETS[job.conversion.to].has_image_names:
+        image_suffixes()  # loads Pillow's formats here, and not in every process
     found = run_workers(
         partial(_work, job, records, todo),
         len(todo),
@@ -485,7 +487,8 @@ def _joining(job: Job, staging: Staging) -> Iterator[Callable[[], None]]:
         yield join
         join()
         writer.close()
-        sync(piece / DATA / target.file)
+        for path in (piece / DATA).iterdir():
+            sync(path)
         staging.commit(piece)
 
 
