@@ -20,7 +20,7 @@ _MODES = {1: "L", 3: "RGB"}  # by the number of components
 def decode_plain(data: bytes, mode: str, most_pixels: int) -> Optional[Image.Image]:
     """Decodes a JPEG file, as most data sets hold them, to the pixels that `Image.open` gives.
 
-    Pillow interprets headers in Python, for 20 to 30 microseconds in which no other thread runs Python. libjpeg reads
+    Pillow interprets headers in Python, for some 20 microseconds in which no other thread runs Python. libjpeg reads
     them once more anyway.
 
     Args:
