@@ -63,7 +63,7 @@ environment newest paddlepaddle==3.3.1 setuptools ".[$extras]"
 oldest=""
 if "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then # Paddle 2.6.2 has no build for 3.13
     environment oldest paddlepaddle==2.6.2 setuptools "numpy<2" "protobuf<5" ".[dev]"
-    suite oldest 2 -m core "$@" > "$cache/oldest/tests.log" 2>&1 &
+    suite oldest 1 -m core "$@" > "$cache/oldest/tests.log" 2>&1 &
     oldest=$!
     trap 'kill "$oldest" 2> /dev/null || true' EXIT
 fi

@@ -20,7 +20,7 @@ from plsc import Entry
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 
-SIZES = {"num_classes": 12, "image_shape": [3, 32, 32], "model_name": "MobileFaceNet", "train_epochs": 1,
+SIZES = {"num_classes": 12, "image_shape": [3, 32, 32], "model_name": "GlyphNet", "train_epochs": 1,
          "train_batch_size": 32}  # fmt: skip
 BLOCKS = {page: [block for block in pages.fenced(page) if block.kind == "python"] for page in PAGES}
 WITH_EXAMPLES = [path for path in sorted((ROOT / "plsc").rglob("*.py")) if ">>> " in path.read_text()]
