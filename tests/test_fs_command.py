@@ -20,7 +20,7 @@ from ranks import TIMEOUT, environment, run_python
 
 from plsc import cli
 from plsc.commands import store_words
-from plsc.storage import open_hdfs
+from plsc.storage import credentials, open_hdfs
 from plsc.storage.transfer import tree
 
 
@@ -174,7 +174,7 @@ def test_rm_removes_what_is_named_and_nothing_without_a_yes(memory, capsys, monk
 
 
 def test_kerberos_is_for_hdfs_and_needs_no_name(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("PLSC_HDFS_PASSWORD", "that of a gateway")
+    monkeypatch.setattr(credentials, "password", lambda: "that of a gateway")
     for arguments, words in (
         (
             ["--kerberos", f"file://{tmp_path}"],
@@ -186,7 +186,6 @@ def test_kerberos_is_for_hdfs_and_needs_no_name(tmp_path, capsys, monkeypatch):
         assert cli.main(["fs", "ls", *arguments]) == 1
         shown = capsys.readouterr().err
         assert words in shown and shown.count("\n") == 1, shown
-        monkeypatch.setenv("PLSC_HDFS_PASSWORD", "that of a gateway")
 
 
 def test_a_dry_run_shows_what_would_be_copied_and_copies_nothing(memory, capsys, tmp_path):
