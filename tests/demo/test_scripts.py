@@ -25,7 +25,7 @@ def run(script, data, output, *arguments, ranks=1, sizes=(), cwd=None):
 
 def test_custom_reader(glyphs, tmp_path):
     records, said = run(
-        "custom_reader.py", glyphs, tmp_path, "--data_dir", glyphs, ranks=2, sizes=["model_name=MobileFaceNet"]
+        "custom_reader.py", glyphs, tmp_path, "--data_dir", glyphs, ranks=2, sizes=["model_name=GlyphNet"]
     )
     # As written, every rank reads every image, and float pixels are not normalised: both are said.
     assert "same first batch on several ranks" in said and "normalise" in said
@@ -47,7 +47,7 @@ def test_custom_model(glyphs, tmp_path):
 
 
 def test_mixed_precision(glyphs, tmp_path):
-    records, said = run("mixed_precision.py", glyphs, tmp_path, sizes=["model_name=MobileFaceNet", "emb_dim=16"])
+    records, said = run("mixed_precision.py", glyphs, tmp_path, sizes=["model_name=GlyphNet", "emb_dim=16"])
     assert "precision" in said and all(record["loss_scaling"] == 1 for record in records if record["event"] == "train")
 
 
@@ -65,7 +65,7 @@ def test_hdfs_there_and_back(hdfs, glyphs, tmp_path):
     """The second script starts from what the first has uploaded."""
     hdfs.client().delete("/user/name/some_dir", recursive=True)
     address = hdfs.address.rsplit(":", 1)[0] + ":" + hdfs.web.rsplit(":", 1)[1]
-    sizes = ["model_name=MobileFaceNet", "train_epochs=2", "with_test=false"]
+    sizes = ["model_name=GlyphNet", "train_epochs=2", "with_test=false"]
     run("hdfs_upload.py", glyphs, tmp_path / "saved_model", address, ranks=2, sizes=sizes, cwd=tmp_path)
     assert hdfs.client().list("/user/name/some_dir") == ["0", "1"]
     _, said = run("hdfs_download.py", glyphs, tmp_path / "output", address, ranks=2, sizes=sizes, cwd=tmp_path)

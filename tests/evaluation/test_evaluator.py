@@ -274,7 +274,7 @@ def test_the_command_tests_on_sets_and_on_a_gallery(once, few_glyphs, tmp_path, 
         ins.set_class_num(12)
         ins.set_image_shape(SHAPE)
         ins.set_emb_size(16)
-        ins.set_model_name("MobileFaceNet")
+        ins.set_model_name("GlyphNet")
         ins.set_train_batch_size(32)
         ins.set_train_epochs(1)
         ins.set_val_targets("images")
