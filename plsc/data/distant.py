@@ -161,7 +161,8 @@ class DistantFolder:
             piece, is_new = max(held, key=lambda one: one.span.end), False
             self._used.move_to_end(piece)
         else:
-            follows = 0 <= first - self._ends.get(path, 0) < _CHUNK
+            # With a plan, what is read next is known, and it is a chance if reads lie side by side.
+            follows = not self._ahead and 0 <= first - self._ends.get(path, 0) < _CHUNK
             last = max(end, min(first + _CHUNK, self._files[path].size)) if follows else end
             piece, is_new = self._add(Span(path, first, last)), True
             piece.is_chunk = follows
@@ -169,9 +170,10 @@ class DistantFolder:
         if piece.is_chunk:
             piece.is_chunk = False
             self._chunks_after(piece.span)
-        if piece.is_planned:
-            self._count(piece, False)
-            self._go_on()
+        for one in held:  # larger ones may cover one that was planned
+            if one.is_planned:
+                self._count(one, False)
+        self._go_on()
         return piece, is_new
 
     def _chunks_after(self, span: Span) -> None:
@@ -192,6 +194,7 @@ class DistantFolder:
         while self._begun < self._ahead and self._begun_bytes < self._kept // 2:
             span = next(self._plan, None)
             if span is None:
+                self._ahead = 0
                 return
             held = self._pieces.get(span.path, ())
             if span.end > span.first and not any(

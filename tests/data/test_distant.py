@@ -123,6 +123,21 @@ def test_training_draws_the_order_of_the_disk_and_resumes_in_it(data, tmp_path, 
     assert not mounts._mounts
 
 
+@pytest.mark.parametrize("shuffle", ["window", "full"])
+def test_all_but_the_first_images_are_fetched_ahead(data, tmp_path, read, shuffle):
+    """Also after the reads of the opening, which lie all over the file."""
+    records, _ = remote.open_images(place_of(data / "recordio", tmp_path / "cache"), 12, "auto", shuffle, 8)
+    for epoch in range(3):
+        read.clear()
+        order = records.epoch_order(0, epoch, 0, 1)
+        records.will_read(order)
+        for i in order.tolist():
+            records.read(i)
+        total = sum(span.end - span.first for span in read)
+        assert total < 1.5 * os.path.getsize(data / "recordio" / "train.rec")
+    records.close()
+
+
 def test_threads_that_read_at_the_same_time_get_the_right_images(data, tmp_path):
     local = open_images(str(data / "tar"), 12, 0, 1)
     records, _ = remote.open_images(place_of(data / "tar", tmp_path / "cache"), 12, "auto", None, 8)
