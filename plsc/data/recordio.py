@@ -364,7 +364,7 @@ class RecordIOWriter:
                 self._note_places(ends[first:end] - begin + self._place, labels)
                 self._place += len(data)
         self._stream.flush()
-        os.fdatasync(self._stream.fileno())  # so that little is left to write to the disk at the end
+        os.fsync(self._stream.fileno())  # so that little is left to write to the disk at the end
 
     def _note_places(self, places: np.ndarray, labels: np.ndarray) -> None:
         """Notes where some images begin, and their labels."""
