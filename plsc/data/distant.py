@@ -354,7 +354,8 @@ class DistantRecords(WrappedRecords):
         """Fetches ahead what holds `images`, which are read in this order: whole stretches, or each image by itself."""
         self._source.will_read(images)
         starts = self._stretches
-        if starts is None or not _reads_stretches(images, starts, self.window):
+        mixed = self.window if self.blocks is not None else 0
+        if starts is None or not _reads_stretches(images, starts, mixed):
             self._folder.plan((self._span(i, i + 1) for i in map(int, images)), _IMAGES_AHEAD, 0)
             return
         numbers = np.searchsorted(starts, images, side="right") - 1
