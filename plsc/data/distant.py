@@ -113,9 +113,12 @@ class DistantFolder:
         parts = []
         while first < end:
             with self._lock:
+                if self._stop.is_set():  # nothing would end a thread that began now
+                    raise self._stopped(path)
                 piece, is_new = self._piece(path, first, end)
             if is_new:
-                self._fetch(piece)
+                with self._working():
+                    self._fetch(piece)
             data = self._wait(piece)
             parts.append(data[first - piece.span.first : end - piece.span.first])
             first = piece.span.end
@@ -261,13 +264,16 @@ class DistantFolder:
         place = posixpath.join(self._remote.folder, file.name)
         for part in self._remote.store.read(place, span.first, span.end - span.first):
             if self._stop.is_set():
-                raise StorageError(f"{self._remote.where(file.name)}: stopped")
+                raise self._stopped(span.path)
             parts.append(part)
         if time.monotonic() > self._checked.get(span.path, 0.0) + _CHECK_SECONDS:
             self._remote.copy.check_unchanged(file)
             if file.size > _CHUNK:  # others are read once
                 self._checked[span.path] = time.monotonic()
         return b"".join(parts)
+
+    def _stopped(self, path: str) -> StorageError:
+        return StorageError(f"{self._remote.where(self._files[path].name)}: stopped")
 
     def _wait(self, piece: _Piece) -> bytes:
         """Returns the bytes of a piece as soon as they are there."""

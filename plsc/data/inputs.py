@@ -59,6 +59,7 @@ class Inputs:
         self._stop = threading.Event()
         self._opened: dict[str, RemoteFolder] = {}
         self._distant: dict[str, DistantFolder] = {}  # data that is read in place
+        self._mounted: list[DistantFolder] = []  # more of them, if an address is asked for in several ways
         self._streamed: list[Records] = []
         self._reworded = reworded(self.named)
 
@@ -77,7 +78,7 @@ class Inputs:
         self._stop.set()
         for records in self._streamed:
             records.close()
-        for distant in self._distant.values():
+        for distant in self._mounted:
             distant.close()
         for remote in self._opened.values():
             remote.copy.close()
@@ -171,7 +172,8 @@ class Inputs:
             files = [remote.file(name) for name in names]
             _check_number(remote, files)
             if in_place and size_of(files) > remote.cache.size and any(is_distant(file.name) for file in files):
-                self._distant[path] = mount(remote, files, self._stop, self._working)
+                self._mounted.append(mount(remote, files, self._stop, self._working))
+                self._distant[path] = self._mounted[-1]
                 return self.path_of(path)
             _check_size(remote, files)
             remote.keep(files, begin=len(files) * self._rank // self._world_size)

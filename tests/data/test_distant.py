@@ -1,5 +1,6 @@
 """Data that is larger than the cache: it is read in place, gives what the disk gives, and takes no space."""
 
+import contextlib
 import os
 import shutil
 import threading
@@ -198,6 +199,43 @@ def test_a_file_that_changes_while_it_is_read_ends_with_its_name(data, tmp_path,
                 records.read(i)
     finally:
         records.close()
+
+
+def test_other_ranks_hear_of_every_wait_and_nothing_is_read_after_the_end(data, tmp_path):
+    working = []
+
+    @contextlib.contextmanager
+    def note():
+        working.append(True)
+        yield
+        working.append(False)
+
+    stop = threading.Event()
+    folder = remote.open_folder(place_of(data / "tar", tmp_path / "cache"), stop)
+    files = [folder.file(name) for name in folder.found if name.endswith(".tar")]
+    mounted = distant.mount(folder, files, stop, note)
+    bytes_of = mounted._bytes_of
+
+    def look(span):
+        assert working[-1:] == [True] or threading.current_thread().name == "plsc-ranges"
+        return bytes_of(span)
+
+    mounted._bytes_of = look
+    path = f"{mounted.root}/{files[0].name}"
+    assert mounted.read(path, 7000, 100) == (data / "tar" / files[0].name).read_bytes()[7000:7100] and working
+    mounted.close()
+    before = threading.active_count()
+    with pytest.raises(PlscError, match=f"^file://{data}/tar/{files[0].name}: stopped"):
+        mounted.read(path, 0, 100)
+    assert threading.active_count() <= before
+    folder.copy.close()
+
+
+def test_an_address_that_is_asked_for_twice_is_closed_twice(data, tmp_path):
+    with open_inputs(tmp_path / "cache") as inputs:
+        assert inputs.images(f"file://{data}/tar") == inputs.data(f"file://{data}/tar")
+        assert mounts._mounts
+    assert not mounts._mounts
 
 
 def test_a_list_may_write_paths_in_other_ways(data, tmp_path):
