@@ -19,19 +19,24 @@ _PASSING_WORDS = (
     "no lease on",
     "already being created by",
     "replicated to 0 nodes",
+    "could only be written to",  # Hadoop 3 says it so
     "failed on local exception",  # of a DataNode whose NameNode has just ended
     "failed on connection exception",
     "end of file exception",
 )
+QUOTA_HINT = "remove files there or ask for a larger quota"
 _HINTS = {
     # To enter a file, as if it were a folder, is a question of rights for Hadoop; its mode begins with '-'.
     r"access=EXECUTE, inode=\"[^\"]*\":[^:]*:[^:]*:-|not a directory": (
         "a file stands where a folder should be; name another folder"
     ),
     "Permission denied": "ask its owner for the right, or give another name in fs_ugi",
-    "quota": "remove files there or ask for a larger quota",
+    "(?i)quota .*is exceeded": QUOTA_HINT,
+    "(?i)in safe mode": (
+        "wait until enough DataNodes have reported their blocks, or end it with hdfs dfsadmin -safemode leave"
+    ),
+    "replicated to 0 nodes|could only be written to": "check that the DataNodes run and have room",
 }
-QUOTA_HINT = _HINTS["quota"]
 
 
 def first_line(text: str) -> str:
@@ -47,7 +52,7 @@ def refusal(where: str, kind: str, text: str) -> StorageError:
         kind: The name of the Java exception, without its package.
         text: The server's words on one line.
     """
-    if kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS):
-        return StorageUnavailableError(f"{where}: {text}")
-    hint = next((f"; {hint}" for words, hint in _HINTS.items() if re.search(words, text)), "")
-    return StorageError(f"{where}: {text}{hint}")
+    hint = next((hint for words, hint in _HINTS.items() if re.search(words, text)), "")
+    passes = kind in _PASSING or any(words in text.lower() for words in _PASSING_WORDS)
+    said = f"{text.rstrip('.')}; {hint}" if hint else text
+    return (StorageUnavailableError if passes else StorageError)(f"{where}: {said}")
