@@ -403,6 +403,20 @@ def test_a_wrong_folder_is_refused_before_its_files_are_fetched(plsc, tmp_path, 
     plsc("report", address, status=1, says="is not the folder of a run, as it holds no metrics.jsonl")
 
 
+def test_what_another_command_finished_meanwhile_is_seen_before_anything_is_done(plsc, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    claimed = places.claimed
+
+    def claimed_late(target):
+        (tmp_path / "made").write_text("by the command that had the claim before")
+        return claimed(target)
+
+    monkeypatch.setattr(places, "claimed", claimed_late)
+    words = ("data", "check", tmp_path / "data", "--fix", f"file://{tmp_path}/made")
+    plsc(*words, status=1, says=f"file://{tmp_path}/made: already exists")
+    assert (tmp_path / "made").read_text().startswith("by the command")
+
+
 def test_an_input_is_listed_once_and_looked_at_once_more_at_the_end(plsc, tmp_path, monkeypatch, memory):
     make_run(tmp_path / "run")
     store, path = store_of(f"{memory}/{tmp_path.name}")

@@ -282,6 +282,7 @@ def _check_output(target: StorePlace, role: Role, options: argparse.Namespace) -
 
 def _begin_output(target: StorePlace, role: Role, space: Workspace, local: Path, options: argparse.Namespace) -> None:
     """Prepares the folder of an output: with what an interrupted command has left, or with nothing."""
+    _check_output(target, role, options)  # again: the command that had the claim before may have finished it
     if role.is_direct(options):
         options.target = target
     space.stays = role.resumes and not role.is_direct(options)
