@@ -19,8 +19,9 @@ from checkpoint_folders import make_checkpoint, same_files
 from ranks import TIMEOUT, environment, run_python
 
 from plsc import cli
-from plsc.commands import store_words
-from plsc.storage import credentials, open_hdfs
+from plsc.commands import fs, store_words
+from plsc.storage import LocalStorage, Retrying, credentials, open_hdfs
+from plsc.storage.address import Address
 from plsc.storage.transfer import tree
 
 
@@ -258,6 +259,73 @@ def test_messages_of_stores_name_the_options_of_the_command_or_the_environment()
                 assert not API_NAMES.search(store_words.in_options(text)), text
                 assert not API_NAMES.search(store_words.in_environment(text)), text
     assert len(found) > 15
+
+
+@pytest.mark.parametrize(
+    "arguments, host, expected",
+    [
+        (["swebhdfs://gate:1/x"], "gate", "me,secret"),
+        (["--fs", "https://gate:1/gateway/default", "x"], "gate", "me,secret"),
+        (["swebhdfs://gate:1/x"], "", None),
+        (["--user", "you", "swebhdfs://gate:1/x"], "gate", "you,secret"),
+        (["--user", "you", "swebhdfs://gate:1/x"], "", "you,"),
+        (["--ask-password", "swebhdfs://gate:1/x"], "", "me,typed"),
+        (["--fs", "gate", "x"], "gate", None),  # an alias of HdfsCLI
+        (["s3://bucket/x"], "", None),
+        (["--user", "key", "s3://bucket/x"], "", "key,secret"),
+        (["file:///x"], "gate", None),
+    ],
+)
+def test_a_password_of_the_environment_needs_no_name_and_is_for_stores_that_take_one(
+    arguments, host, expected, tmp_path, monkeypatch
+):
+    (tmp_path / "hdfscli.cfg").write_text("[gate.alias]\nurl = http://gate:1\n")
+    for name, value in (("PLSC_HDFS_HOST", host), ("HADOOP_USER_NAME", "me"), ("HDFSCLI_CONFIG", "hdfscli.cfg")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(credentials, "password", lambda: "secret")
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "typed")
+    asked = []
+
+    def open_store(name, ugi, **options):
+        asked.append(ugi)
+        return Retrying(LocalStorage(tmp_path), 0)
+
+    monkeypatch.setattr(fs, "open_hdfs", open_store)
+    cli.main(["fs", "ls", *arguments])
+    assert asked == [expected]
+
+
+def test_who_types_nothing_gets_a_line_or_keeps_the_files(tmp_path, monkeypatch, capsys):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", end)
+    monkeypatch.setattr("builtins.input", end)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    (tmp_path / "x").write_text("x")
+    for words, says in (
+        (["ls", "--ask-password", "--user", "me", "hdfs://localhost:9/x"], "no password was typed; set PLSC_HDFS_PASS"),
+        (["ls", "--ask-password", "s3://bucket/x"], "give the key with --user"),
+    ):
+        assert cli.main(["fs", *words]) == 1
+        shown = capsys.readouterr().err
+        assert says in shown and shown.count("\n") == 1
+    assert cli.main(["fs", "rm", f"file://{tmp_path}/x"]) == 0
+    assert "nothing was removed" in capsys.readouterr().out and (tmp_path / "x").exists()
+
+
+def test_a_folder_goes_to_the_same_place_in_every_store_and_a_dry_run_names_it(memory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Address, "is_fleeting", False)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    (tmp_path / "store" / "run").mkdir(parents=True)
+    for there in (f"file://{tmp_path}/store/run", f"{memory[1]}/run"):
+        assert cli.main(["fs", "put", "--dry-run", str(tmp_path / "source"), there]) == 0
+        assert capsys.readouterr().out.endswith(f" would be uploaded to {there}/source\n")
+        assert cli.main(["fs", "put", str(tmp_path / "source"), there]) == 0
+        assert cli.main(["fs", "put", str(tmp_path / "source"), there]) == 1
+        assert capsys.readouterr().err == f"plsc: error: {there}/source: already exists; name another place\n"
 
 
 def test_addresses_that_are_shown_can_be_given_to_the_next_command(tmp_path, capsys):

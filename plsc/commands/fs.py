@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Optional
 
 from plsc.arguments import add_command, add_json, at_least, print_json
 from plsc.commands.bars import byte_bar
@@ -19,7 +20,7 @@ from plsc.errors import ConfigError, counted
 from plsc.machine.memory import size_text
 from plsc.machine.names import readable, to_text
 from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdfs
-from plsc.storage.address import check_hdfs_address, check_takes_kerberos, split_address
+from plsc.storage.address import check_hdfs_address, check_takes_kerberos, is_foreign_address, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
 from plsc.storage.transfer import Advance, files_of, get, place_in, put, tree
@@ -154,7 +155,6 @@ def _name_store(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> Retrying:
     """Opens the store. Raises ConfigError for options that do not fit together."""
     check_hdfs_address(options.fs, is_alias=options.user is None)
-    password = credentials.password_for(options.fs)
     kerberos = Kerberos(options.keytab) if options.kerberos or options.keytab else None
     if kerberos is not None:
         check_takes_kerberos("--kerberos and --keytab", options.fs)
@@ -162,13 +162,32 @@ def _open(options: argparse.Namespace) -> Retrying:
             raise ConfigError(
                 "with Kerberos, the ticket or the keytab says who connects; leave out --user and --ask-password"
             )
-        password = ""  # that of a gateway
-    if options.ask_password:
-        password = getpass.getpass(f"Password of {options.user} for {options.fs}: ")
-    if password and not options.user:
-        raise ConfigError("there is a password, but no name; give --user")
-    ugi = f"{options.user},{password}" if options.user else None
+    ugi = None if kerberos is not None else _ugi(options)
     return open_hdfs(options.fs, ugi, kerberos=kerberos, patience=options.retry_seconds)
+
+
+def _ugi(options: argparse.Namespace) -> Optional[str]:
+    """Returns `name,password`; None if the store is opened without, or its own configuration gives them."""
+    if options.ask_password:
+        if not options.user and is_foreign_address(options.fs):
+            raise ConfigError("--ask-password asks for the secret of an access key; give the key with --user")
+        name = options.user or credentials.user_name()
+        return f"{name},{_asked(f'Password of {name} for {options.fs}: ')}"
+    if options.user:
+        return f"{options.user},{credentials.password_for(options.fs)}"
+    if is_foreign_address(options.fs):  # an access key and its secret come from the same place
+        return None
+    from plsc.storage.hdfs import is_alias  # loads packages that only users of HDFS need
+
+    return None if is_alias(options.fs) else credentials.ugi_of_environment(options.fs)
+
+
+def _asked(prompt: str) -> str:
+    """Returns the password that the user types. Raises ConfigError if there is nobody to type it."""
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise ConfigError(f"no password was typed; set {credentials.PASSWORD}, or run it in a terminal") from None
 
 
 def _ls(options: argparse.Namespace, store: Retrying) -> None:
@@ -223,7 +242,11 @@ def _rm(options: argparse.Namespace, store: Retrying) -> None:
     if not options.yes:
         if options.json or not sys.stdin.isatty():
             raise ConfigError(f"{place}: holds {what}; give --yes to remove it, or --dry-run to see it")
-        if input(f"Remove {readable(place)}, {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"Remove {readable(place)}, {what}? [y/N] ")
+        except EOFError:  # Ctrl-D
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return
     store.delete(options.path)
@@ -288,7 +311,8 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
         if None in found.values():
             raise ConfigError(f"{source}: no such file or folder")
         names = {path: path.relative_to(source).as_posix() if source.is_dir() else source.name for path in found}
-        _show(options, place_of(store, options.target), {names[path]: one for path, one in found.items() if one})
+        target = place_of(store, place_in(store, options.target, source.resolve().name))
+        _show(options, target, {names[path]: one for path, one in found.items() if one})
         return
     total = sum(path.stat().st_size for path in files_of(source) if path.exists())
     with byte_bar(source.name, total, options.json, leave=True) as advance:
@@ -300,8 +324,8 @@ def _put_alone(store: Retrying, source: Path, target: str, advance: Advance) -> 
     """Uploads as `put` does, and lets no other process write there, where the files of a folder appear one by one."""
     if store.renames or not source.is_dir():
         return put(store, source, target, advance)
-    target = place_in(store, target, source.resolve().name)
-    with claimed(StorePlace(place_of(store, target), store, target)) as place:
+    whole = place_in(store, target, source.resolve().name)
+    with claimed(StorePlace(place_of(store, whole), store, whole)) as place:
         place.check_claim()
         return put(store, source, target, advance)
 

@@ -6,10 +6,10 @@ import functools
 import getpass
 import os
 import re
-from collections.abc import Iterable
 from typing import Optional
 from urllib.parse import urlsplit
 
+from plsc.errors import ConfigError
 from plsc.storage.address import is_foreign_address
 
 PASSWORD, HOST = "PLSC_HDFS_PASSWORD", "PLSC_HDFS_HOST"
@@ -34,7 +34,7 @@ def password_for(fs_name: str) -> str:
     """
     if is_foreign_address(fs_name):
         return password()
-    servers = [_server_of(part) for part in re.split("[;,]", fs_name) if part.strip()]
+    servers = _servers_of(fs_name)
     hosts = {host for host, _ in servers}
     if not password() or all(map(_is_meant, servers)):
         _withheld.difference_update(hosts)
@@ -46,22 +46,33 @@ def password_for(fs_name: str) -> str:
 def ugi_of_environment(fs_name: str) -> Optional[str]:
     """Returns `name,password` for an HDFS; None if the environment has no password for it."""
     found = password_for(fs_name)
-    return f"{os.environ.get('HADOOP_USER_NAME') or getpass.getuser()},{found}" if found else None
+    return f"{user_name()},{found}" if found else None
 
 
-def why_withheld(urls: Iterable[str]) -> str:
+def user_name() -> str:
+    """Returns the name with which HDFS knows the user, unless an option gives it. Raises ConfigError without one."""
+    try:
+        return os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        raise ConfigError("the user of this process has no name; set HADOOP_USER_NAME to your name in HDFS") from None
+
+
+def why_withheld(fs_name: str) -> str:
     """Returns what to do about a server that asks for a password and has not been given that of the environment.
 
     Args:
-        urls: The servers.
+        fs_name: The address of the store, as `password_for` got it.
 
     Returns:
         The words for a message; '' if they have been given it, or if there is none.
     """
-    host = next((host for host, _ in map(_server_of, urls) if host in _withheld), "")
-    return host and (
-        f"the server asks for a password, and {PASSWORD} was not sent there, because {HOST} does not name it; set "
-        f"{HOST}={host} if the password is for that server"
+    hosts = list(dict.fromkeys(host for host, _ in _servers_of(fs_name) if host in _withheld))
+    if not hosts:
+        return ""
+    it, them = ("it", "that server") if len(hosts) == 1 else ("each server of the address", "all of them")
+    return (
+        f"the server asks for a password, and {PASSWORD} was not sent there, because {HOST} does not name {it}; set "
+        f"{HOST}={','.join(hosts)} if the password is for {them}"
     )
 
 
@@ -69,6 +80,11 @@ def _is_meant(server: tuple[str, str]) -> bool:
     """Returns whether `PLSC_HDFS_HOST` names a server: by its host, or by its host and port."""
     meant = {_server_of(part) for part in re.split(r"[;,\s]+", os.environ.get(HOST, "")) if part}
     return server in meant or (server[0], "") in meant
+
+
+def _servers_of(fs_name: str) -> list[tuple[str, str]]:
+    """Returns the host and the port of each server in an address of HDFS."""
+    return [_server_of(part) for part in re.split("[;,]", fs_name) if part.strip()]
 
 
 def _server_of(address: str) -> tuple[str, str]:

@@ -142,7 +142,7 @@ class HdfsStorage:
         except hdfs.HdfsError as problem:
             is_standby = problem.exception == "StandbyException"
             raise (is_standby and self._none_is_active(path)) or _server_error(
-                place_of(self, path), problem, self._urls
+                place_of(self, path), problem, self.name, self._urls
             ) from None
         except TicketError as problem:
             raise TicketError(f"{place_of(self, path)}: {problem}") from None
@@ -316,12 +316,12 @@ def _by_proxy(urls: Sequence[str]) -> str:
     )
 
 
-def _server_error(where: str, problem: hdfs.HdfsError, urls: Sequence[str]) -> StorageError:
+def _server_error(where: str, problem: hdfs.HdfsError, fs_name: str, urls: Sequence[str]) -> StorageError:
     """Returns the error for a refusal of the server: its own words, without its stack trace."""
     message: Union[str, bytes] = problem.message
     text = first_line(message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message))
     if isinstance(message, str) and text.startswith("Authentication failure"):
-        return StorageError(f"{where}: {credentials.why_withheld(urls) or _REFUSED}")
+        return StorageError(f"{where}: {credentials.why_withheld(fs_name) or _REFUSED}")
     error = refusal(where, problem.exception, text)
     if isinstance(message, bytes) and not isinstance(error, StorageUnavailableError):
         # The answer is not WebHDFS's, but that of a gateway, or of a server that is starting.
