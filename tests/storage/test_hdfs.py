@@ -204,7 +204,7 @@ def test_a_write_waits_for_the_end_of_safe_mode(hdfs, folder, address):
     store = open_hdfs(address, "alice,")
     hdfs.safe_mode(True)
     text, passes = refused(lambda: write(store.with_patience(0), f"{folder}/x"))
-    assert passes and "safe mode" in text
+    assert passes and "is in safe mode; wait until enough DataNodes" in text
     leave = threading.Timer(1.0, hdfs.safe_mode, [False])
     leave.start()
     write(store.with_patience(60), f"{folder}/x")

@@ -80,7 +80,9 @@ def test_a_store_that_does_not_answer_is_tried_no_longer_than_the_settings_say(m
             assert asked.pop() == store.patience == 5
 
 
-@pytest.mark.parametrize("words", [["data", "info", "{}/x"], ["fs", "ls", "--user", "alice", "{}/x"]])
+@pytest.mark.parametrize(
+    "words", [["data", "info", "{}/x"], ["fs", "ls", "{}/x"], ["fs", "ls", "--user", "alice", "{}/x"]]
+)
 def test_a_command_sends_the_password_to_no_gateway_that_the_user_has_not_named(words, tmp_path, monkeypatch, capsys):
     with Gateway("alice:p4ss", tmp_path) as gateway:
         address = gateway.url.replace("https", "swebhdfs").removesuffix("/gateway/default")
