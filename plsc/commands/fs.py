@@ -96,7 +96,8 @@ def _add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--ask-password",
         action="store_true",
-        help=f"ask for the password or secret (default: ${credentials.PASSWORD}, if set)",
+        help=f"ask for the password or secret (default: that of {credentials.PASSWORD}; for a gateway, if "
+        f"{credentials.HOST} names it)",
     )
     action.add_argument(
         "--kerberos",

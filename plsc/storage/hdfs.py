@@ -35,6 +35,7 @@ _CONNECT_SECONDS, _ANSWER_SECONDS, _PROBE_SECONDS = 5, 60, 8
 _BLOCK_BYTES = 128 << 20  # what HDFS asks of a quota before it writes the first byte
 
 _UNKNOWN_HOST = re.compile("name or service not known|name resolution|no address associated", re.IGNORECASE)
+_FOR_KERBEROS = "for Kerberos, call set_hdfs_info with auth='kerberos', or plsc fs with --kerberos"
 _REFUSED = (
     "the name or the password was refused; check fs_ugi; for Kerberos, call set_hdfs_info with auth='kerberos', or "
     "plsc fs with --kerberos; for a token, give a client to set_hdfs_client"
@@ -321,7 +322,8 @@ def _server_error(where: str, problem: hdfs.HdfsError, fs_name: str, urls: Seque
     message: Union[str, bytes] = problem.message
     text = first_line(message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message))
     if isinstance(message, str) and text.startswith("Authentication failure"):
-        return StorageError(f"{where}: {credentials.why_withheld(fs_name) or _REFUSED}")
+        why = credentials.why_withheld(fs_name)
+        return StorageError(f"{where}: {f'{why}; {_FOR_KERBEROS}' if why else _REFUSED}")
     error = refusal(where, problem.exception, text)
     if isinstance(message, bytes) and not isinstance(error, StorageUnavailableError):
         # The answer is not WebHDFS's, but that of a gateway, or of a server that is starting.

@@ -98,6 +98,7 @@ def test_a_command_sends_the_password_to_no_gateway_that_the_user_has_not_named(
             line = capsys.readouterr().err.splitlines()[-1]
             assert "PLSC_HDFS_PASSWORD was not sent there, because PLSC_HDFS_HOST does not name it" in line
             assert "set PLSC_HDFS_HOST=127.0.0.1 if" in line and {header for *_, header in gateway.seen} == {None}
+            assert "; for Kerberos, " in line and "auth=" not in line, "it may ask for a ticket instead"
         monkeypatch.setenv("PLSC_HDFS_HOST", "127.0.0.1")
         assert cli.main(words) == 1
         assert "no such file or folder" in capsys.readouterr().err and gateway.seen[-1][2] is not None
