@@ -6,12 +6,10 @@ import pytest
 from gateway import Gateway
 
 from plsc import cli
-from plsc.errors import ConfigError
 from plsc.storage import Kerberos, Retrying, StorageError, StorageUnavailableError, credentials, hdfs, login
 from plsc.storage.address import split_address
 from plsc.storage.base import missing, read_bytes
 from plsc.storage.local import LocalStorage
-from plsc.storage.refusals import refusal
 
 
 @pytest.mark.parametrize(
@@ -107,63 +105,6 @@ def test_a_command_sends_the_password_to_no_gateway_that_the_user_has_not_named(
         line = capsys.readouterr().err.splitlines()[-1]
         assert "the name or the password was refused; check " in line and "fs_ugi" not in line
         assert ("--user" in line) == (words[0] == "fs") and ("HADOOP_USER_NAME" in line) == (words[0] == "data")
-
-
-def test_every_server_of_an_address_must_be_named(monkeypatch):
-    monkeypatch.setattr(credentials, "password", lambda: "p4ss")
-    monkeypatch.setattr(credentials, "_withheld", set())
-    for address, named, says in (
-        (
-            "swebhdfs://one;two",
-            "one",
-            "does not name each server of the address; set PLSC_HDFS_HOST=one,two if the pass",
-        ),
-        ("swebhdfs://service", "one", "does not name it; set PLSC_HDFS_HOST=service if"),  # a nameservice
-        ("swebhdfs://one;two", "two,one", ""),
-    ):
-        monkeypatch.setenv("PLSC_HDFS_HOST", named)
-        assert credentials.password_for(address) == ("" if says else "p4ss")
-        why = credentials.why_withheld(address)
-        assert says in why and bool(why) == bool(says)
-
-
-def test_a_user_without_a_name_gets_a_line(monkeypatch):
-    def no_name():
-        raise KeyError("getpwuid(): uid not found: 12345")
-
-    monkeypatch.delenv("HADOOP_USER_NAME", raising=False)
-    monkeypatch.setattr("getpass.getuser", no_name)
-    with pytest.raises(ConfigError, match="set HADOOP_USER_NAME to your name in HDFS"):
-        credentials.user_name()
-
-
-@pytest.mark.parametrize(
-    "kind, text, passes, advice",
-    [
-        (
-            "SafeModeException",
-            "Cannot create directory /a. Name node is in safe mode.",
-            True,
-            "hdfs dfsadmin -safemode",
-        ),
-        (
-            "IOException",
-            "File /a could only be replicated to 0 nodes instead of minReplication (=1).",
-            True,
-            "have room",
-        ),
-        ("IOException", "File /a could only be written to 0 of the 1 minReplication nodes.", True, "have room"),
-        ("DSQuotaExceededException", "The DiskSpace quota of /a is exceeded: quota = 1 B", False, "a larger quota"),
-        ("IOException", "Quota by storage type : SSD on path : /a is exceeded.", False, "a larger quota"),
-        ("IOException", "Failed to rename /quota/a", False, ""),
-        ("StandbyException", "Operation category READ is not supported in state standby", True, ""),
-    ],
-)
-def test_refusals_of_hadoop_say_what_to_do(kind, text, passes, advice):
-    problem = refusal("hdfs://nn/a", kind, text)
-    assert isinstance(problem, StorageUnavailableError) == passes
-    said = str(problem).removeprefix(f"hdfs://nn/a: {text.rstrip('.')}")
-    assert advice in said and (said.startswith("; ") if advice else said in ("", "."))
 
 
 def test_a_folder_of_file_is_called_by_its_address(tmp_path):
