@@ -5,8 +5,9 @@
     python tests/benchmarks/convert.py --pairs base64:folder          # these formats alone, source:target
     python tests/benchmarks/convert.py --kills 20                     # SIGKILL at random moments, then run again
 
-`ratio` compares with reading and writing the formats: the time in which the reader of the source reads all images, plus
-the time in which the writer of the output writes them, with nothing else around. `raw_ratio` compares with plain calls
+`ratio` compares with reading and writing the formats: the time in which the reader of the source reads all images (and
+their names, where the output has names), plus the time in which the writer of the output writes them, with nothing else
+around. `raw_ratio` compares with plain calls
 of the system that read the files of the source and write files like those of the output, whose bytes nobody looks at.
 As many processes share the work in all three, and the source is cold (out of the page cache). All sync what they write,
 unless each image has a file; such files are kept to the end, because ext4 without a journal is several times slower to
@@ -139,11 +140,13 @@ def read_and_write(task):
     folder = folder if to == "folder" else folder / str(number)
     folder.mkdir(parents=True, exist_ok=True)
     is_plain = to == "folder"
+    has_names = TARGETS[to].has_image_names and not is_plain  # which the reader has to look up
+    name = records.name if has_names else "{}.jpg".format
     writer = PlainFolder(folder) if is_plain else TARGETS[to].open(folder, number, count, records.class_names, CLASSES)
     for begin in range(first, end, 100):
-        read_some = [(i, *records.read(i)) for i in range(begin, min(begin + 100, end))]
-        for i, data, label in read_some:
-            writer.add(Record(f"{i}.jpg", data, label))
+        read_some = [(name(i), *records.read(i)) for i in range(begin, min(begin + 100, end))]
+        for found, data, label in read_some:
+            writer.add(Record(found, data, label))
     writer.close()
     for path in files_of(folder) if TARGETS[to].file else ():
         descriptor = os.open(path, os.O_RDONLY)

@@ -7,7 +7,8 @@
 The baseline is a bare loop: the same number of threads decode the same images, already in memory and in order, and make
 batches of them with the same functions, without a shuffle, checks, positions to resume at, or a queue. For cold rounds
 files are fsynced and dropped from the page cache. With `--torch-python`, a plain reader of RecordIO under PyTorch's
-DataLoader, with as many worker processes, decodes, mirrors and normalises the same file. All run in turns.
+DataLoader, with as many worker processes, decodes, mirrors and normalises the same file. All run in turns;
+a share is the median of the quotients with the bare loop of the same round.
 """
 
 from __future__ import annotations
@@ -228,10 +229,13 @@ def measure(folder, options):
     def median(name, key):
         return float(np.median([run[key] for run in runs[name]]))
 
+    def share(name, key):
+        return round(float(np.median([run[key] / bare[key] for run, bare in zip(runs[name], runs["bare"])])), 3)
+
     shares = {
         name: {
-            "of the speed": round(median(name, "images_per_second") / median("bare", "images_per_second"), 3),
-            "by CPU seconds": round(median("bare", "cpu_us_per_image") / median(name, "cpu_us_per_image"), 3),
+            "of the speed": share(name, "images_per_second"),
+            "by CPU seconds": round(1 / share(name, "cpu_us_per_image"), 3),
         }
         for name in runs
     }
