@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import HAS_GRADIENTS, refusing_a_second_pass
 
 _PIECE = 1 << 18  # elements that are computed at a time; few enough to stay in the cache of the processor
 _OPERATOR = paddle._C_ops.prelu
@@ -42,7 +42,10 @@ def prelu(x: Tensor, slopes: Tensor) -> Tensor:
     trained = [one for one in (x, slopes) if not one.stop_gradient] if paddle.is_grad_enabled() else []
     if not trained:
         return _outputs(x, slopes)
-    return _Slopes.apply(trained, _Inputs(x, slopes)) if HAS_GRADIENTS else functional.prelu(x, slopes)
+    if not HAS_GRADIENTS:
+        return functional.prelu(x, slopes)
+    inputs = _Inputs(x, slopes)
+    return refusing_a_second_pass(_Slopes.apply(trained, inputs), inputs)
 
 
 def _is_for_us(x: Tensor, slopes: Tensor) -> bool:
@@ -77,12 +80,12 @@ class _Slopes(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(context: Any, trained: list[Tensor], inputs: _Inputs) -> Tensor:
-        context.save_for_backward(inputs.x, inputs.slopes)
+        context.inputs = inputs
         return _outputs(inputs.x, inputs.slopes)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        x, slopes = context.saved_tensor()
+        x, slopes = context.inputs.x, context.inputs.slopes
         # With `create_graph`, the gradients are to be differentiated in turn.
         gradients = _differentiable_gradients if paddle.is_grad_enabled() else _gradients
         found = gradients(x, slopes, gradient)

@@ -6,7 +6,7 @@ import pytest
 from function_model import random_array
 
 from plsc import amp
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import HAS_GRADIENTS
 from plsc.layers.slopes import PReLU, _is_for_us, prelu
 
 pytestmark = pytest.mark.core
