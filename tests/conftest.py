@@ -85,7 +85,7 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_ignore_collect(collection_path, config):
     """Passes over files without a core test if only such tests are asked for, to save the time to import them."""
     if config.option.markexpr == "core" and collection_path.name.startswith("test_"):
-        return True if "pytest.mark.core" not in collection_path.read_text() else None
+        return True if "pytest.mark.core" not in collection_path.read_text(encoding="utf-8") else None
     return None
 
 

@@ -49,7 +49,7 @@ class TreeWriter:
         self._bytes = 0
         self._owned: list[bytes] = []
         self._spare: list[bytes] = []
-        self._intended = os.open(self._shard / _INTENDED, _NEW | os.O_APPEND, 0o666)
+        self._intended = open(self._shard / _INTENDED, "xb", buffering=0)  # noqa: SIM115 - `close` closes it
 
     def add(self, record: Record) -> None:
         """Writes one image, at the latest when the writer is closed. Raises OSError if the disk refuses it."""
@@ -64,12 +64,12 @@ class TreeWriter:
         try:
             self._write()
         finally:
-            os.close(self._intended)
+            self._intended.close()
         for name, lines in (_OWNED, self._owned), (_SPARE, self._spare):
             write_synced(self._shard / name, b"".join(b"%s\n" % line for line in lines))
 
     def _write(self) -> None:
-        write_all(self._intended, b"".join(b"%s\n" % line for line, _ in self._batch))
+        write_all(self._intended.fileno(), b"".join(b"%s\n" % line for line, _ in self._batch))
         for line, data in self._batch:
             file = self._open(line)
             try:
@@ -169,19 +169,24 @@ def _settle_some(tree: bytes, shards: Sequence[Path], number: int) -> None:
             elif line in files and k > min(files[line])[0]:
                 os.rename(b"%s/%s" % (tree, line), aside)
                 files[line].append((k, -1, aside))
-    for line in sorted(files):
-        for _, _, path in sorted(files[line]):
-            _place(path, os.fsdecode(b"%s/%s" % (tree, line)))
+    paths = {line: os.fsdecode(b"%s/%s" % (tree, line)) for line in sorted(files)}
+    for line, path in paths.items():  # before any file gets a number, with which it could take the name of another
+        if not os.path.lexists(path):
+            files[line].sort()
+            os.rename(files[line].pop(0)[2], path)
+    for line, path in paths.items():
+        number = 2
+        for _, _, source in sorted(files[line]):
+            number = _place(source, path, number)
 
 
-def _place(source: Path, path: str) -> None:
-    """Gives a file a name in the tree, with a number if it needs one."""
+def _place(source: Path, path: str, number: int) -> int:
+    """Gives a file that name in the tree with the first number from `number` on that is free, and returns it."""
     folder, name = os.path.split(path)
-    target, number = path, 1
-    while os.path.lexists(target):
+    while os.path.lexists(target := f"{folder}/{numbered(name, number)}"):
         number += 1
-        target = f"{folder}/{numbered(name, number)}"
     os.rename(source, target)
+    return number
 
 
 def _tree_of(folder: Path) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, Optional
 import paddle
 from paddle import Tensor
 
+from plsc.layers.gradients import HAS_GRADIENTS, refusing_a_second_pass
 from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
@@ -28,8 +29,6 @@ _FEWEST_CHANNELS = 8  # In and out of a group. With fewer, as in images, the ker
 # With fewer multiplications, calling oneDNN takes longer than it saves. Paddle's depthwise ones are slower.
 _FEWEST_PRODUCTS, _FEWEST_PRODUCTS_DEPTHWISE = 1 << 24, 1 << 18
 _FEWEST_PLACES = 256  # Of outputs; with fewer, converting the weight takes too large a share.
-# With Paddle 2.6, a PyLayer whose inputs are a list gets wrong gradients; one whose inputs are not breaks paddle.grad.
-HAS_GRADIENTS = int(paddle.__version__.partition(".")[0]) >= 3
 _installing = threading.Lock()
 _of_thread = threading.local()
 
@@ -46,8 +45,7 @@ def fast_convolutions() -> Iterator[None]:
     The choice depends on shapes alone, so that repeated runs give the same bits. With `PLSC_ONEDNN=0` in the
     environment (or off, no, false), on a GPU, in other dtypes than float32, in static graphs, and where Paddle has no
     oneDNN, nothing changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are
-    correct, but `backward` must not run twice through the same convolution after `retain_graph=True`: Paddle crashes if
-    a PyLayer does. `paddle.grad` may.
+    correct. A second `backward` through the same convolution raises RuntimeError; see `refusing_a_second_pass`.
     """
     if is_switched_off() or onednn.library() is None:
         yield
@@ -248,14 +246,14 @@ class _Gradients(paddle.autograd.PyLayer):
 def _output(x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
     call = _Call(convolution, x, weight)
     trained = call.tensors() if paddle.is_grad_enabled() else []
-    return _Output.apply(trained, call) if trained else _computed_output(call)
+    return refusing_a_second_pass(_Output.apply(trained, call), call) if trained else _computed_output(call)
 
 
 def _gradients(call: _Call, of_x: bool, of_weight: bool) -> list[Tensor]:
     trained = call.tensors() if paddle.is_grad_enabled() else []
     if not trained:
         return _computed_gradients(call, of_x, of_weight)
-    results = _Gradients.apply(trained, call, of_x, of_weight)
+    results = refusing_a_second_pass(_Gradients.apply(trained, call, of_x, of_weight), call)
     return list(results) if isinstance(results, (tuple, list)) else [results]
 
 

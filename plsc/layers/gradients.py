@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from typing import Any, Optional
 
 import paddle
 from paddle import Tensor
 
-from plsc.layers.convolution import HAS_GRADIENTS
+# With Paddle 2.6, a PyLayer whose inputs are a list gets wrong gradients; one whose inputs are not breaks paddle.grad.
+HAS_GRADIENTS = int(paddle.__version__.partition(".")[0]) >= 3
 
 
 class Function(abc.ABC):
@@ -38,6 +40,16 @@ class Function(abc.ABC):
 
 
 def is_for_us(*tensors: Optional[Tensor], operators: dict[str, Any]) -> bool:
+    """Returns whether `apply` may compute this: what `is_plain` says, unless Paddle 2.6 needs gradients."""
+    return is_plain(*tensors, operators=operators) and (HAS_GRADIENTS or not need_gradients(*tensors))
+
+
+def need_gradients(*tensors: Optional[Tensor]) -> bool:
+    """Returns whether the gradient of one of these tensors is needed."""
+    return paddle.is_grad_enabled() and not all(one is None or one.stop_gradient for one in tensors)
+
+
+def is_plain(*tensors: Optional[Tensor], operators: dict[str, Any]) -> bool:
     """Returns whether this is a computation on a CPU in float32, rather than an export or a simulated precision.
 
     Args:
@@ -46,12 +58,10 @@ def is_for_us(*tensors: Optional[Tensor], operators: dict[str, Any]) -> bool:
             whose numbers are to be rounded.
     """
     present = [tensor for tensor in tensors if tensor is not None]
-    if not paddle.in_dynamic_mode() or len(present) < len(tensors):
-        return False
-    has_gradients = paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in present)
     return (
-        all(one.dtype == paddle.float32 and one.place.is_cpu_place() and 0 not in one.shape for one in present)
-        and (HAS_GRADIENTS or not has_gradients)
+        paddle.in_dynamic_mode()
+        and len(present) == len(tensors)
+        and all(one.dtype == paddle.float32 and one.place.is_cpu_place() and 0 not in one.shape for one in present)
         and all(getattr(paddle._C_ops, name, None) is operator for name, operator in operators.items())
     )
 
@@ -64,11 +74,41 @@ def operators_of(*names: str) -> dict[str, Any]:
 def apply(function: Function, *tensors: Tensor) -> Tensor:
     """Returns the output of a function, with gradients for the tensors that need them.
 
-    Gradients of any order are those of `Function.gradients`, and `paddle.grad` works. But Paddle crashes if `backward`
-    runs a second time through the same output.
+    Gradients of any order are those of `Function.gradients`, and `paddle.grad` works. A second `backward` raises
+    RuntimeError; see `refusing_a_second_pass`.
     """
     trained = [one for one in tensors if not one.stop_gradient] if paddle.is_grad_enabled() else []
-    return _Node.apply(trained, _Call(function, tensors)) if trained else function.output(*tensors)[0]
+    if not trained:
+        return function.output(*tensors)[0]
+    call = _Call(function, tensors)
+    return refusing_a_second_pass(_Node.apply(trained, call), call)
+
+
+def refusing_a_second_pass(output: Any, call: Any) -> Any:
+    """Has a second `backward` through the output of a PyLayer raise RuntimeError, which Paddle wraps in OSError.
+
+    Without it, the process would end with a segmentation fault: Paddle (2.6 to 3.3) gives a PyLayer's context up in the
+    first pass, in spite of `retain_graph=True`, and uses it in the second. `paddle.grad` uses a copy of the graph.
+
+    Args:
+        output: What `PyLayer.apply` has returned.
+        call: An object that nothing but the context holds from now on, so that it dies with it.
+
+    Returns:
+        The output.
+    """
+    held = weakref.ref(call)
+
+    def check(_: Tensor) -> None:
+        if held() is None:
+            raise RuntimeError(
+                "backward has already run through this output of a layer, and cannot run through it again; call the "
+                "layer again, or compute all but the last gradients with paddle.grad(..., retain_graph=True)"
+            )
+
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    first.register_hook(check)  # Paddle calls hooks before it uses the context.
+    return output
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import Function, apply, is_for_us, operators_of
 
 _PIECE = 1 << 18  # elements that are computed at a time; few enough to stay in the cache of the processor
-_OPERATOR = paddle._C_ops.prelu
+_OPERATORS = operators_of("prelu")
 
 
 class PReLU(nn.PReLU):
@@ -37,37 +35,12 @@ def prelu(x: Tensor, slopes: Tensor) -> Tensor:
         x: Input, [B, C, ...].
         slopes: One slope for each channel, [C], or one for all, [1].
     """
-    if not _is_for_us(x, slopes):
+    if not is_for_us(x, slopes, operators=_OPERATORS):
         return functional.prelu(x, slopes)
-    trained = [one for one in (x, slopes) if not one.stop_gradient] if paddle.is_grad_enabled() else []
-    if not trained:
-        return _outputs(x, slopes)
-    return _Slopes.apply(trained, _Inputs(x, slopes)) if HAS_GRADIENTS else functional.prelu(x, slopes)
+    return apply(_Slopes(), x, slopes)
 
 
-def _is_for_us(x: Tensor, slopes: Tensor) -> bool:
-    """Returns whether this is a computation on the CPU in float32, rather than an export or a simulated precision."""
-    return (
-        paddle.in_dynamic_mode()
-        and x.place.is_cpu_place()
-        and x.dtype == slopes.dtype == paddle.float32
-        and 0 not in x.shape
-        and paddle._C_ops.prelu is _OPERATOR  # plsc.amp replaces it where prelu is to be rounded
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inputs:
-    """The inputs. Being no tuple, it hides them from PyLayer, which gets those that need gradients, as a list.
-
-    If they were arguments of their own, paddle.grad would refuse the gradient of one of them alone.
-    """
-
-    x: Tensor
-    slopes: Tensor
-
-
-class _Slopes(paddle.autograd.PyLayer):
+class _Slopes(Function):
     """PReLU of few passes over memory: Paddle computes each of these operations with vector instructions.
 
     A map of one channel of one image is a row here, [B * C, H * W], because a factor for each row is quick in Paddle,
@@ -75,18 +48,17 @@ class _Slopes(paddle.autograd.PyLayer):
     as large as x would scatter over the memory and raise its peak by a fifth.
     """
 
-    @staticmethod
-    def forward(context: Any, trained: list[Tensor], inputs: _Inputs) -> Tensor:
-        context.save_for_backward(inputs.x, inputs.slopes)
-        return _outputs(inputs.x, inputs.slopes)
+    def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
+        x, slopes = tensors
+        return _outputs(x, slopes), None
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        x, slopes = context.saved_tensor()
+    def gradients(
+        self, tensors: Sequence[Tensor], kept: None, gradient: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
+        x, slopes = tensors
         # With `create_graph`, the gradients are to be differentiated in turn.
         gradients = _differentiable_gradients if paddle.is_grad_enabled() else _gradients
-        found = gradients(x, slopes, gradient)
-        return [one for one, tensor in zip(found, (x, slopes)) if not tensor.stop_gradient]
+        return gradients(x, slopes, gradient)
 
 
 def _gradients(x: Tensor, slopes: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

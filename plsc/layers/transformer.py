@@ -11,7 +11,15 @@ import paddle
 from paddle import Tensor, nn
 
 from plsc.layers.convolution import is_switched_off
-from plsc.layers.gradients import Function, apply, is_for_us, operators_of
+from plsc.layers.gradients import (
+    HAS_GRADIENTS,
+    Function,
+    apply,
+    is_for_us,
+    is_plain,
+    need_gradients,
+    operators_of,
+)
 from plsc.machine import onednn, onednn_layers
 
 _LINEAR, _GELU, _LAYER_NORM = (operators_of(*names) for names in (("matmul", "linear"), ("gelu",), ("layer_norm",)))
@@ -24,9 +32,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x weight + bias, [..., in_features] -> [..., out_features]."""
-        is_ours = is_for_us(x, self.weight, self.bias, operators=_LINEAR)
-        if not is_ours or x.shape[-1] != self.weight.shape[0]:
+        tensors = (x, self.weight, self.bias)
+        if not is_plain(*tensors, operators=_LINEAR) or x.shape[-1] != self.weight.shape[0]:
             return nn.functional.linear(x, self.weight, self.bias)
+        if not HAS_GRADIENTS and need_gradients(*tensors):
+            # The bias in every row is a product with ones, and so is its gradient, as in `_Linear`.
+            product = paddle.matmul(x, self.weight)
+            ones = paddle.ones([product.size // product.shape[-1], 1])
+            return product + paddle.matmul(ones, self.bias.unsqueeze(0)).reshape(product.shape)
         sizes = (x.size // x.shape[-1], *self.weight.shape)
         kernels = _kernels(onednn_layers.Affine, *sizes) if sizes[0] * sizes[2] >= _FEWEST_OUTPUTS else None
         return apply(_Linear(kernels), _contiguous(x), self.weight, self.bias)

@@ -21,7 +21,7 @@ import paddle
 from paddle import Tensor, nn
 
 from plsc.errors import ConfigError
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import HAS_GRADIENTS, refusing_a_second_pass
 from plsc.layers.scope import current_pass
 from plsc.models.freezing import is_statistic
 
@@ -111,7 +111,7 @@ class Recompute:
                 "another, or changes it in place, and cannot be computed again; leave set_recompute out"
             )
         trained = call.trained()
-        return _Recomputed.apply(call, *trained) if trained else output
+        return refusing_a_second_pass(_Recomputed.apply(call, *trained), call) if trained else output
 
 
 class _Call:

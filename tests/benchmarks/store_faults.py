@@ -20,16 +20,11 @@ import threading
 import time
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).parents[2]),
-    str(Path(__file__).parents[1]),
-    str(Path(__file__).parents[1] / "helpers"),
-]
-
-from hdfs import HdfsError  # noqa: E402
-from hdfs_server import NAMENODE, HdfsServer  # noqa: E402
-from ranks import environment  # noqa: E402
-from s3_server import S3Server  # noqa: E402
+import checkout  # noqa: F401
+from hdfs import HdfsError
+from hdfs_server import NAMENODE, HdfsServer
+from ranks import environment
+from s3_server import S3Server
 
 _RESTARTED_AFTER = 6.0  # seconds
 

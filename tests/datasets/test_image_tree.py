@@ -20,7 +20,7 @@ class Killed(BaseException):
 
 def random_shards(rng):
     """Images of some shards, of which many share a name, and some have the name that a number would make."""
-    names = ["x.jpg", "x-2.jpg", "x-3.jpg", "y.jpg", "y"]
+    names = ["x.jpg", "x-2.jpg", "x-3.jpg", "y.jpg", "y", "y-2"]
     return [
         [Record(rng.choice(names), b"%d %d" % (shard, i), rng.randrange(2)) for i in range(rng.randrange(1, 12))]
         for shard in range(4)
@@ -94,6 +94,7 @@ def settled_with_kills(folder, shards, monkeypatch):
 def test_names_are_those_of_a_single_process(seed, tmp_path, monkeypatch):
     rng = random.Random(seed)
     monkeypatch.setattr(image_tree, "_BATCH", rng.choice([1, 2, 64]))
+    monkeypatch.setattr(image_tree, "_PASSES", rng.choice([1, 16]))
     shards = random_shards(rng)
     expected = made_in_turn(tmp_path / "in turn", shards)
     folder = tmp_path / "at once"

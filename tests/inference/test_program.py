@@ -15,7 +15,7 @@ from plsc.evaluation.embedder import Embedder
 from plsc.inference import networks, program
 from plsc.inference.networks import TrainedNetwork, embed_batch
 from plsc.inference.program import faster_run
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import HAS_GRADIENTS
 from plsc.models import build, build_model
 
 SHAPE = (3, 16, 16)

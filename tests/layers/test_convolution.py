@@ -15,6 +15,7 @@ from paddle.nn.functional import conv2d
 from plsc.inference.networks import embed_batch
 from plsc.layers import convolution
 from plsc.layers.convolution import fast_convolutions
+from plsc.layers.gradients import HAS_GRADIENTS
 from plsc.layers.slopes import PReLU
 from plsc.machine import onednn
 from plsc.models import build_model
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.core,
     pytest.mark.skipif(onednn.library() is None, reason="Paddle carries no oneDNN for this processor"),
 ]
-trains = pytest.mark.skipif(not convolution.HAS_GRADIENTS, reason="with Paddle 2.6, training keeps Paddle's own")
+trains = pytest.mark.skipif(not HAS_GRADIENTS, reason="with Paddle 2.6, training keeps Paddle's own")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ from paddle import nn
 
 from plsc import amp
 from plsc.layers import transformer
-from plsc.layers.convolution import HAS_GRADIENTS
+from plsc.layers.gradients import HAS_GRADIENTS
 from plsc.layers.transformer import GELU, LayerNorm, Linear
 from plsc.machine import onednn, onednn_layers
 
@@ -118,6 +118,20 @@ def test_outputs_and_gradients_are_those_of_paddle(name, shape, frozen):
                 getattr(layer, part).stop_gradient = True
     found, expected = (numbers_of(layer, inputs(*shape)[0], "input" not in frozen) for layer in layers)
     assert_near(found, expected)
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "input", "weight", "bias"])
+def test_with_paddle_2_the_gradient_of_a_bias_is_a_product(monkeypatch, counted, frozen):
+    layers = pair("linear")
+    for layer in layers:
+        for part in ("weight", "bias"):
+            getattr(layer, part).stop_gradient = part == frozen
+    x = inputs(5, 3, 7)[0]
+    expected = numbers_of(layers[1], x, frozen != "input")
+    monkeypatch.setattr(transformer, "HAS_GRADIENTS", False)
+    monkeypatch.delattr(nn.functional, "linear")
+    assert_near(numbers_of(layers[0], x, frozen != "input"), expected)
+    assert not counted
 
 
 @pytest.mark.parametrize("case", ["no oneDNN", "rounded"])

@@ -110,6 +110,16 @@ def test_gradients_statistics_and_random_numbers_are_the_same_to_the_bit(network
     assert not [name for name, value in results[0].items() if results[1][name] != value]
 
 
+@pytest.mark.core
+def test_a_second_backward_pass_is_an_error_rather_than_a_crash():
+    model = glyph_net()
+    with Recompute(model, contextlib.nullcontext).active():
+        output = model(paddle.randn([4, *SHAPE]))
+    output.backward(retain_graph=True)
+    with pytest.raises(Exception, match="backward has already run"):
+        output.backward()
+
+
 def test_two_ranks_train_to_the_bit_as_without(ranks, glyphs, tmp_path):
     """One network is built in, and has steps that overflow; the other is custom, with accumulation and dropout."""
     ranks("train_recomputed.py", 2, glyphs, tmp_path)

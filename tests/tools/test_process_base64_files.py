@@ -193,15 +193,35 @@ def contents_of_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+# Each process waits when it has sorted its lines, until there is a file with the name of the first argument.
+HELD = f"""
+import os, sys, time
+sys.path.insert(0, {str(TOOL.parents[1])!r})
+from plsc.shuffle import command, local
+
+go, scan_parts = sys.argv.pop(1), local.scan_parts
+
+def held(plan, tasks):
+    scan = scan_parts(plan, tasks)
+    while not os.path.exists(go):
+        tasks.report(0)
+        time.sleep(0.01)
+    return scan
+
+local.scan_parts = held
+sys.exit(command.main())
+"""
+
+
 def running(data, output, *arguments, ignored=()):
-    """Starts a run that ignores some signals, and returns once it has begun to write."""
+    """Starts a run that ignores some signals, and returns once it has begun to write. `release` lets it end."""
 
     def inherit():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
     process = subprocess.Popen(
-        command(data, "--output_dir", str(output), *arguments),
+        [sys.executable, "-c", HELD, go_of(output), *command(data, "--output_dir", str(output), *arguments)[2:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,6 +232,14 @@ def running(data, output, *arguments, ignored=()):
         assert process.poll() is None
         time.sleep(0.001)
     return process
+
+
+def go_of(output):
+    return f"{output}.go"
+
+
+def release(output):
+    Path(go_of(output)).touch()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -230,6 +258,7 @@ def test_signals_that_nohup_or_a_shell_made_the_tool_ignore_end_neither_it_nor_i
     process = running(data, tmp_path, "--workers=2", ignored=(signal.SIGHUP, signal.SIGINT))
     for number in (signal.SIGHUP, signal.SIGINT):
         os.killpg(process.pid, number)
+    release(tmp_path)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, errors) == (0, "")
     assert contents(tmp_path) == expected
@@ -237,9 +266,8 @@ def test_signals_that_nohup_or_a_shell_made_the_tool_ignore_end_neither_it_nor_i
 
 def test_two_runs_at_once(data, expected, tmp_path):
     first = running(data, tmp_path)
-    os.kill(first.pid, signal.SIGSTOP)
     second = run(data, "--output_dir", str(tmp_path))
-    os.kill(first.pid, signal.SIGCONT)
+    release(tmp_path)
     assert second.returncode == 1
     assert second.stderr == (
         f"plsc: error: {tmp_path}: process {first.pid} on {platform.node()} is writing there; wait for it to end, "
