@@ -25,7 +25,7 @@ from plsc.evaluation import trained
 from plsc.heads import Margin
 from plsc.inference.classes import Answer
 from plsc.machine import random_state
-from plsc.machine.signals import end_quietly
+from plsc.machine.quiet_import import end_quietly
 from plsc.machine.streams import open_closed_streams
 from plsc.machine.uncaught import shorten_errors
 from plsc.optim import OptimizerOrFactory

@@ -18,7 +18,7 @@ from typing import Any, Optional
 import paddle
 from paddle import Tensor
 
-from plsc.layers.gradients import HAS_GRADIENTS, refusing_a_second_pass
+from plsc.layers.gradients import HAS_GRADIENTS, empty, refusing_a_second_pass
 from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
@@ -258,14 +258,14 @@ def _gradients(call: _Call, of_x: bool, of_weight: bool) -> list[Tensor]:
 
 
 def _computed_output(call: _Call) -> Tensor:
-    output = paddle.empty(call.convolution.output_shape, "float32")
+    output = empty(call.convolution.output_shape)
     call.convolution.output(call.x.data_ptr(), call.weight.data_ptr(), output.data_ptr())
     return output
 
 
 def _computed_gradients(call: _Call, of_x: bool, of_weight: bool) -> list[Tensor]:
     pairs = ((call.x, of_x), (call.weight, of_weight))
-    results = [paddle.empty(tensor.shape, "float32") if wanted else None for tensor, wanted in pairs]
+    results = [empty(tensor.shape) if wanted else None for tensor, wanted in pairs]
     tensors: Any = (call.x, call.weight, call.output_gradient)
     of_source, of_weight_address = (None if result is None else result.data_ptr() for result in results)
     x, weight, gradient = (tensor.data_ptr() for tensor in tensors)

@@ -13,6 +13,7 @@ from paddle import Tensor
 
 # With Paddle 2.6, a PyLayer whose inputs are a list gets wrong gradients; one whose inputs are not breaks paddle.grad.
 HAS_GRADIENTS = int(paddle.__version__.partition(".")[0]) >= 3
+_CPU = paddle.CPUPlace()
 
 
 class Function(abc.ABC):
@@ -64,6 +65,14 @@ def is_plain(*tensors: Optional[Tensor], operators: dict[str, Any]) -> bool:
         and all(one.dtype == paddle.float32 and one.place.is_cpu_place() and 0 not in one.shape for one in present)
         and all(getattr(paddle._C_ops, name, None) is operator for name, operator in operators.items())
     )
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Returns a tensor on the CPU for a result, float32 of this shape, whose values are not set.
+
+    `paddle.empty` would place it on a GPU, where there is one.
+    """
+    return paddle._C_ops.empty(list(shape), paddle.float32, _CPU)
 
 
 def operators_of(*names: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from plsc.layers.gradients import (
     HAS_GRADIENTS,
     Function,
     apply,
+    empty,
     is_for_us,
     is_plain,
     need_gradients,
@@ -109,7 +110,7 @@ class _Linear(Function):
         x, weight, bias = tensors
         if self._kernels is None:
             return paddle.matmul(x, weight).add_(bias), None
-        y = paddle.empty([*x.shape[:-1], weight.shape[1]], "float32")
+        y = empty([*x.shape[:-1], weight.shape[1]])
         self._kernels.output(_addresses(tensors), y.data_ptr())
         return y, None
 
@@ -131,7 +132,7 @@ class _Gelu(Function):
 
     def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
         (x,) = tensors
-        y = paddle.empty(x.shape, "float32")
+        y = empty(x.shape)
         self._kernels.output(x.data_ptr(), y.data_ptr())
         return y, None
 
@@ -142,7 +143,7 @@ class _Gelu(Function):
         if paddle.is_grad_enabled():
             below = 0.5 + 0.5 * paddle.erf(x / math.sqrt(2))
             return [gradient * (below + x * paddle.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))]
-        of_x = paddle.empty(x.shape, "float32")
+        of_x = empty(x.shape)
         self._kernels.gradient(x.data_ptr(), gradient.data_ptr(), of_x.data_ptr())
         return [of_x]
 
@@ -154,8 +155,8 @@ class _LayerNorm(Function):
     def output(self, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, weight, _ = tensors
         y, statistics = (
-            paddle.empty(x.shape, "float32"),
-            [paddle.empty([x.size // weight.size], "float32") for _ in range(2)],
+            empty(x.shape),
+            [empty([x.size // weight.size]) for _ in range(2)],
         )
         self._kernels.output(_addresses(tensors), y.data_ptr(), _addresses(statistics))
         return y, statistics
@@ -166,7 +167,7 @@ class _LayerNorm(Function):
         if paddle.is_grad_enabled():
             x, weight, bias = tensors
             return self._differentiable_gradients(x, weight, bias, gradient)
-        results = [paddle.empty(tensor.shape, "float32") for tensor in tensors]
+        results = [empty(tensor.shape) for tensor in tensors]
         self._kernels.gradients(_addresses(tensors), _addresses(kept), gradient.data_ptr(), _addresses(results))
         return results
 

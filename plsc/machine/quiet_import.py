@@ -1,17 +1,20 @@
-"""Keeps Paddle from warning about what plsc has chosen, or does not use, and from showing C++ code after a signal."""
+"""Keeps Paddle from warning about what plsc has chosen, or does not use, and from showing C++ code after a signal.
+
+It imports nothing of plsc, because `plsc run` loads it by itself, before a script that may never import plsc.
+"""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
 import os
+import signal
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Sequence
 from typing import Optional
-
-from plsc.machine.signals import end_quietly
 
 _THREADS = "OMP_NUM_THREADS"
 _CHECKS_THREADS = "paddle.base"  # the module that reads the variable when it is imported
@@ -21,8 +24,8 @@ def quiet_import() -> None:
     """Prepares a quiet `import paddle`. Once Paddle is loaded, it only takes SIGTERM from it.
 
     Paddle looks for ccache, which would only make its C++ extensions compile faster: plsc has none. Whenever a batch
-    normalisation trains, it also warns that running statistics are tracked, which is what they are for. At the
-    end of its import it takes over SIGTERM, to print a C++ traceback.
+    normalisation trains, it also warns that running statistics are tracked, which is what they are for. At the end of
+    its import it takes over SIGTERM, to print a C++ traceback.
     """
     for message in ("No ccache found", "When training, we now always track global mean and variance"):
         warnings.filterwarnings("ignore", message, UserWarning)
@@ -30,6 +33,16 @@ def quiet_import() -> None:
         end_quietly()
     elif not any(isinstance(one, _Finder) for one in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def end_quietly() -> None:
+    """Gives SIGTERM its usual effect, unless Python handles it: Paddle's handler would print a C++ traceback first.
+
+    Python does not notice the handlers of libraries in C.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) in (None, signal.SIG_DFL):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

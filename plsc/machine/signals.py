@@ -27,16 +27,6 @@ def heeded(numbers: Iterable[signal.Signals] = ENDING) -> list[signal.Signals]:
     return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
-def end_quietly() -> None:
-    """Gives SIGTERM its usual effect, unless Python handles it: Paddle's handler would print a C++ traceback first.
-
-    Python does not notice the handlers of libraries in C.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGTERM) in (None, signal.SIG_DFL):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 class Requests(list[int]):
     """The signals that have asked a process to end, without the SIGTERMs that only repeat the first request."""
 
