@@ -153,6 +153,21 @@ def act_in_step_three(arguments, act, release_at="holding step 3", each_line=lam
     return process.wait(timeout=TIMEOUT), lines
 
 
+def resume_through_an_outage(hdfs, data, output, options):
+    """Resumes a training while the NameNode is away, until a rank waits for it. Returns the lines of the training."""
+    starting = []
+
+    def restart(line):
+        if "trying again in" in line and not starting:
+            starting.append(threading.Thread(target=hdfs.start))
+            starting[0].start()
+
+    status, lines = act_in_step_three((data, output, *options), lambda process: hdfs.kill_namenode(), each_line=restart)
+    assert status == 0 and starting and any("resumed from" in line for line in lines), "".join(lines)[-3000:]
+    starting[0].join()
+    return lines
+
+
 def test_a_namenode_that_goes_down_and_stays_down(hdfs, glyphs, tmp_path, place):
     """Training continues to its end and reports what is missing; a later run uploads it."""
     options = (*BASE, info(hdfs, place), "resume=true", "train_batch_size=8", "--disks=[0,1]", "loss_type=softmax")
@@ -360,20 +375,9 @@ def test_data_on_hdfs_gives_the_losses_of_data_on_disk(hdfs, few_split, tmp_path
     killed = start("train_glyphs.py", 2, data, tmp_path / "kill", *options, "--kill-rank=1", "--kill-step=4")
     assert killed.returncode == 1 and "read in turn" in killed.stderr, killed.stderr[-3000:]
     shutil.rmtree(tmp_path / "part")
-    starting = []
-
-    def restart(line):
-        if "trying again in" in line and not starting:
-            starting.append(threading.Thread(target=hdfs.start))
-            starting[0].start()
-
-    status, lines = act_in_step_three(
-        (data, tmp_path / "kill", *options), lambda process: hdfs.kill_namenode(), each_line=restart
-    )
-    assert status == 0 and starting and any("resumed from" in line for line in lines), "".join(lines)[-3000:]
-    starting[0].join()
-    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
+    lines = resume_through_an_outage(hdfs, data, tmp_path / "kill", options)
     assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
+    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
     assert "passwd" not in "".join([*lines, *map(str, (tmp_path / "part").rglob("*"))])
 
 
@@ -403,19 +407,8 @@ def test_data_that_no_cache_can_hold_gives_the_losses_of_data_on_disk(hdfs, larg
     data = f"{hdfs.address}{place}/data"
     killed = start("train_glyphs.py", 2, data, tmp_path / "kill", *options, "--kill-rank=1", "--kill-step=4")
     assert killed.returncode == 1 and "read in place" in killed.stderr, killed.stderr[-3000:]
-    starting = []
-
-    def restart(line):
-        if "trying again in" in line and not starting:
-            starting.append(threading.Thread(target=hdfs.start))
-            starting[0].start()
-
-    status, lines = act_in_step_three(
-        (data, tmp_path / "kill", *options), lambda process: hdfs.kill_namenode(), each_line=restart
-    )
-    assert status == 0 and starting and any("resumed from" in line for line in lines), "".join(lines)[-3000:]
-    starting[0].join()
-    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
+    resume_through_an_outage(hdfs, data, tmp_path / "kill", options)
     assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
+    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
     used = sum(path.lstat().st_blocks * 512 for path in (tmp_path / "cache").rglob("*"))
     assert used < 1_000_000, "the images are not on the disk"
