@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("plsc")
 # another at the end. The folders, and in front of them the files that take a quarter of a minute or more.
 LONG = (
     "engine/test_hdfs_training.py",
+    "shuffle/test_spark.py",  # before the conversion on Spark, which sends plsc to the executors for good
     "parallel/test_action.py",
     "machine/test_machines.py",
     "heads/test_classifier.py",

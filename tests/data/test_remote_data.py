@@ -97,15 +97,18 @@ def test_a_cache_that_is_smaller_reads_the_files_in_turn_within_its_bound(split,
     size = small + total // 3
     most, done = [0], threading.Event()
 
+    def files():
+        sizes = {}
+        for path in Path(tmp_path / "cache").glob("plsc_*/[fp]*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+        return sizes
+
     def watch():
         while not done.wait(0.002):
-            held = 0
-            for path in Path(tmp_path / "cache").glob("plsc_*/[fp]*/*"):
-                try:
-                    held += path.stat().st_size
-                except FileNotFoundError:
-                    continue
-            most[0] = max(most[0], held)
+            before, after = files(), files()
+            if before.keys() == after.keys():  # none came, went or got another name while they were counted
+                most[0] = max(most[0], sum(before.values()))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
