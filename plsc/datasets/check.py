@@ -123,10 +123,11 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
     opened = [open_test(test, view) for test in tests]
     images, count = RecordImages(path, records), records.num_images
     found = Findings([images, *opened], [str(one) for one in (path, *tests)])
+    ahead = 2 * view.workers + 2
     if records.is_streamed:
         records.will_read(np.arange(count))
         # Threads that read far from each other would need more files than the cache holds.
-        view = view._replace(chunk=1)
+        view, ahead = view._replace(chunk=1), view.workers
     high, low = np.zeros(found.total, np.uint64), np.zeros(found.total, np.uint64)
     hashes = np.zeros(found.total, np.uint64)
 
@@ -144,7 +145,7 @@ def check(records: Records, path: Path, tests: Sequence[Path], view: View) -> Fi
         return first, prints, reasons
 
     starts = range(0, found.total, view.chunk)
-    for first, prints, reasons in prefetch(look_at, starts, view.workers, 2 * view.workers + 2):
+    for first, prints, reasons in prefetch(look_at, starts, view.workers, ahead):
         end = first + len(prints)
         digests = np.frombuffer(b"".join(digest for digest, _ in prints), "<u8")
         high[first:end], low[first:end] = digests[::2], digests[1::2]
