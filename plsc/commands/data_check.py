@@ -66,26 +66,26 @@ def run(options: argparse.Namespace) -> int:
     if options.fix is not None:
         check_new("--fix", options.fix)
     read = [options.source, *options.against, *filter(None, [config.exclude])]
-    with open_inputs(config, read) as inputs, _new_file(options.fix) as stream:
-        tests = [Path(inputs.images(path)) for path in options.against]
-        records = open_whole(options, config, inputs)
-        disable = True if options.json else None  # None: only on a terminal
-        with tqdm(total=records.num_images, unit="image", dynamic_ncols=True, disable=disable) as bar:
+    with open_inputs(config, read) as inputs:
+        with _new_file(options.fix) as stream:
+            tests = [Path(inputs.images(path)) for path in options.against]
+            records = open_whole(options, config, inputs)
+            disable = True if options.json else None  # None: only on a terminal
+            with tqdm(total=records.num_images, unit="image", dynamic_ncols=True, disable=disable) as bar:
 
-            def advance(count: int) -> None:
-                bar.update(count)
+                def advance(count: int) -> None:
+                    bar.update(count)
 
-            workers = options.workers or threads.cores()
-            view = View(config.image_shape, config.pixels, workers, advance)
-            found = check(records, Path(inputs.path_of(options.source)), tests, view)
-        found.names = [options.source, *options.against]
-        found.reasons = {i: inputs.named(reason) for i, reason in found.reasons.items()}
-        listing = None if stream is None else write_list(found, stream)
-    class_names = records.class_names
-    if options.json:
-        print_json(_as_json(found, class_names, options, listing))
-    else:
-        _print(found, class_names, options, listing)
+                workers = options.workers or threads.cores()
+                view = View(config.image_shape, config.pixels, workers, advance)
+                found = check(records, Path(inputs.path_of(options.source)), tests, view)
+            found.names = [options.source, *options.against]
+            found.reasons = {i: inputs.named(reason) for i, reason in found.reasons.items()}
+            listing = None if stream is None else write_list(found, stream)
+        if options.json:  # the names of images may be where the images are
+            print_json(_as_json(found, records.class_names, options, listing))
+        else:
+            _print(found, records.class_names, options, listing)
     is_clean = not (len(found.damaged) or len(found.members) or len(found.leaks))
     return 0 if is_clean or (listing is not None and not listing.unnamed) else 1
 

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from plsc import cli
 from plsc.config import Config
 from plsc.config import DataCache as CacheSetting
 from plsc.data import distant, recordio, remote, tar_shards
@@ -94,6 +95,32 @@ def test_a_set_larger_than_the_cache_gives_what_the_disk_gives(data, tmp_path, r
         assert disk_use(tmp_path / "cache") < total, "the images are not on the disk"
     assert total // 2 < sum(span.end - span.first for span in read) < 3 * stored
     assert not mounts._mounts
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+@pytest.mark.parametrize("action", [["check"], ["check", "--json"], ["info", "--all"]])
+def test_commands_report_what_they_report_of_the_disk(glyphs, tmp_path, capsys, data_format, action):
+    if data_format == "parquet":
+        pytest.importorskip("pyarrow")
+    twice = shutil.copytree(glyphs, tmp_path / "twice")
+    lines = (twice / "label.txt").read_text().splitlines()
+    first, label = lines[0].split()
+    shutil.copy(twice / first, twice / "copy.jpg")
+    (twice / "label.txt").write_text("".join(f"{line}\n" for line in [*lines, f"copy.jpg {label}"]))
+    folder = tmp_path / "data"
+    if data_format == "jpeg":
+        twice.rename(folder)
+    else:
+        convert(Conversion(str(twice), str(folder), data_format, workers=1), lambda *a: None)
+    reports = []
+    for source in (str(folder), f"file://{folder}"):
+        cache = ["--set", f"data_cache=[{tmp_path}/cache, {SMALL}]"]
+        status = cli.main(["data", *action, source, *cache])
+        captured = capsys.readouterr()
+        assert "plsc: error" not in captured.err, captured.err
+        reports.append((status, captured.out.replace("file://", "")))
+    assert reports[0] == reports[1] and (action[0] == "info" or reports[0][0] == 1)
+    assert "read in place" in captured.err or data_format == "jpeg"
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
