@@ -344,10 +344,6 @@ class DistantRecords(WrappedRecords):
         """Returns the images of a rank in the order of an epoch."""
         return self._source.epoch_order(seed, epoch, rank, world_size)
 
-    def will_read_blocks(self) -> None:
-        """Prepares for an epoch in which the images of each block are read at about the same time."""
-        self._source.will_read_blocks()
-
     def stretches(self) -> Optional[np.ndarray]:
         """Returns those of the other data set."""
         return self._stretches
@@ -374,11 +370,6 @@ class DistantRecords(WrappedRecords):
     def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
         """Has a read that waits raise StoppedError as soon as `is_stopping` returns True."""
         self._folder.end_waiting_if(is_stopping)
-
-    def close(self) -> None:
-        """Releases the other data set, and what whoever opened it holds."""
-        self._source.close()
-        super(WrappedRecords, self).close()
 
     def _stretch(self, number: int) -> Span:
         assert self._stretches is not None

@@ -46,10 +46,6 @@ class KeptRecords(WrappedRecords):
     def __reduce__(self) -> tuple[Any, ...]:  # A view cannot be pickled.
         return KeptRecords, (self._source, self._left_out)
 
-    def will_read_blocks(self) -> None:
-        """Prepares for an epoch in which the images of each block are read at about the same time."""
-        self._source.will_read_blocks()
-
     def name(self, i: int) -> str:
         """Returns the name of the image in the whole data set."""
         return self._source.name(self._number(i))

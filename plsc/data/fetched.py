@@ -163,10 +163,6 @@ class FetchedRecords(WrappedRecords):
         """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
         self._is_stopping = is_stopping
 
-    def will_read_blocks(self) -> None:
-        """Prepares for an epoch in which the images of each block are read at about the same time."""
-        self._source.will_read_blocks()
-
     def close(self) -> None:
         """Ends the threads that fetch, and gives up the space in the cache."""
         self._stop.set()

@@ -216,6 +216,10 @@ class WrappedRecords(Records):
         """Prepares for images to be read in this order."""
         self._source.will_read(images)
 
+    def will_read_blocks(self) -> None:
+        """Prepares for an epoch in which the images of each block are read at about the same time."""
+        self._source.will_read_blocks()
+
     def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
         """Has a read that waits for a file raise StoppedError as soon as `is_stopping` returns True."""
         self._source.end_waiting_if(is_stopping)
@@ -229,8 +233,9 @@ class WrappedRecords(Records):
         return self._source.digests()
 
     def close(self) -> None:
-        """Releases what the other data set holds."""
+        """Releases what the other data set holds, and what whoever opened this one holds for it."""
         self._source.close()
+        super().close()
 
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:
