@@ -24,11 +24,13 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from plsc.data.fetched import Waiting
 from plsc.data.image_folders import has_image_suffix
 from plsc.data.records import Records, WrappedRecords
 from plsc.data.remote_folder import RemoteFolder, size_of
 from plsc.errors import PlscError, StoppedError
 from plsc.machine import mounts
+from plsc.machine.logs import reword
 from plsc.machine.memory import size_text
 from plsc.storage.base import StorageError
 from plsc.storage.data_cache import RemoteFile
@@ -43,8 +45,6 @@ _STRETCHES_AHEAD, _IMAGES_AHEAD = 4, 64
 _KEPT = 64_000_000  # bytes that stay in memory, unless a plan needs more
 _LOOKED_AT = 4096  # images whose order shows whether stretches are read as a whole
 _CHECK_SECONDS = 5.0  # between two looks at whether a file has changed
-_FIRST_LINE, _NEXT_LINES = 10.0, 30.0  # seconds of waiting
-_POLL_SECONDS = 0.25
 
 
 class Span(NamedTuple):
@@ -279,19 +279,13 @@ class DistantFolder:
         """Returns the bytes of a piece as soon as they are there."""
         if piece.data.done():
             return piece.data.result()
-        began = time.monotonic()
-        line = began + _FIRST_LINE
+        where, waiting = self._remote.where(self._files[piece.span.path].name), Waiting()
         with self._working():
             while not piece.data.done():
-                name = self._files[piece.span.path].name
                 if self._is_stopping():
-                    raise StoppedError(f"it was waiting for {self._remote.where(name)}")
-                futures.wait([piece.data], _POLL_SECONDS)
-                if time.monotonic() > line:
-                    line += _NEXT_LINES
-                    logger.warning(
-                        "reading has waited %.0f s for %s", time.monotonic() - began, self._remote.where(name)
-                    )
+                    raise StoppedError(f"it was waiting for {where}")
+                futures.wait([piece.data], waiting.seconds())
+                waiting.look(lambda: where)
         return piece.data.result()
 
 
@@ -337,7 +331,7 @@ class DistantRecords(WrappedRecords):
         try:
             return self._source.read(i)
         except PlscError as problem:
-            problem.args = (self._folder.named(str(problem)), *problem.args[1:])
+            reword(problem, self._folder.named)
             raise
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:

@@ -55,6 +55,25 @@ class Progress:
         return f"fetched {size_text(self._done)}{of_all} of {self._what}, {size_text(rate)}/s"
 
 
+class Waiting:
+    """A wait of a reader, which is logged after a while, and then every half minute."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._line = self._began + _FIRST_LINE
+
+    def seconds(self) -> float:
+        """Returns how long to wait until the next look at what may end the wait."""
+        return min(_POLL_SECONDS, max(0.0, self._line - time.monotonic()))
+
+    def look(self, what: Callable[[], str]) -> None:
+        """Logs what is waited for, as `what` returns it, if a line is due."""
+        now = time.monotonic()
+        if now >= self._line:
+            self._line += _NEXT_LINES
+            logger.warning("reading has waited %.0f s for %s", now - self._began, what())
+
+
 class FetchedRecords(WrappedRecords):
     """Records whose files are fetched in the order in which they are used.
 
@@ -201,8 +220,7 @@ class FetchedRecords(WrappedRecords):
             self._readers[number] += 1
 
     def _wait(self, number: int) -> None:
-        began = time.monotonic()
-        line = began + _FIRST_LINE
+        name, waiting = self._remote[number].name, Waiting()
         self._wanted.append(number)
         self._start()
         self._state.notify_all()
@@ -211,16 +229,9 @@ class FetchedRecords(WrappedRecords):
                 if self._problem is not None:
                     raise self._problem
                 if self._is_stopping():
-                    raise StoppedError(f"it was waiting for {self._remote[number].name} of {self._name}")
-                self._state.wait(min(_POLL_SECONDS, max(0.0, line - time.monotonic())))
-                if time.monotonic() >= line:
-                    line += _NEXT_LINES
-                    logger.warning(
-                        "reading has waited %.0f s for %s; %s",
-                        time.monotonic() - began,
-                        self._remote[number].name,
-                        self._progress.line(),
-                    )
+                    raise StoppedError(f"it was waiting for {name} of {self._name}")
+                self._state.wait(waiting.seconds())
+                waiting.look(lambda: f"{name}; {self._progress.line()}")
         finally:
             self._wanted.remove(number)
 

@@ -45,16 +45,21 @@ class _AboveTheBar(logging.StreamHandler):
 def reworded(change: Callable[[str], str]) -> Iterator[None]:
     """Has the log, and an error that ends the `with` block, say what `change` makes of their messages."""
 
-    def reword(record: logging.LogRecord) -> bool:
+    def reword_line(record: logging.LogRecord) -> bool:
         record.msg, record.args = change(record.getMessage()), ()
         return True
 
     logger = logging.getLogger("plsc")
-    logger.addFilter(reword)
+    logger.addFilter(reword_line)
     try:
         yield
     except PlscError as problem:
-        problem.args = (change(str(problem)), *problem.args[1:])
+        reword(problem, change)
         raise
     finally:
-        logger.removeFilter(reword)
+        logger.removeFilter(reword_line)
+
+
+def reword(problem: PlscError, change: Callable[[str], str]) -> None:
+    """Has an error say what `change` makes of its message."""
+    problem.args = (change(str(problem)), *problem.args[1:])

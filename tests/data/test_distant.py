@@ -332,7 +332,7 @@ def test_lists_that_no_cache_can_hold_are_named_before_anything_is_read(data, tm
 
 def test_a_reader_that_waits_ends_when_it_is_to_stop(data, tmp_path, monkeypatch):
     records, _ = remote.open_images(place_of(data / "tar", tmp_path / "cache"), 12, "auto", "full", 8)
-    monkeypatch.setattr(distant, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("plsc.data.fetched._POLL_SECONDS", 0.01)
     going = threading.Event()
     monkeypatch.setattr(distant.DistantFolder, "_bytes_of", lambda self, span: going.wait() and b"")
     records.will_read(np.arange(20, 40))
