@@ -19,11 +19,10 @@ from tqdm import tqdm
 from plsc import parallel
 from plsc.config import Config
 from plsc.data.collection import Collection, open_collection, titles_of_numbers
-from plsc.data.damaged import NAMED, is_damage, line_of_zeros
+from plsc.data.damaged import NAMED, line_of_zeros, normalized
 from plsc.data.pixels import PILLOW_RULE
 from plsc.data.prefetch import prefetch
 from plsc.data.readers import ReaderLoader
-from plsc.data.transforms import normalize_each
 from plsc.errors import ConfigError, DataError, StoppedError, counted
 from plsc.inference.networks import Network
 from plsc.machine.names import to_text
@@ -225,21 +224,10 @@ class Embedder:
 
     def _decode(self, images: Collection, chosen: range) -> tuple[np.ndarray, dict[int, str]]:
         """Returns normalised images [n, C, H, W], and for the rows of damaged ones what is wrong."""
-        shape = channels, height, width = self._network.image_shape
-        result, faults = np.empty((len(chosen), *shape), np.float32), {}
-
-        def decoded() -> Iterator[np.ndarray]:
-            for row, i in enumerate(chosen):
-                try:
-                    pixels = images.pixels(i, shape, self._rule)
-                except DataError as problem:
-                    if not self._skip_damaged or not is_damage(problem):
-                        raise
-                    pixels, faults[row] = np.zeros((height, width, channels), np.uint8), str(problem)
-                yield pixels
-
-        normalize_each(decoded(), result)
-        return result, faults
+        shape = self._network.image_shape
+        return normalized(
+            len(chosen), shape, lambda row: images.pixels(chosen[row], shape, self._rule), self._skip_damaged
+        )
 
     def _forward(self, images: np.ndarray) -> np.ndarray:
         """Returns the embeddings [b, D] float32 of normalised images [b, C, H, W]."""

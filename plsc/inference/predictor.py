@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from plsc.config import CHECKPOINT_WEIGHTS, LARGEST_PIXELS, Config, check_bool, check_choice, check_int
-from plsc.data.damaged import NAMED, is_damage, line_of_zeros
+from plsc.data.damaged import NAMED, line_of_zeros, normalized
 from plsc.data.encoded_image import interpret_opened
 from plsc.data.pixels import MOST_PIXELS, PixelRule
 from plsc.data.prefetch import prefetch
-from plsc.data.transforms import decode, decode_file, from_pixels, normalize_each
+from plsc.data.transforms import decode, decode_file, from_pixels
 from plsc.errors import ConfigError, DataError
 from plsc.inference.classes import Answer, ClassCentres, check_names, classify
 from plsc.inference.export_folder import open_centres, open_export
@@ -203,21 +203,9 @@ class Predictor:
 
     def _batch(self, images: Sequence[Picture], first: int, skip_damaged: bool) -> tuple[np.ndarray, dict[int, str]]:
         chosen = images[first : first + self._batch_size]
-        channels, height, width = self.image_shape
-        result, faults = np.empty((len(chosen), channels, height, width), np.float32), {}
-
-        def decoded() -> Iterator[np.ndarray]:
-            for row, image in enumerate(chosen):
-                try:
-                    pixels = self._pixels(image, first + row)
-                except DataError as problem:
-                    if not skip_damaged or not is_damage(problem):
-                        raise
-                    pixels, faults[row] = np.zeros((height, width, channels), np.uint8), str(problem)
-                yield pixels
-
-        normalize_each(decoded(), result)
-        return result, faults
+        return normalized(
+            len(chosen), self.image_shape, lambda row: self._pixels(chosen[row], first + row), skip_damaged
+        )
 
     def _pixels(self, image: Picture, number: int) -> np.ndarray:
         where = f"image {number}"
