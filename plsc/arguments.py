@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 from plsc.errors import PlscError, UsageError
-from plsc.machine.beginning import hand_over
+from plsc.machine.beginning import INTERRUPTED, hand_over
 from plsc.machine.json_files import json_text
 from plsc.machine.streams import CheckedOutput, OutputError, open_closed_streams, silence_stdout
 from plsc.machine.uncaught import is_interrupt, line_of
 
 _WIDEST = 110  # columns of a help page, on wider terminals too
-_INTERRUPTED, _NO_READER = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells count
+_NO_READER = 141  # 128 + SIGPIPE, as shells count
 _SIZE = re.compile(r"(\d+(?:\.\d*)?(?:E\d+)?) ?([KMGT]I?)?(B?)", re.ASCII)
 _LARGEST_SIZE = 10**18
 _MOST_RANKS = 1 << 16
@@ -216,7 +216,7 @@ def exit_status(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, ImportError, SystemError) as error:
         if not is_interrupt(error):
             raise
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         silence_stdout()
         return _NO_READER

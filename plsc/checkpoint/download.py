@@ -70,26 +70,27 @@ def _connected(check: Callable[[], T], patience: float, stop: Optional[threading
         patience: Seconds for which a rank tries again if the store has answered another one; that one waits as long.
         stop: Ends the attempts when it is set.
     """
-    what, answers, problem = "its connection to HDFS", [], None
+    what = "its connection to HDFS"
 
-    def first() -> None:
-        nonlocal problem
+    def first() -> tuple[Optional[T], Optional[StorageUnavailableError]]:
         try:
-            answers.append(check())
+            return check(), None
         except StorageUnavailableError as unavailable:
-            problem = unavailable
+            return None, unavailable
+
+    answer, problem = parallel.together(first, what)
+    is_right = parallel.any_rank(problem is None, what)
 
     def again() -> T:
-        if problem is None:
-            return answers[0]
+        if answer is not None:
+            return answer
+        assert problem is not None
         if not is_right:
             raise problem
         logger.warning("rank %d: %s; the store answers another rank, so this one tries again", parallel.rank(), problem)
         with parallel.working():
             return retried(check, patience, stop)
 
-    parallel.together(first, what)
-    is_right = parallel.any_rank(problem is None, what)
     return parallel.together(again, what)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Optional
 import paddle
 from paddle import Tensor
 
-from plsc.layers.gradients import HAS_GRADIENTS, empty, refusing_a_second_pass
+from plsc.layers.gradients import HAS_GRADIENTS, contiguous, empty, need_gradients, refusing_a_second_pass
 from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
@@ -84,8 +84,7 @@ class _Operator:
         if not is_usual or not all(map(_is_eligible, arguments[:2])):
             return self._original(*arguments, **options)
         x, weight, strides, paddings, algorithm, *middle, data_format = arguments
-        needs_gradients = paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient)
-        if needs_gradients and not HAS_GRADIENTS:
+        if not HAS_GRADIENTS and need_gradients(x, weight):
             return self._original(*arguments)
         groups, dilations = middle if self._groups_first else reversed(middle)
         convolution = _convolution(
@@ -100,7 +99,7 @@ class _Operator:
         )
         if convolution is None:
             return self._original(*arguments)
-        return _output(_contiguous(x), _contiguous(weight), convolution)
+        return _output(contiguous(x), contiguous(weight), convolution)
 
 
 def _is_eligible(tensor: Any) -> bool:
@@ -165,10 +164,6 @@ def _pays(geometry: Geometry) -> bool:
     return has_width and products >= _FEWEST_PRODUCTS and output[0] * output[2] * output[3] >= _FEWEST_PLACES
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A convolution and its tensors. Being no tuple, it hides them from PyLayer, which would take them for inputs."""
@@ -211,7 +206,7 @@ class _Output(paddle.autograd.PyLayer):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> list[Tensor]:
         context.call.check(context.versions)
-        call = dataclasses.replace(context.call, output_gradient=_contiguous(gradient))
+        call = dataclasses.replace(context.call, output_gradient=contiguous(gradient))
         return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
 
 
@@ -229,7 +224,7 @@ class _Gradients(paddle.autograd.PyLayer):
         call = context.call
         x, weight, gradient = call.x, call.weight, call.output_gradient
         remaining = iter(seconds)
-        of_x, of_weight = (_contiguous(next(remaining)) if wanted else None for wanted in context.wanted)
+        of_x, of_weight = (contiguous(next(remaining)) if wanted else None for wanted in context.wanted)
         pair = (x if of_x is None else of_x, weight if of_weight is None else of_weight)
         swapped, result = _Call(call.convolution, *pair, gradient), []
         if not x.stop_gradient:

@@ -75,6 +75,11 @@ def empty(shape: Sequence[int]) -> Tensor:
     return paddle._C_ops.empty(list(shape), paddle.float32, _CPU)
 
 
+def contiguous(tensor: Tensor) -> Tensor:
+    """Returns a tensor whose elements lie in memory in their order: this one if they do, otherwise a copy."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def operators_of(*names: str) -> dict[str, Any]:
     """Returns operators of Paddle by name; None for those that this version lacks."""
     return {name: getattr(paddle._C_ops, name, None) for name in names}
@@ -148,6 +153,5 @@ class _Node(paddle.autograd.PyLayer):
         if call.versions() != context.versions:
             raise RuntimeError("an input or a weight of a layer was changed in place before its backward pass")
         wanted = [not tensor.stop_gradient for tensor in call.tensors]
-        gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
-        found = call.function.gradients(call.tensors, context.kept, gradient, wanted)
+        found = call.function.gradients(call.tensors, context.kept, contiguous(gradient), wanted)
         return [one for one, is_wanted in zip(found, wanted) if is_wanted]

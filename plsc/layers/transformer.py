@@ -15,6 +15,7 @@ from plsc.layers.gradients import (
     HAS_GRADIENTS,
     Function,
     apply,
+    contiguous,
     empty,
     is_for_us,
     is_plain,
@@ -43,7 +44,7 @@ class Linear(nn.Linear):
             return product + paddle.matmul(ones, self.bias.unsqueeze(0)).reshape(product.shape)
         sizes = (x.size // x.shape[-1], *self.weight.shape)
         kernels = _kernels(onednn_layers.Affine, *sizes) if sizes[0] * sizes[2] >= _FEWEST_OUTPUTS else None
-        return apply(_Linear(kernels), _contiguous(x), self.weight, self.bias)
+        return apply(_Linear(kernels), contiguous(x), self.weight, self.bias)
 
 
 class GELU(nn.GELU):
@@ -53,7 +54,7 @@ class GELU(nn.GELU):
         """Returns x P(X <= x) of each element, where X is standard normal."""
         is_ours = not self._approximate and is_for_us(x, operators=_GELU)
         kernels = _kernels(onednn_layers.Gelu, x.size) if is_ours else None
-        return nn.GELU.forward(self, x) if kernels is None else apply(_Gelu(kernels), _contiguous(x))
+        return nn.GELU.forward(self, x) if kernels is None else apply(_Gelu(kernels), contiguous(x))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -68,7 +69,7 @@ class LayerNorm(nn.LayerNorm):
             width = math.prod(shape)
             kernels = _kernels(onednn_layers.LayerNorm, input.size // width, width, self._epsilon)
         if kernels is not None:
-            return apply(_LayerNorm(kernels, self._epsilon), _contiguous(input), self.weight, self.bias)
+            return apply(_LayerNorm(kernels, self._epsilon), contiguous(input), self.weight, self.bias)
         if self.weight is None or self.bias is None or not self._has_wrong_gradient(input):
             return nn.LayerNorm.forward(self, input)
         normalised = nn.functional.layer_norm(input, shape, None, None, self._epsilon)
@@ -92,10 +93,6 @@ def _kernels_for(kind: Any, sizes: tuple[Any, ...], threads: int) -> Any:
         return kind(onednn.library(), *sizes)
     except NotImplementedError:
         return None
-
-
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
@@ -154,10 +151,7 @@ class _LayerNorm(Function):
 
     def output(self, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, weight, _ = tensors
-        y, statistics = (
-            empty(x.shape),
-            [empty([x.size // weight.size]) for _ in range(2)],
-        )
+        y, statistics = empty(x.shape), [empty([x.size // weight.size]) for _ in range(2)]
         self._kernels.output(_addresses(tensors), y.data_ptr(), _addresses(statistics))
         return y, statistics
 

@@ -9,12 +9,12 @@ import signal
 import sys
 
 _PROGRAMS = ("-m", "plsc", "process_base64_files.py")  # what argv[0] is meanwhile; "-m" is `python -m plsc`
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def _end(number: int, frame: object) -> None:
     os.write(2, b"plsc: stopped by Ctrl-C\n")
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def hand_over() -> None:

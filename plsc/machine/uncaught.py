@@ -8,9 +8,8 @@ from types import TracebackType
 from typing import Optional
 
 from plsc.errors import STATUS_OF_MISTAKE, PlscError, exit_status_of
+from plsc.machine.beginning import INTERRUPTED
 from plsc.machine.names import readable, unwritable_name
-
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def shorten_errors(report: Optional[Callable[[BaseException], None]] = None) -> None:
@@ -52,7 +51,7 @@ class _Hook:
             print(line, file=sys.stderr, flush=True)
         elif is_interrupt(error) and not hasattr(sys, "ps1"):
             print("plsc: stopped by Ctrl-C", file=sys.stderr, flush=True)
-            status = None if isinstance(error, KeyboardInterrupt) else _INTERRUPTED  # None: Python ends by the signal
+            status = None if isinstance(error, KeyboardInterrupt) else INTERRUPTED  # None: Python ends by the signal
         else:
             self._previous(kind, error, traceback)
         if self.report is not None:

@@ -67,9 +67,7 @@ class Address(NamedTuple):
         """
         if self.is_object or is_foreign_address(fs_name):
             return _kind_of(fs_name) == _kind_of(self.text)
-        parts = [part.strip() for part in re.split("[;,]", fs_name) if part.strip()]
-        hosts = {urlsplit(part if "://" in part else f"hdfs://{part}").hostname for part in parts}
-        return not self.host or urlsplit(self.server).hostname in hosts
+        return not self.host or urlsplit(self.server).hostname in {host for host, _ in servers_of(fs_name)}
 
 
 def split_address(setter: str, text: str) -> Optional[Address]:
@@ -135,6 +133,20 @@ def _place_of(text: str) -> tuple[str, str, str]:
     if address.is_object:
         return _kind_of(text), address.host, address.path
     return "hdfs", urlsplit(address.server).hostname or "", address.path
+
+
+def servers_of(fs_name: str) -> list[tuple[str, str]]:
+    """Returns the host and the port of each server in an address of HDFS; see `server_of`."""
+    return [server_of(part) for part in re.split("[;,]", fs_name) if part.strip()]
+
+
+def server_of(address: str) -> tuple[str, str]:
+    """Returns the host of an address, in small letters, and its port; '' for one that it does not have."""
+    try:
+        parts = urlsplit(address.strip() if "://" in address else f"//{address.strip()}")
+        return parts.hostname or "", str(parts.port or "")
+    except ValueError:
+        return "", address
 
 
 def check_path(setter: str, text: str) -> None:

@@ -7,10 +7,9 @@ import getpass
 import os
 import re
 from typing import Optional
-from urllib.parse import urlsplit
 
 from plsc.errors import ConfigError
-from plsc.storage.address import is_foreign_address
+from plsc.storage.address import is_foreign_address, server_of, servers_of
 
 PASSWORD, HOST = "PLSC_HDFS_PASSWORD", "PLSC_HDFS_HOST"
 
@@ -34,7 +33,7 @@ def password_for(fs_name: str) -> str:
     """
     if is_foreign_address(fs_name):
         return password()
-    servers = _servers_of(fs_name)
+    servers = servers_of(fs_name)
     hosts = {host for host, _ in servers}
     if not password() or all(map(_is_meant, servers)):
         _withheld.difference_update(hosts)
@@ -66,7 +65,7 @@ def why_withheld(fs_name: str) -> str:
     Returns:
         The words for a message; '' if they have been given it, or if there is none.
     """
-    hosts = list(dict.fromkeys(host for host, _ in _servers_of(fs_name) if host in _withheld))
+    hosts = list(dict.fromkeys(host for host, _ in servers_of(fs_name) if host in _withheld))
     if not hosts:
         return ""
     it, them = ("it", "that server") if len(hosts) == 1 else ("each server of the address", "all of them")
@@ -78,19 +77,5 @@ def why_withheld(fs_name: str) -> str:
 
 def _is_meant(server: tuple[str, str]) -> bool:
     """Returns whether `PLSC_HDFS_HOST` names a server: by its host, or by its host and port."""
-    meant = {_server_of(part) for part in re.split(r"[;,\s]+", os.environ.get(HOST, "")) if part}
+    meant = {server_of(part) for part in re.split(r"[;,\s]+", os.environ.get(HOST, "")) if part}
     return server in meant or (server[0], "") in meant
-
-
-def _servers_of(fs_name: str) -> list[tuple[str, str]]:
-    """Returns the host and the port of each server in an address of HDFS."""
-    return [_server_of(part) for part in re.split("[;,]", fs_name) if part.strip()]
-
-
-def _server_of(address: str) -> tuple[str, str]:
-    """Returns the host of an address, in small letters, and its port; '' for one that it does not have."""
-    try:
-        parts = urlsplit(address.strip() if "://" in address else f"//{address.strip()}")
-        return parts.hostname or "", str(parts.port or "")
-    except ValueError:
-        return "", address
