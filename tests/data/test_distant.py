@@ -98,7 +98,7 @@ def test_a_set_larger_than_the_cache_gives_what_the_disk_gives(data, tmp_path, r
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-@pytest.mark.parametrize("action", [["check"], ["check", "--json"], ["info", "--all"]])
+@pytest.mark.parametrize("action", [["check"], ["check", "--json"], ["info", "--all"], ["split", "--json"]])
 def test_commands_report_what_they_report_of_the_disk(glyphs, tmp_path, capsys, data_format, action):
     if data_format == "parquet":
         pytest.importorskip("pyarrow")
@@ -113,13 +113,14 @@ def test_commands_report_what_they_report_of_the_disk(glyphs, tmp_path, capsys, 
     else:
         convert(Conversion(str(twice), str(folder), data_format, workers=1), lambda *a: None)
     reports = []
-    for source in (str(folder), f"file://{folder}"):
-        cache = ["--set", f"data_cache=[{tmp_path}/cache, {SMALL}]"]
-        status = cli.main(["data", *action, source, *cache])
+    for number, source in enumerate((str(folder), f"file://{folder}")):
+        more = ["--set", f"data_cache=[{tmp_path}/cache, {SMALL}]"]
+        more += [f"{tmp_path}/held_out{number}", "--held-out", "0.3", "--pairs", "4"] if action[0] == "split" else []
+        status = cli.main(["data", *action, source, *more])
         captured = capsys.readouterr()
         assert "plsc: error" not in captured.err, captured.err
-        reports.append((status, captured.out.replace("file://", "")))
-    assert reports[0] == reports[1] and (action[0] == "info" or reports[0][0] == 1)
+        reports.append((status, captured.out.replace("file://", "").replace(f"held_out{number}", "held_out")))
+    assert reports[0] == reports[1] and reports[0][0] == (1 if action[0] == "check" else 0)
     assert "read in place" in captured.err or data_format == "jpeg"
 
 
