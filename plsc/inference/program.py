@@ -16,8 +16,8 @@ from plsc import parallel
 from plsc.errors import ConfigError
 from plsc.inference import runtime
 from plsc.inference.foreign import last_words
-from plsc.layers.convolution import is_switched_off
 from plsc.layers.gradients import HAS_GRADIENTS
+from plsc.layers.kernels import is_switched_off
 from plsc.machine.names import utf8_path
 from plsc.machine.streams import discarded_output
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
@@ -19,11 +18,10 @@ import paddle
 from paddle import Tensor
 
 from plsc.layers.gradients import HAS_GRADIENTS, contiguous, empty, need_gradients, refusing_a_second_pass
+from plsc.layers.kernels import is_switched_off
 from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
-VARIABLE = "PLSC_ONEDNN"
-_OFF = ("0", "off", "no", "false")
 _SHAPES = 256  # Geometries whose kernels are kept.
 _FEWEST_CHANNELS = 8  # In and out of a group. With fewer, as in images, the kernels leave most of a register empty.
 # With fewer multiplications, calling oneDNN takes longer than it saves. Paddle's depthwise ones are slower.
@@ -31,11 +29,6 @@ _FEWEST_PRODUCTS, _FEWEST_PRODUCTS_DEPTHWISE = 1 << 24, 1 << 18
 _FEWEST_PLACES = 256  # Of outputs; with fewer, converting the weight takes too large a share.
 _installing = threading.Lock()
 _of_thread = threading.local()
-
-
-def is_switched_off() -> bool:
-    """Returns whether `PLSC_ONEDNN` leaves all computations to Paddle's own operators."""
-    return os.environ.get(VARIABLE, "").lower() in _OFF
 
 
 @contextlib.contextmanager

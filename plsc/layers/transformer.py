@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Optional
 
 import paddle
 from paddle import Tensor, nn
 
-from plsc.layers.convolution import is_switched_off
 from plsc.layers.gradients import (
     HAS_GRADIENTS,
     Function,
@@ -22,10 +20,10 @@ from plsc.layers.gradients import (
     need_gradients,
     operators_of,
 )
-from plsc.machine import onednn, onednn_layers
+from plsc.layers.kernels import addresses, kernels
+from plsc.machine import onednn_layers
 
 _LINEAR, _GELU, _LAYER_NORM = (operators_of(*names) for names in (("matmul", "linear"), ("gelu",), ("layer_norm",)))
-_SHAPES = 64  # for which kernels are kept
 _FEWEST_OUTPUTS = 1 << 16  # With fewer, calling oneDNN takes longer than adding the bias.
 
 
@@ -43,8 +41,8 @@ class Linear(nn.Linear):
             ones = paddle.ones([product.size // product.shape[-1], 1])
             return product + paddle.matmul(ones, self.bias.unsqueeze(0)).reshape(product.shape)
         sizes = (x.size // x.shape[-1], *self.weight.shape)
-        kernels = _kernels(onednn_layers.Affine, *sizes) if sizes[0] * sizes[2] >= _FEWEST_OUTPUTS else None
-        return apply(_Linear(kernels), contiguous(x), self.weight, self.bias)
+        found = kernels(onednn_layers.Affine, *sizes) if sizes[0] * sizes[2] >= _FEWEST_OUTPUTS else None
+        return apply(_Linear(found), contiguous(x), self.weight, self.bias)
 
 
 class GELU(nn.GELU):
@@ -53,8 +51,8 @@ class GELU(nn.GELU):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x P(X <= x) of each element, where X is standard normal."""
         is_ours = not self._approximate and is_for_us(x, operators=_GELU)
-        kernels = _kernels(onednn_layers.Gelu, x.size) if is_ours else None
-        return nn.GELU.forward(self, x) if kernels is None else apply(_Gelu(kernels), contiguous(x))
+        found = kernels(onednn_layers.Gelu, x.size) if is_ours else None
+        return nn.GELU.forward(self, x) if found is None else apply(_Gelu(found), contiguous(x))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -64,12 +62,12 @@ class LayerNorm(nn.LayerNorm):
         """Returns the input with normalised rows, [..., *normalized_shape] -> the same."""
         shape = list(self._normalized_shape)
         is_ours = is_for_us(input, self.weight, self.bias, operators=_LAYER_NORM)
-        kernels = None
+        found = None
         if is_ours and list(input.shape[-len(shape) :]) == shape:
             width = math.prod(shape)
-            kernels = _kernels(onednn_layers.LayerNorm, input.size // width, width, self._epsilon)
-        if kernels is not None:
-            return apply(_LayerNorm(kernels, self._epsilon), contiguous(input), self.weight, self.bias)
+            found = kernels(onednn_layers.LayerNorm, input.size // width, width, self._epsilon)
+        if found is not None:
+            return apply(_LayerNorm(found, self._epsilon), contiguous(input), self.weight, self.bias)
         if self.weight is None or self.bias is None or not self._has_wrong_gradient(input):
             return nn.LayerNorm.forward(self, input)
         normalised = nn.functional.layer_norm(input, shape, None, None, self._epsilon)
@@ -81,24 +79,6 @@ class LayerNorm(nn.LayerNorm):
         return is_training and input.place.is_cpu_place() and self.weight.stop_gradient
 
 
-def _kernels(kind: Any, *sizes: Any) -> Any:
-    """Returns an object of `kind` for these sizes; None where there is no oneDNN that computes it."""
-    library = None if is_switched_off() else onednn.library()
-    return None if library is None else _kernels_for(kind, sizes, library.threads())
-
-
-@functools.lru_cache(maxsize=_SHAPES)
-def _kernels_for(kind: Any, sizes: tuple[Any, ...], threads: int) -> Any:
-    try:
-        return kind(onednn.library(), *sizes)
-    except NotImplementedError:
-        return None
-
-
-def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(tensor.data_ptr() for tensor in tensors)
-
-
 class _Linear(Function):
     def __init__(self, kernels: Optional[onednn_layers.Affine]) -> None:
         self._kernels = kernels
@@ -108,7 +88,7 @@ class _Linear(Function):
         if self._kernels is None:
             return paddle.matmul(x, weight).add_(bias), None
         y = empty([*x.shape[:-1], weight.shape[1]])
-        self._kernels.output(_addresses(tensors), y.data_ptr())
+        self._kernels.output(addresses(tensors), y.data_ptr())
         return y, None
 
     def gradients(
@@ -152,7 +132,7 @@ class _LayerNorm(Function):
     def output(self, *tensors: Tensor) -> tuple[Tensor, list[Tensor]]:
         x, weight, _ = tensors
         y, statistics = empty(x.shape), [empty([x.size // weight.size]) for _ in range(2)]
-        self._kernels.output(_addresses(tensors), y.data_ptr(), _addresses(statistics))
+        self._kernels.output(addresses(tensors), y.data_ptr(), addresses(statistics))
         return y, statistics
 
     def gradients(
@@ -162,7 +142,7 @@ class _LayerNorm(Function):
             x, weight, bias = tensors
             return self._differentiable_gradients(x, weight, bias, gradient)
         results = [empty(tensor.shape) for tensor in tensors]
-        self._kernels.gradients(_addresses(tensors), _addresses(kept), gradient.data_ptr(), _addresses(results))
+        self._kernels.gradients(addresses(tensors), addresses(kept), gradient.data_ptr(), addresses(results))
         return results
 
     def _differentiable_gradients(self, x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> list[Tensor]:

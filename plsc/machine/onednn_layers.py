@@ -1,4 +1,4 @@
-"""Linear layers, GELU and layer normalisation by oneDNN, as functions of addresses of float32 tensors."""
+"""Linear layers, GELU, PReLU and layer normalisation by oneDNN, as functions of addresses of float32 tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plsc.machine.onednn import Handle, Library, Primitive
 # Values of dnnl_types.h, which are the same in all versions 3.
 _FORWARD, _BACKWARD, _GELU_ERF, _USE_SCALE_AND_SHIFT = 64, 128, 0x31, 2 | 4
 _SOURCE, _OUTPUT, _WEIGHT, _BIAS, _MEAN, _VARIANCE, _SCALE, _SHIFT = 1, 17, 33, 41, 49, 50, 51, 52
-_SOURCE_GRADIENT, _OUTPUT_GRADIENT, _SCALE_GRADIENT, _SHIFT_GRADIENT = 129, 145, 255, 256
+_SOURCE_GRADIENT, _OUTPUT_GRADIENT, _WEIGHT_GRADIENT, _SCALE_GRADIENT, _SHIFT_GRADIENT = 129, 145, 161, 255, 256
 
 
 class Affine:
@@ -40,8 +40,7 @@ class Affine:
             tensors: Addresses of the source, of the weight and of the bias.
             output: Address of the output.
         """
-        addresses = zip(self._layouts, (*tensors, output))
-        self._forward({number: (self._layouts[number], address) for number, address in addresses})
+        self._forward(_with_layouts(self._layouts, dict(zip(self._layouts, (*tensors, output)))))
 
 
 class Gelu:
@@ -76,6 +75,59 @@ class Gelu:
         """Writes the gradient of the source to `of_source`."""
         tensors = {_SOURCE: source, _OUTPUT_GRADIENT: output_gradient, _SOURCE_GRADIENT: of_source}
         self._backward({number: (self._layout, address) for number, address in tensors.items()})
+
+
+class Prelu:
+    """PReLU with a slope for each channel (He et al., arXiv:1502.01852, equation 1), and its gradients.
+
+    Args:
+        library: oneDNN.
+        batch: Number of images.
+        channels: Number of channels.
+        size: Elements of a channel of an image.
+
+    Raises:
+        NotImplementedError: oneDNN has no kernels for it that are compiled for this processor.
+    """
+
+    def __init__(self, library: Library, batch: int, channels: int, size: int) -> None:
+        images, slopes = library.plain_layout((batch, channels, size)), library.plain_layout((1, channels, 1))
+        self._layouts = {
+            **dict.fromkeys((_SOURCE, _OUTPUT, _SOURCE_GRADIENT, _OUTPUT_GRADIENT), images),
+            **dict.fromkeys((_WEIGHT, _WEIGHT_GRADIENT), slopes),
+        }
+        forward = library.descriptor(
+            "dnnl_prelu_forward_primitive_desc_create",
+            *(_FORWARD, images.pointer, slopes.pointer, images.pointer, library.attributes.pointer),
+        )
+        backward = library.descriptor(
+            "dnnl_prelu_backward_primitive_desc_create",
+            *(images.pointer, slopes.pointer, images.pointer, slopes.pointer, images.pointer),
+            *(forward.pointer, library.attributes.pointer),
+        )
+        self._forward, self._backward = _compiled(library, forward), _compiled(library, backward)
+
+    def output(self, tensors: tuple[int, ...], output: int) -> None:
+        """Writes x where it is positive, and slope * x elsewhere, to `output`.
+
+        Args:
+            tensors: Addresses of x and of the slopes.
+            output: Address of the output.
+        """
+        arguments = dict(zip((_SOURCE, _WEIGHT, _OUTPUT), (*tensors, output)))
+        self._forward(_with_layouts(self._layouts, arguments))
+
+    def gradients(self, tensors: tuple[int, ...], output_gradient: int, results: tuple[int, ...]) -> None:
+        """Writes the gradients of x and of the slopes.
+
+        Args:
+            tensors: Addresses of x and of the slopes.
+            output_gradient: Address of the gradient of the output.
+            results: Addresses for the gradients of `tensors`.
+        """
+        arguments = dict(zip((_SOURCE, _WEIGHT), tensors))
+        arguments.update(zip((_OUTPUT_GRADIENT, _SOURCE_GRADIENT, _WEIGHT_GRADIENT), (output_gradient, *results)))
+        self._backward(_with_layouts(self._layouts, arguments))
 
 
 class LayerNorm:
@@ -119,7 +171,7 @@ class LayerNorm:
         """
         arguments = dict(zip((_SOURCE, _SCALE, _SHIFT), tensors))
         arguments.update(zip((_MEAN, _VARIANCE, _OUTPUT), (*statistics, output)))
-        self._forward(self._with_layouts(arguments))
+        self._forward(_with_layouts(self._layouts, arguments))
 
     def gradients(
         self, tensors: tuple[int, ...], statistics: tuple[int, ...], output_gradient: int, results: tuple[int, ...]
@@ -135,10 +187,11 @@ class LayerNorm:
         arguments = dict(zip((_SOURCE, _SCALE, _SHIFT), tensors))
         arguments.update(zip((_SOURCE_GRADIENT, _SCALE_GRADIENT, _SHIFT_GRADIENT), results))
         arguments.update(zip((_MEAN, _VARIANCE, _OUTPUT_GRADIENT), (*statistics, output_gradient)))
-        self._backward(self._with_layouts(arguments))
+        self._backward(_with_layouts(self._layouts, arguments))
 
-    def _with_layouts(self, tensors: dict[int, int]) -> dict[int, tuple[Handle, int]]:
-        return {number: (self._layouts[number], address) for number, address in tensors.items()}
+
+def _with_layouts(layouts: dict[int, Handle], tensors: dict[int, int]) -> dict[int, tuple[Handle, int]]:
+    return {number: (layouts[number], address) for number, address in tensors.items()}
 
 
 def _compiled(library: Library, descriptor: Handle) -> Primitive:

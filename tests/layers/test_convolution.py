@@ -16,6 +16,7 @@ from plsc.inference.networks import embed_batch
 from plsc.layers import convolution
 from plsc.layers.convolution import fast_convolutions
 from plsc.layers.gradients import HAS_GRADIENTS
+from plsc.layers.kernels import VARIABLE
 from plsc.layers.slopes import PReLU
 from plsc.machine import onednn
 from plsc.models import build_model
@@ -254,7 +255,7 @@ def test_only_the_block_and_its_thread_use_onednn():
 
 
 def test_the_environment_switches_it_off(monkeypatch):
-    monkeypatch.setenv(convolution.VARIABLE, "0")
+    monkeypatch.setenv(VARIABLE, "0")
     x, weight = tensors([[2, 8, 6, 6], [8, 8, 3, 3]])
     with paddle.no_grad(), counted() as calls, fast_convolutions():
         conv2d(x, weight)
@@ -356,7 +357,7 @@ def test_embedding_a_batch_uses_onednn():
         embedding = embed_batch(model, images)
     assert len(calls) > 10
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(convolution.VARIABLE, "0")
+        patch.setenv(VARIABLE, "0")
         np.testing.assert_allclose(embedding, embed_batch(model, images), atol=1e-4)
 
 
