@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import threading
@@ -104,25 +105,40 @@ def working() -> Iterator[None]:
     """Has the other ranks wait for what this one does in the `with` block, however long it takes.
 
     It says so every second, so that a process that hangs or a machine that is lost is still given up. What is done in
-    the block must therefore end by itself, as the transfers of `plsc.storage` do. Any thread may enter it.
+    the block must therefore end by itself, as the transfers of `plsc.storage` do. Any thread may enter it. The log of
+    rank 0, which may be the only one that users read, shows the last warning of a rank that is waited for.
     """
     others = peers()
     if others is None:
         yield
         return
-    ended = threading.Event()
+    ended, warnings = threading.Event(), _LastWarning()
 
     def say() -> None:
         while True:
-            others.say_it_works()
+            others.say_it_works(warnings.text)
             if ended.wait(_SIGN_SECONDS):
                 return
 
     threading.Thread(target=say, name="plsc-working", daemon=True).start()
+    logger = logging.getLogger("plsc")
+    logger.addHandler(warnings)
     try:
         yield
     finally:
+        logger.removeHandler(warnings)
         ended.set()
+
+
+class _LastWarning(logging.Handler):
+    """A handler that keeps the text of the last warning, in one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = one_line(record.getMessage())
 
 
 def silence_of_others() -> float:

@@ -9,7 +9,7 @@ Messages are lines of JSON. A rank sends
     {"at": [3, 17], "what": "..."}        it has come to meeting 17 of action 3, and waits for the others
     {"failure": {...}}                    it has failed; see `Failure`
     {"stops": 3}                          it has been asked to end, in action 3
-    {"works": true}                       it does work that may take long, and that the others wait for
+    {"works": "..."}                      it does work that the others wait for; what it has warned about
     {"leaves": true}                      its process ends without a failure
 
 and receives
@@ -42,6 +42,7 @@ from plsc.machine.json_files import as_integer, as_text, parse_json
 
 _REMINDER_SECONDS = 30.0
 _SILENCE_SECONDS = 60  # after which a machine that does not even acknowledge packets counts as lost
+_FRESH_SECONDS = 5.0  # for which what a rank says of its work counts
 _MESSAGE_BYTES = 1 << 16
 _SAME_CALLS = "every rank must make the same calls of train, test, predict and run.save"
 
@@ -106,6 +107,7 @@ class MeetingPlace:
         self._meetings: dict[tuple[int, int], _Meeting] = {}
         self._failures: dict[int, Failure] = {}  # by action
         self._worked: dict[int, float] = {}  # when each rank last said that it works
+        self._warnings: dict[int, str] = {}  # what it said then
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -194,7 +196,7 @@ class MeetingPlace:
         elif "stops" in message:
             self._tell(range(self._ranks), {"stops": as_integer(message["stops"])})
         elif "works" in message:
-            self._worked[rank] = time.monotonic()
+            self._worked[rank], self._warnings[rank] = time.monotonic(), as_text(message["works"])
         elif "leaves" in message:
             self._left.add(rank)
             self._tell(range(self._ranks), {"left": rank})
@@ -242,7 +244,17 @@ class MeetingPlace:
             elif waited >= _REMINDER_SECONDS * (meeting.reminders + 1):
                 meeting.reminders += 1
                 text = f"still waiting for {_names(late)} after {waited:.0f} s, for {meeting.what}"
-                self._tell(meeting.arrived | {0}, {"late": text})  # users read the log of rank 0
+                self._tell(
+                    meeting.arrived | {0}, {"late": text + self._last_warning(late)}
+                )  # users read that of rank 0
+
+    def _last_warning(self, late: set[int]) -> str:
+        """Returns what one of some late ranks that work has warned about, as the end of a line; may be empty."""
+        for rank in sorted(late):
+            warning = self._warnings.get(rank)
+            if warning and self.silence_of([rank]) < _FRESH_SECONDS:
+                return f"; rank {rank} says: {warning}"
+        return ""
 
     def _announce(self, failure: Failure) -> None:
         """Tells all ranks the first failure of an action."""

@@ -125,9 +125,13 @@ class Peers:
                 return False
         return True
 
-    def say_it_works(self) -> None:
-        """Tells rank 0 that this rank does work for which the others have to wait. Any thread may call it."""
-        self._send({"works": True})
+    def say_it_works(self, warning: str) -> None:
+        """Tells rank 0 that this rank does work for which the others have to wait. Any thread may call it.
+
+        Args:
+            warning: What it has warned about in the meantime, for the log of rank 0; may be empty.
+        """
+        self._send({"works": warning})
 
     def silence_of_others(self) -> float:
         """Returns for how many seconds no other rank has said that it works; infinite where this is not rank 0."""

@@ -7,6 +7,8 @@ A check that fails ends the rank with its traceback.
 import copy
 import importlib
 import json
+import logging.handlers
+import queue
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from paddle.distributed import fleet
 from plsc import parallel
 from plsc.errors import ConfigError, DataError
 from plsc.models.freezing import statistics_of
-from plsc.parallel import collectives
+from plsc.parallel import collectives, meeting_place
 
 RANK, RANKS = parallel.rank(), parallel.world_size()
 
@@ -126,15 +128,23 @@ def waits_for_all_ranks_at_a_meeting(output):
 def waits_for_a_rank_that_works_for_longer_than_for_one_that_is_silent():
     last = RANKS - 1
     importlib.import_module("plsc.parallel.action")._SIGN_SECONDS = 0.1
+    meeting_place._REMINDER_SECONDS, records = 0.2, queue.SimpleQueue()
+    shown = logging.handlers.QueueHandler(records)
+    logging.getLogger("plsc").addHandler(shown)
     with parallel.action(0.5):
         parallel.meet("the work")
         if last == RANK and RANKS > 1:
             with parallel.working():
+                logging.getLogger("plsc").warning("the disk\nis slow")
                 time.sleep(2)
         elif RANK == 0 and RANKS > 1:
             while parallel.silence_of_others() > 0.4:
                 time.sleep(0.01)
         parallel.meet("the end of the work")
+    logging.getLogger("plsc").removeHandler(shown)
+    if RANK == 0 and RANKS > 1:
+        lines = [records.get().getMessage() for _ in range(records.qsize())]
+        assert any(f"the end of the work; rank {last} says: the disk is slow" in line for line in lines), lines
     assert (parallel.silence_of_others() < 10) == (RANK == 0 and RANKS > 1)
 
 
