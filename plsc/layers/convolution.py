@@ -7,18 +7,17 @@ puts functions that use oneDNN inside of `fast_convolutions`, and Paddle's opera
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
 import paddle
 from paddle import Tensor
 
-from plsc.layers.gradients import HAS_GRADIENTS, contiguous, empty, need_gradients, refusing_a_second_pass
-from plsc.layers.kernels import is_switched_off
+from plsc.layers.gradients import HAS_GRADIENTS, Function, apply, contiguous, empty, need_gradients
+from plsc.layers.kernels import addresses, is_switched_off
 from plsc.machine import onednn
 from plsc.machine.onednn import Convolution, Geometry
 
@@ -38,7 +37,7 @@ def fast_convolutions() -> Iterator[None]:
     The choice depends on shapes alone, so that repeated runs give the same bits. With `PLSC_ONEDNN=0` in the
     environment (or off, no, false), on a GPU, in other dtypes than float32, in static graphs, and where Paddle has no
     oneDNN, nothing changes. With Paddle 2.6, convolutions that need gradients stay Paddle's. Gradients of any order are
-    correct. A second `backward` through the same convolution raises RuntimeError; see `refusing_a_second_pass`.
+    correct. A second `backward` through the same convolution raises RuntimeError; see `plsc.layers.gradients.apply`.
     """
     if is_switched_off() or onednn.library() is None:
         yield
@@ -92,7 +91,7 @@ class _Operator:
         )
         if convolution is None:
             return self._original(*arguments)
-        return _output(contiguous(x), contiguous(weight), convolution)
+        return apply(_Convolved(convolution), contiguous(x), contiguous(weight))
 
 
 def _is_eligible(tensor: Any) -> bool:
@@ -157,105 +156,63 @@ def _pays(geometry: Geometry) -> bool:
     return has_width and products >= _FEWEST_PRODUCTS and output[0] * output[2] * output[3] >= _FEWEST_PLACES
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A convolution and its tensors. Being no tuple, it hides them from PyLayer, which would take them for inputs."""
+class _Convolved(Function):
+    """The convolution of x [N, C, H, W] with a weight [O, C / groups, KH, KW]; channels may lie last in x.
 
-    convolution: Convolution
-    x: Tensor
-    weight: Tensor
-    output_gradient: Optional[Tensor] = None
-
-    def tensors(self) -> list[Tensor]:
-        """Returns the tensors that need gradients."""
-        every = (self.x, self.weight, self.output_gradient)
-        return [tensor for tensor in every if tensor is not None and not tensor.stop_gradient]
-
-    def versions(self) -> tuple[int, int]:
-        """Returns numbers that grow when something changes the tensors in place."""
-        return self.x.inplace_version, self.weight.inplace_version
-
-    def check(self, versions: tuple[int, int]) -> None:
-        """Refuses gradients of values that are gone.
-
-        Raises:
-            RuntimeError: Something has changed the tensors in place since they had these versions.
-        """
-        if self.versions() != versions:
-            raise RuntimeError("the input or the weight of a convolution was changed in place before its backward pass")
-
-
-class _Output(paddle.autograd.PyLayer):
-    """The convolution as a function of the tensors that need gradients.
-
-    They are one argument: paddle.grad would refuse the gradient of one argument if only another one's is asked for.
+    It and its two gradients are linear in two of three tensors each, so that the gradients of any of them are others.
     """
 
-    @staticmethod
-    def forward(context: Any, trained: list[Tensor], call: _Call) -> Tensor:
-        context.call, context.versions = call, call.versions()
-        return _computed_output(call)
+    def __init__(self, kernels: Convolution) -> None:
+        self._kernels = kernels
 
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> list[Tensor]:
-        context.call.check(context.versions)
-        call = dataclasses.replace(context.call, output_gradient=contiguous(gradient))
-        return _gradients(call, not call.x.stop_gradient, not call.weight.stop_gradient)
+    def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
+        x, weight = addresses(tensors)
+        y = empty(self._kernels.output_shape)
+        self._kernels.output(x, weight, y.data_ptr())
+        return y, None
 
-
-class _Gradients(paddle.autograd.PyLayer):
-    """The gradients of the input and of the weight, which are linear in two of three tensors each, with their own."""
-
-    @staticmethod
-    def forward(context: Any, trained: list[Tensor], call: _Call, *wanted: bool) -> tuple[Tensor, ...]:
-        context.call, context.wanted, context.versions = call, wanted, call.versions()
-        return tuple(_computed_gradients(call, *wanted))
-
-    @staticmethod
-    def backward(context: Any, *seconds: Tensor) -> list[Tensor]:
-        context.call.check(context.versions)
-        call = context.call
-        x, weight, gradient = call.x, call.weight, call.output_gradient
-        remaining = iter(seconds)
-        of_x, of_weight = (contiguous(next(remaining)) if wanted else None for wanted in context.wanted)
-        pair = (x if of_x is None else of_x, weight if of_weight is None else of_weight)
-        swapped, result = _Call(call.convolution, *pair, gradient), []
-        if not x.stop_gradient:
-            result += [paddle.zeros_like(x)] if of_weight is None else _gradients(swapped, True, False)
-        if not weight.stop_gradient:
-            result += [paddle.zeros_like(weight)] if of_x is None else _gradients(swapped, False, True)
-        if not gradient.stop_gradient:
-            terms = [] if of_x is None else [_output(of_x, weight, call.convolution)]
-            terms += [] if of_weight is None else [_output(x, of_weight, call.convolution)]
-            result.append(paddle.add_n(terms))
-        return result
+    def gradients(
+        self, tensors: Sequence[Tensor], kept: None, gradient: Tensor, wanted: Sequence[bool]
+    ) -> Sequence[Optional[Tensor]]:
+        x, weight = tensors
+        if paddle.is_grad_enabled():
+            of_x = apply(_OfInput(self._kernels), weight, gradient) if wanted[0] else None
+            return of_x, apply(_OfWeight(self._kernels), x, gradient) if wanted[1] else None
+        results = [empty(tensor.shape) if is_wanted else None for tensor, is_wanted in zip(tensors, wanted)]
+        of_source, of_weight = (None if result is None else result.data_ptr() for result in results)
+        self._kernels.gradients((x.data_ptr(), weight.data_ptr(), gradient.data_ptr()), of_source, of_weight)
+        return results
 
 
-def _output(x: Tensor, weight: Tensor, convolution: Convolution) -> Tensor:
-    call = _Call(convolution, x, weight)
-    trained = call.tensors() if paddle.is_grad_enabled() else []
-    return refusing_a_second_pass(_Output.apply(trained, call), call) if trained else _computed_output(call)
+class _OfInput(_Convolved):
+    """The gradient of the input as a function of the weight and of the gradient of the output."""
+
+    def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
+        weight, gradient = addresses(tensors)
+        of_x = empty(self._kernels.source_shape)
+        self._kernels.gradients((None, weight, gradient), of_x.data_ptr(), None)
+        return of_x, None
+
+    def gradients(
+        self, tensors: Sequence[Tensor], kept: None, gradient: Tensor, wanted: Sequence[bool]
+    ) -> Sequence[Optional[Tensor]]:
+        weight, output_gradient = tensors
+        of_weight = apply(_OfWeight(self._kernels), gradient, output_gradient) if wanted[0] else None
+        return of_weight, apply(_Convolved(self._kernels), gradient, weight) if wanted[1] else None
 
 
-def _gradients(call: _Call, of_x: bool, of_weight: bool) -> list[Tensor]:
-    trained = call.tensors() if paddle.is_grad_enabled() else []
-    if not trained:
-        return _computed_gradients(call, of_x, of_weight)
-    results = refusing_a_second_pass(_Gradients.apply(trained, call, of_x, of_weight), call)
-    return list(results) if isinstance(results, (tuple, list)) else [results]
+class _OfWeight(_Convolved):
+    """The gradient of the weight as a function of the input and of the gradient of the output."""
 
+    def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
+        x, gradient = addresses(tensors)
+        of_weight = empty(self._kernels.weight_shape)
+        self._kernels.gradients((x, None, gradient), None, of_weight.data_ptr())
+        return of_weight, None
 
-def _computed_output(call: _Call) -> Tensor:
-    output = empty(call.convolution.output_shape)
-    call.convolution.output(call.x.data_ptr(), call.weight.data_ptr(), output.data_ptr())
-    return output
-
-
-def _computed_gradients(call: _Call, of_x: bool, of_weight: bool) -> list[Tensor]:
-    pairs = ((call.x, of_x), (call.weight, of_weight))
-    results = [empty(tensor.shape) if wanted else None for tensor, wanted in pairs]
-    tensors: Any = (call.x, call.weight, call.output_gradient)
-    of_source, of_weight_address = (None if result is None else result.data_ptr() for result in results)
-    x, weight, gradient = (tensor.data_ptr() for tensor in tensors)
-    call.convolution.gradients((x, weight, gradient), of_source, of_weight_address)
-    return [result for result in results if result is not None]
+    def gradients(
+        self, tensors: Sequence[Tensor], kept: None, gradient: Tensor, wanted: Sequence[bool]
+    ) -> Sequence[Optional[Tensor]]:
+        x, output_gradient = tensors
+        of_x = apply(_OfInput(self._kernels), gradient, output_gradient) if wanted[0] else None
+        return of_x, apply(_Convolved(self._kernels), x, gradient) if wanted[1] else None

@@ -99,7 +99,8 @@ class Convolution:
     The same arguments give the same bits. Several threads may use one instance at a time.
 
     Attributes:
-        output_shape: Shape of the output, with the channels last where the geometry has them so.
+        source_shape, weight_shape, output_shape: Shapes of the tensors; where the geometry has the channels last, those
+            of source and output have them so.
 
     Args:
         library: What `library` returns.
@@ -112,8 +113,8 @@ class Convolution:
     def __init__(self, library: Library, geometry: Geometry) -> None:
         self._library, self._geometry = library, geometry
         g, groups = geometry, geometry.groups
-        n, channels, height, width = g.output
-        self.output_shape = (n, height, width, channels) if g.channels_last else g.output
+        self.source_shape, self.output_shape = (_as_in_memory(shape, g.channels_last) for shape in (g.source, g.output))
+        self.weight_shape = g.weight
         weight = g.weight if groups == 1 else (groups, g.weight[0] // groups, *g.weight[1:])
         self._plain = (
             library.plain_layout(g.source, g.channels_last),
@@ -136,19 +137,22 @@ class Convolution:
         """Writes the convolution of the source with the weight to `output`."""
         self._output({_SOURCE: source, _WEIGHT: weight}, output, {})
 
-    def gradients(self, tensors: tuple[int, int, int], of_source: Optional[int], of_weight: Optional[int]) -> None:
+    def gradients(
+        self, tensors: tuple[Optional[int], Optional[int], int], of_source: Optional[int], of_weight: Optional[int]
+    ) -> None:
         """Writes the gradients of the source and of the weight.
 
         Args:
-            tensors: Addresses of the source, of the weight and of the gradient of the output.
+            tensors: Addresses of the source, of the weight and of the gradient of the output. The gradient of the
+                source does not depend on the source, nor that of the weight on the weight.
             of_source: Address for the gradient of the source; None if it is not wanted.
             of_weight: Address for the gradient of the weight; None if it is not wanted.
         """
         source, weight, output_gradient = tensors
         converted: dict[int, _Buffer] = {}
-        if of_weight is not None:
+        if of_weight is not None and source is not None:
             self._of_weight({_SOURCE: source, _OUTPUT_GRADIENT: output_gradient}, of_weight, converted)
-        if of_source is not None:
+        if of_source is not None and weight is not None:
             self._of_source({_OUTPUT_GRADIENT: output_gradient, _WEIGHT: weight}, of_source, converted)
 
     @functools.cached_property
@@ -383,6 +387,10 @@ class _Operation:
             earlier = converted[address] = _buffer(layout, self._sizes[number])
             self._conversions[number]({_SOURCE: (self._plain[number], address), _OUTPUT: earlier[:2]})
         return earlier[:2]
+
+
+def _as_in_memory(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    return (shape[0], *shape[2:], shape[1]) if channels_last else shape
 
 
 def _buffer(layout: Handle, size: int) -> _Buffer:

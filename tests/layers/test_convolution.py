@@ -43,9 +43,9 @@ def small_shapes():
 @contextlib.contextmanager
 def counted():
     """Yields a list that grows with each convolution of the block that oneDNN computes."""
-    original, calls = convolution._output, []
+    original, calls = convolution.apply, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "_output", lambda *arguments: calls.append(arguments) or original(*arguments))
+        patch.setattr(convolution, "apply", lambda *arguments: calls.append(arguments) or original(*arguments))
         yield calls
 
 
