@@ -1,8 +1,8 @@
-"""The layers of ViT against those of paddle.nn: CPU milliseconds forward and backward, and their ratio, as JSON.
+"""PReLU and the layers of ViT against those of paddle.nn: CPU milliseconds forward and backward, and ratios, as JSON.
 
 Both take turns in one process, so that other work on the machine disturbs them alike.
 
-OMP_NUM_THREADS=1 python tests/benchmarks/transformer.py [--rounds 30] [--batch 8]
+OMP_NUM_THREADS=1 python tests/benchmarks/layers.py [--rounds 30] [--batch 8]
 """
 
 import argparse
@@ -13,33 +13,38 @@ from convolutions import alternate  # isort: skip - before Paddle: it imports pl
 import paddle
 from paddle import nn
 
+from plsc.layers.slopes import PReLU
 from plsc.layers.transformer import GELU, LayerNorm, Linear
 from plsc.machine import processor
 from plsc.models import vit
 
 WIDE = vit.EXPANSION * vit.WIDTH
-CASES = {  # width of the input, layer of plsc, layer of Paddle
-    "LayerNorm": (vit.WIDTH, lambda: LayerNorm(vit.WIDTH), lambda: nn.LayerNorm(vit.WIDTH)),
-    "GELU": (WIDE, GELU, nn.GELU),
+PATCHES = vit.GRID**2
+CASES = {  # shape of an input, layer of plsc, layer of Paddle
+    "PReLU of 64 channels": ((64, 56, 56), lambda: PReLU(64), lambda: nn.PReLU(64)),
+    "PReLU of 128 channels": ((128, 28, 28), lambda: PReLU(128), lambda: nn.PReLU(128)),
+    "PReLU of 256 channels": ((256, 14, 14), lambda: PReLU(256), lambda: nn.PReLU(256)),
+    "LayerNorm": ((PATCHES, vit.WIDTH), lambda: LayerNorm(vit.WIDTH), lambda: nn.LayerNorm(vit.WIDTH)),
+    "GELU": ((PATCHES, WIDE), GELU, nn.GELU),
     "Linear to queries, keys, values": (
-        vit.WIDTH,
+        (PATCHES, vit.WIDTH),
         lambda: Linear(vit.WIDTH, 3 * vit.WIDTH),
         lambda: nn.Linear(vit.WIDTH, 3 * vit.WIDTH),
     ),
     "Linear after attention": (
-        vit.WIDTH,
+        (PATCHES, vit.WIDTH),
         lambda: Linear(vit.WIDTH, vit.WIDTH),
         lambda: nn.Linear(vit.WIDTH, vit.WIDTH),
     ),
-    "Linear, wider": (vit.WIDTH, lambda: Linear(vit.WIDTH, WIDE), lambda: nn.Linear(vit.WIDTH, WIDE)),
-    "Linear, narrower": (WIDE, lambda: Linear(WIDE, vit.WIDTH), lambda: nn.Linear(WIDE, vit.WIDTH)),
+    "Linear, wider": ((PATCHES, vit.WIDTH), lambda: Linear(vit.WIDTH, WIDE), lambda: nn.Linear(vit.WIDTH, WIDE)),
+    "Linear, narrower": ((PATCHES, WIDE), lambda: Linear(WIDE, vit.WIDTH), lambda: nn.Linear(WIDE, vit.WIDTH)),
 }
 
 
 def compare(name, batch, rounds):
     """Returns the best CPU milliseconds of both layers in both directions."""
-    width, *makers = CASES[name]
-    x = paddle.randn([batch, vit.GRID**2, width])
+    shape, *makers = CASES[name]
+    x = paddle.randn([batch, *shape])
     x.stop_gradient = False
     functions = {}
     for who, make in zip(("plsc", "paddle"), makers):
