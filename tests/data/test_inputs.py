@@ -14,7 +14,7 @@ from ranks import run_plsc
 from plsc import cli
 from plsc.config import Config
 from plsc.config import DataCache as CacheSetting
-from plsc.data import inputs as inputs_module
+from plsc.data import store_files
 from plsc.data.collection import open_collection
 from plsc.data.inputs import Inputs
 from plsc.data.pair_sets import read_pairs
@@ -166,7 +166,7 @@ def test_images_to_embed_are_those_of_the_disk(data, tmp_path, source):
 def test_test_sets_are_fetched_once_and_alone(data, tmp_path, fetched):
     with open_inputs(tmp_path / "cache") as inputs:
         for _ in range(2):
-            folder = Path(inputs.test_sets(f"file://{data}/jpeg", "glyphs, pairs,held_out"))
+            folder = Path(*inputs.test_sets([f"file://{data}/jpeg"], "glyphs, pairs,held_out"))
         assert (folder / "glyphs.bin").read_bytes() == (data / "jpeg" / "glyphs.bin").read_bytes()
         assert read_pairs(folder / "pairs.txt").images.num_images == 3
         held_out = len(list((data / "jpeg" / "held_out").rglob("*.jpg")))
@@ -174,7 +174,7 @@ def test_test_sets_are_fetched_once_and_alone(data, tmp_path, fetched):
         assert len(fetched) == len(set(fetched)) == 1 + 1 + 1 + 3 + held_out  # with classes.txt
         assert read_pairs(Path(inputs.images(f"file://{data}/lfw/pairs.txt"))).images.num_images == 3
         with pytest.raises(DataError, match=r"jpeg/agedb.bin: no such test set, nor agedb.txt, nor a folder of images"):
-            inputs.test_sets(f"file://{data}/jpeg", "glyphs,agedb")
+            inputs.test_sets([f"file://{data}/jpeg"], "glyphs,agedb")
 
 
 def test_what_the_server_no_longer_has_is_not_read(data, tmp_path, fetched):
@@ -330,7 +330,7 @@ def test_what_cannot_be_read_is_said_in_a_line(data, tmp_path, capsys, monkeypat
 
 
 def test_too_many_single_files_name_the_command_that_copies_them(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs_module, "_MOST_SINGLE", 50)
+    monkeypatch.setattr(store_files, "_MOST_SINGLE", 50)
     with (
         open_inputs(tmp_path / "cache") as inputs,
         pytest.raises(
