@@ -16,7 +16,7 @@ from plsc.data.united import UnitedRecords, check_count, merge_classes, separate
 from plsc.data.unknown import not_data
 from plsc.errors import ConfigError, DataError
 from plsc.machine.mounts import mount_of
-from plsc.storage.address import is_address
+from plsc.storage.address import split_address
 
 SHUFFLES = ("window", "files", "full")
 
@@ -175,7 +175,7 @@ def open_several(
                 keeps_index=keeps_index,
             )
             for path in paths
-            if not is_address(path)
+            if split_address("set_dataset_dir", path) is None
         }
         opened.update(open_others())
         for one in opened.values():
