@@ -232,7 +232,9 @@ def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
         size_text(budget),
         remote.cache.directory,
     )
-    return FetchedRecords(records, remote.copy, files, budget, remote.where(), remote.named, stop, in_order=True)
+    return FetchedRecords(
+        records, remote.copy, files, budget, name=remote.where(), named=remote.named, stop=stop, in_order=True
+    )
 
 
 def _open_base64(one: _Set, opening: Opening, in_flight: int, is_split: bool) -> tuple[Records, Optional[str]]:
@@ -266,7 +268,14 @@ def _open_base64(one: _Set, opening: Opening, in_flight: int, is_split: bool) ->
             budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - size_of(small))
         remote.copy.claim([] if too_large else files, budget or 0)
         return FetchedRecords(
-            records, remote.copy, files, budget, remote.where(), remote.named, stop, working=parallel.working
+            records,
+            remote.copy,
+            files,
+            budget,
+            name=remote.where(),
+            named=remote.named,
+            stop=stop,
+            working=parallel.working,
         )
 
     fetched = _together(open_it, "its data")

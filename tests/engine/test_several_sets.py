@@ -142,16 +142,14 @@ def test_sets_in_a_store_give_what_they_give_on_the_disk(kinds, tmp_path, size, 
             assert sources[0].read(i) == sources[1].read(i) and sources[0].name(i) == sources[1].name(i)
             assert sources[0].where(i).removeprefix("file://") == sources[1].where(i)
     sources[0].close()
-    assert len([line for line in caplog.messages if "read in place" in line]) == list(SHARES).index(size)
+    assert len({line for line in caplog.messages if "read in place" in line}) == list(SHARES).index(size)
     held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("plsc_*/files/**/*") if path.is_file())
     assert held <= SHARES[size] and not list((tmp_path / "cache").glob("plsc_claims/*"))
 
 
 def test_what_must_be_kept_of_several_sets_does_not_fit(kinds, tmp_path):
     stored, _ = in_stores(kinds, tmp_path, 100_000)
-    words = (
-        r"100 kB is too small for what cannot be read in place: .* of file://.*/split, .*larger size, or convert spl"
-    )
+    words = "100 kB is too small for what cannot be read in place: .* of file://.*/split; .*larger size, or convert"
     with pytest.raises(ConfigError, match=words):
         open_source(Config(**stored, num_classes=0))
     assert not list((tmp_path / "cache").glob("plsc_claims/*"))
