@@ -100,7 +100,6 @@ def open_several(
     places: Sequence[Place],
     data_format: str,
     shuffle: Optional[str],
-    in_flight: int,
     accepts_missing: bool = False,
     test_sets: Sequence[str] = (),
 ) -> list[Records]:
@@ -111,11 +110,10 @@ def open_several(
 
     Args:
         places: Where they are.
-        data_format: As for `open_images`, as are the other arguments.
-        shuffle: The shuffle.
-        in_flight: Number of images that a rank reads at about the same time.
+        data_format: A name of `sources.FORMATS`, or 'auto'.
+        shuffle: As in `set_data_format`.
         accepts_missing: Whether image files may be missing.
-        test_sets: Names of test sets.
+        test_sets: Names of test sets in the same folders, which are not trained on.
 
     Returns:
         The images of each set, to be closed by the caller.
@@ -128,7 +126,7 @@ def open_several(
         found = _find(places, data_format, test_sets, undo)
         for one, fits in zip(found, _fit(found, test_sets)):
             if one.is_split:
-                records.append(_open_base64(one, opening, in_flight, is_split=False)[0])
+                records.append(_open_base64(one, opening, in_flight=0, is_split=False)[0])
             else:
                 records.append(_open_files(one, opening, data_format, fits))
             undo.callback(records[-1].close)
@@ -333,10 +331,10 @@ def _turning(remote: RemoteFolder, shuffle: Optional[str], need: int, is_split: 
     """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
     if not is_split:
         raise ConfigError(
-            f"{remote.where()}: to draw by classes, to count their images or to leave images out, a machine keeps all "
-            f"files, {size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a "
-            "larger size, or do without set_sampler, set_class_weights, set_class_margins and "
-            "set_dataset_dir(exclude=...)"
+            f"{remote.where()}: to mix data sets, to draw by classes, to count their images or to leave images out, a "
+            f"machine keeps all files, {size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give "
+            "set_data_cache a larger size, or do without several data sets, set_sampler, set_class_weights, "
+            "set_class_margins and set_dataset_dir(exclude=...)"
         )
     if shuffle in (None, "files"):
         return "files"

@@ -17,6 +17,7 @@ from plsc.data.unknown import not_data
 from plsc.errors import ConfigError, DataError
 from plsc.machine.mounts import mount_of
 from plsc.storage.address import split_address
+from plsc.storage.data_cache import is_copy
 
 SHUFFLES = ("window", "files", "full")
 
@@ -104,7 +105,8 @@ def open_images(
         shuffle: For data whose files hold many images, 'window', 'files' or 'full'; see `set_data_format`.
         accepts_missing: Whether image files may be missing, for callers that deal with images that cannot be read.
         test_sets: Names of test sets in the same folder, which are not trained on.
-        keeps_index: Whether rank 0 may write an index that it has made next to the data.
+        keeps_index: Whether rank 0 may write an index that it has made next to the data, unless that is a copy in a
+            data cache.
 
     Raises:
         ConfigError: The data cannot be shuffled like that.
@@ -122,7 +124,7 @@ def open_images(
         shuffle=shuffle,
         accepts_missing=accepts_missing,
         test_sets=test_sets,
-        keeps_index=keeps_index,
+        keeps_index=keeps_index and not is_copy(path),
     )
     records = FORMATS[name].open(opening)
     source = mount_of(path)

@@ -135,7 +135,7 @@ def _open_set(config: Config, knows_all: bool) -> Records:
             num_classes,
             config.data_format,
             config.shuffle,
-            in_flight=_in_flight(config),
+            in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
             is_split=not knows_all,
             **_options(config),
         )
@@ -159,9 +159,7 @@ def _open_several(config: Config) -> UnitedRecords:
     def open_remote() -> dict[str, Records]:
         if not places:
             return {}
-        opened = remote.open_several(
-            list(places.values()), config.data_format, config.shuffle, _in_flight(config), **_options(config)
-        )
+        opened = remote.open_several(list(places.values()), config.data_format, config.shuffle, **_options(config))
         return dict(zip(places, opened))
 
     source = sources.open_several(
@@ -184,11 +182,6 @@ def _options(config: Config) -> dict[str, Any]:
     """Returns what the functions that open data have in common."""
     test_sets = [name.strip() for name in config.val_targets.split(",")]
     return {"accepts_missing": config.exclude is not None or config.skip_damaged > 0, "test_sets": test_sets}
-
-
-def _in_flight(config: Config) -> int:
-    """Returns how many images a rank reads at about the same time."""
-    return config.train_batch_size * (config.num_workers + READ_AHEAD)
 
 
 def build_loader(

@@ -14,7 +14,7 @@ from ranks import run_plsc
 from plsc import cli
 from plsc.config import Config
 from plsc.config import DataCache as CacheSetting
-from plsc.data import store_files
+from plsc.data import folder_index, store_files, tar_index_file
 from plsc.data.collection import open_collection
 from plsc.data.inputs import Inputs
 from plsc.data.pair_sets import read_pairs
@@ -195,6 +195,25 @@ def test_what_the_server_no_longer_has_is_not_read(data, tmp_path, fetched):
     shutil.rmtree(images[-1].parent)
     (folder / "classes.txt").unlink()
     assert look() == (87, 0)
+
+
+@pytest.mark.parametrize("kind", ["tar", "recordio", "folder"])
+def test_indexes_that_plsc_makes_are_not_taken_for_fetched_files(data, tmp_path, monkeypatch, kind):
+    for module in (tar_index_file, folder_index):
+        monkeypatch.setattr(module, "_FEWEST", 1)
+        monkeypatch.setattr(module, "CLOCK", -(10**12))  # as if the files had been there for long
+    folder = shutil.copytree(data / kind, tmp_path / kind)
+    for path in folder.glob("*.idx"):
+        path.unlink()
+    for _ in range(2):
+        with open_inputs(tmp_path / "cache") as inputs:
+            assert open_data(f"file://{folder}", "auto", inputs)[1].num_images == 96
+        with open_inputs(tmp_path / "cache") as inputs:
+            assert open_collection(Path(inputs.images(f"file://{folder}"))).num_images == 96
+    assert open_data(str(folder))[1].num_images == 96
+    made = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    made -= {path.relative_to(data / kind) for path in (data / kind).rglob("*") if path.is_file()}
+    assert made or kind == "recordio", "next to data that is no copy"
 
 
 SMALL = 60_000
