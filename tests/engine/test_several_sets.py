@@ -26,6 +26,7 @@ from plsc.engine.state import TrainingState
 from plsc.engine.upload import _owner_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.classes import CheckpointCentres
+from plsc.machine import mounts
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 
@@ -145,6 +146,22 @@ def test_sets_in_a_store_give_what_they_give_on_the_disk(kinds, tmp_path, size, 
     assert len({line for line in caplog.messages if "read in place" in line}) == list(SHARES).index(size)
     held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("plsc_*/files/**/*") if path.is_file())
     assert held <= SHARES[size] and not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+@pytest.mark.parametrize("size", [10**9, 10_000])
+def test_sets_may_lie_in_the_same_folder_of_a_store_and_overlap(kinds, tmp_path, size):
+    names = ("tar/train-00000-of-00002.tar", "tar/train-00001-of-00002.tar", "tar")
+    cache = DataCache(str(tmp_path / "cache"), size)
+    local = open_source(Config(dataset_dir=tuple(f"{kinds}/{name}" for name in names), num_classes=0))
+    stored = open_source(
+        Config(dataset_dir=tuple(f"file://{kinds}/{name}" for name in names), num_classes=0, data_cache=cache)
+    )
+    order = stored.epoch_order(5, 0, 0, 1)
+    stored.will_read(order)
+    assert (order == local.epoch_order(5, 0, 0, 1)).all() and len(order) == 2 * 96
+    assert [stored.read(i) for i in order.tolist()] == [local.read(i) for i in order.tolist()]
+    stored.close()
+    assert not mounts._mounts and not list((tmp_path / "cache").glob("plsc_claims/*"))
 
 
 def test_what_must_be_kept_of_several_sets_does_not_fit(kinds, tmp_path):
