@@ -21,7 +21,7 @@ from plsc.data.pixels import MOST_PIXELS, NEWEST_RULE, PILLOW_RULE, WHITE, Pixel
 from plsc.data.place import Place
 from plsc.errors import ConfigError, shown
 from plsc.metrics.roc import FARS
-from plsc.storage.address import Address, split_address
+from plsc.storage.address import split_address
 from plsc.storage.kerberos import Kerberos
 from plsc.storage.login import Login
 
@@ -416,21 +416,20 @@ class Config:
         return f"{margin} with scale {self.scale:g}"
 
     @property
-    def remote_data(self) -> Optional[Place]:
-        """Where the data set is, and where its files go, if it is not on this machine."""
-        address = split_address("set_dataset_dir", self.dataset_dir) if isinstance(self.dataset_dir, str) else None
-        if address is None:
-            return None
-        if self.data_cache is None:
-            said = self._said("dataset_dir", f"set_dataset_dir({self.dataset_dir!r})")
+    def remote_data(self) -> dict[str, Place]:
+        """Where the data sets are that are not on this machine, and where their files go, by their addresses."""
+        addresses = {path: split_address("set_dataset_dir", path) for path in self.data_sets}
+        remote = {path: address for path, address in addresses.items() if address is not None}
+        if remote and self.data_cache is None:
+            said = self._said("dataset_dir", f"set_dataset_dir({next(iter(remote))!r})")
             raise ConfigError(
                 f"{said} is not a folder of this machine; name one that keeps its files, and how large it may become, "
                 "with set_data_cache(directory, '200GB')"
             )
-        return self._place(address, self.data_cache)
+        return {path: self.place_of(path) for path in remote}
 
     def place_of(self, path: str) -> Place:
-        """Returns where an address is that is read in addition to the data set, and where its files go.
+        """Returns where an address is, and where its files go.
 
         Without `set_data_cache` they go to a folder of the user, of 100 GB. Without `set_hdfs_info` the environment
         says who connects.
@@ -440,16 +439,14 @@ class Config:
         """
         address = split_address("address", path)
         assert address is not None
-        return self._place(address, self.data_cache or default_cache())
+        cache = self.data_cache or default_cache()
+        return Place(address, Path(cache.directory), cache.size, self.login)
 
     @property
     def addresses(self) -> list[str]:
         """The addresses of what is read from stores: the data set, lists, test sets, and what an action names."""
-        named = (self.dataset_dir, self.exclude, *(self.identification or ()), *self.inputs)
+        named = (*self.data_sets, self.exclude, *(self.identification or ()), *self.inputs)
         return [one for one in named if isinstance(one, str) and "://" in one]
-
-    def _place(self, address: Address, cache: DataCache) -> Place:
-        return Place(address, Path(cache.directory), cache.size, self.login)
 
     @property
     def login(self) -> Login:
@@ -505,13 +502,12 @@ class Config:
         Raises:
             ConfigError: Two settings contradict each other.
         """
-        remote = self.remote_data
-        if not self.addresses and self.data_cache is not None:
+        if not self.remote_data and not self.addresses and self.data_cache is not None:
             said = self._said("data_cache", "set_data_cache was called")
             raise ConfigError(
-                f"{said}, but set_dataset_dir({self.dataset_dir!r}) is a folder of this machine; leave it out"
+                f"{said}, but set_dataset_dir({', '.join(self.data_sets)}) is on this machine; leave it out"
             )
-        self._check_hdfs(reads=remote is not None or bool(self.addresses))
+        self._check_hdfs(reads=bool(self.addresses))
         self._check_data()
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(

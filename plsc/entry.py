@@ -170,8 +170,9 @@ class Entry:
         docs/data.md lists what it may hold. A file of many images can be named itself; test sets then lie next to it.
 
         Args:
-            directory: The folder or the file; the address of data on HDFS, `hdfs://host:port/path`, whose files
-                `set_data_cache` keeps on this machine; or a list of several data sets, to train on all of them.
+            directory: The folder or the file; the address of data on HDFS or in an object store, such as
+                `hdfs://host:port/path`, whose files `set_data_cache` keeps on this machine; or a list of several data
+                sets, each of which is one of these, to train on all of them.
             heads: With several sets, 'merged' trains one head over all classes, of which those with the same name are
                 the same class; 'separate' trains a head for each set.
             weights: With several sets, how much an image of each counts, such as [1, 0.5]: the images of merged sets
@@ -191,8 +192,8 @@ class Entry:
 
         Args:
             directory: The folder, which is made if it is missing; None for no cache.
-            size: The most that plsc keeps there: '200GB', '1.5TiB', or a number of bytes. If the files of a machine do
-                not fit, they are fetched ahead of their use and removed after it.
+            size: The most that plsc keeps there: '200GB', '1.5TiB', or a number of bytes. Base64 files that do not fit
+                are fetched ahead of their use and removed after it; other data that does not fit is read in place.
         """
         self._set("data_cache", directory, size=size)
 

@@ -26,11 +26,10 @@ import numpy as np
 
 from plsc.data.fetched import Waiting
 from plsc.data.image_folders import has_image_suffix
-from plsc.data.records import Records, WrappedRecords
+from plsc.data.records import Records, RenamedRecords
 from plsc.data.remote_folder import RemoteFolder, size_of
-from plsc.errors import PlscError, StoppedError
+from plsc.errors import StoppedError
 from plsc.machine import mounts
-from plsc.machine.logs import reword
 from plsc.machine.memory import size_text
 from plsc.storage.base import StorageError
 from plsc.storage.data_cache import RemoteFile
@@ -304,7 +303,7 @@ class _Piece:
         self.is_planned = self.is_chunk = False
 
 
-class DistantRecords(WrappedRecords):
+class DistantRecords(RenamedRecords):
     """Records whose files are read in place, ahead of their use.
 
     Args:
@@ -315,28 +314,9 @@ class DistantRecords(WrappedRecords):
     is_streamed = True
 
     def __init__(self, records: Records, source: DistantFolder) -> None:
-        super().__init__(records)
+        super().__init__(records, source.named)
         self._folder = source
-        self.blocks, self.window, self.shuffle = records.blocks, records.window, records.shuffle
-        self.slow_draws, self.image_bytes = records.slow_draws, records.image_bytes
-        self.has_image_files = records.has_image_files
         self._stretches = records.stretches()
-
-    def where(self, i: int) -> str:
-        """Returns where image `i` is in the store."""
-        return self._folder.named(self._source.where(i))
-
-    def read(self, i: int) -> tuple[bytes, int]:
-        """Returns the encoded bytes and the label of image `i`. Errors name the address."""
-        try:
-            return self._source.read(i)
-        except PlscError as problem:
-            reword(problem, self._folder.named)
-            raise
-
-    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns the images of a rank in the order of an epoch."""
-        return self._source.epoch_order(seed, epoch, rank, world_size)
 
     def stretches(self) -> Optional[np.ndarray]:
         """Returns those of the other data set."""

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from plsc.data.records import Records, WrappedRecords
+from plsc.data.records import Records, RenamedRecords
 from plsc.errors import DataError, StoppedError, WrongDataError
 from plsc.machine.memory import size_text
 from plsc.storage import StorageError
@@ -74,7 +74,7 @@ class Waiting:
             logger.warning("reading has waited %.0f s for %s", now - self._began, what())
 
 
-class FetchedRecords(WrappedRecords):
+class FetchedRecords(RenamedRecords):
     """Records whose files are fetched in the order in which they are used.
 
     Args:
@@ -83,6 +83,7 @@ class FetchedRecords(WrappedRecords):
         files: The files of the data, in the order of `records.files`.
         budget: Bytes that the files in use may take; None keeps all files.
         name: What the data is called in the log.
+        named: Returns a text with the address in place of the path of the copy.
         stop: Set when the data is closed; it ends what waits for the store.
         in_order: Whether the images are read once, in their order. The labels are then found meanwhile.
         working: `parallel.working` where other ranks wait for this one; it is entered while a file is waited for.
@@ -98,17 +99,17 @@ class FetchedRecords(WrappedRecords):
         files: Sequence[RemoteFile],
         budget: Optional[int],
         name: str,
+        named: Callable[[str], str],
         stop: threading.Event,
         in_order: bool = False,
         working: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
-        super().__init__(records)
+        super().__init__(records, named)
         self.is_streamed, self._working = in_order, working
         self.image_bytes = sum(file.size for file in files) * 3 // 4
         self._labels_of: dict[int, np.ndarray] = {}  # of the files that have been there
         self._folder, self._remote, self.budget, self._name, self._stop = folder, files, budget, name, stop
-        self.blocks, self.files, self.window = records.blocks, records.files, records.window
-        self.shuffle, self.slow_draws = records.shuffle, records.slow_draws
+        self.files = records.files
         self._state = threading.Condition()
         self._readers: dict[int, int] = {}  # files that are kept, with the number of threads that read them now
         self._fetching: set[int] = set()
@@ -170,11 +171,11 @@ class FetchedRecords(WrappedRecords):
     def read(self, i: int) -> tuple[bytes, int]:
         """Returns the encoded bytes and the label of image `i`, as soon as its file is there."""
         if self._is_complete:
-            return self._source.read(i)
+            return super().read(i)
         number = self._source.file_of(i)
         self._hold(number)
         try:
-            return self._source.read(i)
+            return super().read(i)
         finally:
             self._let_go(number, 1)
 

@@ -71,7 +71,7 @@ def open_records(opening: Opening) -> FolderTree:
         flat[identity] = flat.get(identity, False) or not deeper
         owners.append(len(flat) - 1)
     left_out.log(Path(opening.path), len(files))
-    _check_depth(opening.path, flat)
+    check_depth(opening.path, flat)
     classes = list(flat)
     numbered = number_classes(
         classes, opening.path, lambda k: os.path.join(opening.path, os.fsdecode(classes[k])), opening.num_classes
@@ -79,8 +79,16 @@ def open_records(opening: Opening) -> FolderTree:
     return FolderTree(opening.path, files, numbered.numbers[np.array(owners)], numbered.names)
 
 
-def _check_depth(path: str, flat: dict[bytes, bool]) -> None:
-    """Refuses subfolders that seem to hold whole data sets, such as a test set next to the classes."""
+def check_depth(path: str, flat: dict[bytes, bool]) -> None:
+    """Refuses subfolders that seem to hold whole data sets, such as a test set next to the classes.
+
+    Args:
+        path: The folder.
+        flat: Whether each class, by its name, has images that lie in no deeper folder.
+
+    Raises:
+        DataError: A subfolder seems to hold one.
+    """
     deep = [name for name, has_images in flat.items() if not has_images]
     if not deep:
         return

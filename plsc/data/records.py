@@ -9,7 +9,8 @@ from typing import NamedTuple, Optional, Protocol
 import numpy as np
 
 from plsc.data.sampler import WINDOW_BLOCKS, block_indices, epoch_indices
-from plsc.errors import DataError, WrongDataError
+from plsc.errors import DataError, PlscError, WrongDataError
+from plsc.machine.logs import reword
 
 LARGEST_LABEL = 10**9 - 1
 
@@ -236,6 +237,38 @@ class WrappedRecords(Records):
         """Releases what the other data set holds, and what whoever opened this one holds for it."""
         self._source.close()
         super().close()
+
+
+class RenamedRecords(WrappedRecords):
+    """A data set whose files stand for those of another place, which messages name instead.
+
+    Args:
+        source: The data set.
+        named: Returns a text with the other place in it.
+    """
+
+    def __init__(self, source: Records, named: Callable[[str], str]) -> None:
+        super().__init__(source)
+        self._named = named
+        self.blocks, self.window, self.shuffle = source.blocks, source.window, source.shuffle
+        self.slow_draws, self.image_bytes = source.slow_draws, source.image_bytes
+        self.has_image_files = source.has_image_files
+
+    def where(self, i: int) -> str:
+        """Returns where image `i` is in the other place."""
+        return self._named(self._source.where(i))
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """Returns the encoded bytes and the label of image `i`; see `Records.read`. Errors name the other place."""
+        try:
+            return self._source.read(i)
+        except PlscError as problem:
+            reword(problem, self._named)
+            raise
+
+    def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
+        """Returns the images of a rank in the order of an epoch."""
+        return self._source.epoch_order(seed, epoch, rank, world_size)
 
 
 def check_label(label: int, where: str, num_classes: Optional[int], largest: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Optional, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Optional, TypeVar
 
 import numpy as np
 
@@ -15,13 +16,12 @@ from plsc import parallel
 from plsc.data import sources
 from plsc.data.base64_index import index_name
 from plsc.data.base64_parts import MANIFEST_NAME, Manifest, load_manifest
-from plsc.data.distant import DistantFolder, mount
+from plsc.data.distant import DistantFolder, is_distant, mount
 from plsc.data.fetched import FetchedRecords, largest_use
-from plsc.data.image_folders import has_image_suffix
 from plsc.data.place import Place
-from plsc.data.records import Opening, Records
-from plsc.data.remote_folder import DATA, NAMES, TEXTS, RemoteFolder, belongs, open_folder, size_of
-from plsc.data.shard_files import SUBFOLDERS
+from plsc.data.records import Opening, Records, RenamedRecords
+from plsc.data.remote_folder import RemoteFolder, open_folder, size_of
+from plsc.data.store_files import check_number, is_split_base64, of_split, of_training
 from plsc.errors import ConfigError, DataError, counted
 from plsc.machine.logs import reworded
 from plsc.machine.memory import size_text
@@ -31,9 +31,22 @@ logger = logging.getLogger("plsc")
 T = TypeVar("T")
 
 _AHEAD = 2  # files that are fetched ahead of those in use
-_CONVERT = (
-    "convert the data first, where the files are on a disk: plsc data convert SOURCE OUTPUT --to base64, or --to tar"
-)
+
+
+class _Set(NamedTuple):
+    """A data set that is being opened.
+
+    Attributes:
+        remote: The folder that holds it.
+        files: Its files.
+        is_split: Whether it is base64 data that is split for the ranks.
+        stop: Ends what waits for the store.
+    """
+
+    remote: RemoteFolder
+    files: list[RemoteFile]
+    is_split: bool
+    stop: threading.Event
 
 
 def open_images(
@@ -43,6 +56,8 @@ def open_images(
     shuffle: Optional[str],
     in_flight: int,
     is_split: bool = True,
+    accepts_missing: bool = False,
+    test_sets: Sequence[str] = (),
 ) -> tuple[Records, Optional[str]]:
     """Opens the images of a rank in a remote data set. Every rank calls it.
 
@@ -57,6 +72,8 @@ def open_images(
         in_flight: Number of images that a rank reads at about the same time.
         is_split: Whether the ranks share the data. If not, each opens all of it, as rank 0 of 1, for a wrapper that
             draws the images of a rank.
+        accepts_missing: Whether image files may be missing.
+        test_sets: Names of test sets in the same folder, which are not trained on.
 
     Returns:
         The images, to be closed by the caller; and the shuffle, which is 'files' if it was not given and the files of
@@ -65,22 +82,129 @@ def open_images(
     Raises:
         PlscError: The data cannot be had, or does not fit into the cache; the same on every rank.
     """
-    stop = threading.Event()
-    remote = _together(lambda: open_folder(place, stop), "the list of its data")
-    opening = Opening(remote.path, num_classes, shuffle=shuffle, keeps_index=False)  # The cache holds what was fetched.
+    opening = _opening(num_classes, shuffle, accepts_missing, test_sets)
     if is_split:
         opening = opening._replace(rank=parallel.rank(), world_size=parallel.world_size())
-    try:
-        if MANIFEST_NAME in remote.found and data_format in ("auto", "base64") and not remote.name:
-            return _open_base64(remote, opening, in_flight, stop, is_split)
-        files = parallel.together(lambda: _files_of(remote, data_format), "the list of its files")
-        if parallel.any_rank(size_of(files) > remote.cache.size, "the size of its cache"):
-            return _open_in_place(remote, files, opening, data_format, stop), shuffle
-        return _together(lambda: _open_whole(remote, files, opening, data_format), "its data"), shuffle
-    except BaseException:
-        stop.set()
-        remote.copy.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        (one,) = _find([place], data_format, test_sets, undo)
+        if one.is_split:
+            found = _open_base64(one, opening, in_flight, is_split)
+        else:
+            (fits,) = _fit([one], test_sets)
+            found = _open_files(one, opening, data_format, fits), shuffle
+        undo.pop_all()
+    return found
+
+
+def open_several(
+    places: Sequence[Place],
+    data_format: str,
+    shuffle: Optional[str],
+    accepts_missing: bool = False,
+    test_sets: Sequence[str] = (),
+) -> list[Records]:
+    """Opens several remote data sets, each as rank 0 of 1, for a wrapper that draws the images of a rank.
+
+    They share the cache. Split base64 data is kept there. Sets of other formats are fetched as a whole before, the
+    first of the list first, as long as they fit; the others are read in place. Every rank calls it.
+
+    Args:
+        places: Where they are.
+        data_format: A name of `sources.FORMATS`, or 'auto'.
+        shuffle: As in `set_data_format`.
+        accepts_missing: Whether image files may be missing.
+        test_sets: Names of test sets in the same folders, which are not trained on.
+
+    Returns:
+        The images of each set, to be closed by the caller.
+
+    Raises:
+        PlscError: A set cannot be had, or what must be kept does not fit into the cache; the same on every rank.
+    """
+    opening, records = _opening(None, shuffle, accepts_missing, test_sets), []
+    with contextlib.ExitStack() as undo:
+        found = _find(places, data_format, test_sets, undo)
+        for one, fits in zip(found, _fit(found, test_sets)):
+            if one.is_split:
+                records.append(_open_base64(one, opening, in_flight=0, is_split=False)[0])
+            else:
+                records.append(_open_files(one, opening, data_format, fits))
+            undo.callback(records[-1].close)
+        undo.pop_all()
+    return records
+
+
+def _opening(
+    num_classes: Optional[int], shuffle: Optional[str], accepts_missing: bool, test_sets: Sequence[str]
+) -> Opening:
+    """Returns how data is opened, but for its path. The cache holds what was fetched, and no index."""
+    return Opening(
+        "",
+        num_classes,
+        shuffle=shuffle,
+        accepts_missing=accepts_missing,
+        test_sets=test_sets,
+        keeps_index=False,
+    )
+
+
+def _find(
+    places: Sequence[Place], data_format: str, test_sets: Sequence[str], undo: contextlib.ExitStack
+) -> list[_Set]:
+    """Lists the files of data sets. `undo` gives up what they claim."""
+    stops = [threading.Event() for _ in places]
+    remotes = _together(lambda: list(map(open_folder, places, stops)), "the list of its data")
+    for remote, stop in zip(remotes, stops):
+        undo.callback(remote.copy.close)
+        undo.callback(stop.set)
+
+    def files_of(remote: RemoteFolder) -> list[RemoteFile]:
+        if is_split_base64(remote, data_format):
+            names: Iterable[str] = of_split(remote)
+        else:
+            names = of_training(remote, data_format, test_sets, parallel.world_size())
+        files = [remote.file(name) for name in sorted(dict.fromkeys(names))]
+        check_number(remote, files)
+        return files
+
+    of_sets = _together(lambda: list(map(files_of, remotes)), "the list of its files")
+    are_split = [is_split_base64(remote, data_format) for remote in remotes]
+    return list(map(_Set, remotes, of_sets, are_split, stops))
+
+
+def _fit(sets: Sequence[_Set], test_sets: Sequence[str]) -> list[bool]:
+    """Returns whether each data set is fetched as a whole, rather than read in place: the same on every rank.
+
+    What cannot be read in place goes first into the cache; what is left is for the files of the first sets.
+
+    Raises:
+        ConfigError: The cache is too small for what cannot be read in place.
+    """
+
+    def fit() -> list[bool]:
+        cache = sets[0].remote.cache
+        near = [size_of(file for file in one.files if not is_distant(file.name)) for one in sets]
+        if sum(near) > cache.size:
+            parts = [f"{size_text(size)} of {one.remote.where()}" for one, size in zip(sets, near) if size]
+            others = ", or convert split base64 data to tar" if any(one.is_split for one in sets) else ""
+            raise ConfigError(
+                f"set_data_cache: {size_text(cache.size)} is too small for what cannot be read in place: "
+                f"{', '.join(parts)}; give a larger size{others}"
+            )
+        left = cache.size - sum(near) - sum(map(_test_bytes, sets))
+        fits = []
+        for one, size in zip(sets, near):
+            more = size_of(one.files) - size
+            fits.append(not more or more <= left)
+            left -= more if fits[-1] else 0
+        return fits
+
+    def _test_bytes(one: _Set) -> int:
+        """Returns the bytes of test sets, which are fetched later."""
+        return sum(file.size for name, file in one.remote.found.items() if name.removesuffix(".bin") in test_sets)
+
+    of_ranks = parallel.all_gather_object(_together(fit, "the size of its cache"), "the size of its cache")
+    return [all(of_set) for of_set in zip(*of_ranks)]
 
 
 def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
@@ -106,12 +230,14 @@ def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:
         size_text(budget),
         remote.cache.directory,
     )
-    return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop, in_order=True)
+    return FetchedRecords(
+        records, remote.copy, files, budget, name=remote.where(), named=remote.named, stop=stop, in_order=True
+    )
 
 
-def _open_base64(
-    remote: RemoteFolder, opening: Opening, in_flight: int, stop: threading.Event, is_split: bool
-) -> tuple[Records, Optional[str]]:
+def _open_base64(one: _Set, opening: Opening, in_flight: int, is_split: bool) -> tuple[Records, Optional[str]]:
+    """Opens split base64 data, to be fetched file by file while it is read; see `open_images`."""
+    remote, stop, opening = one.remote, one.stop, opening._replace(path=one.remote.path)
     rank, world_size, shuffle = opening.rank, opening.world_size, opening.shuffle
     manifest = _together(lambda: _fetch_manifest(remote, world_size), "its manifest")
     own = range(rank, manifest.nranks, world_size) if not manifest.nranks % world_size else range(0)
@@ -139,7 +265,16 @@ def _open_base64(
             need = largest_use(order, np.array([file.size for file in files], np.int64), in_flight)
             budget = _budget(remote, files, need, (remote.cache.size - fixed) // len(group) - size_of(small))
         remote.copy.claim([] if too_large else files, budget or 0)
-        return FetchedRecords(records, remote.copy, files, budget, remote.where(), stop, working=parallel.working)
+        return FetchedRecords(
+            records,
+            remote.copy,
+            files,
+            budget,
+            name=remote.where(),
+            named=remote.named,
+            stop=stop,
+            working=parallel.working,
+        )
 
     fetched = _together(open_it, "its data")
     logger.info(
@@ -196,10 +331,10 @@ def _turning(remote: RemoteFolder, shuffle: Optional[str], need: int, is_split: 
     """Returns the shuffle of files that do not fit into the cache. Raises ConfigError if the settings rule it out."""
     if not is_split:
         raise ConfigError(
-            f"{remote.where()}: to draw by classes, to count their images or to leave images out, a machine keeps all "
-            f"files, {size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give set_data_cache a "
-            "larger size, or do without set_sampler, set_class_weights, set_class_margins and "
-            "set_dataset_dir(exclude=...)"
+            f"{remote.where()}: to mix data sets, to draw by classes, to count their images or to leave images out, a "
+            f"machine keeps all files, {size_text(need)}, but the data cache has {size_text(remote.cache.size)}; give "
+            "set_data_cache a larger size, or do without several data sets, set_sampler, set_class_weights, "
+            "set_class_margins and set_dataset_dir(exclude=...)"
         )
     if shuffle in (None, "files"):
         return "files"
@@ -232,29 +367,28 @@ def _budget(remote: RemoteFolder, files: Sequence[RemoteFile], need: int, most: 
     return min(most, need + _AHEAD * largest)
 
 
-def _files_of(remote: RemoteFolder, data_format: str) -> list[RemoteFile]:
-    """Returns the files of a data set. Raises DataError if they are none to train on."""
-    files = [remote.file(name) for name in sorted(remote.found) if belongs(name, remote.name)]
-    if all(file.name in NAMES or file.name.endswith(TEXTS) for file in files):
-        raise _unsuitable(remote, data_format)
-    return files
+def _open_files(one: _Set, opening: Opening, data_format: str, fits: bool) -> Records:
+    """Opens data of another format: fetches it as a whole if it fits into the cache, or else has it read in place."""
+    if fits:
+        return _together(lambda: _open_whole(one, opening, data_format), "its data")
+    return _open_in_place(one, opening, data_format)
 
 
-def _open_whole(remote: RemoteFolder, files: Sequence[RemoteFile], opening: Opening, data_format: str) -> Records:
+def _open_whole(one: _Set, opening: Opening, data_format: str) -> Records:
     """Fetches all files of a data set, and opens it as one of this machine."""
+    remote, files = one.remote, one.files
     remote.keep(files, begin=len(files) * parallel.rank() // parallel.world_size())
-    remote.copy.forget_others(remote.found, lambda name: "/" not in name and belongs(name, remote.name))
+    remote.forget_others()
     with reworded(remote.named):
-        records = _open_at(opening.path, opening, data_format)
+        records = RenamedRecords(_open_at(remote.path, opening, data_format), remote.named)
     records.on_close = weakref.finalize(records, remote.copy.close)
     return records
 
 
-def _open_in_place(
-    remote: RemoteFolder, files: Sequence[RemoteFile], opening: Opening, data_format: str, stop: threading.Event
-) -> Records:
+def _open_in_place(one: _Set, opening: Opening, data_format: str) -> Records:
     """Opens files that do not fit into the cache, to be read in place. The order of an epoch is that of a disk."""
-    folder = _together(lambda: mount(remote, files, stop, parallel.working), "its lists and indexes")
+    remote = one.remote
+    folder = _together(lambda: mount(remote, one.files, one.stop, parallel.working), "its lists and indexes")
     path = os.path.join(folder.root, remote.name)
     identities = parallel.all_gather_object(remote.cache.identity, "the caches of the ranks")
     is_first = identities.index(remote.cache.identity) == parallel.rank()
@@ -267,7 +401,7 @@ def _open_in_place(
 
     def open_it() -> Records:
         with reworded(remote.named):
-            records = _open_at(path, opening._replace(keeps_index=False), data_format)
+            records = _open_at(path, opening, data_format)
         records.on_close = weakref.finalize(records, _close, folder, remote)
         return records
 
@@ -292,25 +426,7 @@ def _open_at(path: str, opening: Opening, data_format: str) -> Records:
         opening.world_size,
         data_format=data_format,
         shuffle=opening.shuffle,
+        accepts_missing=opening.accepts_missing,
+        test_sets=opening.test_sets,
         keeps_index=opening.keeps_index,
-    )
-
-
-def _unsuitable(remote: RemoteFolder, data_format: str) -> DataError:
-    single = [name for name in remote.found if has_image_suffix(name) or name == "label.txt"]
-    usual = next((name for name in SUBFOLDERS if name in remote.folders), None)
-    if usual is not None and not single and not remote.name:
-        address = f"{remote.place.address.text.rstrip('/')}/{usual}"
-        return DataError(
-            f"{remote.where()}: holds no training data itself, but a folder {usual}; call set_dataset_dir({address!r})"
-        )
-    if single or (remote.folders and not remote.found) or data_format in ("jpeg", "folder"):
-        what = f"holds {single[0]}" if single else "holds folders"
-        return DataError(
-            f"{remote.where()}: {what}, and single image files cannot be fetched fast enough to train on them; "
-            f"{_CONVERT}"
-        )
-    return DataError(
-        f"{remote.where()}: holds no training data that can be fetched: no {MANIFEST_NAME}, and no files that end in "
-        f"{', '.join(DATA)}; check set_dataset_dir"
     )

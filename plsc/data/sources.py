@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from plsc.data.united import UnitedRecords, check_count, merge_classes, separate
 from plsc.data.unknown import not_data
 from plsc.errors import ConfigError, DataError
 from plsc.machine.mounts import mount_of
+from plsc.storage.address import split_address
+from plsc.storage.data_cache import is_copy
 
 SHUFFLES = ("window", "files", "full")
 
@@ -102,7 +105,8 @@ def open_images(
         shuffle: For data whose files hold many images, 'window', 'files' or 'full'; see `set_data_format`.
         accepts_missing: Whether image files may be missing, for callers that deal with images that cannot be read.
         test_sets: Names of test sets in the same folder, which are not trained on.
-        keeps_index: Whether rank 0 may write an index that it has made next to the data.
+        keeps_index: Whether rank 0 may write an index that it has made next to the data, unless that is a copy in a
+            data cache.
 
     Raises:
         ConfigError: The data cannot be shuffled like that.
@@ -120,7 +124,7 @@ def open_images(
         shuffle=shuffle,
         accepts_missing=accepts_missing,
         test_sets=test_sets,
-        keeps_index=keeps_index,
+        keeps_index=keeps_index and not is_copy(path),
     )
     records = FORMATS[name].open(opening)
     source = mount_of(path)
@@ -137,11 +141,12 @@ def open_several(
     accepts_missing: bool = False,
     test_sets: Sequence[str] = (),
     keeps_index: bool = True,
+    open_others: Callable[[], Mapping[str, Records]] = dict,
 ) -> UnitedRecords:
     """Opens several data sets as one, which gives every rank access to all images.
 
     Args:
-        paths: The sets, each as for `open_images`.
+        paths: The sets, each as for `open_images`, or an address.
         num_classes: Number of classes of all sets together, or a larger one; None accepts what the sets have.
         data_format: The format of all of them, or 'auto'.
         shuffle: As for `open_images`.
@@ -150,29 +155,39 @@ def open_several(
         accepts_missing: As for `open_images`.
         test_sets: As for `open_images`.
         keeps_index: Whether this process may write indexes that it has made next to the data.
+        open_others: Opens the sets that are not on this machine, each for rank 0 of 1; returns them by their paths. It
+            is called once the sets of this machine are open, because a mistake in those costs no time.
 
     Raises:
         ConfigError: The number of classes does not fit.
         DataError: A set cannot be opened, or two classes of a set have the same name.
     """
     titles = titles_of(paths)
-    sources = [
-        open_images(
-            path,
-            None,
-            0,
-            1,
-            data_format=data_format,
-            shuffle=shuffle,
-            accepts_missing=accepts_missing,
-            test_sets=test_sets,
-            keeps_index=keeps_index,
-        )
-        for path in paths
-    ]
-    classes = (separate_classes if separate else merge_classes)(titles, sources)
-    check_count(classes, num_classes or 0, titles, exactly=separate)
-    return UnitedRecords(titles, sources, classes, weights)
+    with contextlib.ExitStack() as undo:
+        opened = {
+            path: open_images(
+                path,
+                None,
+                0,
+                1,
+                data_format=data_format,
+                shuffle=shuffle,
+                accepts_missing=accepts_missing,
+                test_sets=test_sets,
+                keeps_index=keeps_index,
+            )
+            for path in paths
+            if split_address("set_dataset_dir", path) is None
+        }
+        opened.update(open_others())
+        for one in opened.values():
+            undo.callback(one.close)
+        records = [opened[path] for path in paths]
+        classes = (separate_classes if separate else merge_classes)(titles, records)
+        check_count(classes, num_classes or 0, titles, exactly=separate)
+        united = UnitedRecords(titles, records, classes, weights)
+        undo.pop_all()
+    return united
 
 
 def format_of(path: str) -> Optional[str]:

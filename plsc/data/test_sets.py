@@ -90,6 +90,12 @@ def find_sets(
     return found
 
 
+def has_set(path: str, target: str) -> bool:
+    """Returns whether the folder of a data set has a test set of a name."""
+    folder, binary, text = _files_of(Path(folder_of(path)), target)
+    return os.path.isfile(binary) or os.path.isfile(text) or os.path.isdir(folder)
+
+
 def _find(folders: Sequence[Path], target: str, image_shape: Sequence[int], rule: PixelRule) -> EvaluationSet:
     for folder in folders:
         path, binary, text = _files_of(folder, target)

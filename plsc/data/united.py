@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -89,6 +89,17 @@ class UnitedRecords(Records):
                 )
             kept.append(KeptRecords(source, left_out[first:end] - self._firsts[number]) if end > first else source)
         return UnitedRecords(self._titles, kept, self._classes, self._weights)
+
+    def will_read(self, images: np.ndarray) -> None:
+        """Has each set prepare for its images to be read in this order."""
+        numbers = np.searchsorted(self._firsts, images, side="right") - 1
+        for number, source in enumerate(self._sources):
+            source.will_read(images[numbers == number] - self._firsts[number])
+
+    def end_waiting_if(self, is_stopping: Callable[[], bool]) -> None:
+        """Has a read that waits for a store raise StoppedError as soon as `is_stopping` returns True."""
+        for source in self._sources:
+            source.end_waiting_if(is_stopping)
 
     def will_read_blocks(self) -> None:
         """Prepares for an epoch in which the images of each block of a set are read at about the same time."""

@@ -14,14 +14,13 @@ import numpy as np
 
 from plsc import parallel
 from plsc.config import MOST_NAMES, Config
-from plsc.data import sources
+from plsc.data import remote, sources
 from plsc.data.class_sampler import ClassSampler
 from plsc.data.damaged import Skipping
 from plsc.data.exclusion import KeptRecords, find_listed
 from plsc.data.loader import READ_AHEAD, ImageLoader
 from plsc.data.readers import ReaderLoader
 from plsc.data.records import Records
-from plsc.data.remote import open_images as open_remote_images
 from plsc.data.united import UnitedRecords
 from plsc.engine.callbacks import Callback, CheckpointSaver
 from plsc.engine.class_values import loss_terms
@@ -100,20 +99,9 @@ def _names_of(source: Records, config: Config) -> Optional[tuple[str, ...]]:
 
 
 def _open_images(config: Config) -> Records:
-    remote, num_classes = config.remote_data, config.num_classes or None
     # To draw by classes, to count their images, or to leave images out, a rank must know all images.
     knows_all = config.sampler != "uniform" or config.exclude is not None or config.counts_classes
-    if remote is None:
-        source = _open_sets(config, num_classes, knows_all)
-    else:
-        source, config.shuffle = open_remote_images(
-            remote,
-            num_classes,
-            config.data_format,
-            config.shuffle,
-            in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
-            is_split=not knows_all,
-        )
+    source = _open_set(config, knows_all) if isinstance(config.dataset_dir, str) else _open_several(config)
     try:
         kept = source
         if config.exclude is not None:
@@ -139,38 +127,61 @@ def _left_out(source: Records, path: str, config: Config) -> np.ndarray:
     return parallel.from_rank_0(find, "the images that are left out")
 
 
-def _open_sets(config: Config, num_classes: Optional[int], knows_all: bool) -> Records:
-    accepts_missing = config.exclude is not None or config.skip_damaged > 0
-    test_sets = [name.strip() for name in config.val_targets.split(",")]
-    keeps_index = parallel.rank() == 0  # the ranks may all open the data as rank 0 of 1
-    if isinstance(config.dataset_dir, str):
-        rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
-        return sources.open_images(
-            config.dataset_dir,
+def _open_set(config: Config, knows_all: bool) -> Records:
+    place, num_classes = config.remote_data.get(config.data_sets[0]), config.num_classes or None
+    if place is not None:
+        source, config.shuffle = remote.open_images(
+            place,
             num_classes,
-            rank,
-            world_size,
-            data_format=config.data_format,
-            shuffle=config.shuffle,
-            accepts_missing=accepts_missing,
-            test_sets=test_sets,
-            keeps_index=keeps_index,
+            config.data_format,
+            config.shuffle,
+            in_flight=config.train_batch_size * (config.num_workers + READ_AHEAD),
+            is_split=not knows_all,
+            **_options(config),
         )
-    is_separate = config.heads == "separate"
-    source = sources.open_several(
-        config.dataset_dir,
+        return source
+    rank, world_size = (0, 1) if knows_all else (parallel.rank(), parallel.world_size())
+    return sources.open_images(
+        config.data_sets[0],
         num_classes,
+        rank,
+        world_size,
+        data_format=config.data_format,
+        shuffle=config.shuffle,
+        keeps_index=parallel.rank() == 0,  # the ranks may all open the data as rank 0 of 1
+        **_options(config),
+    )
+
+
+def _open_several(config: Config) -> UnitedRecords:
+    is_separate, places = config.heads == "separate", config.remote_data
+
+    def open_remote() -> dict[str, Records]:
+        if not places:
+            return {}
+        opened = remote.open_several(list(places.values()), config.data_format, config.shuffle, **_options(config))
+        return dict(zip(places, opened))
+
+    source = sources.open_several(
+        config.data_sets,
+        config.num_classes or None,
         data_format=config.data_format,
         shuffle=config.shuffle,
         separate=is_separate,
         weights=None if is_separate else config.set_weights,
-        accepts_missing=accepts_missing,
-        test_sets=test_sets,
-        keeps_index=keeps_index,
+        keeps_index=parallel.rank() == 0,
+        open_others=open_remote,
+        **_options(config),
     )
     if is_separate:
         config.separate_heads = source.classes_of_sets
     return source
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """Returns what the functions that open data have in common."""
+    test_sets = [name.strip() for name in config.val_targets.split(",")]
+    return {"accepts_missing": config.exclude is not None or config.skip_damaged > 0, "test_sets": test_sets}
 
 
 def build_loader(

@@ -252,7 +252,7 @@ class TrainingState:
                 for names in (source.meta["class_names"], self.config.class_names or ())
             )
             copy = ""
-            if self.config.remote_data is None and takes_class_list(self.config.dataset_dir, self.config.data_format):
+            if not self.config.remote_data and takes_class_list(self.config.dataset_dir, self.config.data_format):
                 copy = (
                     f", or copy {source.folder.parent / CLASSES}, which fixes the numbers, to {self.config.dataset_dir}"
                 )

@@ -140,7 +140,7 @@ class Teacher:
         """
         if self.known is None or not isinstance(loader, ImageLoader):
             return
-        if config.remote_data is None:  # otherwise the names of images may be in files that are not here yet
+        if not config.remote_data:  # otherwise the names of images may be in files that are not here yet
             parallel.together(self.known.check, "the teacher's embeddings")
 
     def targets(self, images: np.ndarray, known: Sequence[np.ndarray]) -> paddle.Tensor:

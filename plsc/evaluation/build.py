@@ -30,9 +30,7 @@ def build_evaluator(config: Config, kept_dir: Optional[Path] = None) -> Evaluato
     """
     sets, reader, inputs = [], None, _new_inputs(config)
     if config.test_reader is None:
-        places = parallel.together(
-            lambda: [inputs.test_sets(one, config.val_targets) for one in config.data_sets], "its test sets"
-        )
+        places = parallel.together(lambda: inputs.test_sets(config.data_sets, config.val_targets), "its test sets")
         sets = find_sets(places, config.val_targets, config.image_shape, config.pixels)
     else:
         sets, reader = _given_test(config)

@@ -74,12 +74,8 @@ def dataset_dir(
         raise ConfigError(f"{setter}({shown(directory)}): expected a path, or a list of the paths of several data sets")
     else:
         paths = tuple(check_str(setter, one) for one in directory)
-    addresses = [path for path in paths if split_address(setter, path) is not None]
-    if addresses and len(paths) > 1:
-        raise ConfigError(
-            f"{setter}: {shown(addresses[0])} is not on this machine, and only a single data set may be elsewhere; "
-            "copy it, or train on it alone"
-        )
+    for path in paths:
+        split_address(setter, path)  # raises an error for an address that plsc cannot read
     _check_distinct(setter, paths)
     if len(paths) == 1 and (heads == "separate" or weights is not None):
         given = "heads='separate'" if heads == "separate" else "weights"

@@ -114,10 +114,11 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
             "dataset_dir",
             checks.dataset_dir,
             "the folder of the training images and the test sets",
-            "see [your data](data.md); test sets lie next to the images. Data on HDFS has an address, "
-            "`hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). A list trains on "
-            "[several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or `separate`, "
-            "and `weights` for each set. `exclude` is a list of images to [leave out](data.md#leaving-images-out)",
+            "see [your data](data.md); test sets lie next to the images. Data on HDFS or in an object store has an "
+            "address, such as `hdfs://host:port/path`: see [remote storage](data.md#data-on-remote-storage). A list "
+            "trains on [several data sets](data.md#several-data-sets) together, with `heads` that are `merged` or "
+            "`separate`, and `weights` for each set. `exclude` is a list of images to "
+            "[leave out](data.md#leaving-images-out)",
             fields=("dataset_dir", "heads", "set_weights", "exclude"),
             takes_list=True,
         ),

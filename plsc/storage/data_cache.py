@@ -508,6 +508,12 @@ class CachedFolder:
         return self._folder / "parts" / _name_of(file)
 
 
+def is_copy(path: str) -> bool:
+    """Returns whether a path is in the copy of a folder of a store, into which nothing goes but what is fetched."""
+    folders = (one for one in (Path(path), *Path(path).parents) if one.name == "files")
+    return any(one.parent.name.startswith("plsc_") and (one.parent / "source.json").exists() for one in folders)
+
+
 def _name_of(file: RemoteFile) -> str:
     return hashlib.sha256(file.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

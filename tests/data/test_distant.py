@@ -134,11 +134,14 @@ def test_images_to_embed_are_those_of_the_disk(data, tmp_path, data_format):
             assert (images.pixels(i, (3, 32, 32)) == local.pixels(i, (3, 32, 32))).all()
 
 
-@pytest.mark.parametrize("data_format", ["tar", "recordio", "parquet"])
-@pytest.mark.parametrize("shuffle", [None, "window", "full"])
+@pytest.mark.parametrize(
+    "data_format, shuffle",
+    [
+        *((data_format, shuffle) for data_format in ("tar", "recordio") for shuffle in (None, "window", "full")),
+        *(("parquet", None), ("parquet", "window"), ("jpeg", None), ("folder", None)),
+    ],
+)
 def test_training_draws_the_order_of_the_disk_and_resumes_in_it(data, tmp_path, data_format, shuffle):
-    if (data_format, shuffle) == ("parquet", "full"):
-        pytest.skip("Parquet has no such shuffle")
     local = open_images(str(data / data_format), 12, 0, 1, shuffle=shuffle)
     records, chosen = remote.open_images(place_of(data / data_format, tmp_path / "cache"), 12, "auto", shuffle, 8)
     assert chosen == shuffle

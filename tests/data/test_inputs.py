@@ -14,7 +14,7 @@ from ranks import run_plsc
 from plsc import cli
 from plsc.config import Config
 from plsc.config import DataCache as CacheSetting
-from plsc.data import inputs as inputs_module
+from plsc.data import folder_index, store_files, tar_index_file
 from plsc.data.collection import open_collection
 from plsc.data.inputs import Inputs
 from plsc.data.pair_sets import read_pairs
@@ -166,7 +166,7 @@ def test_images_to_embed_are_those_of_the_disk(data, tmp_path, source):
 def test_test_sets_are_fetched_once_and_alone(data, tmp_path, fetched):
     with open_inputs(tmp_path / "cache") as inputs:
         for _ in range(2):
-            folder = Path(inputs.test_sets(f"file://{data}/jpeg", "glyphs, pairs,held_out"))
+            folder = Path(*inputs.test_sets([f"file://{data}/jpeg"], "glyphs, pairs,held_out"))
         assert (folder / "glyphs.bin").read_bytes() == (data / "jpeg" / "glyphs.bin").read_bytes()
         assert read_pairs(folder / "pairs.txt").images.num_images == 3
         held_out = len(list((data / "jpeg" / "held_out").rglob("*.jpg")))
@@ -174,7 +174,7 @@ def test_test_sets_are_fetched_once_and_alone(data, tmp_path, fetched):
         assert len(fetched) == len(set(fetched)) == 1 + 1 + 1 + 3 + held_out  # with classes.txt
         assert read_pairs(Path(inputs.images(f"file://{data}/lfw/pairs.txt"))).images.num_images == 3
         with pytest.raises(DataError, match=r"jpeg/agedb.bin: no such test set, nor agedb.txt, nor a folder of images"):
-            inputs.test_sets(f"file://{data}/jpeg", "glyphs,agedb")
+            inputs.test_sets([f"file://{data}/jpeg"], "glyphs,agedb")
 
 
 def test_what_the_server_no_longer_has_is_not_read(data, tmp_path, fetched):
@@ -195,6 +195,25 @@ def test_what_the_server_no_longer_has_is_not_read(data, tmp_path, fetched):
     shutil.rmtree(images[-1].parent)
     (folder / "classes.txt").unlink()
     assert look() == (87, 0)
+
+
+@pytest.mark.parametrize("kind", ["tar", "recordio", "folder"])
+def test_indexes_that_plsc_makes_are_not_taken_for_fetched_files(data, tmp_path, monkeypatch, kind):
+    for module in (tar_index_file, folder_index):
+        monkeypatch.setattr(module, "_FEWEST", 1)
+        monkeypatch.setattr(module, "CLOCK", -(10**12))  # as if the files had been there for long
+    folder = shutil.copytree(data / kind, tmp_path / kind)
+    for path in folder.glob("*.idx"):
+        path.unlink()
+    for _ in range(2):
+        with open_inputs(tmp_path / "cache") as inputs:
+            assert open_data(f"file://{folder}", "auto", inputs)[1].num_images == 96
+        with open_inputs(tmp_path / "cache") as inputs:
+            assert open_collection(Path(inputs.images(f"file://{folder}"))).num_images == 96
+    assert open_data(str(folder))[1].num_images == 96
+    made = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    made -= {path.relative_to(data / kind) for path in (data / kind).rglob("*") if path.is_file()}
+    assert made or kind == "recordio", "next to data that is no copy"
 
 
 SMALL = 60_000
@@ -330,7 +349,7 @@ def test_what_cannot_be_read_is_said_in_a_line(data, tmp_path, capsys, monkeypat
 
 
 def test_too_many_single_files_name_the_command_that_copies_them(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs_module, "_MOST_SINGLE", 50)
+    monkeypatch.setattr(store_files, "_MOST_SINGLE", 50)
     with (
         open_inputs(tmp_path / "cache") as inputs,
         pytest.raises(

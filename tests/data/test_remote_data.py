@@ -23,6 +23,7 @@ from plsc.data.records import Record, Records
 from plsc.data.remote_folder import RemoteFolder
 from plsc.data.sampler import mixed_turns
 from plsc.data.sources import Format
+from plsc.datasets.conversion import Conversion, convert
 from plsc.errors import ConfigError, DataError
 from plsc.evaluation.build import open_inputs
 from plsc.storage.address import split_address
@@ -182,12 +183,14 @@ def tmp_copy(split, tmp_path):
 
 
 BAD = {
-    "no-manifest": (lambda f: (f / "base64_manifest.json").unlink(), {}, DataError, "holds no training data that can"),
-    "list": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "label.txt").touch()), {}, DataError,
-             "holds label.txt, and single image files cannot be fetched.*plsc data convert"),
-    "tree": (lambda f: (shutil.rmtree(f), (f / "0").mkdir(parents=True)), {}, DataError, "holds folders, and single"),
-    "hub": (lambda f: (shutil.rmtree(f), (f / "data").mkdir(parents=True), (f / "infos.json").touch()), {}, DataError,
-            "holds no training data itself, but a folder data; call set_dataset_dir.'file://.*/copy/data'"),
+    "no-manifest": (lambda f: (f / "base64_manifest.json").unlink(), {}, DataError, "holds no data to train on: no ba"),
+    "unsplit": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "file_list.txt").touch()), {}, DataError,
+                r"manifest.json: missing, .* plsc data convert file://.*/copy NEW --to base64 --ranks 1"),
+    "list": (lambda f: ((f / "base64_manifest.json").unlink(), (f / "label.txt").write_text("x.jpg 1\n")), {},
+             DataError, "^file://.*/copy/label.txt:1: image file 'x.jpg' is missing .*relative to file://.*/copy"),
+    "tree": (lambda f: (shutil.rmtree(f), (f / "train" / "0").mkdir(parents=True), (f / "train/0/x.jpg").touch()), {},
+             DataError, "'train' seems to hold a whole data set, .*; call set_dataset_dir.'file://.*/copy/train'."),
+    "flat": (lambda f: (shutil.rmtree(f), f.mkdir(), (f / "x.jpg").touch()), {}, DataError, "and no folders with ima"),
     "missing": (shutil.rmtree, {}, DataError, "copy: no such file or folder; plsc fs ls file://.* shows what is there"),
     "short": (lambda f: (f / "base64_rank_7").write_text("x"), {}, DataError, "rank_7: has 1 byte, but the manifest"),
     "gone": (lambda f: (f / "base64_rank_7").unlink(), {}, DataError, "base64_rank_7: is missing; write"),
@@ -267,6 +270,60 @@ def test_files_of_other_formats_are_fetched_as_a_whole(tmp_path, monkeypatch, co
     counted.clear()
     open_images(folder, tmp_path / "other", 100)[0].close()
     assert counted == ["a.json"], "tars that do not fit are read in place"
+
+
+@pytest.fixture(scope="module")
+def images(glyphs, tmp_path_factory):
+    """The glyphs as a list of images, and as a folder for each class."""
+    root = tmp_path_factory.mktemp("images")
+    shutil.copytree(glyphs, root / "jpeg")
+    convert(Conversion(str(glyphs), str(root / "folder"), "folder", workers=1), lambda *a: None)
+    shutil.copytree(glyphs / "held_out", root / "folder" / "held_out")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "folder"])
+@pytest.mark.parametrize("size", [10**9, 20_000])
+def test_single_images_give_what_the_disk_gives(images, tmp_path, counted, kind, size):
+    options = {"test_sets": ["glyphs", "held_out"]}
+    wanted = sources.open_images(str(images / kind), 12, 0, 1, **options)
+    for _ in range(2):
+        records, shuffle = remote.open_images(
+            place_of(images / kind, tmp_path / "cache", size), 12, "auto", None, IN_FLIGHT, **options
+        )
+        assert shuffle is None and records.digests() == wanted.digests() and records.where(5).startswith("file://")
+        assert list(records.class_names) == list(wanted.class_names)
+        assert read_epochs(records, 2, begin=30) == read_epochs(wanted, 2, begin=30)
+        records.close()
+    lists = {"jpeg": ["classes.txt", "label.txt"], "folder": ["classes.txt"]}[kind]
+    names = [wanted.name(i) for i in range(96)] if size > 10**6 else []
+    assert sorted(counted) == sorted(lists + names), "nothing else, and each file once"
+
+
+def test_missing_and_damaged_images_are_named_by_their_address(images, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(images / "jpeg", folder)
+    lines = (folder / "label.txt").read_text().splitlines()
+    (folder / lines[3].rpartition(" ")[0]).unlink()
+    for name, size in (("all", 10**9), ("none", 20_000)):
+        with pytest.raises(
+            DataError, match=rf"^file://{folder}/label.txt:4: image file .* is missing \(1 missing in all"
+        ):
+            open_images(folder, tmp_path / name, size)
+        records, _ = remote.open_images(
+            place_of(folder, tmp_path / name, size), 12, "auto", None, IN_FLIGHT, accepts_missing=True
+        )
+        with pytest.raises(DataError, match=rf"^file://{folder}/label.txt:4: cannot read image") as caught:
+            records.read(3)
+        assert is_damage(caught.value)
+        records.close()
+
+
+def test_tars_in_a_usual_subfolder_are_found(images, tmp_path):
+    convert(Conversion(str(images / "jpeg"), str(tmp_path / "hub" / "data"), "tar", workers=1), lambda *a: None)
+    records, _ = open_images(tmp_path / "hub", tmp_path / "cache")
+    assert read_epochs(records, 1) == read_epochs(sources.open_images(str(tmp_path / "hub"), 12, 0, 1), 1)
+    records.close()
 
 
 def test_images_that_are_read_twice_let_no_file_go_early(split, tmp_path, counted, small_window):
@@ -391,5 +448,5 @@ def test_other_ranks_wait_for_this_one_while_it_fetches(split, glyphs, tmp_path,
     writer.close()
     open_images(tmp_path / "rec", tmp_path / "cache")[0].close()
     with open_inputs(Config(data_cache=DataCache(str(tmp_path / "cache"), 10**9))) as inputs:
-        inputs.test_sets(f"file://{glyphs}", "glyphs")
+        inputs.test_sets([f"file://{glyphs}"], "glyphs")
     assert not outside

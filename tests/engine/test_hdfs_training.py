@@ -393,13 +393,16 @@ def large_images(few_glyphs, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("to", ["tar", "recordio", "parquet"])
+@pytest.mark.parametrize("to", ["tar", "recordio", "parquet", "folder", "jpeg"])
 def test_data_that_no_cache_can_hold_gives_the_losses_of_data_on_disk(hdfs, large_images, tmp_path, place, to):
     """It is read in place, through a kill and while the NameNode is away."""
     if to == "parquet":
         pytest.importorskip("pyarrow")
-    shards = None if to == "recordio" else 2
-    convert(Conversion(str(large_images), str(tmp_path / "data"), to, shards=shards, workers=1), lambda *a: None)
+    if to == "jpeg":
+        shutil.copytree(large_images, tmp_path / "data")
+    else:
+        shards = 2 if to in ("tar", "parquet") else None
+        convert(Conversion(str(large_images), str(tmp_path / "data"), to, shards=shards, workers=1), lambda *a: None)
     hdfs.client("name").upload(f"{place}/data", str(tmp_path / "data"), n_threads=4)
     options = (*ON_FILES, info(hdfs), f"data_cache={json.dumps([str(tmp_path / 'cache'), '1MB'])}")
     straight = start("train_glyphs.py", 2, tmp_path / "data", tmp_path / "disk", *ON_FILES)
@@ -412,3 +415,36 @@ def test_data_that_no_cache_can_hold_gives_the_losses_of_data_on_disk(hdfs, larg
     assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")
     used = sum(path.lstat().st_blocks * 512 for path in (tmp_path / "cache").rglob("*"))
     assert used < 1_000_000, "the images are not on the disk"
+
+
+def test_several_sets_on_hdfs_give_the_losses_of_sets_on_disk(
+    hdfs, few_split, few_glyphs, large_images, tmp_path, place
+):
+    """One is kept, one is fetched, one is read in place, and one is on the disk; through a kill and an outage."""
+    convert(Conversion(str(large_images), str(tmp_path / "large"), "tar", shards=2, workers=1), lambda *a: None)
+    more = shutil.copytree(few_split, tmp_path / "more")
+    names = {"split": few_split, "few": few_glyphs, "large": tmp_path / "large", "more": more}
+    for name in ("split", "few", "large"):
+        hdfs.client("name").upload(f"{place}/{name}", str(names[name]), n_threads=16)
+    (tmp_path / "sets").mkdir()
+    for name in names:
+        (tmp_path / "sets" / name).symlink_to(names[name])
+
+    def settings(stored):
+        paths = [f"{hdfs.address}{place}/{name}" if name in stored else str(tmp_path / "sets" / name) for name in names]
+        return f"dataset_dir={json.dumps({'directory': paths, 'weights': [0.5, 1, 0.25, 0.5]})}", "class_num=48"
+
+    straight = start("train_glyphs.py", 2, "unused", tmp_path / "disk", *ON_FILES, *settings(()))
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    options = (
+        *ON_FILES,
+        *settings(("split", "few", "large")),
+        info(hdfs),
+        f"data_cache={json.dumps([str(tmp_path / 'cache'), '1MB'])}",
+    )
+    killed = start("train_glyphs.py", 2, "unused", tmp_path / "kill", *options, "--kill-rank=1", "--kill-step=4")
+    assert killed.returncode == 1 and killed.stderr.count("read in place") == 1, killed.stderr[-3000:]
+    assert killed.stderr.count("all of them are kept") == 1 and "/few to " in killed.stderr
+    resume_through_an_outage(hdfs, "unused", tmp_path / "kill", options)
+    assert same_tensors(tmp_path / "kill" / "1", tmp_path / "disk" / "1")
+    assert losses_of(tmp_path / "kill") == losses_of(tmp_path / "disk")

@@ -11,6 +11,7 @@ from killed_runs import same_tensors
 from ranks import ROOT, TIMEOUT, environment, popen_ranks, start
 
 from plsc.checkpoint import remote
+from plsc.datasets.conversion import Conversion, convert
 from plsc.shuffle.local import shuffle_base64
 from plsc.shuffle.plan import Options
 from plsc.storage import open_hdfs
@@ -68,6 +69,24 @@ def test_new_machines_resume_to_the_bit_from_s3_with_data_in_s3(s3, few_glyphs, 
     kept = {path.parent.name for path in (tmp_path / "run").glob("*/meta.json")}
     assert {one.path for one in remote.list_remote(store, "checkpoints")} == {f"checkpoints/{name}" for name in kept}
     assert {name.split("/")[0] for name in tree(store, "checkpoints")} == kept and s3.unfinished() == []
+    store.delete("")
+
+
+def test_separate_heads_on_sets_in_s3_train_as_on_a_disk(s3, few_glyphs, tmp_path):
+    """One set is a folder of images, and is fetched; the other is on the disk."""
+    store = open_hdfs("s3://bucket/sets", None)
+    convert(Conversion(str(few_glyphs), str(tmp_path / "tree"), "folder", workers=1), lambda *a: None)
+    put(store, tmp_path / "tree", "tree")
+    runs = {"disk": (str(tmp_path / "tree"), ()), "s3": ("s3://bucket/sets/tree", (tmp_path / "cache",))}
+    for name, (first, cache) in runs.items():
+        sets = {"directory": [first, str(few_glyphs)], "heads": "separate", "weights": [1, 0.5]}
+        options = [f"dataset_dir={json.dumps(sets)}", "class_num=24"]
+        options += [f"data_cache={json.dumps([str(one), '1GB'])}" for one in cache]
+        done = start("train_glyphs.py", 2, "unused", tmp_path / name, *OPTIONS[:-1], *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "fetching 25 files" in done.stderr and len(losses_of(tmp_path / "s3")) == 24
+    assert losses_of(tmp_path / "s3") == losses_of(tmp_path / "disk")
+    assert same_tensors(tmp_path / "s3" / "1", tmp_path / "disk" / "1")
     store.delete("")
 
 

@@ -16,14 +16,19 @@ from train_glyphs import TinyNet
 from plsc import Entry, parallel
 from plsc.checkpoint import download, head_file, open_checkpoint
 from plsc.checkpoint.convert import convert
-from plsc.config import Config
+from plsc.config import Config, DataCache
 from plsc.data.records import Record
 from plsc.data.tar_shards import TarWriter
+from plsc.datasets.conversion import Conversion
+from plsc.datasets.conversion import convert as convert_data
 from plsc.engine.build import open_source
 from plsc.engine.state import TrainingState
 from plsc.engine.upload import _owner_of
 from plsc.errors import CheckpointError, ConfigError, DataError
 from plsc.inference.classes import CheckpointCentres
+from plsc.machine import mounts
+from plsc.shuffle.local import shuffle_base64
+from plsc.shuffle.plan import Options
 
 FIRST = 7  # classes of the first set; the second has the other 5
 
@@ -81,6 +86,109 @@ def test_a_list_leaves_images_out_of_several_sets(halves, tmp_path):
         source = open_source(config)
         counts = np.bincount(source.labels())
         assert source.num_images == 12 * 8 - 6 and counts[0] == counts[FIRST] == 5 and counts.sum() == 90
+
+
+@pytest.fixture(scope="module")
+def kinds(glyphs, tmp_path_factory):
+    """The glyphs in several formats, whose test set only one of them has."""
+    root = tmp_path_factory.mktemp("kinds")
+    shutil.copytree(glyphs, root / "jpeg")
+    for to in ("tar", "recordio"):
+        convert_data(
+            Conversion(str(glyphs), str(root / to), to, shards=2 if to == "tar" else None, workers=1), lambda *a: 0
+        )
+    shuffle_base64(Options(str(glyphs), "file_list.txt", 6, str(root / "split"), workers=1))
+    (root / "jpeg" / "glyphs.bin").rename(root / "tar" / "glyphs.bin")
+    return root
+
+
+def in_stores(kinds, tmp_path, size=10**9):
+    """Settings of four data sets, of which three are in a store; and the same on this machine."""
+    remote = {"data_cache": DataCache(str(tmp_path / "cache"), size)}
+    remote["dataset_dir"] = (*(f"file://{kinds}/{name}" for name in ("jpeg", "split", "tar")), str(kinds / "recordio"))
+    return remote, {"dataset_dir": tuple(str(kinds / name) for name in ("jpeg", "split", "tar", "recordio"))}
+
+
+SHARES = {"all": 10**9, "all but the tars": 400_000, "lists and base64 alone": 200_000}
+
+
+@pytest.mark.parametrize("size", SHARES)
+@pytest.mark.parametrize(
+    "settings", [{}, {"weights": (0.5, 1.0, 2.0, 1.0)}, {"heads": "separate"}, {"sampler": "balanced"}, {"exclude": 9}]
+)
+def test_sets_in_a_store_give_what_they_give_on_the_disk(kinds, tmp_path, size, settings, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("plsc"), "propagate", True)
+    caplog.set_level(logging.INFO, "plsc")
+    settings = {**settings, "val_targets": "glyphs", "num_workers": 2}
+    if "weights" in settings:
+        settings["set_weights"] = settings.pop("weights")
+    if "exclude" in settings:
+        names = [line.rpartition(" ")[0] for line in (kinds / "jpeg" / "label.txt").read_text().splitlines()[:9]]
+        (tmp_path / "list").write_text("".join(f"jpeg/{name}\n" for name in names) + "split/base64_rank_3:4\n")
+        settings["exclude"] = f"file://{tmp_path}/list"
+        settings["data_cache"] = DataCache(str(tmp_path / "cache"), SHARES[size])
+    stored, local = in_stores(kinds, tmp_path, SHARES[size])
+    configs = [Config(**{**settings, **where}, num_classes=0) for where in (stored, local)]
+    configs[0].check_combination()
+    sources = [open_source(config) for config in configs]
+    fields = ("num_classes", "class_names", "separate_heads", "data_shuffle")
+    assert all(getattr(configs[0], name) == getattr(configs[1], name) for name in fields)
+    assert sources[0].digests() == sources[1].digests()
+    assert (sources[0].labels() == sources[1].labels()).all()
+    for epoch, begin in ((0, 0), (1, 50)):
+        orders = [source.epoch_order(5, epoch, 1, 2)[begin:] for source in sources]
+        assert (orders[0] == orders[1]).all()
+        sources[0].will_read(orders[0])
+        for i in orders[0].tolist():
+            assert sources[0].read(i) == sources[1].read(i) and sources[0].name(i) == sources[1].name(i)
+            assert sources[0].where(i).removeprefix("file://") == sources[1].where(i)
+    sources[0].close()
+    assert len({line for line in caplog.messages if "read in place" in line}) == list(SHARES).index(size)
+    held = sum(path.stat().st_size for path in (tmp_path / "cache").glob("plsc_*/files/**/*") if path.is_file())
+    assert held <= SHARES[size] and not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+@pytest.mark.parametrize("size", [10**9, 10_000])
+def test_sets_may_lie_in_the_same_folder_of_a_store_and_overlap(kinds, tmp_path, size):
+    names = ("tar/train-00000-of-00002.tar", "tar/train-00001-of-00002.tar", "tar")
+    cache = DataCache(str(tmp_path / "cache"), size)
+    local = open_source(Config(dataset_dir=tuple(f"{kinds}/{name}" for name in names), num_classes=0))
+    stored = open_source(
+        Config(dataset_dir=tuple(f"file://{kinds}/{name}" for name in names), num_classes=0, data_cache=cache)
+    )
+    order = stored.epoch_order(5, 0, 0, 1)
+    stored.will_read(order)
+    assert (order == local.epoch_order(5, 0, 0, 1)).all() and len(order) == 2 * 96
+    assert [stored.read(i) for i in order.tolist()] == [local.read(i) for i in order.tolist()]
+    stored.close()
+    assert not mounts._mounts and not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+def test_what_must_be_kept_of_several_sets_does_not_fit(kinds, tmp_path):
+    stored, _ = in_stores(kinds, tmp_path, 100_000)
+    words = "100 kB is too small for what cannot be read in place: .* of file://.*/split; .*larger size, or convert"
+    with pytest.raises(ConfigError, match=words):
+        open_source(Config(**stored, num_classes=0))
+    assert not list((tmp_path / "cache").glob("plsc_claims/*"))
+
+
+def test_a_mistake_in_a_set_on_this_machine_costs_no_download(kinds, tmp_path):
+    stored, _ = in_stores(kinds, tmp_path)
+    stored["dataset_dir"] = (*stored["dataset_dir"][:3], str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="nowhere"):
+        open_source(Config(**stored, num_classes=0))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_sets_in_a_store_train_and_test_as_those_on_the_disk(kinds, tmp_path):
+    stored, local = in_stores(kinds, tmp_path)
+    for name, where in (("one", local), ("two", stored)):
+        cache = {"data_cache": {"directory": str(tmp_path / "cache"), "size": 200_000}} if name == "two" else {}
+        result = small(tmp_path / name, dataset_dir=list(where["dataset_dir"]), with_test=True, **cache).train()
+        assert "glyphs" in result["test"]
+    assert_same(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(DataError, match=r"^file://.*/jpeg/lfw.bin: no such test set, nor lfw.txt"):
+        small(None, dataset_dir=list(stored["dataset_dir"]), with_test=True, val_targets="lfw", **cache).train()
 
 
 def test_merged_sets_train_as_one_set_of_all_their_images(glyphs, halves, tmp_path):
