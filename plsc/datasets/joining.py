@@ -40,6 +40,7 @@ class Places:
         shared: Any = multiprocessing.get_context("fork").Array("q", [_UNKNOWN] * 2 * shards)
         self._lock = shared.get_lock()
         self._sizes = np.frombuffer(shared.get_obj(), np.int64).reshape(shards, 2)  # bytes and images of each
+        self._before = 0, 0, 0  # a shard, and the bytes and images before it, so that they are added up once
         for number in range(shards):
             if staging.shard(number).exists():
                 part = read_part(staging.shard(number) / DATA / target.file)
@@ -50,16 +51,18 @@ class Places:
 
         Args:
             part: The shard.
-            number: Its number.
+            number: Its number, which never falls in a process.
 
         Raises:
             OSError: The disk refuses it.
         """
+        first, *before = self._before
         with self._lock:
-            known = np.array(self._sizes[:number])
+            known = np.array(self._sizes[first:number])
         if np.any(known == _UNKNOWN):
             return False
-        size, images = known.sum(axis=0).tolist()
+        size, images = (known.sum(axis=0) + before).tolist()
+        self._before = number, size, images
         part.write_into(self._path, size, images)
         return True
 
