@@ -17,10 +17,10 @@ from typing import Optional, Union
 import numpy as np
 
 from plsc.data.class_names import CLASSES, name_of, read_classes
-from plsc.data.encoded_image import open_image
-from plsc.data.recordio_file import EXACT, HEADER, LARGEST_RECORD, BrokenError, RecordFile, frames_of, header_of
+from plsc.data.recordio_file import EXACT, HEADER, BrokenError, RecordFile, frames_of, header_of
 from plsc.data.recordio_index import Index, read_index, write_index
 from plsc.data.recordio_layout import PROPERTY, classes_of, images_of
+from plsc.data.recordio_parts import TRIED, number_images, pieces_of, pixels_of, read_part
 from plsc.data.records import Opening, Record, Records, check_label
 from plsc.errors import DataError, WrongDataError
 from plsc.machine.files import replacing
@@ -30,7 +30,6 @@ logger = logging.getLogger("plsc")
 _SUFFIX, _INDEX = ".rec", ".idx"
 _USUAL, _USUAL_INDEX = f"train{_SUFFIX}", f"train{_INDEX}"
 _BLOCK_BYTES = 4_000_000  # as for base64 data
-_TRIED = 16  # images that the writer opens at most, to learn their size
 _PROBED = 64  # records of an index that are looked at, to notice that it belongs to another file
 
 
@@ -296,16 +295,20 @@ class RecordIOWriter:
     Args:
         path: The file to write, whose name ends in `.rec`.
         class_names: Name of each class, for `classes.txt` in the same folder.
+        is_shared: Whether the file has this name from the start, because parts are written into it; those that an
+            earlier writer has taken stay.
 
     Raises:
         OSError: The disk refuses it.
     """
 
-    def __init__(self, path: Path, class_names: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, class_names: Sequence[str] = (), is_shared: bool = False) -> None:
         self._path, self._class_names = path, class_names
         self._ending = contextlib.ExitStack()
-        part = self._ending.enter_context(replacing(path))
-        self._stream = self._ending.enter_context(part.open("wb", 1 << 20))
+        if is_shared:
+            path.touch()
+        part = path if is_shared else self._ending.enter_context(replacing(path))
+        self._stream = self._ending.enter_context(part.open("r+b" if is_shared else "wb", 1 << 20))
         self._place = 0
         self._places = array("q")
         self._runs = array("q")  # the first image of each run of equal labels, as long as each class is one run
@@ -316,64 +319,52 @@ class RecordIOWriter:
 
     def add(self, record: Record) -> None:
         """Writes one image. Raises OSError if the disk refuses it, and DataError if RecordIO cannot hold it."""
-        if not 0 <= record.label < EXACT:
-            raise DataError(
-                f"{record.name}: label {record.label} does not fit into RecordIO, which stores labels as float32 and "
-                f"so has room for {EXACT} classes; take another format"
-            )
-        if len(record.data) + HEADER.size > LARGEST_RECORD:
-            raise DataError(
-                f"{record.name}: has {len(record.data)} bytes, more than a record of RecordIO; leave it out"
-            )
+        pieces = pieces_of(record, len(self._places) + 1)
         if record.label != self._last:
             self._note_run(record.label)
-        if self._size is None and len(self._places) < _TRIED:
-            self._size = _size_of(record.data)
-        self._append(HEADER.pack(0, record.label, len(self._places) + 1, 0) + record.data)
+        if self._size is None and len(self._places) < TRIED:
+            self._size = pixels_of(record.data)
+        self._append(pieces)
 
-    def add_file(self, path: Path) -> None:
-        """Appends the images of another file that such a writer has made.
+    def add_part(self, path: Path) -> None:
+        """Adds the images of a `RecordIOPart`. Copies them into the file, unless the part was written into it.
 
         Args:
-            path: The file, whose index and `property` lie next to it; it has at least one image.
+            path: The file of the part.
 
         Raises:
-            OSError: The disk refuses it, or the file cannot be read.
-            DataError: The index is damaged.
+            OSError: The disk refuses it, or the part cannot be read.
+            DataError: The part is damaged, or lies elsewhere in the file.
         """
-        size = path.stat().st_size
-        index = read_index(os.fspath(path.with_suffix(_INDEX)), os.fspath(path), size)
-        # The images come first. Record 0 follows them, unless there are no ranges, and the images count from 0.
-        count = int(np.flatnonzero(index.keys == 0)[0]) or len(index.keys)
-        ends = np.append(index.places[:count], index.places[count] if count < len(index.keys) else size)
-        if self._size is None:
-            with contextlib.suppress(OSError, ValueError):
-                _, height, width = path.with_name(PROPERTY).read_text(encoding="ascii").split(",")
-                self._size = int(height), int(width)
-        blocks = _blocks_of(ends)
-        buffer = memoryview(bytearray(int(np.diff(ends[blocks]).max())))  # one for all, because a new one is slow
-        with path.open("rb") as stream:
-            for first, end in zip(blocks[:-1].tolist(), blocks[1:].tolist()):
-                begin = int(ends[first])
-                data = buffer[: int(ends[end]) - begin]
-                stream.readinto(data)
-                words, frames = np.frombuffer(data, "<u4"), (ends[first:end] - begin) // 4
-                labels = words[frames + 3].view("<f4").astype(np.int64)
-                words[frames + 4] = np.arange(len(frames)) + len(self._places) + 1  # the numbers of the images
-                self._stream.write(data)
-                self._note_places(ends[first:end] - begin + self._place, labels)
-                self._place += len(data)
-        self._stream.flush()
-        os.fsync(self._stream.fileno())  # so that little is left to write to the disk at the end
+        part = read_part(path)
+        if part.place < 0:
+            data = bytearray(path.read_bytes())
+            number_images(data, part.places, len(self._places))
+            self._stream.seek(self._place)
+            self._stream.write(data)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())  # so that little is left to write to the disk at the end
+        elif part.place != self._place or part.place + part.size > self._path.stat().st_size:
+            raise DataError(
+                f"{self._path}: does not hold the images of {path.parent} where they should be; remove the unfinished "
+                "conversion, and run it again"
+            )
+        self._size = self._size or part.pixels
+        self._note_images(part.places + self._place, part.labels)
+        self._place += part.size
 
-    def _note_places(self, places: np.ndarray, labels: np.ndarray) -> None:
-        """Notes where some images begin, and their labels."""
-        done = 0
-        for k in np.flatnonzero(np.diff(labels, prepend=self._last)).tolist():
-            self._places.frombytes(places[done:k].tobytes())
-            self._note_run(int(labels[k]))
-            done = k
-        self._places.frombytes(places[done:].tobytes())
+    def _note_images(self, places: np.ndarray, labels: np.ndarray) -> None:
+        """Notes where some images begin, int64 [n], and their labels, int64 [n]."""
+        starts = np.flatnonzero(np.diff(labels, prepend=self._last))  # of runs of equal labels
+        found = labels[starts]
+        self._seen.extend(bytes(max(int(found.max(initial=-1)) + 1 - len(self._seen), 0)))
+        seen = np.frombuffer(self._seen, np.uint8)
+        self._is_sorted = self._is_sorted and not seen[found].any() and len(np.unique(found)) == len(found)
+        if self._is_sorted:
+            self._runs.extend((starts + len(self._places) + 1).tolist())
+        seen[found] = 1
+        self._places.frombytes(places.tobytes())
+        self._last = int(labels[-1]) if len(labels) else self._last
 
     def _note_run(self, label: int) -> None:
         self._last = label
@@ -384,23 +375,25 @@ class RecordIOWriter:
         if self._is_sorted:
             self._runs.append(len(self._places) + 1)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, pieces: Sequence[bytes]) -> None:
         self._places.append(self._place)
-        for piece in frames_of(data):
+        for piece in pieces:
             self._stream.write(piece)
             self._place += len(piece)
 
     def close(self) -> None:
         """Writes the records that hold ranges, the index and `property`, and gives the file its name."""
+        self._stream.seek(self._place)
+        self._stream.truncate()  # what a writer that was killed has written behind the images
         images = len(self._places)
         bounds = [*self._runs, images + 1] if self._is_sorted else [images + 1]
         end = images + len(bounds)  # of the records, with those of the identities
         # Beyond 2^24 records float32 cannot hold the ranges, and InsightFace takes all records as images without them.
         has_ranges = end <= EXACT
         if has_ranges:
-            self._append(_range_record(0, images + 1, end))
+            self._append(frames_of(_range_record(0, images + 1, end)))
             for number, (first, after) in enumerate(zip(bounds, bounds[1:])):
-                self._append(_range_record(images + 1 + number, first, after))
+                self._append(frames_of(_range_record(images + 1 + number, first, after)))
         keys = np.arange(len(self._places), dtype=np.int64)
         if has_ranges:
             keys[: images + 1] = (keys[: images + 1] + 1) % (images + 1)  # the images from 1 on, then 0
@@ -422,10 +415,3 @@ class RecordIOWriter:
 def _range_record(number: int, first: int, end: int) -> bytes:
     """Returns the data of a record without an image, which says that the records [first, end) belong to it."""
     return HEADER.pack(2, 0.0, number, 0) + np.array([first, end], "<f4").tobytes()
-
-
-def _size_of(data: bytes) -> Optional[tuple[int, int]]:
-    """Returns the height and the width of an encoded image; None if it cannot be opened."""
-    with contextlib.suppress(Exception), open_image(data) as image:  # Pillow raises errors of many types.
-        return image.height, image.width
-    return None

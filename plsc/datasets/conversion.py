@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from plsc.data.records import Record, Records
 from plsc.data.transforms import decode
 from plsc.datasets import image_tree
 from plsc.datasets.image_tree import DATA
+from plsc.datasets.joining import Places, joining
 from plsc.datasets.opening import open_data
 from plsc.datasets.remote_staging import RemoteStaging
 from plsc.datasets.staging import LISTS, WHOLE, ShardRecord, Staging
@@ -32,7 +33,7 @@ from plsc.datasets.targets import TARGETS
 from plsc.datasets.writers import class_folders, names_text
 from plsc.errors import ConfigError, DataError, is_mistake
 from plsc.machine import threads
-from plsc.machine.files import replace_file, sync
+from plsc.machine.files import replace_file
 from plsc.machine.locks import lock_folder
 from plsc.machine.names import readable, to_text
 from plsc.shuffle.local import shuffle_base64
@@ -141,6 +142,7 @@ class Job(NamedTuple):
         room: A semaphore that lets a worker begin a shard when there is room for it on the disk; None if there always
             is.
         named: Returns a text with addresses in place of the paths of their copies.
+        places: Where the shards lie in one file of all; None if each has a file of its own.
     """
 
     conversion: Conversion
@@ -150,10 +152,16 @@ class Job(NamedTuple):
     shards: int
     room: Any = None
     named: Callable[[str], str] = str
+    places: Optional[Places] = None
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Returns the first image of a shard, and the first of the next one."""
         return number * self.images // self.shards, (number + 1) * self.images // self.shards
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether several shards become one file."""
+        return bool(TARGETS[self.conversion.to].part) and self.shards > 1
 
 
 Engine = Callable[[Job, Records, list[int], Report], list[Failure]]
@@ -224,7 +232,9 @@ def _check_places(conversion: Conversion) -> None:
 
 def _job(conversion: Conversion, records: Records, staging: Staging) -> Job:
     earlier = (staging.plan() or {}).get("shards")
-    shards = conversion.shards or (earlier if type(earlier) is int and earlier > 0 else _number_of_shards(records))
+    shards = conversion.shards or (
+        earlier if type(earlier) is int and earlier > 0 else _number_of_shards(records, conversion.to)
+    )
     return Job(
         conversion=conversion,
         class_names=records.class_names,
@@ -234,21 +244,23 @@ def _job(conversion: Conversion, records: Records, staging: Staging) -> Job:
     )
 
 
-def _number_of_shards(records: Records) -> int:
+def _number_of_shards(records: Records, to: str) -> int:
     """Returns a number of shards that depends on the data alone, so that every machine makes the same files."""
     if records.image_bytes is not None:
-        return _shards_of(records.image_bytes)
+        return _shards_of(records.image_bytes, to)
     sizes = []
     for i in np.linspace(0, records.num_images - 1, min(_SAMPLE, records.num_images)).astype(int).tolist():
         try:
             sizes.append(len(records.read(i)[0]))
         except DataError:
             continue
-    return _shards_of(int(np.mean(sizes or [0]) * records.num_images))
+    return _shards_of(int(np.mean(sizes or [0]) * records.num_images), to)
 
 
-def _shards_of(total: int) -> int:
+def _shards_of(total: int, to: str) -> int:
     """Returns the number of shards for some encoded bytes."""
+    if TARGETS[to].part:  # Each process holds one in memory.
+        return max(1, -(-total // _LEAST_BYTES))
     return max(1, -(-total // _SHARD_BYTES), min(_LEAST_SHARDS, total // _LEAST_BYTES))
 
 
@@ -277,7 +289,9 @@ def _convert(job: Job, records: Records, staging: Staging, watch: Watch, engine:
     todo = [number for number in range(job.shards) if number not in done]
     before = sum(end - first for first, end in map(job.bounds, done))
     watch(CONVERTING, before, job.images)
-    with _joining(job, staging) as join:
+    is_joined = job.is_joined and not staging.is_publishing
+    whole = joining(staging, TARGETS[job.conversion.to], job.shards, job.class_names) if is_joined else None
+    with whole or contextlib.nullcontext(lambda: None) as join:
 
         def report(count: int) -> None:
             watch(CONVERTING, before + count, job.images)
@@ -312,7 +326,10 @@ def _on_this_machine(job: Job, records: Records, todo: list[int], watch: Report)
     workers = 1 if records.is_streamed else min(job.conversion.workers or threads.cores(), len(todo))
     if records.is_streamed:
         records.will_read(np.concatenate([np.arange(*job.bounds(number)) for number in todo]))
-    if TARGETS[job.conversion.to].has_image_names:
+    if job.is_joined:
+        places = Places(Staging(Path(job.conversion.output)), TARGETS[job.conversion.to], job.shards)
+        job = job._replace(places=places)
+    if TARGETS[job.conversion.to].has_image_names or job.is_joined:
         image_suffixes()  # loads Pillow's formats here, and not in every process
     found = run_workers(
         partial(_work, job, records, todo),
@@ -355,7 +372,7 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
     while job.room is not None and not job.room.acquire(timeout=_ROOM_SECONDS):
         report(0)  # ends this process if that of the command was killed
     with staging.piece(staging.shard(number).name) as piece:
-        writer = target.open(piece / DATA, number, job.shards, job.class_names, job.num_classes)
+        writer: Any = target.open(piece / DATA, number, job.shards, job.class_names, job.num_classes)
         for i in range(first, end):
             try:
                 record = _record(conversion, records, i)
@@ -369,6 +386,10 @@ def make_shard(job: Job, records: Records, number: int, report: Report) -> Optio
                 images, size, largest = images + 1, size + len(record.data), max(largest, record.label)
             if (i + 1 - first) % _REPORTED == 0:
                 report(_REPORTED)
+                if job.places is not None:
+                    job.places.write(writer, number)
+        if job.places is not None:
+            job.places.finish(writer, number, partial(report, 0))
         writer.close()
         report((end - first) % _REPORTED)
         made = ShardRecord(images, size, largest + 1, files=images, file_bytes=size, skipped=skipped)
@@ -459,36 +480,6 @@ def _split(ranks: int, file_list: bytes, staging: Staging, watch: Watch) -> None
     with staging.piece(WHOLE) as piece:
         options = Options(str(staging.folder), "file_list.txt", ranks, output_dir=str(piece / DATA))
         shuffle_base64(options, lambda stage, done, total: watch(f"{stage} base64", done, total))
-        staging.commit(piece)
-
-
-@contextlib.contextmanager
-def _joining(job: Job, staging: Staging) -> Iterator[Callable[[], None]]:
-    """Joins the files of all shards into one, if the format needs that, and commits it at the end of the block.
-
-    Yields a function that appends the shards that have become complete, as long as the system has them in memory.
-    """
-    target = TARGETS[job.conversion.to]
-    if not target.is_joined or job.shards == 1 or staging.is_publishing:
-        yield lambda: None
-        return
-    shutil.rmtree(staging.folder / WHOLE, ignore_errors=True)
-    with staging.piece(WHOLE) as piece:
-        writer: Any = target.open(piece / DATA, 0, 1, job.class_names, job.num_classes)
-        following = 0
-
-        def join() -> None:
-            nonlocal following
-            while following < job.shards and staging.shard(following).exists():
-                if staging.record(following).images:
-                    writer.add_file(staging.shard(following) / DATA / target.file)
-                following += 1
-
-        yield join
-        join()
-        writer.close()
-        for path in (piece / DATA).iterdir():
-            sync(path)
         staging.commit(piece)
 
 

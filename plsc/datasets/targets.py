@@ -20,7 +20,7 @@ class Target(NamedTuple):
         has_shards: Whether users choose the number of files.
         has_names: Whether the writer keeps the names of the classes.
         has_image_names: Whether it keeps the names of the images.
-        is_joined: Whether the files of all shards become one, which the writer's `add_file` joins.
+        part: If all shards become one file, module and name of the `RecordWriter` of a shard; otherwise ''.
         needs_pyarrow: Whether the writer uses pyarrow.
     """
 
@@ -30,11 +30,16 @@ class Target(NamedTuple):
     has_shards: bool = False
     has_names: bool = False
     has_image_names: bool = True
-    is_joined: bool = False
+    part: str = ""
     needs_pyarrow: bool = False
 
     def check(self) -> None:
-        """Checks that the writer can work, before anything is written. Raises ConfigError if a package is missing."""
+        """Loads the writer, before anything is written, and once for all processes that are forked.
+
+        Raises:
+            ConfigError: A package is missing.
+        """
+        _imported(self.writer)
         if self.needs_pyarrow:
             from plsc.data.parquet_tables import load_pyarrow
 
@@ -50,11 +55,25 @@ class Target(NamedTuple):
             class_names: Name of each class; empty if they are unknown.
             num_classes: Number of classes.
         """
-        module, _, name = self.writer.partition(":")
-        make: Any = getattr(importlib.import_module(module), name)
+        make = _imported(self.part if self.part and count > 1 else self.writer)
         if not self.file:
             return make(folder, class_names, num_classes)
         return make(folder / self.file.format(shard=number, shards=count), class_names)
+
+    def open_whole(self, folder: Path, class_names: Sequence[str]) -> Any:
+        """Returns the writer of the file that all shards become, which resumes one that an earlier run has begun.
+
+        Args:
+            folder: Folder that receives the file.
+            class_names: Name of each class; empty if they are unknown.
+        """
+        return _imported(self.writer)(folder / self.file, class_names, is_shared=True)
+
+
+def _imported(name: str) -> Any:
+    """Returns what `module:name` names."""
+    module, _, name = name.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 _NUMBERS = "{shard:05d}-of-{shards:05d}"
@@ -84,6 +103,6 @@ TARGETS = {
         file="train.rec",
         has_names=True,
         has_image_names=False,
-        is_joined=True,
+        part="plsc.data.recordio_parts:RecordIOPart",
     ),
 }

@@ -42,6 +42,7 @@ import numpy as np
 from PIL import Image
 
 IMAGE_BYTES = 6000  # of a JPEG image of 112 x 112 pixels, about
+SCAN_HEADER = 14  # bytes of the segment SOS of three components, after which the pixels of a JPEG image begin
 CLASSES = 1000
 CHUNK = 1 << 20
 FORMATS = ("base64", "folder", "tar", "recordio", "parquet")
@@ -54,7 +55,7 @@ def make_parts(folder, size):
     rng, names, number = np.random.default_rng(0), [f"part{k}" for k in range(8)], 0
     image = io.BytesIO()
     Image.new("RGB", (112, 112)).save(image, "JPEG")
-    header = image.getvalue()[: image.getvalue().index(b"\xff\xda")]
+    header = image.getvalue()[: image.getvalue().index(b"\xff\xda") + SCAN_HEADER]  # so that Pillow can open it
     for name in names:
         with open(folder / name, "wb") as file:
             left = size // len(names)
@@ -142,7 +143,7 @@ def read_and_write(task):
     is_plain = to == "folder"
     has_names = TARGETS[to].has_image_names and not is_plain  # which the reader has to look up
     name = records.name if has_names else "{}.jpg".format
-    writer = PlainFolder(folder) if is_plain else TARGETS[to].open(folder, number, count, records.class_names, CLASSES)
+    writer = PlainFolder(folder) if is_plain else TARGETS[to].open(folder, 0, 1, records.class_names, CLASSES)
     for begin in range(first, end, 100):
         read_some = [(name(i), *records.read(i)) for i in range(begin, min(begin + 100, end))]
         for found, data, label in read_some:

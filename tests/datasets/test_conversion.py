@@ -16,6 +16,7 @@ from PIL import Image
 
 from plsc import cli
 from plsc.data.exclusion import find_listed
+from plsc.data.recordio import RecordIOWriter
 from plsc.data.records import Records
 from plsc.data.sources import open_images
 from plsc.datasets import conversion as module
@@ -68,7 +69,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("to", TARGETS)
 def test_every_format_gives_the_images_back_however_many_processes_wrote_it(to, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_number_of_shards", lambda records: 5)
+    monkeypatch.setattr(module, "_number_of_shards", lambda *given: 5)
     shards = 5 if TARGETS[to].has_shards else None
     outputs = [tmp_path / f"with {workers}" for workers in (1, 3)]
     for workers, output in zip((1, 3), outputs):
@@ -76,8 +77,8 @@ def test_every_format_gives_the_images_back_however_many_processes_wrote_it(to, 
         assert (result.images, result.classes, result.skipped) == (IMAGES, CLASSES, 0)
     assert files_of(outputs[0]) == files_of(outputs[1])
     assert not list(outputs[0].glob(".*"))
-    if TARGETS[to].is_joined:
-        monkeypatch.setattr(module, "_number_of_shards", lambda records: 1)
+    if TARGETS[to].part:
+        monkeypatch.setattr(module, "_number_of_shards", lambda *given: 1)
         convert(Conversion(str(source), str(tmp_path / "one"), to), silent)
         assert files_of(tmp_path / "one") == files_of(outputs[0])
     expected, found = images_of(source), images_of(outputs[0])
@@ -165,7 +166,7 @@ def test_images_that_cannot_be_decoded_are_left_out_in_a_list_that_exclude_takes
 
 def convert_until_killed(given, place, victim):
     """Converts in this process, which kills itself, its parent or a worker when it reaches a place."""
-    record, moved, at = module._record, [], 4
+    record, moved, at, commit = module._record, [], 4, staging.Staging.commit
 
     def kill_at_an_image(given, records, i):
         if i == 25:
@@ -178,8 +179,18 @@ def convert_until_killed(given, place, victim):
             os.kill(victim(), signal.SIGKILL)
         move(*given)
 
+    def kill_at_the_whole(self, piece):
+        is_whole = piece.name.startswith(staging.WHOLE)
+        if is_whole and place == "before the whole":
+            os.kill(victim(), signal.SIGKILL)
+        commit(self, piece)
+        if is_whole:
+            os.kill(victim(), signal.SIGKILL)
+
     if place == "image":
         module._record = kill_at_an_image
+    elif place.endswith("the whole"):
+        staging.Staging.commit = kill_at_the_whole
     else:
         staging._move = partial(kill_at_a_file, staging._move)
         image_tree._place = partial(kill_at_a_file, image_tree._place)
@@ -201,12 +212,15 @@ def convert_until_killed(given, place, victim):
         ("folder", "file", os.getpid, 1, -signal.SIGKILL),
         ("recordio", "image", os.getpid, 1, -signal.SIGKILL),
         ("recordio", "image", os.getppid, 2, -signal.SIGKILL),
+        ("recordio", "image", os.getpid, 2, 3),
+        ("recordio", "before the whole", os.getpid, 1, -signal.SIGKILL),
+        ("recordio", "after the whole", os.getpid, 2, -signal.SIGKILL),
     ],
 )
 def test_a_killed_conversion_resumes_from_its_whole_shards(
     to, place, victim, workers, status, source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(module, "_number_of_shards", lambda records: 4)
+    monkeypatch.setattr(module, "_number_of_shards", lambda *given: 4)
     whole, output = tmp_path / "whole", tmp_path / "out"
     given = Conversion(str(source), str(output), to, shards=4 if to == "base64" else None, workers=workers)
     convert(replace(given, output=str(whole)), silent)
@@ -217,6 +231,43 @@ def test_a_killed_conversion_resumes_from_its_whole_shards(
     assert (output / NAME).exists() and not (output / "file_list.txt").exists()
     result = convert(given, silent)
     assert result.kept >= 1 and files_of(output) == files_of(whole) and not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_of_all_shards_is_written_once(workers, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_number_of_shards", lambda *given: 5)
+    monkeypatch.setattr("plsc.datasets.joining._PATIENCE", 60.0)
+    added, add_part = [], RecordIOWriter.add_part
+    monkeypatch.setattr(RecordIOWriter, "add_part", lambda self, path: added.append(path) or add_part(self, path))
+    convert(Conversion(str(source), str(tmp_path / "whole"), "recordio", workers=workers), silent)
+    whole = files_of(tmp_path / "whole")
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RecordIOWriter, "close", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(Conversion(str(source), str(tmp_path / "out"), "recordio", workers=workers), silent)
+    assert len(added) == 10 and all(path.parent.exists() and not path.exists() for path in added[5:])
+    images = whole["train.rec"][: (tmp_path / "out" / NAME / "whole.unfinished/data/train.rec").stat().st_size]
+    assert images == (tmp_path / "out" / NAME / "whole.unfinished/data/train.rec").read_bytes()
+
+
+def test_images_left_out_move_the_numbers_and_the_places_of_the_others(source, tmp_path, monkeypatch):
+    parts = tmp_path / "parts"
+    convert(Conversion(str(source), str(parts), "base64", shards=3), silent)
+    bad = damage(parts, tmp_path / "bad", 3, 5)
+    for shards, workers in ((1, 1), (5, 1), (5, 3), (IMAGES, 2)):
+        monkeypatch.setattr(module, "_number_of_shards", lambda *given, shards=shards: shards)
+        output = tmp_path / f"{shards} {workers}"
+        convert(Conversion(str(bad), str(output), "recordio", workers=workers, skip_damaged=True), silent)
+        assert files_of(output) == files_of(tmp_path / "1 1")
+
+
+def test_shards_that_become_one_file_fit_into_memory():
+    for total in 1, 15_999_999, 16_000_001, 10**12:
+        shards = module._shards_of(total, "recordio")
+        assert shards == 1 or total / shards <= 16_000_000
 
 
 def unfinished(source, output):
@@ -330,10 +381,12 @@ def test_what_cannot_work_is_one_line_and_changes_nothing(
     assert files_of(tmp_path) == before and not Path("new").exists()
 
 
-def test_a_full_disk_is_one_line_and_a_rerun_resumes(source, tmp_path, small_disk, capsys):
+@pytest.mark.parametrize("to", ["base64", "recordio"])
+def test_a_full_disk_is_one_line_and_a_rerun_resumes(to, source, tmp_path, small_disk, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_number_of_shards", lambda *given: 4)
     block = small_disk / "block"
     block.write_bytes(bytes((1 << 20) - 60_000))
-    words = ["data", "convert", str(source), str(small_disk / "out"), "--to", "base64", "--shards", "4"]
+    words = ["data", "convert", str(source), str(small_disk / "out"), "--to", to]
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said and "run the same command again, which resumes" in said
@@ -426,7 +479,7 @@ def test_a_format_that_holds_names_gives_them_back_in_the_order_of_the_numbers(t
     monkeypatch.setattr(Named, "class_names", names)
     monkeypatch.setattr(Named, "read", lambda self, i: (encoded(2 * i), (0, 1, 2, 3, 5)[i % 5]))
     monkeypatch.setattr(module, "open_data", lambda *given: ("named", Named()))
-    monkeypatch.setattr(module, "_number_of_shards", lambda records: 3)
+    monkeypatch.setattr(module, "_number_of_shards", lambda *given: 3)
     convert(Conversion(str(tmp_path / "x"), str(tmp_path / "out"), to), silent)
     _, records = open_data(str(tmp_path / "out"))
     assert tuple(records.class_names) == names
@@ -452,11 +505,12 @@ def test_base64_data_can_be_split_for_the_ranks_at_once(source, tmp_path, capsys
 
 def test_spark_makes_the_same_files(spark, source, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_number_of_shards", lambda records: 3)
-        for engine in ("local", "spark"):
-            words = ["data", "convert", str(source), str(tmp_path / "tree" / engine), "--to=folder"]
-            assert cli.main([*words, f"--engine={engine}"]) == 0
-    assert files_of(tmp_path / "tree" / "spark") == files_of(tmp_path / "tree" / "local")
+        patch.setattr(module, "_number_of_shards", lambda *given: 3)
+        for to in ("folder", "recordio"):
+            for engine in ("local", "spark"):
+                words = ["data", "convert", str(source), str(tmp_path / to / engine), f"--to={to}"]
+                assert cli.main([*words, f"--engine={engine}"]) == 0
+            assert files_of(tmp_path / to / "spark") == files_of(tmp_path / to / "local")
     for engine in ("local", "spark"):
         words = ["data", "convert", str(source), str(tmp_path / engine), "--to=base64", "--shards=3", "--size=12"]
         assert cli.main([*words, f"--engine={engine}"]) == 0
