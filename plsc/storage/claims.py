@@ -164,6 +164,7 @@ class Claim:
             "holder": f"process {os.getpid()} on {platform.node()}",
             "machine": _machine(),
             "process": os.getpid(),
+            "start": _start_of(os.getpid()),
             "since": self._since,
             "count": self._count,
         }
@@ -248,16 +249,26 @@ def _what_it_does(text: str) -> str:
 def _has_ended(text: str) -> bool:
     """Returns whether a claim is that of a process of this machine which no longer runs."""
     about = _parsed(text)
-    number = about.get("process")
+    number, start = about.get("process"), about.get("start")
     if not isinstance(number, int) or not 0 < number < 1 << 31 or about.get("machine") != _machine():
         return False
     try:
         os.kill(number, 0)
     except ProcessLookupError:
         return True
+    except OSError:  # it belongs to another user, and may be hidden
+        return False
+    return isinstance(start, int) and _start_of(number) != start
+
+
+def _start_of(number: int) -> Optional[int]:
+    """Returns when a process began, in ticks since the machine did; None if it has ended, waited for or not."""
+    try:
+        with open(f"/proc/{number}/stat", "rb") as stream:
+            state, *rest = stream.read().rpartition(b")")[2].split()
     except OSError:
-        pass
-    return False
+        return None
+    return None if state == b"Z" else int(rest[18])
 
 
 def _machine() -> str:

@@ -110,6 +110,21 @@ def test_a_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once(store, 
     assert not claims._has_ended((tmp_path / ".x.claim").read_text())
 
 
+def test_a_process_has_ended_before_its_parent_knows_and_when_another_one_has_its_number():
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        start = claims._start_of(running.pid)
+        about = {**FOREIGN, "machine": claims._machine(), "process": running.pid, "start": start}
+        assert not claims._has_ended(json.dumps(about))
+        assert claims._has_ended(json.dumps({**about, "start": start - 1}))
+        running.kill()
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+        assert claims._has_ended(json.dumps(about))
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_who_has_lost_the_place_hears_so_and_leaves_the_claim_of_the_other(store, tmp_path, quick):
     with claiming(store, "/.x.claim", "slow://store/x") as claim:
         claim.check()
