@@ -252,10 +252,8 @@ class Uploader(Callback):
             return
         self._check_claim()
         self._set_others_aside(upload)
-        patience = 2 * self._store.patience
-        remote.publish(
-            self._store, path, upload.meta_text, patience, self._stop, parallel.silence_of_others, self._check_claim
-        )
+        patience, silence = 2 * self._store.patience, parallel.silence_of_others
+        remote.publish(self._store, path, upload.meta_text, patience, self._stop, silence, check=self._check_claim)
         found = checkpoint.parse_meta(Path(path), upload.meta_text)
         seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
         logger.info(
