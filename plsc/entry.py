@@ -904,7 +904,8 @@ class Entry:
                 Without `fs_ugi` also an alias of HdfsCLI's configuration file.
             fs_ugi: `name,password`; None for `HADOOP_USER_NAME` or the user of this process. The password is sent only
                 to gateways that ask for it over https, and is shown nowhere.
-            fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`.
+            fs_dir_for_save: The HDFS folder that receives the checkpoints of `set_model_save_dir`. While one training
+                uploads there, another one with that folder ends at its start.
             fs_checkpoint_dir: An HDFS folder with one checkpoint, or with several, of which the newest is used. It is
                 downloaded to the folder of `set_checkpoint_dir` before training or testing.
             auth: 'kerberos' shows the user's Kerberos ticket; `fs_ugi` is None then. By default a ticket is shown if

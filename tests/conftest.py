@@ -55,6 +55,7 @@ LONG = (
 
 # The files and tests that use the servers of this file. One worker runs all of them, so that each server starts once.
 SERVED = (
+    "tests/engine/test_claimed_training.py",
     "tests/engine/test_hdfs_training.py",
     "tests/engine/test_object_training.py",
     "tests/shuffle/test_spark.py",

@@ -114,6 +114,7 @@ def publish(
     patience: float,
     stop: threading.Event,
     silence: Callable[[], float] = lambda: math.inf,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Waits for the files of all ranks and makes the checkpoint appear. It replaces an earlier one at that path.
 
@@ -125,6 +126,7 @@ def publish(
         stop: Ends the waiting once it is set.
         silence: Returns for how many seconds no other rank has said that it uploads. In an object store a large file
             appears only when it is complete.
+        check: Is called when the checkpoint is complete, and may raise a StorageError to keep it from appearing.
 
     Raises:
         StorageError: Files did not arrive, or the path has something else than a checkpoint.
@@ -133,6 +135,7 @@ def publish(
     sizes = {name: one.size for name, one in checkpoint.files.items()}
     _wait_for(storage, hidden, sizes, patience, stop, silence)
     write_bytes(storage, posixpath.join(hidden, META), meta_text)
+    check()
     if storage.status(path) is None:
         storage.rename(hidden, path)
         return

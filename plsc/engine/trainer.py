@@ -100,6 +100,8 @@ class Trainer:
         stop_transfers = threading.Event()
         store = open_store(config, stop_transfers)
         self.uploader = build_uploader(config, store, stop_transfers)
+        if self.uploader is not None:
+            resources.enter_context(self.uploader.claiming())
         self.damaged = None
         if config.skip_damaged:
             self.damaged = DamagedImages(config.skip_damaged, self.save_dir)

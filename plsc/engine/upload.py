@@ -1,17 +1,19 @@
 """Uploads checkpoints to HDFS while training continues.
 
-Every rank uploads what is on its machine; the checkpoint becomes visible when all of it is there.
+Every rank uploads what is on its machine; the checkpoint becomes visible when all of it is there. Rank 0, which sees to
+that and removes earlier ones, holds a claim on the folder for all ranks, so that no other training uploads there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -20,8 +22,9 @@ from plsc import checkpoint, parallel
 from plsc.checkpoint import remote
 from plsc.engine.callbacks import Callback, Run
 from plsc.errors import CheckpointError, ConfigError, counted
+from plsc.machine.locks import FolderInUseError
 from plsc.machine.signals import StopRequest
-from plsc.storage import Retrying, StorageError, StorageUnavailableError
+from plsc.storage import Retrying, StorageError, StorageUnavailableError, claims
 from plsc.storage.base import place_of
 from plsc.storage.transfer import OpenFile
 
@@ -29,6 +32,7 @@ logger = logging.getLogger("plsc")
 
 _POLL_SECONDS = 0.25
 _MOST_WAITING = 2  # one upload that runs, and one that waits for it
+_SECONDS_TO_RELEASE = 5.0
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Uploader(Callback):
         self._uploads: list[_Upload] = []
         self._published: dict[str, remote.Remote] = {}  # checkpoints of this run, known to rank 0
         self._others_are_aside = False  # known to rank 0
+        self._claim: Optional[claims.Claim] = None  # rank 0 has it, inside the block of `claiming`
 
     def end_waiting_if(self, is_stopping: Callable[[], bool], request: StopRequest) -> None:
         """Has the waiting for uploads at the end of training end with the program once `is_stopping` returns True.
@@ -79,12 +84,58 @@ class Uploader(Callback):
         """
         self._is_stopping, self._stop_request = is_stopping, request
 
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Keeps other trainings from uploading to the folder in the `with` block, which every rank enters.
+
+        Raises:
+            FolderInUseError: Another training uploads there; on every rank.
+            StorageError: The store does not answer, or refuses; on every rank.
+        """
+        place, advice = place_of(self._store, self._place), "choose another folder with set_hdfs_info"
+        with contextlib.ExitStack() as stack:
+
+            def take() -> None:
+                with parallel.working():  # it takes a minute to see that a process of another machine has died
+                    claim = claims.claiming(self._store, claims.inside(self._place), place, advice)
+                    self._claim = stack.enter_context(claim)
+                    self._claim.check()
+
+            parallel.from_rank_0(take, "the claim on the folder of uploads")
+            held = stack.pop_all()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            releasing = threading.Thread(target=self._release, args=(held,), name="plsc-upload", daemon=True)
+            releasing.start()
+            releasing.join(_SECONDS_TO_RELEASE)
+
+    def _release(self, held: contextlib.ExitStack) -> None:
+        """Gives up the claim once no thread of this training writes to the folder any more."""
+        for one in self._uploads:
+            one.done.wait()
+        held.close()
+
+    def _check_claim(self) -> None:
+        """Checks on rank 0 that the folder still belongs to this training, before something is moved or replaced there.
+
+        Raises:
+            StorageError: Another training has taken it over, or the store does not answer.
+        """
+        try:
+            if self._claim is not None:
+                self._claim.check()
+        except FolderInUseError as problem:
+            raise StorageError(str(problem)) from None
+
     def on_train_begin(self, run: Run) -> None:
         """Finds out what an earlier process of this run has uploaded, and cleans up what it left unfinished."""
-        if not run.checkpoints:
-            return
 
         def learn() -> None:
+            self._check_claim()  # again, since the store may have taken long for the claim of another training
+            if not run.checkpoints:
+                return
             name = _run_of(_meta_text(run.checkpoints[-1]))
             for line in remote.recover(self._store, self._place, name):
                 logger.warning("%s", line)
@@ -154,12 +205,15 @@ class Uploader(Callback):
 
     def _start(self, run: Run, folder: Path) -> None:
         """Starts an upload in the background; every rank calls it."""
-        meta_text = parallel.from_rank_0(lambda: _meta_text(folder), f"the checkpoint {folder.name}")
+        meta_text, loss = parallel.from_rank_0(
+            lambda: (_meta_text(folder), None if self._claim is None else self._claim.loss),
+            f"the checkpoint {folder.name}",
+        )
         names = checkpoint.parse_meta(folder, meta_text).files
         present = [name for name in names if (folder / name).exists()]
         holders = parallel.all_gather_object(present, f"its files of the checkpoint {folder.name}")
-        files, error = {}, None
-        for name in names:
+        files, error = {}, None if loss is None else StorageError(loss)
+        for name in names if error is None else ():
             owner = _owner_of(name, holders)
             if owner is None:
                 error = StorageError(f"{folder}: no machine of this run has {name}")
@@ -196,9 +250,10 @@ class Uploader(Callback):
         remote.upload_files(self._store, path, upload.meta_text, upload.files, self._stop)
         if parallel.rank() != 0:
             return
+        self._check_claim()
         self._set_others_aside(upload)
-        patience = 2 * self._store.patience
-        remote.publish(self._store, path, upload.meta_text, patience, self._stop, parallel.silence_of_others)
+        patience, silence = 2 * self._store.patience, parallel.silence_of_others
+        remote.publish(self._store, path, upload.meta_text, patience, self._stop, silence, check=self._check_claim)
         found = checkpoint.parse_meta(Path(path), upload.meta_text)
         seconds, size = time.perf_counter() - began, sum(one.size for one in found.files.values())
         logger.info(
@@ -206,6 +261,7 @@ class Uploader(Callback):
         )
         self._published[upload.folder.name] = remote.Remote(path, upload.meta_text, found)
         for name in sorted(set(self._published) - (set(self._published) if upload.kept is None else upload.kept)):
+            self._check_claim()
             remote.remove(self._store, self._published.pop(name))
 
     def _set_others_aside(self, upload: _Upload) -> None:

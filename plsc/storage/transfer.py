@@ -18,6 +18,7 @@ from typing import Callable, Optional
 from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.storage.base import CHUNK_BYTES, COMMIT, Status, StorageError, missing, place_of
+from plsc.storage.claims import is_claim
 from plsc.storage.local import LOCAL, check_room, is_of_this_disk
 from plsc.storage.retry import Retrying
 
@@ -135,6 +136,8 @@ def each(
 def tree(storage: Retrying, path: str) -> dict[str, Status]:
     """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
+    Claims are left out, since they change and vanish while others write there.
+
     Raises:
         StorageError: The path does not exist, or a name in it is none that a file can have.
     """
@@ -155,7 +158,7 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
                 )
             if status.is_folder:
                 folders.append(inner)
-            else:
+            elif not is_claim(name):
                 files[inner] = status
     return dict(sorted(files.items()))
 

@@ -26,7 +26,7 @@ from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
 from plsc.machine.locks import LOCK_NAME, FolderInUseError, lock_folder
 from plsc.storage.base import COMMIT, StorageError, read_bytes, write_bytes
-from plsc.storage.claims import Claim, claiming
+from plsc.storage.claims import Claim, claiming, next_to
 from plsc.storage.local import LOCAL
 from plsc.storage.retry import Retrying
 from plsc.storage.transfer import Advance, OpenFile, ignore, put, write_file
@@ -119,7 +119,7 @@ def claimed(target: StorePlace) -> Iterator[StorePlace]:
         FolderInUseError: Another process writes there.
         StorageError: The store does not answer, or refuses.
     """
-    with claiming(target.store, _hidden(target.path, "claim"), target.address) as claim:
+    with claiming(target.store, next_to(target.path), target.address) as claim:
         yield target._replace(claim=claim)
 
 

@@ -108,7 +108,7 @@ def transfers(plain, folder: Path, megabytes: int, rounds: int) -> dict[str, obj
     from plsc.storage import open_hdfs
     from plsc.storage.transfer import get, put
 
-    store = open_hdfs(plain.address, plain.ugi).with_patience(30)
+    store = open_hdfs(plain.address, plain.ugi).with_patience(300)
     data, source = os.urandom(1 << 20), folder / "big"
     with open(source, "wb") as stream:
         for _ in range(megabytes):
@@ -154,7 +154,7 @@ def small_files(plain, folder: Path, count: int) -> dict[str, float]:
     from plsc.storage import open_hdfs
     from plsc.storage.transfer import get, put
 
-    store, source = open_hdfs(plain.address, plain.ugi).with_patience(30), folder / "many"
+    store, source = open_hdfs(plain.address, plain.ugi).with_patience(300), folder / "many"
     for number in range(count):
         path = source / f"{number % 100}" / f"{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ from plsc.machine.memory import peak_memory
 from plsc.storage import open_hdfs
 from plsc.storage.transfer import get, put
 name, address, ugi, source, target = sys.argv[1:]
-store = open_hdfs(address, ugi or None).with_patience(30)
+store = open_hdfs(address, ugi or None).with_patience(300)
 began, before = time.perf_counter(), peak_memory()
 put(store, Path(source), target) if name == "put" else get(store, source, Path(target))
 print(json.dumps({"s": time.perf_counter() - began, "peak_mb": round((peak_memory() - before) / 1e6, 1)}))

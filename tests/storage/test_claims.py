@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from made_images import encode
 from ranks import TIMEOUT, environment
 
 from plsc.machine.locks import FolderInUseError
-from plsc.storage import Retrying, StorageUnavailableError, claims, open_hdfs
+from plsc.storage import Retrying, StorageError, StorageUnavailableError, claims, open_hdfs
 from plsc.storage.address import split_address
 from plsc.storage.base import read_bytes, write_bytes
-from plsc.storage.claims import claiming
+from plsc.storage.claims import claiming, inside, next_to
 from plsc.storage.local import LocalStorage
+from plsc.storage.transfer import get
 
 FOREIGN = {"token": "x", "holder": "process 7 on far-away", "machine": "another", "process": 7, "count": 3}
 
@@ -46,7 +48,7 @@ class Slow(LocalStorage):
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name, seconds in (("REFRESH", 0.2), ("SILENT", 1.5), ("POLL", 0.1), ("QUIET", 0.3)):
+    for name, seconds in (("REFRESH", 0.2), ("SILENT", 1.5), ("POLL", 0.1), ("QUIET", 0.3), ("OBJECTS_SETTLE", 0.5)):
         monkeypatch.setattr(claims, f"_{name}_SECONDS", seconds)
 
 
@@ -108,6 +110,21 @@ def test_a_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once(store, 
     assert not claims._has_ended((tmp_path / ".x.claim").read_text())
 
 
+def test_a_process_has_ended_before_its_parent_knows_and_when_another_one_has_its_number():
+    running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        start = claims._start_of(running.pid)
+        about = {**FOREIGN, "machine": claims._machine(), "process": running.pid, "start": start}
+        assert not claims._has_ended(json.dumps(about))
+        assert claims._has_ended(json.dumps({**about, "start": start - 1}))
+        running.kill()
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+        assert claims._has_ended(json.dumps(about))
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_who_has_lost_the_place_hears_so_and_leaves_the_claim_of_the_other(store, tmp_path, quick):
     with claiming(store, "/.x.claim", "slow://store/x") as claim:
         claim.check()
@@ -116,6 +133,119 @@ def test_who_has_lost_the_place_hears_so_and_leaves_the_claim_of_the_other(store
         with pytest.raises(FolderInUseError, match="slow://store/x: process 7 on far-away has taken the place"):
             claim.check()
     assert json.loads((tmp_path / ".x.claim").read_text()) == FOREIGN
+
+
+def test_a_claim_that_was_removed_is_lost_for_good(store, tmp_path, quick):
+    with claiming(store, "/.x.claim", "slow://store/x", "name another folder") as claim:
+        claim.check()
+        (tmp_path / ".x.claim").unlink()
+        time.sleep(0.5)  # the thread that keeps the claim up finds it
+        words = "slow://store/x: the claim of this process was removed; start again .*, or name another folder"
+        for _ in range(2):
+            with pytest.raises(FolderInUseError, match=words):
+                claim.check()
+        assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("is_kept_up", [True, False])
+def test_a_claim_whose_writing_has_failed_is_written_again(store, tmp_path, quick, monkeypatch, is_kept_up):
+    """HDFS empties a file before it asks for a block, which a DataNode or a quota may refuse."""
+    if not is_kept_up:
+        monkeypatch.setattr(claims, "_REFRESH_SECONDS", 3600)
+    with claiming(store, "/.x.claim", "slow://store/x") as claim:
+        claim.check()
+        for left in ("", '{"token": "'):
+            (tmp_path / ".x.claim").write_text(left)
+            if is_kept_up:
+                time.sleep(0.6)
+                assert "token" in json.loads((tmp_path / ".x.claim").read_text())
+            claim.check()
+        assert claim.loss is None
+
+
+def test_a_store_that_returns_something_else_is_not_asked_for_ever(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_OBJECTS_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "read_bytes", lambda *arguments: b"<html>")
+    words = "slow://store/x: the store does not return what was written there"
+    with claiming(store, "/.x.claim", "slow://store/x") as claim, pytest.raises(StorageError, match=words):
+        claim.check()
+
+
+def test_an_object_store_may_take_a_second_longer_for_the_claim_of_one_process(store, tmp_path):
+    """The first one has written its claim and seen it before that of the second one is written."""
+    with claiming(store, "/.x.claim", "slow://store/x") as claim:
+        threading.Timer(1.2, lambda: (tmp_path / ".x.claim").write_text(json.dumps(FOREIGN))).start()
+        with pytest.raises(FolderInUseError, match="process 7 on far-away has taken the place of this process there"):
+            claim.check()
+
+
+@pytest.mark.parametrize("since", ["2026-11-27 03:04:05 UTC", "\u001b[2J", 7, None])
+def test_a_holder_is_named_with_the_time_at_which_it_began(store, tmp_path, quick, since):
+    claim = tmp_path / ".x.claim"
+    claim.write_text(json.dumps({**FOREIGN, "since": since}))
+    threading.Timer(0.2, lambda: claim.write_text(json.dumps({**FOREIGN, "since": since, "count": 4}))).start()
+    does = f"has been writing there since {since}" if isinstance(since, str) and "UTC" in since else "is writing there"
+    words = f"^slow://store/x: process 7 on far-away {does}; wait for it to end, or name another place$"
+    with pytest.raises(FolderInUseError, match=words), claiming(store, "/.x.claim", "slow://store/x"):
+        pass
+    assert claim.exists()
+
+
+@pytest.mark.parametrize("kind", ["hdfs", "rpc", "s3", "file"])
+def test_one_of_many_that_begin_at_once_has_a_real_place(kind, request, tmp_path, monkeypatch):
+    """Their claims replace each other while they are written, which a store may refuse; each of them is told why."""
+    monkeypatch.setattr(claims, "_has_ended", lambda text: False)
+    if kind == "file":
+        address = f"file://{tmp_path}"
+    else:
+        server = request.getfixturevalue("s3" if kind == "s3" else "hdfs")
+        if kind == "rpc":
+            pytest.importorskip("hdfs_native")
+        address = {"hdfs": getattr(server, "web", ""), "rpc": getattr(server, "address", "")}.get(kind, "s3://bucket")
+    store = open_hdfs(address, None if kind in ("s3", "file") else "root,", patience=30)
+    path = f"/{tmp_path.name}/.plsc.claim"
+    begun, ended, had, refused = threading.Barrier(6), threading.Event(), [], []
+
+    def run():
+        begun.wait()
+        try:
+            with claiming(store, path, "the place") as claim:
+                claim.check()
+                had.append(claim)
+                ended.wait()
+                claim.check()
+        except (FolderInUseError, StorageError) as problem:
+            refused.append(problem)
+            if len(refused) == 5:
+                ended.set()
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert len(had) == 1 and all(isinstance(one, FolderInUseError) for one in refused), refused
+    assert store.status(path) is None
+
+
+def test_the_claim_of_another_user_of_hdfs_who_has_died_is_taken_over(hdfs, tmp_path, quick):
+    """HDFS lets nobody replace the file of another user, and everybody remove it who may write to the folder."""
+    hdfs.client().makedirs(f"/{tmp_path.name}", permission="777")
+    write_bytes(open_hdfs(hdfs.web, "eve,"), f"/{tmp_path.name}/.x.claim", json.dumps(FOREIGN).encode())
+    store = open_hdfs(hdfs.web, "name,")
+    with claiming(store, f"/{tmp_path.name}/.x.claim", "the place") as claim:
+        claim.check()
+    assert not store.list(f"/{tmp_path.name}")
+
+
+def test_a_folder_is_downloaded_without_the_claims_in_it(store, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/a").write_text("a")
+    with claiming(store, inside("/there"), "slow://store/there"), claiming(store, next_to("/there/a"), "a"):
+        assert set(store.list("/there")) == {".plsc.claim", ".a.claim", "a"}
+        get(store, "/there", tmp_path / "here")
+    assert os.listdir(tmp_path / "here") == ["a"]
 
 
 def test_a_claim_outlasts_a_store_that_is_down(store, tmp_path, quick):
@@ -169,7 +299,8 @@ def test_a_second_command_on_another_machine_gets_one_line_and_a_dead_first_one_
         out, err = second.communicate(timeout=TIMEOUT)
         wanted = f"plsc: error: {there}/tar: process {first.pid} on "
         assert second.returncode == 1 and not out and "Traceback" not in err, err
-        assert err.splitlines()[-1].startswith(wanted) and "is writing there; wait for it to end" in err
+        said = " has been writing there since 20.* UTC; wait for it to end, or name another place"
+        assert err.splitlines()[-1].startswith(wanted) and re.search(said, err)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
