@@ -408,7 +408,7 @@ def test_a_frozen_backbone_trains_its_head(glyphs, tmp_path):
 @pytest.mark.core
 def test_train_twice_then_test_in_one_process(few_glyphs, tmp_path):
     ins = small_entry(few_glyphs)
-    ins.set_model_name("MobileFaceNet")
+    ins.set_model_name("GlyphNet")
     ins.set_with_test(True)
     ins.set_model_save_dir(str(tmp_path))
     ins.set_val_targets("glyphs")
@@ -421,7 +421,7 @@ def test_train_twice_then_test_in_one_process(few_glyphs, tmp_path):
         getattr(other, f"set_{name}")(value)
     other.set_model_save_dir(None)
     other.set_val_targets("glyphs")
-    other.set_model_name("MobileFaceNet")
+    other.set_model_name("GlyphNet")
     other.set_checkpoint_dir(second["checkpoint"])
     again, before = other.test()["glyphs"], tested["glyphs"]
     assert again.pop("at_far") == before.pop("at_far")

@@ -15,11 +15,11 @@ from plsc.heads import ClassifierHead, build_head
 from plsc.heads.margins import AdaFace, CurricularFace
 from plsc.heads.walk import chunk_rows
 
-# A precision is one of the arithmetic, which does not depend on the number of ranks; one of four has no samples. Two
-# ranks are those of float32.
-WORLDS = {"float64": (1, 3, 4), "float32": (1, 2)}
+# A precision is one of the arithmetic, which does not depend on the number of ranks. Some cases leave one of three
+# ranks without samples, without classes, or without both. Two ranks are those of float32.
+WORLDS = {"float64": (1, 3), "float32": (1, 2)}
 
-MICRO_BATCHED = {"float64": (1, 3), "float32": (1, 2)}  # micro-batches are most of the work
+MICRO_BATCHED = {"float64": (1, 3), "float32": (1,)}  # micro-batches are most of the work
 
 
 def kind_of(loss_type):
@@ -157,12 +157,10 @@ def test_running_statistics_see_each_micro_batch():
 def test_a_head_on_every_rank_takes_batches_of_any_size_in_few_reductions(ranks, tmp_path):
     """The rows are walked in more than one chunk, and a rank's own batch would ask for another chunk on each rank."""
     assert len({chunk_rows(max(batch, 1), uneven_heads.DIM) for batch in (300, 120, 0)}) > 1
-    for world in (1, 2, 3):
+    for world in (1, 3):
         ranks("uneven_heads.py", world, tmp_path)
     for case, (kind, _) in enumerate(uneven_heads.CASES):
-        whole, *parts = [
-            dict(np.load(tmp_path / f"{world}_{rank}.npz")) for world in (1, 2, 3) for rank in range(world)
-        ]
+        whole, *parts = [dict(np.load(tmp_path / f"{world}_{rank}.npz")) for world in (1, 3) for rank in range(world)]
         assert not len(whole[f"{case}/reductions"])
         for part in parts:
             sizes = [uneven_heads.CLASSES * uneven_heads.DIM, *([uneven_heads.CLASSES] if kind == "softmax" else [])]

@@ -14,6 +14,8 @@ import subprocess
 import time
 import urllib.request
 
+from hdfs_server import free_ports
+
 CONTAINER = "bucket"
 # The account that Azurite's documentation names.
 _ACCOUNT = "devstoreaccount1"
@@ -28,8 +30,7 @@ class Emulator:
     """
 
     def __init__(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):

@@ -71,6 +71,18 @@ def run_python(
     return subprocess.CompletedProcess(process.args, status, *texts)
 
 
+def run_joined(command: list[str], timeout: float = TIMEOUT, **streams: Any) -> subprocess.CompletedProcess:
+    """Stands for a `subprocess.run` of Python whose stderr goes to its stdout: what runs is such a fork."""
+    with tempfile.TemporaryFile() as output, _fork(tuple(command[1:]), [output.fileno()] * 2, None, None) as process:
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill_group()
+            raise
+        output.seek(0)
+        return subprocess.CompletedProcess(command, status, output.read())
+
+
 def popen_plsc(*arguments: Any) -> ForkedProcess:
     """Starts what `run_plsc` runs; its stderr is a pipe, its stdout is not kept."""
     return popen_python("-m", "plsc", *arguments)

@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import contextmanager
 
+from hdfs_server import free_ports
+
 BUCKET = "bucket"
 KEY, SECRET = "AKIATEST", "s3cret/of+the=tests"
 
@@ -20,8 +22,7 @@ class S3Server:
     """
 
     def __init__(self):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
 

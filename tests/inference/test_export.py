@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from checkpoint_folders import make_checkpoint
 from norm_statistics import randomize_norms
 from PIL import Image
-from ranks import ROOT, run_plsc
+from ranks import ROOT, run_joined, run_plsc
+from small_models import small_model
 
 from plsc import Entry, Predictor, cli
 from plsc.commands.model_file import make_model
@@ -22,7 +24,7 @@ from plsc.config import Config
 from plsc.data.transforms import normalize
 from plsc.errors import ConfigError, DataError
 from plsc.inference import export as export_module
-from plsc.inference import runtime
+from plsc.inference import foreign, runtime
 from plsc.inference.classes import write_centres
 from plsc.inference.comparison import disagreement
 from plsc.inference.export import export
@@ -30,9 +32,17 @@ from plsc.inference.networks import TrainedNetwork
 from plsc.machine.locks import lock_folder
 from plsc.models import build_model
 from plsc.models.base_model import BaseModel, build
-from plsc.models.vit import ViT
 
 SHAPE = (3, 32, 32)
+PROGRAM = ("inference.json", "inference.pdiparams")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children():
+    """The children that convert networks are forks, which have imported Paddle; test_foreign.py starts new programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreign, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run_joined}))
+        yield
 
 
 class Own(BaseModel):
@@ -72,14 +82,17 @@ def expected(model, images):
 
 # Deeper networks consist of more of the same blocks; tests/benchmarks/export.py covers them.
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet", "own", "plain"])
-def test_an_export_gives_the_embeddings_of_the_network(tmp_path, name):
+def test_an_export_gives_the_embeddings_of_the_network(tmp_path, monkeypatch, name):
+    def copied(folder):  # The conversion begins with the same files, which take long to make.
+        return [Path(shutil.copy(tmp_path / "paddle" / part, folder)) for part in PROGRAM]
+
     paddle.seed(0)
     custom = {"own": Own, "plain": Plain}
-    few = {**custom, "ViT": lambda: ViT(16, SHAPE, blocks=2)}
-    model = trained(few[name]() if name in few else build_model(name, 16, SHAPE))
+    model = trained(custom[name]() if name in custom else small_model(name, 16, SHAPE))
     rng = np.random.default_rng(0)
     for format in ("paddle", "onnx"):
         export(model, tmp_path / format, SHAPE, format)
+        monkeypatch.setattr(export_module, "save_program", lambda network, folder, image_shape: copied(folder))
         predictor = Predictor(tmp_path / format)
         assert predictor.image_shape == SHAPE and predictor.emb_dim == (8 if name in custom else 16)
         for batch in (1, 3, 16):

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from small_models import small_model
 
 from plsc.config import Config
 from plsc.evaluation.embedder import Embedder
@@ -16,7 +17,7 @@ from plsc.inference import networks, program
 from plsc.inference.networks import TrainedNetwork, embed_batch
 from plsc.inference.program import faster_run
 from plsc.layers.gradients import HAS_GRADIENTS
-from plsc.models import build, build_model
+from plsc.models import build
 
 SHAPE = (3, 16, 16)
 CONFIG = Config(image_shape=SHAPE, emb_dim=8)
@@ -28,7 +29,7 @@ needs_paddle_3 = pytest.mark.skipif(not HAS_GRADIENTS, reason="networks embed by
 def network_of(name):
     """Returns a built-in network whose statistics are not those of a new one."""
     paddle.seed(3)
-    network = build_model(name, 8, SHAPE)
+    network = small_model(name, 8, SHAPE)
     build(network, SHAPE)
     network.train()
     with paddle.no_grad():

@@ -20,6 +20,17 @@ def script(tmp_path, text):
     return str(path)
 
 
+def after(tmp_path, first):
+    """Has the other rank of two wait, in a script, until the launcher has seen the end of rank `first`."""
+    return (
+        "import glob\n"
+        f"if rank == {first}: os.mkdir(f'{tmp_path}/pid.{{os.getpid()}}')\n"
+        f"while not glob.glob('{tmp_path}/pid.*'): time.sleep(0.01)\n"
+        f"pid = glob.glob('{tmp_path}/pid.*')[0].rpartition('.')[2]\n"
+        f"while rank != {first} and os.path.exists('/proc/' + pid): time.sleep(0.01)\n"
+    )
+
+
 def test_every_rank_gets_its_place(tmp_path):
     path = script(tmp_path, f"open(f'{tmp_path}/{{rank}}', 'w').write(os.environ['PADDLE_TRAINERS_NUM'])")
     assert launch.run([sys.executable, path], 3) == 0
@@ -151,7 +162,7 @@ def test_a_signal_to_one_rank_is_no_failure(tmp_path, capfd, ranks, status, name
         "import signal\n"
         f"open(f'{tmp_path}/{{rank}}', 'x').close()\n"
         f"signal.signal(signal.SIGTERM, lambda *_: open(f'{tmp_path}/disturbed', 'w').close())\n"
-        f"time.sleep(rank * 0.5)\nsys.exit({status})\n",
+        f"{after(tmp_path, 0)}time.sleep(rank * 0.5)\nsys.exit({status})\n",
     )
     assert launch.run([sys.executable, path], ranks, restarts=1) == status
     assert not (tmp_path / "disturbed").exists()
@@ -162,7 +173,7 @@ def test_a_signal_to_one_rank_is_no_failure(tmp_path, capfd, ranks, status, name
 @pytest.mark.parametrize("pause, count", [(0.2, 1), (60, 0)])
 def test_a_rank_that_ends_long_before_the_others_is_reported_once(tmp_path, monkeypatch, capfd, pause, count):
     monkeypatch.setattr(local_ranks, "_SECONDS_BETWEEN_ENDS", pause)
-    path = script(tmp_path, "time.sleep(0.8 - 0.8 * rank)\n")
+    path = script(tmp_path, f"{after(tmp_path, 1)}time.sleep(0.8 - 0.8 * rank)\n")
     assert launch.run([sys.executable, path], 2) == 0
     assert capfd.readouterr().err.count("plsc: rank 1 ended 0 s ago, and other ranks still run; if they wait") == count
 
@@ -180,8 +191,12 @@ def test_a_rank_that_ends_long_before_the_others_is_reported_once(tmp_path, monk
     ],
 )
 def test_an_error_that_rank_0_has_shown_is_not_shown_again(tmp_path, capfd, text, lines):
-    shown = f"if rank == 0: print({lines[0]!r}, file=sys.stderr, flush=True); time.sleep(1)\n"
-    path = script(tmp_path, ("" if "rank == 0" in text else f"{shown}time.sleep(0.3)\n") + f"{text}\ntime.sleep(60)\n")
+    shown = (
+        f"if rank == 0: print({lines[0]!r}, file=sys.stderr, flush=True); os.mkdir('{tmp_path}/shown')\n"
+        f"while not os.path.exists('{tmp_path}/shown'): time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"  # for the launcher, which reads the line at once
+    )
+    path = script(tmp_path, ("" if "rank == 0" in text else shown) + f"{text}\ntime.sleep(60)\n")
     assert launch.run([sys.executable, path], 2) == 1
     said = capfd.readouterr().err
     at = [said.index(line) for line in lines]

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from hdfs_server import free_ports
 from killed_runs import children_of
 from ranks import HELPERS, TIMEOUT, environment, run_ranks, wait_until
 from safetensors.numpy import load_file
@@ -22,7 +23,7 @@ from plsc.machine.launch.cluster_environment import Cluster, read_cluster
 from plsc.machine.launch.hub import Hub
 from plsc.machine.launch.link import Link, OtherProgramError
 from plsc.machine.launch.messages import GarbageError, Lines, encode
-from plsc.machine.launch.network import address_towards, interface_of, parse_address, reserved_ports
+from plsc.machine.launch.network import address_towards, interface_of, parse_address
 
 START = "import os, signal, sys, time\nrank, folder = int(os.environ['PADDLE_TRAINER_ID']), {!r}\n"
 WAIT = "open(f'{folder}/ready{rank}', 'w').close()\ntime.sleep(600)\n"
@@ -33,8 +34,7 @@ class Launchers:
 
     def __init__(self, folder, text):
         self.folder = folder
-        with reserved_ports(1) as (self.port,):
-            pass  # the master takes it when it starts
+        (self.port,) = free_ports(1)
         self.script = folder / "script.py"
         self.script.write_text(START.format(str(folder)) + text)
         self.processes = []

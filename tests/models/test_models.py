@@ -1,6 +1,7 @@
 import numpy as np
 import paddle
 import pytest
+from small_models import small_model
 
 from plsc.errors import ConfigError
 from plsc.models import build_model
@@ -15,11 +16,6 @@ def weights(model):
     return sum(
         int(np.prod(p.shape)) for n, p in model.named_parameters() if n.split(".")[-1] not in ("_mean", "_variance")
     )
-
-
-def small(name, emb_dim, shape):
-    """Builds a model by name; a ViT gets only two blocks, for speed."""
-    return ViT(emb_dim, shape, blocks=2) if name == "ViT" else build_model(name, emb_dim, shape)
 
 
 # In millions, from the model zoo of insightface's arcface_torch.
@@ -77,7 +73,7 @@ def test_the_deepest_models_can_be_built(name):
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 17, 23), (3, 112, 112)])
 def test_shapes(name, shape):
-    model = small(name, 24, shape)
+    model = small_model(name, 24, shape)
     assert model.build(shape) == 24
     assert model(paddle.rand([3, *shape])).shape == [3, 24]
 
@@ -86,7 +82,7 @@ def test_shapes(name, shape):
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet", "ViT", "GlyphNet"])
 def test_a_gradient_reaches_every_weight(name):
     paddle.seed(0)
-    model = small(name, 16, (3, 32, 32))
+    model = small_model(name, 16, (3, 32, 32))
     (model(paddle.rand([4, 3, 32, 32])) * paddle.rand([4, 16])).sum().backward()
     for parameter_name, parameter in model.named_parameters():
         if not parameter.stop_gradient:
@@ -105,7 +101,7 @@ def test_the_scale_of_the_embedding_stays_at_one():
 @pytest.mark.parametrize("name", [pytest.param("ResNet18", marks=pytest.mark.core), "MobileFaceNet", "ViT", "GlyphNet"])
 def test_it_overfits_four_images(name):
     paddle.seed(3)
-    model = small(name, 16, (3, 16, 16))
+    model = small_model(name, 16, (3, 16, 16))
     build(model, (3, 16, 16))
     x = paddle.rand([8, 3, 16, 16])
     y = paddle.to_tensor([0, 1, 2, 3] * 2)
@@ -126,7 +122,7 @@ def test_it_overfits_four_images(name):
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["ResNet18", "MobileFaceNet"])
 def test_saved_for_inference(name, tmp_path):
-    model = build_model(name, 8, (3, 16, 16))
+    model = small_model(name, 8, (3, 16, 16))
     model.eval()
     x = paddle.rand([3, 3, 16, 16])
     spec = paddle.static.InputSpec([None, 3, 16, 16], "float32", "image")

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import disturbed_ranks
 import pytest
+from hdfs_server import free_ports
 from ranks import HELPERS, TIMEOUT, environment, popen_python, popen_ranks, run_python, start
 
 from plsc.errors import PlscError, RankError
-from plsc.machine.launch.network import reserved_ports
 from plsc.parallel import peers, stopping
 
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
@@ -88,7 +88,7 @@ def test_a_rank_that_cannot_raise_the_error_ends_with_it(glyphs, tmp_path, name)
     ],
 )
 def test_ranks_without_a_common_launcher_fail_together(glyphs, tmp_path, name, statuses, last):
-    endpoints = free_endpoints(2)
+    endpoints = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = [start_alone(rank, endpoints, glyphs, tmp_path / "output", "fail", name) for rank in (0, 1)]
     while all(process.poll() is None for process in processes):
         time.sleep(0.1)
@@ -162,12 +162,6 @@ def test_paddles_launcher_shows_the_first_cause_on_every_rank(glyphs, tmp_path):
     assert process.returncode != 0
     lines = [(tmp_path / "log" / f"workerlog.{rank}").read_text().splitlines()[-1] for rank in (0, 1)]
     assert lines == ["plsc: error: rank 1: label.txt:3: no label", "plsc: error: label.txt:3: no label"]
-
-
-def free_endpoints(number):
-    """Returns addresses of this machine that are free."""
-    with reserved_ports(number) as ports:
-        return [f"127.0.0.1:{port}" for port in ports]
 
 
 def start_alone(rank, endpoints, *words):

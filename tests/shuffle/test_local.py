@@ -38,8 +38,9 @@ def make(folder, parts):
     return folder
 
 
-def shuffle(folder, nranks=4, **options):
-    return shuffle_base64(Options(str(folder), "list", nranks, **options))
+def shuffle(folder, nranks=4, workers=1, **options):
+    """Shuffles in this process; more workers would be forks of it."""
+    return shuffle_base64(Options(str(folder), "list", nranks, workers=workers, **options))
 
 
 def outputs(folder):
@@ -163,7 +164,7 @@ def test_data_of_a_hundred_times_the_memory(tiny, tmp_path, monkeypatch):
     for module in (base64_scan, base64_split):
         monkeypatch.setattr(module, "make_arena", lambda size: arenas.append(size) or make_arena(size))
 
-    shuffle(data, 4, output_dir=str(tmp_path / "out"), memory=least, workers=1, max_line=1000)
+    shuffle(data, 4, output_dir=str(tmp_path / "out"), memory=least, max_line=1000)
 
     assert max(arenas) < least
     got = collections.Counter(each for file in outputs(tmp_path / "out") for each in file)
@@ -227,7 +228,7 @@ def test_positions_and_neighbours_of_whole_runs_are_uniform(tiny, tmp_path, monk
     number_of = {each: number for number, each in enumerate(lines)}
     orders, padding = [], []
     for seed in range(400):
-        shuffle(data, 5, seed=seed, workers=1, max_line=2000, memory=40_000)
+        shuffle(data, 5, seed=seed, max_line=2000, memory=40_000)
         files = outputs(data)
         rows = [number_of[each] for file in files for each in file]
         orders.append(np.array([row for place, row in enumerate(rows) if place not in (7, 11, 15, 19)]))
@@ -419,14 +420,14 @@ def test_nothing_but_bad_lines(tmp_path):
 def test_lines_as_long_as_allowed_at_the_least_memory(tiny, tmp_path):
     lines = [b"A" * 9996 + b"\t%03d\n" % number for number in range(50)]
     data = make(tmp_path / "data", [lines[:30], lines[30:]])
-    shuffle(data, 4, max_line=10_000, workers=1, memory=base64_plan.least_bytes(1, 10_000))
+    shuffle(data, 4, max_line=10_000, memory=base64_plan.least_bytes(1, 10_000))
     assert {each for file in outputs(data) for each in file} == set(lines)
 
 
 def test_very_many_short_lines(tmp_path):
     lines = [b"QUJD\t%d\n" % (number % 10) for number in range(200_000)]
     data = make(tmp_path / "data", [lines])
-    shuffle(data, 4, workers=1, max_line=1000, memory=60_000_000)
+    shuffle(data, 4, max_line=1000, memory=60_000_000)
     assert collections.Counter(sum(outputs(data), [])) == collections.Counter(lines)
 
 
