@@ -629,6 +629,19 @@ def test_a_password_in_a_setting_is_not_shown():
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr: 0.1\nseed: 3\nlr: 0.2\n", "'lr' is there twice, again in line 3"),
+        ("dataset_dir: {directory: a, exclude: b, directory: c}", "'directory' is there twice, again in line 1"),
+    ],
+)
+def test_a_setting_that_a_file_gives_twice_is_refused(text, words, tmp_path):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"settings.yaml: {words}"):
+        read("--config", str(tmp_path / "settings.yaml"))
+
+
 def test_a_password_in_a_bad_file_is_not_shown(tmp_path):
     (tmp_path / "bad.yaml").write_text("hdfs_info: [hdfs://nn, 'me,secret'\nseed: 1\n")
     with pytest.raises(ConfigError, match=r"not YAML: expected .* \(line 2, column 1\)") as caught:

@@ -23,7 +23,7 @@ from plsc.storage import Kerberos, Retrying, StorageError, credentials, open_hdf
 from plsc.storage.address import check_hdfs_address, check_takes_kerberos, is_foreign_address, split_address
 from plsc.storage.base import COMMIT, Status, missing, place_of
 from plsc.storage.local import LOCAL
-from plsc.storage.transfer import Advance, files_of, get, place_in, put, tree
+from plsc.storage.transfer import Advance, copied, files_of, get, place_in, put, tree
 from plsc.storage.working import StorePlace, claimed
 
 
@@ -234,7 +234,7 @@ def _du(options: argparse.Namespace, store: Retrying) -> None:
 def _rm(options: argparse.Namespace, store: Retrying) -> None:
     if all(part in ("", ".") for part in options.path.split("/")):
         raise ConfigError(f"{options.path}: names the whole store; name what to remove")
-    files = tree(store, options.path)
+    files = tree(store, options.path, follow_links=False)  # links are removed, and what they lead to stays
     size, place = sum(status.size for status in files.values()), place_of(store, options.path)
     what = f"{counted(len(files), 'file')} with {size_text(size)}"
     if options.dry_run:
@@ -272,7 +272,7 @@ def _show(options: argparse.Namespace, place: object, files: Mapping[str, Status
 def _get(options: argparse.Namespace, store: Retrying) -> None:
     files, target = tree(store, options.source), Path(options.target)
     if options.dry_run:
-        _show(options, _inside(target, options.source), files)
+        _show(options, _inside(target, options.source), copied(place_of(store, options.source), files))
         return
     if COMMIT in files:
         _get_checkpoint(options, store, target)
@@ -309,8 +309,6 @@ def _put(options: argparse.Namespace, store: Retrying) -> None:
     source = Path(options.source)
     if options.dry_run:
         found = {path: LOCAL.status(str(path)) for path in files_of(source)}
-        if None in found.values():
-            raise ConfigError(f"{source}: no such file or folder")
         names = {path: path.relative_to(source).as_posix() if source.is_dir() else source.name for path in found}
         target = place_of(store, place_in(store, options.target, source.resolve().name))
         _show(options, target, {names[path]: one for path, one in found.items() if one})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -28,20 +29,27 @@ _SPLITS = {b"train", b"val", b"valid", b"test", b"training", b"validation"}
 
 def holds_tree(path: str) -> bool:
     """Returns whether some of the first subfolders of a folder hold images."""
-    try:
-        with os.scandir(path) as entries:
-            folders = [one.path for one in itertools.islice(entries, _LOOKED_AT) if _is_shown(one) and one.is_dir()]
-        return any(map(_holds_image, folders))
-    except OSError:
-        return False
+    return any(_holds_image(one.path) for one in _first_entries(path) if _is_folder(one))
+
+
+def _first_entries(folder: str) -> list[os.DirEntry[str]]:
+    """Returns the first entries of a folder that are not hidden; none if it cannot be listed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [one for one in itertools.islice(entries, _LOOKED_AT) if _is_shown(one)]
+    return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link to itself, which does not make the other entries less of a data set
+        return entry.is_dir()
+    return False
 
 
 def _holds_image(folder: str, deep: bool = True) -> bool:
-    with os.scandir(folder) as entries:
-        some = [one for one in itertools.islice(entries, _LOOKED_AT) if _is_shown(one)]
+    some = _first_entries(folder)
     if any(has_image_suffix(one.name) for one in some):
         return True
-    return deep and any(_holds_image(one.path, deep=False) for one in some[:1] if one.is_dir())
+    return deep and any(_holds_image(one.path, deep=False) for one in some[:1] if _is_folder(one))
 
 
 def _is_shown(entry: os.DirEntry[str]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from plsc.arguments import Parser
-from plsc.errors import ConfigError, UsageError, one_line
+from plsc.errors import ConfigError, UsageError, one_line, shown
 from plsc.machine.json_files import as_object, parse_json
 from plsc.settings.apply import check_name, known_words
 from plsc.settings.table import SETTINGS
@@ -146,6 +146,7 @@ def _parse(text: str, where: str, type_nodes: Callable[[yaml.Node], None]) -> An
             if node is None:
                 return None
             _bound(node, [_MOST_VALUES])
+            _check_keys(node, where)
             type_nodes(node)
             value = loader.construct_document(node)
             json.dumps(value)  # refuses sets and bytes, which could not travel to the ranks
@@ -174,6 +175,19 @@ def _bound(node: yaml.Node, left: list[int]) -> None:
         raise ValueError(f"more than {_MOST_VALUES:,} values")
     for inner in _inside(node):
         _bound(inner, left)
+
+
+def _check_keys(node: yaml.Node, where: str) -> None:
+    """Raises ConfigError if a mapping has a key twice, of which PyYAML would take the last and say nothing."""
+    seen: set[str] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{one_line(where)}: {shown(key.value)} is there twice, again in line {line}; leave one")
+        if isinstance(key, yaml.ScalarNode):
+            seen.add(key.value)
+    for inner in _inside(node):
+        _check_keys(inner, where)
 
 
 def _inside(node: yaml.Node) -> list[yaml.Node]:

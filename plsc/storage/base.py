@@ -46,6 +46,7 @@ class Status:
         identity: Equal for two paths that lead to the same file; None where the store cannot tell.
         is_special: Whether it is neither a file nor a folder: a device, a pipe, or a link that leads nowhere.
         version: Another one after every change of the file; None where the store knows none but size and time.
+        is_link: Whether the path is a link. The rest is about what it leads to, but `delete` removes the link alone.
     """
 
     size: int
@@ -54,6 +55,7 @@ class Status:
     identity: Optional[Hashable] = None
     is_special: bool = False
     version: Optional[str] = None
+    is_link: bool = False
 
     @property
     def is_file(self) -> bool:

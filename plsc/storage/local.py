@@ -42,10 +42,11 @@ class LocalStorage:
         place = self._place(path)
         try:
             found = place.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return Status(0, False, place.lstat().st_mtime, is_special=True) if os.path.lexists(place) else None
         except OSError as problem:
-            raise self._error(path, problem) from None
+            if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise self._error(path, problem) from None
+            leads_nowhere = os.path.lexists(place)
+            return Status(0, False, place.lstat().st_mtime, is_special=True, is_link=True) if leads_nowhere else None
         is_file, is_folder = stat.S_ISREG(found.st_mode), stat.S_ISDIR(found.st_mode)
         return Status(
             size=found.st_size if is_file else 0,
@@ -53,6 +54,7 @@ class LocalStorage:
             modified=found.st_mtime,
             identity=(found.st_dev, found.st_ino),
             is_special=not (is_file or is_folder),
+            is_link=place.is_symlink(),
         )
 
     def list(self, path: str) -> dict[str, Status]:

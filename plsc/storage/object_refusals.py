@@ -64,6 +64,8 @@ def object_error(store: Storage, path: str, problem: Exception) -> StorageError:
         return StorageError(f"{where}: a file stands where a folder should be, or a folder where a file should be")
     if isinstance(problem, PermissionError):
         return StorageError(f"{where}: {words}{hint or '; ' + HINTS['AccessDenied|Forbidden|^403$']}")
+    if isinstance(problem, UnicodeEncodeError):
+        return StorageError(f"{where}: the store takes only names in UTF-8; rename the file, or put it into an archive")
     if isinstance(problem, _MISUNDERSTOOD) or kind in ("ParamValidationError", "ResponseParserError"):
         reason = f"the server does not answer as expected ({words})"
         return StorageError(f"{where}: {reason}; check the address and the endpoint")

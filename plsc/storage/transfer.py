@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import posixpath
 import re
@@ -11,16 +12,19 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from plsc.errors import ConfigError
 from plsc.machine.files import OLD_SECONDS, is_old
-from plsc.storage.base import CHUNK_BYTES, COMMIT, Status, StorageError, missing, place_of
+from plsc.machine.names import readable
+from plsc.storage.base import CHUNK_BYTES, COMMIT, Status, Storage, StorageError, missing, place_of
 from plsc.storage.claims import is_claim
 from plsc.storage.local import LOCAL, check_room, is_of_this_disk
 from plsc.storage.retry import Retrying
+
+logger = logging.getLogger("plsc")
 
 _DEEPEST = 128  # folders in each other; a server could list a folder in itself for ever
 _THREADS = 16  # HDFS takes about half a second to close a small file, most of it waiting
@@ -133,10 +137,16 @@ def each(
         raise problems[0]
 
 
-def tree(storage: Retrying, path: str) -> dict[str, Status]:
+def tree(storage: Storage, path: str, *, follow_links: bool = True) -> dict[str, Status]:
     """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
     Claims are left out, since they change and vanish while others write there.
+    What is neither a file nor a folder is special. So is a link to a folder that contains it.
+
+    Args:
+        storage: The store.
+        path: The path.
+        follow_links: Whether links are what they lead to. Otherwise each is a file without bytes.
 
     Raises:
         StorageError: The path does not exist, or a name in it is none that a file can have.
@@ -144,11 +154,14 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
     found = storage.status(path)
     if found is None:
         raise missing(storage, path)
+    if found.is_link and not follow_links:
+        found = replace(found, size=0, is_folder=False)
     if not found.is_folder:
         return {"": found}
-    files, folders = {}, [""]
+    files = {}
+    folders = [("", frozenset([found.identity]))]  # each with the identities of itself and of the folders above it
     while folders:
-        folder = folders.pop()
+        folder, above = folders.pop()
         for name, status in storage.list(posixpath.join(path, folder)).items():
             inner = posixpath.join(folder, name)
             if inner.count("/") >= _DEEPEST:
@@ -156,18 +169,56 @@ def tree(storage: Retrying, path: str) -> dict[str, Status]:
                     f"{place_of(storage, path)}: has folders that are more than {_DEEPEST} levels deep; check "
                     "the server"
                 )
-            if status.is_folder:
-                folders.append(inner)
+            if status.is_link and not follow_links:
+                files[inner] = replace(status, size=0, is_folder=False)
+            elif status.is_link and status.is_folder and status.identity in above:
+                files[inner] = replace(status, is_folder=False, is_special=True)
+            elif status.is_folder:
+                folders.append((inner, above | {status.identity}))
             elif not is_claim(name):
                 files[inner] = status
     return dict(sorted(files.items()))
 
 
 def files_of(source: Path) -> list[Path]:
-    """Returns a file itself, or all files of a local folder, sorted, without those that are for this disk alone."""
-    if not source.is_dir():
-        return [source]
-    return [path for path in sorted(source.rglob("*")) if path.is_file() and not is_of_this_disk(path.name)]
+    """Returns a file itself, or all files of a local folder, sorted, without those that are for this disk alone.
+
+    Links are followed, except those to a folder that contains them.
+
+    Raises:
+        ConfigError: The path is neither a file nor a folder.
+        StorageError: There is no such path, or a folder in it cannot be listed.
+    """
+    return [source / name for name in copied(source, _uploaded(source))]
+
+
+def _uploaded(source: Path) -> dict[str, Status]:
+    """Returns what `tree` returns for a local path, without what is for this disk alone."""
+    found = tree(LOCAL, str(source))
+    return {name: one for name, one in found.items() if not name or not is_of_this_disk(posixpath.basename(name))}
+
+
+def copied(place: object, found: Mapping[str, Status]) -> dict[str, Status]:
+    """Returns what `tree` has found without what cannot be copied.
+
+    Raises:
+        ConfigError: It has found one path, which is neither a file nor a folder.
+    """
+    if "" in found and found[""].is_special:
+        raise ConfigError(f"{place}: is neither a file nor a folder; name one of these")
+    return {name: status for name, status in found.items() if not status.is_special}
+
+
+def _log_left_out(place: object, found: Mapping[str, Status]) -> None:
+    """Logs a line if a folder holds anything that is not copied, so that nobody misses it later."""
+    names = [name for name, status in found.items() if status.is_special]
+    if names:
+        logger.warning(
+            "%s: left out links that lead nowhere or to a folder around them, pipes and devices: %s (such as %s)",
+            readable(str(place)),
+            f"{len(names):,}",
+            readable(names[0]),
+        )
 
 
 def put(
@@ -185,7 +236,7 @@ def put(
         last: Names of the files by which readers know that the folder is complete.
 
     Raises:
-        ConfigError: The source is missing, or the target exists already.
+        ConfigError: The source is missing, or neither a file nor a folder, or the target exists already.
         StorageError: The store could not take it. Nothing is left there.
     """
     if not source.exists():
@@ -193,7 +244,9 @@ def put(
     target = place_in(storage, target, source.resolve().name)
     if storage.status(target) is not None:
         raise ConfigError(f"{place_of(storage, target)}: already exists; name another place")
-    files = files_of(source)
+    found = _uploaded(source)
+    files = [source / name for name in copied(source, found)]
+    _log_left_out(source, found)
     hidden = target
     if storage.renames:
         _remove_old_uploads(storage, target)
@@ -237,15 +290,18 @@ def get(
         files: What `tree` has just returned for the source, so that it is not listed again.
 
     Raises:
-        ConfigError: The target exists already, or it cannot be written, or its disk is too small.
+        ConfigError: The source is neither a file nor a folder, or the target exists already, or it cannot be written,
+            or its disk is too small.
         StorageError: The store could not provide it, or it changed meanwhile.
     """
-    files = tree(storage, source) if files is None else files
+    found = tree(storage, source) if files is None else files
+    files = copied(place_of(storage, source), found)
     if target.is_dir():
         target = target / posixpath.basename(source.rstrip("/"))
     if target.exists():
         raise ConfigError(f"{target}: already exists; name another place")
     _remove_old_downloads(target)
+    _log_left_out(place_of(storage, source), found)
     check_room(target.parent, sum(status.size for status in files.values()))
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.get")
     made: list[Path] = []

@@ -72,6 +72,14 @@ def test_what_is_no_tree_of_classes_is_one_clear_line(names, words, tmp_path):
         open_images(make(tmp_path, names), 2, 0, 1)
 
 
+@pytest.mark.parametrize("link", ["0", "a/0", "c/0"])
+def test_a_link_to_itself_hides_no_data(link, tmp_path):
+    folder = make(tmp_path, ["a/1.jpg", "b/1.jpg"])
+    (tmp_path / "c").mkdir()
+    os.symlink(os.path.basename(link), tmp_path / link)
+    assert format_of(folder) == "folder" and open_images(folder, 2, 0, 1).num_images == 2
+
+
 def test_classes_txt_fixes_the_numbers_of_folders_and_of_names_in_lists(tmp_path):
     make(tmp_path)
     (tmp_path / "classes.txt").write_text("人\r\ngone\r\na\r\nb b\r\n", encoding="utf-8")

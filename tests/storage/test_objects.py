@@ -107,6 +107,13 @@ def test_names_that_lead_elsewhere_are_refused_before_anything_is_written(lying,
     assert os.listdir(tmp_path / "target") == [] and (tmp_path / "x").read_text() == "precious"
 
 
+def test_a_name_that_the_store_cannot_have_is_named_with_what_to_do(sound):
+    name = os.fsdecode(b"\xff.jpg")
+    for action in (lambda: sound.write(name, lambda: [b"x"], 1), lambda: list(sound.read(name, 0, 1))):
+        text, passes = refused(action)
+        assert text.endswith("takes only names in UTF-8; rename the file, or put it into an archive") and not passes
+
+
 @pytest.mark.parametrize("key", ["tests/other/x", "tests/sourcex", "tests/source/../x", "other"])
 def test_nothing_is_removed_that_is_not_in_the_folder(lying, sound, key):
     lying.keys = ["tests/source/good", key]

@@ -1,5 +1,6 @@
 """What every store must do: a folder, a real HDFS by RPC, WebHDFS and Spark, and what fsspec opens. Also retries."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from plsc.data.image_folders import INDEX
 from plsc.data.tar_index_file import index_path
-from plsc.errors import ConfigError
+from plsc.errors import ConfigError, PlscError
 from plsc.machine.locks import lock_folder
 from plsc.storage import (
     LocalStorage,
@@ -198,6 +199,72 @@ def test_the_indexes_of_this_disk_are_not_uploaded_with_their_data(tmp_path):
     store = Retrying(LocalStorage(tmp_path / "store"), 0)
     put(store, tmp_path / "data", "copy")
     assert sorted(tree(store, "copy")) == sorted(kept)
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with links of every kind, a pipe, and `other`, to which two of the links lead."""
+    for name in ("folder/real", "other/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_text("x")
+    links = {"to folder": "../other", "to file": "../other/deep/1.jpg", "real/up": "..", "self": "self", "none": "no"}
+    for name, target in links.items():
+        os.symlink(target, tmp_path / "folder" / name)
+    os.mkfifo(tmp_path / "folder" / "real" / "pipe")
+    return tmp_path / "folder"
+
+
+@pytest.mark.parametrize("direction", ["put", "get"])
+def test_links_are_followed_and_what_cannot_be_copied_is_named(linked, direction, tmp_path, caplog):
+    store = Retrying(LocalStorage(tmp_path), 0)
+    put(store, linked, "copy") if direction == "put" else get(store, "folder", tmp_path / "copy")
+    copied = sorted(path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.*"))
+    assert copied == ["real/1.jpg", "to folder/deep/1.jpg"] and (tmp_path / "copy" / "to file").read_text() == "x"
+    assert sorted(os.listdir(tmp_path / "copy")) == ["real", "to file", "to folder"]
+    (line,) = caplog.messages
+    assert "folder: left out links that lead nowhere" in line and line.endswith("devices: 4 (such as none)")
+
+
+@pytest.mark.parametrize("name", ["pipe", "broken"])
+def test_a_pipe_or_a_broken_link_is_not_copied_as_an_empty_file(name, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("nowhere", tmp_path / "broken")
+    store = Retrying(LocalStorage(tmp_path), 0)
+    with pytest.raises(PlscError, match=f"{name}: (is neither a file nor a folder|no such file or folder)"):
+        put(store, tmp_path / name, "copy")
+    with pytest.raises(ConfigError, match=f"{name}: is neither a file nor a folder"):
+        get(store, name, tmp_path / "copy")
+    assert not os.path.lexists(tmp_path / "copy")
+
+
+def test_an_upload_of_a_folder_that_cannot_be_listed_is_refused_and_loses_nothing_silently(tmp_path, monkeypatch):
+    (tmp_path / "source" / "closed").mkdir(parents=True)
+    (tmp_path / "source" / "closed" / "1.jpg").write_text("x")
+    scan, names = os.scandir, os.listdir
+
+    def refuse(function):
+        def call(path="."):
+            if os.fsdecode(path).endswith("closed"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", refuse(names))
+    monkeypatch.setattr(os, "scandir", refuse(scan))
+    with pytest.raises(StorageError, match="closed: Permission denied"):
+        put(Retrying(LocalStorage(tmp_path), 0), tmp_path / "source", "copy")
+
+
+def test_what_is_removed_is_told_without_what_links_lead_to(linked, tmp_path):
+    store = LocalStorage(tmp_path)
+    found = tree(store, "folder", follow_links=False)
+    assert sorted(found) == ["none", "real/1.jpg", "real/pipe", "real/up", "self", "to file", "to folder"]
+    assert sum(status.size for status in found.values()) == 1
+    os.symlink("other", tmp_path / "link")
+    assert [status.size for status in tree(store, "link", follow_links=False).values()] == [0]
+    store.delete("folder")
+    assert (tmp_path / "other" / "deep" / "1.jpg").exists()
 
 
 def test_folders_are_uploaded_and_downloaded(store, tmp_path):
