@@ -73,7 +73,7 @@ def time_batches(records, workers: int, most: int) -> tuple[float, float]:
 
 
 def compare_in_place(folder: Path, server: HdfsServer, options: argparse.Namespace) -> list[dict]:
-    """Reads data that does not fit into the cache, and the same data on the disk. Pairs are of the disk and in place."""
+    """Reads data that does not fit into the cache: pairs of figures, of the same data on the disk, and in place."""
     from plsc.data.place import Place
     from plsc.data.remote import open_images as open_remote
     from plsc.data.sources import open_images
