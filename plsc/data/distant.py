@@ -198,11 +198,22 @@ class DistantFolder:
             if span is None:
                 self._ahead = 0
                 return
-            held = self._pieces.get(span.path, ())
-            if span.end > span.first and not any(
-                one.span.first <= span.first and span.end <= one.span.end for one in held
-            ):
-                self._count(self._begin(span), True)
+            if span.end > span.first:
+                held = self._pieces.get(span.path, ())
+                known = next((one for one in held if one.span.first <= span.first and span.end <= one.span.end), None)
+                if known is None:
+                    self._forget_replaced(span)
+                piece = known or self._begin(span)
+                if not piece.is_planned:
+                    self._count(piece, True)
+
+    def _forget_replaced(self, span: Span) -> None:
+        """Forgets pieces of about the size of a span that hold some of its bytes, and would be used in its place."""
+        for one in list(self._pieces.get(span.path, ())):
+            overlaps = one.span.first < span.end and span.first < one.span.end
+            is_alike = one.span.end - one.span.first <= 2 * (span.end - span.first)
+            if overlaps and is_alike and one.data.done() and not one.is_planned:
+                self._forget(one)
 
     def _begin(self, span: Span) -> _Piece:
         """Has a thread fetch a piece."""
@@ -214,7 +225,7 @@ class DistantFolder:
         return piece
 
     def _add(self, span: Span) -> _Piece:
-        """Adds a piece, and forgets those whose last use is longest ago."""
+        """Adds a piece, and forgets those whose last use is longest ago, but none that is still to be used."""
         piece = _Piece(span)
         self._pieces.setdefault(span.path, []).append(piece)
         self._used[piece] = None
@@ -222,7 +233,7 @@ class DistantFolder:
         for old in list(self._used):
             if self._size <= self._kept:
                 break
-            if old.data.done():
+            if old.data.done() and not old.is_planned:
                 self._forget(old)
         return piece
 

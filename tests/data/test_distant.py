@@ -14,6 +14,7 @@ from plsc.config import DataCache as CacheSetting
 from plsc.data import distant, recordio, remote, tar_shards
 from plsc.data.collection import open_collection
 from plsc.data.inputs import Inputs
+from plsc.data.records import Record
 from plsc.data.sources import open_images
 from plsc.datasets.conversion import Conversion, convert
 from plsc.datasets.opening import open_data
@@ -168,6 +169,30 @@ def test_all_but_the_first_images_are_fetched_ahead(data, tmp_path, read, shuffl
         total = sum(span.end - span.first for span in read)
         assert total < 1.5 * os.path.getsize(data / "recordio" / "train.rec")
     records.close()
+
+
+def test_what_was_fetched_ahead_stays_until_it_is_used(tmp_path, read, monkeypatch):
+    """Though what has been used for the last time was used later than it was fetched."""
+    for name, value in (("_CHUNK", 4000), ("_KEPT", 64_000), ("_STRETCHES_AHEAD", 4)):
+        monkeypatch.setattr(distant, name, value)
+    monkeypatch.setattr(recordio, "_BLOCK_BYTES", 4000)
+    (tmp_path / "data").mkdir()
+    writer = recordio.RecordIOWriter(tmp_path / "data" / "train.rec", [])
+    for number in range(1300):
+        writer.add(Record(str(number), bytes(40), number % 12))
+    writer.close()
+    records, _ = remote.open_images(place_of(tmp_path / "data", tmp_path / "cache"), 12, "auto", "window", 8)
+    order, stretches = records.epoch_order(0, 0, 0, 1), len(records.stretches()) - 1
+    (whole,) = records._folder._used
+    records._folder._forget(whole)
+    for place in range(1500, whole.span.end, 4000):  # as the opening of a large file leaves it
+        records._folder.read(whole.span.path, place, 10)
+    read.clear()
+    records.will_read(order)
+    for i in order.tolist():
+        records.read(i)
+    records.close()
+    assert stretches > 20 and 0 < len(read) <= stretches
 
 
 def test_threads_that_read_at_the_same_time_get_the_right_images(data, tmp_path):
