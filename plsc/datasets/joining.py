@@ -105,6 +105,9 @@ def joining(staging: Staging, target: Target, shards: int, class_names: Sequence
         return
     folder = staging.folder / _UNFINISHED
     (folder / DATA).mkdir(parents=True, exist_ok=True)
+    for path in (folder / DATA).iterdir():
+        if path.name != target.file:  # what a run left that was killed while it wrote the index
+            path.unlink()
     writer = target.open_whole(folder / DATA, class_names)
     following = 0
 

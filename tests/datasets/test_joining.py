@@ -1,5 +1,6 @@
 """Shards that become one file find their place in it, or are copied there."""
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -71,7 +72,9 @@ def test_a_resumed_run_knows_the_places_of_the_shards_that_are_complete(staging,
         make(staging, places, 0)
         join()
         raise KeyboardInterrupt
+    (staging.folder / module._UNFINISHED / DATA / ".train.idx.1.ab.part").touch()  # of a writer that was killed
     with joining(staging, TARGET, SHARDS, ()) as join:
         assert all(make(staging, Places(staging, TARGET, SHARDS), number) for number in (1, 2))
     found = (staging.folder / WHOLE / DATA / TARGET.file).read_bytes()
     assert found.count(b"image 0 ") == 2 and found.count(b"image 2 " * 3) == 2
+    assert sorted(os.listdir(staging.folder / WHOLE / DATA)) == ["property", "train.idx", "train.rec"]
