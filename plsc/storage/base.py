@@ -171,6 +171,12 @@ def missing(storage: Storage, path: str) -> StorageError:
     return StorageError(f"{place_of(storage, path)}: {reason}; {_how_to_look(storage, path)}", reason)
 
 
+def not_utf8(storage: Storage, path: str) -> StorageError:
+    """Returns the error for a path with a name of other bytes than UTF-8, which only disks can have."""
+    reason = "the store takes only names in UTF-8; rename the file, or put it into an archive"
+    return StorageError(f"{place_of(storage, path)}: {reason}", reason)
+
+
 def _how_to_look(storage: Storage, path: str) -> str:
     """Returns how to see the names in the folder that should hold a path."""
     folder = posixpath.dirname(path.rstrip("/"))

@@ -25,7 +25,16 @@ from plsc.machine.json_files import as_integer, as_text
 from plsc.storage import credentials, site
 from plsc.storage.address import web_addresses
 from plsc.storage.answers import Timeouts
-from plsc.storage.base import Chunks, Status, StorageError, StorageUnavailableError, check_absent, parts_of, place_of
+from plsc.storage.base import (
+    Chunks,
+    Status,
+    StorageError,
+    StorageUnavailableError,
+    check_absent,
+    not_utf8,
+    parts_of,
+    place_of,
+)
 from plsc.storage.failover import STANDBY, NameNodes
 from plsc.storage.gateway import CONNECTIONS, GatewayAuth, NoAuth, TicketAuth, keep_credentials
 from plsc.storage.kerberos import Kerberos, TicketError
@@ -152,6 +161,8 @@ class HdfsStorage:
                 f"{place_of(self, path)}: {_server_of(problem)}: its certificate is not trusted; set "
                 "REQUESTS_CA_BUNDLE to the file of its authority"
             ) from None
+        except UnicodeEncodeError:
+            raise not_utf8(self, path) from None
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise StorageError(
                 f"{place_of(self, path)}: the server does not answer as WebHDFS does; check that the address is that "

@@ -6,7 +6,7 @@ import errno
 import re
 
 from plsc.errors import one_line
-from plsc.storage.base import Storage, StorageError, StorageUnavailableError, missing, place_of
+from plsc.storage.base import Storage, StorageError, StorageUnavailableError, missing, not_utf8, place_of
 
 S3, GOOGLE, AZURE = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "abfss", "az")  # schemes
 
@@ -65,7 +65,7 @@ def object_error(store: Storage, path: str, problem: Exception) -> StorageError:
     if isinstance(problem, PermissionError):
         return StorageError(f"{where}: {words}{hint or '; ' + HINTS['AccessDenied|Forbidden|^403$']}")
     if isinstance(problem, UnicodeEncodeError):
-        return StorageError(f"{where}: the store takes only names in UTF-8; rename the file, or put it into an archive")
+        return not_utf8(store, path)
     if isinstance(problem, _MISUNDERSTOOD) or kind in ("ParamValidationError", "ResponseParserError"):
         reason = f"the server does not answer as expected ({words})"
         return StorageError(f"{where}: {reason}; check the address and the endpoint")

@@ -33,6 +33,7 @@ from plsc.storage.base import (
     StorageUnavailableError,
     check_absent,
     missing,
+    not_utf8,
     place_of,
 )
 from plsc.storage.failover import STANDBY, NameNodes
@@ -216,6 +217,8 @@ class RpcStorage:
             raise StorageUnavailableError(f"{place_of(self, path)}: {reason}") from None
         except RuntimeError as problem:
             raise self._refused(path, str(problem)) from None  # a variable of it would keep the store alive
+        except UnicodeEncodeError:
+            raise not_utf8(self, path) from None
         except (ValueError, TypeError, AttributeError, OverflowError) as problem:
             reason = f"the server does not answer as HDFS does ({one_line(str(problem))}); check the address"
             raise StorageError(f"{place_of(self, path)}: {reason}") from None

@@ -11,6 +11,7 @@ from lying_server import LyingServer
 from plsc.commands import fs as command
 from plsc.errors import ConfigError
 from plsc.storage import Retrying, StorageError, open_hdfs
+from plsc.storage.rpc import RpcStorage
 from plsc.storage.transfer import get, tree
 
 NAMES = ["..", ".", "", "../x", "/etc/x", "a/../../x", "a\0b", "a/b", "\ud800"]
@@ -104,6 +105,16 @@ def test_a_redirect_to_another_server_carries_no_credentials(lying, tmp_path, ki
     shown = repr(lying.strangers)
     for secret in ("s3cret", "Authorization", "c00kie", "Basic"):
         assert secret not in shown
+
+
+def test_a_name_that_hdfs_cannot_have_does_not_pass_for_a_lie(lying):
+    store = open_hdfs(lying.url, "alice,").with_patience(0)
+    name = os.fsdecode(b"/\xff.jpg")
+    with pytest.raises(StorageError, match="takes only names in UTF-8; rename the file, or put it into an archive"):
+        store.write(name, lambda: [b"x"], 1)
+    with pytest.raises(StorageError, match="takes only names in UTF-8"), RpcStorage._worded(store, name):
+        name.encode()
+    assert lying.strangers == []
 
 
 def test_redirects_have_an_end(lying):
