@@ -98,7 +98,10 @@ def network(name, rounds):
 
 
 def single(shape, rounds):
-    """Compares one convolution with its gradients, whether or not plsc would let oneDNN compute it."""
+    """Compares one convolution with its gradients, whether or not plsc would let oneDNN compute it.
+
+    The rates count the multiplications and additions of the convolution and of both gradients.
+    """
     image, weight, stride, padding, groups = shape
     x, w = (paddle.randn(size) for size in (image, weight))
     x.stop_gradient = w.stop_gradient = False
@@ -109,13 +112,16 @@ def single(shape, rounds):
             with context():
                 output = paddle.nn.functional.conv2d(x, w, stride=stride, padding=padding, groups=groups)
             output.backward(output.detach())
+        return output.size
 
+    operations = 6 * step(contextlib.nullcontext) * int(np.prod(weight[1:])) * repeats
     rule, convolution._pays = convolution._pays, lambda geometry: True
     convolution._convolution.cache_clear()
     found = compare(rounds, step)
     convolution._pays = rule
     convolution._convolution.cache_clear()
-    return {"image": image, "weight": weight, "stride": stride, "groups": groups, **found}
+    rates = {f"{name}_gflops_per_cpu_second": operations / found[name] / 1e9 for name in ("paddle", "onednn")}
+    return {"image": image, "weight": weight, "stride": stride, "groups": groups, **found, **rates}
 
 
 def main():
