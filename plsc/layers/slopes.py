@@ -37,7 +37,8 @@ def prelu(x: Tensor, slopes: Tensor) -> Tensor:
         x: Input, [B, C, ...].
         slopes: One slope for each channel, [C], or one for all, [1].
     """
-    is_ours = is_for_us(x, slopes, operators=_OPERATORS) and x.ndim > 1 and slopes.shape[0] in (1, x.shape[1])
+    is_ours = is_for_us(x, slopes, operators=_OPERATORS) and x.ndim > 1
+    is_ours = is_ours and tuple(slopes.shape) in ((1,), (x.shape[1],))
     sizes = (*x.shape[:2], math.prod(x.shape[2:])) if is_ours else ()
     found = kernels(onednn_layers.Prelu, *sizes) if is_ours else None
     return functional.prelu(x, slopes) if found is None else apply(_Slopes(found), contiguous(x), slopes)

@@ -150,9 +150,11 @@ class Convolution:
         """
         source, weight, output_gradient = tensors
         converted: dict[int, _Buffer] = {}
-        if of_weight is not None and source is not None:
+        if of_weight is not None:
+            assert source is not None
             self._of_weight({_SOURCE: source, _OUTPUT_GRADIENT: output_gradient}, of_weight, converted)
-        if of_source is not None and weight is not None:
+        if of_source is not None:
+            assert weight is not None
             self._of_source({_OUTPUT_GRADIENT: output_gradient, _WEIGHT: weight}, of_source, converted)
 
     @functools.cached_property

@@ -7,18 +7,20 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from paddle import distributed
 
 from plsc.errors import PlscError, RankError, TrainingError, is_mistake, one_line, reason_of
-from plsc.parallel.peers import Peers, peers
+from plsc.parallel.peers import THREAD, Peers, peers
 
 # Exit codes; all ranks end together after SIGTERM and Ctrl-C.
 _ORDERLY = (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _LONGEST = 500
 _POLL_SECONDS = 0.25
 _SIGN_SECONDS = 1.0
+_WARNING_SECONDS = 60.0  # for which a warning is news; who waits for a store gives one more often
 
 
 @contextlib.contextmanager
@@ -106,39 +108,51 @@ def working() -> Iterator[None]:
 
     It says so every second, so that a process that hangs or a machine that is lost is still given up. What is done in
     the block must therefore end by itself, as the transfers of `plsc.storage` do. Any thread may enter it. The log of
-    rank 0, which may be the only one that users read, shows the last warning of a rank that is waited for.
+    rank 0, which may be the only one that users read, shows the last warning of a rank that is waited for, unless that
+    is older than a minute.
     """
     others = peers()
     if others is None:
         yield
         return
-    ended, warnings = threading.Event(), _LastWarning()
+    ended = threading.Event()
+    logging.getLogger("plsc").addFilter(_warnings)  # once, however often it is called
 
     def say() -> None:
         while True:
-            others.say_it_works(warnings.text)
+            others.say_it_works(_warnings.last())
             if ended.wait(_SIGN_SECONDS):
                 return
 
     threading.Thread(target=say, name="plsc-working", daemon=True).start()
-    logger = logging.getLogger("plsc")
-    logger.addHandler(warnings)
     try:
         yield
     finally:
-        logger.removeHandler(warnings)
         ended.set()
 
 
-class _LastWarning(logging.Handler):
-    """A handler that keeps the text of the last warning, in one line."""
+class _Warnings(logging.Filter):
+    """Keeps the last warning of this process, and lets all records pass.
+
+    With a handler, `set_up_logging` would add none. All threads share it, since what they say in turn must be the same.
+    """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.text = ""
+        super().__init__()
+        self._last, self._until = "", -math.inf
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = one_line(record.getMessage())
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Notes a warning, unless it tells what another rank does."""
+        if record.levelno >= logging.WARNING and record.threadName != THREAD:
+            self._last, self._until = one_line(record.getMessage()), time.monotonic() + _WARNING_SECONDS
+        return True
+
+    def last(self) -> str:
+        """Returns the last warning, in one line; '' if there is none, or if it is old."""
+        return self._last if time.monotonic() < self._until else ""
+
+
+_warnings = _Warnings()
 
 
 def silence_of_others() -> float:

@@ -244,9 +244,8 @@ class MeetingPlace:
             elif waited >= _REMINDER_SECONDS * (meeting.reminders + 1):
                 meeting.reminders += 1
                 text = f"still waiting for {_names(late)} after {waited:.0f} s, for {meeting.what}"
-                self._tell(
-                    meeting.arrived | {0}, {"late": text + self._last_warning(late)}
-                )  # users read that of rank 0
+                text += self._last_warning(late)
+                self._tell(meeting.arrived | {0}, {"late": text})  # users read the log of rank 0
 
     def _last_warning(self, late: set[int]) -> str:
         """Returns what one of some late ranks that work has warned about, as the end of a line; may be empty."""

@@ -24,6 +24,7 @@ from plsc.parallel.ranks import rank, world_size
 
 logger = logging.getLogger("plsc")
 
+THREAD = "plsc-peers"  # which logs what it hears about the other ranks
 _CONNECT_SECONDS = 60.0
 _ANSWER_SECONDS = 2.0  # for an announcement to travel to rank 0 and back
 _GRACE_SECONDS = 3.0  # in which a rank may end by itself after another one has failed
@@ -59,7 +60,7 @@ class Peers:
         self._gone: set[int] = set()
         prepare(connection)
         self._send({"token": token, "rank": rank()})
-        threading.Thread(target=self._receive, name="plsc-peers", daemon=True).start()
+        threading.Thread(target=self._receive, name=THREAD, daemon=True).start()
 
     def begin(self, patience: float) -> None:
         """Begins an action, unless one is under way in this process already.
@@ -129,7 +130,7 @@ class Peers:
         """Tells rank 0 that this rank does work for which the others have to wait. Any thread may call it.
 
         Args:
-            warning: What it has warned about in the meantime, for the log of rank 0; may be empty.
+            warning: What it has warned about, for the log of rank 0; may be empty.
         """
         self._send({"works": warning})
 

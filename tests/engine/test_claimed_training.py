@@ -41,9 +41,20 @@ class Folder:
 
     def holder(self):
         """Returns what the claim says; HDFS shows it empty while it is written."""
-        while True:
+        found = []
+
+        def read():
             with contextlib.suppress(ValueError, StorageError):
-                return json.loads(read_bytes(self.store, self.claim))
+                found.append(json.loads(read_bytes(self.store, self.claim)))
+            return bool(found)
+
+        wait_until(read)
+        return found[0]
+
+    def wait_for_writing(self):
+        """Waits until the claim has just been written again, so that what follows comes between two of its writings."""
+        count = self.holder()["count"]
+        wait_until(lambda: time.sleep(0.2) or self.holder()["count"] > count)
 
 
 @pytest.fixture(params=["hdfs", "s3"])
@@ -84,6 +95,7 @@ def test_the_second_training_ends_at_its_start_and_a_killed_first_one_keeps_nobo
         assert lines and all(line.endswith("or choose another folder with set_hdfs_info") for line in lines), lines
         assert "epoch 0, step 1" not in second.stderr and not list((tmp_path / "second").glob("*/meta.json"))
         assert folder.runs() == earlier and folder.names() == [".plsc.claim", "0"]
+        folder.wait_for_writing()
         first.kill_group()
         first.communicate()
     third = start("train_glyphs.py", 2, glyphs, tmp_path / "third", *folder.options, "train_epochs=1")
@@ -116,9 +128,7 @@ def test_a_training_that_loses_its_claim_continues_and_replaces_nothing(folder, 
     """As when the store was away for more than a minute for this training, and not for the other one."""
     with held_in_step(5, glyphs, tmp_path / "run", *folder.options) as (process, said):
         wait_until(lambda: "0" in folder.names())
-        # The claim has just been written again, so that what follows comes between two of its writings.
-        count = folder.holder()["count"]
-        wait_until(lambda: time.sleep(0.2) or folder.holder()["count"] > count)
+        folder.wait_for_writing()
         write_bytes(folder.store, folder.claim, json.dumps(FOREIGN).encode())
         folder.store.mkdirs(f"{folder.path}/earlier_1")
         folder.store.rename(f"{folder.path}/0", f"{folder.path}/earlier_1/0")

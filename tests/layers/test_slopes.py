@@ -6,7 +6,8 @@ import pytest
 from function_model import random_array
 
 from plsc import amp
-from plsc.layers.gradients import HAS_GRADIENTS
+from plsc.layers import slopes as slopes_module
+from plsc.layers.gradients import HAS_GRADIENTS, apply
 from plsc.layers.kernels import VARIABLE
 from plsc.layers.slopes import PReLU, prelu
 
@@ -25,10 +26,13 @@ def numbers_of(function, x, slopes, gradient):
 @pytest.mark.parametrize("switch", ["1", "0"])
 def test_outputs_and_gradients_are_those_of_paddle(monkeypatch, shape, count, switch):
     monkeypatch.setenv(VARIABLE, switch)
+    calls = []
+    monkeypatch.setattr(slopes_module, "apply", lambda *given: calls.append(given) or apply(*given))
     x, gradient = (random_array(*shape, seed=seed).astype("float32") for seed in (0, 1))
     x.flat[:3] = 0.0, -0.0, 1e-40  # at 0 the gradient is the slope's
     slopes = np.array([0.25, -0.5, 0.0, 1.5, 1.0, 0.1, 2.0][:count], "float32")
     y, of_x, of_slopes = numbers_of(prelu, x, slopes, gradient)
+    assert len(calls) == (switch == "1" and HAS_GRADIENTS)
     expected = numbers_of(paddle.nn.functional.prelu, x, slopes, gradient)
     assert np.array_equal(y, expected[0]) and np.array_equal(of_x, expected[1])
     parts = np.where(x > 0, 0.0, x.astype("float64") * gradient).sum(axis=tuple(n for n in range(x.ndim) if n != 1))
@@ -54,6 +58,19 @@ def test_the_layer_has_the_parameter_of_paddles_and_an_empty_batch_passes():
     assert layer(paddle.zeros([0, 4, 3, 3])).shape == [0, 4, 3, 3]
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (1, 3, 1, 1)])
+def test_paddle_refuses_slopes_of_another_shape(shape):
+    with pytest.raises((AssertionError, ValueError)):
+        prelu(paddle.zeros([2, 3, 2, 2]), paddle.zeros(shape))
+
+
+def test_a_slope_without_axes_is_one_for_all_as_in_paddle():
+    x = paddle.to_tensor([[-2.0, 4.0]], stop_gradient=False)
+    y = prelu(x, paddle.full([], 0.25))
+    y.sum().backward()
+    assert y.tolist() == [[-0.5, 4.0]] and x.grad.tolist() == [[0.25, 1.0]]
+
+
 def test_a_rounded_prelu_is_paddles(monkeypatch):
     """`plsc.amp` simulates the rounding of operators in Paddle's table, which must then be the one that runs."""
     monkeypatch.setattr("plsc.layers.slopes.apply", lambda function, x, slopes: "ours")
@@ -67,6 +84,23 @@ def test_a_rounded_prelu_is_paddles(monkeypatch):
 def formula(x, slopes):
     """PReLU by other operations: with Paddle's own, the gradient of the slopes alone crashes."""
     return paddle.where(x > 0, x, x * slopes.reshape([1, -1, 1, 1]))
+
+
+@pytest.mark.skipif(not HAS_GRADIENTS, reason="Paddle's operator computes what needs gradients")
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_view_and_what_is_frozen_change_nothing_for_the_others(frozen, count):
+    arrays = [random_array(*shape, seed=3).astype("float32") for shape in ((2, 4, 5, 3), (count,))]
+    results = []
+    for f in (prelu, formula):
+        inputs = [paddle.to_tensor(array, stop_gradient=False) for array in arrays]
+        inputs[frozen].stop_gradient = True
+        y = f(inputs[0].transpose([0, 3, 1, 2]), inputs[1])
+        (y**2).sum().backward()
+        assert inputs[frozen].grad is None
+        results.append((y.numpy(), inputs[1 - frozen].grad.numpy()))
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @pytest.mark.skipif(not HAS_GRADIENTS, reason="Paddle's operator computes what needs gradients")

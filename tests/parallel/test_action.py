@@ -1,7 +1,10 @@
 """Ranks wait for late ones, and fail together: see tests/helpers/disturbed_ranks.py for the places."""
 
+import contextlib
 import json
+import logging
 import socket
+import threading
 import time
 from importlib import import_module
 from types import SimpleNamespace
@@ -9,10 +12,11 @@ from types import SimpleNamespace
 import disturbed_ranks
 import pytest
 from hdfs_server import free_ports
-from ranks import HELPERS, TIMEOUT, environment, popen_python, popen_ranks, run_python, start
+from ranks import HELPERS, TIMEOUT, environment, popen_python, popen_ranks, run_python, start, wait_until
 
 from plsc.errors import PlscError, RankError
-from plsc.parallel import peers, stopping
+from plsc.machine.logs import set_up_logging
+from plsc.parallel import peers, stopping, working
 
 SECONDS = 15  # on a busy machine; an error travels in milliseconds
 
@@ -113,6 +117,62 @@ def test_the_others_hear_of_a_wish_to_end_that_ends_the_block_at_once(monkeypatc
         assert is_stopping()
         raise SystemExit
     assert announced
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What this process says of its work."""
+    action, found = import_module("plsc.parallel.action"), []
+    monkeypatch.setattr(action, "_SIGN_SECONDS", 0.01)
+    monkeypatch.setattr(action, "_warnings", action._Warnings())
+    monkeypatch.setattr(action, "peers", lambda: SimpleNamespace(say_it_works=found.append))
+    logger = logging.getLogger("plsc")
+    before = logger.filters[:]
+    yield found
+    logger.filters[:] = before
+
+
+def says(said, wanted):
+    """Waits until all threads that are in blocks of `working` have said something, and all of it is `wanted`."""
+
+    def is_wanted():
+        said.clear()
+        time.sleep(0.1)
+        return len(said) > 1 and set(said) == {wanted}
+
+    wait_until(is_wanted)
+    return True
+
+
+def test_threads_that_work_say_the_last_warning_of_the_process_until_it_is_old(said, monkeypatch):
+    action, logger = import_module("plsc.parallel.action"), logging.getLogger("plsc")
+    with contextlib.suppress(KeyError), working():
+        assert says(said, "")
+        logger.warning("store:\n%s", "Connection refused")
+        logger.info("training continues")
+        with working():  # which has begun after the warning
+            assert says(said, "store: Connection refused")
+            of_others = threading.Thread(target=logger.warning, args=("still waiting for rank 1",), name=peers.THREAD)
+            of_others.start()
+            of_others.join()
+            assert says(said, "store: Connection refused")
+            monkeypatch.setattr(action, "_WARNING_SECONDS", 0.0)
+            logger.warning("an old one")
+            assert says(said, "")
+        raise KeyError
+    before = len(said)
+    time.sleep(0.1)
+    assert len(said) <= before + 1, "the block has ended"
+
+
+def test_the_log_that_is_set_up_while_a_rank_works_has_its_handler(said, monkeypatch):
+    logger = logging.getLogger("plsc")
+    monkeypatch.setattr(logger, "handlers", [])
+    for name in ("propagate", "level"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    with working():
+        set_up_logging(0)
+        assert len(logger.handlers) == 1
 
 
 @pytest.mark.core

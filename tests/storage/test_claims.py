@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 from made_images import encode
-from ranks import TIMEOUT, environment
+from ranks import TIMEOUT, environment, wait_until
 
 from plsc.machine.locks import FolderInUseError
 from plsc.storage import Retrying, StorageError, StorageUnavailableError, claims, open_hdfs
@@ -157,8 +157,7 @@ def test_a_claim_whose_writing_has_failed_is_written_again(store, tmp_path, quic
         for left in ("", '{"token": "'):
             (tmp_path / ".x.claim").write_text(left)
             if is_kept_up:
-                time.sleep(0.6)
-                assert "token" in json.loads((tmp_path / ".x.claim").read_text())
+                wait_until(lambda: "token" in claims._parsed((tmp_path / ".x.claim").read_text()))
             claim.check()
         assert claim.loss is None
 
@@ -213,14 +212,14 @@ def test_one_of_many_that_begin_at_once_has_a_real_place(kind, request, tmp_path
             with claiming(store, path, "the place") as claim:
                 claim.check()
                 had.append(claim)
-                ended.wait()
+                ended.wait(TIMEOUT)
                 claim.check()
         except (FolderInUseError, StorageError) as problem:
             refused.append(problem)
             if len(refused) == 5:
                 ended.set()
 
-    threads = [threading.Thread(target=run) for _ in range(6)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
