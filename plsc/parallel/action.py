@@ -144,7 +144,7 @@ class _Warnings(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Notes a warning, unless it tells what another rank does."""
         if record.levelno >= logging.WARNING and record.threadName != THREAD:
-            self._last, self._until = one_line(record.getMessage()), time.monotonic() + _WARNING_SECONDS
+            self._last, self._until = one_line(record.getMessage(), _LONGEST), time.monotonic() + _WARNING_SECONDS
         return True
 
     def last(self) -> str:
