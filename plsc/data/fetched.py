@@ -149,7 +149,7 @@ class FetchedRecords(RenamedRecords):
         for number in range(len(self._remote)):
             self._hold(number)
             self._let_go(number)
-        return self._source.labels()
+        return super().labels()
 
     def epoch_order(self, seed: int, epoch: int, rank: int, world_size: int) -> np.ndarray:
         """Returns the images of a rank in the order of an epoch."""

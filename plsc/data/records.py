@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Optional, Protocol
+from typing import NamedTuple, Optional, Protocol, TypeVar
 
 import numpy as np
 
 from plsc.data.sampler import WINDOW_BLOCKS, block_indices, epoch_indices
 from plsc.errors import DataError, PlscError, WrongDataError
 from plsc.machine.logs import reword
+
+T = TypeVar("T")
 
 LARGEST_LABEL = 10**9 - 1
 
@@ -254,14 +256,27 @@ class RenamedRecords(WrappedRecords):
         self.slow_draws, self.image_bytes = source.slow_draws, source.image_bytes
         self.has_image_files = source.has_image_files
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the other data set."""
+        return self._renaming(lambda: self._source.num_classes)
+
     def where(self, i: int) -> str:
         """Returns where image `i` is in the other place."""
         return self._named(self._source.where(i))
 
     def read(self, i: int) -> tuple[bytes, int]:
-        """Returns the encoded bytes and the label of image `i`; see `Records.read`. Errors name the other place."""
+        """Returns the encoded bytes and the label of image `i`; see `Records.read`."""
+        return self._renaming(lambda: self._source.read(i))
+
+    def labels(self) -> np.ndarray:
+        """Returns the label of every image."""
+        return self._renaming(self._source.labels)
+
+    def _renaming(self, action: Callable[[], T]) -> T:
+        """Returns what `action` returns. An error of it names the other place."""
         try:
-            return self._source.read(i)
+            return action()
         except PlscError as problem:
             reword(problem, self._named)
             raise

@@ -102,14 +102,14 @@ class Uploader(Callback):
                     self._claim.check()
 
             parallel.from_rank_0(take, "the claim on the folder of uploads")
-            held = stack.pop_all()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            releasing = threading.Thread(target=self._release, args=(held,), name="plsc-upload", daemon=True)
-            releasing.start()
-            releasing.join(_SECONDS_TO_RELEASE)
+            try:
+                yield
+            finally:
+                self._stop.set()
+                held = (stack.pop_all(),)
+                releasing = threading.Thread(target=self._release, args=held, name="plsc-upload", daemon=True)
+                releasing.start()
+                releasing.join(_SECONDS_TO_RELEASE)
 
     def _release(self, held: contextlib.ExitStack) -> None:
         """Gives up the claim once no thread of this training writes to the folder any more."""

@@ -29,7 +29,7 @@ from typing import Any, Optional
 
 from plsc.machine.json_files import as_object, parse_json
 from plsc.machine.locks import FolderInUseError
-from plsc.storage.base import StorageError, read_bytes, write_bytes
+from plsc.storage.base import Status, Storage, StorageError, read_bytes, write_bytes
 from plsc.storage.retry import Retrying
 
 _REFRESH_SECONDS, _SILENT_SECONDS = 5.0, 60.0
@@ -38,6 +38,7 @@ _REFRESH_SECONDS, _SILENT_SECONDS = 5.0, 60.0
 _SETTLE_SECONDS, _OBJECTS_SETTLE_SECONDS = 0.5, 2.0
 _POLL_SECONDS, _QUIET_SECONDS, _RELEASE_SECONDS = 1.0, 1.0, 3.0
 _MOST_BYTES, _ATTEMPTS = 1000, 5
+_INSIDE = ".plsc.claim"
 _NAME = re.compile(r"\..+\.claim", re.DOTALL)
 
 logger = logging.getLogger("plsc")
@@ -159,7 +160,7 @@ class Claim:
         """Writes the claim where `found` is. Unless that is this claim, `check` then waits until it is settled."""
         began = time.monotonic()
         self._count += 1
-        about = {
+        about = {  # `is_claim` knows a claim by some of these
             "token": self._token,
             "holder": f"process {os.getpid()} on {platform.node()}",
             "machine": _machine(),
@@ -194,12 +195,27 @@ def next_to(path: str) -> str:
 
 def inside(folder: str) -> str:
     """Returns the file of the claim on a folder that exists. The folder above it may belong to another user."""
-    return posixpath.join(folder, ".plsc.claim")
+    return posixpath.join(folder, _INSIDE)
 
 
-def is_claim(name: str) -> bool:
-    """Returns whether a file is named like a claim."""
-    return _NAME.fullmatch(name) is not None
+def is_claim(storage: Storage, path: str, found: Status) -> bool:
+    """Returns whether a file is a claim. The file of a user may be named like one on a place that is to be made.
+
+    Args:
+        storage: The store, which is asked for what such a file holds.
+        path: The file.
+        found: Its status.
+    """
+    name = posixpath.basename(path)
+    if name == _INSIDE:
+        return True
+    if _NAME.fullmatch(name) is None or not found.is_file or found.size > _MOST_BYTES:
+        return False
+    try:
+        text = read_bytes(storage, path).decode("utf-8", "replace")
+    except StorageError:
+        return storage.status(path) is None  # its holder has just removed it
+    return {"token", "holder", "count"} <= _parsed(text).keys()
 
 
 @contextlib.contextmanager

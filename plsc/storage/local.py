@@ -45,8 +45,7 @@ class LocalStorage:
         except OSError as problem:
             if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise self._error(path, problem) from None
-            leads_nowhere = os.path.lexists(place)
-            return Status(0, False, place.lstat().st_mtime, is_special=True, is_link=True) if leads_nowhere else None
+            return _broken_link(place)
         is_file, is_folder = stat.S_ISREG(found.st_mode), stat.S_ISDIR(found.st_mode)
         return Status(
             size=found.st_size if is_file else 0,
@@ -126,6 +125,16 @@ class LocalStorage:
         reason = problem.strerror or str(problem)
         hint = "; make room there" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StorageError(f"{place_of(self, path)}: {reason}{hint}", reason)
+
+
+def _broken_link(place: Path) -> Optional[Status]:
+    """Returns the status of a link that leads nowhere; None if it is none, as where a file has just appeared."""
+    try:
+        found = place.lstat()
+    except OSError:
+        return None
+    is_link = stat.S_ISLNK(found.st_mode)
+    return Status(0, False, found.st_mtime, is_special=True, is_link=True) if is_link else None
 
 
 def index_of(name: str) -> str:

@@ -140,8 +140,8 @@ def each(
 def tree(storage: Storage, path: str, *, follow_links: bool = True) -> dict[str, Status]:
     """Returns all files under a path by their paths relative to it. A path that is a file itself has the name ''.
 
-    Claims are left out, since they change and vanish while others write there.
-    What is neither a file nor a folder is special. So is a link to a folder that contains it.
+    Claims are left out, since they change and vanish while others write there. A file that is only named like one is
+    not. What is neither a file nor a folder is special. So is a link to a folder that contains it.
 
     Args:
         storage: The store.
@@ -175,7 +175,7 @@ def tree(storage: Storage, path: str, *, follow_links: bool = True) -> dict[str,
                 files[inner] = replace(status, is_folder=False, is_special=True)
             elif status.is_folder:
                 folders.append((inner, above | {status.identity}))
-            elif not is_claim(name):
+            elif not is_claim(storage, posixpath.join(path, inner), status):
                 files[inner] = status
     return dict(sorted(files.items()))
 

@@ -319,6 +319,24 @@ def test_missing_and_damaged_images_are_named_by_their_address(images, tmp_path)
         records.close()
 
 
+@pytest.mark.parametrize("size", [10**9, 2000])
+def test_a_wrong_label_that_is_found_later_is_named_by_its_address(tmp_path, size):
+    (tmp_path / "data").mkdir()
+    writer = RecordIOWriter(tmp_path / "data" / "train.rec")
+    for label in range(3):
+        writer.add(Record("a", bytes(2000), label))
+    writer.close()
+    (tmp_path / "data" / "property").write_text("2,112,112")
+    records, _ = remote.open_images(
+        place_of(tmp_path / "data", tmp_path / "cache", size), None, "auto", None, IN_FLIGHT
+    )
+    with pytest.raises(
+        DataError, match=rf"^file://{tmp_path}/data/train.rec: record 3, at byte \d+: label 2 is outside"
+    ):
+        records.labels()
+    records.close()
+
+
 def test_tars_in_a_usual_subfolder_are_found(images, tmp_path):
     convert(Conversion(str(images / "jpeg"), str(tmp_path / "hub" / "data"), "tar", workers=1), lambda *a: None)
     records, _ = open_images(tmp_path / "hub", tmp_path / "cache")

@@ -18,10 +18,10 @@ from ranks import TIMEOUT, environment, wait_until
 from plsc.machine.locks import FolderInUseError
 from plsc.storage import Retrying, StorageError, StorageUnavailableError, claims, open_hdfs
 from plsc.storage.address import split_address
-from plsc.storage.base import read_bytes, write_bytes
-from plsc.storage.claims import claiming, inside, next_to
+from plsc.storage.base import Status, read_bytes, write_bytes
+from plsc.storage.claims import claiming, inside, is_claim, next_to
 from plsc.storage.local import LocalStorage
-from plsc.storage.transfer import get
+from plsc.storage.transfer import get, put
 
 FOREIGN = {"token": "x", "holder": "process 7 on far-away", "machine": "another", "process": 7, "count": 3}
 
@@ -245,6 +245,26 @@ def test_a_folder_is_downloaded_without_the_claims_in_it(store, tmp_path):
         assert set(store.list("/there")) == {".plsc.claim", ".a.claim", "a"}
         get(store, "/there", tmp_path / "here")
     assert os.listdir(tmp_path / "here") == ["a"]
+
+
+@pytest.mark.parametrize("direction", ["put", "get"])
+def test_files_of_a_user_that_are_named_like_claims_are_copied(store, tmp_path, direction):
+    files = {
+        ".notes.claim": b"of an insurance",
+        ".empty.claim": b"",
+        ".settled.claim": b'{"token": "x"}',
+        ".large.claim": json.dumps(FOREIGN).encode() * 20,
+        ".list.claim": b"[" * 900,
+    }
+    (tmp_path / "there").mkdir()
+    for name, data in files.items():
+        (tmp_path / "there" / name).write_bytes(data)
+    put(store, tmp_path / "there", "/here") if direction == "put" else get(store, "/there", tmp_path / "here")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == files
+
+
+def test_a_claim_that_ends_while_a_folder_is_listed_is_no_file_of_it(store):
+    assert is_claim(store, "/.x.claim", Status(300, False, 0.0))
 
 
 def test_a_claim_outlasts_a_store_that_is_down(store, tmp_path, quick):

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -180,6 +181,19 @@ def test_the_local_store_syncs_what_it_writes_and_knows_links_and_pipes(tmp_path
     os.symlink("kept", tmp_path / "link")
     store.delete("link")
     assert list(store.list("")) == ["dangling", "file", "hard", "kept", "pipe", "soft"] and store.list("kept")
+
+
+def test_a_file_that_appears_while_it_is_looked_for_is_no_broken_link(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    stat = Path.stat
+
+    def too_early(self, **options):
+        if options.get("follow_symlinks", True):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", too_early)
+    assert LocalStorage(tmp_path).status("file") is None
 
 
 def test_the_lock_of_a_run_is_not_uploaded_with_its_folder(tmp_path):
