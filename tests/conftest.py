@@ -28,6 +28,7 @@ hypothesis.settings.load_profile("plsc")
 LONG = (
     "engine/test_hdfs_training.py",
     "shuffle/test_spark.py",  # before the conversion on Spark, which sends plsc to the executors for good
+    "storage/test_storage.py",
     "parallel/test_action.py",
     "machine/test_machines.py",
     "heads/test_classifier.py",
@@ -57,33 +58,44 @@ LONG = (
     "report",
 )
 
-# The files and tests that use the servers of this file. One worker runs all of them, so that each server starts once.
+# The files and tests that use the servers of this file. One worker runs all of a group, so that each server starts once
+# for it; the groups take about as long as each other.
 SERVED = (
-    "tests/engine/test_claimed_training.py",
-    "tests/engine/test_hdfs_training.py",
-    "tests/engine/test_object_training.py",
-    "tests/shuffle/test_spark.py",
-    "tests/storage/test_claims.py",
-    "tests/storage/test_hdfs.py",
-    "tests/storage/test_objects.py",
-    "tests/storage/test_storage.py",
-    "tests/test_fs_command.py",
-    "tests/test_places.py",
-    "tests/data/test_inputs.py::test_a_real_hdfs_is_read_by_all_ranks_and_refuses_in_a_line",
-    "tests/data/test_inputs.py::test_a_real_object_store_is_read_and_a_change_within_a_second_is_noticed",
-    "tests/datasets/test_conversion.py::test_spark_makes_the_same_files",
-    "tests/demo/test_scripts.py::test_hdfs_there_and_back",
+    (
+        "tests/engine/test_claimed_training.py",
+        "tests/engine/test_hdfs_training.py",
+        "tests/engine/test_object_training.py",
+        "tests/shuffle/test_spark.py",
+        "tests/data/test_inputs.py::test_a_real_hdfs_is_read_by_all_ranks_and_refuses_in_a_line",
+        "tests/data/test_inputs.py::test_a_real_object_store_is_read_and_a_change_within_a_second_is_noticed",
+        "tests/datasets/test_conversion.py::test_spark_makes_the_same_files",
+        "tests/demo/test_scripts.py::test_hdfs_there_and_back",
+    ),
+    (
+        "tests/storage/test_claims.py",
+        "tests/storage/test_hdfs.py",
+        "tests/storage/test_objects.py",
+        "tests/storage/test_storage.py",
+        "tests/test_fs_command.py",
+        "tests/test_places.py",
+    ),
 )
+
+
+def served_group(nodeid):
+    """The number of the group in SERVED that names a test, or None."""
+    return next((number for number, names in enumerate(SERVED) if nodeid.startswith(names)), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Gives whole files to the workers, as `--dist loadfile` does, but the tests of servers to one of them."""
+    """Gives whole files to the workers, as `--dist loadfile` does, but each group in SERVED to one of them."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "servers" if nodeid.startswith(SERVED) else super()._split_scope(nodeid)
+            group = served_group(nodeid)
+            return super()._split_scope(nodeid) if group is None else f"servers {group}"
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -190,7 +202,7 @@ def base64_glyphs(glyphs, tmp_path_factory):
 @pytest.fixture
 def served(request):
     """Fails a test that uses a server of this file and is not named in SERVED."""
-    assert request.node.nodeid.startswith(SERVED), "name this test in SERVED, so that each server starts once"
+    assert served_group(request.node.nodeid) is not None, "name this test in SERVED, so that each server starts once"
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_the_status_is_that_of_both_suites(run, arguments, newest, oldest, expec
     assert run(*arguments, NEWEST=str(newest), OLDEST=str(oldest))[0] == expected
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", sum(SERVED, ()))
 def test_the_tests_of_servers_are_where_one_process_looks_for_them(name):
     path, _, function = name.partition("::")
     assert f"def {function}(" in (ROOT / path).read_text() if function else (ROOT / path).exists()
