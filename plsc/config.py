@@ -502,12 +502,13 @@ class Config:
         Raises:
             ConfigError: Two settings contradict each other.
         """
-        if not self.remote_data and not self.addresses and self.data_cache is not None:
+        reads_stores = bool(self.remote_data or self.addresses)  # the first one also checks that there is a cache
+        if not reads_stores and self.data_cache is not None:
             said = self._said("data_cache", "set_data_cache was called")
             raise ConfigError(
                 f"{said}, but set_dataset_dir({', '.join(self.data_sets)}) is on this machine; leave it out"
             )
-        self._check_hdfs(reads=bool(self.addresses))
+        self._check_hdfs(reads=reads_stores)
         self._check_data()
         if self.pretrained is not None and self.checkpoint_dir:
             raise ConfigError(

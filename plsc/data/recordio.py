@@ -321,7 +321,7 @@ class RecordIOWriter:
         """Writes one image. Raises OSError if the disk refuses it, and DataError if RecordIO cannot hold it."""
         pieces = pieces_of(record, len(self._places) + 1)
         if record.label != self._last:
-            self._note_run(record.label)
+            self._note_run(record.label, len(self._places) + 1)
         if self._size is None and len(self._places) < TRIED:
             self._size = pixels_of(record.data)
         self._append(pieces)
@@ -350,30 +350,21 @@ class RecordIOWriter:
                 "conversion, and run it again"
             )
         self._size = self._size or part.pixels
-        self._note_images(part.places + self._place, part.labels)
+        starts = np.flatnonzero(np.diff(part.labels, prepend=self._last))  # of runs of equal labels
+        for label, start in zip(part.labels[starts].tolist(), starts.tolist()):
+            self._note_run(label, len(self._places) + start + 1)
+        self._places.frombytes((part.places + self._place).tobytes())
         self._place += part.size
 
-    def _note_images(self, places: np.ndarray, labels: np.ndarray) -> None:
-        """Notes where some images begin, int64 [n], and their labels, int64 [n]."""
-        starts = np.flatnonzero(np.diff(labels, prepend=self._last))  # of runs of equal labels
-        found = labels[starts]
-        self._seen.extend(bytes(max(int(found.max(initial=-1)) + 1 - len(self._seen), 0)))
-        seen = np.frombuffer(self._seen, np.uint8)
-        self._is_sorted = self._is_sorted and not seen[found].any() and len(np.unique(found)) == len(found)
-        if self._is_sorted:
-            self._runs.extend((starts + len(self._places) + 1).tolist())
-        seen[found] = 1
-        self._places.frombytes(places.tobytes())
-        self._last = int(labels[-1]) if len(labels) else self._last
-
-    def _note_run(self, label: int) -> None:
+    def _note_run(self, label: int, first: int) -> None:
+        """Notes the label of a run of images, and the number of its first image."""
         self._last = label
         if label >= len(self._seen):
             self._seen.extend(bytes(label + 1 - len(self._seen)))
         self._is_sorted = self._is_sorted and not self._seen[label]
         self._seen[label] = 1
         if self._is_sorted:
-            self._runs.append(len(self._places) + 1)
+            self._runs.append(first)
 
     def _append(self, pieces: Sequence[bytes]) -> None:
         self._places.append(self._place)

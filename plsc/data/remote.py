@@ -191,7 +191,7 @@ def _fit(sets: Sequence[_Set], test_sets: Sequence[str]) -> list[bool]:
                 f"set_data_cache: {size_text(cache.size)} is too small for what cannot be read in place: "
                 f"{', '.join(parts)}; give a larger size{others}"
             )
-        left = cache.size - sum(near) - sum(map(_test_bytes, sets))
+        left = cache.size - sum(near) - sum(_test_bytes(one, test_sets) for one in sets)
         fits = []
         for one, size in zip(sets, near):
             more = size_of(one.files) - size
@@ -199,12 +199,13 @@ def _fit(sets: Sequence[_Set], test_sets: Sequence[str]) -> list[bool]:
             left -= more if fits[-1] else 0
         return fits
 
-    def _test_bytes(one: _Set) -> int:
-        """Returns the bytes of test sets, which are fetched later."""
-        return sum(file.size for name, file in one.remote.found.items() if name.removesuffix(".bin") in test_sets)
-
     of_ranks = parallel.all_gather_object(_together(fit, "the size of its cache"), "the size of its cache")
     return [all(of_set) for of_set in zip(*of_ranks)]
+
+
+def _test_bytes(one: _Set, test_sets: Sequence[str]) -> int:
+    """Returns the bytes of those test sets of a data set that are single files; they are fetched later."""
+    return sum(file.size for name, file in one.remote.found.items() if name.removesuffix(".bin") in test_sets)
 
 
 def open_in_order(remote: RemoteFolder, stop: threading.Event) -> Records:

@@ -164,23 +164,23 @@ def open_several(
     """
     titles = titles_of(paths)
     with contextlib.ExitStack() as undo:
-        opened = {
-            path: open_images(
-                path,
-                None,
-                0,
-                1,
-                data_format=data_format,
-                shuffle=shuffle,
-                accepts_missing=accepts_missing,
-                test_sets=test_sets,
-                keeps_index=keeps_index,
-            )
-            for path in paths
-            if split_address("set_dataset_dir", path) is None
-        }
-        opened.update(open_others())
-        for one in opened.values():
+        opened: dict[str, Records] = {}
+        for path in paths:
+            if split_address("set_dataset_dir", path) is None:
+                opened[path] = open_images(
+                    path,
+                    None,
+                    0,
+                    1,
+                    data_format=data_format,
+                    shuffle=shuffle,
+                    accepts_missing=accepts_missing,
+                    test_sets=test_sets,
+                    keeps_index=keeps_index,
+                )
+                undo.callback(opened[path].close)
+        for path, one in open_others().items():
+            opened[path] = one
             undo.callback(one.close)
         records = [opened[path] for path in paths]
         classes = (separate_classes if separate else merge_classes)(titles, records)

@@ -13,7 +13,7 @@ import math
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -212,16 +212,10 @@ class Uploader(Callback):
         names = checkpoint.parse_meta(folder, meta_text).files
         present = [name for name in names if (folder / name).exists()]
         holders = parallel.all_gather_object(present, f"its files of the checkpoint {folder.name}")
-        files, error = {}, None if loss is None else StorageError(loss)
-        for name in names if error is None else ():
-            owner = _owner_of(name, holders)
-            if owner is None:
-                error = StorageError(f"{folder}: no machine of this run has {name}")
-            elif owner == parallel.rank():
-                try:
-                    files[name] = OpenFile.open(folder / name)
-                except ConfigError as problem:
-                    error = StorageError(str(problem))
+        if loss is None:
+            files, error = _opened(folder, names, holders)
+        else:
+            files, error = {}, StorageError(loss)
         kept = {one.name for one in run.checkpoints} if run.config.keep_checkpoints else None
         upload = _Upload(folder, meta_text, files, kept, error)
         threading.Thread(target=self._run, args=(upload, list(self._uploads)), name="plsc-upload", daemon=True).start()
@@ -308,6 +302,29 @@ class Uploader(Callback):
         return parallel.from_rank_0(
             lambda: known is not None and known.meta_text == _meta_text(folder), f"the upload of {folder.name}"
         )
+
+
+def _opened(
+    folder: Path, names: Iterable[str], holders: Sequence[Sequence[str]]
+) -> tuple[dict[str, OpenFile], Optional[StorageError]]:
+    """Opens the files of a checkpoint that this rank uploads. Returns them by name, and what is wrong with others.
+
+    Args:
+        folder: The checkpoint.
+        names: All its files.
+        holders: For each rank, those that are on its machine.
+    """
+    files, error = {}, None
+    for name in names:
+        owner = _owner_of(name, holders)
+        if owner is None:
+            error = StorageError(f"{folder}: no machine of this run has {name}")
+        elif owner == parallel.rank():
+            try:
+                files[name] = OpenFile.open(folder / name)
+            except ConfigError as problem:
+                error = StorageError(str(problem))
+    return files, error
 
 
 def _owner_of(name: str, holders: Sequence[Sequence[str]]) -> Optional[int]:

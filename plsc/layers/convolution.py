@@ -156,14 +156,18 @@ def _pays(geometry: Geometry) -> bool:
     return has_width and products >= _FEWEST_PRODUCTS and output[0] * output[2] * output[3] >= _FEWEST_PLACES
 
 
-class _Convolved(Function):
-    """The convolution of x [N, C, H, W] with a weight [O, C / groups, KH, KW]; channels may lie last in x.
+class _Bilinear(Function):
+    """A convolution or one of its two gradients.
 
-    It and its two gradients are linear in two of three tensors each, so that the gradients of any of them are others.
+    Each is linear in two of three tensors, the input, the weight and the output, and the gradients of each are others.
     """
 
     def __init__(self, kernels: Convolution) -> None:
         self._kernels = kernels
+
+
+class _Convolved(_Bilinear):
+    """The convolution of x [N, C, H, W] with a weight [O, C / groups, KH, KW]; channels may lie last in x."""
 
     def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
         x, weight = addresses(tensors)
@@ -184,7 +188,7 @@ class _Convolved(Function):
         return results
 
 
-class _OfInput(_Convolved):
+class _OfInput(_Bilinear):
     """The gradient of the input as a function of the weight and of the gradient of the output."""
 
     def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
@@ -201,7 +205,7 @@ class _OfInput(_Convolved):
         return of_weight, apply(_Convolved(self._kernels), gradient, weight) if wanted[1] else None
 
 
-class _OfWeight(_Convolved):
+class _OfWeight(_Bilinear):
     """The gradient of the weight as a function of the input and of the gradient of the output."""
 
     def output(self, *tensors: Tensor) -> tuple[Tensor, None]:
