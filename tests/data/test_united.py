@@ -133,6 +133,32 @@ def test_a_damaged_line_of_base64_data_does_not_keep_the_others_from_being_drawn
             both.read(0)
 
 
+@pytest.mark.parametrize("failing", ["a disk", "a store", "the classes"])
+def test_sets_that_were_opened_are_closed_when_something_after_them_fails(monkeypatch, failing):
+    closed = []
+
+    def opened(path):
+        records = Memory([0, 1], ["x", "x" if failing == "the classes" else "y"])
+        records.on_close = lambda: closed.append(path)
+        return records
+
+    def open_one(path, *arguments, **options):
+        if failing == "a disk" and path == "b":
+            raise DataError("no data")
+        return opened(path)
+
+    def open_others():
+        if failing == "a store":
+            raise DataError("no data")
+        return {"s3://bucket/c": opened("s3://bucket/c")}
+
+    monkeypatch.setattr("plsc.data.sources.open_images", open_one)
+    with pytest.raises(DataError):
+        open_several(["a", "b", "s3://bucket/c"], None, open_others=open_others)
+    expected = {"a disk": ["a"], "a store": ["a", "b"], "the classes": ["a", "b", "s3://bucket/c"]}[failing]
+    assert sorted(closed) == expected
+
+
 def test_sets_of_one_name_have_different_titles():
     assert titles_of(["x/a", "y/a", "a_2", "z/a/"]) == ["a", "a_3", "a_2", "a_4"]
 
